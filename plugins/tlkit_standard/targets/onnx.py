@@ -1,0 +1,24 @@
+"""ONNX itself, run by ONNX Runtime: the target that every other starts from."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tlkit.plugin.contract import Session, Shapes, Target, option
+
+
+@dataclass(frozen=True)
+class Onnx(Target):
+    name = "onnx"
+    suffix = ".onnx"
+    workers: int = option(1, "threads that may run it at once, one core each; 1 gives one call all cores")
+
+    def build(self, graph: Path, out: Path, shapes: Shapes) -> None:
+        shutil.copyfile(graph, out)  # the batch is dynamic: one file serves all shapes
+
+    def open(self, file: Path) -> Session:
+        from tlkit.deploy.session import OnnxSession
+
+        return OnnxSession(file, workers=self.workers)

@@ -1,0 +1,85 @@
+"""What the verbs share: how results, progress and the next step are shown."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tlkit.errors import DataError
+
+if TYPE_CHECKING:
+    from tlkit.plugin.host import Host
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+FilePath = click.Path(path_type=Path)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+max_bad_option = click.option(
+    "--max-bad",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Share of images that may be unreadable before the command fails.",
+)
+
+
+def shell_path(path: Path) -> str:
+    """A path as one would type it."""
+    import shlex
+
+    return shlex.quote(str(path))
+
+
+def show(result: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> None:
+    """Print a result on stdout: as JSON, or as lines for people."""
+    click.echo(json.dumps(result, indent=2) if as_json else "\n".join(lines))
+
+
+def wrote(path: Path, *, then: str) -> None:
+    """Close a verb by naming what it wrote and the exact next command."""
+    click.echo(f"wrote {path}\nnext: {then}", err=True)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """A maker of progress bars on stderr, shown only on a terminal: `bar(what, total)` gives `tick(n)`."""
+    with ExitStack() as stack:
+
+        def bar(what: str, total: int) -> Callable[[int], None]:
+            if not sys.stderr.isatty():
+                return lambda _more: None
+            shown = stack.enter_context(
+                click.progressbar(length=total, label=what, file=sys.stderr, show_pos=True, width=30)
+            )
+            return shown.update
+
+        yield bar
+
+
+@functools.cache
+def host() -> Host:
+    """The plugins; what is wrong with some of them is said once on stderr."""
+    from tlkit.plugin.host import load
+
+    loaded = load()
+    for warning in loaded.warnings:
+        click.echo(f"tlkit: warning: {warning}", err=True)
+    return loaded
+
+
+def check_max_bad(rejected: Mapping[str, str], total: int, max_bad: float) -> None:
+    """Fail, after the work is safe, if too many images could not be used."""
+    if len(rejected) > max_bad * total:
+        file, reason = next(iter(rejected.items()))
+        raise DataError(
+            f"{len(rejected)} of {total} images can't be used, the first because: {reason}",
+            file=file,
+            do=f"mend or remove them, or allow more than {max_bad:.1%} with --max-bad",
+        )

@@ -1,0 +1,49 @@
+"""`tlkit predict`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from tlkit.cli.common import FilePath, check_max_bad, shell_path
+
+
+@click.command(short_help="Label images with an exported model.")
+@click.argument("model", type=FilePath)
+@click.argument("images", type=FilePath, nargs=-1, required=True)
+@click.option("--topk", type=click.IntRange(1), default=1, show_default=True, help="Labels to give for each image.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each image, one a line.")
+def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool) -> None:
+    """Label IMAGES (files and folders) with MODEL, a model.onnx or a bundle it was exported from.
+
+    A line for each image: path, label, probability, separated by tabs. Needs neither torch nor plugins. An image that
+    can't be used is named on stderr, the others are labelled, and the exit code is 3.
+
+    \b
+    Examples:
+      tlkit predict run/onnx/fp32/model.onnx a.jpg b/
+      tlkit predict run/ photos/ --topk 3 --json
+    """
+    from tlkit.data.folder import images as find
+    from tlkit.deploy.runtime import Model
+    from tlkit.deploy.session import cores
+
+    files = find(images)
+    opened = Model.open(model, workers=1 if len(files) < 2 * cores() else None)
+    rejected = {}
+    for prediction in opened.predictions(files, topk=topk):
+        if prediction.reason is not None:
+            rejected[str(prediction.file)] = prediction.reason
+            click.echo(f"rejected {prediction.file}: {prediction.reason}", err=True)
+            continue
+        best = list(zip(prediction.labels, prediction.probabilities, strict=True))
+        if as_json:
+            answers = [{"label": label, "probability": probability} for label, probability in best]
+            click.echo(json.dumps({"path": str(prediction.file), "predictions": answers}))
+        else:
+            cells = [cell for label, probability in best for cell in (label, f"{probability:.4f}")]
+            click.echo("\t".join([str(prediction.file), *cells]))
+    check_max_bad(rejected, len(files), 0.0)
+    click.echo(f"wrote nothing\nnext: tlkit embed {shell_path(model)} IMAGE... -o features.parquet", err=True)

@@ -1,0 +1,104 @@
+"""`tlkit train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tlkit.cli.common import FilePath, host, json_option, max_bad_option, progress_bars, shell_path, show, wrote
+
+
+@click.command(short_help="Train on a folder of labelled images and write a bundle.")
+@click.argument("source", type=FilePath)
+@click.option("-o", "--out", type=FilePath, required=True, help="The bundle to write; must not exist yet.")
+@click.option("--backbone", default="efficientnet-lite0", show_default=True, help="The pretrained network.")
+@click.option("--cut", help="The last stage to keep; the strategy decides unless given.")
+@click.option("--strategy", default="frozen", show_default=True, help="How to train.")
+@click.option("--head", default="logistic", show_default=True, help="The classifier on the features.")
+@click.option("--set", "settings", multiple=True, metavar="KIND.OPTION=VALUE", help="An option of an offer; repeatable.")
+@click.option(
+    "--val",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="Share of images to validate on, where the data has no split of its own.",
+)
+@max_bad_option
+@click.option(
+    "--golden", type=click.IntRange(0), default=8, show_default=True, help="Validation images to keep in the bundle."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all that is random.")
+@json_option
+def command(
+    source: Path,
+    out: Path,
+    backbone: str,
+    cut: str | None,
+    strategy: str,
+    head: str,
+    settings: tuple[str, ...],
+    val: float,
+    max_bad: float,
+    golden: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Train on SOURCE and write a bundle.
+
+    SOURCE is a folder with a folder for each class, a folder with train/ and val/ (and test/) of such, or a CSV or
+    Parquet table with the columns path, label and, if you like, split.
+
+    \b
+    Examples:
+      tlkit train photos/ -o run/
+      tlkit train photos/ -o run/ --backbone efficientnet-lite1 --cut stage4 --head svm --set head.pca=128
+      tlkit train photos.csv -o run/ --head mlp --set head.hidden=256 --seed 7
+    """
+    from tlkit.plugin.settings import parse
+
+    plugins = host()
+    named = {"backbone": backbone, "strategy": strategy, "head": head}
+    offers = {kind: plugins.get(kind, name) for kind, name in named.items()}
+    origins = {kind: plugins.origin(offer) for kind, offer in offers.items()}
+    offers |= parse(settings, offers)
+
+    from tlkit.learn.train import Recipe, train
+
+    recipe = Recipe(**offers, origins=origins, cut=cut, val=val, max_bad=max_bad, golden=golden, seed=seed)
+    with progress_bars() as bars:
+        trained = train(source, out, recipe, bars)
+
+    for line in trained.ignored:
+        click.echo(f"passed over {line}", err=True)
+    for name, reason in trained.rejected.items():
+        click.echo(f"rejected {name}: {reason}", err=True)
+    scores = trained.scores
+    low, high = scores.interval
+    then = f"tlkit export {shell_path(out)} --onnx"
+    show(
+        {
+            "bundle": str(out),
+            "digest": trained.digest,
+            "backbone": backbone,
+            "cut": trained.cut,
+            "strategy": strategy,
+            "head": head,
+            "report": dict(trained.report),
+            "images": dict(trained.images),
+            "decoded": trained.decoded,
+            "rejected": dict(trained.rejected),
+            "ignored": list(trained.ignored),
+            "val": scores.to_json(),
+            "next": then,
+        },
+        [
+            f"{backbone} up to {trained.cut}, {strategy}, {head}: "
+            f"{trained.images['train']} training and {trained.images['val']} validation images, "
+            f"{trained.decoded} decoded",
+            f"validation accuracy {scores.accuracy:.1%} (95 %: {low:.1%} to {high:.1%}), "
+            f"macro-F1 {scores.macro_f1:.3f}, ECE {scores.ece:.3f}",
+        ],
+        as_json,
+    )
+    wrote(out, then=then)

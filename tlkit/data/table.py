@@ -1,0 +1,136 @@
+"""A .csv or .parquet table with the columns path, label and optionally split -> rows."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tlkit.data.split import SPLITS, Row, nfc, some
+from tlkit.errors import DataError, ResourceError
+
+SUFFIXES = frozenset({".csv", ".parquet"})
+
+
+class _Record(NamedTuple):
+    """One row of the table as it stands there; `split` is None where there is no such column."""
+
+    number: int  # as a spreadsheet counts: the header of a CSV is row 1; Parquet has none and begins at 1
+    path: Any
+    label: Any
+    split: Any
+
+
+class _Unusable(Exception):
+    """Why one row can't be used."""
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a table; paths are absolute or relative to the table's folder, labels are text or whole numbers.
+
+    Raises `DataError` with all rows that can't be used, by number and reason, and `ResourceError` where reading
+    Parquet needs a package that is not installed.
+    """
+    records = _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
+    rows: list[Row] = []
+    problems: list[str] = []
+    first: dict[str, _Record] = {}
+    for record in records:
+        try:
+            row = _row(record, file.parent)
+            _check_repeated(record, row, first)
+            rows.append(row)
+        except _Unusable as problem:
+            problems.append(f"row {record.number} {problem}")
+    if problems:
+        raise DataError(f"rows that can't be used: {some(problems)}", file=file, do="mend or remove them")
+    if not rows:
+        raise DataError("a table without rows", file=file)
+    return rows
+
+
+def _row(record: _Record, folder: Path) -> Row:
+    problems = []
+    path, label = _text(record.path), _text(record.label)
+    split = None if record.split is None else SPLITS.get(_text(record.split).casefold())
+    if not path:
+        problems.append("has no path")
+    elif not os.path.isfile(folder / path):
+        problems.append(f"names no file: {path}")
+    if not label:
+        given = "" if record.label is None or record.label == "" else f" that is text or a whole number: {record.label}"
+        problems.append(f"has no label{given}")
+    if record.split is not None and split is None:
+        problems.append(f"has split {record.split!r}, not one of {', '.join(SPLITS)}")
+    if problems:
+        raise _Unusable(" and ".join(problems))
+    return Row(folder / path, _name(folder, path), label, split)
+
+
+def _text(value: Any) -> str:
+    """Text without the spaces around it. Empty for anything else, such as a float: is class 1.0 class "1"?"""
+    return str(value).strip() if isinstance(value, (str, int)) else ""
+
+
+def _name(folder: Path, path: str) -> str:
+    """The path relative to the table's folder, with "./" and "x/.." resolved; absolute if it lies elsewhere."""
+    base = os.path.abspath(folder)
+    full = os.path.normpath(os.path.join(base, path))
+    inside = os.path.commonpath([base, full]) == base
+    name = os.path.relpath(full, base) if inside or not os.path.isabs(path) else full
+    return nfc(name.replace(os.sep, "/"))
+
+
+def _check_repeated(record: _Record, row: Row, first: dict[str, _Record]) -> None:
+    earlier = first.setdefault(row.name, record)
+    if earlier is not record:
+        same = _text(earlier.label) == row.label
+        labels = "the same label" if same else f"another label ({row.label!r}, not {_text(earlier.label)!r})"
+        raise _Unusable(f"repeats the file of row {earlier.number} with {labels}")
+
+
+def _csv(file: Path) -> Iterator[_Record]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.reader(lines, strict=True)
+            columns = [column.strip() for column in next(reader, [])]
+            _check_columns(file, columns)
+            for number, values in enumerate(reader, start=2):
+                if len(values) > len(columns):
+                    raise DataError(f"row {number} has more fields than the header", file=file, do="quote the commas")
+                if values:
+                    cells = dict(zip(columns, values, strict=False))
+                    split = cells.get("split", "") if "split" in columns else None
+                    yield _Record(number, cells.get("path"), cells.get("label"), split)
+    except OSError as error:
+        raise DataError(f"can't be read ({error.strerror})", file=file) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"not a CSV file in UTF-8 ({error})", file=file) from error
+
+
+def _parquet(file: Path) -> Iterator[_Record]:
+    try:
+        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ResourceError("needs pyarrow", file=file, do='pip install "tlkit[parquet]"') from error
+    try:
+        table = parquet.ParquetFile(file)
+        names = table.schema_arrow.names
+        _check_columns(file, names)
+        columns = [column for column in ("path", "label", "split") if column in names]
+        cells = table.read(columns=columns).to_pydict()
+    except (ArrowException, OSError) as error:
+        raise DataError(f"not a Parquet file that can be read ({error})", file=file) from error
+    splits = ["" if split is None else split for split in cells["split"]] if "split" in cells else None
+    for index, (path, label) in enumerate(zip(cells["path"], cells["label"], strict=True)):
+        yield _Record(index + 1, path, label, None if splits is None else splits[index])
+
+
+def _check_columns(file: Path, columns: list[str]) -> None:
+    missing = [column for column in ("path", "label") if column not in columns]
+    if missing:
+        raise DataError(
+            f"has no column {' and no column '.join(missing)}; its columns are {some(columns) or 'none'}", file=file
+        )

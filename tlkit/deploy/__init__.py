@@ -1,0 +1,1 @@
+"""From bundle to running graph."""

@@ -1,0 +1,60 @@
+"""An exported model measured on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tlkit.data import folder
+from tlkit.data.folder import Sample
+from tlkit.deploy.runtime import Model
+from tlkit.deploy.score import Scores, score
+from tlkit.errors import DataError, UsageError
+from tlkit.plugin.contract import PROBABILITIES
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The scores over the images that could be used; by path, why the others could not."""
+
+    scores: Scores
+    rejected: dict[str, str]
+
+
+def labelled(source: Path, labels: Sequence[str], split: str | None = None) -> tuple[str, tuple[Sample, ...]]:
+    """The images of `source` to measure on, and the name of their split.
+
+    Of data with a split of its own the named one, or test, or else val; of data without one all images.
+    """
+    dataset = folder.read(source, labels=labels)
+    if not dataset.given_split:
+        if split is not None:
+            raise UsageError(f"it has no split {split!r} of its own", file=source, do="leave out --split to use it all")
+        return "all", dataset.samples
+    given = [name for name in ("test", "val", "train") if dataset.of(name)]
+    chosen = split or given[0]
+    if chosen not in given:
+        raise UsageError(f"it has no split {chosen!r}", file=source, do=f"choose one of {', '.join(given)}")
+    return chosen, dataset.of(chosen)
+
+
+def evaluate(model: Model, samples: Sequence[Sample], tick: Callable[[int], None]) -> Evaluated:
+    """Predict all samples and score them; `tick(n)` is called whenever n more are done."""
+    probabilities, truth, rejected = [], [], {}
+    known = iter(samples)
+    for chunk in model.stream([sample.path for sample in samples], [PROBABILITIES]):
+        for row in chunk.rows:
+            sample = next(known)
+            if row.reason is None:
+                truth.append(sample.label)
+            else:
+                rejected[str(row.file)] = row.reason
+        if chunk.arrays:
+            probabilities.append(chunk.arrays[PROBABILITIES])
+        tick(len(chunk.rows))
+    if not truth:
+        raise DataError("none of its images can be used", file=samples[0].path.parent)
+    return Evaluated(score(np.concatenate(probabilities), truth), rejected)

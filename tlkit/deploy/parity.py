@@ -1,0 +1,149 @@
+"""Is what is deployed what was trained? A session held against expected values on real images, and a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tlkit.plugin.contract import FEATURES, LOGITS, Session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BATCHES = (1, 2, 7, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What still counts as the same; errors are relative to the largest expected value."""
+
+    cosine: float
+    error: float
+
+
+# float32 sums in another order differ in the last digits, and a deep network adds that up.
+TOLERANCES = {"fp32": Tolerance(cosine=0.9999, error=1e-3)}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One session at one batch size. `flips` counts images whose label changed although it was not a tie."""
+
+    batch: int
+    images: int
+    cosine: float | None  # the least over images, where there are features
+    feature_error: float | None  # the largest, relative
+    logit_error: float | None
+    agreement: float | None  # share of images with the same label
+    flips: int
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All comparisons; `passed` is the gate."""
+
+    tolerance: Tolerance
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison lies within the tolerance."""
+        return all(comparison.passed for comparison in self.comparisons)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON knows it."""
+        return {"passed": self.passed, **asdict(self)}
+
+    def summary(self) -> str:
+        """The worst of each figure in one line."""
+        parts = [f"{max(c.images for c in self.comparisons)} images"]
+        for label, values, worst in (
+            ("cosine", [c.cosine for c in self.comparisons], min),
+            ("feature error", [c.feature_error for c in self.comparisons], max),
+            ("logit error", [c.logit_error for c in self.comparisons], max),
+            ("agreement", [c.agreement for c in self.comparisons], min),
+        ):
+            known = [value for value in values if value is not None]
+            if known:
+                parts.append(f"{label} {worst(known):.6g}")
+        flips = max(c.flips for c in self.comparisons)
+        return ", ".join(parts) + (f", {flips} flipped" if flips else "")
+
+
+def compare(
+    expected: Mapping[str, NDArray[np.float32]],
+    session: Session,
+    inputs: NDArray[Any],
+    *,
+    precision: str = "fp32",
+    batches: Sequence[int] = BATCHES,
+) -> Verdict:
+    """Run `inputs` `(N, ...)` through a session at several batch sizes and hold the results against `expected`.
+
+    `expected` has `features` `(N, width)`, `logits` `(N, classes)` or both; those that the session gives are compared.
+    Batch sizes above N are replaced by N, so that every size run is a real one.
+    """
+    tolerance = TOLERANCES[precision]
+    names = [name for name in (FEATURES, LOGITS) if name in session.outputs and name in expected]
+    comparisons = []
+    for batch in sorted({min(size, len(inputs)) for size in batches}):
+        parts = [session.run(inputs[start : start + batch], names) for start in range(0, len(inputs), batch)]
+        got = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        comparisons.append(_comparison(batch, len(inputs), expected, got, tolerance))
+    return Verdict(tolerance, tuple(comparisons))
+
+
+def _comparison(
+    batch: int,
+    images: int,
+    expected: Mapping[str, NDArray[np.float32]],
+    got: Mapping[str, NDArray[np.float32]],
+    tolerance: Tolerance,
+) -> Comparison:
+    cosine = feature_error = logit_error = agreement = None
+    flips = 0
+    if any(expected[name].shape != got[name].shape for name in got):  # a dropped row, or another width
+        return Comparison(batch, images, cosine, feature_error, logit_error, agreement, flips, passed=False)
+    if FEATURES in got:
+        cosine = float(cosines(expected[FEATURES], got[FEATURES]).min())
+        feature_error = relative_error(expected[FEATURES], got[FEATURES])
+    if LOGITS in got:
+        want, have = expected[LOGITS], got[LOGITS]
+        logit_error = relative_error(want, have)
+        same = want.argmax(1) == have.argmax(1)
+        agreement = float(same.mean())
+        flips = int((~same & ~ties(want, 2 * tolerance.error * float(np.abs(want).max()))).sum())
+    # Written so that a NaN anywhere fails: no comparison with it is true.
+    passed = (
+        flips == 0
+        and (cosine is None or cosine >= tolerance.cosine)
+        and all(error is None or error <= tolerance.error for error in (feature_error, logit_error))
+    )
+    return Comparison(batch, images, cosine, feature_error, logit_error, agreement, flips, passed)
+
+
+def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The cosine of each pair of rows; two rows of zeros are alike."""
+    a, b = a.astype(np.float64), b.astype(np.float64)  # type: ignore[assignment]
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    dots = (a * b).sum(1)
+    both_zero = ~a.any(1) & ~b.any(1)
+    result: NDArray[np.float64] = np.where(both_zero, 1.0, dots / np.where(norms == 0, 1.0, norms))
+    return result
+
+
+def relative_error(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
+    """The largest difference, as a share of the largest expected value."""
+    scale = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
+    return float(np.abs(expected - got).max()) / scale
+
+
+def ties(logits: NDArray[np.float32], margin: float) -> NDArray[np.bool_]:
+    """Which rows have their two largest logits closer than `margin`."""
+    top = np.partition(logits, -2, axis=1)[:, -2:]
+    result: NDArray[np.bool_] = (top[:, 1] - top[:, 0]) < margin
+    return result

@@ -1,0 +1,181 @@
+"""The runtime: an exported graph and the facts inside it, from image files to labels and features. Never torch.
+
+One image goes this way: `_prepare` reads, hashes and decodes it, `Session.run` gives its arrays, `stream` hands them
+on in the order of the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tlkit.data.images import Rejected, load
+from tlkit.deploy.built import graph_file
+from tlkit.deploy.session import OnnxSession, cores
+from tlkit.errors import ArtefactError, DataError
+from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Pixels, Session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CHUNK = 8  # images a thread decodes and runs at a time: small enough to stay in a core's cache
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A file of a chunk: its SHA-256 (hex; empty if it could not be read), and why it was rejected, if it was."""
+
+    file: Path
+    sha256: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some files in order; `arrays` has a row for each that was not rejected."""
+
+    rows: tuple[Row, ...]
+    arrays: dict[str, NDArray[np.float32]]
+
+    def kept(self) -> list[Row]:
+        """The files behind the rows of `arrays`."""
+        return [row for row in self.rows if row.reason is None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The most probable labels of one file, best first, with their probabilities; or the reason for there being none."""
+
+    file: Path
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    reason: str | None = None
+
+
+def stream(
+    session: Session, pixels: Pixels, files: Iterable[Path], outputs: Sequence[str] | None = None
+) -> Iterator[Chunk]:
+    """Run files through a session, in order, decoding and inference overlapped, memory bounded.
+
+    Each worker decodes a chunk and runs it. Where the session gains nothing from calls at the same time (a GPU), the
+    workers take turns at it and only their decoding overlaps.
+    """
+    turn = nullcontext() if session.workers > 1 else threading.Lock()
+
+    def work(chunk: tuple[Path, ...]) -> Chunk:
+        prepared = [_prepare(file, pixels) for file in chunk]
+        images = [image for _, image in prepared if image is not None]
+        rows = tuple(row for row, _ in prepared)
+        if not images:
+            return Chunk(rows, {})
+        batch = np.stack(images)
+        with turn:
+            return Chunk(rows, session.run(batch, outputs))
+
+    workers = max(session.workers, cores())
+    source = iter(files)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="tlkit")
+    pending: deque[Future[Chunk]] = deque()
+    try:
+        while True:
+            while len(pending) < 2 * workers and (chunk := tuple(islice(source, CHUNK))):
+                pending.append(pool.submit(work, chunk))
+            if not pending:
+                return
+            yield pending.popleft().result()
+    finally:  # also when the caller stops early or presses Ctrl-C
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare(file: Path, pixels: Pixels) -> tuple[Row, NDArray[np.uint8] | None]:
+    """Read a file once, for its hash and its pixels."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        return Row(file, "", f"can't be read: {error.strerror}"), None
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        return Row(file, digest), load(content, pixels)
+    except Rejected as error:
+        return Row(file, digest, error.what), None
+
+
+class Model:
+    """An exported graph: `Model.open("run/onnx/fp32/model.onnx").predict(["a.jpg"])`."""
+
+    def __init__(self, session: Session, file: Path) -> None:
+        facts = session.metadata
+        if session.input != IMAGES or "tlkit.pixels" not in facts:
+            raise ArtefactError(
+                "not a graph that tlkit exported from images (its pixel recipe is not in it)",
+                file=file,
+                do="give trunk.onnx or model.onnx of: tlkit export run/ --onnx",
+            )
+        try:
+            recipe = json.loads(facts["tlkit.pixels"])
+            self.pixels = Pixels(**{**recipe, "mean": tuple(recipe["mean"]), "std": tuple(recipe["std"])})
+            self.labels: tuple[str, ...] = tuple(json.loads(facts["tlkit.labels"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(f"what the graph says of itself can't be read: {error}", file=file) from error
+        self.session = session
+        self.file = file
+
+    @classmethod
+    def open(cls, path: Path | str, *, graph: str = "model", workers: int | None = None) -> Model:
+        """Open a graph, or that of a bundle (`graph` says which: `model` or `trunk`).
+
+        `workers=1` answers one call fastest; the default uses a thread a core, for many files.
+        """
+        file = graph_file(Path(path), graph)
+        return cls(OnnxSession(file, workers=cores() if workers is None else workers), file)
+
+    def predict(self, files: Sequence[Path | str], *, topk: int = 1) -> list[Prediction]:
+        """The `topk` most probable labels of each file."""
+        return list(self.predictions(map(Path, files), topk=topk))
+
+    def predictions(self, files: Iterable[Path], *, topk: int = 1) -> Iterator[Prediction]:
+        """As `predict`, one by one while the work goes on."""
+        for chunk in self.stream(files, [PROBABILITIES]):
+            rows = iter(chunk.arrays.get(PROBABILITIES, ()))
+            for row in chunk.rows:
+                if row.reason is not None:
+                    yield Prediction(row.file, (), (), row.reason)
+                    continue
+                probabilities = next(rows)
+                best = np.argsort(-probabilities, kind="stable")[:topk]
+                yield Prediction(
+                    row.file, tuple(self.labels[i] for i in best), tuple(float(probabilities[i]) for i in best)
+                )
+
+    def embed(self, files: Sequence[Path | str]) -> NDArray[np.float32]:
+        """Features `(N, width)`, row for row; a file that can't be used is an error that names it."""
+        parts = []
+        for chunk in self.stream(map(Path, files), [FEATURES]):
+            for row in chunk.rows:
+                if row.reason is not None:
+                    raise DataError(row.reason, file=row.file)
+            parts.append(chunk.arrays[FEATURES])
+        return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+    def stream(self, files: Iterable[Path], outputs: Sequence[str]) -> Iterator[Chunk]:
+        """Chunks of files in order, with the named outputs of the graph."""
+        lacking = [name for name in outputs if name not in self.session.outputs]
+        if lacking:
+            raise ArtefactError(
+                f"this graph gives {', '.join(self.session.outputs)}, not {lacking[0]}", file=self.file, do="use model.onnx"
+            )
+        return stream(self.session, self.pixels, files, outputs)
+
+
+__all__ = ["FEATURES", "LOGITS", "PROBABILITIES", "Chunk", "Model", "Prediction", "Row", "stream"]

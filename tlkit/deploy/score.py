@@ -1,0 +1,82 @@
+"""How good predictions are: accuracy with its interval, balanced accuracy, macro-F1, calibration, confusion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ECE_BINS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """`confusion[i, j]` counts images of class i that were called j; shares lie in 0..1."""
+
+    images: int
+    accuracy: float
+    interval: tuple[float, float]  # 95 %
+    balanced_accuracy: float
+    macro_f1: float
+    ece: float
+    log_loss: float
+    confusion: NDArray[np.int64]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON knows it."""
+        return {
+            "images": self.images,
+            "accuracy": self.accuracy,
+            "interval": list(self.interval),
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro_f1,
+            "ece": self.ece,
+            "log_loss": self.log_loss,
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def score(probabilities: NDArray[np.float32], labels: Sequence[int] | NDArray[np.int64]) -> Scores:
+    """Scores of probabilities `(N, classes)` against true labels `(N,)`, N at least 1.
+
+    Classes without an image count neither in balanced accuracy nor in macro-F1.
+    """
+    truth = np.asarray(labels, np.int64)
+    classes = probabilities.shape[1]
+    called = probabilities.argmax(1)
+    confusion = np.bincount(truth * classes + called, minlength=classes * classes).reshape(classes, classes)
+    right = int(np.trace(confusion))
+    present = confusion.sum(1) > 0
+    hits, size, calls = confusion.diagonal()[present], confusion.sum(1)[present], confusion.sum(0)[present]
+    likely = probabilities[np.arange(len(truth)), truth].astype(np.float64)
+    return Scores(
+        images=len(truth),
+        accuracy=right / len(truth),
+        interval=wilson(right, len(truth)),
+        balanced_accuracy=float(np.mean(hits / size)),
+        macro_f1=float(np.mean(2 * hits / (size + calls))),
+        ece=calibration_error(probabilities.max(1), called == truth),
+        log_loss=float(-np.log(np.maximum(likely, np.finfo(np.float32).tiny)).mean()),
+        confusion=confusion,
+    )
+
+
+def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927), which stays inside 0..1 and holds for few images too."""
+    share, spread = right / total, z * z / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def calibration_error(confidence: NDArray[np.float32], right: NDArray[np.bool_], bins: int = ECE_BINS) -> float:
+    """Expected calibration error (Naeini et al. 2015): |confidence - accuracy| over equal bins, weighted by size."""
+    place = np.clip((confidence * bins).astype(int), 0, bins - 1)
+    gap = np.bincount(place, confidence.astype(np.float64) - right, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidence))

@@ -1,0 +1,57 @@
+"""What can go wrong for a user, and the exit code each kind ends with.
+
+Every problem a user can cause or mend is raised as a `TlkitError`; the command line catches it once and
+prints one line. Anything else that escapes is a bug in tlkit and ends with exit code 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+
+class TlkitError(Exception):
+    """A problem the user can act on: what happened, in which file, and what to do about it."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, file: Path | str | None = None, do: str | None = None) -> None:
+        self.what = what
+        self.file = None if file is None else str(file)
+        self.do = do
+        super().__init__(self._line())
+
+    def _line(self) -> str:
+        text = self.what if self.file is None else f"{self.file}: {self.what}"
+        text = text if self.do is None else f"{text.rstrip('.')}; {self.do}"
+        return " ".join(text.split())
+
+
+class UsageError(TlkitError):
+    """The command or call asks for something that does not exist or does not fit together."""
+
+    exit_code = 2
+
+
+class DataError(TlkitError):
+    """The images or labels that were given can't be used."""
+
+    exit_code = 3
+
+
+class ArtefactError(TlkitError):
+    """A bundle, graph or engine is unsafe, corrupt or incompatible, or a plugin it needs is missing."""
+
+    exit_code = 4
+
+
+class ResourceError(TlkitError):
+    """Something outside tlkit is missing or used up: disk, memory, a lock, a runtime."""
+
+    exit_code = 5
+
+
+class GateError(TlkitError):
+    """A check that guards deployment failed: parity, verification, an accuracy budget."""
+
+    exit_code = 6

@@ -1,0 +1,238 @@
+"""The bundle: the directory that `train` writes and everything else reads.
+
+    bundle.json  trunk.safetensors  head.safetensors  history.jsonl  golden/
+
+It is immutable: `bundle.json` holds the SHA-256 of every other file, and its own digest is the identity of the
+bundle. Only JSON, safetensors and images: nothing in it can execute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tlkit import __version__, files
+from tlkit.errors import ArtefactError, DataError
+from tlkit.plugin.contract import Pixels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FORMAT = 1
+RECORD, TRUNK, HEAD, HISTORY, GOLDEN = (
+    "bundle.json",
+    "trunk.safetensors",
+    "head.safetensors",
+    "history.jsonl",
+    "golden",
+)
+EXPECTED = f"{GOLDEN}/expected.safetensors"
+
+Tensors = Mapping[str, "NDArray[Any]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An offer as a bundle remembers it: its name and options, and the plugin it came from."""
+
+    name: str
+    distribution: str
+    version: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)  # what it found out while it was fitted
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """One image kept as bytes, and the hash of the pixels `(S, S, 3)` it must give."""
+
+    file: str
+    name: str
+    label: int
+    pixels: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What `bundle.json` says, apart from hashes."""
+
+    labels: tuple[str, ...]
+    pixels: Pixels
+    backbone: Made
+    source: Mapping[str, Any]
+    stages: tuple[str, ...]  # up to the cut, which is the last
+    width: int
+    head: Made
+    strategy: Made
+    phases: tuple[Mapping[str, Any], ...]
+    seed: int
+    data: Mapping[str, Any]
+    scores: Mapping[str, Any]
+    golden: tuple[Golden, ...] = ()
+
+    @property
+    def cut(self) -> str:
+        """The last stage that is kept."""
+        return self.stages[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened and checked bundle."""
+
+    root: Path
+    record: Record
+    digest: str  # SHA-256, hex: the bundle's identity
+    trunk: Tensors
+    head: Tensors
+
+    def golden_bytes(self) -> list[bytes]:
+        """The golden images as they were read, in order."""
+        return [(self.root / golden.file).read_bytes() for golden in self.record.golden]
+
+    def expected(self) -> Tensors:
+        """`features` and `logits` of the golden images, row for row."""
+        return _read_tensors(self.root / EXPECTED)
+
+
+def write(
+    root: Path,
+    record: Record,
+    *,
+    trunk: Tensors,
+    head: Tensors,
+    history: Sequence[Mapping[str, Any]],
+    golden: Sequence[bytes] = (),
+    expected: Tensors | None = None,
+) -> str:
+    """Write a bundle whole or not at all; returns its digest (SHA-256, hex)."""
+    with files.atomic_dir(root) as temporary:
+        with files.explained(root):
+            save_file(_contiguous(trunk), temporary / TRUNK)
+            save_file(_contiguous(head), temporary / HEAD)
+            (temporary / HISTORY).write_text("".join(json.dumps(line) + "\n" for line in history))
+            if golden and expected is not None:
+                (temporary / GOLDEN).mkdir()
+                save_file(_contiguous(expected), temporary / EXPECTED)
+                for image, content in zip(record.golden, golden, strict=True):
+                    (temporary / image.file).write_bytes(content)
+            content = {
+                "format": FORMAT,
+                "tlkit": __version__,
+                **dataclasses.asdict(record),
+                "tensors": {TRUNK: _layout(trunk), HEAD: _layout(head)},
+                "files": _hashes(temporary),
+            }
+            content["digest"] = _digest(content)
+            (temporary / RECORD).write_text(json.dumps(content, indent=2) + "\n")
+    return str(content["digest"])
+
+
+def open_bundle(root: Path) -> Bundle:
+    """Open a bundle and check all of it: hashes, completeness, finite weights."""
+    content = read_record(root)
+    for name, expected in content["files"].items():
+        _check_file(root, name, expected)
+    trunk, head = (_checked_tensors(root / name, content["tensors"][name]) for name in (TRUNK, HEAD))
+    try:
+        record = _record(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(f"it lacks or mistakes a fact: {error}", file=root / RECORD) from error
+    return Bundle(root, record, content["digest"], trunk, head)
+
+
+def read_record(root: Path) -> dict[str, Any]:
+    """The checked content of `bundle.json`, as it stands there; no other file is read."""
+    file = root / RECORD
+    if not root.exists():
+        raise DataError("no such bundle", file=root, do="make one with: tlkit train photos/ -o run/")
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise ArtefactError(f"not a bundle: it holds no {RECORD}", file=root) from error
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"can't be read: {error}", file=file, do="train again or copy it again") from error
+    if not isinstance(content, dict) or not {"format", "digest", "files", "tensors"} <= content.keys():
+        raise ArtefactError("not the record of a bundle", file=file)
+    if content["format"] != FORMAT:
+        raise ArtefactError(
+            f"bundle format {content['format']}, but this tlkit {__version__} reads format {FORMAT}",
+            file=file,
+            do=f"use tlkit {content.get('tlkit', '?')}",
+        )
+    if content["digest"] != _digest({key: value for key, value in content.items() if key != "digest"}):
+        raise ArtefactError("it was changed after training (digest differs)", file=file, do="copy it again")
+    return content
+
+
+def _record(content: Mapping[str, Any]) -> Record:
+    known = {name: content[name] for name in (field.name for field in dataclasses.fields(Record))}
+    pixels = dict(known["pixels"])
+    known["pixels"] = Pixels(**{**pixels, "mean": tuple(pixels["mean"]), "std": tuple(pixels["std"])})
+    for name in ("backbone", "head", "strategy"):
+        known[name] = Made(**known[name])
+    known["golden"] = tuple(Golden(**golden) for golden in known["golden"])
+    for name in ("labels", "stages", "phases"):
+        known[name] = tuple(known[name])
+    return Record(**known)
+
+
+def _check_file(root: Path, name: str, expected: str) -> None:
+    file = root / name
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise ArtefactError("it names a file outside itself", file=root / RECORD)
+    try:
+        found = files.sha256(file)
+    except OSError as error:
+        raise ArtefactError("a file of the bundle is missing", file=file, do="copy the bundle again") from error
+    if found != expected:
+        raise ArtefactError(
+            "it was changed after training (SHA-256 differs)", file=file, do="copy the bundle again, or train again"
+        )
+
+
+def _checked_tensors(file: Path, layout: Mapping[str, Any]) -> Tensors:
+    """The tensors of a file: exactly those the record lists, all finite."""
+    tensors = _read_tensors(file)
+    if _layout(tensors) != layout:
+        different = sorted(set(layout) ^ set(tensors)) or [n for n in layout if _layout(tensors)[n] != layout[n]]
+        raise ArtefactError(f"tensors are missing or not as recorded: {', '.join(different[:3])}", file=file)
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise ArtefactError(f"tensor {name} holds values that are not finite", file=file, do="train again")
+    return tensors
+
+
+def _read_tensors(file: Path) -> Tensors:
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise ArtefactError(f"not a whole safetensors file: {error}", file=file, do="copy it again") from error
+
+
+def _layout(tensors: Tensors) -> dict[str, Any]:
+    return {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in sorted(tensors.items())}
+
+
+def _contiguous(tensors: Tensors) -> dict[str, NDArray[Any]]:
+    return {name: np.ascontiguousarray(tensor) if tensor.ndim else tensor for name, tensor in tensors.items()}
+
+
+def _hashes(root: Path) -> dict[str, str]:
+    found = sorted(file for file in root.rglob("*") if file.is_file())
+    return {file.relative_to(root).as_posix(): files.sha256(file) for file in found}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

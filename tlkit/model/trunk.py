@@ -1,0 +1,161 @@
+"""The trunk in PyTorch: normalise, stages up to the cut, pool.
+
+The stages of a backbone chained in order are the network (design, idea 1); everything here follows from that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tlkit.errors import ArtefactError, UsageError
+from tlkit.plugin.contract import Backbone, Pixels
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+STAGE_NAME = re.compile(r"[a-z0-9_]+")  # it becomes part of tensor and output names
+
+
+class MeanPool(nn.Module):
+    """The mean over space `(N, C, H, W)` or tokens `(N, T, C)`; `(N, C)` stays as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One ReduceMean in ONNX, where adaptive pooling would leave a chain of reshapes behind it.
+        return x.mean((2, 3)) if x.ndim == 4 else x.mean(1) if x.ndim == 3 else x
+
+
+class Normalise(nn.Module):
+    """From pixels, uint8 `(N, S, S, 3)`, to a network's input, float32 `(N, 3, S, S)`."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, pixels: Pixels) -> None:
+        super().__init__()
+        # Folded in double precision, and no part of the state: the recipe in the bundle is the one source.
+        mean = torch.tensor([255 * m for m in pixels.mean], dtype=torch.float64)
+        scale = torch.tensor([1 / (255 * s) for s in pixels.std], dtype=torch.float64)
+        self.register_buffer("mean", mean.float(), persistent=False)
+        self.register_buffer("scale", scale.float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Cast before transposing: TensorRT-RTX refuses a transposed uint8 input.
+        return ((images.float() - self.mean) * self.scale).permute(0, 3, 1, 2)
+
+
+class Trunk(nn.Module):
+    """Pixels, uint8 `(N, S, S, 3)`, to features, float32 `(N, width)`."""
+
+    def __init__(self, pixels: Pixels, stages: Mapping[str, nn.Module], pool: nn.Module) -> None:
+        super().__init__()
+        self.pixels = pixels
+        self.normalise = Normalise(pixels)
+        self.stages = nn.ModuleDict(stages)
+        self.pool = pool
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.pool(self.maps(images)[-1])
+        return features
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The output of every stage, shallow to deep, not pooled."""
+        outputs, x = [], self.normalise(images)
+        for stage in self.stages.values():
+            x = stage(x)
+            outputs.append(x)
+        return outputs
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the stages, shallow to deep; the last is the cut."""
+        return tuple(self.stages)
+
+    def upto(self, cut: str) -> Trunk:
+        """The trunk that ends at `cut`; it shares its stages with this one."""
+        names = self.names[: self.names.index(check_cut(cut, self.names)) + 1]
+        return Trunk(self.pixels, {name: self.stages[name] for name in names}, self.pool).eval()
+
+
+class Taps(nn.Module):
+    """A trunk seen at every stage: pixels to a tuple of features `(N, width of that stage)`."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.trunk.pool(x) for x in self.trunk.maps(images))
+
+
+def build(backbone: Backbone, *, pretrained: bool = True, pixels: Pixels | None = None) -> Trunk:
+    """The whole network of a backbone as a trunk in eval mode, cut at its deepest stage.
+
+    `pixels` takes the place of the backbone's own recipe: a bundle keeps the one it was trained with.
+    """
+    stages = backbone.stages(pretrained=pretrained)
+    bad = [name for name in stages if not STAGE_NAME.fullmatch(name)]
+    if not stages or bad:
+        wrong = f"stage names {bad} are not of the form {STAGE_NAME.pattern}" if bad else "it has no stages"
+        raise UsageError(f"backbone {backbone.name!r}: {wrong}", do="this is for the author of the plugin to mend")
+    return Trunk(pixels or backbone.pixels, stages, backbone.pool()).eval()
+
+
+def check_cut(cut: str, names: Sequence[str]) -> str:
+    """The cut, if it is the name of a stage."""
+    if cut not in names:
+        raise UsageError(f"there is no stage {cut!r} to cut at", do=f"choose one of {', '.join(names)}")
+    return cut
+
+
+def tensors(module: nn.Module) -> dict[str, NDArray[np.generic]]:
+    """The state of a module as arrays that share no memory with it."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
+
+
+def load_tensors(module: nn.Module, arrays: Mapping[str, NDArray[np.generic]], *, what: str) -> None:
+    """Set the whole state of a module; the tensors that are missing, left over or of another shape are named."""
+    own = module.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in arrays]
+    problems += [f"{name} is unknown" for name in arrays if name not in own]
+    problems += [
+        f"{name} has shape {tuple(arrays[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in arrays and tuple(arrays[name].shape) != tuple(own[name].shape)
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ArtefactError(f"the {what}'s weights do not fit: {'; '.join(problems[:3])}{more}")
+    module.load_state_dict({name: torch.from_numpy(arrays[name].copy()) for name in own})
+
+
+def fingerprint(trunk: Trunk) -> str:
+    """A hash (hex) of all that decides what a trunk computes: weights, structure, code, recipe and torch itself.
+
+    The source of every module class is hashed, so that a plugin author who edits a layer gets a new graph.
+    """
+    digest = hashlib.sha256(f"{torch.__version__} {trunk.pixels} {trunk!r}".encode())
+    for file in sorted({_source_file(module) for module in trunk.modules()}):
+        digest.update(Path(file).read_bytes() if file else b"")
+    for name, tensor in trunk.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _source_file(module: nn.Module) -> str:
+    kind = type(module)
+    if kind.__module__.startswith("torch."):
+        return ""  # stands for torch's version, hashed above
+    try:
+        return inspect.getsourcefile(kind) or ""
+    except (OSError, TypeError):
+        return ""

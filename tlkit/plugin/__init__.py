@@ -1,0 +1,1 @@
+"""What strangers write against, and how it is found."""

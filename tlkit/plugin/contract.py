@@ -1,0 +1,223 @@
+"""What a plugin author writes against. Standard library only.
+
+An offer (a backbone, head, strategy or target) is a frozen dataclass. Its fields, declared with `option`, are
+its options: `tlkit train --set head.pca=128` replaces the field `pca`, `tlkit plugins` lists it, the bundle
+stores it. Declaring an offer must be cheap: import torch and friends inside the method that needs them.
+
+Every base class has one or two abstract methods and working defaults for the rest, so that a method added
+later breaks no plugin.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+# The tensors that graphs exchange. Export, targets and runtime use these names and no others.
+IMAGES = "images"  # uint8   (N, S, S, 3), RGB, as `tlkit.data.images.load` returns them
+FEATURES = "features"  # float32 (N, width)
+LOGITS = "logits"  # float32 (N, classes)
+PROBABILITIES = "probabilities"  # float32 (N, classes), rows sum to 1
+BATCH = "batch"  # the name of the dynamic axis N
+
+RGB = tuple[float, float, float]
+FILTERS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
+
+
+def option(default: Any, help: str, *, choices: Sequence[Any] | None = None) -> Any:
+    """Declare one option of an offer: a dataclass field with its default, help text and allowed values."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """The recipe from a decoded picture to a network's input. It travels with the weights.
+
+    The centred square of side `crop` x the shorter side is resampled with `filter` to `size` x `size` pixels;
+    inside the graph each channel becomes `(x / 255 - mean) / std`. `mean` and `std` are on the scale 0..1.
+    """
+
+    size: int
+    mean: RGB
+    std: RGB
+    crop: float = 0.875
+    filter: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.size < 1:
+            problems.append(f"size must be at least 1 pixel, not {self.size}")
+        if not 0.0 < self.crop <= 1.0:
+            problems.append(f"crop must lie in (0, 1], not {self.crop}")
+        if self.filter not in FILTERS:
+            problems.append(f"filter must be one of {', '.join(FILTERS)}, not {self.filter!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0.0:
+            problems.append("mean and std must have three entries, std above 0")
+        if problems:
+            raise ValueError("pixel recipe: " + "; ".join(problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where pretrained weights come from: a package or address, their licence, and the file's SHA-256 (hex)."""
+
+    origin: str
+    licence: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a strategy may know of the data: counts over the training split."""
+
+    images: int
+    classes: int
+    smallest_class: int
+    largest_class: int
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One piece of training. Learning rates are per optimiser step; `decay` multiplies per stage going shallower.
+
+    `moving` counts the deepest stages that learn; `restart` the deepest stages that begin from random weights.
+    """
+
+    epochs: int
+    head_lr: float
+    trunk_lr: float = 0.0
+    moving: int = 0
+    decay: float = 1.0
+    restart: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """The batch sizes that an engine is built for."""
+
+    smallest: int = 1
+    typical: int = 8
+    largest: int = 32
+
+
+class Offer(ABC):
+    """What every offer has: a name (lower-case words joined by hyphens) and, as dataclass fields, its options."""
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+
+
+class Backbone(Offer):
+    """A pretrained network as an ordered list of named stages, shallow to deep; chaining them is the network."""
+
+    kind = "backbone"
+    pixels: Pixels
+    source: Source
+
+    @abstractmethod
+    def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:
+        """The stages in order, in eval mode, freshly built. The first takes float32 `(N, 3, S, S)`, normalised.
+
+        With `pretrained=False` the weights are random and no weights file is looked for.
+        """
+
+    def pool(self) -> nn.Module:
+        """From any stage's output to features `(N, width)`: the mean over space `(N, C, H, W)` or tokens `(N, T, C)`."""
+        from tlkit.model.trunk import MeanPool
+
+        return MeanPool()
+
+    def classifier(self) -> nn.Module | None:
+        """The pretrained classifier, from the deepest stage's features to the original logits, where there is one."""
+        return None
+
+
+class Head(Offer):
+    """From features to logits, as a module made of standard operators, however its weights came about."""
+
+    kind = "head"
+
+    @abstractmethod
+    def module(self, width: int, classes: int) -> nn.Module:
+        """An untrained module `(N, width) -> (N, classes)`, trainable by gradient.
+
+        A head that can only be solved raises `tlkit.errors.UsageError`.
+        """
+
+    def solve(
+        self, features: NDArray[np.float32], labels: NDArray[np.int64], classes: int, seed: int
+    ) -> nn.Module | None:
+        """Fit features `(N, width)` to labels `(N,)` in 0..classes-1; None means "train `module` by gradient"."""
+        return None
+
+    def restore(self, width: int, classes: int, tensors: Mapping[str, Any]) -> nn.Module:
+        """The module that a state dict of torch tensors came from."""
+        module = self.module(width, classes)
+        module.load_state_dict(tensors)
+        return module.eval()
+
+
+class Strategy(Offer):
+    """A pure function from facts to a list of phases."""
+
+    kind = "strategy"
+
+    @abstractmethod
+    def phases(self, stages: Sequence[str], facts: Facts) -> Sequence[Phase]:
+        """What to train, in order; `stages` names the trunk's stages, shallow to deep."""
+
+    def cut(self, stages: Sequence[str], facts: Facts) -> str:
+        """The last stage to keep, unless the user names one."""
+        return stages[-1]
+
+
+class Session(ABC):
+    """An opened target: one array in, named arrays out."""
+
+    input: str  # IMAGES or FEATURES
+    outputs: tuple[str, ...]
+    metadata: Mapping[str, str]
+    workers: int = 1  # how many threads gain by calling `run` at the same time
+
+    @abstractmethod
+    def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
+        """Float32 arrays by name (all of `outputs` unless told), row for row as in `array` `(N, ...)`."""
+
+
+class Target(Offer):
+    """A runtime format: how an ONNX graph becomes a file it runs, and how that file is opened."""
+
+    kind = "target"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    suffix: ClassVar[str]
+
+    def missing(self) -> str | None:
+        """Why this target can't run here, with the command that would install it; None where it can."""
+        return None
+
+    @abstractmethod
+    def build(self, graph: Path, out: Path, shapes: Shapes) -> None:
+        """Write the file `out` from the ONNX file `graph`."""
+
+    @abstractmethod
+    def open(self, file: Path) -> Session:
+        """Open a file that `build` wrote."""
+
+
+def options(offer: Offer) -> dict[str, Any]:
+    """The options of an offer and their values, in order of declaration."""
+    return {field.name: getattr(offer, field.name) for field in option_fields(offer)}
+
+
+def option_fields(offer: Offer) -> tuple[dataclasses.Field[Any], ...]:
+    """The dataclass fields that are options."""
+    return tuple(dataclasses.fields(offer)) if dataclasses.is_dataclass(offer) else ()

@@ -1,0 +1,237 @@
+"""The options of an offer: described, set from `--set kind.option=value`, and carried through a bundle's JSON.
+
+A value is checked against the type that the option is annotated with: `bool`, `int`, `float`, `str`, `Path`,
+`Literal`, or a union of these with `None`; in a bundle, all of them are JSON scalars.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from tlkit.errors import ArtefactError, TlkitError, UsageError
+from tlkit.plugin.contract import Offer, option_fields
+
+AnyOffer = TypeVar("AnyOffer", bound=Offer)
+
+_PLAIN = (bool, int, float, str, Path, types.NoneType)
+_SETTABLE = "bool, int, float, str, Path, Literal, or a union of these with None"
+_SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of one offer. `default` is its value as the plugin offers it; no `choices` means any value."""
+
+    name: str
+    types: tuple[Any, ...]  # the members of its annotation, `str` last because every text is one
+    default: Any
+    help: str
+    choices: tuple[Any, ...]
+
+    @property
+    def type(self) -> str:
+        """The type in words: `int | none`."""
+        return " | ".join(_type_text(member) for member in self.types)
+
+    def read(self, text: str) -> Any:
+        """The value that `text` spells. Raises ValueError where it spells none."""
+        return self._accept(text, _from_text)
+
+    def accept(self, value: object) -> Any:
+        """`value`, as an int becomes a float or a str a path where that is the type. Raises ValueError."""
+        return self._accept(value, _from_value)
+
+    def _accept(self, given: Any, convert: Callable[[Any, Any], Any]) -> Any:
+        for member in self.types:
+            try:
+                value = convert(member, given)
+            except (ValueError, OverflowError):
+                continue
+            if not self.choices or value in self.choices:
+                return value
+        expected = f"one of {', '.join(map(str, self.choices))}" if self.choices else self.type
+        raise ValueError(f"must be {expected}, not {given!r}")
+
+
+def describe(offer: Offer) -> tuple[Option, ...]:
+    """The options of `offer`, in order of declaration. Raises TypeError for an annotation that can't be set."""
+    return tuple(
+        Option(
+            field.name,
+            _members(type(offer), field),
+            getattr(offer, field.name),
+            field.metadata.get("help", ""),
+            tuple(field.metadata.get("choices") or ()),
+        )
+        for field in option_fields(offer)
+    )
+
+
+def option_fault(offer: Offer) -> str | None:
+    """Why an option of `offer` could not be set or stored, for the plugin's author; None where all can."""
+    try:
+        options = describe(offer)
+    except TypeError as problem:
+        return str(problem)
+    for option in options:
+        try:
+            option.accept(option.default)
+        except ValueError as problem:
+            return f"option {option.name}: its default {problem}"
+    return None
+
+
+def configure(offer: AnyOffer, values: Mapping[str, object]) -> AnyOffer:
+    """`offer` with these option values. Raises one UsageError that names everything which doesn't fit."""
+    options = {option.name: option for option in describe(offer)}
+    accepted, problems = {}, []
+    for name, value in values.items():
+        try:
+            accepted[name] = _look_up(options, name).accept(value)
+        except ValueError as problem:
+            problems.append(f"{name}: {problem}")
+    if not problems:
+        try:
+            return dataclasses.replace(offer, **accepted) if accepted else offer  # type: ignore[type-var]
+        except (ValueError, TlkitError) as problem:  # from the offer's own __post_init__
+            problems.append(str(problem))
+    raise UsageError(f"{offer.kind} {offer.name!r}: {'; '.join(problems)}")
+
+
+def parse(pairs: Sequence[str], offers: Mapping[str, Offer]) -> dict[str, Any]:
+    """`offers` (by kind) with the options that pairs like `head.pca=128` set.
+
+    Raises one UsageError that lists every pair which doesn't fit, not only the first.
+    """
+    options = {kind: {option.name: option for option in describe(offer)} for kind, offer in offers.items()}
+    values: dict[str, dict[str, Any]] = {kind: {} for kind in offers}
+    problems = []
+    for pair in pairs:
+        try:
+            kind, name, value = _read_pair(pair, options)
+            if (earlier := values[kind].setdefault(name, value)) != value:
+                raise ValueError(f"was set to {earlier!r} before")
+        except ValueError as problem:
+            problems.append(f"--set {pair}: {problem}")
+    configured = {}
+    for kind, offer in offers.items():
+        try:
+            configured[kind] = configure(offer, values[kind])
+        except UsageError as problem:
+            problems.append(problem.what)
+    if problems:
+        raise UsageError("; ".join(problems))
+    return configured
+
+
+def to_json(offer: Offer) -> dict[str, bool | int | float | str | None]:
+    """The options of `offer` and their values as JSON scalars."""
+    values = {option.name: option.default for option in describe(offer)}
+    return {name: value.as_posix() if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def from_json(offer: AnyOffer, values: Mapping[str, object]) -> AnyOffer:
+    """`offer` with the option values that a bundle recorded. Raises ArtefactError for what it doesn't know."""
+    try:
+        return configure(offer, values)
+    except UsageError as problem:
+        raise ArtefactError(problem.what) from problem
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the known name that is nearest to `name`, or nothing."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+def _read_pair(pair: str, options: Mapping[str, Mapping[str, Option]]) -> tuple[str, str, Any]:
+    key, equals, text = pair.partition("=")
+    kind, dot, name = key.strip().partition(".")
+    if not (equals and dot):
+        raise ValueError("is not of the form kind.option=value")
+    if kind not in options:
+        raise ValueError(f"no {kind!r} to set here, only {', '.join(options)}{did_you_mean(kind, options)}")
+    return kind, name, _look_up(options[kind], name).read(text.strip())
+
+
+def _look_up(options: Mapping[str, Option], name: str) -> Option:
+    if name not in options:
+        known = f"only {', '.join(options)}" if options else "it has none"
+        raise ValueError(f"no such option, {known}{did_you_mean(name, options)}")
+    return options[name]
+
+
+@functools.cache  # a plugin may offer a thousand instances of one class
+def _members(cls: type[Offer], field: dataclasses.Field[Any]) -> tuple[Any, ...]:
+    """What the annotation of an option allows, one by one. Raises TypeError."""
+    annotation = _annotation(cls, field) if isinstance(field.type, str) else field.type
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    members = typing.get_args(annotation) if is_union else (annotation,)
+    for member in members:
+        if member not in _PLAIN and typing.get_origin(member) is not Literal:
+            raise TypeError(f"option {field.name}: its type {member} can't be set; use {_SETTABLE}")
+    return tuple(sorted(members, key=lambda member: member is str))
+
+
+def _annotation(cls: type[Offer], field: dataclasses.Field[Any]) -> Any:
+    """The type of one field, resolved alone: the others may name what is imported for type checkers only."""
+    owner = next(base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", ()))
+    alone = types.SimpleNamespace(__annotations__={field.name: field.type})
+    try:
+        return typing.get_type_hints(alone, vars(sys.modules[owner.__module__]))[field.name]
+    except NameError as problem:
+        raise TypeError(f"option {field.name}: its type can't be resolved ({problem})") from problem
+
+
+def _type_text(member: Any) -> str:
+    if typing.get_origin(member) is Literal:
+        return " | ".join(map(str, typing.get_args(member)))
+    return "none" if member is types.NoneType else str(member.__name__).lower()
+
+
+def _from_text(member: Any, text: str) -> Any:
+    """`text` as one member of an annotation. Raises ValueError."""
+    if member is bool:
+        words: Mapping[str, Any] = _SWITCHES
+    elif member is types.NoneType:
+        words = {"none": None}
+    elif typing.get_origin(member) is Literal:
+        words = {str(value): value for value in typing.get_args(member)}
+    else:
+        return _finite(member(text))
+    if text not in words:
+        raise ValueError(text)
+    return words[text]
+
+
+def _from_value(member: Any, value: Any) -> Any:
+    """`value` as one member of an annotation. Raises ValueError, or OverflowError for a huge int as a float."""
+    if typing.get_origin(member) is Literal:
+        fits = any(value == allowed and type(value) is type(allowed) for allowed in typing.get_args(member))
+    elif isinstance(value, bool):  # an int to Python, but never meant as one
+        fits = member is bool
+    elif member is float and isinstance(value, int):
+        value, fits = float(value), True
+    elif member is Path and isinstance(value, str):
+        value, fits = Path(value), True
+    else:
+        fits = isinstance(value, member)
+    if not fits:
+        raise ValueError(value)
+    return _finite(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(value)
+    return value
