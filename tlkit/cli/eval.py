@@ -73,7 +73,12 @@ def _confusion(scores: Scores, labels: Sequence[str]) -> list[str]:
     counts = scores.confusion
     if len(labels) > WIDEST_TABLE:
         pairs = sorted(
-            ((int(counts[i, j]), i, j) for i in range(len(labels)) for j in range(len(labels)) if i != j and counts[i, j]),
+            (
+                (int(counts[i, j]), i, j)
+                for i in range(len(labels))
+                for j in range(len(labels))
+                if i != j and counts[i, j]
+            ),
             key=lambda pair: (-pair[0], pair[1:]),
         )
         return ["most confused:", *(f"  {n} x {labels[i]} called {labels[j]}" for n, i, j in pairs[:PAIRS])]

@@ -32,7 +32,8 @@ def command(bundle: Path, onnx: bool, data: Path | None, as_json: bool) -> None:
     opened = open_bundle(bundle)
     made = {"backbone": opened.record.backbone, "head": opened.record.head}
     backbone, head = (
-        host().require(kind, offer.name, offer.distribution, offer.version, offer.options) for kind, offer in made.items()
+        host().require(kind, offer.name, offer.distribution, offer.version, offer.options)
+        for kind, offer in made.items()
     )
 
     from tlkit.deploy.publish import publish_onnx

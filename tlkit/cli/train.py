@@ -16,7 +16,9 @@ from tlkit.cli.common import FilePath, host, json_option, max_bad_option, progre
 @click.option("--cut", help="The last stage to keep; the strategy decides unless given.")
 @click.option("--strategy", default="frozen", show_default=True, help="How to train.")
 @click.option("--head", default="logistic", show_default=True, help="The classifier on the features.")
-@click.option("--set", "settings", multiple=True, metavar="KIND.OPTION=VALUE", help="An option of an offer; repeatable.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KIND.OPTION=VALUE", help="An option of an offer; repeatable."
+)
 @click.option(
     "--val",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tlkit.data import table
 from tlkit.data.split import SPLITS, Row, assign, known_labels, nfc, some, trained_labels
@@ -46,7 +47,9 @@ class Dataset:
 
 
 def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2) -> Dataset:
-    """A labelled set of images, from one of
+    """A labelled set of images.
+
+    It is read from one of
 
     - a folder of class folders, searched recursively;
     - a folder with train/ and any of val/ (or valid/, validation/) and test/, each with class folders;
@@ -62,79 +65,82 @@ def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2)
     if not 0.0 < val < 1.0:
         raise UsageError(f"val must lie between 0 and 1, not {val}")
     rows, ignored, problems = _stated(source)
-    if labels is None:
-        labels = trained_labels(rows, source, problems)
-    else:
-        known_labels(rows, source, labels, problems)
+    labels = trained_labels(rows, source, problems) if labels is None else known_labels(rows, source, labels, problems)
     indices = {label: index for index, label in enumerate(labels)}
     samples = [
         Sample(row.path, row.name, indices[nfc(row.label)], split)
         for row, split in zip(rows, assign(rows, val), strict=True)
     ]
     samples.sort(key=lambda sample: sample.name)
-    root = source if source.is_dir() else source.parent
-    return Dataset(root, tuple(labels), tuple(samples), tuple(ignored), rows[0].split is not None)
+    root = source if os.path.isdir(source) else source.parent
+    return Dataset(root, labels, tuple(samples), tuple(ignored), rows[0].split is not None)
 
 
-def _stated(source: Path) -> tuple[list[Row], list[str], list[str]]:
-    """The rows of a source (at least one), what was ignored, and what is wrong with it."""
-    if source.is_dir():
-        return _class_folders(source, walk(source))
-    if not source.exists():
+class _Stated(NamedTuple):
+    """What a source says: rows, what was passed over, and what is wrong with it."""
+
+    rows: list[Row]
+    ignored: list[str]
+    problems: list[str]
+
+
+def _stated(source: Path) -> _Stated:
+    """What a source says, of at least one image."""
+    if os.path.isdir(source):
+        return _folders(source, walk(source))
+    if not os.path.exists(source):
         raise DataError("no such file or folder", file=source)
     if source.suffix.lower() not in table.SUFFIXES:
-        raise DataError(
-            "neither a folder nor a table", file=source, do=f"give a folder of class folders or a {_TABLES} file"
-        )
-    return table.read(source), [], []
+        do = f"give a folder of class folders or a {' or '.join(sorted(table.SUFFIXES))} table"
+        raise DataError("neither a folder nor a table", file=source, do=do)
+    return _Stated(table.read(source), [], [])
 
 
-_TABLES = " or ".join(sorted(table.SUFFIXES))
-
-
-def _class_folders(root: Path, listing: Listing) -> tuple[list[Row], list[str], list[str]]:
-    splits = _split_folders(root, listing)
-    depth = 2 if splits else 1  # of a class folder
-    rows: list[Row] = []
-    ignored = listing.ignored + [f"{top}: not a split" for top in _tops(listing) if splits and top not in splits]
-    for image in listing.images:
-        parts = image.split("/")
-        if len(parts) <= depth:
-            ignored.append(f"{image}: beside the class folders")
-        elif not splits:
-            rows.append(Row(root / image, nfc(image), parts[0]))
-        elif parts[0] in splits:
-            rows.append(Row(root / image, nfc(image), parts[1], splits[parts[0]]))
-    if not rows:
+def _folders(root: Path, listing: Listing) -> _Stated:
+    tops = [folder for folder in listing.folders if "/" not in folder]
+    splits = _split_folders(root, tops)
+    stated = _Stated([], listing.ignored, [])
+    for base, split in splits.items() or [("", None)]:
+        _class_folders(root, listing, base, split, stated)
+    if splits:
+        stated.ignored.extend(f"{top}: not a split" for top in tops if top not in splits)
+        stated.ignored.extend(f"{image}: beside the splits" for image in listing.images if "/" not in image)
+    if not stated.rows:
         what = "images, but no class folders with images" if listing.images else "no images"
         raise DataError(f"holds {what}", file=root, do="put the images of each class into a folder of its own")
-    return rows, sorted(ignored), _empty_folders(listing, splits)
+    stated.ignored.sort()
+    return stated
 
 
-def _tops(listing: Listing) -> list[str]:
-    return [folder for folder in listing.folders if "/" not in folder]
-
-
-def _split_folders(root: Path, listing: Listing) -> dict[str, str]:
+def _split_folders(root: Path, tops: Sequence[str]) -> dict[str, str]:
     """The split that each folder directly under the root stands for; none unless there are train and another."""
-    splits = {top: SPLITS[top.casefold()] for top in _tops(listing) if top.casefold() in SPLITS}
+    splits = {top: SPLITS[top.casefold()] for top in tops if top.casefold() in SPLITS}
     found = list(splits.values())
-    if "train" not in found or len(found) < 2:
+    if "train" not in found or len(found) == 1:
         return {}
     if len(set(found)) < len(found):
-        raise DataError(f"several folders for the same split: {some(splits)}", file=root, do="keep one of each")
+        raise DataError(f"several folders for the same split: {some(splits)}", file=root, do="keep one for each")
     return splits
 
 
-def _empty_folders(listing: Listing, splits: dict[str, str]) -> list[str]:
-    """Splits without a class folder and class folders without an image: probably a copy that failed."""
-    filled = {"/".join(image.split("/")[: 2 if splits else 1]) for image in listing.images}
-    classes = [path for path in listing.folders if path.count("/") == (1 if splits else 0)]
-    inside = [path for path in classes if not splits or path.split("/")[0] in splits]
-    hollow = sorted(set(splits) - {path.split("/")[0] for path in inside})
-    empty = [path for path in inside if path not in filled]
-    problems = [f"splits without class folders: {some(hollow)}"] if hollow else []
-    return problems + ([f"class folders without an image: {some(empty)}"] if empty else [])
+def _class_folders(root: Path, listing: Listing, base: str, split: str | None, stated: _Stated) -> None:
+    """Enter into `stated` what the class folders in the folder `base` say."""
+    prefix = f"{base}/" if base else ""
+    classes = {folder[len(prefix) :].partition("/")[0] for folder in listing.folders if folder.startswith(prefix)}
+    empty = set(classes)
+    for image in listing.images:
+        if not image.startswith(prefix):
+            continue
+        label, inside, _ = image[len(prefix) :].partition("/")
+        if inside:
+            stated.rows.append(Row(root / image, nfc(image), label, split))
+            empty.discard(label)
+        else:
+            stated.ignored.append(f"{image}: beside the class folders")
+    if empty:
+        stated.problems.append(f"class folders without an image: {some(prefix + label for label in sorted(empty))}")
+    if not classes:
+        stated.problems.append(f"no class folders in {prefix}")
 
 
 def images(sources: Sequence[Path]) -> list[Path]:
@@ -146,15 +152,12 @@ def images(sources: Sequence[Path]) -> list[Path]:
     found: dict[str, Path] = {}
     problems: list[str] = []
     for source in sources:
-        if source.is_dir():
-            inside = [source / image for image in walk(source).images]
-            if not inside:
-                problems.append(f"{source}: a folder without images")
-        else:
-            inside = [source]
-            if not source.exists():
-                problems.append(f"{source}: no such file or folder")
+        inside = [source / image for image in walk(source).images] if os.path.isdir(source) else [source]
+        if not inside:
+            problems.append(f"{source}: a folder without images")
+        elif not os.path.exists(source):
+            problems.append(f"{source}: no such file or folder")
         found.update((os.path.abspath(path), path) for path in inside)
     if problems:
-        raise DataError("; ".join(problems[:10]) + (f" and {len(problems) - 10} more" if len(problems) > 10 else ""))
+        raise DataError(some(problems))
     return list(found.values())

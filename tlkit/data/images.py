@@ -178,7 +178,7 @@ def _draft(picture: ImageFile.ImageFile, pixels: Pixels) -> tuple[float, float] 
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
-    """What brings the picture upright, by its EXIF orientation. (TIFF is already upright once loaded.)"""
+    """What brings the picture upright, by its EXIF orientation; Pillow has turned a TIFF on loading it."""
     try:
         return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - broken EXIF costs the orientation, not the picture
@@ -214,7 +214,7 @@ def _flatten(picture: ImageFile.ImageFile) -> Image.Image:
 
 
 def _flatten_16_bit(picture: ImageFile.ImageFile) -> Image.Image:
-    """16-bit grey scaled to 8 bits by the range that the file declares. (Pillow's `convert` would clip at 255.)"""
+    """16-bit grey scaled to 8 bits by the range that the file declares; Pillow's `convert` would clip at 255."""
     values: NDArray[Any] = np.asarray(picture).astype(np.uint32)
     tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
     highest = (1 << tags.get(ExifTags.Base.BitsPerSample, (16,))[0]) - 1  # TIFF also knows 12 bits

@@ -37,26 +37,33 @@ def some(items: Iterable[str], most: int = 10) -> str:
     return ", ".join(listed[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def trained_labels(rows: Sequence[Row], source: Path, problems: Sequence[str] = ()) -> tuple[str, ...]:
+def trained_labels(rows: Sequence[Row], source: Path, problems: Sequence[str]) -> tuple[str, ...]:
     """The labels of a set to learn from, NFC, sorted by code point.
 
     Raises `DataError` with all that speaks against learning from it, `problems` found before included.
     """
     found = [*problems, *_name_problems(rows), *_class_problems(rows)]
     if found:
-        raise DataError("; ".join(found), file=source, do="mend this and try again")
+        raise DataError("; ".join(found), file=source, do=_MEND)
     return tuple(sorted({nfc(row.label) for row in rows}))
 
 
-def known_labels(rows: Sequence[Row], source: Path, known: Sequence[str], problems: Sequence[str] = ()) -> None:
-    """Raise `DataError` where a set that a bundle is used on has labels that the bundle does not know."""
+def known_labels(rows: Sequence[Row], source: Path, labels: Sequence[str], problems: Sequence[str]) -> tuple[str, ...]:
+    """The labels of a bundle, as given, for a set that it is used on.
+
+    Raises `DataError` where the set has others, together with the `problems` found before.
+    """
     found = [*problems, *_name_problems(rows)]
-    unknown = sorted({nfc(row.label) for row in rows} - set(known))
+    unknown = sorted({nfc(row.label) for row in rows} - set(labels))
     if unknown:
-        found.append(f"unknown labels: {some(_with_nearest(label, known) for label in unknown)}")
+        found.append(f"unknown labels: {some(_with_nearest(label, labels) for label in unknown)}")
     if found:
-        do = f"the known labels are {some(map(repr, known))}" if unknown else "mend this and try again"
+        do = f"the known labels are {some(map(repr, labels))}" if unknown else _MEND
         raise DataError("; ".join(found), file=source, do=do)
+    return tuple(labels)
+
+
+_MEND = "rename or remove them, or add images"
 
 
 def _with_nearest(label: str, known: Sequence[str]) -> str:

@@ -70,7 +70,7 @@ def _row(record: _Record, folder: Path) -> Row:
 
 
 def _text(value: Any) -> str:
-    """Text without the spaces around it. Empty for anything else, such as a float: is class 1.0 class "1"?"""
+    """Text without the spaces around it, and nothing for what is no text: would 1.0 be class "1"?."""
     return str(value).strip() if isinstance(value, (str, int)) else ""
 
 
@@ -112,7 +112,7 @@ def _csv(file: Path) -> Iterator[_Record]:
 
 def _parquet(file: Path) -> Iterator[_Record]:
     try:
-        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ResourceError("needs pyarrow", file=file, do='pip install "tlkit[parquet]"') from error
     try:

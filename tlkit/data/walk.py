@@ -29,7 +29,8 @@ def walk(root: Path) -> Listing:
     might matter.
     """
     listing = Listing([], [], [])
-    real, links, seen = [""], [], set[tuple[int, int]]()
+    real, links = [""], list[str]()
+    seen: set[tuple[int, int]] = set()
     while real or links:
         folder = real.pop() if real else heapq.heappop(links)  # links in sorted order, whatever order they came in
         try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -77,7 +77,8 @@ def _parquet(out: Path, model: Model) -> Iterator[_Writer]:
         """Opens the file at the first rows, when the width is known, and writes it a row group at a time."""
 
         def __init__(self, file: Path) -> None:
-            self.file, self.opened = file, None
+            self.file = file
+            self.opened: Any = None
             self.rows: list[Row] = []
             self.parts: list[NDArray[np.float32]] = []
 
@@ -137,7 +138,7 @@ def _npy(out: Path, model: Model) -> Iterator[_Writer]:
         def header(self) -> None:
             # numpy leaves room for the first axis to grow, so the header's length does not depend on it.
             shape = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self.width)}
-            np.lib.format.write_array_header_1_0(data, shape)  # type: ignore[no-untyped-call]
+            np.lib.format.write_array_header_1_0(data, shape)
 
     sidecar = out.with_name(out.name + ".csv")
     with atomic_file(out) as array, atomic_file(sidecar) as table, array.open("wb") as data:

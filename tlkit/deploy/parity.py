@@ -128,9 +128,8 @@ def _comparison(
 
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
     """The cosine of each pair of rows; two rows of zeros are alike."""
-    a, b = a.astype(np.float64), b.astype(np.float64)  # type: ignore[assignment]
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    dots = (a * b).sum(1)
+    norms = np.linalg.norm(a.astype(np.float64), axis=1) * np.linalg.norm(b.astype(np.float64), axis=1)
+    dots = np.einsum("nw,nw->n", a, b, dtype=np.float64)
     both_zero = ~a.any(1) & ~b.any(1)
     result: NDArray[np.float64] = np.where(both_zero, 1.0, dots / np.where(norms == 0, 1.0, norms))
     return result

@@ -147,12 +147,12 @@ class Model:
     def predictions(self, files: Iterable[Path], *, topk: int = 1) -> Iterator[Prediction]:
         """As `predict`, one by one while the work goes on."""
         for chunk in self.stream(files, [PROBABILITIES]):
-            rows = iter(chunk.arrays.get(PROBABILITIES, ()))
+            rows = iter(chunk.arrays[PROBABILITIES] if chunk.arrays else ())
             for row in chunk.rows:
                 if row.reason is not None:
                     yield Prediction(row.file, (), (), row.reason)
                     continue
-                probabilities = next(rows)
+                probabilities: NDArray[np.float32] = next(rows)
                 best = np.argsort(-probabilities, kind="stable")[:topk]
                 yield Prediction(
                     row.file, tuple(self.labels[i] for i in best), tuple(float(probabilities[i]) for i in best)
@@ -173,7 +173,9 @@ class Model:
         lacking = [name for name in outputs if name not in self.session.outputs]
         if lacking:
             raise ArtefactError(
-                f"this graph gives {', '.join(self.session.outputs)}, not {lacking[0]}", file=self.file, do="use model.onnx"
+                f"this graph gives {', '.join(self.session.outputs)}, not {lacking[0]}",
+                file=self.file,
+                do="use model.onnx",
             )
         return stream(self.session, self.pixels, files, outputs)
 

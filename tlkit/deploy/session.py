@@ -65,7 +65,9 @@ def _read(file: Path) -> bytes:
     outside = [tensor.name for tensor in _tensors(graph.graph) if tensor.data_location == onnx.TensorProto.EXTERNAL]
     if outside:
         raise ArtefactError(
-            f"its weights lie in other files ({outside[0]}), which is not safe to follow", file=file, do="export it again"
+            f"its weights lie in other files ({outside[0]}), which is not safe to follow",
+            file=file,
+            do="export it again",
         )
     try:
         onnx.checker.check_model(content)

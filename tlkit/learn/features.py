@@ -62,11 +62,11 @@ def extract(
         array, usable = np.zeros((len(files), width), np.float32), np.zeros(len(files), bool)
         todo = []
         for index, file in enumerate(files):
-            row = store.row(file, identities[index], start, width)
-            if row is None:
+            known = store.row(file, identities[index], start, width)
+            if known is None:
                 todo.append(index)
             else:
-                array[index], usable[index] = row, True
+                array[index], usable[index] = known, True
         tick(len(files) - len(todo))
 
         rejected: dict[int, str] = {}

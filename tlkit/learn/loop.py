@@ -69,18 +69,18 @@ def fit(
         for epoch in range(1, phase.epochs + 1):
             head.train()
             total = 0.0
-            for rows in torch.randperm(len(labels), generator=generator).split(BATCH_SIZE):
+            for rows in torch.split(torch.randperm(len(labels), generator=generator), BATCH_SIZE):
                 loss = loss_of(head(features[rows]), labels[rows])
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 total += loss.item() * len(rows)
-            rate = schedule.get_last_lr()[0]
+            rate = float(schedule.get_last_lr()[0])
             schedule.step()
             line = {"phase": number, "epoch": epoch, "lr": rate, "train_loss": total / len(labels)}
             line |= evaluate(head, val)
             if not np.isfinite(line["train_loss"]):
-                raise DataError(f"the loss became {line['train_loss']} in phase {number}, epoch {epoch}, at rate {rate:g}")
+                raise DataError(f"the loss is {line['train_loss']} in phase {number}, epoch {epoch}, at rate {rate:g}")
             if line["val_loss"] < best_loss:
                 best, best_loss = copy.deepcopy(head.state_dict()), line["val_loss"]
             history.append(line)

@@ -125,16 +125,16 @@ def write(
                 save_file(_contiguous(expected), temporary / EXPECTED)
                 for image, content in zip(record.golden, golden, strict=True):
                     (temporary / image.file).write_bytes(content)
-            content = {
+            facts: dict[str, Any] = {
                 "format": FORMAT,
                 "tlkit": __version__,
                 **dataclasses.asdict(record),
                 "tensors": {TRUNK: _layout(trunk), HEAD: _layout(head)},
                 "files": _hashes(temporary),
             }
-            content["digest"] = _digest(content)
-            (temporary / RECORD).write_text(json.dumps(content, indent=2) + "\n")
-    return str(content["digest"])
+            facts["digest"] = _digest(facts)
+            (temporary / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
+    return str(facts["digest"])
 
 
 def open_bundle(root: Path) -> Bundle:

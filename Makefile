@@ -1,0 +1,50 @@
+# Everything runs in .venv, which is made on demand with a Python from 3.11 on, and brought up to date
+# when pyproject.toml changes. To choose the Python: make test PYTHON=/path/to/python
+
+VENV ?= .venv
+PYTHON ?=
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: help demo test lint bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## Train, export, verify and use a classifier
+	PATH="$(abspath $(BIN)):$$PATH" bash demo.sh
+
+# One thread a worker: each would otherwise start as many as there are cores, and they would slow each other down.
+test: $(READY) ## Run all tests but those marked slow or gpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(READY) ## Check style, types and borders, as `make test` does among others
+	$(BIN)/python -m pytest -q tests/project/test_borders.py
+
+bench: $(READY) ## Measure side by side with what one would use instead
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m benchmarks
+
+clean: ## Remove caches and builds, keep the environment
+	rm -rf build dist plugins/*/build plugins/*/dist
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is touched last, so that an installation that was interrupted is taken up again.
+$(READY): pyproject.toml
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  for python in $(CANDIDATES); do \
+	    if "$$python" -c '$(USABLE)' 2>/dev/null; then \
+	      echo "Setting up $(VENV) with $$("$$python" --version)"; \
+	      exec "$$python" -m venv $(VENV); \
+	    fi; \
+	  done; \
+	  echo 'tlkit needs Python 3.11 or newer with its module venv, and found none among: $(CANDIDATES)' >&2; \
+	  echo 'Install one (Debian, Ubuntu: apt install python3-venv) or say where it is: make PYTHON=/path/to/python' >&2; \
+	  exit 1; \
+	}
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

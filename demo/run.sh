@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# From real images and real pretrained weights to a verified model, with every verb on the way. Works offline.
+set -euo pipefail
+
+place=${1:-build/demo}
+rm -rf "$place"
+mkdir -p "$place"
+cd "$place"
+
+step() { printf '\n$ %s\n' "$*"; "$@"; }
+
+python "$OLDPWD/demo/digits.py" photos
+step tlkit train photos/ -o run/
+step tlkit train photos/ -o run-svm/ --head svm --set head.pca=128  # no image is decoded a second time
+step tlkit export run/ --onnx
+step tlkit verify run/
+step tlkit predict run/onnx/fp32/model.onnx photos/0/0000.png photos/7/ --topk 2 | head -5
+step tlkit embed run/ photos/ -o features.parquet
+step tlkit eval run/ photos/
+step tlkit inspect run/
