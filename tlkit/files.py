@@ -103,14 +103,12 @@ def check_new(path: Path) -> None:
 def check_writable(path: Path) -> None:
     """Find out before a long job, not after it, whether `path` can be made."""
     parent = next(p for p in path.absolute().parents if p.exists())
-    with explained(path):
-        with tempfile.TemporaryFile(dir=parent):
-            pass
+    with explained(path), tempfile.TemporaryFile(dir=parent):
+        pass
 
 
 def _take_place(temporary: Path, path: Path) -> None:
-    """Rename onto `path`. What was there steps aside first and is removed last: never a moment without a whole one
-    on disk."""
+    """Rename onto `path`; what was there steps aside first and is removed last, so a whole one is always on disk."""
     aside = temporary.with_suffix(".old")
     if path.exists():
         os.rename(path, aside)

@@ -86,7 +86,148 @@ CASES = {
     "plain": Case(toy("plain").replace("@dataclass(frozen=True)", "") + HEADS, "ok", "Toy is not a frozen dataclass"),
     "untyped": Case(toy("untyped").replace("int", "list[int]") + HEADS, "ok", r"option size: .*list\[int\]"),
     "default": Case(toy("default").replace("option(3", "option('3'") + HEADS, "ok", "size: its default must be int"),
-    "twin": Case(toy("fine-toy") + HEADS, "ok", "both tlkit-fine 1.0 and tlkit-twin 1.0 offer it"),
-    "aaa-clash": Case(toy("fine-toy") + HEADS, "ok", offers=("fine-toy",)),
-    "namesake": Case(toy("namesake") + HEADS, "ok", offers=("namesake",), entry_point="fine"),
+    "twin": Case(toy("fine-toy") + HEADS, "ok", "both broken-fine 1.0 and broken-twin 1.0 offer it"),
+    "impostor": Case(
+        toy("efficientnet-lite0").replace("Head", "Backbone").replace("def module", "def stages")
+        + "@hookimpl\ndef tlkit_backbones():\n    return [Toy()]",
+        "ok",
+        "both tlkit .* and broken-impostor 1.0 offer it",  # though it would come first by name
+    ),
+    "namesake": Case(toy("namesake-toy") + HEADS, "ok", offers=("namesake-toy",), entry_point="fine"),
 }
+
+REPORT = """
+import json
+from tlkit.plugin import host
+loaded = host.load()
+plugins = [
+    {
+        "distribution": plugin.distribution,
+        "name": plugin.name,
+        "version": plugin.version,
+        "state": plugin.state,
+        "reason": plugin.reason,
+        "traceback": plugin.traceback,
+        "offers": [offered.name for offered in plugin.offers if offered.state == "ok"],
+        "refused": [offered.reason for offered in plugin.offers if offered.state == "refused"],
+    }
+    for plugin in loaded.plugins
+]
+print(json.dumps({"plugins": plugins, "warnings": loaded.warnings, "heads": loaded.names("head")}))
+"""
+
+
+def install(site: Path, distribution: str, source: str, entry_points: str | None = None) -> None:
+    """A distribution as pip leaves it: its module, its metadata, its entry points."""
+    module = distribution.replace("-", "_")
+    site.joinpath(f"{module}.py").write_text(source)
+    metadata = site / f"{module}-1.0.dist-info"
+    metadata.mkdir()
+    metadata.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    metadata.joinpath("entry_points.txt").write_text(entry_points or f"[tlkit]\n{distribution} = {module}\n")
+
+
+def report(site: Path, disabled: str = "") -> tuple[dict[str, Any], str]:
+    """What the host says with `site` on its path, and what arrived on stderr."""
+    env = {**os.environ, "PYTHONPATH": str(site), "TLKIT_DISABLE_PLUGINS": disabled}
+    command = [sys.executable, "-c", REPORT]
+    process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout), process.stderr
+
+
+class Report(NamedTuple):
+    plugins: dict[str, dict[str, Any]]  # by distribution
+    warnings: list[str]
+    heads: list[str]
+    err: str
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """All cases installed at once."""
+    site = tmp_path_factory.mktemp("site")
+    for name, case in CASES.items():
+        module = f"broken_{name}"
+        install(site, f"broken-{name}", case.source, f"[tlkit]\n{case.entry_point or name} = {module}\n")
+    install(site, "broken-table", "", "[tlkit]\nthis is no entry point\n")
+    install(site, "broken-module", "", "[tlkit]\nmodule = no_such_module\n")
+    install(site, "broken-metadata", toy("orphan-toy") + HEADS)
+    site.joinpath("broken_metadata-1.0.dist-info", "METADATA").unlink()
+    install(site, "other-group", "raise RuntimeError", "[console_scripts]\ntlkit-x = other_group:main\n")
+    answer, err = report(site)
+    by_distribution = {plugin["distribution"]: plugin for plugin in answer["plugins"]}
+    return Report(by_distribution, answer["warnings"], answer["heads"], err)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_plugin_is_judged_by_itself(everything: Report, name: str) -> None:
+    case, plugin = CASES[name], everything.plugins[f"broken-{name}"]
+    assert plugin["state"] == case.state
+    assert tuple(plugin["offers"]) == case.offers
+    reasons = [*plugin["refused"], *([plugin["reason"]] if plugin["reason"] else [])]
+    assert len(reasons) == bool(case.reason)
+    assert all(re.search(case.reason, reason) for reason in reasons)
+    assert bool(plugin["traceback"]) is (case.state == "broken")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_trouble_is_one_warning_with_distribution_and_version(everything: Report, name: str) -> None:
+    about = [warning for warning in everything.warnings if f"(broken-{name} 1.0)" in warning]
+    assert len(about) == bool(CASES[name].reason)
+    assert all("\n" not in warning and re.search(CASES[name].reason, warning) for warning in about)
+
+
+def test_the_rest_works(everything: Report) -> None:
+    assert everything.plugins["tlkit"]["state"] == "ok"
+    assert everything.plugins["tlkit"]["offers"]
+    assert {"fine-toy", "printing-toy", "newer-toy", "raising-toy", "namesake-toy"} <= set(everything.heads)
+
+
+def test_the_host_s_own_distribution_comes_first_and_the_others_in_order(everything: Report) -> None:
+    first, *others = everything.plugins
+    assert first == "tlkit"
+    assert others == sorted(others)
+
+
+def test_what_a_plugin_prints_goes_to_stderr(everything: Report) -> None:
+    assert "hello from import" in everything.err  # and stdout was JSON, or there would be no report
+
+
+def test_a_plugin_without_metadata_still_loads(everything: Report) -> None:
+    assert "orphan-toy" in everything.heads
+
+
+def test_entry_points_that_can_t_be_read_or_found_are_broken_plugins(everything: Report) -> None:
+    assert everything.plugins["broken-table"]["state"] == "broken"
+    assert "no_such_module" in everything.plugins["broken-module"]["reason"]
+    assert "other-group" not in everything.plugins
+
+
+@pytest.mark.parametrize("disabled", ["marked", "Broken.Marked", "fine,marked", "all"])
+def test_a_disabled_plugin_is_listed_and_not_imported(tmp_path: Path, disabled: str) -> None:
+    marker = tmp_path / "imported"
+    source = f"open({str(marker)!r}, 'w').close()\n" + toy("marked-toy") + HEADS
+    install(tmp_path, "broken-marked", source, "[tlkit]\nmarked = broken_marked\n")
+    install(tmp_path, "broken-fine", toy("fine-toy") + HEADS, "[tlkit]\nfine = broken_fine\n")
+    answer, _ = report(tmp_path, disabled)
+    states = {plugin["distribution"]: plugin["state"] for plugin in answer["plugins"]}
+    assert states["broken-marked"] == "disabled"
+    assert "marked-toy" not in answer["heads"]
+    assert not marker.exists()
+    assert answer["warnings"] == []
+    assert (states["tlkit"] == "disabled") is (disabled == "all")
+
+
+def test_a_disabled_name_that_matches_nothing_is_one_warning(tmp_path: Path) -> None:
+    answer, _ = report(tmp_path, "no-such, neither")
+    assert answer["warnings"] == ["TLKIT_DISABLE_PLUGINS names no installed plugin: neither, no-such"]
+
+
+def test_the_first_on_the_path_shadows_a_distribution_of_the_same_name(tmp_path: Path) -> None:
+    install(tmp_path, "broken-fine", toy("fine-toy") + HEADS)
+    second = tmp_path / "second"
+    second.mkdir()
+    install(second, "Broken.Fine", toy("other-toy") + HEADS)
+    answer, _ = report(Path(f"{tmp_path}{os.pathsep}{second}"))
+    assert [plugin["distribution"] for plugin in answer["plugins"]] == ["tlkit", "broken-fine"]

@@ -48,6 +48,11 @@ BORDERS = (
         ("tlkit.learn", "plugins"),
         "fit in a head's `solve` (a plugin) or in tlkit.learn; what is deployed runs without scikit-learn",
     ),
+    Border(
+        "scipy",
+        ("tlkit.learn", "plugins"),
+        "use it in a head's `solve` (a plugin) or in tlkit.learn; it comes with scikit-learn, which trains",
+    ),
 )
 
 
@@ -155,7 +160,7 @@ def test_the_command_line_and_the_public_names_load_no_framework() -> None:
 def test_what_is_deployed_runs_without_what_trains() -> None:
     verbs = ("predict", "embed", "eval", "verify", "inspect", "plugins")
     deployed = ("tlkit.data", "tlkit.deploy.runtime", "tlkit.model.bundle", *(f"tlkit.cli.{verb}" for verb in verbs))
-    modules, loaded = imported_with(deployed, ("sklearn", "torch"))
+    modules, loaded = imported_with(deployed, ("scipy", "sklearn", "torch"))
     assert len(modules) >= 10
     assert loaded == []
 

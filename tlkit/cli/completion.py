@@ -18,6 +18,5 @@ def command(shell: str) -> None:
     """
     from tlkit.cli import cli
 
-    completion = get_completion_class(shell)
-    assert completion is not None  # the choices above are click's own shells
-    click.echo(completion(cli, {}, "tlkit", "_TLKIT_COMPLETE").source())
+    if completion := get_completion_class(shell):
+        click.echo(completion(cli, {}, "tlkit", "_TLKIT_COMPLETE").source())

@@ -50,7 +50,7 @@ def _plugin(plugin: Plugin) -> dict[str, Any]:
 
 
 def _offer(offered: Offered) -> dict[str, Any]:
-    from tlkit.plugin.settings import describe
+    from tlkit.plugin.settings import describe, to_json
 
     facts: dict[str, Any] = {
         "kind": offered.kind,
@@ -60,11 +60,12 @@ def _offer(offered: Offered) -> dict[str, Any]:
         "options": [],
     }
     if offered.reason is None:
+        values = to_json(offered.offer)
         facts["options"] = [
             {
                 "name": option.name,
                 "type": option.type,
-                "default": option.default,
+                "default": values[option.name],
                 "choices": list(option.choices) or None,
                 "help": option.help,
             }

@@ -95,10 +95,10 @@ def command(
             "next": then,
         },
         [
-            f"{backbone} up to {trained.cut}, {strategy}, {head}: "
-            f"{trained.images['train']} training and {trained.images['val']} validation images, "
-            f"{trained.decoded} decoded",
-            f"validation accuracy {scores.accuracy:.1%} (95 %: {low:.1%} to {high:.1%}), "
+            f"{backbone} up to {trained.cut}, {strategy} strategy, {head} head",
+            f"{trained.images['train']} images to train on, {trained.images['val']} to validate on, "
+            + f"{trained.decoded} decoded",
+            f"validation accuracy {scores.accuracy:.1%} (95 %: {low:.1%} to {high:.1%})",
             f"macro-F1 {scores.macro_f1:.3f}, ECE {scores.ece:.3f}",
         ],
         as_json,

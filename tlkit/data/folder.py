@@ -138,7 +138,8 @@ def _class_folders(root: Path, listing: Listing, base: str, split: str | None, s
         else:
             stated.ignored.append(f"{image}: beside the class folders")
     if empty:
-        stated.problems.append(f"class folders without an image: {some(prefix + label for label in sorted(empty))}")
+        folders = some(prefix + label for label in sorted(empty))
+        stated.problems.append(f"class folders without an image of their own: {folders}")
     if not classes:
         stated.problems.append(f"no class folders in {prefix}")
 

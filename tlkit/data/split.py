@@ -142,7 +142,7 @@ def assign(rows: Sequence[Row], val: float) -> list[str]:
 
 
 def fraction(name: str) -> float:
-    """A number in [0, 1) that follows from the name alone, evenly spread over names."""
+    """A number from 0 to 1 that follows from the name alone, evenly spread over names."""
     # Names that are not valid UTF-8 reach Python as surrogates; this gives their bytes back.
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -21,6 +21,7 @@ class _Record(NamedTuple):
     path: Any
     label: Any
     split: Any
+    surplus: bool = False  # there are more fields than columns
 
 
 class _Unusable(Exception):
@@ -52,7 +53,7 @@ def read(file: Path) -> list[Row]:
 
 
 def _row(record: _Record, folder: Path) -> Row:
-    problems = []
+    problems = ["has more fields than the header (commas want quotes)"] if record.surplus else []
     path, label = _text(record.path), _text(record.label)
     split = None if record.split is None else SPLITS.get(_text(record.split).casefold())
     if not path:
@@ -60,8 +61,8 @@ def _row(record: _Record, folder: Path) -> Row:
     elif not os.path.isfile(folder / path):
         problems.append(f"names no file: {path}")
     if not label:
-        given = "" if record.label is None or record.label == "" else f" that is text or a whole number: {record.label}"
-        problems.append(f"has no label{given}")
+        blank = record.label is None or isinstance(record.label, str)
+        problems.append("has no label" if blank else f"has a label that is no text or whole number: {record.label!r}")
     if record.split is not None and split is None:
         problems.append(f"has split {record.split!r}, not one of {', '.join(SPLITS)}")
     if problems:
@@ -78,8 +79,11 @@ def _name(folder: Path, path: str) -> str:
     """The path relative to the table's folder, with "./" and "x/.." resolved; absolute if it lies elsewhere."""
     base = os.path.abspath(folder)
     full = os.path.normpath(os.path.join(base, path))
-    inside = os.path.commonpath([base, full]) == base
-    name = os.path.relpath(full, base) if inside or not os.path.isabs(path) else full
+    inside = os.path.join(base, "")
+    if full.startswith(inside):
+        name = full.removeprefix(inside)
+    else:
+        name = full if os.path.isabs(path) else os.path.relpath(full, base)
     return nfc(name.replace(os.sep, "/"))
 
 
@@ -98,12 +102,10 @@ def _csv(file: Path) -> Iterator[_Record]:
             columns = [column.strip() for column in next(reader, [])]
             _check_columns(file, columns)
             for number, values in enumerate(reader, start=2):
-                if len(values) > len(columns):
-                    raise DataError(f"row {number} has more fields than the header", file=file, do="quote the commas")
                 if values:
                     cells = dict(zip(columns, values, strict=False))
                     split = cells.get("split", "") if "split" in columns else None
-                    yield _Record(number, cells.get("path"), cells.get("label"), split)
+                    yield _Record(number, cells.get("path"), cells.get("label"), split, len(values) > len(columns))
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror})", file=file) from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -114,7 +116,7 @@ def _parquet(file: Path) -> Iterator[_Record]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise ResourceError("needs pyarrow", file=file, do='pip install "tlkit[parquet]"') from error
+        raise ResourceError(f"needs pyarrow ({error})", file=file, do='pip install "tlkit[parquet]"') from error
     try:
         table = parquet.ParquetFile(file)
         names = table.schema_arrow.names

@@ -14,10 +14,10 @@ _LITTER = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"})  # 
 
 
 class Listing(NamedTuple):
-    """Sorted paths relative to the folder, POSIX style, spelled as on disk; folders include empty ones."""
+    """Sorted paths relative to the folder, POSIX style, spelled as on disk."""
 
     images: list[str]
-    folders: list[str]
+    folders: list[str]  # empty ones and links included
     ignored: list[str]  # one line each: path and reason; hidden files and system litter are not worth a line
 
 
@@ -34,6 +34,8 @@ def walk(root: Path) -> Listing:
     while real or links:
         folder = real.pop() if real else heapq.heappop(links)  # links in sorted order, whatever order they came in
         try:
+            if folder:
+                listing.folders.append(folder)
             status = os.stat(root / folder)
             if (status.st_dev, status.st_ino) in seen:
                 listing.ignored.append(f"{folder}: a link to a folder that is read already")
@@ -54,8 +56,6 @@ def _read(root: Path, folder: str, listing: Listing) -> tuple[list[str], list[st
     """Enter what lies directly in one folder into the listing; the real folders and the links to folders in it."""
     real: list[str] = []
     links: list[str] = []
-    if folder:
-        listing.folders.append(folder)
     with os.scandir(root / folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") or entry.name.casefold() in _LITTER:
@@ -87,4 +87,5 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 def is_image(name: str) -> bool:
     """Whether the suffix, in any case, is that of a format that `images.load` decodes."""
-    return name.rpartition(".")[2].lower() in SUFFIXES
+    _, dot, suffix = name.rpartition(".")
+    return bool(dot) and suffix.lower() in SUFFIXES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,13 +42,13 @@ def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], 
     Parquet has the columns path, sha256 and features (a fixed-size list of float32). An npy file is `(N, width)`
     float32, with path and sha256 in `out` + `.csv`. What was rejected stands in `out` + `.rejects.csv`.
     """
-    open_writer = {".parquet": _parquet, ".npy": _npy}.get(out.suffix.lower())
+    open_writer = WRITERS.get(out.suffix.lower())
     if open_writer is None:
         raise UsageError("not a kind of file to write features to", file=out, do="end its name in .parquet or .npy")
     check_writable(out)
     rejected: dict[str, str] = {}
     rows = width = 0
-    with explained(out), open_writer(out, model) as writer:
+    with explained(out), open_writer(out, _provenance(model)) as writer:
         for chunk in model.stream(files, [FEATURES]):
             rejected |= {str(row.file): row.reason for row in chunk.rows if row.reason is not None}
             if kept := chunk.kept():
@@ -64,7 +64,7 @@ def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], 
 
 
 @contextmanager
-def _parquet(out: Path, model: Model) -> Iterator[_Writer]:
+def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[_Writer]:
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -101,7 +101,7 @@ def _parquet(out: Path, model: Model) -> Iterator[_Writer]:
                 }
             )
             if self.opened is None:
-                schema = table.schema.with_metadata(_provenance(model))
+                schema = table.schema.with_metadata(provenance)
                 # Dictionaries and statistics gain nothing on floats that hardly ever repeat.
                 self.opened = parquet.ParquetWriter(self.file, schema, use_dictionary=False, write_statistics=False)
             self.opened.write_table(table.cast(self.opened.schema))
@@ -121,7 +121,7 @@ def _parquet(out: Path, model: Model) -> Iterator[_Writer]:
 
 
 @contextmanager
-def _npy(out: Path, model: Model) -> Iterator[_Writer]:
+def _npy(out: Path, _provenance: Mapping[str, str]) -> Iterator[_Writer]:
     class Npy:
         """Appends rows behind a header of fixed length, which gets the number of rows at the end."""
 
@@ -141,14 +141,23 @@ def _npy(out: Path, model: Model) -> Iterator[_Writer]:
             np.lib.format.write_array_header_1_0(data, shape)
 
     sidecar = out.with_name(out.name + ".csv")
-    with atomic_file(out) as array, atomic_file(sidecar) as table, array.open("wb") as data:
-        with table.open("w", newline="", encoding="utf-8", errors="surrogateescape") as text:
-            names = csv.writer(text)
-            names.writerow(["path", "sha256"])
-            writer = Npy()
-            yield writer
-            data.seek(0)
-            writer.header()
+    with atomic_file(out) as array, _csv(sidecar, ["path", "sha256"]) as names, array.open("wb") as data:
+        writer = Npy()
+        yield writer
+        data.seek(0)
+        writer.header()
+
+
+WRITERS = {".parquet": _parquet, ".npy": _npy}
+
+
+@contextmanager
+def _csv(file: Path, columns: Sequence[str]) -> Iterator[Any]:
+    """A CSV writer whose file takes its place when all is written."""
+    with atomic_file(file) as temporary, temporary.open("w", newline="", errors="surrogateescape") as text:
+        table = csv.writer(text)
+        table.writerow(columns)
+        yield table
 
 
 def _provenance(model: Model) -> dict[str, str]:
@@ -161,8 +170,5 @@ def _write_rejects(file: Path, rejected: dict[str, str]) -> None:
     if not rejected:
         file.unlink(missing_ok=True)  # of an earlier run: it would speak of other features
         return
-    with atomic_file(file) as temporary:
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as text:
-            table = csv.writer(text)
-            table.writerow(["path", "reason"])
-            table.writerows(rejected.items())
+    with _csv(file, ["path", "reason"]) as table:
+        table.writerows(rejected.items())

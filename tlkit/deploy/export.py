@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import onnx
@@ -127,8 +127,7 @@ def trace(module: nn.Module, example: torch.Tensor, name: str, outputs: Sequence
             )
     finally:
         quiet.setLevel(level)
-    assert program is not None  # dynamo=True always returns one
-    graph: onnx.ModelProto = program.model_proto
+    graph: onnx.ModelProto = cast("torch.onnx.ONNXProgram", program).model_proto
     del graph.metadata_props[:]
     for node in graph.graph.node:  # stack traces name files of the machine that traced
         del node.metadata_props[:]

@@ -55,7 +55,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The most probable labels of one file, best first, with their probabilities; or the reason for there being none."""
+    """The most probable labels of one file, best first, with their probabilities; or the reason why there are none."""
 
     file: Path
     labels: tuple[str, ...]
@@ -103,7 +103,7 @@ def _prepare(file: Path, pixels: Pixels) -> tuple[Row, NDArray[np.uint8] | None]
     try:
         content = file.read_bytes()
     except OSError as error:
-        return Row(file, "", f"can't be read: {error.strerror}"), None
+        return Row(file, "", f"can't be read: {(error.strerror or str(error)).lower()}"), None
     digest = hashlib.sha256(content).hexdigest()
     try:
         return Row(file, digest), load(content, pixels)

@@ -57,7 +57,7 @@ def _read(file: Path) -> bytes:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise DataError(f"can't be read: {error.strerror}", file=file) from error
+        raise DataError(f"can't be read: {(error.strerror or str(error)).lower()}", file=file) from error
     try:
         graph = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's DecodeError, which onnx does not re-export

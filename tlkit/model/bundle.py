@@ -115,25 +115,24 @@ def write(
     expected: Tensors | None = None,
 ) -> str:
     """Write a bundle whole or not at all; returns its digest (SHA-256, hex)."""
-    with files.atomic_dir(root) as temporary:
-        with files.explained(root):
-            save_file(_contiguous(trunk), temporary / TRUNK)
-            save_file(_contiguous(head), temporary / HEAD)
-            (temporary / HISTORY).write_text("".join(json.dumps(line) + "\n" for line in history))
-            if golden and expected is not None:
-                (temporary / GOLDEN).mkdir()
-                save_file(_contiguous(expected), temporary / EXPECTED)
-                for image, content in zip(record.golden, golden, strict=True):
-                    (temporary / image.file).write_bytes(content)
-            facts: dict[str, Any] = {
-                "format": FORMAT,
-                "tlkit": __version__,
-                **dataclasses.asdict(record),
-                "tensors": {TRUNK: _layout(trunk), HEAD: _layout(head)},
-                "files": _hashes(temporary),
-            }
-            facts["digest"] = _digest(facts)
-            (temporary / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
+    with files.atomic_dir(root) as temporary, files.explained(root):
+        save_file(_contiguous(trunk), temporary / TRUNK)
+        save_file(_contiguous(head), temporary / HEAD)
+        (temporary / HISTORY).write_text("".join(json.dumps(line) + "\n" for line in history))
+        if golden and expected is not None:
+            (temporary / GOLDEN).mkdir()
+            save_file(_contiguous(expected), temporary / EXPECTED)
+            for image, content in zip(record.golden, golden, strict=True):
+                (temporary / image.file).write_bytes(content)
+        facts: dict[str, Any] = {
+            "format": FORMAT,
+            "tlkit": __version__,
+            **dataclasses.asdict(record),
+            "tensors": {TRUNK: _layout(trunk), HEAD: _layout(head)},
+            "files": _hashes(temporary),
+        }
+        facts["digest"] = _digest(facts)
+        (temporary / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
     return str(facts["digest"])
 
 

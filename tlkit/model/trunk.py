@@ -106,7 +106,7 @@ def build(backbone: Backbone, *, pretrained: bool = True, pixels: Pixels | None 
     if not stages or bad:
         wrong = f"stage names {bad} are not of the form {STAGE_NAME.pattern}" if bad else "it has no stages"
         raise UsageError(f"backbone {backbone.name!r}: {wrong}", do="this is for the author of the plugin to mend")
-    return Trunk(pixels or backbone.pixels, stages, backbone.pool()).eval()
+    return Trunk(pixels or backbone.pixels, stages, backbone.pool() or MeanPool()).eval()
 
 
 def check_cut(cut: str, names: Sequence[str]) -> str:

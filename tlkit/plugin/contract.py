@@ -1,7 +1,7 @@
 """What a plugin author writes against. Standard library only.
 
-An offer (a backbone, head, strategy or target) is a frozen dataclass. Its fields, declared with `option`, are
-its options: `tlkit train --set head.pca=128` replaces the field `pca`, `tlkit plugins` lists it, the bundle
+An offer (a backbone, head, strategy or target) is a frozen dataclass. Its fields declared with `option` are its
+options: `tlkit train --set head.pca=128` replaces the field `pca`, `tlkit plugins` lists it, the bundle
 stores it. Declaring an offer must be cheap: import torch and friends inside the method that needs them.
 
 Every base class has one or two abstract methods and working defaults for the rest, so that a method added
@@ -110,9 +110,9 @@ class Shapes:
 
 
 class Offer(ABC):
-    """What every offer has: a name (lower-case words joined by hyphens) and, as dataclass fields, its options."""
+    """What every offer has: a name (lower case, its words joined by `-`, `_`, `.` or `/`), its kind, its options."""
 
-    name: ClassVar[str]
+    name: str
     kind: ClassVar[str]
 
 
@@ -130,11 +130,12 @@ class Backbone(Offer):
         With `pretrained=False` the weights are random and no weights file is looked for.
         """
 
-    def pool(self) -> nn.Module:
-        """From any stage's output to features `(N, width)`: the mean over space `(N, C, H, W)` or tokens `(N, T, C)`."""
-        from tlkit.model.trunk import MeanPool
+    def pool(self) -> nn.Module | None:
+        """From any stage's output to features `(N, width)`.
 
-        return MeanPool()
+        None stands for the mean over space `(N, C, H, W)` or tokens `(N, T, C)`.
+        """
+        return None
 
     def classifier(self) -> nn.Module | None:
         """The pretrained classifier, from the deepest stage's features to the original logits, where there is one."""
@@ -213,11 +214,8 @@ class Target(Offer):
         """Open a file that `build` wrote."""
 
 
-def options(offer: Offer) -> dict[str, Any]:
-    """The options of an offer and their values, in order of declaration."""
-    return {field.name: getattr(offer, field.name) for field in option_fields(offer)}
-
-
 def option_fields(offer: Offer) -> tuple[dataclasses.Field[Any], ...]:
-    """The dataclass fields that are options."""
-    return tuple(dataclasses.fields(offer)) if dataclasses.is_dataclass(offer) else ()
+    """The dataclass fields that are options: those declared with `option`."""
+    if not dataclasses.is_dataclass(offer):
+        return ()
+    return tuple(field for field in dataclasses.fields(offer) if "help" in field.metadata)

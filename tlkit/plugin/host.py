@@ -197,7 +197,7 @@ def load() -> Host:
 
 
 class _PluginFault(Exception):
-    """What is wrong with a plugin, in words for its author."""
+    """What is wrong with a plugin, in a sentence for its author."""
 
 
 class _Failure(NamedTuple):
@@ -207,14 +207,14 @@ class _Failure(NamedTuple):
 
 @contextlib.contextmanager
 def _blaming(what: str, failures: list[_Failure]) -> Iterator[None]:
-    """Run a plugin's code: what it prints goes to stderr, what it raises ends the block and joins `failures`."""
+    """For a block that runs a plugin's code: what it prints goes to stderr, what it raises joins `failures`."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except KeyboardInterrupt:
         raise
     except _PluginFault as fault:
-        failures.append(_Failure(f"{what}: {fault}", traceback.format_exc()))
+        failures.append(_Failure(str(fault), traceback.format_exc()))
     except BaseException as error:  # noqa: BLE001  # also SystemExit: a plugin that exits must not end the host
         line = traceback.format_exception_only(error)[-1]  # unlike str(), it survives a __str__ that raises
         failures.append(_Failure(textwrap.shorten(f"{what}: {line}", _REASON_LENGTH), traceback.format_exc()))
@@ -264,7 +264,7 @@ def _call(manager: pluggy.PluginManager, hook: str) -> Iterator[object]:
 
 def _judge(offer: Any, contract: type[Offer], found: Found) -> Offered:
     name = getattr(offer, "name", None)
-    label = name if isinstance(name, str) else repr(offer)
+    label = name if isinstance(name, str) else textwrap.shorten(repr(offer), _REASON_LENGTH)
     return Offered(contract.kind, label, offer, found.distribution, found.version, _fault(offer, name, contract))
 
 

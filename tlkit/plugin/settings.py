@@ -33,7 +33,7 @@ class Option:
     """One option of one offer. `default` is its value as the plugin offers it; no `choices` means any value."""
 
     name: str
-    types: tuple[Any, ...]  # the members of its annotation, `str` last because every text is one
+    types: tuple[Any, ...]  # the members of its annotation; `str` and `Path` last, as every text is one
     default: Any
     help: str
     choices: tuple[Any, ...]
@@ -41,7 +41,7 @@ class Option:
     @property
     def type(self) -> str:
         """The type in words: `int | none`."""
-        return " | ".join(_type_text(member) for member in self.types)
+        return " | ".join(_type_text(member) for member in sorted(self.types, key=_is_none))
 
     def read(self, text: str) -> Any:
         """The value that `text` spells. Raises ValueError where it spells none."""
@@ -180,7 +180,7 @@ def _members(cls: type[Offer], field: dataclasses.Field[Any]) -> tuple[Any, ...]
     for member in members:
         if member not in _PLAIN and typing.get_origin(member) is not Literal:
             raise TypeError(f"option {field.name}: its type {member} can't be set; use {_SETTABLE}")
-    return tuple(sorted(members, key=lambda member: member is str))
+    return tuple(sorted(members, key=(str, Path).__contains__))
 
 
 def _annotation(cls: type[Offer], field: dataclasses.Field[Any]) -> Any:
@@ -196,14 +196,18 @@ def _annotation(cls: type[Offer], field: dataclasses.Field[Any]) -> Any:
 def _type_text(member: Any) -> str:
     if typing.get_origin(member) is Literal:
         return " | ".join(map(str, typing.get_args(member)))
-    return "none" if member is types.NoneType else str(member.__name__).lower()
+    return "none" if _is_none(member) else str(member.__name__).lower()
+
+
+def _is_none(member: Any) -> bool:
+    return member is types.NoneType
 
 
 def _from_text(member: Any, text: str) -> Any:
     """`text` as one member of an annotation. Raises ValueError."""
     if member is bool:
         words: Mapping[str, Any] = _SWITCHES
-    elif member is types.NoneType:
+    elif _is_none(member):
         words = {"none": None}
     elif typing.get_origin(member) is Literal:
         words = {str(value): value for value in typing.get_args(member)}

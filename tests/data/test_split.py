@@ -1,0 +1,103 @@
+"""The split follows the name alone, and every class can be learnt and judged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tlkit.data.split import Row, assign, fraction, some
+
+VALS = st.floats(0.05, 0.95)
+SETS = st.dictionaries(st.text("abcé/.", min_size=1, max_size=6), st.sampled_from("xyz"), min_size=1, max_size=40)
+
+
+def rows(labelled: dict[str, str], split: str | None = None) -> list[Row]:
+    return [Row(Path(name), name, label, split) for name, label in labelled.items()]
+
+
+def splits(labelled: dict[str, str], val: float) -> dict[str, str]:
+    return dict(zip(labelled, assign(rows(labelled), val), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [("bees/1.jpg", 0.17381568514203602), ("ants/1.jpg", 0.09844801911149222), ("café/é.png", 0.5655076224106201)],
+)
+def test_positions_never_move(name: str, position: float) -> None:
+    """Bundles out there rely on these: if one differs, it is not the test that is wrong."""
+    assert fraction(name) == position
+
+
+def test_position_is_the_sha256_as_a_fraction_of_2_to_the_64() -> None:
+    assert fraction("a/b.jpg") == int(hashlib.sha256(b"a/b.jpg").hexdigest()[:16], 16) / 2**64
+
+
+def test_positions_of_names_that_are_not_utf8_follow_their_bytes() -> None:
+    assert fraction("caf\udce9") == int(hashlib.sha256(b"caf\xe9").hexdigest()[:16], 16) / 2**64
+
+
+@given(SETS, VALS, st.randoms())
+def test_order_changes_nothing(labelled: dict[str, str], val: float, random: Random) -> None:
+    shuffled = dict(sorted(labelled.items(), key=lambda _: random.random()))
+    assert splits(shuffled, val) == splits(labelled, val)
+
+
+@given(SETS, VALS)
+def test_every_class_of_two_or_more_is_on_both_sides(labelled: dict[str, str], val: float) -> None:
+    found = splits(labelled, val)
+    for label, count in Counter(labelled.values()).items():
+        if count > 1:
+            assert {found[name] for name in labelled if labelled[name] == label} == {"train", "val"}
+
+
+@given(SETS, VALS)
+def test_an_image_is_where_the_threshold_puts_it_or_nearest_to_it(labelled: dict[str, str], val: float) -> None:
+    found = splits(labelled, val)
+    for label in set(labelled.values()):
+        members = [name for name in labelled if labelled[name] == label]
+        moved = [name for name in members if (found[name] == "val") != (fraction(name) < val)]
+        if not moved:
+            continue
+        assert len(moved) == 1
+        assert len({fraction(name) < val for name in members}) == 1  # all on one side: the exception acts
+        assert abs(fraction(moved[0]) - val) == min(abs(fraction(name) - val) for name in members)
+
+
+@given(SETS, SETS, VALS)
+def test_adding_images_moves_none(before: dict[str, str], added: dict[str, str], val: float) -> None:
+    after = {**added, **before}
+    sides = {label: {fraction(n) < val for n in before if before[n] == label} for label in set(before.values())}
+    large = {label for label, both in sides.items() if len(both) == 2}  # where no exception acts
+    assume(large)
+    old, new = splits(before, val), splits(after, val)
+    assert [name for name in before if before[name] in large and old[name] != new[name]] == []
+
+
+@pytest.mark.parametrize("val", [0.1, 0.2, 0.5])
+def test_the_share_of_large_sets_is_near_val(val: float) -> None:
+    found = splits({f"class/{index}.jpg": "x" for index in range(20_000)}, val)
+    assert list(found.values()).count("val") / 20_000 == pytest.approx(
+        val, abs=0.012
+    )  # 3.4 standard deviations or more
+
+
+def test_a_stated_split_is_kept() -> None:
+    stated = [*rows({"a": "x", "b": "x"}, "train"), *rows({"c": "x"}, "val"), *rows({"d": "x"}, "test")]
+    assert assign(stated, 0.5) == ["train", "train", "val", "test"]
+
+
+def test_val_comes_out_of_train_only() -> None:
+    labelled = {f"{index}": "x" for index in range(50)}
+    found = assign([*rows(labelled, "train"), *rows({"t": "x"}, "test")], 0.3)
+    assert found == [*splits(labelled, 0.3).values(), "test"]
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, ""), (1, "0"), (3, "0, 1, 2"), (5, "0, 1, 2 and 2 more")])
+def test_some_says_how_many_more(count: int, text: str) -> None:
+    assert some(map(str, range(count)), most=3) == text
