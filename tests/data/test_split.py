@@ -56,6 +56,11 @@ def test_every_class_of_two_or_more_is_on_both_sides(labelled: dict[str, str], v
             assert {found[name] for name in labelled if labelled[name] == label} == {"train", "val"}
 
 
+@given(st.text(min_size=1, alphabet="abc"), VALS)
+def test_the_only_image_of_a_class_follows_the_threshold(name: str, val: float) -> None:
+    assert splits({name: "x"}, val) == {name: "val" if fraction(name) < val else "train"}
+
+
 @given(SETS, VALS)
 def test_an_image_is_where_the_threshold_puts_it_or_nearest_to_it(labelled: dict[str, str], val: float) -> None:
     found = splits(labelled, val)

@@ -96,8 +96,8 @@ def command(
         },
         [
             f"{backbone} up to {trained.cut}, {strategy} strategy, {head} head",
-            f"{trained.images['train']} images to train on, {trained.images['val']} to validate on, "
-            + f"{trained.decoded} decoded",
+            f"{trained.images['train']} images to train on, {trained.images['val']} to validate on",
+            f"{trained.decoded} images decoded, the others known from earlier runs",
             f"validation accuracy {scores.accuracy:.1%} (95 %: {low:.1%} to {high:.1%})",
             f"macro-F1 {scores.macro_f1:.3f}, ECE {scores.ece:.3f}",
         ],

@@ -19,7 +19,6 @@ import threading
 import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,13 +214,11 @@ def _flatten(picture: ImageFile.ImageFile) -> Image.Image:
 
 def _flatten_16_bit(picture: ImageFile.ImageFile) -> Image.Image:
     """16-bit grey scaled to 8 bits by the range that the file declares; Pillow's `convert` would clip at 255."""
-    values: NDArray[Any] = np.asarray(picture).astype(np.uint32)
     tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
     highest = (1 << tags.get(ExifTags.Base.BitsPerSample, (16,))[0]) - 1  # TIFF also knows 12 bits
-    grey = ((values * 255 + highest // 2) // highest).astype(np.uint8)
+    shades = ((np.arange(highest + 1) * 255 + highest // 2) // highest).astype(np.uint8)
     if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero, which Pillow heeds up to 8 bits
-        grey = 255 - grey
-    transparent = picture.info.get("transparency")
-    if transparent is not None:
-        grey[values == transparent] = 255
-    return Image.fromarray(grey)
+        shades = shades[::-1]
+    if "transparency" in picture.info:
+        shades[picture.info["transparency"]] = 255
+    return Image.fromarray(shades[np.asarray(picture)])

@@ -71,7 +71,7 @@ def _row(record: _Record, folder: Path) -> Row:
 
 
 def _text(value: Any) -> str:
-    """Text without the spaces around it, and nothing for what is no text: would 1.0 be class "1"?."""
+    """Text without the spaces around it; empty for what is no text, such as 1.0, which may mean class "1" or not."""
     return str(value).strip() if isinstance(value, (str, int)) else ""
 
 

@@ -6,13 +6,16 @@ a linear classifier behind it swallows even that one (`Affine.under`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+# Features are float32: a direction in which they vary this much less than in the first is their rounding.
+_NOISE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -26,58 +29,53 @@ class Affine:
     bias: NDArray[np.float64]
 
     def __call__(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        scaled = rows * self.weight if self.weight.ndim == 1 else rows @ self.weight.T
-        scaled += self.bias
-        return scaled
+        image = rows * self.weight if self.weight.ndim == 1 else rows @ self.weight.T
+        image += self.bias
+        return image
 
     def under(
         self, weight: NDArray[np.float64], bias: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weight `(k, width)` and bias `(k,)` of the linear layer `weight` `(k, out)`, `bias` on top of this map."""
+        """The linear layer `weight` `(k, out)`, `bias` `(k,)` on top of this map, as one layer `(k, width)`, `(k,)`."""
         folded = weight * self.weight if self.weight.ndim == 1 else weight @ self.weight
         return folded, bias + weight @ self.bias
 
-    def onto(self, weight: NDArray[np.float64]) -> Affine:
+    def then(self, weight: NDArray[np.float64]) -> Affine:
         """This map followed by the linear map `weight` `(k, out)`."""
         return Affine(*self.under(weight, np.zeros(len(weight))))
 
-    def shifted(self, offset: NDArray[np.float64]) -> Affine:
+    def plus(self, offset: NDArray[np.float64]) -> Affine:
         """This map followed by adding `offset` `(out,)`."""
-        return replace(self, bias=self.bias + offset)
+        return Affine(self.weight, self.bias + offset)
 
-    def scaled(self, factor: float) -> Affine:
+    def times(self, factor: float) -> Affine:
         """This map followed by multiplying with `factor`."""
         return Affine(self.weight * factor, self.bias * factor)
-
-    @property
-    def trivial(self) -> bool:
-        """Whether it changes nothing."""
-        return self.weight.ndim == 1 and bool(np.all(self.weight == 1.0) and np.all(self.bias == 0.0))
 
 
 def fit(rows: NDArray[np.float64], *, standardise: bool, pca: int, whiten: bool) -> Affine:
     """The affine map that standardises, then projects to `pca` components (0: keeps all), then whitens.
 
-    Columns that never vary are left at zero, as `StandardScaler` does. PCA never keeps a direction in which the
-    rows do not vary: whitening would divide by rounding errors there.
+    A column that never varies becomes zero, as in `StandardScaler`. PCA keeps no direction in which the rows do not
+    vary, where whitening would magnify rounding errors: there may be fewer components than asked for.
     """
     affine = _standardise(rows) if standardise else Affine(np.ones(rows.shape[1]), np.zeros(rows.shape[1]))
     return _project(affine, affine(rows), pca, whiten) if pca or whiten else affine
 
 
 def rotate(affine: Affine, rows: NDArray[np.float64]) -> Affine:
-    """`affine` followed by a rotation into the space its images of `rows` span, where that is smaller.
+    """`affine` followed by a rotation into the space that its images of `rows` span, where that is smaller.
 
     With fewer rows than features, a linear classifier with an L2 penalty has no weight outside the span of its
-    training rows (representer theorem: Schölkopf, Herbrich & Smola 2001), and distances between class means lie
-    inside it. Solving there gives the same classifier from n x n numbers instead of n x width. QR, unlike
-    an eigendecomposition of the Gram matrix, is exact to rounding however close to each other the rows are.
+    training rows (the representer theorem: Schölkopf, Herbrich & Smola, COLT 2001), and neither have differences
+    of class means. Solving there gives the same classifier from n x n numbers instead of n x width. QR, unlike an
+    eigendecomposition of the Gram matrix, is exact to rounding however close to each other the rows are.
     """
-    images = affine(rows)
-    if len(images) >= images.shape[1]:
+    image = affine(rows)
+    if len(image) >= image.shape[1]:
         return affine
-    basis, _ = np.linalg.qr(images.T)
-    return affine.onto(basis.T)
+    basis, _ = np.linalg.qr(image.T)
+    return affine.then(basis.T)
 
 
 def _standardise(rows: NDArray[np.float64]) -> Affine:
@@ -87,15 +85,15 @@ def _standardise(rows: NDArray[np.float64]) -> Affine:
     return Affine(1.0 / scaler.scale_, -scaler.mean_ / scaler.scale_)
 
 
-def _project(affine: Affine, images: NDArray[np.float64], pca: int, whiten: bool) -> Affine:
+def _project(affine: Affine, image: NDArray[np.float64], pca: int, whiten: bool) -> Affine:
     from sklearn.decomposition import PCA
 
     # Both solvers are exact and deterministic; "auto" may draw random projections.
-    fitted = PCA(svd_solver="full" if len(images) < images.shape[1] else "covariance_eigh").fit(images)
+    fitted = PCA(svd_solver="full" if len(image) < image.shape[1] else "covariance_eigh").fit(image)
     spread = np.sqrt(fitted.explained_variance_)
-    rank = int(np.sum(spread > spread[0] * np.sqrt(np.finfo(np.float64).eps)))
+    rank = int(np.sum(spread > _NOISE * spread[0]))
+    if rank == 0:  # all rows are the same: one component that is always zero
+        return affine.then(np.zeros((1, image.shape[1])))
     kept = min(pca or rank, rank)
     components = fitted.components_[:kept]
-    if whiten:
-        components = components / spread[:kept, None]
-    return affine.shifted(-fitted.mean_).onto(components)
+    return affine.plus(-fitted.mean_).then(components / spread[:kept, None] if whiten else components)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,3 +82,30 @@ def select(
             if worse == PATIENCE:
                 break
     return best
+
+
+def _split(
+    labels: NDArray[np.int64], folds: int, seed: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """(training rows, held-out rows) of every fold, each class spread evenly over the folds."""
+    from sklearn.model_selection import StratifiedKFold
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # see `select`
+        return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels))
+
+
+def _subsample(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """The rows that take part, in order: of each class the same share, but not fewer than `FOLDS` where it has them."""
+    counts = np.bincount(labels)
+    wanted = np.maximum(FOLDS, np.ceil(counts * min(1.0, MOST_ROWS / len(labels))))
+    wanted[counts < 2] = 0
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    starts = np.cumsum(counts) - counts
+    rank = np.arange(len(labels)) - starts[labels[by_class]]
+    return np.sort(by_class[rank < wanted[labels[by_class]]])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
