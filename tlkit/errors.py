@@ -6,8 +6,23 @@ prints one line. Anything else that escapes is a bug in tlkit and ends with exit
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import ClassVar
+
+# What would end a line, or drive the terminal it is shown on; spelled as both Python and shells understand it.
+_CONTROL = {code: ascii(chr(code))[1:-1] for code in (*range(32), 127)}
+_CONTROL |= {code: f"\\u{code:04x}" for code in (*range(128, 160), 0x2028, 0x2029)}
+
+
+def one_line(text: str) -> str:
+    """`text` with its control characters spelled out, as `\\n`; a file's name may hold any of them."""
+    return text.translate(_CONTROL)
+
+
+def _joined(text: str) -> str:
+    """The lines of what another library said, as one; spaces inside a line stay, as they may be part of a name."""
+    return one_line(re.sub(r"\s*[\r\n]+\s*", " ", text.strip()))
 
 
 class TlkitError(Exception):
@@ -22,9 +37,9 @@ class TlkitError(Exception):
         super().__init__(self._line())
 
     def _line(self) -> str:
-        text = self.what if self.file is None else f"{self.file}: {self.what}"
-        text = text if self.do is None else f"{text.rstrip('.')}; {self.do}"
-        return " ".join(text.split())
+        text = _joined(self.what)
+        text = text if self.file is None else f"{one_line(self.file)}: {text}"
+        return text if self.do is None else f"{text.rstrip('.')}; {one_line(self.do)}"
 
 
 class UsageError(TlkitError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import platformdirs
 
-from tlkit.errors import ResourceError, UsageError
+from tlkit.errors import ResourceError, UsageError, one_line
 
 CACHE_VARIABLE = "TLKIT_CACHE"
 
@@ -25,6 +26,15 @@ def cache_dir(*parts: str) -> Path:
     with explained(path, do=f"set {CACHE_VARIABLE} to a directory that can be written"):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def quoted(path: Path) -> str:
+    """A path as one would type it in a shell, on one line and never taken for an option."""
+    text = f"./{path}" if str(path).startswith("-") else str(path)
+    if one_line(text) == text:
+        return shlex.quote(text)
+    escaped = text.replace("\\", r"\\").replace("'", r"\'")
+    return f"$'{one_line(escaped)}'"  # how shells spell a line break inside a word
 
 
 def sha256(file: Path) -> str:
@@ -45,6 +55,8 @@ def explained(path: Path, *, do: str | None = None) -> Iterator[None]:
             errno.EACCES: "choose a place you may write to",
             errno.EPERM: "choose a place you may write to",
             errno.EROFS: "choose a place that is not read-only",
+            errno.ENOTDIR: "choose a place inside a folder",
+            errno.EFBIG: "choose a place that takes larger files, or raise the limit that is set on them",
         }
         reason = (error.strerror or str(error)).lower()
         raise ResourceError(f"can't write: {reason}", file=path, do=do or advice.get(error.errno or 0)) from error

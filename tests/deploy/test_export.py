@@ -126,7 +126,7 @@ class TestPublish:
             return graph
 
         monkeypatch.setattr(export, "trunk_graph", spoiled)
-        with pytest.raises(GateError, match=r"trunk\.onnx does not compute what was trained"):
+        with pytest.raises(GateError, match="trunk does not compute what was trained"):
             publish_onnx(open_bundle(own_run), tiny_recipe.backbone, tiny_recipe.head)
         assert (own_run / "onnx/fp32/model.onnx").read_bytes() == before
         assert [place.name for place in (own_run / "onnx").iterdir()] == ["fp32"]

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.distribution import install
+
 GOOD = """
 from dataclasses import dataclass
 from tlkit.plugin.contract import Head, option
@@ -115,16 +117,6 @@ plugins = [
 ]
 print(json.dumps({"plugins": plugins, "warnings": loaded.warnings, "heads": loaded.names("head")}))
 """
-
-
-def install(site: Path, distribution: str, source: str, entry_points: str | None = None) -> None:
-    """A distribution as pip leaves it: its module, its metadata, its entry points."""
-    module = distribution.replace("-", "_")
-    site.joinpath(f"{module}.py").write_text(source)
-    metadata = site / f"{module}-1.0.dist-info"
-    metadata.mkdir()
-    metadata.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-    metadata.joinpath("entry_points.txt").write_text(entry_points or f"[tlkit]\n{distribution} = {module}\n")
 
 
 def report(site: Path, disabled: str = "") -> tuple[dict[str, Any], str]:

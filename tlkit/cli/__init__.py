@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import io
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 import click
 
 from tlkit import __version__
-from tlkit.errors import ResourceError, TlkitError
+from tlkit.errors import ResourceError, TlkitError, UsageError
 
 # The one-line helps stand here so that `tlkit --help` imports no verb; a test holds them against the verbs' own.
 VERBS = {
@@ -26,7 +29,9 @@ VERBS = {
     "plugins": "List the plugins and what they offer.",
     "completion": "Print the shell's completion script.",
 }
+PROGRAM = "tlkit"
 DEBUG = "--debug"
+COMPLETION_VARIABLE = "_TLKIT_COMPLETE"
 
 
 class Verbs(click.Group):
@@ -57,7 +62,7 @@ class Verbs(click.Group):
 
 
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="tlkit")
+@click.version_option(__version__, prog_name=PROGRAM)
 @click.option(DEBUG, is_flag=True, help="Show the traceback of an error (works after a command as well).")
 def cli(debug: bool) -> None:
     """Turn a folder of labelled images and a pretrained network into a proven, deployed classifier.
@@ -74,44 +79,89 @@ def cli(debug: bool) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its code."""
     given = list(sys.argv[1:] if args is None else args)
-    sys.exit(run([arg for arg in given if arg != DEBUG], debug=DEBUG in given))
+    end = given.index("--") if "--" in given else len(given)  # what follows are names of files
+    _let_any_name_through()
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run([arg for arg in given[:end] if arg != DEBUG] + given[end:], debug=DEBUG in given[:end]))
 
 
 def run(args: Sequence[str], *, debug: bool = False) -> int:
     """Run a command line; returns the exit code. This is the one place where errors become lines and codes."""
     try:
-        result: Any = cli.main(list(args), prog_name="tlkit", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        return _dispatch(args)
     except BrokenPipeError:  # whoever read the results has had enough of them
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except _Terminated:
+        return _complain("terminated", 128 + signal.SIGTERM)
     except (KeyboardInterrupt, click.Abort):
-        return _complain("interrupted", 130)
-    except Exception as error:
-        if debug:
-            raise
-        return _complain(*_explain(error))
+        return _complain("interrupted", 128 + signal.SIGINT)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return UsageError.exit_code
+    except Exception as error:  # noqa: BLE001  # nobody would see it above this
+        if debug and not isinstance(error, click.ClickException):
+            traceback.print_exc()
+        problem = _problem(error)
+        return _complain(str(problem), problem.exit_code)
 
 
-def _explain(error: Exception) -> tuple[str, int]:
-    """The line and the exit code of an error."""
+def _dispatch(args: Sequence[str]) -> int:
+    """What `click.Command.main` does, less its own handling of errors, which makes a closed pipe a failure."""
+    if instruction := os.environ.get(COMPLETION_VARIABLE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
+    try:
+        with cli.make_context(PROGRAM, list(args)) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as end:  # of --help and --version
+        return end.exit_code
+    return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end; like Ctrl-C it unwinds, so that nothing half-written stays behind."""
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    raise _Terminated
+
+
+def _let_any_name_through() -> None:
+    """Print names that are not valid UTF-8 as the bytes they are, as `ls` does, rather than fail on them."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere: Python would complain of the closed pipe on its way out."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+
+
+def _problem(error: Exception) -> TlkitError:
+    """Any error as one with a line for the user and an exit code."""
     match error:
         case TlkitError():
-            return str(error), error.exit_code
-        case click.exceptions.NoArgsIsHelpError():
-            return error.format_message(), 2
+            return error
         case click.UsageError():
-            command = error.ctx.command_path if error.ctx else "tlkit"
-            return f"{error.format_message()} (see: {command} --help)", 2
+            command = error.ctx.command_path if error.ctx else PROGRAM
+            return UsageError(f"{error.format_message()} (see: {command} --help)")
         case click.ClickException():
-            return error.format_message(), 2
+            return UsageError(error.format_message())
         case MemoryError():
-            return "not enough memory; use fewer images or a smaller model", ResourceError.exit_code
+            return ResourceError("not enough memory", do="use fewer images or a smaller model")
+        case OSError(filename=str() | bytes() as file):
+            return ResourceError((error.strerror or str(error)).lower(), file=os.fsdecode(file))
         case _:
-            kind = type(error).__name__
-            return f"a bug in tlkit: {kind}: {error}; run again with {DEBUG} and report what it shows", 1
+            what = f"a bug in tlkit: {type(error).__name__}: {error}"
+            return TlkitError(what, do=f"run again with {DEBUG} and report what it shows")
 
 
 def _complain(line: str, code: int) -> int:
-    click.echo(line if code == 2 and "\n" in line else f"tlkit: {' '.join(line.split())}", err=True)
+    """Say on stderr what went wrong; returns the code."""
+    click.echo(f"{PROGRAM}: {line}", err=True)
     return code

@@ -8,16 +8,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlkit.errors import DataError
+from tlkit.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from tlkit.plugin.host import Host
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 FilePath = click.Path(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -30,35 +29,36 @@ max_bad_option = click.option(
 )
 
 
-def shell_path(path: Path) -> str:
-    """A path as one would type it."""
-    import shlex
-
-    return shlex.quote(str(path))
-
-
 def show(result: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> None:
     """Print a result on stdout: as JSON, or as lines for people."""
     click.echo(json.dumps(result, indent=2) if as_json else "\n".join(lines))
 
 
-def wrote(path: Path, *, then: str) -> None:
+def wrote(path: Path | None, *, then: str) -> None:
     """Close a verb by naming what it wrote and the exact next command."""
-    click.echo(f"wrote {path}\nnext: {then}", err=True)
+    click.echo(f"wrote {'nothing' if path is None else one_line(str(path))}\nnext: {then}", err=True)
+
+
+def rejected(name: object, reason: str) -> None:
+    """Say on stderr that an image could not be used, and why."""
+    click.echo(one_line(f"rejected {name}: {reason}"), err=True)
 
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """A maker of progress bars on stderr, shown only on a terminal: `bar(what, total)` gives `tick(n)`."""
-    with ExitStack() as stack:
+    """A maker of progress bars on stderr, shown only on a terminal: `bar(what, total)` gives `tick(n)`.
+
+    A new bar takes over from the one before, which stays on its line as far as it came.
+    """
+    with ExitStack() as shown:
 
         def bar(what: str, total: int) -> Callable[[int], None]:
+            shown.close()
             if not sys.stderr.isatty():
                 return lambda _more: None
-            shown = stack.enter_context(
+            return shown.enter_context(
                 click.progressbar(length=total, label=what, file=sys.stderr, show_pos=True, width=30)
-            )
-            return shown.update
+            ).update
 
         yield bar
 
@@ -74,12 +74,24 @@ def host() -> Host:
     return loaded
 
 
-def check_max_bad(rejected: Mapping[str, str], total: int, max_bad: float) -> None:
-    """Fail, after the work is safe, if too many images could not be used."""
-    if len(rejected) > max_bad * total:
+def complete_offer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """For a shell that completes a word: the names that the plugins offer of one kind."""
+
+    def names(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+        from tlkit.plugin.host import load
+
+        return [name for name in load().names(kind) if name.startswith(typed)]
+
+    return names
+
+
+def check_max_bad(rejected: Mapping[str, str], total: int, max_bad: float | None) -> None:
+    """Fail, after the work is safe, if too many images could not be used: more than none, where nothing is allowed."""
+    if len(rejected) > (max_bad or 0.0) * total:
         file, reason = next(iter(rejected.items()))
         raise DataError(
             f"{len(rejected)} of {total} images can't be used, the first because: {reason}",
             file=file,
-            do=f"mend or remove them, or allow more than {max_bad:.1%} with --max-bad",
+            do="mend or remove them"
+            + ("" if max_bad is None else f", or allow more than {max_bad:.1%} with --max-bad"),
         )

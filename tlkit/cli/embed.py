@@ -12,10 +12,11 @@ from tlkit.cli.common import (
     json_option,
     max_bad_option,
     progress_bars,
-    shell_path,
+    rejected,
     show,
     wrote,
 )
+from tlkit.files import quoted
 
 
 @click.command(short_help="Write the features of images to a Parquet or npy file.")
@@ -46,8 +47,8 @@ def command(model: Path, images: tuple[Path, ...], out: Path, max_bad: float, as
         embedded = embed(opened, files, out, bars("embedding", len(files)))
 
     for name, reason in embedded.rejected.items():
-        click.echo(f"rejected {name}: {reason}", err=True)
-    then = f"tlkit inspect {shell_path(model)}"
+        rejected(name, reason)
+    then = f"tlkit inspect {quoted(model)}"
     show(
         {"out": str(out), "rows": embedded.rows, "width": embedded.width, "rejected": embedded.rejected, "next": then},
         [f"{embedded.rows} rows of {embedded.width} features, {len(embedded.rejected)} images rejected"],

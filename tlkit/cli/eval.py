@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tlkit.cli.common import FilePath, check_max_bad, json_option, max_bad_option, progress_bars, shell_path, show
+from tlkit.cli.common import (
+    FilePath,
+    check_max_bad,
+    json_option,
+    max_bad_option,
+    progress_bars,
+    rejected,
+    show,
+    wrote,
+)
+from tlkit.files import quoted
 
 if TYPE_CHECKING:
     from tlkit.deploy.score import Scores
@@ -43,9 +53,9 @@ def command(model: Path, source: Path, split: str | None, max_bad: float, as_jso
         evaluated = evaluate(opened, samples, bars("evaluating", len(samples)))
 
     for file, reason in evaluated.rejected.items():
-        click.echo(f"rejected {file}: {reason}", err=True)
+        rejected(file, reason)
     scores = evaluated.scores
-    then = f"tlkit predict {shell_path(model)} IMAGE..."
+    then = f"tlkit predict {quoted(model)} {quoted(source) if source.is_dir() else 'IMAGE...'}"
     show(
         {
             "split": name,
@@ -64,7 +74,7 @@ def command(model: Path, source: Path, split: str | None, max_bad: float, as_jso
         ],
         as_json,
     )
-    click.echo(f"wrote nothing\nnext: {then}", err=True)
+    wrote(None, then=then)
     check_max_bad(evaluated.rejected, len(samples), max_bad)
 
 

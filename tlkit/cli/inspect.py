@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from tlkit.cli.common import FilePath, json_option, shell_path, show
+from tlkit.cli.common import FilePath, json_option, show, wrote
+from tlkit.files import quoted
 
 
 @click.command(short_help="Show what a bundle or an exported graph is.")
@@ -23,12 +24,12 @@ def command(path: Path, as_json: bool) -> None:
       tlkit inspect run/onnx/fp32/model.onnx --json
     """
     facts = _bundle(path) if path.is_dir() or not path.exists() else _graph(path)
-    then = f"tlkit export {shell_path(path)} --onnx" if path.is_dir() else f"tlkit predict {shell_path(path)} IMAGE..."
+    then = f"tlkit export {quoted(path)} --onnx" if path.is_dir() else f"tlkit predict {quoted(path)} IMAGE..."
     if facts.get("exported"):
-        then = f"tlkit verify {shell_path(path)}"
+        then = f"tlkit verify {quoted(path)}" if facts["golden"] else f"tlkit predict {quoted(path)} IMAGE..."
     width = max(map(len, facts)) + 2
     show(facts, [f"{key:<{width}}{_brief(value)}" for key, value in facts.items()], as_json)
-    click.echo(f"wrote nothing\nnext: {then}", err=True)
+    wrote(None, then=then)
 
 
 def _bundle(root: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlkit.cli.common import host, json_option, show
+from tlkit.cli.common import host, json_option, show, wrote
 
 if TYPE_CHECKING:
     from tlkit.plugin.host import Offered, Plugin
@@ -34,7 +34,7 @@ def command(as_json: bool) -> None:
         for offered in plugin.offers:
             lines += _lines(offered)
     show({"plugins": [_plugin(plugin) for plugin in plugins]}, lines or ["no plugins"], as_json)
-    click.echo("wrote nothing\nnext: tlkit train photos/ -o run/", err=True)
+    wrote(None, then="tlkit train photos/ -o run/")
 
 
 def _plugin(plugin: Plugin) -> dict[str, Any]:

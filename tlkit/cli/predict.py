@@ -7,7 +7,11 @@ from pathlib import Path
 
 import click
 
-from tlkit.cli.common import FilePath, check_max_bad, shell_path
+from tlkit.cli.common import FilePath, check_max_bad, rejected, wrote
+from tlkit.errors import one_line
+from tlkit.files import quoted
+
+MOST_IMAGES = 3  # that are repeated in the next command; more of them would bury it
 
 
 @click.command(short_help="Label images with an exported model.")
@@ -18,8 +22,9 @@ from tlkit.cli.common import FilePath, check_max_bad, shell_path
 def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool) -> None:
     """Label IMAGES (files and folders) with MODEL, a model.onnx or a bundle it was exported from.
 
-    A line for each image: path, label, probability, separated by tabs. Needs neither torch nor plugins. An image that
-    can't be used is named on stderr, the others are labelled, and the exit code is 3.
+    A line for each image: path, label, probability, separated by tabs; a line break in a name is spelled \\n, and exact
+    with --json. Needs neither torch nor plugins. An image that can't be used is named on stderr, the others are
+    labelled, and the exit code is 3.
 
     \b
     Examples:
@@ -32,11 +37,11 @@ def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool) -> 
 
     files = find(images)
     opened = Model.open(model, workers=1 if len(files) < 2 * cores() else None)
-    rejected = {}
+    reasons = {}
     for prediction in opened.predictions(files, topk=topk):
         if prediction.reason is not None:
-            rejected[str(prediction.file)] = prediction.reason
-            click.echo(f"rejected {prediction.file}: {prediction.reason}", err=True)
+            reasons[str(prediction.file)] = prediction.reason
+            rejected(prediction.file, prediction.reason)
             continue
         best = list(zip(prediction.labels, prediction.probabilities, strict=True))
         if as_json:
@@ -44,6 +49,7 @@ def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool) -> 
             click.echo(json.dumps({"path": str(prediction.file), "predictions": answers}))
         else:
             cells = [cell for label, probability in best for cell in (label, f"{probability:.4f}")]
-            click.echo("\t".join([str(prediction.file), *cells]))
-    check_max_bad(rejected, len(files), 0.0)
-    click.echo(f"wrote nothing\nnext: tlkit embed {shell_path(model)} IMAGE... -o features.parquet", err=True)
+            click.echo("\t".join(map(one_line, [str(prediction.file), *cells])))
+    check_max_bad(reasons, len(files), None)
+    sources = " ".join(map(quoted, images)) if len(images) <= MOST_IMAGES else "IMAGE..."
+    wrote(None, then=f"tlkit embed {quoted(model)} {sources} -o features.parquet")

@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlkit.cli.common import FilePath, host, json_option, max_bad_option, progress_bars, shell_path, show, wrote
+from tlkit.cli.common import (
+    FilePath,
+    complete_offer,
+    host,
+    json_option,
+    max_bad_option,
+    progress_bars,
+    rejected,
+    show,
+    wrote,
+)
+from tlkit.errors import UsageError, one_line
+from tlkit.files import quoted
+
+if TYPE_CHECKING:
+    from tlkit.plugin.host import Host
 
 
 @click.command(short_help="Train on a folder of labelled images and write a bundle.")
 @click.argument("source", type=FilePath)
 @click.option("-o", "--out", type=FilePath, required=True, help="The bundle to write; must not exist yet.")
-@click.option("--backbone", default="efficientnet-lite0", show_default=True, help="The pretrained network.")
+@click.option(
+    "--backbone",
+    default="efficientnet-lite0",
+    show_default=True,
+    help="The pretrained network.",
+    shell_complete=complete_offer("backbone"),
+)
 @click.option("--cut", help="The last stage to keep; the strategy decides unless given.")
-@click.option("--strategy", default="frozen", show_default=True, help="How to train.")
-@click.option("--head", default="logistic", show_default=True, help="The classifier on the features.")
+@click.option(
+    "--strategy",
+    default="frozen",
+    show_default=True,
+    help="How to train.",
+    shell_complete=complete_offer("strategy"),
+)
+@click.option(
+    "--head",
+    default="logistic",
+    show_default=True,
+    help="The classifier on the features.",
+    shell_complete=complete_offer("head"),
+)
 @click.option(
     "--set", "settings", multiple=True, metavar="KIND.OPTION=VALUE", help="An option of an offer; repeatable."
 )
@@ -30,7 +65,9 @@ from tlkit.cli.common import FilePath, host, json_option, max_bad_option, progre
 @click.option(
     "--golden", type=click.IntRange(0), default=8, show_default=True, help="Validation images to keep in the bundle."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all that is random.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all that is random."
+)
 @json_option
 def command(
     source: Path,
@@ -60,8 +97,7 @@ def command(
     from tlkit.plugin.settings import parse
 
     plugins = host()
-    named = {"backbone": backbone, "strategy": strategy, "head": head}
-    offers = {kind: plugins.get(kind, name) for kind, name in named.items()}
+    offers = _offers(plugins, {"backbone": backbone, "strategy": strategy, "head": head})
     origins = {kind: plugins.origin(offer) for kind, offer in offers.items()}
     offers |= parse(settings, offers)
 
@@ -72,12 +108,12 @@ def command(
         trained = train(source, out, recipe, bars)
 
     for line in trained.ignored:
-        click.echo(f"passed over {line}", err=True)
+        click.echo(one_line(f"passed over {line}"), err=True)
     for name, reason in trained.rejected.items():
-        click.echo(f"rejected {name}: {reason}", err=True)
+        rejected(name, reason)
     scores = trained.scores
     low, high = scores.interval
-    then = f"tlkit export {shell_path(out)} --onnx"
+    then = f"tlkit export {quoted(out)} --onnx"
     show(
         {
             "bundle": str(out),
@@ -104,3 +140,16 @@ def command(
         as_json,
     )
     wrote(out, then=then)
+
+
+def _offers(plugins: Host, named: Mapping[str, str]) -> dict[str, Any]:
+    """The offers of these names by kind. Raises one UsageError for all names that nobody offers."""
+    offers, problems = {}, []
+    for kind, name in named.items():
+        try:
+            offers[kind] = plugins.get(kind, name)
+        except UsageError as problem:
+            problems.append(problem.what)
+    if problems:
+        raise UsageError("; ".join(problems))
+    return offers

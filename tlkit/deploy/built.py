@@ -9,10 +9,11 @@ from typing import Any
 
 from tlkit import files
 from tlkit.errors import ArtefactError, DataError
-from tlkit.model.bundle import RECORD, read_record
+from tlkit.model.bundle import RECORD, Bundle, read_record
 
 BUILT = "built.json"
 TARGET, PRECISION = "onnx", "fp32"  # what is opened unless told otherwise
+GRAPHS = ("trunk", "head", "model")
 
 
 def write(
@@ -32,6 +33,16 @@ def found(bundle: Path) -> list[tuple[str, str]]:
     return sorted((file.parent.parent.name, file.parent.name) for file in bundle.glob(f"*/*/{BUILT}"))
 
 
+def current(bundle: Bundle) -> bool:
+    """Whether the bundle's ONNX graphs are there and are its own."""
+    try:
+        for graph in GRAPHS:
+            graph_file(bundle.root, graph)
+    except ArtefactError:
+        return False
+    return True
+
+
 def graph_file(path: Path, graph: str, target: str = TARGET, precision: str = PRECISION) -> Path:
     """The file to open: `path` itself, or for a bundle its by-product, checked to belong to it."""
     if not path.exists():
@@ -41,7 +52,7 @@ def graph_file(path: Path, graph: str, target: str = TARGET, precision: str = PR
     if not (path / RECORD).exists():
         raise ArtefactError(f"neither a graph nor a bundle: it holds no {RECORD}", file=path)
     record = read_record(path)
-    again = f"run: tlkit export {path} --{target}"
+    again = f"run: tlkit export {files.quoted(path)} --{target}"
     file = next((path / target / precision).glob(f"{graph}.*"), None)
     content = read(path / target / precision, again)
     if content["bundle"] != record["digest"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +17,10 @@ from tlkit.data.images import Rejected, load
 from tlkit.deploy import built, export
 from tlkit.deploy.parity import Verdict, compare
 from tlkit.deploy.session import OnnxSession
-from tlkit.errors import DataError, GateError, TlkitError, UsageError
+from tlkit.errors import DataError, GateError, ResourceError, TlkitError, UsageError
 from tlkit.model.bundle import Bundle
-from tlkit.plugin.contract import FEATURES, Backbone, Head
+from tlkit.plugin.contract import FEATURES, Backbone, Head, Shapes, Target
+from tlkit.plugin.settings import to_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,12 +30,16 @@ PARITY_IMAGES = 64
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Where the graphs are, which images they were checked on, and the verdict on each."""
+    """Where the files are, which images they were checked on, and the verdict on each.
+
+    `unproven` says why there is no verdict, where what was built can't be run on this machine.
+    """
 
     place: Path
     images: int
     drawn_from: str
     verdicts: dict[str, Verdict]
+    unproven: str | None = None
 
 
 def publish_onnx(bundle: Bundle, backbone: Backbone, head: Head, *, data: Path | None = None) -> Published:
@@ -57,20 +62,56 @@ def publish_onnx(bundle: Bundle, backbone: Backbone, head: Head, *, data: Path |
             onnx.save_model(graph, file)
             inputs = expected[FEATURES] if name == "head" else images
             verdicts[name] = compare(expected, OnnxSession(file), inputs)
-            if not verdicts[name].passed:
-                raise GateError(
-                    f"{name}.onnx does not compute what was trained: {verdicts[name].summary()}", file=bundle.root
-                )
+            _gate(name, verdicts[name], bundle)
         return {"parity": {name: verdict.to_json() for name, verdict in verdicts.items()}}
 
-    facts = {
+    place = built.write(bundle.root, built.TARGET, built.PRECISION, _facts(bundle, len(images), drawn_from), fill)
+    return Published(place, len(images), drawn_from, verdicts)
+
+
+def publish_target(
+    bundle: Bundle, target: Target, *, shapes: Shapes | None = None, data: Path | None = None
+) -> Published:
+    """Build a target's files from the ONNX graphs of a bundle and hold them against these where they can be run."""
+    if (why := target.missing()) is not None:
+        raise ResourceError(f"target {target.name} can't be built here: {why}")
+    images, drawn_from = parity_images(bundle, data)
+    sources = {name: built.graph_file(bundle.root, name) for name in built.GRAPHS}
+    expected = OnnxSession(sources["model"]).run(images)
+    verdicts: dict[str, Verdict] = {}
+    unproven: list[str] = []
+
+    def fill(place: Path) -> dict[str, object]:
+        for name, graph in sources.items():
+            file = place / f"{name}{target.suffix}"
+            target.build(graph, file, shapes or Shapes())
+            try:
+                session = target.open(file)
+            except ResourceError as error:
+                unproven.append(error.what)
+                continue
+            verdicts[name] = compare(expected, session, expected[FEATURES] if name == "head" else images)
+            _gate(name, verdicts[name], bundle)
+        return {"parity": {name: verdict.to_json() for name, verdict in verdicts.items()}, "unproven": unproven[:1]}
+
+    facts = _facts(bundle, len(images), drawn_from) | {"options": to_json(target), "shapes": asdict(shapes or Shapes())}
+    place = built.write(bundle.root, target.name, built.PRECISION, facts, fill)
+    return Published(place, len(images), drawn_from, verdicts, unproven[0] if unproven else None)
+
+
+def _gate(name: str, verdict: Verdict, bundle: Bundle) -> None:
+    if not verdict.passed:
+        raise GateError(f"{name} does not compute what was trained: {verdict.summary()}", file=bundle.root)
+
+
+def _facts(bundle: Bundle, images: int, drawn_from: str) -> dict[str, object]:
+    """What the record of every by-product says."""
+    return {
         "bundle": bundle.digest,
         "tlkit": __version__,
         "versions": {package: version(package) for package in ("torch", "onnx", "onnxruntime")},
-        "parity_images": {"count": len(images), "from": drawn_from},
+        "parity_images": {"count": images, "from": drawn_from},
     }
-    place = built.write(bundle.root, built.TARGET, built.PRECISION, facts, fill)
-    return Published(place, len(images), drawn_from, verdicts)
 
 
 def parity_images(bundle: Bundle, data: Path | None = None) -> tuple[NDArray[np.uint8], str]:

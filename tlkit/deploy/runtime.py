@@ -101,6 +101,8 @@ def stream(
 def _prepare(file: Path, pixels: Pixels) -> tuple[Row, NDArray[np.uint8] | None]:
     """Read a file once, for its hash and its pixels."""
     try:
+        if file.exists() and not file.is_file():  # to read a pipe or a device could take for ever
+            return Row(file, "", "is a folder" if file.is_dir() else "is not a regular file"), None
         content = file.read_bytes()
     except OSError as error:
         return Row(file, "", f"can't be read: {(error.strerror or str(error)).lower()}"), None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +16,10 @@ from tlkit.deploy.parity import Verdict, compare
 from tlkit.deploy.session import OnnxSession
 from tlkit.errors import UsageError
 from tlkit.model.bundle import Bundle
-from tlkit.plugin.contract import FEATURES, IMAGES
+from tlkit.plugin.contract import FEATURES, IMAGES, Session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-GRAPHS = ("trunk", "head", "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,16 @@ class Replay:
         }
 
 
-def replay(bundle: Bundle, target: str = built.TARGET, precision: str = built.PRECISION) -> Replay:
-    """Hold every graph that was exported for one target and precision against the golden images."""
+def replay(
+    bundle: Bundle,
+    target: str = built.TARGET,
+    precision: str = built.PRECISION,
+    open_session: Callable[[Path], Session] = OnnxSession,
+) -> Replay:
+    """Hold every graph that was exported for one target and precision against the golden images.
+
+    `open_session` opens a file of that target.
+    """
     golden = bundle.record.golden
     if not golden:
         raise UsageError(
@@ -55,8 +63,8 @@ def replay(bundle: Bundle, target: str = built.TARGET, precision: str = built.PR
     images, differing = _pixels(bundle)
     expected = bundle.expected()
     verdicts = {}
-    for name in GRAPHS:
-        session = OnnxSession(built.graph_file(bundle.root, name, target, precision))
+    for name in built.GRAPHS:
+        session = open_session(built.graph_file(bundle.root, name, target, precision))
         inputs = images if session.input == IMAGES else expected[FEATURES]
         verdicts[name] = compare(expected, session, inputs, precision=precision)
     return Replay(len(golden), tuple(differing), verdicts)

@@ -115,6 +115,10 @@ class Offer(ABC):
     name: str
     kind: ClassVar[str]
 
+    def exempt(self) -> Mapping[str, str]:
+        """The checks of `tlkit.check` that it fails for a good reason, each with the reason."""
+        return {}
+
 
 class Backbone(Offer):
     """A pretrained network as an ordered list of named stages, shallow to deep; chaining them is the network."""
@@ -139,6 +143,15 @@ class Backbone(Offer):
 
     def classifier(self) -> nn.Module | None:
         """The pretrained classifier, from the deepest stage's features to the original logits, where there is one."""
+        return None
+
+    def whole(self, *, pretrained: bool) -> nn.Module | None:
+        """The network as its own library runs it, in eval mode: from the first stage's input to the last one's output.
+
+        For a plugin that takes stages out of a library's network: the conformance check holds the chained stages
+        against it. With `pretrained=False` both are built after the same `torch.manual_seed`, and have to come out with
+        the same weights.
+        """
         return None
 
 

@@ -1,0 +1,302 @@
+"""What the benchmarks share: processes timed from outside, side by side, and figures kept with all that explains them.
+
+A side is a whole process, from its start to its exit, imports included, as a user waits for it. Sides take turns
+(A B C A B C ...), so that whatever else the machine does meets all of them alike, and are compared within a turn. All
+run on the CPU. What was measured is written to `results/<name>.json` (every value) and `results/<name>.md` (tables).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+RESULTS = ROOT / "benchmarks" / "results"
+RIVALS = ROOT / "benchmarks" / "rivals"
+CACHE = "cache"  # of tlkit, in the workroom
+
+PYTHON = sys.executable
+TLKIT = str(Path(PYTHON).with_name("tlkit"))
+
+# Named in every result where it is installed.
+PACKAGES = ("tlkit", "onnxruntime", "numpy", "pillow", "scikit-learn", "torch", "torchvision", "timm", "fastai")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One process: its wall time, the peak memory of the largest process in it, and what it printed."""
+
+    seconds: float
+    peak_mib: float
+    output: str
+
+
+def run(command: Sequence[str]) -> Run:
+    """Run a process to its end; one that fails ends the benchmark with what it complained of."""
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env=variables)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        for stream in (output, errors):
+            stream.seek(0)
+        if process.returncode:
+            sys.exit(f"this failed with exit code {process.returncode}: {' '.join(command)}\n{errors.read()[-4000:]}")
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, elsewhere in KiB
+        return Run(seconds, usage.ru_maxrss / unit, output.read())
+
+
+def take_turns(sides: Mapping[str, Sequence[str] | Callable[[], Run]], turns: int) -> dict[str, list[Run]]:
+    """The runs of each side, one a turn; a side is a command, or a function that prepares and runs one."""
+    runs: dict[str, list[Run]] = {name: [] for name in sides}
+    for turn in range(1, turns + 1):
+        for name, side in sides.items():
+            done = side() if callable(side) else run(side)
+            runs[name].append(done)
+            print(f"turn {turn} of {turns}: {name}: {done.seconds:.2f} s", file=sys.stderr)
+    return runs
+
+
+def seconds(runs: Sequence[Run]) -> list[float]:
+    """The wall time of each run."""
+    return [each.seconds for each in runs]
+
+
+def ratios(upper: Sequence[float], lower: Sequence[float]) -> list[float]:
+    """Upper / lower turn by turn. A side that ran in fewer turns is gone through again from its beginning."""
+    turns = max(len(upper), len(lower))
+    return [a / b for a, b in zip(islice(cycle(upper), turns), islice(cycle(lower), turns), strict=True)]
+
+
+def spread(values: Sequence[float], digits: int = 2, unit: str = "") -> str:
+    """Median (least to greatest), or the one value there is."""
+    low, middle, high = (f"{f(values):.{digits}f}" for f in (min, statistics.median, max))
+    return f"{middle}{unit}" if low == high else f"{middle}{unit} ({low} to {high})"
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Something that tlkit has to show. It is met if the median of the values is on the right side of the limit."""
+
+    what: str
+    values: Sequence[float]
+    sign: Literal["≥", "≤", "<", "="]
+    limit: float
+    unit: str = ""
+    digits: int = 2
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.limit:g}{self.unit}"
+
+    @property
+    def met(self) -> bool:
+        """Whether it is."""
+        value = statistics.median(self.values)
+        return {
+            "≥": value >= self.limit,
+            "≤": value <= self.limit,
+            "<": value < self.limit,
+            "=": value == self.limit,
+        }[self.sign]
+
+
+@dataclass
+class Report:
+    """What a benchmark found out; `save` writes it down and returns the exit code: 1 if a bar was missed."""
+
+    name: str
+    what: str
+    settings: Mapping[str, Any]
+    figures: dict[str, Any] = field(default_factory=dict)  # every value, by side and kind
+    rows: list[dict[str, str]] = field(default_factory=list)  # the table; the first row has all columns
+    bars: list[Bar] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    load: float = field(default_factory=lambda: os.getloadavg()[0])  # what else the machine did when this began
+
+    def save(self) -> int:
+        """Write `results/<name>.json` and `.md`, and print the latter."""
+        facts = {
+            "name": self.name,
+            "command": shown_command(),
+            "machine": {**machine(), "load before": round(self.load, 2)},
+            "versions": versions(),
+            "settings": dict(self.settings),
+            "figures": _rounded(self.figures),
+            "bars": [
+                {"what": bar.what, "values": _rounded(bar.values), "bar": str(bar), "met": bar.met} for bar in self.bars
+            ],
+            "notes": self.notes,
+        }
+        text = self._text(facts)
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{self.name}.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        (RESULTS / f"{self.name}.md").write_text(text)
+        print(text)
+        return 0 if all(bar.met for bar in self.bars) else 1
+
+    def _text(self, facts: Mapping[str, Any]) -> str:
+        bars = [
+            {
+                "what it must show": bar.what,
+                "measured": spread(bar.values, bar.digits, bar.unit),
+                "bar": str(bar),
+                "": "met" if bar.met else "**missed**",
+            }
+            for bar in self.bars
+        ]
+        settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
+        about = ", ".join(f"{key} {value}" for key, value in facts["machine"].items())
+        installed = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        parts = [
+            f"# {self.name}",
+            self.what,
+            table(self.rows),
+            table(bars),
+            "\n".join(f"- {note}" for note in self.notes),
+            f"- command: `{facts['command']}`\n- settings: {settings}\n- machine: {about}\n- versions: {installed}",
+        ]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """A Markdown table."""
+    if not rows:
+        return ""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores that may be used, and the memory; nothing that says whose machine it is."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": _processor(),
+        "cores": cores,
+        "memory": f"{memory:.0f} GiB",
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    """Its name, and with what vectors it can compute: that explains more than the name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    vectors = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16") if name in facts.get("flags", "")]
+    return " ".join([facts.get("model name", "unknown"), *([f"({' '.join(vectors)})"] if vectors else [])])
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that matter here, where installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def shown(path: Path) -> str:
+    """A path as anyone may read it: relative to the project, or its last part alone."""
+    path = path.resolve()
+    return os.path.relpath(path, ROOT) if path.is_relative_to(ROOT.parent) else f".../{path.name}"
+
+
+def shown_command() -> str:
+    """The command line of this process without the machine in it."""
+    arguments = [shown(Path(each)) if "/" in each else each for each in sys.argv[1:]]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+
+
+def _rounded(value: Any) -> Any:
+    """Figures without digits that mean nothing."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def parser(doc: str | None, *, repeat: int) -> argparse.ArgumentParser:
+    """A command line with `--repeat`; `doc` is the docstring of the script."""
+    built = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    built.add_argument("--repeat", type=int, default=repeat, metavar="N", help=f"turns to take (default: {repeat})")
+    return built
+
+
+def existing(path: Path, option: str) -> Path:
+    """The folder, or the end of the benchmark with what to do."""
+    if not path.is_dir():
+        sys.exit(f"there is no folder {path}; say with {option} where images are")
+    return path
+
+
+@contextmanager
+def workroom() -> Iterator[Path]:
+    """A temporary folder, with a cache for tlkit of its own, removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="tlkit-bench-") as name:
+        os.environ["TLKIT_CACHE"] = str(Path(name, CACHE))
+        yield Path(name)
+
+
+def exported(work: Path) -> Path:
+    """A bundle of EfficientNet-Lite0, exported to ONNX.
+
+    It is trained on a handful of pictures of noise: the trunk is the pretrained one whatever the head has learnt.
+    """
+    from PIL import Image
+
+    for label in ("one", "other"):
+        for split, count in (("train", 10), ("val", 5)):
+            folder = work / "noise" / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.effect_noise((64, 64), 80).save(folder / f"{number}.png")
+    bundle = work / "run"
+    run([TLKIT, "train", str(work / "noise"), "-o", str(bundle)])
+    run([TLKIT, "export", str(bundle), "--onnx"])
+    return bundle
+
+
+def repeated(images: Path, folder: Path, count: int) -> Path:
+    """A folder of `count` JPEGs: those below `images`, each once, then again, as links that take no space."""
+    found = sorted(path for path in images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not found:
+        sys.exit(f"there are no JPEGs below {images}; say with --images where some are")
+    folder.mkdir(parents=True)
+    for number in range(count):
+        if number < len(found):
+            shutil.copyfile(found[number], folder / f"{number:06}.jpg")
+        else:
+            os.link(folder / f"{number % len(found):06}.jpg", folder / f"{number:06}.jpg")
+    return folder
+
+
+def weights(work: Path) -> Path:
+    """The weights that tlkit uses under timm's names, in a file for timm and fastai; made once, not timed."""
+    file = work / "weights.pth"
+    run([PYTHON, str(RIVALS / "weights.py"), str(file)])
+    return file

@@ -1,0 +1,167 @@
+"""Train a classifier: `tlkit train` with a frozen trunk against fastai's `fine_tune(4)`, same weights, whole processes.
+
+tlkit runs three times a turn: with an empty cache, with the exported trunk in the cache but no features, and with
+another head on features that are there. What that last one does after start-up is timed in a process of its own,
+which imports `tlkit.learn.train` (and PyTorch with it), starts the clock, and runs the same command line; plugins and
+scikit-learn are imported after that, so they count as work.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from _bench import (
+    CACHE,
+    DATA,
+    PYTHON,
+    RIVALS,
+    TLKIT,
+    Bar,
+    Report,
+    Run,
+    existing,
+    parser,
+    ratios,
+    run,
+    seconds,
+    shown,
+    spread,
+    take_turns,
+    weights,
+    workroom,
+)
+
+FIRST, EXPORTED, OTHER, WORK = (
+    "tlkit, very first run",
+    "tlkit, trunk exported before",
+    "tlkit, other head on cached features",
+    "the same, after imports",
+)
+FASTAI = "fastai, fine_tune(4)"
+
+AFTER_IMPORTS = """
+import sys, time
+import tlkit.learn.train
+from tlkit.cli import run
+started = time.perf_counter()
+code = run(sys.argv[1:])
+print(time.perf_counter() - started)
+sys.exit(code)
+"""
+
+
+def main() -> int:
+    options = parser(__doc__, repeat=5)
+    options.add_argument("--data", type=Path, default=DATA / "ants_bees", help="a folder with train/ and val/")
+    options.add_argument("--head", default="svm", help="the other head (default: svm)")
+    options.add_argument("--fastai", type=int, default=1, metavar="N", help="runs of fastai, minutes each (default: 1)")
+    args = options.parse_args()
+    data = existing(args.data, "--data")
+    report = Report(
+        "train",
+        "From a folder of images to a classifier on EfficientNet-Lite0 with the same weights, train and val as given: "
+        "`tlkit train` (frozen trunk, logistic head) to a bundle, and fastai's quick start, `vision_learner` and "
+        "`fine_tune(4)` at 224 pixels (`rivals/fastai_train.py`).",
+        {"data": shown(data), "other head": args.head, "turns": args.repeat, "fastai runs": args.fastai},
+    )
+    with workroom() as work:
+        tlkit = Tlkit(data, work, args.head)
+        ours = take_turns(
+            {FIRST: tlkit.first, EXPORTED: tlkit.exported, OTHER: tlkit.other, WORK: tlkit.work}, args.repeat
+        )
+        run([PYTHON, "-c", "import fastai.vision.all"])  # so that no run reads packages from a cold disk
+        fastai = [PYTHON, str(RIVALS / "fastai_train.py"), str(data), str(weights(work))]
+        theirs = take_turns({FASTAI: lambda: run(fastai)}, args.fastai)[FASTAI]
+
+    for side in (FIRST, EXPORTED, OTHER):
+        _add(report, side, ours[side])
+    accuracies = [json.loads(each.output) for each in theirs]
+    best, last = [max(each) for each in accuracies], [each[-1] for each in accuracies]
+    report.figures[FASTAI] = {"seconds": seconds(theirs), "accuracy by epoch": accuracies}
+    report.rows.append(
+        {
+            "": FASTAI,
+            "seconds": spread(seconds(theirs), 1),
+            "accuracy on val": f"best epoch {_percent(best)}, last {_percent(last)}",
+        }
+    )
+    work_seconds = [float(each.output.splitlines()[-1]) for each in ours[WORK]]
+    decoded = [json.loads(each.output)["decoded"] for each in ours[OTHER]]
+    report.figures["seconds of work after imports"] = work_seconds
+    report.notes.append(
+        f"fastai ran {args.fastai} time(s), after tlkit's turns, on the same machine; each of tlkit's runs is compared "
+        "with it. Its accuracy is that after the best of its epochs, which one would have to know, and after the last."
+    )
+    report.notes.append(
+        f"The work of a second head is what `tlkit train --head {args.head}` takes once `tlkit.learn.train`, and "
+        "PyTorch with it, is imported; plugins and scikit-learn are imported within it."
+    )
+    accuracy = [100 * _result(each)["val"]["accuracy"] for each in ours[FIRST]]
+    report.bars += [
+        Bar("accuracy on val", accuracy, "≥", 94, " %", 1),
+        Bar("times as fast as fastai, very first run", ratios(seconds(theirs), seconds(ours[FIRST])), "≥", 10, "x", 1),
+        Bar("the same, trunk exported before", ratios(seconds(theirs), seconds(ours[EXPORTED])), "≥", 25, "x", 1),
+        Bar("images decoded for another head", decoded, "=", 0, "", 0),
+        Bar("seconds of work for another head", work_seconds, "<", 5, " s"),
+    ]
+    return report.save()
+
+
+class Tlkit:
+    """`tlkit train` with the cache in the state that is to be measured."""
+
+    def __init__(self, data: Path, work: Path, head: str) -> None:
+        self.data = data
+        self.bundle = work / "run"
+        self.cache = work / CACHE
+        self.head = head
+
+    def first(self) -> Run:
+        shutil.rmtree(self.cache, ignore_errors=True)
+        return self._train([TLKIT])
+
+    def exported(self) -> Run:
+        shutil.rmtree(self.cache / "features")
+        return self._train([TLKIT])
+
+    def other(self) -> Run:
+        return self._train([TLKIT], "--head", self.head)
+
+    def work(self) -> Run:
+        return self._train([PYTHON, "-c", AFTER_IMPORTS], "--head", self.head)
+
+    def _train(self, tlkit: list[str], *more: str) -> Run:
+        shutil.rmtree(self.bundle, ignore_errors=True)
+        return run([*tlkit, "train", str(self.data), "-o", str(self.bundle), "--json", *more])
+
+
+def _result(done: Run) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(done.output)
+    return result
+
+
+def _add(report: Report, side: str, runs: list[Run]) -> None:
+    results = [_result(each) for each in runs]
+    accuracies = [result["val"]["accuracy"] for result in results]
+    decoded = [result["decoded"] for result in results]
+    report.figures[side] = {"seconds": seconds(runs), "accuracy": accuracies, "decoded": decoded}
+    report.rows.append(
+        {
+            "": f"{side} ({results[0]['head']})",
+            "seconds": spread(seconds(runs)),
+            "accuracy on val": _percent(accuracies),
+            "images decoded": spread(decoded, 0),
+        }
+    )
+
+
+def _percent(shares: list[float]) -> str:
+    return spread([100 * share for share in shares], 1, " %")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""One builder for TensorRT and TensorRT-RTX: their Python interfaces are the same, only the module's name differs.
+
+Networks are strongly typed: precision is a property of the graph, so the same code serves TensorRT 10 and 11.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tlkit.errors import ArtefactError, ResourceError, UsageError
+from tlkit.files import explained
+from tlkit.plugin.contract import Session, Shapes, Target, option
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class NvidiaTarget(Target):
+    """What TensorRT and TensorRT-RTX share."""
+
+    suffix = ".engine"
+    package: ClassVar[str]  # the Python module
+    distribution: ClassVar[str]  # what to install
+    workspace: int = option(0, "MiB of memory the engine may use while it runs; 0 for all there is")
+
+    def missing(self) -> str | None:
+        if importlib.util.find_spec(self.package) is None:
+            return f'{self.package} is not installed; run: pip install "{self.distribution}"'
+        try:
+            importlib.import_module(self.package)
+        except Exception as error:  # noqa: BLE001 - a stub or a library that does not load fails in its own way
+            return f"{self.package} can't be loaded ({error})"
+        return None
+
+    def build(self, graph: Path, out: Path, shapes: Shapes) -> None:
+        """Parse, and build for every batch size from `shapes.smallest` to `shapes.largest`. Needs no GPU with RTX."""
+        trt = self._library()
+        log = _log(trt)
+        builder = trt.Builder(log)
+        network = builder.create_network(_strongly_typed(trt))
+        parser = trt.OnnxParser(network, log)
+        if not parser.parse(graph.read_bytes()):
+            raise ArtefactError(f"{self.name} refuses it: {'; '.join(_refusals(parser))}", file=graph)
+        config = builder.create_builder_config()
+        if self.workspace:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self.workspace * MIB)
+        config.add_optimization_profile(_profile(builder, network, shapes))
+        self.configure(trt, config)
+        engine = builder.build_serialized_network(network, config)
+        if engine is None:
+            raise ArtefactError(f"{self.name} can't build it: {log.worst or 'no reason given'}", file=graph)
+        with explained(out):
+            out.write_bytes(memoryview(engine))
+
+    def configure(self, trt: Any, config: Any) -> None:
+        """Set what only one of the two builders knows."""
+
+    def open(self, file: Path) -> Session:
+        """Engines are built here, not run: that needs an NVIDIA GPU and this version has no session for it yet."""
+        raise ResourceError(f"this version of tlkit builds {self.name} engines but does not run them", file=file)
+
+    def _library(self) -> Any:
+        if (why := self.missing()) is not None:
+            raise ResourceError(why)
+        return importlib.import_module(self.package)
+
+
+def _log(trt: Any) -> Any:
+    """A logger that keeps the last error for our own message and prints nothing."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # the base is known at run time only
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.worst = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.worst = message
+
+    return Log()
+
+
+def _strongly_typed(trt: Any) -> int:
+    """The network's creation flags; from TensorRT 11 on every network is strongly typed and the flag may be gone."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _refusals(parser: Any) -> Iterator[str]:
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        where = f"{error.node_operator()} {error.node_name()!r}: " if error.node_name() else ""
+        yield where + error.desc().split("\n")[0]
+
+
+def _profile(builder: Any, network: Any, shapes: Shapes) -> Any:
+    """The dynamic first axis of every input, from the smallest batch to the largest."""
+    if not 1 <= shapes.smallest <= shapes.typical <= shapes.largest:
+        raise UsageError(f"batch sizes must rise from at least 1: {shapes}")
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        rest = tuple(tensor.shape)[1:]
+        profile.set_shape(tensor.name, (shapes.smallest, *rest), (shapes.typical, *rest), (shapes.largest, *rest))
+    return profile
