@@ -26,7 +26,8 @@ lint: $(READY) ## Check style, types and borders, as `make test` does among othe
 	$(BIN)/python -m pytest -q tests/project/test_borders.py
 
 bench: $(READY) ## Measure side by side with what one would use instead
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m benchmarks
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m benchmarks
 
 clean: ## Remove caches and builds, keep the environment
 	rm -rf build dist plugins/*/build plugins/*/dist

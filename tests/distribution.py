@@ -1,8 +1,27 @@
-"""Distributions on `sys.path` as pip would leave them, without installing anything."""
+"""What is installed, changed for one process by what stands first on its path; nothing is installed."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+HIDING = """
+from importlib.machinery import PathFinder
+
+HIDDEN = {hidden!r}
+find_spec = PathFinder.find_spec
+
+
+def find_unhidden(name, path=None, target=None):
+    return None if name.partition(".")[0] in HIDDEN else find_spec(name, path, target)
+
+
+PathFinder.find_spec = staticmethod(find_unhidden)
+"""
 
 
 def install(site: Path, distribution: str, source: str, entry_points: str | None = None) -> None:
@@ -14,7 +33,37 @@ def install(site: Path, distribution: str, source: str, entry_points: str | None
 
 def describe(site: Path, distribution: str, entry_points: str, version: str = "1.0") -> None:
     """The metadata alone, of a distribution whose modules are on the path already."""
-    metadata = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
-    metadata.mkdir()
-    metadata.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
-    metadata.joinpath("entry_points.txt").write_text(entry_points)
+    folder = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir()
+    folder.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+    folder.joinpath("entry_points.txt").write_text(entry_points)
+
+
+def hide(site: Path, packages: Collection[str]) -> dict[str, str]:
+    """The environment of a process in which `packages` can't be found, as if they were not installed."""
+    at_start(site, HIDING.format(hidden=set(packages)))
+    return {"PYTHONPATH": str(site)}
+
+
+def at_start(site: Path, source: str) -> None:
+    """Have every Python process with `site` on its PYTHONPATH run `source` first."""
+    site.joinpath("sitecustomize.py").write_text(source)
+
+
+def beyond(distribution: str) -> set[str]:
+    """The packages that are installed here and that installing `distribution`, without extras, doesn't bring."""
+    brought = _brought_by(distribution)
+    owners = metadata.packages_distributions()
+    return {package for package, names in owners.items() if brought.isdisjoint(map(canonicalize_name, names))}
+
+
+def _brought_by(distribution: str) -> set[str]:
+    brought: set[str] = set()
+    todo = [distribution]
+    while todo:
+        name = canonicalize_name(todo.pop())
+        if name not in brought:
+            brought.add(name)
+            needed = map(Requirement, metadata.requires(name) or ())
+            todo += [each.name for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return brought

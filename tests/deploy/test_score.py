@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from tlkit.deploy.score import calibration_error, score, wilson
+from tlkit.deploy.score import calibration_error, reliability, score, wilson
 
 
 @given(st.integers(2, 6), st.integers(1, 80), st.integers(0, 2**32 - 1))
@@ -47,7 +47,7 @@ def test_calibration_error_by_hand():
     confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.65, 0.65], np.float32)
     right = np.array([True, True, True, False, True, True])
     # |0.95 - 0.75| over four images and |0.65 - 1| over two.
-    assert calibration_error(confidence, right) == pytest.approx((4 * 0.2 + 2 * 0.35) / 6, abs=1e-6)
+    assert calibration_error(reliability(confidence, right)) == pytest.approx((4 * 0.2 + 2 * 0.35) / 6, abs=1e-6)
 
 
 def test_a_sure_and_right_model_is_calibrated():

@@ -31,9 +31,10 @@ PAIRS = 10
 @click.argument("model", type=FilePath)
 @click.argument("source", type=FilePath)
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of data with a split of its own.")
+@click.option("--plot", "picture", type=FilePath, help="Draw confusion and calibration to a .png, .svg or .pdf.")
 @max_bad_option
 @json_option
-def command(model: Path, source: Path, split: str | None, max_bad: float, as_json: bool) -> None:
+def command(model: Path, source: Path, split: str | None, picture: Path | None, max_bad: float, as_json: bool) -> None:
     """Measure MODEL, a bundle or a model.onnx, on SOURCE, labelled as for training.
 
     Accuracy with its 95 % interval, balanced accuracy, macro-F1, expected calibration error and the confusion matrix.
@@ -43,10 +44,15 @@ def command(model: Path, source: Path, split: str | None, max_bad: float, as_jso
     Examples:
       tlkit eval run/ test/
       tlkit eval run/onnx/fp32/model.onnx photos/ --split val --json
+      tlkit eval run/ test/ --plot scores.png
     """
     from tlkit.deploy.evaluate import evaluate, labelled
     from tlkit.deploy.runtime import Model
 
+    if picture is not None:
+        from tlkit.deploy.plot import check_plot
+
+        check_plot(picture)
     opened = Model.open(model)
     name, samples = labelled(source, opened.labels, split)
     with progress_bars() as bars:
@@ -74,7 +80,11 @@ def command(model: Path, source: Path, split: str | None, max_bad: float, as_jso
         ],
         as_json,
     )
-    wrote(None, then=then)
+    if picture is not None:
+        from tlkit.deploy.plot import plot
+
+        plot(scores, opened.labels, picture)
+    wrote(picture, then=then)
     check_max_bad(evaluated.rejected, len(samples), max_bad)
 
 

@@ -27,6 +27,7 @@ class Scores:
     ece: float
     log_loss: float
     confusion: NDArray[np.int64]
+    reliability: NDArray[np.float64]  # a row for each bin of confidence: images, mean confidence, share that was right
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON knows it."""
@@ -39,6 +40,7 @@ class Scores:
             "ece": self.ece,
             "log_loss": self.log_loss,
             "confusion": self.confusion.tolist(),
+            "reliability": self.reliability.tolist(),
         }
 
 
@@ -61,9 +63,10 @@ def score(probabilities: NDArray[np.float32], labels: Sequence[int] | NDArray[np
         interval=wilson(right, len(truth)),
         balanced_accuracy=float(np.mean(hits / size)),
         macro_f1=float(np.mean(2 * hits / (size + calls))),
-        ece=calibration_error(probabilities.max(1), called == truth),
+        ece=calibration_error(bins := reliability(probabilities.max(1), called == truth)),
         log_loss=float(-np.log(np.maximum(likely, np.finfo(np.float32).tiny)).mean()),
         confusion=confusion,
+        reliability=bins,
     )
 
 
@@ -75,8 +78,16 @@ def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))  # rounding may not leave it out
 
 
-def calibration_error(confidence: NDArray[np.float32], right: NDArray[np.bool_], bins: int = ECE_BINS) -> float:
-    """Expected calibration error (Naeini et al. 2015): |confidence - accuracy| over equal bins, weighted by size."""
+def reliability(confidence: NDArray[np.float32], right: NDArray[np.bool_], bins: int = ECE_BINS) -> NDArray[np.float64]:
+    """Images, mean confidence and share that was right in each of `bins` equal bins of confidence: `(bins, 3)`."""
     place = np.clip((confidence * bins).astype(int), 0, bins - 1)
-    gap = np.bincount(place, confidence.astype(np.float64) - right, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
+    images, sure, hits = (
+        np.bincount(place, weights, minlength=bins) for weights in (None, confidence.astype(np.float64), right)
+    )
+    return np.stack([images, sure / np.maximum(images, 1), hits / np.maximum(images, 1)], axis=1)
+
+
+def calibration_error(bins: NDArray[np.float64]) -> float:
+    """Expected calibration error (Naeini et al. 2015): |confidence - share right| over the bins, weighted by size."""
+    images, confidence, right = bins.T
+    return float((images * np.abs(confidence - right)).sum() / images.sum())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,11 +102,17 @@ def build(backbone: Backbone, *, pretrained: bool = True, pixels: Pixels | None 
     `pixels` takes the place of the backbone's own recipe: a bundle keeps the one it was trained with.
     """
     stages = backbone.stages(pretrained=pretrained)
-    bad = [name for name in stages if not STAGE_NAME.fullmatch(name)]
+    bad = bad_names(stages)
     if not stages or bad:
-        wrong = f"stage names {bad} are not of the form {STAGE_NAME.pattern}" if bad else "it has no stages"
+        wrong = f"stages can't be named {', '.join(map(repr, bad))}" if bad else "it has no stages"
         raise UsageError(f"backbone {backbone.name!r}: {wrong}", do="this is for the author of the plugin to mend")
     return Trunk(pixels or backbone.pixels, stages, backbone.pool() or MeanPool()).eval()
+
+
+def bad_names(stages: Iterable[str]) -> list[str]:
+    """Those of the names that no stage can have: not of the form `[a-z0-9_]+`, or taken by `nn.ModuleDict` itself."""
+    taken = nn.ModuleDict()
+    return [name for name in stages if not STAGE_NAME.fullmatch(name) or hasattr(taken, name)]
 
 
 def check_cut(cut: str, names: Sequence[str]) -> str:

@@ -22,7 +22,8 @@ from tlkit.errors import ArtefactError, UsageError
 from tlkit.plugin import hooks
 from tlkit.plugin.contract import Backbone, Head, Offer, Strategy, Target
 from tlkit.plugin.found import Found, find, normalise
-from tlkit.plugin.settings import configure, did_you_mean, from_json, option_fault
+from tlkit.plugin.judge import fault
+from tlkit.plugin.settings import configure, did_you_mean, from_json
 
 DISABLE_VARIABLE = "TLKIT_DISABLE_PLUGINS"
 CONTRACTS: dict[str, type[Offer]] = {  # by hook
@@ -32,7 +33,6 @@ CONTRACTS: dict[str, type[Offer]] = {  # by hook
     "tlkit_targets": Target,
 }
 
-_OFFER_NAME = re.compile(r"[a-z0-9]+(?:(?:[./]|[-_]+)[a-z0-9]+)*")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*")
 _NAMES_IN_MESSAGE = 30
 _REASON_LENGTH = 300
@@ -265,16 +265,4 @@ def _call(manager: pluggy.PluginManager, hook: str) -> Iterator[object]:
 def _judge(offer: Any, contract: type[Offer], found: Found) -> Offered:
     name = getattr(offer, "name", None)
     label = name if isinstance(name, str) else textwrap.shorten(repr(offer), _REASON_LENGTH)
-    return Offered(contract.kind, label, offer, found.distribution, found.version, _fault(offer, name, contract))
-
-
-def _fault(offer: Any, name: object, contract: type[Offer]) -> str | None:
-    """Why `offer` can't be given out as what `contract` says, for its author; None where it can."""
-    if not isinstance(offer, contract) or offer.kind != contract.kind:
-        return f"it is not an instance of a subclass of tlkit.plugin.contract.{contract.__name__}"
-    if not isinstance(name, str) or not _OFFER_NAME.fullmatch(name):
-        return "its name isn't lower-case words joined by '-', '_', '.' or '/'"
-    parameters = getattr(offer, "__dataclass_params__", None)
-    if parameters is None or not parameters.frozen:
-        return f"{type(offer).__name__} is not a frozen dataclass"
-    return option_fault(offer)
+    return Offered(contract.kind, label, offer, found.distribution, found.version, fault(offer, contract))

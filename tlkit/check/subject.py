@@ -1,0 +1,108 @@
+"""What the checks of an offer share: the offer, what was made of it so far, and how they fail."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import textwrap
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from unittest import SkipTest
+
+from tlkit.errors import GateError
+from tlkit.plugin.contract import Offer
+
+AnyOffer = TypeVar("AnyOffer", bound=Offer)
+Made = TypeVar("Made")
+_MESSAGE = 300  # characters of what a plugin raised; libraries put whole shapes and configurations there
+
+Function = Callable[[Any], None]  # a check: it takes a Subject
+
+
+class CheckFailed(GateError):
+    """What is wrong with an offer, and what its author can do about it."""
+
+
+class Skipped(SkipTest):
+    """Why a check could not look at an offer here."""
+
+
+class Exempt(Skipped):
+    """Why an offer that fails a check may."""
+
+
+def expect(held: bool, what: str, *, do: str) -> None:
+    """Fail the check with `what` is wrong and what its author should `do`, unless it held."""
+    if not held:
+        raise CheckFailed(what, do=do)
+
+
+def some(names: list[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+class Subject(Generic[AnyOffer]):
+    """An offer under examination. What checks share is `prepared` once, whether that succeeds or fails."""
+
+    def __init__(self, offer: AnyOffer, *, pretrained: bool = False, exempt: Mapping[str, str] | None = None) -> None:
+        self.offer = offer
+        self.pretrained = pretrained
+        self.exempt = exempt or {}
+        self._running = ""
+        self._prepared: dict[str, tuple[Any, Exception | None]] = {}
+
+    def examine(self, name: str, function: Function) -> None:
+        """Run a check. Whatever the offer's code raises is a failure of that check."""
+        self._running = name
+        try:
+            function(self)
+        except (CheckFailed, SkipTest):
+            raise
+        except Exception as error:
+            what = textwrap.shorten(f"it raised {type(error).__name__}: {error}", _MESSAGE)
+            raise CheckFailed(what + _place(error, type(self.offer)), do="mend it there") from error
+
+    def prepare(self, name: str, owner: str, make: Callable[[], Made]) -> Made:
+        """What `make` returns, made at the first call only.
+
+        Where that fails, `owner` is the check to fail with the reason; any other says that it depends on it.
+        """
+        if name not in self._prepared:
+            try:
+                self._prepared[name] = make(), None
+            except Exception as error:  # noqa: BLE001  # kept for every check that will ask for it
+                self._prepared[name] = None, error
+        made, error = self._prepared[name]
+        if error is None:
+            return made  # type: ignore[no-any-return]  # one dictionary holds what many functions make
+        if owner == self._running or isinstance(error, SkipTest):
+            raise error
+        if owner in self.exempt:
+            raise Skipped(f"it depends on {owner}, which is exempt") from error
+        raise CheckFailed(f"it depends on {owner}, which fails", do="mend that first") from error
+
+
+def _place(error: Exception, kind: type) -> str:
+    """` (in file.py, line n)`: the innermost line of the plugin itself that an error went through, if any."""
+    try:
+        folder = Path(inspect.getfile(kind)).parent
+    except (OSError, TypeError):
+        return ""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(folder)]
+    return f" (in {Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+
+
+def prepared(owner: str) -> Callable[[Callable[[Any], Made]], Made]:
+    """Make a method an attribute that is made once; the check called `owner` is the one to fail where it can't be."""
+
+    def decorate(make: Callable[[Any], Made]) -> Any:
+        @functools.wraps(make)
+        def get(subject: Subject[Any]) -> Made:
+            return subject.prepare(make.__name__, owner, lambda: make(subject))
+
+        return property(get)
+
+    return decorate

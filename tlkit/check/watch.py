@@ -1,0 +1,113 @@
+"""Which files and which network a piece of code reaches for, whatever library it uses to do so.
+
+Python's audit events tell of every file that Python opens and every address it looks up or connects to. The native
+code of safetensors opens files without one, so its door is watched as well.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+WEIGHTS = frozenset(
+    ".bin .ckpt .gguf .h5 .msgpack .npy .npz .onnx .pb .pickle .pkl .pt .pth .safetensors .tar .tflite".split()
+)
+CODE = frozenset({".dll", ".dylib", ".py", ".pyc", ".pyd", ".so"})
+BIG = 1 << 20  # bytes; what a library reads while it is imported is smaller, or code
+
+_NETWORK = frozenset({"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"})
+_open_watches: list[Watch] = []
+
+
+@dataclass
+class Watch:
+    """The weights files that were opened, or looked for, and the addresses that were refused."""
+
+    files: list[str] = field(default_factory=list)
+    addresses: list[str] = field(default_factory=list)
+
+    def see(self, event: str, args: tuple[Any, ...]) -> None:
+        """Note what an audit event is about. Raises OSError for the network."""
+        if event == "open" and _reads(*args[1:3]) and is_weights(args[0]):
+            self.files.append(Path(os.fsdecode(args[0])).name)
+        elif event in _NETWORK and not _is_local(event, args):
+            self.addresses.append(str(args[1] if event == "socket.connect" else args[0]))
+            raise OSError(f"the network is out of bounds here ({event})")
+
+
+@contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Have `watch` see all that this process does, and keep it from the network."""
+    _hook_once()
+    doors = _watch_safetensors()
+    _open_watches.append(watch)
+    try:
+        yield
+    finally:
+        _open_watches.remove(watch)
+        for module, original in doors:
+            vars(module)["safe_open"] = original
+
+
+def is_weights(path: object) -> bool:
+    """Whether it is the path of weights, by its suffix, or by its size where it isn't code."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        return False  # a descriptor: its file was opened by name before
+    file = Path(os.fsdecode(path))
+    if file.suffix in CODE:
+        return False
+    try:
+        return file.suffix in WEIGHTS or file.stat().st_size >= BIG
+    except OSError:
+        return False
+
+
+def _reads(mode: object, flags: object) -> bool:
+    if isinstance(mode, str):
+        return "r" in mode
+    return not (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR))
+
+
+def _is_local(event: str, args: tuple[Any, ...]) -> bool:
+    """Whether it is a socket of this machine's file system, which reaches no network."""
+    return event == "socket.connect" and isinstance(args[1], str | bytes)
+
+
+def _hook_once() -> None:
+    """Audit hooks can't be taken away, so there is one, which does nothing unless something watches."""
+    if _hook not in _hooks:
+        _hooks.append(_hook)
+        sys.addaudithook(_hook)
+
+
+def _hook(event: str, args: tuple[Any, ...]) -> None:
+    for watch in _open_watches:
+        watch.see(event, args)
+
+
+_hooks: list[object] = []
+
+
+def _watch_safetensors() -> list[tuple[Any, Any]]:
+    """Put a door that raises audit events before `safe_open`, in every module that has it; returns where it was."""
+    original = safetensors.safe_open
+
+    def safe_open(filename: Any, *args: Any, **kwargs: Any) -> Any:
+        sys.audit("open", filename, "rb", 0)
+        return original(filename, *args, **kwargs)
+
+    places = [module for module in list(sys.modules.values()) if _has(module, original)]
+    for module in places:
+        vars(module)["safe_open"] = safe_open
+    return [(module, original) for module in places]
+
+
+def _has(module: Any, function: object) -> bool:
+    return getattr(module, "__dict__", {}).get("safe_open") is function
