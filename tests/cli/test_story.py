@@ -38,8 +38,8 @@ def test_train_tells_what_it_did_on_stdout_and_what_comes_next_on_stderr(story):
 
 def test_export_tells_of_every_graph(story):
     out, err = story.said["export"].out.splitlines(), story.said["export"].err.splitlines()
-    assert out[0].startswith("checked on 9 images from the validation split of ")
-    assert [line.split(":")[0] for line in out[1:]] == ["trunk.onnx", "head.onnx", "model.onnx"]
+    assert out[0] == f"run/onnx/fp32: checked on 9 images from the validation split of {story.root}/photos"
+    assert [line.split(":")[0].strip() for line in out[1:]] == ["trunk", "head", "model"]
     assert err == ["wrote run/onnx/fp32", "next: tlkit verify run"]
 
 
@@ -70,10 +70,14 @@ def test_another_backbone_cut_head_and_option_go_all_the_way(do, tmp_path):
     assert (trained["backbone"], trained["cut"], trained["head"]) == ("efficientnet-lite1", "stage4", "svm")
     assert trained["images"] == {"train": 39, "val": 9, "test": 0}
     assert trained["decoded"] == 48
-    exported = do("export", bundle, "--onnx", "--json").json
-    assert {name: verdict["passed"] for name, verdict in exported["parity"].items()} == dict.fromkeys(
-        ["trunk", "head", "model"], True
-    )
+    exported = do("export", bundle, "--onnx", "--json").json["exported"]
+    assert [each["place"] for each in exported] == [str(bundle / "onnx/fp32")]
+    verdicts = exported[0]["parity"]
+    assert {name: verdict["passed"] for name, verdict in verdicts.items()} == {
+        "trunk": True,
+        "head": True,
+        "model": True,
+    }
     assert do("verify", bundle, "--json").json["onnx/fp32"]["passed"] is True
     facts = do("inspect", bundle, "--json").json
     assert facts["digest"] == trained["digest"]
@@ -151,7 +155,7 @@ def test_eval_measures_on_a_split(do, story, tmp_path):
     (tmp_path / "data/test").symlink_to(story.root / "test")
     assert do("eval", "run", tmp_path / "data", "--json").json["split"] == "test"
     named = do("eval", "run", tmp_path / "data", "--split", "train", "--json").json
-    assert (named["split"], named["images"]) == ("train", 48)
+    assert (named["split"], named["images"]) == ("train", 39)  # without a val of its own, some of train become it
 
 
 def test_inspect_tells_what_a_bundle_and_a_graph_are(do, story):

@@ -25,6 +25,10 @@ class CheckFailed(GateError):
     """What is wrong with an offer, and what its author can do about it."""
 
 
+class _Depends(CheckFailed):
+    """A check can't be made because another fails."""
+
+
 class Skipped(SkipTest):
     """Why a check could not look at an offer here."""
 
@@ -78,11 +82,11 @@ class Subject(Generic[AnyOffer]):
         made, error = self._prepared[name]
         if error is None:
             return made  # type: ignore[no-any-return]  # one dictionary holds what many functions make
-        if owner == self._running or isinstance(error, SkipTest):
+        if owner == self._running or isinstance(error, SkipTest | _Depends):
             raise error
         if owner in self.exempt:
             raise Skipped(f"it depends on {owner}, which is exempt") from error
-        raise CheckFailed(f"it depends on {owner}, which fails", do="mend that first") from error
+        raise _Depends(f"it depends on {owner}, which fails", do="mend that first") from error
 
 
 def _place(error: Exception, kind: type) -> str:

@@ -6,6 +6,7 @@ code of safetensors opens files without one, so its door is watched as well.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -80,19 +81,15 @@ def _is_local(event: str, args: tuple[Any, ...]) -> bool:
     return event == "socket.connect" and isinstance(args[1], str | bytes)
 
 
+@functools.cache
 def _hook_once() -> None:
     """Audit hooks can't be taken away, so there is one, which does nothing unless something watches."""
-    if _hook not in _hooks:
-        _hooks.append(_hook)
-        sys.addaudithook(_hook)
+    sys.addaudithook(_hook)
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
     for watch in _open_watches:
         watch.see(event, args)
-
-
-_hooks: list[object] = []
 
 
 def _watch_safetensors() -> list[tuple[Any, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -52,4 +53,5 @@ def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool) -> 
             click.echo("\t".join(map(one_line, [str(prediction.file), *cells])))
     check_max_bad(reasons, len(files), None)
     sources = " ".join(map(quoted, images)) if len(images) <= MOST_IMAGES else "IMAGE..."
-    wrote(None, then=f"tlkit embed {quoted(model)} {sources} -o features.parquet")
+    suffix = "parquet" if find_spec("pyarrow") else "npy"
+    wrote(None, then=f"tlkit embed {quoted(model)} {sources} -o features.{suffix}")

@@ -1,0 +1,3 @@
+from tlkit_standard.heads.logistic import Logistic, Svm
+
+HEADS = (Logistic(), Svm())

@@ -1,0 +1,76 @@
+"""What is deployed needs neither the network's plugin nor what trains: everything beyond the base can't be found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.distribution import beyond, hide
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """The environment of an installation without extras and without plugins."""
+    hidden = {*beyond("tlkit"), "tlkit_standard"}
+    assert {"torch", "sklearn", "pyarrow", "onnxscript"} <= hidden
+    assert hidden.isdisjoint({"click", "numpy", "onnx", "onnxruntime", "PIL", "safetensors"})
+    return {**hide(tmp_path_factory.mktemp("bare"), hidden), "TLKIT_DISABLE_PLUGINS": "all"}
+
+
+@pytest.fixture
+def do(tlkit, bare, tmp_path):
+    """Runs tlkit in an empty folder; it has to succeed."""
+
+    def run(*args):
+        finished = tlkit(*args, cwd=tmp_path, env=bare)
+        assert finished.code == 0, finished.err
+        return finished
+
+    return run
+
+
+@pytest.fixture
+def model(story, tmp_path):
+    """A copy of model.onnx, far from its bundle."""
+    return shutil.copyfile(story.model, tmp_path / "model.onnx")
+
+
+def test_the_rest_is_really_hidden(tlkit, story, bare):
+    finished = tlkit("train", story.root / "photos", "-o", "run", env=bare)
+    assert finished.code == 2
+    assert "there is no backbone 'efficientnet-lite0'" in finished.err
+    finished = tlkit("embed", story.run, story.root / "a.jpg", "-o", "f.parquet", env=bare)
+    assert finished.code == 5
+    assert 'pip install "tlkit[parquet]"' in finished.err
+
+
+def test_predict_and_the_command_it_names_next(do, tlkit, shell, bare, story, model, tmp_path):
+    finished = do("predict", model, story.root / "test")
+    elsewhere = tlkit("predict", story.run, story.root / "test", env=story.env)
+    assert finished.out == elsewhere.out != ""
+    assert shell(finished.next, cwd=tmp_path, env=bare).code == 0
+
+
+def test_embed(do, tlkit, story, model, tmp_path):
+    do("embed", model, story.root / "test", "-o", "bare.npy")
+    tlkit("embed", story.run, story.root / "test", "-o", tmp_path / "full.npy", env=story.env)
+    assert np.array_equal(np.load(tmp_path / "bare.npy"), np.load(tmp_path / "full.npy"))
+
+
+def test_eval(do, tlkit, story, model):
+    facts = do("eval", model, story.root / "test", "--json").json
+    elsewhere = tlkit("eval", story.run, story.root / "test", "--json", env=story.env).json
+    assert {**facts, "next": ""} == {**elsewhere, "next": ""}
+
+
+def test_verify_and_inspect(do, story, model):
+    assert do("verify", story.run, "--json").json["onnx/fp32"]["passed"] is True
+    assert do("inspect", story.run, "--json").json["digest"] == do("inspect", model, "--json").json["bundle"]
+
+
+def test_plugins_says_that_they_are_disabled(do):
+    facts = json.loads(do("plugins", "--json").out)["plugins"]
+    assert {plugin["state"] for plugin in facts} == {"disabled"}

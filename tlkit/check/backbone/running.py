@@ -1,0 +1,169 @@
+"""What a backbone computes, in eval mode."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tlkit.check.backbone.subject import BATCHES, BackboneSubject
+from tlkit.check.backbone.vary import vary
+from tlkit.check.subject import Skipped, expect, some
+from tlkit.deploy.parity import cosines, relative_error
+from tlkit.model import trunk as trunks
+from tlkit.model.trunk import Trunk
+
+SAME = 1e-4  # relative; sums in another order differ by less, and whatever is wrong differs by more
+HALF_COSINE = 0.99  # of features in half precision to those in single
+
+
+def chains(subject: BackboneSubject) -> None:
+    """The first stage takes the recipe's input, each next what the last one gives: one float32 tensor, a row an image.
+
+    The default pooling takes `(N, C, H, W)`, `(N, T, C)` or `(N, C)`.
+    """
+    for name, x in zip(subject.trunk.names, subject.maps, strict=True):
+        expect(isinstance(x, Tensor), f"{name} gives {type(x).__name__}", do="have each stage return one tensor")
+        fits = x.dtype == torch.float32 and len(x) == len(subject.images)
+        shape = f"{name} gives {x.dtype} {tuple(x.shape)} for {len(subject.images)} images"
+        expect(fits, shape, do="keep float32, and the first axis for the images")
+
+
+def pools(subject: BackboneSubject) -> None:
+    """What any stage gives is pooled to float32 features `(N, width)`, so that any stage can be the cut."""
+    for name, features in zip(subject.trunk.names, subject.features, strict=True):
+        expect(
+            features.ndim == 2 and len(features) == len(subject.images) and features.dtype == np.float32,
+            f"{name} is pooled to {features.dtype} {features.shape}",
+            do="give maps as `(N, C, H, W)`, tokens as `(N, T, C)`, or override `pool`",
+        )
+
+
+def width_is_constant(subject: BackboneSubject) -> None:
+    """The width of the features depends on the cut alone: not on the batch, and not on the build."""
+    widths = [features.shape[1:] for features in subject.features]
+    for trunk, batch in ((subject.trunk, 1), (subject.trunk, 2), (subject.random_trunk(), 2)):
+        got = [features.shape[1:] for features in _features(trunk, subject.images[:batch])]
+        expect(got == widths, f"widths {widths} become {got} for {batch} images", do="fix the shapes of every stage")
+
+
+def features_are_finite(subject: BackboneSubject) -> None:
+    """Features are finite at every cut for batches of 1, 2 and 5, black and white images among them."""
+    for batch in BATCHES:
+        for name, features in zip(subject.trunk.names, _features(subject.trunk, subject.images[-batch:]), strict=True):
+            do = "look for a division by zero, a logarithm or an overflow"
+            expect(bool(torch.isfinite(features).all()), f"{name} gives values that are not finite", do=do)
+
+
+def tells_images_apart(subject: BackboneSubject) -> None:
+    """Different images have different features at the deepest stage."""
+    features = subject.features[-1]
+    alike = [
+        f"{i} and {j}"
+        for i in range(len(features))
+        for j in range(i)
+        if relative_error(features[i : i + 1], features[j : j + 1]) < 1e-6
+    ]
+    expect(not alike, f"test images have the same features: {some(alike)}", do="check recipe and initial weights")
+
+
+def rows_are_independent(subject: BackboneSubject) -> None:
+    """The features of an image are the same alone and among others."""
+    for index in range(len(subject.images)):
+        alone = _features(subject.trunk, subject.images[index : index + 1])
+        for name, one, all_ in zip(subject.trunk.names, alone, subject.features, strict=True):
+            error = relative_error(all_[index : index + 1], one.numpy())
+            do = "use no statistics of the batch in eval mode, and no reshape that mixes rows"
+            expect(error <= SAME, f"{name} depends on the other images of the batch (error {error:.2g})", do=do)
+
+
+def repeats_itself(subject: BackboneSubject) -> None:
+    """The same images give the same features, to the bit."""
+    first, second = (_features(subject.trunk, subject.images) for _ in range(2))
+    differing = [n for n, a, b in zip(subject.trunk.names, first, second, strict=True) if not torch.equal(a, b)]
+    expect(not differing, f"a second run differs from {some(differing)} on", do="leave dropout to training mode")
+
+
+def draws_nothing_at_random(subject: BackboneSubject) -> None:
+    """Running it draws no random number in eval mode."""
+    before = torch.get_rng_state()
+    _features(subject.trunk, subject.images[:1])
+    drawn = not torch.equal(before, torch.get_rng_state())
+    expect(not drawn, "it draws random numbers in eval mode", do="guard dropout and noise with `self.training`")
+
+
+def leaves_its_state_alone(subject: BackboneSubject) -> None:
+    """Running it changes no parameter and no buffer in eval mode."""
+    trunk = subject.fresh()
+    before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
+    _features(trunk, subject.images[:2])
+    changed = [name for name, tensor in trunk.state_dict().items() if not torch.equal(tensor, before[name])]
+    expect(not changed, f"running it changes {some(changed)}", do="update statistics in training mode only")
+
+
+def leaves_its_input_alone(subject: BackboneSubject) -> None:
+    """No stage writes into its input: that is what the stage before it gave, and may be the cut."""
+    with torch.inference_mode():
+        inputs = [subject.trunk.normalise(subject.images), *subject.maps]
+        for (name, stage), given in zip(subject.trunk.stages.items(), inputs, strict=False):
+            x = given.clone()
+            stage(x)
+            expect(torch.equal(x, given), f"{name} changes its input", do="let no stage begin with `inplace=True`")
+
+
+def together_the_whole_network(subject: BackboneSubject) -> None:
+    """The chained stages give what the network gives in its own library, where the offer has that as `whole`."""
+    if subject.pretrained:
+        whole, trunk = subject.offer.whole(pretrained=True), subject.trunk
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            whole = subject.offer.whole(pretrained=False)
+            torch.manual_seed(0)
+            trunk = vary(subject.random_trunk(), subject.images)
+    if whole is None:
+        raise Skipped("it has no `whole` to hold the stages against")
+    with torch.inference_mode():
+        inputs = trunk.normalise(subject.images)
+        if not subject.pretrained:
+            vary(whole, inputs)
+        expected, got = whole.eval()(inputs.clone()), inputs
+        for stage in trunk.stages.values():
+            got = stage(got)
+    do = "check order and content of the stages; without pretrained weights, build both from the same code"
+    expect(expected.shape == got.shape, f"the network gives {expected.shape}, its stages {got.shape}", do=do)
+    error = relative_error(expected.numpy(), got.numpy())
+    expect(error <= SAME, f"the chained stages differ from the whole network by {error:.2g}", do=do)
+
+
+def moves_to_another_device(subject: BackboneSubject) -> None:
+    """Moved to another device, it runs there: no tensor stays behind, and none is made on the CPU."""
+    moved = copy.deepcopy(subject.trunk).to("meta")  # where tensors have a shape and a device, but no values
+    with torch.inference_mode():
+        features = moved(subject.images[:1].to("meta"))
+    expect(features.device.type == "meta", "its features come from the CPU", do="make tensors with `device=x.device`")
+
+
+def runs_in_half_precision(subject: BackboneSubject) -> None:
+    """In half precision it runs, stays in it, and gives features of nearly the same direction (cosine 0.99)."""
+    stages = copy.deepcopy(subject.trunk.stages).half()
+    do = "make tensors with `dtype=x.dtype`; where values beyond 65504 are meant, exempt it with that reason"
+    try:
+        with torch.inference_mode():
+            x = subject.trunk.normalise(subject.images[:2]).half()
+            for stage in stages.values():
+                x = stage(x)
+    except NotImplementedError as missing:  # PyTorch's own lack on the CPU
+        raise Skipped(str(missing)) from missing
+    expect(x.dtype == torch.float16, f"it turns float16 into {x.dtype}", do=do)
+    features = subject.trunk.pool(x.float()).numpy()
+    cosine = float(cosines(subject.features[-1][:2], features).min())
+    expect(cosine >= HALF_COSINE, f"in half precision, the cosine to its features is {cosine:.4f}", do=do)
+
+
+def _features(trunk: Trunk, images: Tensor) -> list[Tensor]:
+    """The features of each stage."""
+    with torch.inference_mode():
+        return list(trunks.Taps(trunk)(images))

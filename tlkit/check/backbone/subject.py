@@ -1,0 +1,127 @@
+"""What the checks of a backbone share: its stages, test images, what each stage makes of them, and the graph."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from tlkit.check.backbone.vary import vary
+from tlkit.check.subject import Skipped, Subject, prepared
+from tlkit.check.watch import Watch, watching
+from tlkit.deploy import export
+from tlkit.errors import ResourceError
+from tlkit.model import trunk as trunks
+from tlkit.plugin.contract import IMAGES, Backbone, Pixels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BATCHES = (1, 2, 5)
+
+
+class BackboneSubject(Subject[Backbone]):
+    """A backbone under examination. What is prepared here is not to be changed: use `fresh()` for that."""
+
+    def __init__(self, offer: Backbone, **how: Any) -> None:
+        super().__init__(offer, **how)
+        self.watch = Watch()
+
+    @prepared("builds")
+    def stages(self) -> Mapping[str, nn.Module]:
+        """The stages with random weights, as the plugin returns them at first: a cache in it can't be filled yet."""
+        with watching(self.watch):
+            return self.offer.stages(pretrained=False)
+
+    @prepared("pixel-recipe")
+    def pixels(self) -> Pixels:
+        """The pixel recipe."""
+        if not isinstance(self.offer.pixels, Pixels):
+            raise TypeError(f"pixels is {self.offer.pixels!r}, not a Pixels")
+        return self.offer.pixels
+
+    @prepared("stage-names")
+    def trunk(self) -> trunks.Trunk:
+        """The trunk under examination: pretrained, or random and `vary`ed, so that no layer is without effect."""
+        return self.fresh()
+
+    def fresh(self) -> trunks.Trunk:
+        """Another trunk like `trunk`, but with random weights of its own where those are random."""
+        if self.pretrained:
+            return self.pretrained_trunk()
+        return vary(self.random_trunk(), self.images)
+
+    def random_trunk(self) -> trunks.Trunk:
+        """A trunk with the random weights that the plugin gives it."""
+        _ = self.stages, self.pixels  # whose own checks fail where these can't be had
+        return trunks.build(self.offer, pretrained=False)
+
+    def pretrained_trunk(self) -> trunks.Trunk:
+        """A trunk with the pretrained weights. Skips the check where these can't be had."""
+        if not self.pretrained:
+            raise Skipped("it needs the pretrained weights, which are looked for only when asked to")
+        _ = self.pixels
+        try:
+            return trunks.build(self.offer, pretrained=True)
+        except ResourceError as missing:
+            raise Skipped(str(missing)) from missing
+
+    @property
+    def images(self) -> Tensor:
+        """Five images, uint8 `(5, S, S, 3)`: noise, coarse noise, a gradient, black and white."""
+        return self.prepare("images", "pixel-recipe", lambda: _images(self.pixels.size))
+
+    @prepared("chains")
+    def maps(self) -> list[Tensor]:
+        """What each stage makes of the images, `(5, ...)`, not pooled; copies, whatever the next stage does to it."""
+        with torch.inference_mode():
+            x, outputs = self.trunk.normalise(self.images), []
+            for stage in self.trunk.stages.values():
+                x = stage(x.clone())
+                outputs.append(x.clone())
+        return outputs
+
+    @prepared("pools")
+    def features(self) -> list[NDArray[np.float32]]:
+        """The features `(5, width)` of each stage."""
+        with torch.inference_mode():
+            return [self.trunk.pool(x).numpy() for x in self.maps]
+
+    @prepared("traces")
+    def graph(self) -> onnx.ModelProto:
+        """The graph of all stages, traced once."""
+        size = self.pixels.size
+        example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+        taps = [export.tap(name) for name in self.trunk.names]
+        return export.trace(trunks.Taps(self.trunk), example, IMAGES, taps)
+
+    def in_onnx_runtime(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """The features `(N, width)` of each stage as the graph gives them."""
+        from tlkit.deploy.session import OnnxSession
+
+        def open_graph() -> OnnxSession:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder, "taps.onnx")
+                onnx.save_model(self.graph, file)
+                return OnnxSession(file)
+
+        session = self.prepare("session", "traces", open_graph)
+        arrays = session.run(images)
+        return [arrays[export.tap(name)] for name in self.trunk.names]
+
+
+def _images(size: int) -> Tensor:
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (size, size, 3))
+    cells = math.ceil(size / 8)
+    coarse = random.integers(0, 256, (8, 8, 3)).repeat(cells, 0).repeat(cells, 1)[:size, :size]
+    ramp = np.linspace(0, 255, size)[:, None, None] * np.linspace(1, 0, size)[None, :, None] * np.ones(3)
+    plain = [np.full((size, size, 3), level) for level in (0, 255)]
+    return torch.from_numpy(np.stack([noise, coarse, ramp, *plain]).astype(np.uint8))
