@@ -16,7 +16,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Train, export, verify and use a classifier
-	PATH="$(abspath $(BIN)):$$PATH" bash demo.sh
+	PATH="$(abspath $(BIN)):$$PATH" bash demo/run.sh
 
 # One thread a worker: each would otherwise start as many as there are cores, and they would slow each other down.
 test: $(READY) ## Run all tests but those marked slow or gpu

@@ -40,9 +40,13 @@ PACKAGES = ("tlkit", "onnxruntime", "numpy", "pillow", "scikit-learn", "torch", 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One process: its wall time, the peak memory of the largest process in it, and what it printed."""
+    """One process with its children: wall time, CPU time, peak memory of the largest of them, and what it printed.
+
+    The CPU time hardly depends on what else the machine does, so it tells whether a wall time was disturbed.
+    """
 
     seconds: float
+    cpu: float
     peak_mib: float
     output: str
 
@@ -61,7 +65,7 @@ def run(command: Sequence[str]) -> Run:
         if process.returncode:
             sys.exit(f"this failed with exit code {process.returncode}: {' '.join(command)}\n{errors.read()[-4000:]}")
         unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, elsewhere in KiB
-        return Run(seconds, usage.ru_maxrss / unit, output.read())
+        return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit, output.read())
 
 
 def take_turns(sides: Mapping[str, Sequence[str] | Callable[[], Run]], turns: int) -> dict[str, list[Run]]:
@@ -78,6 +82,11 @@ def take_turns(sides: Mapping[str, Sequence[str] | Callable[[], Run]], turns: in
 def seconds(runs: Sequence[Run]) -> list[float]:
     """The wall time of each run."""
     return [each.seconds for each in runs]
+
+
+def cpu(runs: Sequence[Run]) -> list[float]:
+    """The CPU time of each run, in seconds."""
+    return [each.cpu for each in runs]
 
 
 def ratios(upper: Sequence[float], lower: Sequence[float]) -> list[float]:
@@ -221,7 +230,7 @@ def versions() -> dict[str, str]:
 
 def shown(path: Path) -> str:
     """A path as anyone may read it: relative to the project, or its last part alone."""
-    path = path.resolve()
+    path = path.absolute()
     return os.path.relpath(path, ROOT) if path.is_relative_to(ROOT.parent) else f".../{path.name}"
 
 

@@ -16,6 +16,7 @@ from _bench import (
     TLKIT,
     Bar,
     Report,
+    cpu,
     existing,
     exported,
     parser,
@@ -52,7 +53,7 @@ def main() -> int:
     )
     with workroom() as work:
         file, bundle = str(weights(work)), str(exported(work))
-        commands = {}
+        commands: dict[str, list[str]] = {}
         for count in (args.few, args.count):
             folder = str(repeated(images, work / "images" / str(count), count))
             commands |= _commands(folder, work / str(count), bundle, file)
@@ -67,6 +68,7 @@ def main() -> int:
         peaks = [each.peak_mib for each in many]
         report.figures[side] = {
             "seconds": seconds(many),
+            "CPU seconds": cpu(many),
             "seconds of few": seconds(few),
             "images/s": rate,
             "peak MiB": peaks,
@@ -75,6 +77,7 @@ def main() -> int:
             {
                 "": side,
                 "seconds": spread(seconds(many)),
+                "CPU seconds": spread(cpu(many)),
                 "images/s, whole process": spread([args.count / value for value in seconds(many)], 1),
                 "images/s, steady": spread(rate, 1),
                 "peak MiB of its largest process": spread(peaks, 0),

@@ -15,7 +15,6 @@ from _bench import (
     parser,
     ratios,
     repeated,
-    seconds,
     shown,
     spread,
     take_turns,
@@ -47,8 +46,8 @@ def main() -> int:
 
     for name, done in runs.items():
         peaks = [each.peak_mib for each in done]
-        report.figures[name] = {"peak MiB": peaks, "seconds": seconds(done)}
-        report.rows.append({"": name, "peak MiB": spread(peaks, 0), "seconds": spread(seconds(done), 1)})
+        report.figures[name] = {"peak MiB": peaks}
+        report.rows.append({"": name, "peak MiB": spread(peaks, 0)})
     few, many = ([each.peak_mib for each in done] for done in runs.values())
     growth = [100 * (ratio - 1) for ratio in ratios(many, few)]
     report.bars.append(Bar("growth of the peak", growth, "≤", 10, " %", 1))

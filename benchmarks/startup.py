@@ -16,6 +16,7 @@ from _bench import (
     TLKIT,
     Bar,
     Report,
+    cpu,
     existing,
     exported,
     parser,
@@ -69,12 +70,14 @@ def main() -> int:
         loaded = {name: run([PYTHON, "-c", FRAMEWORKS, *commands[name][1:]]).output for name in (HELP, PREDICT)}
 
     for name, done in runs.items():
-        report.figures[name] = {"seconds": seconds(done), "peak MiB": [each.peak_mib for each in done]}
+        peaks = [each.peak_mib for each in done]
+        report.figures[name] = {"seconds": seconds(done), "CPU seconds": cpu(done), "peak MiB": peaks}
         report.rows.append(
             {
                 "": f"`{name}`" if name != BARE else name,
                 "ms": spread([1000 * value for value in seconds(done)], 0),
-                "peak MiB": spread([each.peak_mib for each in done], 0),
+                "CPU ms": spread([1000 * value for value in cpu(done)], 0),
+                "peak MiB": spread(peaks, 0),
             }
         )
     own, bare = (runs[name][-1].output.split("\t") for name in (PREDICT, BARE))

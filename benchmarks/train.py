@@ -23,6 +23,7 @@ from _bench import (
     Bar,
     Report,
     Run,
+    cpu,
     existing,
     parser,
     ratios,
@@ -81,11 +82,12 @@ def main() -> int:
         _add(report, side, ours[side])
     accuracies = [json.loads(each.output) for each in theirs]
     best, last = [max(each) for each in accuracies], [each[-1] for each in accuracies]
-    report.figures[FASTAI] = {"seconds": seconds(theirs), "accuracy by epoch": accuracies}
+    report.figures[FASTAI] = {"seconds": seconds(theirs), "CPU seconds": cpu(theirs), "accuracy by epoch": accuracies}
     report.rows.append(
         {
             "": FASTAI,
             "seconds": spread(seconds(theirs), 1),
+            "CPU seconds": spread(cpu(theirs), 1),
             "accuracy on val": f"best epoch {_percent(best)}, last {_percent(last)}",
         }
     )
@@ -148,11 +150,17 @@ def _add(report: Report, side: str, runs: list[Run]) -> None:
     results = [_result(each) for each in runs]
     accuracies = [result["val"]["accuracy"] for result in results]
     decoded = [result["decoded"] for result in results]
-    report.figures[side] = {"seconds": seconds(runs), "accuracy": accuracies, "decoded": decoded}
+    report.figures[side] = {
+        "seconds": seconds(runs),
+        "CPU seconds": cpu(runs),
+        "accuracy": accuracies,
+        "decoded": decoded,
+    }
     report.rows.append(
         {
             "": f"{side} ({results[0]['head']})",
             "seconds": spread(seconds(runs)),
+            "CPU seconds": spread(cpu(runs)),
             "accuracy on val": _percent(accuracies),
             "images decoded": spread(decoded, 0),
         }

@@ -2,6 +2,7 @@
 # From real images and real pretrained weights to a verified model, with every verb on the way. Works offline.
 set -euo pipefail
 
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 place=${1:-build/demo}
 rm -rf "$place"
 mkdir -p "$place"
@@ -9,7 +10,7 @@ cd "$place"
 
 step() { printf '\n$ %s\n' "$*"; "$@"; }
 
-python "$OLDPWD/demo/digits.py" photos
+python "$here/digits.py" photos
 step tlkit train photos/ -o run/
 step tlkit train photos/ -o run-svm/ --head svm --set head.pca=128  # no image is decoded a second time
 step tlkit export run/ --onnx
@@ -18,3 +19,4 @@ step tlkit predict run/onnx/fp32/model.onnx photos/0/0000.png photos/7/ --topk 2
 step tlkit embed run/ photos/ -o features.parquet
 step tlkit eval run/ photos/
 step tlkit inspect run/
+step tlkit plugins

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import shutil
+import tomllib
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -24,18 +26,38 @@ PathFinder.find_spec = staticmethod(find_unhidden)
 """
 
 
-def install(site: Path, distribution: str, source: str, entry_points: str | None = None) -> None:
+def install(
+    site: Path, distribution: str, source: str, entry_points: str | None = None, requires: Sequence[str] = ()
+) -> None:
     """A distribution as pip leaves it: its module, its metadata, its entry points."""
     module = distribution.replace("-", "_")
     site.joinpath(f"{module}.py").write_text(source)
-    describe(site, distribution, entry_points or f"[tlkit]\n{distribution} = {module}\n")
+    describe(site, distribution, entry_points or f"[tlkit]\n{distribution} = {module}\n", requires=requires)
 
 
-def describe(site: Path, distribution: str, entry_points: str, version: str = "1.0") -> None:
+def install_project(site: Path, folder: Path) -> None:
+    """The files that a wheel of the project in `folder` would hold by its `pyproject.toml`, and its metadata."""
+    content = tomllib.loads((folder / "pyproject.toml").read_text())
+    project = content["project"]
+    for name in content["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]:
+        shutil.copy(folder / name, site / name)
+    lines = [
+        line
+        for group, points in project["entry-points"].items()
+        for line in (f"[{group}]", *(f"{name} = {module}" for name, module in points.items()))
+    ]
+    describe(site, project["name"], "\n".join(lines), project["version"], project["dependencies"])
+
+
+def describe(
+    site: Path, distribution: str, entry_points: str, version: str = "1.0", requires: Sequence[str] = ()
+) -> None:
     """The metadata alone, of a distribution whose modules are on the path already."""
     folder = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
     folder.mkdir()
-    folder.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+    lines = ["Metadata-Version: 2.1", f"Name: {distribution}", f"Version: {version}"]
+    lines += [f"Requires-Dist: {requirement}" for requirement in requires]
+    folder.joinpath("METADATA").write_text("\n".join(lines) + "\n")
     folder.joinpath("entry_points.txt").write_text(entry_points)
 
 

@@ -35,3 +35,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'tlkit' has no attribute {name!r}")
     return getattr(import_module(_PLACES.get(name, "tlkit.plugin.contract")), name)
+
+
+def __dir__() -> list[str]:
+    """What is offered for completion, the names not yet imported included."""
+    return sorted({*globals(), *__all__})

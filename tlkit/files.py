@@ -55,6 +55,8 @@ def explained(path: Path, *, do: str | None = None) -> Iterator[None]:
             errno.EACCES: "choose a place you may write to",
             errno.EPERM: "choose a place you may write to",
             errno.EROFS: "choose a place that is not read-only",
+            errno.EISDIR: "choose the name of a file",
+            errno.ENAMETOOLONG: "choose a shorter name",
             errno.ENOTDIR: "choose a place inside a folder",
             errno.EFBIG: "choose a place that takes larger files, or raise the limit that is set on them",
         }
@@ -66,6 +68,8 @@ def explained(path: Path, *, do: str | None = None) -> Iterator[None]:
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; on leaving without an error it becomes `path`, durably."""
     with explained(path):
+        if path.is_dir():  # found out before the work, not after it
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)

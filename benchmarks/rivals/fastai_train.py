@@ -10,16 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 
-from fastai.callback.core import Callback
-from fastai.metrics import accuracy
-from fastai.torch_core import set_seed
-from fastai.vision.augment import Resize
-from fastai.vision.data import ImageDataLoaders
-from fastai.vision.learner import vision_learner
+from fastai.vision.all import Callback, ImageDataLoaders, Resize, accuracy, set_seed, vision_learner
 
 
 class Accuracies(Callback):
-    """Keeps the accuracy of every epoch, where fastai's recorder forgets those of an earlier fit."""
+    """Keeps the accuracy of every epoch; fastai's recorder forgets that of the frozen one."""
 
     order = 100  # behind the recorder
 

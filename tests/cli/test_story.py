@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-DIGITS = ["0", "1", "2", "3"]
+DIGITS = ["0", "1", "5", "6"]
 
 
 @pytest.fixture
@@ -30,15 +30,15 @@ def do(tlkit, story):
 def test_train_tells_what_it_did_on_stdout_and_what_comes_next_on_stderr(story):
     out, err = story.said["train"].out.splitlines(), story.said["train"].err.splitlines()
     assert out[0] == "efficientnet-lite0 up to last, frozen strategy, logistic head"
-    assert "39 images to train on, 9 to validate on" in out[1]
-    assert "48 images decoded" in out[2]
+    assert out[1] == "50 images to train on, 10 to validate on"
+    assert out[2].startswith("60 images decoded")
     assert "validation accuracy" in out[3]
     assert err == ["wrote run", "next: tlkit export run --onnx"]
 
 
 def test_export_tells_of_every_graph(story):
     out, err = story.said["export"].out.splitlines(), story.said["export"].err.splitlines()
-    assert out[0] == f"run/onnx/fp32: checked on 9 images from the validation split of {story.root}/photos"
+    assert out[0] == f"run/onnx/fp32: checked on 10 images from the validation split of {story.root}/photos"
     assert [line.split(":")[0].strip() for line in out[1:]] == ["trunk", "head", "model"]
     assert err == ["wrote run/onnx/fp32", "next: tlkit verify run"]
 
@@ -68,8 +68,8 @@ def test_another_backbone_cut_head_and_option_go_all_the_way(do, tmp_path):
     bundle = tmp_path / "run"
     trained = do("train", "photos/", "-o", bundle, *choice, "--json").json
     assert (trained["backbone"], trained["cut"], trained["head"]) == ("efficientnet-lite1", "stage4", "svm")
-    assert trained["images"] == {"train": 39, "val": 9, "test": 0}
-    assert trained["decoded"] == 48
+    assert trained["images"] == {"train": 50, "val": 10, "test": 0}
+    assert trained["decoded"] == 60
     exported = do("export", bundle, "--onnx", "--json").json["exported"]
     assert [each["place"] for each in exported] == [str(bundle / "onnx/fp32")]
     verdicts = exported[0]["parity"]
@@ -90,16 +90,16 @@ def test_another_backbone_cut_head_and_option_go_all_the_way(do, tmp_path):
 def test_another_head_or_cut_decodes_no_image_again(do, tmp_path, choice):
     trained = do("train", "photos/", "-o", tmp_path / "run", *choice, "--json").json
     assert trained["decoded"] == 0
-    assert trained["images"]["train"] + trained["images"]["val"] == 48
+    assert trained["images"]["train"] + trained["images"]["val"] == 60
 
 
 def test_predict_labels_files_and_folders_in_order(do, story):
-    finished = do("predict", "run/onnx/fp32/model.onnx", "a.jpg", "test/2")
+    finished = do("predict", "run/onnx/fp32/model.onnx", "a.jpg", "test/5")
     rows = [line.split("\t") for line in finished.out.splitlines()]
-    names = ["a.jpg", *(f"test/2/{file.name}" for file in sorted((story.root / "test/2").iterdir()))]
+    names = ["a.jpg", *(f"test/5/{file.name}" for file in sorted((story.root / "test/5").iterdir()))]
     assert [row[0] for row in rows] == names
     assert {row[1] for row in rows} <= set(DIGITS)
-    assert [row[1] for row in rows].count("2") >= 2
+    assert [row[1] for row in rows].count("5") >= 4
     assert all(0.25 <= float(row[2]) <= 1 for row in rows)
     assert finished.err.splitlines()[0] == "wrote nothing"
 
@@ -123,7 +123,7 @@ def test_predict_gives_as_many_labels_as_asked_for_best_first(do):
 
 def test_embed_writes_the_same_features_to_parquet_and_npy(do, story, tmp_path):
     facts = do("embed", "run/", "photos/", "-o", tmp_path / "f.parquet", "--json")
-    assert facts.json["rows"] == 48
+    assert facts.json["rows"] == 60
     assert facts.err.splitlines() == [f"wrote {tmp_path}/f.parquet", "next: tlkit inspect run"]
     table = parquet.read_table(tmp_path / "f.parquet")
     assert table.column_names == ["path", "sha256", "features"]
@@ -138,12 +138,12 @@ def test_embed_writes_the_same_features_to_parquet_and_npy(do, story, tmp_path):
 
 def test_eval_measures_on_a_class_folder(do):
     plain, facts = do("eval", "run/", "test/").out, do("eval", "run/", "test/", "--json").json
-    assert (facts["split"], facts["images"], facts["labels"]) == ("all", 12, DIGITS)
+    assert (facts["split"], facts["images"], facts["labels"]) == ("all", 20, DIGITS)
     assert facts["interval"][0] < facts["accuracy"] <= facts["interval"][1]
     assert facts["accuracy"] >= 0.75
     confusion = np.array(facts["confusion"])
-    assert confusion.sum(1).tolist() == [3, 3, 3, 3]
-    assert confusion.trace() / 12 == pytest.approx(facts["accuracy"])
+    assert confusion.sum(1).tolist() == [5, 5, 5, 5]
+    assert confusion.trace() / 20 == pytest.approx(facts["accuracy"])
     assert f"accuracy           {facts['accuracy']:.1%}" in plain
     for name in ("balanced accuracy", "macro-F1", "ECE", "confusion"):
         assert name in plain
@@ -155,7 +155,8 @@ def test_eval_measures_on_a_split(do, story, tmp_path):
     (tmp_path / "data/test").symlink_to(story.root / "test")
     assert do("eval", "run", tmp_path / "data", "--json").json["split"] == "test"
     named = do("eval", "run", tmp_path / "data", "--split", "train", "--json").json
-    assert (named["split"], named["images"]) == ("train", 39)  # without a val of its own, some of train become it
+    assert named["split"] == "train"
+    assert 40 <= named["images"] < 60  # without a val of its own, some of train become it
 
 
 def test_inspect_tells_what_a_bundle_and_a_graph_are(do, story):

@@ -40,6 +40,7 @@ class Case:
     reason: str = ""  # a regular expression for the plugin's reason, or for that of its refused offer
     offers: tuple[str, ...] = ()
     entry_point: str = ""
+    requires: tuple[str, ...] = ()
 
 
 def toy(name: str) -> str:
@@ -95,6 +96,14 @@ CASES = {
         "ok",
         "both tlkit .* and broken-impostor 1.0 offer it",  # though it would come first by name
     ),
+    "fitting": Case(toy("fitting-toy") + HEADS, "ok", offers=("fitting-toy",), requires=("tlkit[train]>=0.1",)),
+    "later": Case(
+        "raise RuntimeError('it was imported')",
+        "incompatible",
+        "it was made for tlkit <3,>=2, and this is 0.1.0; install a version of broken-later for this one",
+        requires=("numpy", "tlkit[train]>=2,<3"),
+    ),
+    "earlier": Case("raise RuntimeError", "incompatible", "made for tlkit ==0.0.9", requires=("Tlkit (==0.0.9)",)),
     "namesake": Case(toy("namesake-toy") + HEADS, "ok", offers=("namesake-toy",), entry_point="fine"),
 }
 
@@ -141,7 +150,8 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Report:
     site = tmp_path_factory.mktemp("site")
     for name, case in CASES.items():
         module = f"broken_{name}"
-        install(site, f"broken-{name}", case.source, f"[tlkit]\n{case.entry_point or name} = {module}\n")
+        entry_points = f"[tlkit]\n{case.entry_point or name} = {module}\n"
+        install(site, f"broken-{name}", case.source, entry_points, case.requires)
     install(site, "broken-table", "", "[tlkit]\nthis is no entry point\n")
     install(site, "broken-module", "", "[tlkit]\nmodule = no_such_module\n")
     install(site, "broken-metadata", toy("orphan-toy") + HEADS)

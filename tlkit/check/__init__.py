@@ -17,6 +17,7 @@ Where they are useful, backbones have random weights unless `pretrained=True`; c
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -51,12 +52,12 @@ class Result:
     reason: str | None = None
 
 
-def checks(offer: Offer, exempt: Mapping[str, str] | None = None, *, pretrained: bool = False) -> Iterator[Check]:
+def checks(offer: Offer, exempt: Mapping[str, str] | None = None, *, pretrained: bool = False) -> tuple[Check, ...]:
     """Every check of an offer, in order, the simple ones first. Raises UsageError for an unknown exemption.
 
     They share what is expensive to make, so use one set of checks for one offer, and let go of it.
     """
-    if getattr(offer, "kind", None) not in _KINDS:
+    if not isinstance(offer, Offer) or offer.kind not in _KINDS:
         raise UsageError(
             f"{offer!r} is no offer",
             do=f"give an instance of a subclass of {', '.join(contract.__name__ for contract in CONTRACTS.values())}",
@@ -65,7 +66,7 @@ def checks(offer: Offer, exempt: Mapping[str, str] | None = None, *, pretrained:
     functions: Mapping[str, Function] = {_name(function): function for function in _functions(kind.MODULES)}
     exemptions = _exemptions(offer, exempt or {}, functions)
     subject: Subject[Any] = kind.SUBJECT(offer, pretrained=pretrained, exempt=exemptions)
-    return iter([Check(name, _bind(name, function, subject)) for name, function in functions.items()])
+    return tuple(Check(name, _bind(name, function, subject)) for name, function in functions.items())
 
 
 def run(
@@ -101,9 +102,8 @@ def _functions(modules: tuple[str, ...]) -> Iterator[Function]:
     """The public functions that the modules define, in the order of the source: each is a check."""
     for name in modules:
         for value in vars(import_module(name)).values():
-            if callable(value) and getattr(value, "__module__", None) == name and not isinstance(value, type):
-                if not value.__name__.startswith("_"):
-                    yield value
+            if inspect.isfunction(value) and value.__module__ == name and not value.__name__.startswith("_"):
+                yield value
 
 
 def _name(function: Function) -> str:
@@ -127,6 +127,7 @@ def _bind(name: str, function: Function, subject: Subject[Any]) -> Callable[[], 
     reason = subject.exempt.get(name)
 
     def check() -> None:
+        __tracebackhide__ = True  # pytest goes on to the check itself
         try:
             subject.examine(name, function)
         except CheckFailed as failure:

@@ -18,9 +18,9 @@ from tlkit.plugin.host import Host
 
 # Each takes from a fifth of a second to several seconds to import.
 HEAVY = (
-    "cv2 jax keras onnx onnxruntime openvino pandas scipy sklearn tensorflow tensorrt tensorrt_rtx timm torch "
-    "torchvision transformers"
-).split()
+    *("cv2", "jax", "keras", "onnx", "onnxruntime", "openvino", "pandas", "scipy", "sklearn", "tensorflow"),
+    *("tensorrt", "tensorrt_rtx", "timm", "torch", "torchvision", "transformers"),
+)
 
 _CODE = "import sys; from tlkit.check.declare import main; main(*sys.argv[1:])"
 

@@ -39,6 +39,7 @@ class Exempt(Skipped):
 
 def expect(held: bool, what: str, *, do: str) -> None:
     """Fail the check with `what` is wrong and what its author should `do`, unless it held."""
+    __tracebackhide__ = True  # pytest shows the line that expects it
     if not held:
         raise CheckFailed(what, do=do)
 
@@ -60,6 +61,7 @@ class Subject(Generic[AnyOffer]):
 
     def examine(self, name: str, function: Function) -> None:
         """Run a check. Whatever the offer's code raises is a failure of that check."""
+        __tracebackhide__ = True
         self._running = name
         try:
             function(self)
@@ -79,14 +81,14 @@ class Subject(Generic[AnyOffer]):
                 self._prepared[name] = make(), None
             except Exception as error:  # noqa: BLE001  # kept for every check that will ask for it
                 self._prepared[name] = None, error
-        made, error = self._prepared[name]
-        if error is None:
+        made, problem = self._prepared[name]
+        if problem is None:
             return made  # type: ignore[no-any-return]  # one dictionary holds what many functions make
-        if owner == self._running or isinstance(error, SkipTest | _Depends):
-            raise error
+        if owner == self._running or isinstance(problem, SkipTest | _Depends):
+            raise problem
         if owner in self.exempt:
-            raise Skipped(f"it depends on {owner}, which is exempt") from error
-        raise _Depends(f"it depends on {owner}, which fails", do="mend that first") from error
+            raise Skipped(f"it depends on {owner}, which is exempt") from problem
+        raise _Depends(f"it depends on {owner}, which fails", do="mend that first") from problem
 
 
 def _place(error: Exception, kind: type) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 import safetensors
 
 WEIGHTS = frozenset(
-    ".bin .ckpt .gguf .h5 .msgpack .npy .npz .onnx .pb .pickle .pkl .pt .pth .safetensors .tar .tflite".split()
+    {".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".npy", ".npz", ".onnx", ".pb", ".pickle", ".pkl", ".pt", ".pth"}
+    | {".safetensors", ".tar", ".tflite"}
 )
 CODE = frozenset({".dll", ".dylib", ".py", ".pyc", ".pyd", ".so"})
 BIG = 1 << 20  # bytes; what a library reads while it is imported is smaller, or code

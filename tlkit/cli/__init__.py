@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -26,7 +28,7 @@ VERBS = {
     "embed": "Write the features of images to a Parquet or npy file.",
     "eval": "Measure an exported model on labelled images.",
     "inspect": "Show what a bundle or an exported graph is.",
-    "plugins": "List the plugins and what they offer.",
+    "plugins": "List the plugins and what they offer; check one, or begin one.",
     "completion": "Print the shell's completion script.",
 }
 PROGRAM = "tlkit"
@@ -35,33 +37,36 @@ COMPLETION_VARIABLE = "_TLKIT_COMPLETE"
 
 
 class Verbs(click.Group):
-    """A group whose commands are modules of this package."""
+    """A group whose commands are modules of a package; `verbs` has their one-line helps."""
+
+    def __init__(self, *args: Any, package: str, verbs: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.package, self.verbs = package, verbs
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(self.verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name not in self.verbs:
             return None
-        command: click.Command = import_module(f"tlkit.cli.{cmd_name}").command
+        command: click.Command = import_module(f"{self.package}.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
+            formatter.write_dl(list(self.verbs.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], VERBS, n=1)
-            raise click.UsageError(
-                f"there is no command {args[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see: tlkit --help")
-            )
+        if args and args[0] not in self.verbs and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.verbs, n=1)
+            then = f"did you mean {near[0]!r}?" if near else f"see: {ctx.command_path} --help"
+            raise click.UsageError(f"there is no command {args[0]!r}; {then}", ctx)
         return super().resolve_command(ctx, args)
 
 
-@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Verbs, package=__name__, verbs=VERBS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.option(DEBUG, is_flag=True, help="Show the traceback of an error (works after a command as well).")
 def cli(debug: bool) -> None:
@@ -80,9 +85,12 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its code."""
     given = list(sys.argv[1:] if args is None else args)
     end = given.index("--") if "--" in given else len(given)  # what follows are names of files
+    debug = DEBUG in given[:end]
+    if not (debug or sys.warnoptions):
+        warnings.simplefilter("ignore")  # libraries warn who calls them; users get errors and reports
     _let_any_name_through()
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run([arg for arg in given[:end] if arg != DEBUG] + given[end:], debug=DEBUG in given[:end]))
+    sys.exit(run([arg for arg in given[:end] if arg != DEBUG] + given[end:], debug=debug))
 
 
 def run(args: Sequence[str], *, debug: bool = False) -> int:

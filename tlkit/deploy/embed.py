@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -95,7 +96,7 @@ def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[_Writer]:
             lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
             table = pa.table(
                 {
-                    "path": pa.array([str(row.file) for row in self.rows], pa.string()),
+                    "path": pa.array([_utf8(row.file) for row in self.rows], pa.string()),
                     "sha256": pa.array([row.sha256 for row in self.rows], pa.string()),
                     FEATURES: lists,
                 }
@@ -154,10 +155,18 @@ WRITERS = {".parquet": _parquet, ".npy": _npy}
 @contextmanager
 def _csv(file: Path, columns: Sequence[str]) -> Iterator[Any]:
     """A CSV writer whose file takes its place when all is written."""
-    with atomic_file(file) as temporary, temporary.open("w", newline="", errors="surrogateescape") as text:
+    with (
+        atomic_file(file) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as text,
+    ):
         table = csv.writer(text)
         table.writerow(columns)
         yield table
+
+
+def _utf8(file: Path) -> str:
+    """A path as Parquet can hold it: bytes that are not UTF-8 are spelled out, as in caf\\xe9.jpg."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 def _provenance(model: Model) -> dict[str, str]:

@@ -179,7 +179,12 @@ class Model:
                 file=self.file,
                 do="use model.onnx",
             )
-        return stream(self.session, self.pixels, files, outputs)
+        for chunk in stream(self.session, self.pixels, files, outputs):
+            probabilities = chunk.arrays.get(PROBABILITIES)
+            if probabilities is not None and probabilities.shape[1] != len(self.labels):
+                what = f"it gives {probabilities.shape[1]} probabilities for {len(self.labels)} labels"
+                raise ArtefactError(what, file=self.file, do="export it again")
+            yield chunk
 
 
 __all__ = ["FEATURES", "LOGITS", "PROBABILITIES", "Chunk", "Model", "Prediction", "Row", "stream"]

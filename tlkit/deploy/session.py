@@ -31,6 +31,7 @@ class OnnxSession(Session):
     """
 
     def __init__(self, file: Path, *, workers: int = 1) -> None:
+        self.file = file
         content = _read(file)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = cores() if workers == 1 else 1
@@ -46,7 +47,10 @@ class OnnxSession(Session):
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         names = list(outputs or self.outputs)
-        return dict(zip(names, self._session.run(names, {self.input: array}), strict=True))
+        try:
+            return dict(zip(names, self._session.run(names, {self.input: array}), strict=True))
+        except Exception as error:  # see above
+            raise ArtefactError(f"ONNX Runtime fails at it: {error}", file=self.file, do="export it again") from error
 
 
 def _read(file: Path) -> bytes:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from tlkit import __version__, files
 from tlkit.errors import ArtefactError, DataError
@@ -116,12 +116,12 @@ def write(
 ) -> str:
     """Write a bundle whole or not at all; returns its digest (SHA-256, hex)."""
     with files.atomic_dir(root) as temporary, files.explained(root):
-        save_file(_contiguous(trunk), temporary / TRUNK)
-        save_file(_contiguous(head), temporary / HEAD)
+        (temporary / TRUNK).write_bytes(save(_contiguous(trunk)))
+        (temporary / HEAD).write_bytes(save(_contiguous(head)))
         (temporary / HISTORY).write_text("".join(json.dumps(line) + "\n" for line in history))
         if golden and expected is not None:
             (temporary / GOLDEN).mkdir()
-            save_file(_contiguous(expected), temporary / EXPECTED)
+            (temporary / EXPECTED).write_bytes(save(_contiguous(expected)))
             for image, content in zip(record.golden, golden, strict=True):
                 (temporary / image.file).write_bytes(content)
         facts: dict[str, Any] = {

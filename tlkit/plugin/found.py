@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import NoReturn
 
+from tlkit import __version__
+
 OWN_DISTRIBUTION = "tlkit"
+
+_REQUIRES_US = re.compile(rf"\s*{OWN_DISTRIBUTION}\s*(?![\w.-])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One entry point that has not been imported yet; `load` imports it."""
+    """One entry point that has not been imported yet; `load` imports it.
+
+    `unfit` is why it need not be: the distribution itself requires another version of tlkit.
+    """
 
     name: str
     distribution: str
     version: str
     module: str
     load: Callable[[], object]
+    unfit: str | None = None
 
 
 def find(group: str) -> list[Found]:
@@ -42,6 +51,20 @@ def normalise(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def provenance(distribution: str) -> str:
+    """Where an installed distribution came from, as its installer noted it (PEP 610)."""
+    try:
+        found = metadata.distribution(distribution)
+        noted = json.loads(found.read_text("direct_url.json") or "null")
+        if noted is None:
+            return "a package index" if found.read_text("INSTALLER") else "Python's path: no installer noted it"
+        commit = noted.get("vcs_info", {}).get("commit_id", "")
+        editable = " (editable)" if noted.get("dir_info", {}).get("editable") else ""
+        return f"{noted['url']}{commit and '@' + commit}{editable}"
+    except Exception:  # noqa: BLE001  # a note is missing or garbled in more ways than can be told
+        return "an unknown place"
+
+
 def _order(found: Found) -> tuple[bool, str, str]:
     return normalise(found.distribution) != OWN_DISTRIBUTION, found.distribution, found.name
 
@@ -59,9 +82,34 @@ def _read(distribution: metadata.Distribution, group: str) -> list[Found]:
     name, version = _identity(distribution)
     try:
         entry_points = distribution.entry_points.select(group=group)
-        return [Found(each.name, name, version, each.module, each.load) for each in entry_points]
+        unfit = _unfit(distribution, name)
+        return [Found(each.name, name, version, each.module, each.load, unfit) for each in entry_points]
     except Exception as problem:  # noqa: BLE001  # malformed text: the parser raises whatever it stumbles over
         return [Found(name, name, version, "", functools.partial(_fail, problem))]
+
+
+def _unfit(distribution: metadata.Distribution, name: str) -> str | None:
+    """Why a plugin was not made for this version, by the range it requires; None where it was, or doesn't say."""
+    if normalise(name) == OWN_DISTRIBUTION:
+        return None
+    for text in filter(_REQUIRES_US.match, _requirements(distribution)):
+        from packaging.requirements import InvalidRequirement, Requirement  # only for who needs it: 15 ms
+
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:  # which an installer would have refused
+            continue
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and not requirement.specifier.contains(__version__, prereleases=True):
+            return f"it was made for {OWN_DISTRIBUTION} {requirement.specifier}, and this is {__version__}"
+    return None
+
+
+def _requirements(distribution: metadata.Distribution) -> list[str]:
+    try:
+        return distribution.requires or []
+    except Exception:  # noqa: BLE001  # as below
+        return []
 
 
 def _identity(distribution: metadata.Distribution) -> tuple[str, str]:

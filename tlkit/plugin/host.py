@@ -57,7 +57,7 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A plugin that was found: loaded, broken for `reason`, or disabled and never imported.
+    """A plugin that was found: loaded, broken for `reason`, or never imported: disabled, or made for another version.
 
     One that is broken may still have offers: those of the hooks that didn't fail.
     """
@@ -66,7 +66,7 @@ class Plugin:
     distribution: str
     version: str
     module: str
-    state: Literal["ok", "broken", "disabled"]
+    state: Literal["ok", "broken", "disabled", "incompatible"]
     reason: str | None = None
     traceback: str | None = None  # of what it raised, for its author
     offers: tuple[Offered, ...] = ()
@@ -168,6 +168,9 @@ class Host:
         self._idle -= own_names
         if self._disabled & {"all", *own_names}:
             return replace(plugin, state="disabled", reason=f"{DISABLE_VARIABLE} says so")
+        if found.unfit:
+            do = f"install a version of {found.distribution} for this one"
+            return replace(plugin, state="incompatible", reason=f"{found.unfit}; {do}")
         offers, failures = _ask(found)
         plugin = replace(plugin, offers=tuple(self._index(offered) for offered in offers))
         if not failures:

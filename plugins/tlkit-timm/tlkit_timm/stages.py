@@ -1,261 +1,178 @@
-"""A timm model as stages: a rule for each family says where they are, and a run of the model shows that they are all.
+"""A timm model taken apart into stages, and run to show that these are all of it.
 
-No code of timm is repeated here. What comes before the stages (embedding, positions, class token) is the model's own
-`forward_features` with everything deeper taken out, and what its head does before the classifier is its own
-`forward_head`.
+No code of timm is repeated here. The stem is the model's own `forward_features` with everything deeper taken out of it
+(embedding, positions and class tokens are in there); what the head does before the classifier is the model's own
+`forward_head`, with everything else taken out.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from tlkit.errors import UsageError
 from tlkit.model.trunk import MeanPool
+from tlkit_timm.families import FAMILIES, Family
+from tlkit_timm.parts import ChannelsLastPool, Given, Nothing, Part, TokenPool, Whole
 
-TOLERANCE = 1e-5  # relative: both run the same modules, and only the order of memory may differ
+TOLERANCE = 1e-5  # relative: both run the same modules on the same numbers
+
+Handed = Mapping[nn.Module, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """Where models of a class keep their stages, as paths of submodules.
+class Staged:
+    """The stages of a model, and the model as timm runs it up to the same point. Both hold the same tensors."""
 
-    `body` is the container whose children are the stages, or the stages one by one, each a tuple of what follows each
-    other; `back` comes after the deepest of them.
+    stages: dict[str, nn.Module]
+    whole: nn.Module
+
+
+def take_apart(model: Any, size: int) -> Staged:
+    """The stages of a model in eval mode, for images of `size` pixels. Raises UsageError where it has none.
+
+    They give what `forward_features` does if `pooling` makes of that what the classifier takes. Where the head does
+    more than that, it is part of them, and they give what the classifier takes, `(N, width)`.
     """
+    family = FAMILIES.get(type(model).__name__)
+    if family is None:
+        _refuse(model, f"tlkit-timm doesn't know how to take a {type(model).__name__} apart")
+    body, back = _body(model, family), [model.get_submodule(path) for path in family.back]
+    blocks = [block for stage in body for block in stage]
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    deepest, handed = _run(model, blocks, image)
+    features = model.forward_head(deepest, pre_logits=True)
 
-    body: str | tuple[tuple[str, ...], ...]
-    back: tuple[str, ...] = ()
-
-
-def _each(*paths: str) -> tuple[tuple[str, ...], ...]:
-    return tuple((path,) for path in paths)
-
-
-_TOKENS = Family("blocks", ("norm",))
-_DENSE = (
-    ("features.denseblock1",),
-    ("features.transition1", "features.denseblock2"),
-    ("features.transition2", "features.denseblock3"),
-    ("features.transition3", "features.denseblock4"),
-)
-
-# By the name of the model's class; which architectures each stands for is in the README.
-FAMILIES = {
-    "Beit": _TOKENS,
-    "ByobNet": Family("stages", ("final_conv",)),
-    "ConvNeXt": Family("stages", ("norm_pre",)),
-    "CspNet": Family("stages"),
-    "DenseNet": Family(_DENSE, ("features.norm5",)),
-    "EfficientNet": Family("blocks", ("conv_head", "bn2")),
-    "Eva": _TOKENS,
-    "MaxxVit": Family("stages", ("norm",)),
-    "MobileNetV3": Family("blocks"),
-    "NormFreeNet": Family("stages", ("final_conv", "final_act")),
-    "RegNet": Family(_each("s1", "s2", "s3", "s4"), ("final_conv",)),
-    "ResNet": Family(_each("layer1", "layer2", "layer3", "layer4")),
-    "ResNetV2": Family("stages", ("norm",)),
-    "SwinTransformer": Family("layers", ("norm",)),
-    "SwinTransformerV2": Family("layers", ("norm",)),
-    "VisionTransformer": _TOKENS,
-    "VisionTransformerDistilled": _TOKENS,
-    "VisionTransformerRelPos": _TOKENS,
-    # candidates
-    "MetaFormer": Family("stages"),
-    "MambaOut": Family("stages", ("norm",)),
-    "FocalNet": Family("layers", ("norm",)),
-    "FastVit": Family("stages", ("final_conv",)),
-    "VovNet": Family("stages"),
-    "HighPerfGpuNet": Family("stages"),
-    "RexNet": Family("features"),
-    "RepVit": Family("stages"),
-    "GhostNet": Family("blocks"),
-    "Hiera": Family("blocks"),
-    "MetaNeXt": Family("stages"),
-    "EdgeNeXt": Family("stages", ("norm_pre",)),
-    "DaVit": Family("stages", ("norm_pre",)),
-    "SwinTransformerV2Cr": Family("stages", ("norm",)),
-    "PyramidVisionTransformerV2": Family("stages"),
-    "MultiScaleVit": Family("stages", ("norm",)),
-    "PoolingVisionTransformer": Family("transformers"),
-    "RepGhostNet": Family("blocks"),
-    "StarNet": Family("stages", ("norm",)),
-    "EfficientVitMsra": Family("stages"),
-    "FasterNet": Family("stages"),
-    "Nest": Family("levels", ("norm",)),
-    "TinyVit": Family("stages"),
-    "GlobalContextVit": Family("stages"),
-    "EfficientFormer": Family("stages", ("norm",)),
-    "EfficientFormerV2": Family("stages", ("norm",)),
-    "EfficientVit": Family("stages"),
-    "EfficientVitLarge": Family("stages"),
-    "RDNet": Family("dense_stages"),
-    "VGG": Family("features"),
-    "MlpMixer": Family("blocks", ("norm",)),
-    "ConvMixer": Family("blocks"),
-    "InceptionV4": Family("features"),
-    "SENet": Family(_each("layer1", "layer2", "layer3", "layer4")),
-    "TResNet": Family("body"),
-    "DPN": Family("features"),
-    "VisionTransformerSAM": Family("blocks", ("neck",)),
-    "DLA": Family(_each("level2", "level3", "level4", "level5")),
-    "Levit": Family("stages"),
-    "LevitDistilled": Family("stages"),
-    "NextViT": Family("stages", ("norm",)),
-    "SwiftFormer": Family("stages", ("norm",)),
-    "Sequencer2d": Family("stages", ("norm",)),
-    "SHViT": Family("stages"),
-    "XceptionAligned": Family("blocks", ("act",)),
-    "SelecSls": Family("features", ("head",)),
-    "CspNext": Family("stages"),
-    "CPUBone": Family("stages"), "LowFormer": Family("stages"), "IFormer": Family("stages"),
-    "MobileNetV5": Family("blocks"),
-    "LCNetV2": Family("stages"),
-    "CSATv2": Family("stages"),
-    "EfficientViM": Family("stages"),
-    "ConVit": Family("blocks", ("norm",)),
-    "Visformer": Family(_each("stage1","stage2","stage3"), ("norm",)),
-    "HieraDet": Family("blocks"),
-}
-
-
-class Part(nn.Module):
-    """What is left of a model, run by one of its own methods."""
-
-    def __init__(self, model: nn.Module, method: str, **arguments: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.method = method
-        self.arguments = arguments
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = getattr(self.model, self.method)(x, **self.arguments)
-        return y
-
-
-class Rotated(nn.Module):
-    """A block with the rotary position embedding that its model hands to every block."""
-
-    rope: Tensor
-
-    def __init__(self, block: nn.Module, rope: Tensor) -> None:
-        super().__init__()
-        self.block = block
-        self.register_buffer("rope", rope, persistent=False)  # follows from the size of the images
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.block(x, rope=self.rope)
-        return y
-
-
-class TokenPool(nn.Module):
-    """Tokens `(N, T, C)` to `(N, C)`: the class token, or the mean of those that stand for patches."""
-
-    def __init__(self, prefix: int, *, first: bool) -> None:
-        super().__init__()
-        self.prefix = prefix
-        self.first = first
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 3:
-            return x
-        return x[:, 0] if self.first else x[:, self.prefix :].mean(1)
-
-
-class ChannelsLastPool(nn.Module):
-    """The mean over space `(N, H, W, C)`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((1, 2)) if x.ndim == 4 else x
+    stem, head = _stem(model, family, [*blocks, *back]), _head(model, family, [*blocks, *back])
+    pool = pooling(model) or MeanPool()
+    headed = _has_weights(head) or not _same(pool(deepest), features)
+    tail = [module for module in back if not isinstance(module, nn.Identity)] + [head] * headed
+    stages = _named(stem, [_join([_give(block, handed) for block in stage]) for stage in body], tail)
+    _check(model, stages, pool, image, features)
+    return Staged(stages, Whole(model, headed=headed))
 
 
 def pooling(model: Any) -> nn.Module | None:
-    """How the output of a stage is pooled, as the model's own head does it where that has no weights."""
+    """How the output of any stage becomes features: as in the model's own head, where that has no weights."""
     prefix = getattr(model, "num_prefix_tokens", None)
     if prefix is not None:
         return TokenPool(prefix, first=model.global_pool == "token")
     return ChannelsLastPool() if getattr(model, "output_fmt", None) == "NHWC" else None
 
 
-def split(model: Any, size: int) -> dict[str, nn.Module]:
-    """The stages of a model for images of `size` pixels; chained, they give what its classifier takes, but for `pooling`.
+def classifier(model: Any) -> nn.Module | None:
+    """The layer from features to logits; None where there is none, or more than one."""
+    found = model.get_classifier()
+    return found if isinstance(found, nn.Module) and _has_weights(found) else None
 
-    They take the place of the model, which is not to be used any more. Raises UsageError where they don't chain.
-    """
-    family = FAMILIES.get(type(model).__name__)
-    if family is None:
-        raise UsageError("no rule")
-    body, back = _body(model, family), [model.get_submodule(path) for path in family.back]
-    top = (family.body if isinstance(family.body, str) else family.body[0][0]).partition(".")[0]
-    names = [name for name, _ in model.named_children()]
-    before = [model.get_submodule(name) for name in names[: names.index(top)]]
-    after = [model.get_submodule(name) for name in names[names.index(top) + 1 :]]
-    flat = [module for stage in body for module in stage]
-
-    rope = _rope(model)
-    stages: dict[str, nn.Module] = {"stem": Part(_without(model, [*flat, *back, *after]), "forward_features")}
-    for number, modules in enumerate(body, start=1):
-        parts = modules if rope is None else [Rotated(module, rope) for module in modules]
-        stages[f"stage{number}"] = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
-    deepest = list(stages)[-1]
-    head = _without(model, [*before, model.get_submodule(top), *flat, *back, *_classifiers(model)])
-    for name, _ in list(head.named_parameters(recurse=False)):
-        setattr(head, name, None)
-    pool = pooling(model) or MeanPool()
-    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        m = model.forward_features(x)
-        f = model.forward_head(m, pre_logits=True)
-    tail: list[nn.Module] = [module for module in back if not isinstance(module, nn.Identity)]
-    last = Part(head, "forward_head", pre_logits=True)
-    with torch.inference_mode():
-        simple = not list(last.parameters()) and _close(pool(m), f)
-    if not simple:
-        tail.append(last)
-    if any(p.ndim > 1 for module in tail for p in module.parameters()):
-        stages["last"] = nn.Sequential(*tail)
-    elif tail:
-        stages[deepest] = nn.Sequential(stages[deepest], *tail)
-    y = x
-    with torch.inference_mode():
-        for s in stages.values():
-            y = s(y)
-        d = (pool(y) - f).abs().max().item() / f.abs().max().item()
-        same = y.shape == m.shape and torch.equal(y, m)
-    return stages, d, same, simple
-
-
-def _close(a, b):
-    return a.shape == b.shape and bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
-
-
-def _rope(model):
-    rope = getattr(model, "rope", None)
-    if rope is None:
-        return None
-    if list(rope.parameters()):
-        raise UsageError("learned rotary")
-    return rope.get_embed(shape=model.patch_embed.grid_size)
 
 def _body(model: Any, family: Family) -> list[list[nn.Module]]:
-    if isinstance(family.body, str):
-        return [[child] for child in model.get_submodule(family.body).children()]
-    return [[model.get_submodule(path) for path in paths] for paths in family.body]
+    """The modules of each stage. What has no weights (an activation, a pooling) belongs to what it follows."""
+    if not isinstance(family.body, str):
+        return [[model.get_submodule(path) for path in paths] for paths in family.body]
+    stages: list[list[nn.Module]] = []
+    for child in model.get_submodule(family.body).children():
+        if stages and not _has_weights(child):
+            stages[-1].append(child)
+        else:
+            stages.append([child])
+    return stages
 
 
-def _classifiers(model: Any) -> list[nn.Module]:
+def _run(model: Any, blocks: Iterable[nn.Module], image: Tensor) -> tuple[Tensor, Handed]:
+    """The deepest map of an image, and the tensors that each block is handed beside its input on the way there."""
+    handed: dict[nn.Module, dict[str, Tensor]] = {}
+
+    def note(block: nn.Module, positional: Sequence[object], named: Mapping[str, object]) -> None:
+        handed[block] = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        if len(positional) > 1:
+            _refuse(model, "its stages hand more than one thing to each other")
+        if learnt := [name for name, tensor in handed[block].items() if tensor.requires_grad]:
+            _refuse(model, f"its stages have weights in common ({learnt[0]})")
+
+    hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    try:
+        with torch.enable_grad():  # which tells what is handed to them and learnt from what is constant
+            deepest: Tensor = model.forward_features(image)
+    except AssertionError as error:  # how timm says that a model is made for images of another size
+        _refuse(model, f"it takes no images of {image.shape[-1]} x {image.shape[-1]} pixels ({error})")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return deepest, handed
+
+
+def _stem(model: nn.Module, family: Family, rest: Collection[nn.Module]) -> nn.Module:
+    """What runs before the stages: in timm's models, that is registered before them."""
+    names = [name for name, _ in model.named_children()]
+    after = [model.get_submodule(name) for name in names[names.index(family.top) + 1 :]]
+    return Part(_without(model, [*rest, *after]), "forward_features")
+
+
+def _head(model: Any, family: Family, rest: Collection[nn.Module]) -> nn.Module:
+    """What runs after the stages, up to the classifier."""
+    names = [name for name, _ in model.named_children()]
+    before = [model.get_submodule(name) for name in names[: names.index(family.top) + 1]]
     found = model.get_classifier()
-    return list(found) if isinstance(found, tuple) else [found]
+    head = _without(model, [*rest, *before, *(found if isinstance(found, tuple) else [found])])
+    for name, _ in list(head.named_parameters(recurse=False)):  # positions and class tokens are the stem's
+        setattr(head, name, None)
+    return Part(head, "forward_head", pre_logits=True)
 
 
 def _without(model: nn.Module, removed: Collection[nn.Module]) -> nn.Module:
-    """A copy of a model that shares its tensors, with nothing where the removed modules stood."""
+    """A copy of a model that shares its tensors, with `Nothing` where the removed modules stood."""
+    # What deepcopy finds in its memo it takes from there instead of copying it.
     memo: dict[int, Any] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    memo |= {id(module): nn.Sequential() for module in removed}
+    memo |= {id(module): Nothing() for module in removed}
     return copy.deepcopy(model, memo)
+
+
+def _give(block: nn.Module, handed: Handed) -> nn.Module:
+    return Given(block, handed[block]) if handed.get(block) else block
+
+
+def _join(modules: Sequence[nn.Module]) -> nn.Module:
+    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+
+
+def _named(stem: nn.Module, body: Sequence[nn.Module], tail: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    """`stem`, `stage1` and so on. The tail is a stage of its own, `last`, if it has more weights than a norm's."""
+    stages = {"stem": stem} if _has_weights(stem) else {}
+    stages |= {f"stage{number}": stage for number, stage in enumerate(body, start=1)}
+    if any(parameter.ndim > 1 for module in tail for parameter in module.parameters()):
+        stages["last"] = _join(tail)
+    elif tail:
+        deepest = f"stage{len(body)}"
+        stages[deepest] = nn.Sequential(stages[deepest], *tail)
+    return {name: stage.eval() for name, stage in stages.items()}
+
+
+def _check(model: Any, stages: Mapping[str, nn.Module], pool: nn.Module, image: Tensor, features: Tensor) -> None:
+    """Refuse stages that don't give the features of an image: a family's rule may not fit all of its members."""
+    x = image
+    for name, stage in stages.items():
+        x = stage(x)
+        if pool(x).ndim != 2:
+            _refuse(model, f"its {name} gives {tuple(x.shape)[1:]} for an image, which is neither a map nor tokens")
+    if not _same(pool(x), features):
+        _refuse(model, "its stages, chained, don't give what timm computes")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one - other).abs().max() <= TOLERANCE * other.abs().max())
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _refuse(model: Any, why: str) -> NoReturn:
+    name = model.pretrained_cfg["architecture"]
+    raise UsageError(f"backbone 'timm/{name}' has no stages: {why}", do="choose another: tlkit plugins")

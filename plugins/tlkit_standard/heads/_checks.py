@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def check(features: NDArray[np.float32], labels: NDArray[np.int64], classes: int, *, pca: int) -> None:
+def check(features: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> None:
     """Raise DataError for features `(N, width)` and labels `(N,)` that nothing can be learnt from.
 
-    Raises UsageError for arrays that don't fit together and for more principal components than there can be.
+    Raises UsageError for arrays that don't fit together.
     """
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise UsageError(f"features {features.shape} and labels {labels.shape} must be (N, width) and (N,)")
@@ -34,9 +34,3 @@ def check(features: NDArray[np.float32], labels: NDArray[np.int64], classes: int
     if not finite.all():
         first = int(np.argmin(finite))
         raise DataError(f"the features of {np.sum(~finite)} of {len(features)} images are not finite (row {first})")
-    available = min(len(features) - 1, features.shape[1])
-    if pca > available:
-        raise UsageError(
-            f"pca={pca} asks for more components than {len(features)} images of {features.shape[1]} features have",
-            do=f"set pca to {available} at most",
-        )

@@ -6,20 +6,22 @@ argument. Shapes are taken from the tensors, so an offer and a state dict are en
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Below these, |x| and a row's norm count as zero. Deep features end in a ReLU, so exact zeros are common; there the
-# power's gradient is infinite and the norm's quotient undefined.
-SMALLEST_VALUE = 1e-8
-SMALLEST_NORM = 1e-6
+from tlkit.errors import ArtefactError
+
+# Where |x| and a row's norm begin to count as zero. Deep features end in a ReLU, so exact zeros are common; there the
+# power's gradient would be infinite and the norm's quotient undefined. Both numbers exist in half precision.
+SMALLEST_VALUE = 1e-7
+SMALLEST_NORM = 1e-4
 SMALLEST_DISTANCE = 1e-6
 
-# Votes that every class has before a neighbour is asked, all classes together: without them the logarithm of an
-# empty share is infinite.
+# Votes that are cast before any neighbour's, shared by all classes: the logarithm of an empty share is infinite.
 PRIOR_VOTES = 1.0
 
 
@@ -35,6 +37,11 @@ class Front(nn.Module):
         self.power = power
         self.l2 = l2
         self.affine = affine
+
+    @property
+    def acts(self) -> bool:
+        """Whether it does anything that a linear layer behind it can't."""
+        return self.power != 1.0 or self.l2
 
     def forward(self, features: Tensor) -> Tensor:
         if self.power != 1.0:
@@ -152,3 +159,59 @@ class Neighbours(nn.Module):
         squares = torch.sum((rows.unsqueeze(1) - F.embedding(index, self.rows)) ** 2, dim=2)
         distances = squares / 2.0 if self.cosine else torch.sqrt(squares)
         return (distances.amin(dim=1, keepdim=True) + SMALLEST_DISTANCE) / (distances + SMALLEST_DISTANCE)
+
+
+class Standardise(nn.BatchNorm1d):
+    """Batch normalisation without scale and shift: what standardising is where the features keep moving.
+
+    As before the linear probes of He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, A.1.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, affine=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if self.training and len(rows) == 1:  # the last batch of an epoch may have one row: no variance to learn from
+            return F.batch_norm(rows, self.running_mean, self.running_var, eps=self.eps)
+        return super().forward(rows)
+
+
+def mlp(
+    front: Front | None, width: int, hidden: int, classes: int, *, standardise: bool, dropout: float
+) -> nn.Sequential:
+    """An untrained perceptron with one hidden layer."""
+    layers: dict[str, nn.Module] = {} if front is None else {"front": front}
+    if standardise:
+        layers["standardise"] = Standardise(width)
+    layers |= {
+        "hidden": nn.Linear(width, hidden),
+        "relu": nn.ReLU(),
+        "dropout": nn.Dropout(dropout),
+        "linear": nn.Linear(hidden, classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
+
+
+def rebuild(
+    build: Callable[[Front, Mapping[str, Tensor]], nn.Module],
+    front: Front,
+    tensors: Mapping[str, Tensor],
+    width: int,
+    classes: int,
+) -> nn.Module:
+    """The module that `build` makes around the tensors of a state dict, in eval mode.
+
+    Raises ArtefactError where tensors are missing, left over, or not those of a head from `width` to `classes`.
+    """
+    if "front.affine.weight" in tensors:
+        front.affine = Map(tensors["front.affine.weight"], tensors["front.affine.bias"])
+    try:
+        module = build(front, tensors).eval()
+        module.load_state_dict(tensors)
+        with torch.inference_mode():
+            shape = tuple(module(torch.zeros(1, width)).shape)
+    except (KeyError, RuntimeError, IndexError, ValueError) as problem:
+        raise ArtefactError(f"the head's weights do not fit together: {problem}") from problem
+    if shape != (1, classes):
+        raise ArtefactError(f"the head's weights are for {shape[1]} classes, not {classes}")
+    return module

@@ -1,78 +1,86 @@
-"""How every solved head is solved: check, transform, choose by cross-validation, fit on all rows, calibrate."""
+"""How every solved head is solved: check, transform, choose by cross-validation, fit to all rows, calibrate."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from tlkit_standard.heads import _affine
 from tlkit_standard.heads._checks import check
 from tlkit_standard.heads._modules import Front
-from tlkit_standard.heads._selection import Scorer, Selection, select
+from tlkit_standard.heads._selection import Path, Scorer, Selection, select
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
     from tlkit_standard.heads._affine import Affine
-    from tlkit_standard.heads._options import SolvedHead
+    from tlkit_standard.heads._base import SolvedHead
+    from tlkit_standard.heads._selection import Labels, Rows
 
-    Rows = NDArray[np.float64]
-    Labels = NDArray[np.int64]
-
-Fact = float | int | str | None
+Fact = float | int | bool | str | None
 
 
 class Method(ABC):
-    """One way to fit a classifier to rows that power, L2 norm and affine map have been through.
+    """One way to fit a classifier to rows that the front and an affine map have been through.
 
-    Labels are 0..classes-1, each of them present; scores are what the module's logits would be at temperature 1.
+    Labels are 0..classes-1, each of them present. Scores `(n, classes)` are what the logits are at temperature 1.
     """
 
-    rotates: ClassVar[bool] = False  # whether a rotation of the rows' space leaves the solution what it is
+    rotates: ClassVar[bool] = False  # whether a rotation of the rows changes nothing about the solution
 
     @abstractmethod
-    def candidates(self, rows: Rows, labels: Labels) -> Sequence[float]:
-        """What to choose from, the strongest regularisation first."""
-
-    @abstractmethod
-    def fallback(self, rows: Rows, labels: Labels) -> float:
-        """What to take where cross-validation is impossible."""
+    def path(self, rows: Rows) -> Path:
+        """What to choose from."""
 
     @abstractmethod
     def scorer(self, rows: Rows, labels: Labels, held: Rows) -> Scorer:
-        """From a candidate to the scores `(n, classes)` of the rows `held` out. Speed goes before the last digit."""
+        """From a candidate, fitted to `rows`, to the scores of the rows `held` out."""
 
     @abstractmethod
     def module(
         self, front: Front, affine: Affine, rows: Rows, labels: Labels, choice: float, temperature: float
     ) -> tuple[nn.Module, dict[str, Fact]]:
-        """The module fitted to all `rows` (the images under `affine`), and what to record of it."""
+        """The module for `choice` fitted to `rows`, the images under `affine`, and what to record of it."""
 
 
 def solve(
     head: SolvedHead, method: Method, features: NDArray[np.float32], labels: Labels, classes: int, seed: int
 ) -> nn.Module:
-    """The solved module in eval mode; its plain attribute `report` tells what was chosen."""
-    check(features, labels, classes, pca=head.pca)
+    """The solved module, in eval mode. Its plain attribute `report` tells what was chosen, and on what evidence.
+
+    Raises what `check` raises.
+    """
+    check(features, labels, classes)
     front = Front(head.power, head.l2)
     with torch.inference_mode():
         raw = front(torch.from_numpy(features.astype(np.float64))).numpy()
-    # One thread for each BLAS call: scikit-learn's solvers alternate between NumPy's and SciPy's pools, which then
-    # spin against each other (2.9 s against 1.1 s for 6,000 x 1,280 rows on two cores). Folds run side by side instead.
+    # One thread for each product: the solvers alternate between NumPy's BLAS and SciPy's, whose threads spin while they
+    # wait for each other. 60 iterations on 6,000 x 1,280 rows take two threads 3 times as long as one, and 10 times
+    # on a machine that has other work. Folds run side by side instead.
     with threadpool_limits(1, user_api="blas"):
         affine = _fit_affine(head, method, raw)
         rows = affine(raw)
-        chosen = _choose(head, method, raw, rows, labels, seed)
+        chosen = _choose(head, method, raw, method.path(rows), labels, seed)
         module, facts = method.module(front, affine, rows, labels, chosen.choice, chosen.temperature)
-    module.__dict__["report"] = facts | _record(chosen)
+    module.__dict__["report"] = facts | _record(chosen)  # not by assignment: to mypy a module holds but tensors
     return module.eval()
+
+
+def _choose(head: SolvedHead, method: Method, raw: Rows, path: Path, labels: Labels, seed: int) -> Selection:
+    def open_fold(fitted: Rows, fitted_labels: Labels, held: Rows) -> Scorer:
+        affine = _fit_affine(head, method, fitted)
+        return method.scorer(affine(fitted), fitted_labels, affine(held))
+
+    if len(path.values) == 1 and not head.calibrate:
+        return Selection(path.expected)
+    chosen = select(path, open_fold, raw, labels, seed)
+    return chosen if head.calibrate else replace(chosen, temperature=1.0)
 
 
 def _fit_affine(head: SolvedHead, method: Method, raw: Rows) -> Affine:
@@ -80,25 +88,6 @@ def _fit_affine(head: SolvedHead, method: Method, raw: Rows) -> Affine:
     return _affine.rotate(affine, raw) if method.rotates else affine
 
 
-def _choose(head: SolvedHead, method: Method, raw: Rows, rows: Rows, labels: Labels, seed: int) -> Selection:
-    def open_fold(train: Rows, train_labels: Labels, held: Rows) -> Scorer:
-        affine = _fit_affine(head, method, train)
-        return method.scorer(affine(train), train_labels, affine(held))
-
-    candidates = method.candidates(rows, labels)
-    if len(candidates) == 1 and not head.calibrate:
-        return Selection(candidates[0])
-    chosen = select(candidates, open_fold, raw, labels, seed)
-    if chosen is None:
-        return Selection(candidates[0] if len(candidates) == 1 else method.fallback(rows, labels))
-    return chosen if head.calibrate else replace(chosen, temperature=1.0)
-
-
 def _record(chosen: Selection) -> dict[str, Fact]:
-    return {
-        "temperature": chosen.temperature,
-        "cv_folds": chosen.folds,
-        "cv_images": chosen.rows,
-        "cv_accuracy": chosen.accuracy,
-        "cv_log_loss": chosen.log_loss,
-    }
+    seen = {} if chosen.evidence is None else asdict(chosen.evidence)
+    return {"temperature": chosen.temperature, **{f"cv_{name}": value for name, value in seen.items()}}

@@ -11,7 +11,7 @@ from tlkit.plugin.contract import BATCH
 
 def traces(subject: BackboneSubject) -> None:
     """All stages trace to one ONNX graph, which ONNX's checker and ONNX Runtime accept."""
-    subject.in_onnx_runtime(subject.images[:1].numpy())
+    _ = subject.session
 
 
 def batch_is_dynamic(subject: BackboneSubject) -> None:
@@ -33,13 +33,13 @@ def core_operators_only(subject: BackboneSubject) -> None:
 def every_cut_agrees(subject: BackboneSubject) -> None:
     """At every cut the graph gives what the stages give, for batches of 1, 2 and 5."""
     tolerance = TOLERANCES["fp32"]
-    for batch in BATCHES:
-        arrays = subject.in_onnx_runtime(subject.images[-batch:].numpy())
-        for name, got, features in zip(subject.trunk.names, arrays, subject.features, strict=True):
-            expected = features[-batch:]
-            error, cosine = relative_error(expected, got), float(cosines(expected, got).min())
+    for rows in BATCHES:
+        images = subject.images[rows].numpy()
+        graph = subject.session.run(images).values()  # in the order of the outputs, which is that of the stages
+        for name, got, features in zip(subject.trunk.names, graph, subject.features, strict=True):
+            error, cosine = relative_error(features[rows], got), float(cosines(features[rows], got).min())
             expect(
                 error <= tolerance.error and cosine >= tolerance.cosine,
-                f"for {batch} images, {name} differs in the graph: cosine {cosine:.5f}, relative error {error:.2g}",
+                f"for {len(images)} images, {name} differs in the graph: cosine {cosine:.5f}, error {error:.2g}",
                 do="look for code that depends on Python values or on the batch: a trace keeps them as constants",
             )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tlkit.check.backbone.subject import BATCHES, BackboneSubject
 from tlkit.check.backbone.vary import vary
 from tlkit.check.subject import Skipped, expect, some
 from tlkit.deploy.parity import cosines, relative_error
 from tlkit.model import trunk as trunks
-from tlkit.model.trunk import Trunk
 
 SAME = 1e-4  # relative; sums in another order differ by less, and whatever is wrong differs by more
 HALF_COSINE = 0.99  # of features in half precision to those in single
@@ -44,17 +44,17 @@ def pools(subject: BackboneSubject) -> None:
 def width_is_constant(subject: BackboneSubject) -> None:
     """The width of the features depends on the cut alone: not on the batch, and not on the build."""
     widths = [features.shape[1:] for features in subject.features]
-    for trunk, batch in ((subject.trunk, 1), (subject.trunk, 2), (subject.random_trunk(), 2)):
-        got = [features.shape[1:] for features in _features(trunk, subject.images[:batch])]
-        expect(got == widths, f"widths {widths} become {got} for {batch} images", do="fix the shapes of every stage")
+    for features in (*(part for _, part in subject.parts), subject.run(subject.random_trunk(), BATCHES[0])):
+        got = [stage.shape[1:] for stage in features]
+        expect(got == widths, f"the widths {widths} may become {got}", do="fix the shapes of every stage")
 
 
 def features_are_finite(subject: BackboneSubject) -> None:
     """Features are finite at every cut for batches of 1, 2 and 5, black and white images among them."""
-    for batch in BATCHES:
-        for name, features in zip(subject.trunk.names, _features(subject.trunk, subject.images[-batch:]), strict=True):
+    for part in (*(part for _, part in subject.parts), subject.features):
+        for name, features in zip(subject.trunk.names, part, strict=True):
             do = "look for a division by zero, a logarithm or an overflow"
-            expect(bool(torch.isfinite(features).all()), f"{name} gives values that are not finite", do=do)
+            expect(bool(np.isfinite(features).all()), f"{name} gives values that are not finite", do=do)
 
 
 def tells_images_apart(subject: BackboneSubject) -> None:
@@ -71,25 +71,25 @@ def tells_images_apart(subject: BackboneSubject) -> None:
 
 def rows_are_independent(subject: BackboneSubject) -> None:
     """The features of an image are the same alone and among others."""
-    for index in range(len(subject.images)):
-        alone = _features(subject.trunk, subject.images[index : index + 1])
-        for name, one, all_ in zip(subject.trunk.names, alone, subject.features, strict=True):
-            error = relative_error(all_[index : index + 1], one.numpy())
+    for rows, apart in subject.parts:
+        for name, one, all_ in zip(subject.trunk.names, apart, subject.features, strict=True):
+            error = relative_error(all_[rows], one)
             do = "use no statistics of the batch in eval mode, and no reshape that mixes rows"
             expect(error <= SAME, f"{name} depends on the other images of the batch (error {error:.2g})", do=do)
 
 
 def repeats_itself(subject: BackboneSubject) -> None:
     """The same images give the same features, to the bit."""
-    first, second = (_features(subject.trunk, subject.images) for _ in range(2))
-    differing = [n for n, a, b in zip(subject.trunk.names, first, second, strict=True) if not torch.equal(a, b)]
+    again = subject.run(subject.trunk)
+    pairs = zip(subject.trunk.names, again, subject.features, strict=True)
+    differing = [name for name, one, other in pairs if not np.array_equal(one, other)]
     expect(not differing, f"a second run differs from {some(differing)} on", do="leave dropout to training mode")
 
 
 def draws_nothing_at_random(subject: BackboneSubject) -> None:
     """Running it draws no random number in eval mode."""
     before = torch.get_rng_state()
-    _features(subject.trunk, subject.images[:1])
+    subject.run(subject.trunk, BATCHES[0])
     drawn = not torch.equal(before, torch.get_rng_state())
     expect(not drawn, "it draws random numbers in eval mode", do="guard dropout and noise with `self.training`")
 
@@ -98,7 +98,7 @@ def leaves_its_state_alone(subject: BackboneSubject) -> None:
     """Running it changes no parameter and no buffer in eval mode."""
     trunk = subject.fresh()
     before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
-    _features(trunk, subject.images[:2])
+    subject.run(trunk, BATCHES[0])
     changed = [name for name, tensor in trunk.state_dict().items() if not torch.equal(tensor, before[name])]
     expect(not changed, f"running it changes {some(changed)}", do="update statistics in training mode only")
 
@@ -115,24 +115,16 @@ def leaves_its_input_alone(subject: BackboneSubject) -> None:
 
 def together_the_whole_network(subject: BackboneSubject) -> None:
     """The chained stages give what the network gives in its own library, where the offer has that as `whole`."""
-    if subject.pretrained:
-        whole, trunk = subject.offer.whole(pretrained=True), subject.trunk
-    else:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            whole = subject.offer.whole(pretrained=False)
-            torch.manual_seed(0)
-            trunk = vary(subject.random_trunk(), subject.images)
-    if whole is None:
-        raise Skipped("it has no `whole` to hold the stages against")
+    whole, trunk = _of_the_same_weights(subject)
     with torch.inference_mode():
         inputs = trunk.normalise(subject.images)
         if not subject.pretrained:
-            vary(whole, inputs)
-        expected, got = whole.eval()(inputs.clone()), inputs
+            vary(whole, lambda: whole(inputs.clone()))
+            subject.vary(trunk)
+        expected, got = whole(inputs.clone()), inputs
         for stage in trunk.stages.values():
             got = stage(got)
-    do = "check order and content of the stages; without pretrained weights, build both from the same code"
+    do = "check order and content of the stages; without pretrained weights, build both with the same code"
     expect(expected.shape == got.shape, f"the network gives {expected.shape}, its stages {got.shape}", do=do)
     error = relative_error(expected.numpy(), got.numpy())
     expect(error <= SAME, f"the chained stages differ from the whole network by {error:.2g}", do=do)
@@ -146,24 +138,51 @@ def moves_to_another_device(subject: BackboneSubject) -> None:
     expect(features.device.type == "meta", "its features come from the CPU", do="make tensors with `device=x.device`")
 
 
-def runs_in_half_precision(subject: BackboneSubject) -> None:
-    """In half precision it runs, stays in it, and gives features of nearly the same direction (cosine 0.99)."""
-    stages = copy.deepcopy(subject.trunk.stages).half()
-    do = "make tensors with `dtype=x.dtype`; where values beyond 65504 are meant, exempt it with that reason"
-    try:
-        with torch.inference_mode():
-            x = subject.trunk.normalise(subject.images[:2]).half()
-            for stage in stages.values():
-                x = stage(x)
-    except NotImplementedError as missing:  # PyTorch's own lack on the CPU
-        raise Skipped(str(missing)) from missing
-    expect(x.dtype == torch.float16, f"it turns float16 into {x.dtype}", do=do)
-    features = subject.trunk.pool(x.float()).numpy()
-    cosine = float(cosines(subject.features[-1][:2], features).min())
-    expect(cosine >= HALF_COSINE, f"in half precision, the cosine to its features is {cosine:.4f}", do=do)
+def keeps_half_precision(subject: BackboneSubject) -> None:
+    """Made half precision, every module gives half precision: no float32 is made on the way."""
+    stages = copy.deepcopy(subject.trunk.stages).to("meta", torch.float16)
+    turned: list[str] = []
 
+    def look(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point() and output.dtype != torch.float16:
+                turned.append(f"{name} gives {output.dtype}")
 
-def _features(trunk: Trunk, images: Tensor) -> list[Tensor]:
-    """The features of each stage."""
+        return hook
+
+    for name, module in stages.named_modules():
+        module.register_forward_hook(look(name))
     with torch.inference_mode():
-        return list(trunks.Taps(trunk)(images))
+        x = subject.trunk.normalise(subject.images[:1]).to("meta", torch.float16)
+        for stage in stages.values():
+            x = stage(x)
+    expect(not turned, f"it leaves half precision: {some(turned)}", do="make tensors with `dtype=x.dtype`")
+
+
+def fits_half_precision(subject: BackboneSubject) -> None:
+    """Weights and what each layer gives fit float16: rounded to it, features keep their direction (cosine 0.99)."""
+
+    def round_(_module: nn.Module, _inputs: object, output: object) -> object:
+        return output.half().float() if isinstance(output, Tensor) and output.is_floating_point() else output
+
+    trunk = subject.fresh().half().float()
+    for module in trunk.stages.modules():
+        if next(module.children(), None) is None:
+            module.register_forward_hook(round_)
+    features = subject.run(trunk, BATCHES[0])[-1]
+    do = "exempt it, with the reason, where values beyond 65504 are meant; such a network is deployed as fp32"
+    expect(bool(np.isfinite(features).all()), "it leaves the range of float16", do=do)
+    cosine = float(cosines(subject.features[-1][BATCHES[0]], features).min())
+    expect(cosine >= HALF_COSINE, f"in float16, the cosine to its features is {cosine:.4f}", do=do)
+
+
+def _of_the_same_weights(subject: BackboneSubject) -> tuple[nn.Module, trunks.Trunk]:
+    """The network of the offer's library and a trunk, before any of them was run."""
+    trunk = subject.trunk if subject.pretrained else None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = subject.offer.whole(pretrained=subject.pretrained)
+        if whole is None:
+            raise Skipped("it has no `whole` to hold the stages against")
+        torch.manual_seed(0)
+        return whole.eval(), trunk or subject.random_trunk()

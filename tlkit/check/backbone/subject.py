@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from tlkit.check.backbone.vary import vary
 from tlkit.check.subject import Skipped, Subject, prepared
 from tlkit.check.watch import Watch, watching
 from tlkit.deploy import export
+from tlkit.deploy.session import OnnxSession
 from tlkit.errors import ResourceError
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import IMAGES, Backbone, Pixels
@@ -24,11 +26,12 @@ from tlkit.plugin.contract import IMAGES, Backbone, Pixels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BATCHES = (1, 2, 5)
+ALL = slice(None)
+BATCHES = (slice(0, 1), slice(1, 3), ALL)  # of 1, 2 and 5 images
 
 
 class BackboneSubject(Subject[Backbone]):
-    """A backbone under examination. What is prepared here is not to be changed: use `fresh()` for that."""
+    """A backbone under examination. What is prepared here is not to be changed: take a `fresh()` trunk for that."""
 
     def __init__(self, offer: Backbone, **how: Any) -> None:
         super().__init__(offer, **how)
@@ -37,7 +40,7 @@ class BackboneSubject(Subject[Backbone]):
     @prepared("builds")
     def stages(self) -> Mapping[str, nn.Module]:
         """The stages with random weights, as the plugin returns them at first: a cache in it can't be filled yet."""
-        with watching(self.watch):
+        with watching(self.watch), torch.random.fork_rng(devices=()):  # whoever sets a seed finds it untouched
             return self.offer.stages(pretrained=False)
 
     @prepared("pixel-recipe")
@@ -48,15 +51,22 @@ class BackboneSubject(Subject[Backbone]):
         return self.offer.pixels
 
     @prepared("stage-names")
+    def built(self) -> trunks.Trunk:
+        """A trunk as the plugin makes it, pretrained or random; it has not been run."""
+        return self.pretrained_trunk() if self.pretrained else self.random_trunk()
+
+    @prepared("chains")
     def trunk(self) -> trunks.Trunk:
         """The trunk under examination: pretrained, or random and `vary`ed, so that no layer is without effect."""
-        return self.fresh()
+        return self.built if self.pretrained else self.vary(copy.deepcopy(self.built))
+
+    def vary(self, trunk: trunks.Trunk) -> trunks.Trunk:
+        """`trunk` with weights that hide nothing."""
+        return vary(trunk, lambda: trunk.maps(self.images))
 
     def fresh(self) -> trunks.Trunk:
-        """Another trunk like `trunk`, but with random weights of its own where those are random."""
-        if self.pretrained:
-            return self.pretrained_trunk()
-        return vary(self.random_trunk(), self.images)
+        """A copy of `trunk` to do anything with."""
+        return copy.deepcopy(self.trunk).requires_grad_(True)
 
     def random_trunk(self) -> trunks.Trunk:
         """A trunk with the random weights that the plugin gives it."""
@@ -71,7 +81,7 @@ class BackboneSubject(Subject[Backbone]):
         try:
             return trunks.build(self.offer, pretrained=True)
         except ResourceError as missing:
-            raise Skipped(str(missing)) from missing
+            raise Skipped(missing.what) from missing
 
     @property
     def images(self) -> Tensor:
@@ -94,27 +104,31 @@ class BackboneSubject(Subject[Backbone]):
         with torch.inference_mode():
             return [self.trunk.pool(x).numpy() for x in self.maps]
 
+    @prepared("chains")
+    def parts(self) -> list[tuple[slice, list[NDArray[np.float32]]]]:
+        """The features of each stage for a batch of 1 and another of 2 images, and which of the five these are."""
+        return [(rows, self.run(self.trunk, rows)) for rows in BATCHES[:2]]
+
+    def run(self, trunk: trunks.Trunk, rows: slice = ALL) -> list[NDArray[np.float32]]:
+        """The features `(N, width)` of each stage for those of the images."""
+        with torch.inference_mode():
+            return [features.numpy() for features in trunks.Taps(trunk)(self.images[rows])]
+
     @prepared("traces")
     def graph(self) -> onnx.ModelProto:
         """The graph of all stages, traced once."""
         size = self.pixels.size
         example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
         taps = [export.tap(name) for name in self.trunk.names]
-        return export.trace(trunks.Taps(self.trunk), example, IMAGES, taps)
+        return export.trace(trunks.Taps(self.fresh()), example, IMAGES, taps)
 
-    def in_onnx_runtime(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """The features `(N, width)` of each stage as the graph gives them."""
-        from tlkit.deploy.session import OnnxSession
-
-        def open_graph() -> OnnxSession:
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder, "taps.onnx")
-                onnx.save_model(self.graph, file)
-                return OnnxSession(file)
-
-        session = self.prepare("session", "traces", open_graph)
-        arrays = session.run(images)
-        return [arrays[export.tap(name)] for name in self.trunk.names]
+    @prepared("traces")
+    def session(self) -> OnnxSession:
+        """The graph, opened with ONNX Runtime."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "taps.onnx")
+            onnx.save_model(self.graph, file)
+            return OnnxSession(file)
 
 
 def _images(size: int) -> Tensor:

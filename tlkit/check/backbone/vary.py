@@ -7,6 +7,7 @@ are, and statistics of batch norm fit no data. An error in what such a layer doe
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -19,8 +20,8 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def vary(network: AnyModule, inputs: Tensor) -> AnyModule:
-    """Shift every parameter of `network` a little, and fit its batch norms to `inputs`; returns it in eval mode.
+def vary(network: AnyModule, run: Callable[[], object]) -> AnyModule:
+    """Shift every parameter of `network` a little, and fit its batch norms to what it is `run` on; returns it.
 
     The shift depends on nothing but the values of a parameter: networks of the same weights under other names remain
     the same.
@@ -29,7 +30,7 @@ def vary(network: AnyModule, inputs: Tensor) -> AnyModule:
         for parameter in network.parameters():
             if parameter.is_floating_point():
                 parameter.add_(_shift(parameter))
-        _fit_norms(network, inputs)
+        _fit_norms(network, run)
     return network.eval()
 
 
@@ -41,7 +42,7 @@ def _shift(parameter: Tensor) -> Tensor:
     return SHIFT * spread * torch.randn(content.shape, generator=generator).to(parameter)
 
 
-def _fit_norms(network: nn.Module, inputs: Tensor) -> None:
+def _fit_norms(network: nn.Module, run: Callable[[], object]) -> None:
     norms = [module for module in network.modules() if isinstance(module, _NORMS) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     network.eval()
@@ -49,9 +50,8 @@ def _fit_norms(network: nn.Module, inputs: Tensor) -> None:
         norm.train()
         norm.momentum = 1.0
     if norms:
-        network(inputs)
+        run()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         if norm.running_var is not None:  # a channel that is dead on these images would magnify others without bound
             norm.running_var.clamp_(min=float(norm.running_var.mean()) * 1e-2 + 1e-6)
-    network.eval()

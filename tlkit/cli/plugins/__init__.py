@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tlkit.cli import Verbs
 from tlkit.cli.common import host, json_option, show, wrote
+from tlkit.plugin.contract import Backbone, Head, Strategy, Target
+from tlkit.plugin.found import provenance
 
 if TYPE_CHECKING:
     from tlkit.plugin.host import Offered, Plugin
 
 
-@click.command(short_help="List the plugins and what they offer.")
+COMMANDS = {
+    "check": "Check that what a plugin offers keeps its contract.",
+    "new": "Begin a plugin: a package that passes its checks as it stands.",
+}
+KINDS = tuple(contract.kind for contract in (Backbone, Head, Strategy, Target))
+ALLOWED = "everything: it is code that runs with your rights"
+SHOWN = 30  # offers of one kind and plugin; a library of networks may have a thousand
+
+
+@click.command(
+    cls=Verbs,
+    package=__name__,
+    verbs=COMMANDS,
+    invoke_without_command=True,
+    short_help="List the plugins and what they offer; check one, or begin one.",
+)
 @json_option
-def command(as_json: bool) -> None:
-    """List the plugins, what they offer, and the options of each offer.
+@click.pass_context
+def command(context: click.Context, as_json: bool) -> None:
+    """List the plugins, where they came from, what they offer, and the options of each offer.
 
     A plugin is code that runs with your rights; install only those you trust. One that is broken is listed with the
     reason and is not in the way of the rest. TLKIT_DISABLE_PLUGINS=name,name (or all) prevents their import.
@@ -24,15 +45,14 @@ def command(as_json: bool) -> None:
     Examples:
       tlkit plugins
       tlkit plugins --json
+      tlkit plugins check efficientnet-lite0
+      tlkit plugins new tlkit-mynet --kind backbone
       TLKIT_DISABLE_PLUGINS=tlkit-mynet tlkit plugins
     """
+    if context.invoked_subcommand is not None:
+        return
     plugins = host().plugins
-    lines = []
-    for plugin in plugins:
-        reason = f": {plugin.reason}" if plugin.reason else ""
-        lines.append(f"{plugin.name} ({plugin.distribution} {plugin.version}) {plugin.state}{reason}")
-        for offered in plugin.offers:
-            lines += _lines(offered)
+    lines = [line for plugin in plugins for line in _plugin_lines(plugin)]
     show({"plugins": [_plugin(plugin) for plugin in plugins]}, lines or ["no plugins"], as_json)
     wrote(None, then="tlkit train photos/ -o run/")
 
@@ -43,6 +63,8 @@ def _plugin(plugin: Plugin) -> dict[str, Any]:
         "distribution": plugin.distribution,
         "version": plugin.version,
         "module": plugin.module,
+        "from": provenance(plugin.distribution),
+        "allowed": ALLOWED,
         "state": plugin.state,
         "reason": plugin.reason,
         "offers": [_offer(offered) for offered in plugin.offers],
@@ -74,12 +96,25 @@ def _offer(offered: Offered) -> dict[str, Any]:
     return facts
 
 
-def _lines(offered: Offered) -> list[str]:
+def _plugin_lines(plugin: Plugin) -> Iterator[str]:
+    reason = f": {plugin.reason}" if plugin.reason else ""
+    yield f"{plugin.name} ({plugin.distribution} {plugin.version}) {plugin.state}{reason}"
+    yield f"  from {provenance(plugin.distribution)}; allowed to do {ALLOWED}"
+    shown: Counter[str] = Counter()
+    for offered in plugin.offers:
+        shown[offered.kind] += 1
+        if shown[offered.kind] <= SHOWN:
+            yield from _offer_lines(offered)
+    for kind, count in shown.items():
+        if count > SHOWN:
+            yield f"  {kind:<9} ... and {count - SHOWN} more, see: tlkit plugins --json"
+
+
+def _offer_lines(offered: Offered) -> Iterator[str]:
     facts = _offer(offered)
     refused = f"  refused: {offered.reason}" if offered.reason else ""
-    lines = [f"  {offered.kind:<9} {offered.name}{refused}"]
+    yield f"  {offered.kind:<9} {offered.name}{refused}"
     for option in facts["options"]:
         default = "none" if option["default"] is None else option["default"]
         choices = f", one of {', '.join(map(str, option['choices']))}" if option["choices"] else ""
-        lines.append(f"    {option['name']}={default}  {option['help']} ({option['type']}{choices})")
-    return lines
+        yield (f"    {option['name']}={default}  {option['help']} ({option['type']}{choices})")

@@ -1,0 +1,69 @@
+"""OpenVINO gives what ONNX Runtime gives, alone and from several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tlkit_openvino import OpenVino
+from tlkit_openvino.session import OpenVinoSession
+
+from tlkit.check import checks
+from tlkit.deploy.parity import relative_error
+from tlkit.deploy.session import OnnxSession
+from tlkit.errors import ArtefactError
+from tlkit.plugin.contract import Shapes
+
+
+@pytest.mark.parametrize(("name", "check"), checks(OpenVino()))
+def test_it_keeps_the_contract(name: str, check: Callable[[], None]) -> None:
+    check()
+
+
+@pytest.mark.parametrize(("name", "check"), checks(OpenVino(workers=2)))
+def test_and_so_it_does_with_two_workers(name: str, check: Callable[[], None]) -> None:
+    check()
+
+
+def graph(file: Path, operator: str = "Relu", domain: str = "") -> Path:
+    """A wide layer, in which bfloat16 would show."""
+    weight = np.random.default_rng(0).normal(size=(512, 64)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node(operator, ["y"], ["z"], domain=domain)]
+    sizes = {"x": 512, "z": 64}
+    x, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in sizes.items())
+    made = helper.make_graph(nodes, "wide", [x], [z], [numpy_helper.from_array(weight, "w")])
+    opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    onnx.save_model(helper.make_model(made, opset_imports=opsets, ir_version=10), file)
+    return file
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_single_precision_is_what_it_says(tmp_path: Path, workers: int) -> None:
+    file = graph(tmp_path / "g.onnx")
+    x = np.random.default_rng(1).normal(size=(7, 512)).astype(np.float32)
+    expected = OnnxSession(file).run(x)["z"]
+    got = OpenVinoSession(file, workers=workers).run(x)["z"]
+    assert relative_error(expected, got) < 1e-5  # bfloat16 has an error of some 1e-3
+
+
+def test_what_openvino_cannot_run_is_refused_when_it_is_built(tmp_path: Path) -> None:
+    file = graph(tmp_path / "g.onnx", "Nonsense", domain="strange")
+    with pytest.raises(ArtefactError, match="OpenVINO refuses it: .*Nonsense"):
+        OpenVino().build(file, tmp_path / "out.onnx", Shapes())
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_an_array_that_does_not_fit_is_refused_and_the_session_goes_on(tmp_path: Path) -> None:
+    session = OpenVinoSession(graph(tmp_path / "g.onnx"))
+    with pytest.raises(ArtefactError, match="OpenVINO fails at it"):
+        session.run(np.zeros((2, 3), np.float32))
+    assert session.run(np.zeros((2, 512), np.float32))["z"].shape == (2, 64)
+
+
+def test_without_openvino_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert 'pip install "openvino' in str(OpenVino().missing())

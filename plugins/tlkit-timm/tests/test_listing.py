@@ -1,0 +1,80 @@
+"""All of timm is listed without importing it, and what timm knows of its weights becomes pixel recipes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import timm
+from timm.models import get_pretrained_cfg
+from tlkit_timm import loading, tlkit_backbones
+from tlkit_timm.backbone import Timm
+from tlkit_timm.families import FAMILIES
+from tlkit_timm.names import architectures
+
+from tlkit.errors import ResourceError, UsageError
+
+
+def test_the_names_are_those_of_timms_registry() -> None:
+    assert architectures() == sorted(timm.list_models())
+    assert len(architectures()) > 1000
+
+
+def test_listing_imports_neither_timm_nor_torch() -> None:
+    code = "import sys, tlkit_timm; list(tlkit_timm.tlkit_backbones()); sys.exit(bool({'timm', 'torch'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_architecture_is_offered_under_its_name() -> None:
+    assert {offer.name for offer in tlkit_backbones()} == {f"timm/{name}" for name in timm.list_models()}
+
+
+def test_most_architectures_belong_to_a_family() -> None:
+    modules = {timm.model_entrypoint(name).__module__ for name in timm.list_models()}
+    assert len(modules) > 60
+    classes = {name for module in modules for name in vars(sys.modules[module])}
+    assert set(FAMILIES) <= classes  # none is misspelt, and none was renamed
+
+
+def test_a_timm_without_its_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ResourceError, match="pip install"):
+        architectures()
+
+
+def test_every_configuration_becomes_a_recipe_or_is_refused() -> None:
+    refused = set()
+    names = timm.list_models(include_tags=True)
+    for name in names:
+        known = get_pretrained_cfg(name)
+        try:
+            pixels = loading.recipe(known, None)
+        except UsageError as problem:
+            refused.add(str(problem))
+        else:
+            assert (pixels.size, pixels.mean) == (known.input_size[1], known.mean)
+    assert len(names) > 1500
+    assert len(refused) < 20
+
+
+def test_the_recipe_is_that_of_the_tag() -> None:
+    inception = Timm("timm/tf_efficientnet_b0", tag="ap_in1k").pixels
+    imagenet = Timm("timm/tf_efficientnet_b0", tag="aa_in1k").pixels
+    assert (inception.mean, imagenet.mean) == ((0.5, 0.5, 0.5), (0.485, 0.456, 0.406))
+    assert Timm("timm/resnet18", size=160).pixels.size == 160
+
+
+def test_licence_and_origin_are_those_of_the_tag() -> None:
+    source = Timm("timm/convnextv2_atto", tag="fcmae_ft_in1k").source
+    assert (source.origin, source.licence) == ("hf-hub:timm/convnextv2_atto.fcmae_ft_in1k", "cc-by-nc-4.0")
+
+
+def test_a_tag_that_timm_does_not_have_names_those_it_has() -> None:
+    with pytest.raises(UsageError, match=r"no weights 'a1_in1kk' .*did you mean 'a1_in1k'.*choose one of .*tv_in1k"):
+        _ = Timm("timm/resnet50", tag="a1_in1kk").pixels
+
+
+def test_what_is_not_square_or_has_a_border_is_refused() -> None:
+    with pytest.raises(UsageError, match="3 x 1024 x 768"):
+        _ = Timm("timm/vit_base_patch16_sapiens2").pixels

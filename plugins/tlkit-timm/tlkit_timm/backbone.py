@@ -1,0 +1,82 @@
+"""An architecture of timm as a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlkit.plugin.contract import Backbone, Pixels, Source, option
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tlkit_timm.stages import Staged
+
+PREFIX = "timm/"
+
+
+@dataclass(frozen=True)
+class Timm(Backbone):
+    """timm's network of that name. Until it is used, the name is all that is known of it."""
+
+    name: str
+    weights: Path | None = option(None, "a file of weights (.safetensors, .pth); without one, timm fetches its own")
+    tag: str | None = option(None, "which of timm's weights, as in a1_in1k, and so which pixel recipe")
+    size: int | None = option(None, "pixels a side of the images; by default as in training")
+
+    def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:
+        """`stem`, `stage1` and so on as the architecture has it, and `last` for a layer or more that follow."""
+        return self._taken_apart(pretrained=pretrained).stages
+
+    def pool(self) -> nn.Module | None:
+        from tlkit_timm import loading, stages
+
+        return stages.pooling(loading.outline(self._known, self.size))
+
+    def classifier(self) -> nn.Module | None:
+        from tlkit_timm import stages
+
+        return stages.classifier(self._model(pretrained=True))
+
+    def whole(self, *, pretrained: bool) -> nn.Module:
+        return self._taken_apart(pretrained=pretrained).whole
+
+    def exempt(self) -> Mapping[str, str]:
+        if self.weights is not None:
+            return {}
+        return {"hash-of-the-weights": "timm names the repository that it fetches weights from, but no hash of them"}
+
+    # Importing timm takes seconds, so what it knows is looked up when it is asked for.
+    @cached_property
+    def pixels(self) -> Pixels:  # type: ignore[override]
+        """The recipe that timm has for the weights."""
+        from tlkit_timm import loading
+
+        return loading.recipe(self._known, self.size)
+
+    @cached_property
+    def source(self) -> Source:  # type: ignore[override]
+        """The file of weights, or where timm fetches them."""
+        from tlkit_timm import loading
+
+        return loading.source(self._known, self.weights)
+
+    @property
+    def _known(self) -> Any:
+        from tlkit_timm import loading
+
+        return loading.configuration(self.name.removeprefix(PREFIX), self.tag)
+
+    def _model(self, *, pretrained: bool) -> nn.Module:
+        from tlkit_timm import loading
+
+        return loading.model(self._known, self.size, self.weights, pretrained=pretrained)
+
+    def _taken_apart(self, *, pretrained: bool) -> Staged:
+        from tlkit_timm import stages
+
+        size = self.pixels.size  # refused before a model is built
+        return stages.take_apart(self._model(pretrained=pretrained), size)

@@ -1,0 +1,129 @@
+"""timm's models, and what timm knows of them. Every way this fails is told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import timm
+import torch
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, load_state_dict
+from torch import Tensor, nn
+
+from tlkit import files
+from tlkit.errors import ArtefactError, ResourceError, UsageError
+from tlkit.model.trunk import load_tensors
+from tlkit.plugin.contract import Pixels, Source
+from tlkit.plugin.settings import did_you_mean
+
+UNKNOWN_LICENCE = "LicenseRef-unknown"
+
+Read = TypeVar("Read")
+
+
+def configuration(architecture: str, tag: str | None) -> Any:
+    """What timm says of an architecture's weights; without a tag, of those that it would choose itself."""
+    if tag is None:
+        return get_pretrained_cfg(architecture)
+    known = {name.partition(".")[2]: each for name, each in get_arch_pretrained_cfgs(architecture).items()}
+    if tag not in known:
+        raise UsageError(
+            f"backbone 'timm/{architecture}': timm has no weights {tag!r} for it{did_you_mean(tag, known)}",
+            do=f"choose one of {', '.join(filter(None, known))}" if any(known) else "leave out the tag",
+        )
+    return known[tag]
+
+
+def recipe(known: Any, size: int | None) -> Pixels:
+    """The pixel recipe of a configuration; `size` takes the place of its own. Raises UsageError."""
+    channels, height, width = known.input_size
+    if channels != 3 or (height != width and size is None):
+        why = f"it is made for images of {channels} x {height} x {width}, and tlkit's have 3 channels and are square"
+    elif known.crop_pct > 1.0:
+        why = "its recipe puts a border around images, which tlkit's can't"
+    else:
+        return Pixels(size or height, tuple(known.mean), tuple(known.std), known.crop_pct, known.interpolation)
+    raise UsageError(f"backbone 'timm/{known.architecture}': {why}")
+
+
+def source(known: Any, weights: Path | None) -> Source:
+    """The weights file; or else the place that timm fetches from, whose licence it knows, but no hash."""
+    if weights is not None:
+        return Source(f"the local file {weights.name}", UNKNOWN_LICENCE, _read(weights, files.sha256))
+    origin = f"hf-hub:{known.hf_hub_id}" if known.hf_hub_id else known.url or "none published"
+    return Source(origin, known.license if known.license not in {None, "unknown"} else UNKNOWN_LICENCE)
+
+
+def model(known: Any, size: int | None, weights: Path | None, *, pretrained: bool) -> nn.Module:
+    """A model in eval mode: with random weights, those of a file, or those that timm fetches."""
+    arguments = _arguments(known, size)
+    if not pretrained:
+        return timm.create_model(**arguments).eval()
+    if weights is not None:
+        return _from_file(known, weights, arguments).eval()
+    try:
+        return timm.create_model(**arguments, pretrained=True).eval()
+    except Exception as error:  # each of the libraries below timm has its own
+        raise ResourceError(
+            f"the pretrained weights of timm/{known.architecture} can't be fetched: {error}",
+            do="connect to the internet, or give them as a file: --set backbone.weights=FILE.safetensors",
+        ) from error
+
+
+def outline(known: Any, size: int | None, **arguments: object) -> nn.Module:
+    """A model without values: its structure, and the shapes of its weights."""
+    with torch.device("meta"):
+        return timm.create_model(**_arguments(known, size), **arguments).eval()
+
+
+def _arguments(known: Any, size: int | None) -> dict[str, Any]:
+    name = f"{known.architecture}.{known.tag}" if known.tag else known.architecture
+    # Others take images of any size as they are.
+    return {"model_name": name} | ({"img_size": size} if size is not None and known.fixed_input_size else {})
+
+
+def _from_file(known: Any, file: Path, arguments: Mapping[str, Any]) -> nn.Module:
+    """A model with the weights of a file. timm translates them where they are in the layout of their authors."""
+    given = _read(file, load_state_dict)  # safetensors, or a pickle of tensors alone
+    overlay = {"file": str(file), "custom_load": False, "num_classes": _classes(known, given)}
+    try:
+        loaded: nn.Module = timm.create_model(**arguments, pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception as error:  # what weights of another architecture lead to, timm's translations included
+        raise _misfit(known, given, file, error) from error
+    return loaded
+
+
+def _classes(known: Any, given: Mapping[str, Tensor]) -> int:
+    """How many classes the weights of a file are for: a classifier of one's own replaces timm's, and 0 is for none."""
+    names = known.classifier if isinstance(known.classifier, tuple) else (known.classifier,)
+    weight = given.get(f"{names[0]}.weight")
+    if weight is not None:
+        return len(weight) - (known.label_offset or 0)
+    without = outline(known, None, num_classes=0).state_dict()
+    return 0 if without.keys() <= given.keys() else int(known.num_classes)
+
+
+def _misfit(known: Any, given: Mapping[str, Tensor], file: Path, error: Exception) -> ArtefactError:
+    """What is wrong with the weights of a file, by the names and shapes of the tensors."""
+    shapes = {name: np.broadcast_to(np.float32(0), tuple(tensor.shape)) for name, tensor in given.items()}
+    try:
+        load_tensors(outline(known, None), shapes, what=f"file for timm/{known.architecture}")
+        why = f"timm can't load it as {known.architecture}: {error}"
+    except ArtefactError as problem:
+        why = problem.what
+    return ArtefactError(why, file=file, do="give weights of this architecture, or name another with --backbone")
+
+
+def _read(file: Path, read: Callable[[Path], Read]) -> Read:
+    if not file.is_file():
+        raise UsageError("no such weights file", file=file)
+    try:
+        return read(file)
+    except OSError as error:
+        raise ResourceError(f"can't be read: {error.strerror}", file=file) from error
+    except Exception as error:  # safetensors, zipfile and pickle have their own
+        raise ArtefactError(
+            f"not weights that can be read without running code: {error}", file=file, do="save them as .safetensors"
+        ) from error
