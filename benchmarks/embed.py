@@ -86,9 +86,8 @@ def main() -> int:
     report.figures["cosine"] = cosines
     report.notes.append(
         f"Features of tlkit and timm agree: cosine at least {cosines['least']:.4f}, median {cosines['median']:.4f}. "
-        "They are not the same pixels: timm scales the whole picture and crops, tlkit samples the crop alone, decodes "
-        "large JPEGs at reduced scale, and normalises with 127 as the weights were trained, not with 127.5. "
-        "On the same pixels they agree to float's last digits (`reference.md`)."
+        "They are not the same pixels: timm crops to whole pixels after scaling, which shifts the picture by up to "
+        "half a pixel of what the network sees. On the same pixels the networks agree (`reference.md`)."
     )
     report.notes.append("tlkit also hashes every file, for the column sha256.")
     report.bars += [

@@ -32,7 +32,7 @@ def test_there_are_offers_of_every_kind():
     assert len(OFFERS) >= 12
 
 
-@pytest.mark.parametrize("offer", map(case, OFFERS))
+@pytest.mark.parametrize("offer", [case(offered) for offered in OFFERS])
 def test_it_keeps_the_contract(offer):
     results = run(offer)
     assert len(results) >= 14

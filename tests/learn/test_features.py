@@ -50,6 +50,19 @@ def direct(files, graph, cut):
     return session.run(images)[export.tap(cut)]
 
 
+def test_the_same_relative_name_in_two_folders_is_two_files(files, graph, tmp_path, monkeypatch):
+    folders = [tmp_path, tmp_path / "other"]
+    shutil.copytree(tmp_path / "photos", folders[1] / "photos")
+    time.sleep(2 * module.FRESH_NS / 1e9)
+    relative = [file.relative_to(tmp_path) for file in files]
+    decoded = []
+    for folder in (*folders, *folders):
+        monkeypatch.chdir(folder)
+        decoded.append(run(relative, graph).decoded)
+    assert decoded == [len(files), len(files), 0, 0]
+    assert run(files, graph).decoded == 0
+
+
 @pytest.mark.parametrize("cut", STAGES)
 def test_rows_are_the_features_of_their_files(files, graph, cut):
     result = run(files, graph, cut)

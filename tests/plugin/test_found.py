@@ -64,10 +64,10 @@ def test_a_plugin_for_another_version_is_not(site: Path, requires: tuple[str, ..
         ({}, "Python's path: no installer noted it"),
         ({"INSTALLER": "pip\n"}, "a package index"),
         (
-            {"direct_url.json": {"url": "file:///home/me/x", "dir_info": {"editable": True}}},
-            "file:///home/me/x (editable)",
+            {"direct_url.json": {"url": "file://host/x", "dir_info": {"editable": True}}},
+            "file://host/x (editable)",
         ),
-        ({"direct_url.json": {"url": "file:///home/me/x", "dir_info": {}}}, "file:///home/me/x"),
+        ({"direct_url.json": {"url": "file://host/x", "dir_info": {}}}, "file://host/x"),
         (
             {
                 "direct_url.json": {

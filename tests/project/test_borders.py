@@ -24,7 +24,7 @@ class Border(NamedTuple):
 BORDERS = (
     Border(
         "torch",
-        ("tlkit.model.trunk", "tlkit.deploy.export", "tlkit.learn.train", "tlkit.learn.loop", "plugins"),
+        ("tlkit.model.trunk", "tlkit.deploy.export", "tlkit.learn.train", "tlkit.learn.loop", "tlkit.check", "plugins"),
         "compose networks in tlkit.model.trunk, trace in tlkit.deploy.export, train in tlkit.learn.train and its loop; "
         "elsewhere work on NumPy arrays, and import torch for type checkers only",
     ),

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from tlkit.check.subject import CheckFailed, Exempt, Function, Skipped, Subject
@@ -32,7 +33,14 @@ from tlkit.plugin.settings import did_you_mean
 
 __all__ = ["Check", "CheckFailed", "Exempt", "Result", "Skipped", "checks", "run"]
 
-_KINDS = tuple(contract.kind for contract in CONTRACTS.values())
+# By kind, the modules whose public functions are its checks, in order; the first of them has its SUBJECT.
+_BACKBONE = ("subject", "declared", "stages", "state", "weights", "running", "learning", "graph")
+_MODULES = {
+    "backbone": tuple(f"tlkit.check.backbone.{module}" for module in _BACKBONE),
+    "head": ("tlkit.check.head",),
+    "strategy": ("tlkit.check.strategy",),
+    "target": ("tlkit.check.target",),
+}
 
 
 class Check(NamedTuple):
@@ -57,15 +65,15 @@ def checks(offer: Offer, exempt: Mapping[str, str] | None = None, *, pretrained:
 
     They share what is expensive to make, so use one set of checks for one offer, and let go of it.
     """
-    if not isinstance(offer, Offer) or offer.kind not in _KINDS:
+    if not isinstance(offer, Offer) or offer.kind not in _MODULES:
         raise UsageError(
             f"{offer!r} is no offer",
             do=f"give an instance of a subclass of {', '.join(contract.__name__ for contract in CONTRACTS.values())}",
         )
-    kind = import_module(f"tlkit.check.{offer.kind}")  # only now: what tests networks imports torch
-    functions: Mapping[str, Function] = {_name(function): function for function in _functions(kind.MODULES)}
+    modules = [import_module(name) for name in ("tlkit.check.offer", *_MODULES[offer.kind])]  # some import torch
+    functions = {_name(function): function for module in modules for function in _functions(module)}
     exemptions = _exemptions(offer, exempt or {}, functions)
-    subject: Subject[Any] = kind.SUBJECT(offer, pretrained=pretrained, exempt=exemptions)
+    subject: Subject[Any] = modules[1].SUBJECT(offer, pretrained=pretrained, exempt=exemptions)
     return tuple(Check(name, _bind(name, function, subject)) for name, function in functions.items())
 
 
@@ -98,12 +106,11 @@ def _result(check: Check) -> Result:
     return Result(check.name, about, "pass")
 
 
-def _functions(modules: tuple[str, ...]) -> Iterator[Function]:
-    """The public functions that the modules define, in the order of the source: each is a check."""
-    for name in modules:
-        for value in vars(import_module(name)).values():
-            if inspect.isfunction(value) and value.__module__ == name and not value.__name__.startswith("_"):
-                yield value
+def _functions(module: ModuleType) -> Iterator[Function]:
+    """The public functions that a module defines, in the order of the source: each is a check."""
+    for value in vars(module).values():
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not value.__name__.startswith("_"):
+            yield value
 
 
 def _name(function: Function) -> str:

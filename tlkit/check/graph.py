@@ -1,12 +1,33 @@
-"""What is asked of a graph, whatever it was traced from."""
+"""Tracing in silence, and what is asked of a graph, whatever it was traced from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+import io
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import onnx
 
+from tlkit.deploy import export
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 CORE = frozenset({"", "ai.onnx"})
+
+
+def trace(module: nn.Module, example: Tensor, name: str, outputs: Sequence[str]) -> onnx.ModelProto:
+    """As `tlkit.deploy.export.trace`, but without the programs that PyTorch prints where it can't trace one."""
+    nowhere = io.StringIO()
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            return export.trace(module, example, name, outputs)
+    finally:
+        logging.disable(before)
 
 
 def foreign_operators(model: onnx.ModelProto) -> list[str]:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from tlkit.check.subject import Subject, expect, prepared
 from tlkit.plugin.contract import Facts, Phase, Strategy
 
-MODULES = ("tlkit.check.offer", "tlkit.check.strategy")
-
 STAGES = range(1, 21)
 FACTS = (
     Facts(images=2, classes=2, smallest_class=1, largest_class=1),

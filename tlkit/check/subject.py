@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from unittest import SkipTest
 
-from tlkit.errors import GateError
+from tlkit.errors import GateError, TlkitError
 from tlkit.plugin.contract import Offer
 
 AnyOffer = TypeVar("AnyOffer", bound=Offer)
@@ -68,8 +68,9 @@ class Subject(Generic[AnyOffer]):
         except (CheckFailed, SkipTest):
             raise
         except Exception as error:
-            what = textwrap.shorten(f"it raised {type(error).__name__}: {error}", _MESSAGE)
-            raise CheckFailed(what + _place(error, type(self.offer)), do="mend it there") from error
+            root = _root(error)
+            what = textwrap.shorten(f"it raised {type(root).__name__}: {root}", _MESSAGE)
+            raise CheckFailed(what + _place(root, type(self.offer)), do="mend it there") from error
 
     def prepare(self, name: str, owner: str, make: Callable[[], Made]) -> Made:
         """What `make` returns, made at the first call only.
@@ -91,7 +92,14 @@ class Subject(Generic[AnyOffer]):
         raise _Depends(f"it depends on {owner}, which fails", do="mend that first") from problem
 
 
-def _place(error: Exception, kind: type) -> str:
+def _root(error: BaseException) -> BaseException:
+    """What an error comes from; one of ours speaks for itself."""
+    while error.__cause__ is not None and not isinstance(error, TlkitError):
+        error = error.__cause__
+    return error
+
+
+def _place(error: BaseException, kind: type) -> str:
     """` (in file.py, line n)`: the innermost line of the plugin itself that an error went through, if any."""
     try:
         folder = Path(inspect.getfile(kind)).parent

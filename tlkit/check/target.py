@@ -23,8 +23,6 @@ from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, Session, Shapes, Tar
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MODULES = ("tlkit.check.offer", "tlkit.check.target")
-
 PRECISIONS = ("fp32", "fp16", "int8")
 SHAPES = Shapes(smallest=1, typical=4, largest=9)
 BATCHES = (1, 2, 5, 9)

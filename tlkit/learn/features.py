@@ -133,7 +133,7 @@ class _Store:
         with self._explained():
             found = self._db.execute(
                 "SELECT substr(row, ?, ?) FROM files JOIN features USING (sha256) WHERE path = ? AND identity = ?",
-                [4 * start + 1, 4 * width, os.fsencode(file), json.dumps(identity)],
+                [4 * start + 1, 4 * width, _key(file), json.dumps(identity)],
             ).fetchone()
         return np.frombuffer(found[0], np.float32) if found else None
 
@@ -143,7 +143,7 @@ class _Store:
             self._db.execute("INSERT OR IGNORE INTO features VALUES (?, ?)", [sha256, values.tobytes()])
             if identity and max(identity[2:]) < self._opened_ns - FRESH_NS:
                 self._db.execute(
-                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?)", [os.fsencode(file), json.dumps(identity), sha256]
+                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?)", [_key(file), json.dumps(identity), sha256]
                 )
 
     def save(self) -> None:
@@ -159,6 +159,11 @@ class _Store:
             raise ResourceError(
                 f"the feature cache can't be used: {error}", file=self.file, do="free some space, or delete this file"
             ) from error
+
+
+def _key(file: Path) -> bytes:
+    """What a file is known by: its path from the root, as two folders may each have a photos/."""
+    return os.fsencode(os.path.abspath(file))
 
 
 def _identity(file: Path) -> Identity | None:

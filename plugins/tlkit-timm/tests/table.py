@@ -115,7 +115,7 @@ def _row(entry: str, family: str, row: Mapping[str, Any]) -> str:
     checks += f", not {', '.join(failed)}" if failed else ""
     exported = {True: "yes", False: "no", None: ""}[row.get("exports")]
     name, million = f"`timm/{entry.partition(':')[0]}`", f"{row['parameters'] / 1e6:.1f}"
-    cells = (name, family, row["pixels"], row["stages"], million, row["width"], f"{row['difference']:.0e}", checks)
+    cells = (name, family, row["pixels"], row["stages"], million, row["width"], f"{row['difference']:.1g}", checks)
     return " | ".join(map(str, (*cells, exported)))
 
 
@@ -129,9 +129,12 @@ def main() -> None:
     kept = given.out.with_suffix(".json")
     found: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
     known = [entry for entries in ARCHITECTURES.values() for entry in entries.split()]
-    for entry in given.names or [entry for entry in known if entry not in found]:
+    lacking = "passed" if given.check else "difference"
+    left = [entry for entry in known if not {"refused", lacking} & found.get(entry, {}).keys()]
+    for entry in given.names or left:
         try:
-            found.setdefault(entry, {}).update(chained(offer(entry)))
+            if "difference" not in found.setdefault(entry, {}):
+                found[entry].update(chained(offer(entry)))
             if given.check:
                 found[entry].update(examined(offer(entry)))
         except Exception as refusal:  # noqa: BLE001 - whatever it is, it belongs in the table

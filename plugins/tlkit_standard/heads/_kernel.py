@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # The kernel of a row with itself is 1, so one grid suits all rows.
 GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 EXPECTED = GRID.index(10.0)
+PRECISE = 1e-5  # the stopping tolerance of the fit that is kept: decision values are right to about as much
 
 # Up to this many rows the whole kernel matrix is handed to LIBSVM (half a GB at most): one matrix product is many times
 # faster than LIBSVM's own loop over pairs of rows.
@@ -59,10 +60,10 @@ class Rbf(Method):
         gamma, centre = self._gamma(rows), rows.mean(axis=0)
         rows = (rows - centre) * gamma**0.5
         if len(rows) > MOST_IN_MEMORY:
-            model = self._model(C=choice, kernel="rbf", gamma=1.0)
+            model = self._model(C=choice, kernel="rbf", gamma=1.0, tol=PRECISE)
             facts = fit(model, rows, labels)
         else:
-            model = self._model(C=choice, kernel="precomputed")
+            model = self._model(C=choice, kernel="precomputed", tol=PRECISE)
             facts = fit(model, kernel(rows, rows), labels)
         # Distances don't feel a shift, and around 0 their expansion loses the fewest digits.
         moved = affine.plus(-centre).times(gamma**0.5)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tlkit.check.backbone.vary import vary
+from tlkit.check.graph import trace
 from tlkit.check.subject import Skipped, Subject, prepared
 from tlkit.check.watch import Watch, watching
 from tlkit.deploy import export
@@ -120,7 +121,7 @@ class BackboneSubject(Subject[Backbone]):
         size = self.pixels.size
         example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
         taps = [export.tap(name) for name in self.trunk.names]
-        return export.trace(trunks.Taps(self.fresh()), example, IMAGES, taps)
+        return trace(trunks.Taps(self.fresh()), example, IMAGES, taps)
 
     @prepared("traces")
     def session(self) -> OnnxSession:
@@ -139,3 +140,6 @@ def _images(size: int) -> Tensor:
     ramp = np.linspace(0, 255, size)[:, None, None] * np.linspace(1, 0, size)[None, :, None] * np.ones(3)
     plain = [np.full((size, size, 3), level) for level in (0, 255)]
     return torch.from_numpy(np.stack([noise, coarse, ramp, *plain]).astype(np.uint8))
+
+
+SUBJECT = BackboneSubject
