@@ -12,7 +12,7 @@ import pytest
 
 from tests.check.broken.strategies import BROKEN, Plan
 from tests.tiny import Tiny
-from tlkit.check import Exempt, Skipped, checks, run
+from tlkit.check import CheckFailed, Exempt, Skipped, checks, run
 from tlkit.errors import ResourceError, UsageError
 from tlkit.plugin.contract import Phase
 
@@ -66,6 +66,14 @@ class TestExemptions:
         ):
             checks(HASTY, {"epochs": "x", "pures": "x"})
 
+    def test_that_can_not_be_asked_for_are_an_error(self):
+        class Secretive(Plan):
+            def exempt(self):
+                raise OSError("not now")
+
+        with pytest.raises(UsageError, match="its `exempt` raised OSError: not now"):
+            checks(Secretive())
+
     def test_without_a_reason_is_an_error(self):
         with pytest.raises(UsageError, match="the exemption from 'pure' lacks its reason"):
             checks(HASTY, {"pure": ""})
@@ -101,6 +109,26 @@ class TestWhatAPluginRaises:
 
         with pytest.raises(KeyboardInterrupt):
             run(Interrupting())
+
+    def test_an_exit_is_a_failure_like_others(self):
+        class Exiting(Plan):
+            def phases(self, stages, facts):
+                raise SystemExit(3)
+
+        assert results(Exiting())["answers"].reason.startswith("it raised SystemExit: 3 (in test_checks.py")
+
+    def test_stages_that_give_no_tensor_are_named(self):
+        class Pair(Tiny):
+            def stages(self, *, pretrained):
+                stages = dict(super().stages(pretrained=pretrained))
+                stages["second"].forward = lambda x: (x, x)
+                return stages
+
+        named = dict(checks(Pair()))
+        with pytest.raises(CheckFailed, match=r"^second gives tuple; have each stage return one tensor$"):
+            named["chains"]()
+        with pytest.raises(CheckFailed, match=r"^it depends on chains, which fails; mend that first$"):
+            named["every-cut-agrees"]()
 
     def test_what_it_prints_is_no_result(self, capsys):
         run(Raising())

@@ -27,13 +27,18 @@ class Plan(Strategy):
         print("thinking")
         return (Phase(self.epochs, 1e-3),)
 
+class Confused(Plan):
+    def exempt(self):
+        return {"everything": "please"}
+
 class Exempt(Plan):
     def exempt(self):
         return {"epochs-are-positive": "it never trains"}
 
 @hookimpl
 def tlkit_strategies():
-    return [Plan("good"), Plan("lazy", 0), Exempt("excused", 0), Plan("Bad Name"), Exempt("needless")]
+    plans = [Plan("good"), Plan("lazy", 0), Plan("Bad Name")]
+    return [*plans, Exempt("excused", 0), Exempt("needless"), Confused("confused")]
 """
 
 
@@ -79,11 +84,29 @@ def test_a_plugin_with_all_it_offers_as_json(tlkit, env):
     facts = finished.json
     assert (facts["name"], facts["passed"], facts["problems"]) == ("Tlkit_Plans", False, [])
     verdicts = {offer["name"]: offer["passed"] for offer in facts["offers"]}
-    assert verdicts == {"good": True, "lazy": False, "excused": True, "Bad Name": False, "needless": False}
+    assert verdicts == {
+        "good": True,
+        "lazy": False,
+        "excused": True,
+        "Bad Name": False,
+        "needless": False,
+        "confused": False,
+    }
     refused = next(offer for offer in facts["offers"] if offer["name"] == "Bad Name")
     assert [check["name"] for check in refused["checks"]] == ["accepted"]
     check = facts["offers"][0]["checks"][0]
     assert check.keys() == {"name", "about", "state", "reason"}
+
+
+def test_an_exemption_from_nothing_known_fails(tlkit, env):
+    finished = tlkit("plugins", "check", "confused", env=env)
+    assert finished.code == 6
+    assert "accepted: strategy 'confused': there is no check 'everything' to be exempt from" in finished.out
+
+
+def test_a_shell_completes_the_name(tlkit, env):
+    line = {"_TLKIT_COMPLETE": "bash_complete", "COMP_WORDS": "tlkit plugins check goo", "COMP_CWORD": "3"}
+    assert tlkit(env={**env, **line}).out == "plain,good\n"
 
 
 def test_a_broken_plugin_fails(tlkit, env):

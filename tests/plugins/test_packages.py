@@ -81,7 +81,7 @@ def test_it_is_listed_with_what_it_offers(tlkit, unpacked, name):
     assert len(plugin["offers"]) > (1000 if name == "tlkit-timm" else 0)
 
 
-def test_no_framework_is_needed_to_list_them(tlkit, unpacked):
+def test_no_framework_is_needed_to_list_them(unpacked):
     code = "import sys; from tlkit.plugin.host import load; load(); print(*sys.modules)"
     said = finish([sys.executable, "-c", code], None, unpacked(*NEEDS))
     assert "tlkit_openvino" in said.out.split()

@@ -118,7 +118,10 @@ def _name(function: Function) -> str:
 
 
 def _exemptions(offer: Offer, more: Mapping[str, str], known: Mapping[str, Function]) -> dict[str, str]:
-    exemptions = {**offer.exempt(), **more}
+    try:
+        exemptions = {**offer.exempt(), **more}
+    except Exception as error:
+        raise UsageError(f"{offer.kind} {offer.name!r}: its `exempt` raised {type(error).__name__}: {error}") from error
     problems = [
         f"there is no check {name!r} to be exempt from{did_you_mean(name, known)}"
         for name in exemptions

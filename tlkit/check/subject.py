@@ -67,7 +67,7 @@ class Subject(Generic[AnyOffer]):
             function(self)
         except (CheckFailed, SkipTest):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             root = _root(error)
             what = textwrap.shorten(f"it raised {type(root).__name__}: {root}", _MESSAGE)
             raise CheckFailed(what + _place(root, type(self.offer)), do="mend it there") from error

@@ -52,7 +52,7 @@ def test_single_precision_is_what_it_says(tmp_path: Path, workers: int) -> None:
 
 def test_what_openvino_cannot_run_is_refused_when_it_is_built(tmp_path: Path) -> None:
     file = graph(tmp_path / "g.onnx", "Nonsense", domain="strange")
-    with pytest.raises(ArtefactError, match="OpenVINO refuses it: .*Nonsense"):
+    with pytest.raises(ArtefactError, match=r"OpenVINO refuses it: .*Nonsense"):
         OpenVino().build(file, tmp_path / "out.onnx", Shapes())
     assert not (tmp_path / "out.onnx").exists()
 

@@ -148,10 +148,12 @@ def main() -> None:
 INTRODUCTION = (
     "# timm's architectures as backbones",
     "",
-    "Taken apart by tlkit-timm, with random weights. *difference* is the largest between what the chained stages give "
-    "and what timm's own forward pass gives, as a share of the largest value; *checks* are those of `tlkit.check`; "
-    "*exported* means that all stages trace to one ONNX graph with a dynamic batch. Cells are empty where an "
-    "architecture was only held against timm.",
+    (
+        "Taken apart by tlkit-timm, with random weights. *difference* is the largest between what the chained stages give "
+        "and what timm's own forward pass gives, as a share of the largest value; *checks* are those of `tlkit.check`; "
+        "*exported* means that all stages trace to one ONNX graph with a dynamic batch. Cells are empty where an "
+        "architecture was only held against timm."
+    ),
     "",
 )
 
@@ -159,8 +161,8 @@ INTRODUCTION = (
 def provenance() -> list[str]:
     """What made the table."""
     return [
-        "- command: `python plugins/tlkit-timm/tests/table.py --out benchmarks/results/timm-architectures.md`, "
-        "and again with `--check` and names",
+        "- command: `python plugins/tlkit-timm/tests/table.py --out benchmarks/results/timm-architectures.md`",
+        "- and again with `--check` and names",
         f"- versions: timm {timm.__version__}, torch {torch.__version__}",
     ]
 

@@ -22,7 +22,9 @@ def test_the_names_are_those_of_timms_registry() -> None:
 
 
 def test_listing_imports_neither_timm_nor_torch() -> None:
-    code = "import sys, tlkit_timm; list(tlkit_timm.tlkit_backbones()); sys.exit(bool({'timm', 'torch'} & {*sys.modules}))"
+    code = (
+        "import sys, tlkit_timm; list(tlkit_timm.tlkit_backbones()); sys.exit(bool({'timm', 'torch'} & {*sys.modules}))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -110,5 +110,5 @@ def test_stages_that_give_something_else_are_refused(monkeypatch: pytest.MonkeyP
     from tlkit_timm.families import FAMILIES, Family
 
     monkeypatch.setitem(FAMILIES, "ResNet", Family((("layer1",), ("layer2",), ("layer3",))))
-    with pytest.raises(UsageError, match="don't give what timm computes|is neither"):
+    with pytest.raises(UsageError, match=r"don't give what timm computes|is neither"):
         member("test_resnet").stages(pretrained=False)

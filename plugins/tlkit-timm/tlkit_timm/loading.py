@@ -60,11 +60,11 @@ def model(known: Any, size: int | None, weights: Path | None, *, pretrained: boo
     """A model in eval mode: with random weights, those of a file, or those that timm fetches."""
     arguments = _arguments(known, size)
     if not pretrained:
-        return timm.create_model(**arguments).eval()
+        return _create(**arguments)
     if weights is not None:
         return _from_file(known, weights, arguments).eval()
     try:
-        return timm.create_model(**arguments, pretrained=True).eval()
+        return _create(**arguments, pretrained=True)
     except Exception as error:  # each of the libraries below timm has its own
         raise ResourceError(
             f"the pretrained weights of timm/{known.architecture} can't be fetched: {error}",
@@ -75,7 +75,13 @@ def model(known: Any, size: int | None, weights: Path | None, *, pretrained: boo
 def outline(known: Any, size: int | None, **arguments: object) -> nn.Module:
     """A model without values: its structure, and the shapes of its weights."""
     with torch.device("meta"):
-        return timm.create_model(**_arguments(known, size), **arguments).eval()
+        return _create(**_arguments(known, size), **arguments)
+
+
+def _create(**arguments: Any) -> nn.Module:
+    """A model of timm in eval mode."""
+    created: nn.Module = timm.create_model(**arguments)
+    return created.eval()
 
 
 def _arguments(known: Any, size: int | None) -> dict[str, Any]:

@@ -25,8 +25,8 @@ class Part(nn.Module):
 class Nothing(nn.Sequential):
     """Stands where a module was taken out, whether that is called or looped over."""
 
-    def forward(self, x: Tensor, *_: object, **__: object) -> Tensor:
-        return x
+    def forward(self, input: Tensor, *_: object, **__: object) -> Tensor:
+        return input
 
 
 class Given(nn.Module):

@@ -94,7 +94,8 @@ def kernel(left: NDArray[Any], right: NDArray[Any]) -> Rows:
     from sklearn.metrics.pairwise import euclidean_distances
 
     squares: NDArray[Any] = euclidean_distances(left, right, squared=True)
-    return np.exp(-squares, out=squares).astype(np.float64, copy=False)
+    similar: Rows = np.exp(-squares, out=squares).astype(np.float64, copy=False)
+    return similar
 
 
 def coefficients(model: Any) -> Rows:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tlkit.check.backbone.vary import vary
 from tlkit.check.graph import trace
-from tlkit.check.subject import Skipped, Subject, prepared
+from tlkit.check.subject import Skipped, Subject, expect, prepared
 from tlkit.check.watch import Watch, watching
 from tlkit.deploy import export
 from tlkit.deploy.session import OnnxSession
@@ -63,7 +63,7 @@ class BackboneSubject(Subject[Backbone]):
 
     def vary(self, trunk: trunks.Trunk) -> trunks.Trunk:
         """`trunk` with weights that hide nothing."""
-        return vary(trunk, lambda: trunk.maps(self.images))
+        return vary(trunk, lambda: self.chain(trunk))
 
     def fresh(self) -> trunks.Trunk:
         """A copy of `trunk` to do anything with."""
@@ -91,12 +91,17 @@ class BackboneSubject(Subject[Backbone]):
 
     @prepared("chains")
     def maps(self) -> list[Tensor]:
-        """What each stage makes of the images, `(5, ...)`, not pooled; copies, whatever the next stage does to it."""
+        """What each stage makes of the images, `(5, ...)`, not pooled."""
         with torch.inference_mode():
-            x, outputs = self.trunk.normalise(self.images), []
-            for stage in self.trunk.stages.values():
-                x = stage(x.clone())
-                outputs.append(x.clone())
+            return self.chain(self.trunk)
+
+    def chain(self, trunk: trunks.Trunk) -> list[Tensor]:
+        """What each stage of a trunk gives; copies, whatever the next stage does to it."""
+        x, outputs = trunk.normalise(self.images), []
+        for name, stage in trunk.stages.items():
+            x = stage(x.clone())
+            expect(isinstance(x, Tensor), f"{name} gives {type(x).__name__}", do="have each stage return one tensor")
+            outputs.append(x.clone())
         return outputs
 
     @prepared("pools")

@@ -11,15 +11,24 @@ import click
 
 from tlkit.cli.common import host, json_option, progress_bars, show, wrote
 from tlkit.cli.plugins import COMMANDS, KINDS
-from tlkit.errors import GateError
+from tlkit.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from tlkit.check import Result
     from tlkit.plugin.host import Offered
 
 
+def _names(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    """For a shell that completes a word: what there is to check."""
+    from tlkit.plugin.host import load
+
+    plugins = load().plugins
+    known = {*(plugin.name for plugin in plugins), *(offered.name for plugin in plugins for offered in plugin.offers)}
+    return sorted(name for name in known if name.startswith(typed))
+
+
 @click.command(short_help=COMMANDS["check"])
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 @click.option("--kind", type=click.Choice(KINDS), help="Only offers of this kind.")
 @click.option("--pretrained", is_flag=True, help="Check backbones with their pretrained weights, and those weights.")
 @json_option
@@ -63,10 +72,14 @@ def command(name: str, kind: str | None, pretrained: bool, as_json: bool) -> Non
 def _results(offered: Offered, pretrained: bool, bars: Any) -> list[Result]:
     from tlkit.check import Result, checks, run
 
-    if offered.reason is not None:
-        return [Result("accepted", "The host gives it out.", "fail", offered.reason)]
-    tick = bars(offered.name, len(checks(offered.offer)))
-    return run(offered.offer, pretrained=pretrained, tick=tick)
+    refusal = offered.reason
+    if refusal is None:
+        try:
+            tick = bars(offered.name, len(checks(offered.offer)))
+            return run(offered.offer, pretrained=pretrained, tick=tick)
+        except UsageError as problem:  # with what it is exempt from
+            refusal = problem.what
+    return [Result("accepted", "It is given out, and what it is exempt from is known.", "fail", refusal)]
 
 
 def _failures(offered: Offered, results: list[Result]) -> Iterator[str]:
