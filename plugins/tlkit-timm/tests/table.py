@@ -149,10 +149,10 @@ INTRODUCTION = (
     "# timm's architectures as backbones",
     "",
     (
-        "Taken apart by tlkit-timm, with random weights. *difference* is the largest between what the chained stages give "
-        "and what timm's own forward pass gives, as a share of the largest value; *checks* are those of `tlkit.check`; "
-        "*exported* means that all stages trace to one ONNX graph with a dynamic batch. Cells are empty where an "
-        "architecture was only held against timm."
+        "Taken apart by tlkit-timm, with random weights. *difference* is the largest between what the chained stages "
+        "give and what timm's own forward pass gives, as a share of the largest value; *checks* are those of "
+        "`tlkit.check`; *exported* means that all stages trace to one ONNX graph with a dynamic batch. Cells are empty "
+        "where an architecture was only held against timm."
     ),
     "",
 )
