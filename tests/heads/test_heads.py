@@ -118,7 +118,8 @@ def test_class_weights_are_scikit_learns():
     rare = np.flatnonzero((labels != 2) | (np.arange(300) < 60))
     features, labels = features[rare], labels[rare]
     head = fixed("logistic", class_weight="balanced", power=1.0, l2=False)
-    model = LogisticRegression(C=C, tol=1e-9, max_iter=10_000, class_weight="balanced").fit(features, labels)
+    model = LogisticRegression(C=C, tol=1e-9, max_iter=10_000, class_weight="balanced")
+    model.fit(features.astype(np.float64), labels)
     module = head.solve(features, labels, 3, seed=0)
     assert np.abs(logits(module, features) - model.decision_function(features)).max() < 1e-4
 
@@ -140,13 +141,16 @@ def test_onnx_says_what_torch_says_with_core_operators_only(head, tmp_path):
 
 @pytest.mark.parametrize("name", SOLVED)
 @pytest.mark.parametrize("front", ["plain", "default", "everything"])
-def test_restored_from_its_tensors_alone_it_is_the_same_to_the_bit(name, front):
+def test_restored_from_its_tensors_alone_it_is_the_same(name, front):
     features, labels = blobs(3)
     head = replace(BY_NAME[name], **FRONTS[front])
     module = head.solve(features, labels, 3, seed=0)
     stored = {key: torch.from_numpy(array) for key, array in load(save(tensors(module))).items()}
     restored = head.restore(features.shape[1], 3, stored)
-    assert np.array_equal(logits(restored, features), logits(module, features))
+    again = tensors(restored)
+    assert all(np.array_equal(array, again[key]) for key, array in tensors(module).items())
+    # Not to the bit: how a tensor lies in memory decides in which order it is summed.
+    assert np.abs(logits(restored, features) - logits(module, features)).max() < 1e-5
     assert not restored.training
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tlkit_standard.heads._estimators import decide, fit
+from tlkit_standard.heads._estimators import decide
 from tlkit_standard.heads._modules import Front, KernelMachine, Map
 from tlkit_standard.heads._selection import Path, Scorer
 from tlkit_standard.heads._solve import Fact, Method
@@ -49,8 +49,7 @@ class Rbf(Method):
 
         def score(c: float) -> Rows:
             model = self._model(C=c, kernel="precomputed")
-            fit(model, among, labels)
-            return decide(model, across)
+            return decide(model.fit(among, labels), across)
 
         return score
 
@@ -59,12 +58,10 @@ class Rbf(Method):
     ) -> tuple[nn.Module, dict[str, Fact]]:
         gamma, centre = self._gamma(rows), rows.mean(axis=0)
         rows = (rows - centre) * gamma**0.5
-        if len(rows) > MOST_IN_MEMORY:
-            model = self._model(C=choice, kernel="rbf", gamma=1.0, tol=PRECISE)
-            facts = fit(model, rows, labels)
+        if len(rows) <= MOST_IN_MEMORY:
+            model = self._model(C=choice, kernel="precomputed").fit(kernel(rows, rows), labels)
         else:
-            model = self._model(C=choice, kernel="precomputed", tol=PRECISE)
-            facts = fit(model, kernel(rows, rows), labels)
+            model = self._model(C=choice, kernel="rbf", gamma=1.0).fit(rows, labels)
         # Distances don't feel a shift, and around 0 their expansion loses the fewest digits.
         moved = affine.plus(-centre).times(gamma**0.5)
         front.affine = Map(_tensor(moved.weight), _tensor(moved.bias))
@@ -78,7 +75,7 @@ class Rbf(Method):
             "scale": np.array(1.0 / temperature),
         }
         machine = KernelMachine(front, {name: _tensor(array) for name, array in tensors.items()})
-        return machine, facts | {"gamma": gamma, "support_vectors": len(support)}
+        return machine, {"c": choice, "gamma": gamma, "support_vectors": len(support)}
 
     def _gamma(self, rows: Rows) -> float:
         return self.gamma or 1.0 / (rows.shape[1] * float(rows.var()) or 1.0)

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
+from tlkit_standard.heads._modules import Front, linear
 from tlkit_standard.heads._selection import Path, Scorer
 from tlkit_standard.heads._solve import Fact, Method
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import nn
 
     from tlkit_standard.heads._affine import Affine
-    from tlkit_standard.heads._modules import Front
     from tlkit_standard.heads._selection import Labels, Rows
-
-
-def linear(width: int, classes: int, front: Front | None) -> nn.Module:
-    """A linear layer `(N, width) -> (N, classes)`, behind the front if there is one."""
-    layer = nn.Linear(width, classes)
-    return layer if front is None else nn.Sequential(OrderedDict(front=front, linear=layer))
 
 
 def both_sides(decision: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -49,7 +42,7 @@ class LinearMethod(Method):
     ) -> tuple[nn.Module, dict[str, Fact]]:
         weight, bias, facts = self.layer(rows, labels, choice)
         weight, bias = affine.under(weight / temperature, bias / temperature)
-        module = linear(weight.shape[1], len(weight), front if front.acts else None)
+        module = linear(weight.shape[1], len(weight), front)
         layer = module.get_submodule("linear" if front.acts else "")
         layer.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
         return module, facts

@@ -49,7 +49,7 @@ class Evidence:
     """How the chosen candidate did on held-out rows, at its temperature."""
 
     folds: int
-    rows: int
+    images: int
     accuracy: float
     log_loss: float
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,9 @@ from tlkit.plugin.contract import option
 from tlkit_standard.heads._base import MemoryHead
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from tlkit_standard.heads._modules import Front
+    from tlkit_standard.heads._modules import Front, Tensors
     from tlkit_standard.heads._solve import Method
 
 
@@ -33,7 +33,7 @@ class Knn(MemoryHead):
 
         return NearestNeighbours(self.k, cosine=self.metric == "cosine", by_distance=self.weights == "distance")
 
-    def build(self, front: Front, tensors: Mapping[str, Tensor]) -> nn.Module:
+    def build(self, front: Front, tensors: Tensors) -> nn.Module:
         from tlkit_standard.heads._modules import Neighbours
 
         return Neighbours(front, tensors, cosine=self.metric == "cosine", by_distance=self.weights == "distance")

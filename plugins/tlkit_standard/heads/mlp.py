@@ -12,12 +12,15 @@ from tlkit_standard.heads._base import FrontHead
 if TYPE_CHECKING:
     from torch import nn
 
+    from tlkit_standard.heads._modules import Front, Tensors
+
 
 @dataclass(frozen=True)
 class Mlp(FrontHead):
     name = "mlp"
+    standardise: bool = option(True, "batch normalisation before the hidden layer")
     hidden: int = option(512, "units of the hidden layer")
-    dropout: float = option(0.2, "share of hidden units dropped while training")
+    dropout: float = option(0.2, "share of the hidden units that is dropped while training")
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -27,6 +30,15 @@ class Mlp(FrontHead):
             yield f"dropout must lie in [0, 1), not {self.dropout}"
 
     def module(self, width: int, classes: int) -> nn.Module:
-        from tlkit_standard.heads._modules import mlp
+        from tlkit_standard.heads._modules import untrained_front
 
-        return mlp(self.front(), width, self.hidden, classes, standardise=self.standardise, dropout=self.dropout)
+        return self._perceptron(width, self.hidden, classes, untrained_front(width, self.power, self.l2))
+
+    def build(self, front: Front, tensors: Tensors) -> nn.Module:
+        hidden, width = tensors["hidden.weight"].shape
+        return self._perceptron(width, hidden, len(tensors["linear.bias"]), front)
+
+    def _perceptron(self, width: int, hidden: int, classes: int, front: Front) -> nn.Module:
+        from tlkit_standard.heads._modules import perceptron
+
+        return perceptron(width, hidden, classes, front, standardise=self.standardise, dropout=self.dropout)
