@@ -66,8 +66,8 @@ def _offer(offer: Any) -> Iterator[str]:
     for option in options:
         default = "none" if values[option.name] is None else values[option.name]
         choices = f" ({', '.join(map(str, option.choices))})" if option.choices else ""
-        kind = option.type.replace("|", "or")
-        yield f"| `{option.name}` | {default} | {kind} | {option.help}{choices} |"
+        kind, help_ = option.type.replace("|", "or"), option.help.replace("|", "\\|")
+        yield f"| `{option.name}` | {default} | {kind} | {help_}{choices} |"
     yield ""
 
 

@@ -16,7 +16,7 @@ def architectures() -> list[str]:
     """Every name in the registry of the timm that is installed, sorted. Raises ResourceError where there is none."""
     spec = importlib.util.find_spec("timm")  # locates it and runs none of it
     if spec is None or spec.origin is None:
-        raise ResourceError("timm is not installed", do='run: pip install "timm>=1.0.20"')
+        raise ResourceError("timm is not installed", do='run: pip install "timm>=1.0.22"')
     files = Path(spec.origin).parent.glob("models/*.py")
     names = sorted({name for file in files for name in _ENTRY.findall(file.read_text("utf-8"))})
     if not names:

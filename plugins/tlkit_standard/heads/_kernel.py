@@ -59,9 +59,9 @@ class Rbf(Method):
         gamma, centre = self._gamma(rows), rows.mean(axis=0)
         rows = (rows - centre) * gamma**0.5
         if len(rows) <= MOST_IN_MEMORY:
-            model = self._model(C=choice, kernel="precomputed").fit(kernel(rows, rows), labels)
+            model = self._model(C=choice, kernel="precomputed", tol=PRECISE).fit(kernel(rows, rows), labels)
         else:
-            model = self._model(C=choice, kernel="rbf", gamma=1.0).fit(rows, labels)
+            model = self._model(C=choice, kernel="rbf", gamma=1.0, tol=PRECISE).fit(rows, labels)
         # Distances don't feel a shift, and around 0 their expansion loses the fewest digits.
         moved = affine.plus(-centre).times(gamma**0.5)
         front.affine = Map(_tensor(moved.weight), _tensor(moved.bias))
@@ -124,4 +124,4 @@ def sides(classes: int) -> Rows:
 
 
 def _tensor(array: Rows) -> torch.Tensor:
-    return torch.from_numpy(array.astype(np.float32))
+    return torch.from_numpy(array.astype(np.float32, order="C"))  # in the order in which it will be stored

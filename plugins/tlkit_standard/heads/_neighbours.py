@@ -79,4 +79,4 @@ class NearestNeighbours(Method):
 
 
 def _tensor(array: Rows) -> torch.Tensor:
-    return torch.from_numpy(array.astype(np.float32))
+    return torch.from_numpy(array.astype(np.float32, order="C"))  # in the order in which it will be stored

@@ -69,9 +69,8 @@ def solve(
         rows = affine(raw)
         chosen = _choose(head, method, raw, method.path(rows), labels, seed)
         module, facts = method.module(front, affine, rows, labels, chosen.choice, chosen.temperature)
-    module.__dict__["report"] = (
-        {"power": power} | facts | _record(chosen)
-    )  # not by assignment: to mypy a module holds but tensors
+    report = {"power": power} | facts | _record(chosen)
+    module.__dict__["report"] = report  # not by assignment: to mypy, a module holds tensors and modules only
     return module.eval()
 
 
