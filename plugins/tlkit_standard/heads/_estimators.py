@@ -84,10 +84,10 @@ class Logistic(Estimator):
         centre, scale = rows.mean(axis=0), spread(rows) ** 0.5
         rows, c = (rows - centre) / scale, choice * scale**2
         model = self._model(C=c, max_iter=5000)
-        # Most of the way in single precision, for half the time; then on until decision values are right to some 0.0001.
+        # Most of the way in single precision, for half the time; then until decision values are right to some 0.0001.
         # The weaker the penalty, the flatter the bottom, and the smaller the gradient has to be for that.
         fit(model.set_params(tol=3e-5), rows.astype(np.float32), labels)
-        facts = fit(model.set_params(tol=min(1e-6, 1e-6 / c)), rows, labels)
+        facts = fit(model.set_params(tol=1e-6 / max(c, 5.0)), rows, labels)
         weight, bias = both_sides(model.coef_) / scale, both_sides(model.intercept_)
         return weight, bias - weight @ centre, facts | {"c": choice}
 
