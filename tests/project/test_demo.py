@@ -12,7 +12,7 @@ from tlkit.cli import VERBS
 
 def test_make_demo_runs_the_script(checkout):
     shown = subprocess.run(
-        ["make", "--dry-run", "--assume-old=.venv/.ready", "demo"],
+        ["make", "--no-print-directory", "--dry-run", "--assume-old=.venv/.ready", "demo"],
         cwd=checkout,
         capture_output=True,
         text=True,

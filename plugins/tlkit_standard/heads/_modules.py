@@ -51,21 +51,22 @@ class Front(nn.Module):
     Fisher Kernel for Large-Scale Image Classification", ECCV 2010, sections 3.1 and 3.2.
     """
 
-    power: Tensor | None
+    power: Tensor  # (), kept where it is 1 as well, so that its loss is noticed
 
     def __init__(self, power: float, l2: bool, affine: Map | None = None) -> None:
         super().__init__()
-        self.register_buffer("power", None if power == 1.0 else torch.tensor(power))
+        self.register_buffer("power", torch.tensor(power))
+        self.raises = power != 1.0
         self.l2 = l2
         self.affine = affine
 
     @property
     def acts(self) -> bool:
         """Whether it does anything."""
-        return self.power is not None or self.l2 or self.affine is not None
+        return self.raises or self.l2 or self.affine is not None
 
     def forward(self, features: Tensor) -> Tensor:
-        if self.power is not None:
+        if self.raises:
             features = torch.sign(features) * torch.clamp(torch.abs(features), min=SMALLEST_VALUE) ** self.power
         if self.l2:
             features = F.normalize(features, dim=1, eps=SMALLEST_NORM)
