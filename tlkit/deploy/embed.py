@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -93,12 +93,12 @@ def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[_Writer]:
             if not self.rows:
                 return
             features = np.concatenate(self.parts)
-            lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
+            flat = pa.Array.from_buffers(pa.float32(), features.size, [None, pa.py_buffer(features)])
             table = pa.table(
                 {
-                    "path": pa.array([_utf8(row.file) for row in self.rows], pa.string()),
-                    "sha256": pa.array([row.sha256 for row in self.rows], pa.string()),
-                    FEATURES: lists,
+                    "path": _strings(_utf8(row.file) for row in self.rows),
+                    "sha256": _strings(row.sha256 for row in self.rows),
+                    FEATURES: pa.FixedSizeListArray.from_arrays(flat, features.shape[1]),
                 }
             )
             if self.opened is None:
@@ -162,6 +162,15 @@ def _csv(file: Path, columns: Sequence[str]) -> Iterator[Any]:
         table = csv.writer(text)
         table.writerow(columns)
         yield table
+
+
+def _strings(values: Iterable[str]) -> Any:
+    """A column of Parquet; `pa.array` would import pandas where that is installed, for a quarter of a second."""
+    import pyarrow as pa
+
+    builder = pa.lib.StringBuilder()
+    builder.append_values(list(values))
+    return builder.finish()
 
 
 def _utf8(file: Path) -> str:

@@ -44,12 +44,13 @@ class Normalise(nn.Module):
         # Folded in double precision, and no part of the state: the recipe in the bundle is the one source.
         mean = torch.tensor([255 * m for m in pixels.mean], dtype=torch.float64)
         scale = torch.tensor([1 / (255 * s) for s in pixels.std], dtype=torch.float64)
-        self.register_buffer("mean", mean.float(), persistent=False)
-        self.register_buffer("scale", scale.float(), persistent=False)
+        self.register_buffer("mean", mean.float().view(3, 1, 1), persistent=False)
+        self.register_buffer("scale", scale.float().view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        # Cast before transposing: TensorRT-RTX refuses a transposed uint8 input.
-        return ((images.float() - self.mean) * self.scale).permute(0, 3, 1, 2)
+        # Cast before transposing: TensorRT-RTX refuses a transposed uint8 input. Normalised after it, a channel is one
+        # long row; with channels last, ONNX Runtime goes by threes, which takes a seventh of EfficientNet-Lite0's time.
+        return (images.float().permute(0, 3, 1, 2) - self.mean) * self.scale
 
 
 class Trunk(nn.Module):
