@@ -94,7 +94,7 @@ def test_only_so_many_files_are_read_ahead(files):
             yield file
 
     next(stream(Counting(2), PIXELS, source()))
-    assert len(asked) <= (2 * max(2, runtime.cores()) + 1) * runtime.CHUNK
+    assert len(asked) <= (2 * max(2, runtime.cores()) + 1) * Counting.batch
 
 
 def test_an_error_in_the_session_reaches_the_caller(files):

@@ -188,6 +188,8 @@ def runs_in_threads(subject: TargetSubject) -> None:
     session = subject.session("model")
     fits = type(session.workers) is int and session.workers >= 1
     expect(fits, f"workers is {session.workers!r}", do="say how many threads gain by calling `run` at once; 1 if none")
+    fits = type(session.batch) is int and session.batch >= 1
+    expect(fits, f"batch is {session.batch!r}", do="say how many images a call had best be given")
     batches = [PIXELS[index : index + 1] for index in range(SHAPES.largest)] * 4
     alone = [session.run(batch)[LOGITS] for batch in batches]
     with ThreadPoolExecutor(session.workers) as pool:

@@ -29,8 +29,6 @@ from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Pixel
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CHUNK = 8  # images a thread decodes and runs at a time: small enough to stay in a core's cache
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -89,7 +87,7 @@ def stream(
     pending: deque[Future[Chunk]] = deque()
     try:
         while True:
-            while len(pending) < 2 * workers and (chunk := tuple(islice(source, CHUNK))):
+            while len(pending) < 2 * workers and (chunk := tuple(islice(source, session.batch))):
                 pending.append(pool.submit(work, chunk))
             if not pending:
                 return

@@ -29,7 +29,7 @@ from tlkit.plugin.contract import Pixels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SAVE_EVERY = 32  # chunks: what a killed run loses at most
+SAVE_EVERY = 128  # chunks: what a killed run loses at most
 FRESH_NS = 50_000_000  # a file changed this shortly before it was read could change again without a new time
 
 Identity = tuple[int, int, int, int]  # inode, size, mtime_ns, ctime_ns

@@ -201,6 +201,7 @@ class Session(ABC):
     outputs: tuple[str, ...]
     metadata: Mapping[str, str]
     workers: int = 1  # how many threads gain by calling `run` at the same time
+    batch: int = 8  # how many images a call had best be given where there are many
 
     @abstractmethod
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
