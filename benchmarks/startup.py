@@ -1,7 +1,8 @@
 """What a command costs before it does anything: `tlkit --help` and `tlkit predict` of one image, whole processes.
 
 Each is held against the least that could do it: importing click and pluggy, and a script of ONNX Runtime, Pillow and
-NumPy that reads the same model.onnx.
+NumPy that reads the same model.onnx. `tlkit --help` and `tlkit plugins` with twenty plugins are held against themselves
+with one.
 """
 
 from __future__ import annotations
@@ -37,6 +38,26 @@ HELP, IMPORTS, PREDICT, BARE = (
     "bare script, same model and image",
 )
 
+VERBS = ("--help", "plugins")
+PLUGINS = (1, 20)
+PLUGIN = """
+from dataclasses import dataclass
+from tlkit import Backbone, Pixels, hookimpl, option
+
+@dataclass(frozen=True)
+class Other(Backbone):
+    name = "other-{number}"
+    pixels = Pixels(64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    width: int = option(8, "channels")
+
+    def stages(self, *, pretrained):
+        raise NotImplementedError
+
+@hookimpl
+def tlkit_backbones():
+    return [Other()]
+"""
+
 FRAMEWORKS = """
 import sys
 from tlkit.cli import run
@@ -65,6 +86,9 @@ def main() -> int:
             PREDICT: [TLKIT, "predict", model, image],
             BARE: [PYTHON, str(RIVALS / "bare_predict.py"), model, image],
         }
+        for count in PLUGINS:
+            variable = f"PYTHONPATH={plugins(work / f'{count} plugins', count)}"
+            commands |= {_with(verb, count): ["env", variable, TLKIT, verb] for verb in VERBS}
         take_turns(commands, 1)  # not counted: it fills the page cache
         runs = take_turns(commands, args.repeat)
         loaded = {name: run([PYTHON, "-c", FRAMEWORKS, *commands[name][1:]]).output for name in (HELP, PREDICT)}
@@ -84,6 +108,11 @@ def main() -> int:
     report.notes.append(f"tlkit and the bare script answer {'alike' if own[1:] == bare[-2:] else 'DIFFERENTLY'}.")
     frameworks = {name: output.splitlines()[-1] for name, output in loaded.items()}
     report.figures["frameworks loaded"] = frameworks
+    one, many = ([runs[_with(verb, count)] for verb in VERBS] for count in PLUGINS)
+    grown = [ratios(seconds(after), seconds(before)) for before, after in zip(one, many, strict=True)]
+    report.notes.append(
+        f"`tlkit plugins`, which imports them all, with 20 plugins: {spread(grown[1])}x its time with one."
+    )
     report.bars += [
         Bar(f"`{HELP}` as a multiple", ratios(seconds(runs[HELP]), seconds(runs[IMPORTS])), "≤", 2, "x"),
         Bar(f"`{PREDICT}` as a multiple", ratios(seconds(runs[PREDICT]), seconds(runs[BARE])), "<", 3, "x"),
@@ -95,8 +124,24 @@ def main() -> int:
             "",
             0,
         ),
+        Bar("`tlkit --help` with 20 plugins, as a multiple of its time with one", grown[0], "≤", 1.5, "x"),
     ]
     return report.save()
+
+
+def _with(verb: str, count: int) -> str:
+    return f"tlkit {verb}, {count} plugin{'s' if count > 1 else ''} more"
+
+
+def plugins(site: Path, count: int) -> Path:
+    """A folder of `count` installed distributions, each a plugin with a backbone."""
+    for number in range(count):
+        facts = site / f"tlkit_other_{number}-1.0.dist-info"
+        facts.mkdir(parents=True)
+        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tlkit-other-{number}\nVersion: 1.0\n")
+        (facts / "entry_points.txt").write_text(f"[tlkit]\nother-{number} = tlkit_other_{number}\n")
+        (site / f"tlkit_other_{number}.py").write_text(PLUGIN.format(number=number))
+    return site
 
 
 if __name__ == "__main__":
