@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tlkit.check import checks
 from tlkit.plugin import hooks
 from tlkit.plugin.contract import Offer
 from tlkit.plugin.host import CONTRACTS, Host, load
@@ -47,7 +48,12 @@ def _page(hook: str, contract: type[Offer], host: Host) -> Iterator[str]:
             yield f"### `{member}`{must}\n"
             yield f"```python\ndef {member}{_signature(function)}: ...\n```\n"
             yield f"{inspect.getdoc(function)}\n"
-    yield f"`tlkit plugins new tlkit-mine --kind {kind}` writes a package that passes its checks as it stands;"
+    yield "## What is checked\n"
+    yield "By `tlkit plugins check`, and by [tests of the plugin](../CONTRIBUTING.md#check-and-test-it):\n"
+    first = next(host.get(kind, name) for name in host.names(kind) if host.origin(host.get(kind, name))[0] == STANDARD)
+    for check in checks(first):
+        yield f"- `{check.name}`: {(inspect.getdoc(check.call) or '').splitlines()[0]}"
+    yield f"\n`tlkit plugins new tlkit-mine --kind {kind}` writes a package that passes its checks as it stands;"
     yield "`tlkit plugins check` runs them. The whole contract: [contract.py](../tlkit/plugin/contract.py)."
 
 

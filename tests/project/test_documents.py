@@ -119,12 +119,14 @@ def test_the_plugin_of_the_walk_through_works(shell, story, place, checkout):
         if line.startswith("pip install -e "):
             paths += installed(place / shlex.split(line)[-1])
             continue
-        assert line.startswith("tlkit "), f"what is this test to do with: {line}"
+        assert line.startswith(("tlkit ", "pytest ")), f"what is this test to do with: {line}"
         done[line] = shell(line, cwd=place, env=env)
         assert done[line].code == 0, (line, done[line].err)
         assert "warning" not in done[line].err
     assert paths
+    assert "mynet" in done["tlkit plugins"].out
     assert "edges" in done["tlkit plugins"].out
+    assert " passed" in done["pytest tlkit-edges/"].out
     assert "onnx/fp32: 8 golden images, pixels identical" in done["tlkit verify run/"].out
 
 
@@ -137,7 +139,7 @@ def installed(project):
         for group, entries in tables
         for line in (f"[{group}]", *(f"{name} = {module}" for name, module in entries.items()))
     ]
-    site = project.parent / "site"
+    site = project.parent / f"site-{project.name}"
     site.mkdir()
     describe(site, facts["name"], "\n".join(lines) + "\n", facts["version"])
     return [site, project]

@@ -34,7 +34,7 @@ class OnnxSession(Session):
 
     def __init__(self, file: Path, *, workers: int = 1) -> None:
         self.file = file
-        content = _read(file)
+        content = read_graph(file)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = cores() if workers == 1 else 1
         settings.log_severity_level = 4  # what it would print is in the error it raises
@@ -55,7 +55,7 @@ class OnnxSession(Session):
             raise ArtefactError(f"ONNX Runtime fails at it: {error}", file=self.file, do="export it again") from error
 
 
-def _read(file: Path) -> bytes:
+def read_graph(file: Path) -> bytes:
     """The bytes of a graph that ONNX's own checker accepts and that keeps all its weights inside.
 
     The runtime is given these bytes, not the path, so what was checked is what is run.

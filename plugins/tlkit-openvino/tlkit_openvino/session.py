@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import openvino
 
 from tlkit import Session
-from tlkit.deploy.session import _read as read_graph
-from tlkit.deploy.session import cores
+from tlkit.deploy.session import cores, read_graph
 from tlkit.errors import ArtefactError
 
 if TYPE_CHECKING:

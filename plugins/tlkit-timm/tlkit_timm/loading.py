@@ -92,7 +92,7 @@ def _arguments(known: Any, size: int | None) -> dict[str, Any]:
 
 def _from_file(known: Any, file: Path, arguments: Mapping[str, Any]) -> nn.Module:
     """A model with the weights of a file. timm translates them where they are in the layout of their authors."""
-    given = _read(file, load_state_dict)  # safetensors, or a pickle of tensors alone
+    given = _read(file, lambda path: load_state_dict(str(path)))  # safetensors, or a pickle of tensors alone
     overlay = {"file": str(file), "custom_load": False, "num_classes": _classes(known, given)}
     try:
         loaded: nn.Module = timm.create_model(**arguments, pretrained=True, pretrained_cfg_overlay=overlay)
