@@ -153,8 +153,8 @@ INTRODUCTION = (
         "give and what timm's own forward pass gives, as a share of the largest value; *checks* are those of "
         "`tlkit.check`; *exported* means that all stages trace to one ONNX graph with a dynamic batch. Cells are empty "
         "where an architecture was only held against timm: where it is large, and where PyTorch itself crashes "
-        "(RepVGG, GENet, MobileOne and FastViT with PyTorch 2.15 on the CPU: a backward pass of timm's own model on images with "
-        "channels last ends in corrupted memory)."
+        "(RepVGG, GENet, MobileOne and FastViT with PyTorch 2.15 on the CPU: a backward pass of timm's own model on "
+        "images with channels last ends in corrupted memory)."
     ),
     "",
 )
