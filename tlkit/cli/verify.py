@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 @click.command(short_help="Replay a bundle's golden images on what was exported from it.")
 @click.argument("bundle", type=FilePath)
 @click.option("--target", help="Only what was exported for this target; default: all that can be run here.")
+@click.option("--precision", help="Only what was exported in this precision; default: all.")
 @json_option
-def command(bundle: Path, target: str | None, as_json: bool) -> None:
+def command(bundle: Path, target: str | None, precision: str | None, as_json: bool) -> None:
     """Replay the golden images of BUNDLE, from their bytes to logits, on every graph exported from it.
 
     The exit code is the verdict: 0 if pixels, features and logits are those of the training, 6 if not. What was built
@@ -29,25 +30,26 @@ def command(bundle: Path, target: str | None, as_json: bool) -> None:
     \b
     Examples:
       tlkit verify run/
-      tlkit verify run/ --target onnx --json
+      tlkit verify run/ --target onnx --precision int8 --json
     """
     from tlkit.deploy import built
     from tlkit.deploy.verify import replay
     from tlkit.model.bundle import GOLDEN, open_bundle
 
     opened = open_bundle(bundle)
-    again = f"run: tlkit export {quoted(bundle)} --target {target or built.TARGET}"
-    found = [place for place in built.found(bundle) if target in (None, place[0])]
+    again = built.command(bundle, target or built.TARGET, precision or built.PRECISION)
+    found = [place for place in built.found(bundle) if target in (None, place[0]) and precision in (None, place[1])]
     if not found:
-        raise ArtefactError("nothing was exported from it yet", file=bundle, do=again)
+        asked = "".join(f" {each}" for each in (target, precision) if each)
+        raise ArtefactError(f"nothing was exported from it{' for' if asked else ''}{asked} yet", file=bundle, do=again)
     replays, elsewhere = {}, {}
-    for name, precision in found:
+    for name, chosen in found:
         try:
-            replays[f"{name}/{precision}"] = replay(opened, name, precision, _opener(name))
+            replays[f"{name}/{chosen}"] = replay(opened, name, chosen, _opener(name))
         except ResourceError as error:
             if target is not None or len(found) == 1:
                 raise
-            elsewhere[f"{name}/{precision}"] = error.what
+            elsewhere[f"{name}/{chosen}"] = error.what
 
     lines = [f"{place}: not verified here: {why}" for place, why in elsewhere.items()]
     for place, result in replays.items():

@@ -12,10 +12,10 @@ import numpy as np
 
 from tlkit.data.images import Rejected, load
 from tlkit.deploy import built
-from tlkit.deploy.parity import Verdict, compare
+from tlkit.deploy.parity import REPLAYS, TOLERANCES, Tolerance, Verdict, compare
 from tlkit.deploy.session import OnnxSession
 from tlkit.errors import UsageError
-from tlkit.model.bundle import Bundle
+from tlkit.model.bundle import Bundle, Tensors
 from tlkit.plugin.contract import FEATURES, IMAGES, Session
 
 if TYPE_CHECKING:
@@ -61,13 +61,20 @@ def replay(
             "it keeps no golden images to replay", file=bundle.root, do="train without --golden 0, or use: tlkit eval"
         )
     images, differing = _pixels(bundle)
-    expected = bundle.expected()
+    expected, tolerance = _expected(bundle, target, precision)
     verdicts = {}
     for name in built.GRAPHS:
         session = open_session(built.graph_file(bundle.root, name, target, precision))
         inputs = images if session.input == IMAGES else expected[FEATURES]
-        verdicts[name] = compare(expected, session, inputs, precision=precision)
+        verdicts[name] = compare(expected, session, inputs, tolerance=tolerance)
     return Replay(len(golden), tuple(differing), verdicts)
+
+
+def _expected(bundle: Bundle, target: str, precision: str) -> tuple[Tensors, Tolerance]:
+    """What the golden images must give: what was trained or, below fp32, what was held against that at export."""
+    built.graph_file(bundle.root, "model", target, precision)  # it is there, and this bundle's
+    kept = built.expected(bundle.root / target / precision)
+    return (bundle.expected(), TOLERANCES[precision]) if kept is None else (kept, REPLAYS[precision])
 
 
 def _pixels(bundle: Bundle) -> tuple[NDArray[np.uint8], list[str]]:
