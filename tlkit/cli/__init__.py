@@ -28,6 +28,7 @@ VERBS = {
     "predict": "Label images with an exported model.",
     "embed": "Write the features of images to a Parquet or npy file.",
     "eval": "Measure an exported model on labelled images.",
+    "bench": "Measure how fast what was exported from a bundle is.",
     "inspect": "Show what a bundle or an exported graph is.",
     "plugins": "List the plugins and what they offer; check one, or begin one.",
     "completion": "Print the shell's completion script.",
