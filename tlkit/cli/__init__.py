@@ -31,6 +31,7 @@ VERBS = {
     "bench": "Measure how fast what was exported from a bundle is.",
     "inspect": "Show what a bundle or an exported graph is.",
     "plugins": "List the plugins and what they offer; check one, or begin one.",
+    "doctor": "Find out what this machine can run, and what is wrong with the installation.",
     "completion": "Print the shell's completion script.",
 }
 PROGRAM = "tlkit"
