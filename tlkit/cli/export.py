@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ LAYERS_SHOWN = 10  # all of them are in built.json and in the JSON
 
 
 @click.command(short_help="Turn a bundle into graphs for deployment, each checked on real images.")
-@click.argument("bundle", type=FilePath)
+@click.argument("bundles", type=FilePath, nargs=-1, required=True, metavar="BUNDLE...")
 @click.option("--onnx", is_flag=True, help="Write trunk.onnx, head.onnx and model.onnx; the same as --target onnx.")
 @click.option("--tensorrt", is_flag=True, help="Build TensorRT engines for this machine's GPU.")
 @click.option("--tensorrt-rtx", is_flag=True, help="Build TensorRT-RTX engines; needs no GPU.")
@@ -41,11 +42,13 @@ LAYERS_SHOWN = 10  # all of them are in built.json and in the JSON
     help="Points of accuracy it may cost; what costs more gives way to the next higher precision.",
 )
 @click.option("--no-fallback", is_flag=True, help="Fail where the precision asked for costs more than --max-drop.")
+@click.option("--shared-trunk", is_flag=True, help="Write one graph with the heads of several bundles on one trunk.")
+@click.option("-o", "--out", type=FilePath, help="Where to write it; one that was written before is replaced.")
 @click.option("--set", "settings", multiple=True, metavar="target.OPTION=VALUE", help="An option of the target.")
 @click.option("--data", type=FilePath, help="Images to check on, labelled as those in training; default: the latter.")
 @json_option
 def command(
-    bundle: Path,
+    bundles: tuple[Path, ...],
     onnx: bool,
     tensorrt: bool,
     tensorrt_rtx: bool,
@@ -53,6 +56,8 @@ def command(
     precision: str,
     max_drop: float | None,
     no_fallback: bool,
+    shared_trunk: bool,
+    out: Path | None,
     settings: tuple[str, ...],
     data: Path | None,
     as_json: bool,
@@ -70,18 +75,55 @@ def command(
       tlkit export run/ --onnx
       tlkit export run/ --onnx --data more-photos/ --json
       tlkit export run/ --onnx --precision int8 --max-drop 0.5
+      tlkit export pets/ birds/ --onnx --shared-trunk -o both/
       tlkit export run/ --tensorrt-rtx --set target.gpu=sm86,sm89
     """
     flags = {"onnx": onnx, "tensorrt": tensorrt, "tensorrt-rtx": tensorrt_rtx}
     names = list(dict.fromkeys([*(name for name, given in flags.items() if given), *named]))
-    if not names:
-        raise click.UsageError("name a target: --onnx, --tensorrt, --tensorrt-rtx or --target NAME")
+    _check_options(bundles, names, precision, max_drop, no_fallback, shared_trunk, out)
+    if out is not None:
+        _share(bundles, out, data, as_json)
+    else:
+        _export(bundles[0], names, settings, precision, max_drop, not no_fallback, data, as_json)
+
+
+def _check_options(
+    bundles: Sequence[Path],
+    names: Sequence[str],
+    precision: str,
+    max_drop: float | None,
+    no_fallback: bool,
+    shared_trunk: bool,
+    out: Path | None,
+) -> None:
+    """Refuse what does not fit together."""
+    problems = {
+        "name a target: --onnx, --tensorrt, --tensorrt-rtx or --target NAME": not names,
+        "--shared-trunk is for --onnx in fp32": shared_trunk and (names != ["onnx"] or precision != "fp32"),
+        "--shared-trunk needs -o, where to write": shared_trunk and out is None,
+        "-o is for --shared-trunk: what else is exported lies in the bundle": out is not None and not shared_trunk,
+        "several bundles need --shared-trunk -o DIRECTORY": len(bundles) > 1 and not shared_trunk,
+        "--max-drop is for --precision int8 or fp16: fp32 costs nothing": max_drop is not None and precision == "fp32",
+        "--no-fallback needs --max-drop": no_fallback and max_drop is None,
+    }
+    for problem, is_so in problems.items():
+        if is_so:
+            raise click.UsageError(problem)
+
+
+def _export(
+    bundle: Path,
+    names: Sequence[str],
+    settings: Sequence[str],
+    precision: str,
+    max_drop: float | None,
+    fallback: bool,
+    data: Path | None,
+    as_json: bool,
+) -> None:
+    """The by-products of one bundle."""
     from tlkit.plugin.settings import parse
 
-    if max_drop is not None and precision == "fp32":
-        raise click.UsageError("--max-drop is for --precision int8 or fp16: fp32 costs nothing")
-    if no_fallback and max_drop is None:
-        raise click.UsageError("--no-fallback needs --max-drop")
     targets = [parse(settings, {"target": host().get("target", name)})["target"] for name in names]
 
     from tlkit.deploy import built
@@ -96,7 +138,7 @@ def command(
     if ("onnx" in names and precision == built.PRECISION) or not built.current(opened):
         published.append(_onnx(opened, data))
     if precision != built.PRECISION:
-        one, climbed = _precise(opened, precision, max_drop, not no_fallback, data)
+        one, climbed = _precise(opened, precision, max_drop, fallback, data)
         published.append(one)
         precision = one.place.name
     published += [
@@ -114,6 +156,29 @@ def command(
     for each in published[:-1]:
         click.echo(f"wrote {each.place}", err=True)
     wrote(published[-1].place, then=then)
+
+
+def _share(bundles: Sequence[Path], out: Path, data: Path | None, as_json: bool) -> None:
+    """One graph of several bundles; each of them is exported first where it is not yet."""
+    from tlkit.deploy import built
+    from tlkit.deploy.shared import share
+    from tlkit.model.bundle import open_bundle
+
+    opened = [open_bundle(bundle) for bundle in bundles]
+    for each in opened:
+        if not built.current(each):
+            _onnx(each, data)
+    made = share(opened, out)
+    first = next(iter(made.verdicts))
+    then = f"tlkit predict {quoted(out)} --head {first} IMAGE..."
+    parity = {name: verdict.to_json() for name, verdict in made.verdicts.items()}
+    lines = [f"  {name}: {verdict.summary()}" for name, verdict in made.verdicts.items()]
+    show(
+        {"place": str(out), "heads": parity, "next": then},
+        [f"{out}: each head held against its own model", *lines],
+        as_json,
+    )
+    wrote(out, then=then)
 
 
 def _onnx(bundle: Bundle, data: Path | None) -> Published:

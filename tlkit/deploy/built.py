@@ -74,9 +74,10 @@ def _checked(place: Path, graph: str) -> Path:
     """A graph of the by-product `place`, as it was exported from the bundle above it, if that is still there."""
     whole = place.absolute()
     bundle = place.parent.parent if len(place.parts) > 2 else whole.parents[1]
-    again = command(bundle, whole.parent.name, whole.name)
+    known = (bundle / RECORD).exists()
+    again = command(bundle, whole.parent.name, whole.name) if known else "export it again"
     content = read(place, again)
-    if (bundle / RECORD).exists() and content["bundle"] != read_record(bundle)["digest"]:
+    if known and content["bundle"] != read_record(bundle)["digest"]:
         raise ArtefactError("it was exported from another bundle than this one", file=place.parent, do=again)
     file = next(place.glob(f"{graph}.*"), None)
     if file is None or content["files"].get(file.name) != files.sha256(file):

@@ -22,8 +22,9 @@ import numpy as np
 
 from tlkit.data.images import Rejected, load
 from tlkit.deploy.built import graph_file
+from tlkit.deploy.heads import OneHead, heads
 from tlkit.deploy.session import OnnxSession, cores
-from tlkit.errors import ArtefactError, DataError
+from tlkit.errors import ArtefactError, DataError, UsageError
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Pixels, Session
 
 if TYPE_CHECKING:
@@ -137,13 +138,25 @@ class Model:
         self.file = file
 
     @classmethod
-    def open(cls, path: Path | str, *, graph: str = "model", workers: int | None = None) -> Model:
+    def open(
+        cls, path: Path | str, *, graph: str = "model", workers: int | None = None, head: str | None = None
+    ) -> Model:
         """Open a graph, or that of a bundle (`graph` says which: `model` or `trunk`).
 
-        `workers=1` answers one call fastest; the default uses a thread a core, for many files.
+        `workers=1` answers one call fastest; the default uses a thread a core, for many files. Of a graph with several
+        heads, `head` names one.
         """
         file = graph_file(Path(path), graph)
-        return cls(OnnxSession(file, workers=cores() if workers is None else workers), file)
+        session: Session = OnnxSession(file, workers=cores() if workers is None else workers)
+        known = heads(session.metadata)
+        if known and head is None:
+            do = f"choose one of them with --head: {', '.join(known)}"
+            raise UsageError("it has several heads", file=file, do=do)
+        if head is not None:
+            if not known:
+                raise UsageError("it has one head", file=file, do="leave out --head")
+            session = OneHead(session, head)
+        return cls(session, file)
 
     def predict(self, files: Sequence[Path | str], *, topk: int = 1) -> list[Prediction]:
         """The `topk` most probable labels of each file."""

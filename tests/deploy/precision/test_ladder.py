@@ -230,6 +230,11 @@ class TestVerify:
         climb("int8")
         shutil.copytree(own_run / "onnx/int8", tmp_path / "deployed")
         assert Model.open(tmp_path / "deployed").predict([pictures / "light/00.png"])[0].labels == ("light",)
+        (tmp_path / "deployed/model.onnx").write_bytes(b"")
+        with pytest.raises(
+            ArtefactError, match="deployed: model is missing or was changed after export; export it again"
+        ):
+            Model.open(tmp_path / "deployed")
 
 
 def change_a_weight(graph):
