@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from tlkit import files
+from tlkit.model import bundle as bundles
 from tlkit.plugin.contract import Backbone, Head, Pixels, Source
 
 if TYPE_CHECKING:
@@ -65,3 +68,32 @@ def write_images(root: Path, per_class: int = 12, classes: Sequence[str] = ("dar
             pixels = np.clip(random.normal(level, 25, (40 + number, 48, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{number:02}.png")
     return root
+
+
+def resign(run: Path, name: str, precision: str = "fp32") -> None:
+    """Record a changed graph of a bundle as if it had been exported so."""
+    place = run / "onnx" / precision
+    record = place / "built.json"
+    content = json.loads(record.read_text())
+    content["files"][name] = files.sha256(place / name)
+    record.write_text(json.dumps(content))
+
+
+def resign_bundle(run: Path) -> None:
+    """Enter the files of a bundle as they are now into its record, so that no hash betrays them."""
+    record = run / "bundle.json"
+    content = json.loads(record.read_text())
+    content["files"] = {name: files.sha256(run / name) for name in content["files"]}
+    content["digest"] = bundles._digest({key: value for key, value in content.items() if key != "digest"})
+    record.write_text(json.dumps(content))
+
+
+def forget_source(run: Path) -> None:
+    """Make a bundle, exported, of images that are not there any more."""
+    record, built = run / "bundle.json", run / "onnx/fp32/built.json"
+    content = json.loads(record.read_text())
+    content["data"]["source"] = "/nowhere/photos"
+    record.write_text(json.dumps(content))
+    resign_bundle(run)
+    digest = json.loads(record.read_text())["digest"]
+    built.write_text(json.dumps(json.loads(built.read_text()) | {"bundle": digest}))

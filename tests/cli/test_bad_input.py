@@ -24,8 +24,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.conftest import Finished
 from tests.distribution import install
+from tests.tiny import forget_source, resign_bundle
 from tlkit import cli
-from tlkit.model import bundle as bundles
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,11 @@ def flip(file: Path, place: int = -1) -> None:
     file.write_bytes(content)
 
 
-def resign(run: Path) -> None:
-    """Enter the files as they are now into the record, so that no hash betrays them."""
-    record = run / "bundle.json"
-    content = json.loads(record.read_text())
-    content["files"] = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in content["files"]}
-    content["digest"] = bundles._digest({key: value for key, value in content.items() if key != "digest"})
-    record.write_text(json.dumps(content))
-
-
 def change_tensors(run: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
     tensors = load_file(run / "head.safetensors")
     change(tensors)
     save_file(tensors, run / "head.safetensors")
-    resign(run)
+    resign_bundle(run)
 
 
 def spoil(tensors: dict[str, np.ndarray]) -> None:
@@ -98,7 +89,7 @@ class Payload:
 
 def plant_pickle(run: Path) -> None:
     (run / "head.safetensors").write_bytes(pickle.dumps(Payload()))
-    resign(run)
+    resign_bundle(run)
 
 
 def point_outside(run: Path) -> None:
@@ -133,6 +124,13 @@ def make_newer(root: Path) -> None:
 
 def write(root: Path, name: str, content: bytes | str) -> None:
     (root / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def make_few(root: Path) -> None:
+    for label in ("dark", "light", "middle"):
+        for number in range(4):
+            (root / "few" / label).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / f"photos/{label}/{number:02}.png", root / f"few/{label}/{number:02}.png")
 
 
 A_PLACE_FOR_EACH_CLASS = "put the images of each class into a folder of its own"
@@ -273,6 +271,30 @@ CASES = {
     "no label": Case("predict run photos --topk 0", 2, f"Invalid value for '--topk'.*{COMMAND}"),
     "a negative seed": Case("train photos -o out --seed -1", 2, f"Invalid value for '--seed'.*{COMMAND}"),
     "no target": Case("export run", 2, f"name a target: --onnx.*{COMMAND}"),
+    "a budget for fp32": Case(
+        "export run --onnx --max-drop 1", 2, f"--max-drop is for --precision int8 or fp16.*{COMMAND}"
+    ),
+    "no fallback from nothing": Case(
+        "export run --onnx --precision int8 --no-fallback", 2, f"--no-fallback needs --max-drop {COMMAND}"
+    ),
+    "a negative budget": Case("export run --onnx --max-drop -1", 2, f"Invalid value for '--max-drop'.*{COMMAND}"),
+    "a precision that a target does not take": Case(
+        "export run --tensorrt-rtx --precision int8",
+        2,
+        "target tensorrt-rtx takes no int8 graph; choose one of fp32, fp16 with --precision",
+    ),
+    "too few images to calibrate on": Case(
+        "export run --onnx --precision int8 --data few",
+        3,
+        "few: [0-9]+ images to calibrate int8 on in its training split, and at least 16 are needed; name a larger .*",
+        make_few,
+    ),
+    "images to calibrate on that are gone": Case(
+        "export run --onnx --precision int8",
+        3,
+        "/nowhere/photos: the images that run was trained on are not there any more; name others like them with --data",
+        lambda root: forget_source(root / "run"),
+    ),
     # bundles
     "no bundle": Case("verify nowhere", 3, "nowhere: no such bundle; make one with: tlkit train photos/ -o run/"),
     "another folder": Case("verify photos", 4, "photos: not a bundle: it holds no bundle.json"),

@@ -86,6 +86,23 @@ def test_few_images_are_compared_at_the_batch_sizes_there_are():
     ]
 
 
+@pytest.mark.parametrize("images", [3, 4, 6, 8, 20])
+def test_a_session_that_drops_a_last_batch_that_is_not_full_is_caught(images):
+    class Drops(Linear):
+        full = 0
+
+        def run(self, array, outputs=None):
+            self.full = max(self.full, len(array))
+            return {
+                name: rows[: len(rows) if len(rows) == self.full else 0] for name, rows in super().run(array).items()
+            }
+
+    expected = {name: rows[:images] for name, rows in EXPECTED.items()}
+    for batch in (1, images):
+        verdict = compare(expected, Drops(), INPUTS[:images], batches=(batch,))
+        assert not verdict.passed
+
+
 def test_cosines_of_zero_rows():
     a, b = np.array([[0, 0], [1, 0], [1, 1]], np.float32), np.array([[0, 0], [0, 0], [2, 2]], np.float32)
     assert cosines(a, b) == pytest.approx([1, 0, 1])

@@ -28,8 +28,10 @@ VERBS = {
     "predict": "Label images with an exported model.",
     "embed": "Write the features of images to a Parquet or npy file.",
     "eval": "Measure an exported model on labelled images.",
+    "bench": "Measure how fast what was exported from a bundle is.",
     "inspect": "Show what a bundle or an exported graph is.",
     "plugins": "List the plugins and what they offer; check one, or begin one.",
+    "doctor": "Find out what this machine can run, and what is wrong with the installation.",
     "completion": "Print the shell's completion script.",
 }
 PROGRAM = "tlkit"

@@ -11,6 +11,7 @@ import click
 from tlkit.cli.common import (
     FilePath,
     check_max_bad,
+    head_option,
     json_option,
     max_bad_option,
     progress_bars,
@@ -32,9 +33,12 @@ PAIRS = 10
 @click.argument("source", type=FilePath)
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of data with a split of its own.")
 @click.option("--plot", "picture", type=FilePath, help="Draw confusion and calibration to a .png, .svg or .pdf.")
+@head_option
 @max_bad_option
 @json_option
-def command(model: Path, source: Path, split: str | None, picture: Path | None, max_bad: float, as_json: bool) -> None:
+def command(
+    model: Path, source: Path, split: str | None, picture: Path | None, head: str | None, max_bad: float, as_json: bool
+) -> None:
     """Measure MODEL, a bundle or a model.onnx, on SOURCE, labelled as for training.
 
     Accuracy with its 95 % interval, balanced accuracy, macro-F1, expected calibration error and the confusion matrix.
@@ -53,7 +57,7 @@ def command(model: Path, source: Path, split: str | None, picture: Path | None, 
         from tlkit.deploy.plot import check_plot
 
         check_plot(picture)
-    opened = Model.open(model)
+    opened = Model.open(model, head=head)
     name, samples = labelled(source, opened.labels, split)
     with progress_bars() as bars:
         evaluated = evaluate(opened, samples, bars("evaluating", len(samples)))

@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlkit.cli.common import FilePath, host, json_option, show, wrote
+from tlkit.cli.common import FilePath, host, json_option, progress_bars, show, wrote
 from tlkit.files import quoted
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from tlkit.deploy.precision.ladder import Climbed
     from tlkit.deploy.publish import Published
     from tlkit.model.bundle import Bundle
+    from tlkit.plugin.contract import Backbone, Head
+
+LAYERS_SHOWN = 10  # all of them are in built.json and in the JSON
 
 
 @click.command(short_help="Turn a bundle into graphs for deployment, each checked on real images.")
-@click.argument("bundle", type=FilePath)
+@click.argument("bundles", type=FilePath, nargs=-1, required=True, metavar="BUNDLE...")
 @click.option("--onnx", is_flag=True, help="Write trunk.onnx, head.onnx and model.onnx; the same as --target onnx.")
 @click.option("--tensorrt", is_flag=True, help="Build TensorRT engines for this machine's GPU.")
 @click.option("--tensorrt-rtx", is_flag=True, help="Build TensorRT-RTX engines; needs no GPU.")
 @click.option("--target", "named", multiple=True, metavar="NAME", help="Any target that a plugin offers; repeatable.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Of the graphs; int8 is calibrated on images of the training split.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0),
+    metavar="POINTS",
+    help="Points of accuracy it may cost; what costs more gives way to the next higher precision.",
+)
+@click.option("--no-fallback", is_flag=True, help="Fail where the precision asked for costs more than --max-drop.")
+@click.option("--shared-trunk", is_flag=True, help="Write one graph with the heads of several bundles on one trunk.")
+@click.option("-o", "--out", type=FilePath, help="Where to write it; one that was written before is replaced.")
 @click.option("--set", "settings", multiple=True, metavar="target.OPTION=VALUE", help="An option of the target.")
 @click.option("--data", type=FilePath, help="Images to check on, labelled as those in training; default: the latter.")
 @json_option
 def command(
-    bundle: Path,
+    bundles: tuple[Path, ...],
     onnx: bool,
     tensorrt: bool,
     tensorrt_rtx: bool,
     named: tuple[str, ...],
+    precision: str,
+    max_drop: float | None,
+    no_fallback: bool,
+    shared_trunk: bool,
+    out: Path | None,
     settings: tuple[str, ...],
     data: Path | None,
     as_json: bool,
@@ -39,55 +67,169 @@ def command(
     Every graph must give what the trained modules give, at several batch sizes; otherwise nothing is written and the
     exit code is 6. Every other target starts from the ONNX graphs, which are written first if they are not there.
 
+    With --max-drop the precisions are tried from the one asked for upwards: int8, int8 with the most sensitive layers
+    left in float, fp16, fp32. The first that loses no more points of accuracy on the validation split is written.
+
     \b
     Examples:
       tlkit export run/ --onnx
       tlkit export run/ --onnx --data more-photos/ --json
+      tlkit export run/ --onnx --precision int8 --max-drop 0.5
+      tlkit export pets/ birds/ --onnx --shared-trunk -o both/
       tlkit export run/ --tensorrt-rtx --set target.gpu=sm86,sm89
     """
     flags = {"onnx": onnx, "tensorrt": tensorrt, "tensorrt-rtx": tensorrt_rtx}
     names = list(dict.fromkeys([*(name for name, given in flags.items() if given), *named]))
-    if not names:
-        raise click.UsageError("name a target: --onnx, --tensorrt, --tensorrt-rtx or --target NAME")
+    _check_options(bundles, names, precision, max_drop, no_fallback, shared_trunk, out)
+    if out is not None:
+        _share(bundles, out, data, as_json)
+    else:
+        _export(bundles[0], names, settings, precision, max_drop, not no_fallback, data, as_json)
+
+
+def _check_options(
+    bundles: Sequence[Path],
+    names: Sequence[str],
+    precision: str,
+    max_drop: float | None,
+    no_fallback: bool,
+    shared_trunk: bool,
+    out: Path | None,
+) -> None:
+    """Refuse what does not fit together."""
+    problems = {
+        "name a target: --onnx, --tensorrt, --tensorrt-rtx or --target NAME": not names,
+        "--shared-trunk is for --onnx in fp32": shared_trunk and (names != ["onnx"] or precision != "fp32"),
+        "--shared-trunk needs -o, where to write": shared_trunk and out is None,
+        "-o is for --shared-trunk: what else is exported lies in the bundle": out is not None and not shared_trunk,
+        "several bundles need --shared-trunk -o DIRECTORY": len(bundles) > 1 and not shared_trunk,
+        "--max-drop is for --precision int8 or fp16: fp32 costs nothing": max_drop is not None and precision == "fp32",
+        "--no-fallback needs --max-drop": no_fallback and max_drop is None,
+    }
+    for problem, is_so in problems.items():
+        if is_so:
+            raise click.UsageError(problem)
+
+
+def _export(
+    bundle: Path,
+    names: Sequence[str],
+    settings: Sequence[str],
+    precision: str,
+    max_drop: float | None,
+    fallback: bool,
+    data: Path | None,
+    as_json: bool,
+) -> None:
+    """The by-products of one bundle."""
     from tlkit.plugin.settings import parse
 
     targets = [parse(settings, {"target": host().get("target", name)})["target"] for name in names]
 
     from tlkit.deploy import built
+    from tlkit.deploy.publish import check_precision, publish_target
     from tlkit.model.bundle import open_bundle
 
+    for target in targets:
+        check_precision(target, precision)
     opened = open_bundle(bundle)
-    published = []
-    if "onnx" in names or not built.current(opened):
+    published: list[Published] = []
+    climbed: Climbed | None = None
+    if ("onnx" in names and precision == built.PRECISION) or not built.current(opened):
         published.append(_onnx(opened, data))
-    if len(names) > ("onnx" in names):
-        from tlkit.deploy.publish import publish_target
-
-        published += [publish_target(opened, target, data=data) for target in targets if target.name != "onnx"]
+    if precision != built.PRECISION:
+        one, climbed = _precise(opened, precision, max_drop, fallback, data)
+        published.append(one)
+        precision = one.place.name
+    published += [
+        publish_target(opened, target, precision=precision, data=data) for target in targets if target.name != "onnx"
+    ]
 
     golden = bool(opened.record.golden)
-    then = f"tlkit verify {quoted(bundle)}" if golden else f"tlkit predict {quoted(bundle)} IMAGE..."
-    show(
-        {"exported": [_facts(each) for each in published], "next": then},
-        [line for each in published for line in _lines(each)],
-        as_json,
-    )
+    then = f"tlkit verify {quoted(bundle)}" if golden else f"tlkit predict {quoted(published[-1].place)} IMAGE..."
+    facts: dict[str, Any] = {"exported": [_facts(each) for each in published], "next": then}
+    lines = [line for each in published for line in _lines(each)]
+    if climbed is not None:
+        facts["ladder"] = climbed.to_json()
+        lines += _ladder(climbed)
+    show(facts, lines, as_json)
     for each in published[:-1]:
         click.echo(f"wrote {each.place}", err=True)
     wrote(published[-1].place, then=then)
 
 
+def _share(bundles: Sequence[Path], out: Path, data: Path | None, as_json: bool) -> None:
+    """One graph of several bundles; each of them is exported first where it is not yet."""
+    from tlkit.deploy import built
+    from tlkit.deploy.shared import share
+    from tlkit.model.bundle import open_bundle
+
+    opened = [open_bundle(bundle) for bundle in bundles]
+    for each in opened:
+        if not built.current(each):
+            _onnx(each, data)
+    made = share(opened, out)
+    first = next(iter(made.verdicts))
+    then = f"tlkit predict {quoted(out)} --head {first} IMAGE..."
+    parity = {name: verdict.to_json() for name, verdict in made.verdicts.items()}
+    lines = [f"  {name}: {verdict.summary()}" for name, verdict in made.verdicts.items()]
+    show(
+        {"place": str(out), "heads": parity, "next": then},
+        [f"{out}: each head held against its own model", *lines],
+        as_json,
+    )
+    wrote(out, then=then)
+
+
 def _onnx(bundle: Bundle, data: Path | None) -> Published:
     """The ONNX graphs, traced from the modules of the plugins that the bundle names."""
+    from tlkit.deploy.publish import publish_onnx
+
+    return publish_onnx(bundle, *_offers(bundle), data=data)
+
+
+def _precise(
+    bundle: Bundle, precision: str, max_drop: float | None, fallback: bool, data: Path | None
+) -> tuple[Published, Climbed]:
+    """The ONNX graphs in another precision than fp32."""
+    from tlkit.deploy.precision.publish import publish_precision
+    from tlkit.deploy.publish import half_trunk
+
+    def half() -> ModelProto:
+        return half_trunk(bundle, *_offers(bundle))
+
+    with progress_bars() as bars:
+        return publish_precision(
+            bundle, precision, half, max_drop=max_drop, fallback=fallback, data=data, progress=bars
+        )
+
+
+def _offers(bundle: Bundle) -> tuple[Backbone, Head]:
+    """The backbone and the head that a bundle was made with."""
     made = {"backbone": bundle.record.backbone, "head": bundle.record.head}
     backbone, head = (
         host().require(kind, offer.name, offer.distribution, offer.version, offer.options)
         for kind, offer in made.items()
     )
+    return backbone, head
 
-    from tlkit.deploy.publish import publish_onnx
 
-    return publish_onnx(bundle, backbone, head, data=data)
+def _ladder(climbed: Climbed) -> list[str]:
+    """What was tried, the last of which was taken, and the layers that cost most."""
+    rungs = climbed.rungs
+    if not rungs:
+        return ["accuracy was not measured: the images it was trained on are not there any more"]
+    width = max(len(rung.name) for rung in rungs)
+    lines = [f"measured on {rungs[0].images} validation images, against fp32:"]
+    lines += [
+        f"  {rung.name:<{width}}  accuracy {rung.accuracy:.1%}, {rung.drop:.2f} points lost, "
+        f"{rung.agreement:.1%} called the same (95 %: {rung.interval[0]:.1%} to {rung.interval[1]:.1%})"
+        for rung in rungs
+    ]
+    if climbed.sensitivity:
+        lines.append("noise of the features where one layer alone is int8, the most sensitive first:")
+        lines += [f"  {layer.noise:7.2%}  {layer.name}" for layer in climbed.sensitivity[:LAYERS_SHOWN]]
+    return lines
 
 
 def _facts(published: Published) -> dict[str, Any]:
@@ -103,6 +245,8 @@ def _facts(published: Published) -> dict[str, Any]:
 def _lines(published: Published) -> list[str]:
     if published.unproven is not None:
         return [f"{published.place}: built, but not proven here: {published.unproven}"]
+    if not published.verdicts:
+        return [f"{published.place}: nothing below it stays within --max-drop"]
     return [
         f"{published.place}: checked on {published.images} images from {published.drawn_from}",
         *(f"  {name}: {verdict.summary()}" for name, verdict in published.verdicts.items()),

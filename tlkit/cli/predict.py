@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tlkit.cli.common import FilePath, check_max_bad, rejected, wrote
+from tlkit.cli.common import FilePath, check_max_bad, head_option, rejected, wrote
 from tlkit.errors import one_line
 from tlkit.files import quoted
 
@@ -19,8 +19,9 @@ MOST_IMAGES = 3  # that are repeated in the next command; more of them would bur
 @click.argument("model", type=FilePath)
 @click.argument("images", type=FilePath, nargs=-1, required=True)
 @click.option("--topk", type=click.IntRange(1), default=1, show_default=True, help="Labels to give for each image.")
+@head_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each image, one a line.")
-def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool) -> None:
+def command(model: Path, images: tuple[Path, ...], topk: int, head: str | None, as_json: bool) -> None:
     """Label IMAGES (files and folders) with MODEL, a model.onnx or a bundle it was exported from.
 
     A line for each image: path, label, probability, separated by tabs; a line break in a name is spelled \\n, and exact
@@ -37,7 +38,7 @@ def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool) -> 
     from tlkit.deploy.session import cores
 
     files = find(images)
-    opened = Model.open(model, workers=1 if len(files) < 2 * cores() else None)
+    opened = Model.open(model, workers=1 if len(files) < 2 * cores() else None, head=head)
     reasons = {}
     for prediction in opened.predictions(files, topk=topk):
         if prediction.reason is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,48 +13,71 @@ from tlkit.errors import ArtefactError, GateError, ResourceError
 from tlkit.files import quoted
 
 if TYPE_CHECKING:
+    from tlkit.deploy.verify import Replay
     from tlkit.plugin.contract import Session
 
 
 @click.command(short_help="Replay a bundle's golden images on what was exported from it.")
-@click.argument("bundle", type=FilePath)
+@click.argument("path", type=FilePath, metavar="BUNDLE|GRAPH")
 @click.option("--target", help="Only what was exported for this target; default: all that can be run here.")
+@click.option("--precision", help="Only what was exported in this precision; default: all.")
+@click.option("--against", type=FilePath, metavar="BUNDLE", help="The bundle that GRAPH is said to come from.")
 @json_option
-def command(bundle: Path, target: str | None, as_json: bool) -> None:
-    """Replay the golden images of BUNDLE, from their bytes to logits, on every graph exported from it.
+def command(path: Path, target: str | None, precision: str | None, against: Path | None, as_json: bool) -> None:
+    """Replay the golden images of BUNDLE, from their bytes to probabilities, on every graph exported from it.
 
-    The exit code is the verdict: 0 if pixels, features and logits are those of the training, 6 if not. What was built
-    for another machine is named and passed over.
+    The exit code is the verdict: 0 if labels, pixels, features and logits are those of the training, 6 if not. What was
+    built for another machine is named and passed over. With --against, one GRAPH is verified, wherever it lies now.
 
     \b
     Examples:
       tlkit verify run/
-      tlkit verify run/ --target onnx --json
+      tlkit verify run/ --target onnx --precision int8 --json
+      tlkit verify deployed/model.onnx --against run/
     """
+    if against is not None:
+        _file(path, against, as_json)
+    elif path.is_file():
+        raise click.UsageError(f"say with --against which bundle {path} comes from")
+    else:
+        _bundle(path, target, precision, as_json)
+
+
+def _file(file: Path, against: Path, as_json: bool) -> None:
+    from tlkit.deploy import built
+    from tlkit.deploy.verify import replay_file
+    from tlkit.model.bundle import open_bundle
+
+    opened = open_bundle(against)
+    result = replay_file(opened, built.graph_file(file, "model"))
+    show(result.to_json(), list(_lines(str(file), result)), as_json)
+    if not result.passed:
+        raise GateError(f"it does not give what was trained in {against}", file=file, do=built.command(against))
+    wrote(None, then=f"tlkit predict {quoted(file)} IMAGE...")
+
+
+def _bundle(bundle: Path, target: str | None, precision: str | None, as_json: bool) -> None:
     from tlkit.deploy import built
     from tlkit.deploy.verify import replay
     from tlkit.model.bundle import GOLDEN, open_bundle
 
     opened = open_bundle(bundle)
-    again = f"run: tlkit export {quoted(bundle)} --target {target or built.TARGET}"
-    found = [place for place in built.found(bundle) if target in (None, place[0])]
+    again = built.command(bundle, target or built.TARGET, precision or built.PRECISION)
+    found = [place for place in built.found(bundle) if target in (None, place[0]) and precision in (None, place[1])]
     if not found:
-        raise ArtefactError("nothing was exported from it yet", file=bundle, do=again)
+        asked = "".join(f" {each}" for each in (target, precision) if each)
+        raise ArtefactError(f"nothing was exported from it{' for' if asked else ''}{asked} yet", file=bundle, do=again)
     replays, elsewhere = {}, {}
-    for name, precision in found:
+    for name, chosen in found:
         try:
-            replays[f"{name}/{precision}"] = replay(opened, name, precision, _opener(name))
+            replays[f"{name}/{chosen}"] = replay(opened, name, chosen, _opener(name))
         except ResourceError as error:
             if target is not None or len(found) == 1:
                 raise
-            elsewhere[f"{name}/{precision}"] = error.what
+            elsewhere[f"{name}/{chosen}"] = error.what
 
     lines = [f"{place}: not verified here: {why}" for place, why in elsewhere.items()]
-    for place, result in replays.items():
-        wrong = f"pixels differ for {', '.join(result.pixels)}" if result.pixels else "pixels identical"
-        lines.append(f"{place}: {result.images} golden images, {wrong}")
-        for name, verdict in result.verdicts.items():
-            lines.append(f"  {name}: {'same' if verdict.passed else 'DIFFERS'} ({verdict.summary()})")
+    lines += [line for place, result in replays.items() for line in _lines(place, result)]
     facts = {place: result.to_json() for place, result in replays.items()}
     show({**facts, **{place: {"passed": None, "why": why} for place, why in elsewhere.items()}}, lines, as_json)
     failed = [place for place, result in replays.items() if not result.passed]
@@ -62,6 +85,14 @@ def command(bundle: Path, target: str | None, as_json: bool) -> None:
         raise GateError(f"{', '.join(failed)} does not give what was trained", file=bundle, do=again)
     model = built.graph_file(bundle, "model")
     wrote(None, then=f"tlkit predict {quoted(model)} {quoted(bundle / GOLDEN)}")
+
+
+def _lines(place: str, result: Replay) -> Iterator[str]:
+    wrong = f"pixels differ for {', '.join(result.pixels)}" if result.pixels else "pixels identical"
+    yield f"{place}: {result.images} golden images, {wrong}"
+    yield from (f"  {problem}" for problem in result.problems)
+    for name, verdict in result.verdicts.items():
+        yield f"  {name}: {'same' if verdict.passed else 'DIFFERS'} ({verdict.summary()})"
 
 
 def _opener(target: str) -> Callable[[Path], Session]:

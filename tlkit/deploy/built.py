@@ -9,11 +9,14 @@ from typing import Any
 
 from tlkit import files
 from tlkit.errors import ArtefactError, DataError
-from tlkit.model.bundle import RECORD, Bundle, read_record
+from tlkit.model.bundle import RECORD, Bundle, read_record, read_tensors
 
 BUILT = "built.json"
+EXPECTED = "expected.safetensors"  # what the golden images gave when it was built
 TARGET, PRECISION = "onnx", "fp32"  # what is opened unless told otherwise
+PRECISIONS = ("int8", "fp16", "fp32")  # the coarsest first
 GRAPHS = ("trunk", "head", "model")
+FLAGS = ("onnx", "tensorrt", "tensorrt-rtx")  # the targets that `tlkit export` has an option for
 
 
 def write(
@@ -26,6 +29,13 @@ def write(
         content["files"] = {file.name: files.sha256(file) for file in sorted(temporary.iterdir())}
         (temporary / BUILT).write_text(json.dumps(content, indent=2) + "\n")
     return place
+
+
+def amend(place: Path, facts: Mapping[str, Any]) -> None:
+    """Write more facts into the record of a by-product."""
+    content = {**read(place, again="export it again"), **facts}
+    with files.atomic_file(place / BUILT) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def found(bundle: Path) -> list[tuple[str, str]]:
@@ -44,22 +54,50 @@ def current(bundle: Bundle) -> bool:
 
 
 def graph_file(path: Path, graph: str, target: str = TARGET, precision: str = PRECISION) -> Path:
-    """The file to open: `path` itself, or for a bundle its by-product, checked to belong to it."""
+    """The file to open: `path` itself, or that of a by-product, checked to belong to its bundle.
+
+    `path` names a graph, a by-product such as run/onnx/int8, or a bundle, of which `target` and `precision` say which.
+    """
     if not path.exists():
         raise DataError("no such file or bundle", file=path)
     if not path.is_dir():
         return path
-    if not (path / RECORD).exists():
+    place = path
+    if (path / RECORD).exists():
+        place = path / target / precision
+    elif not (path / BUILT).exists():
         raise ArtefactError(f"neither a graph nor a bundle: it holds no {RECORD}", file=path)
-    record = read_record(path)
-    again = f"run: tlkit export {files.quoted(path)} --{target}"
-    file = next((path / target / precision).glob(f"{graph}.*"), None)
-    content = read(path / target / precision, again)
-    if content["bundle"] != record["digest"]:
-        raise ArtefactError("it was exported from another bundle than this one", file=path / target, do=again)
+    return _checked(place, graph)
+
+
+def _checked(place: Path, graph: str) -> Path:
+    """A graph of the by-product `place`, as it was exported from the bundle above it, if that is still there."""
+    whole = place.absolute()
+    bundle = place.parent.parent if len(place.parts) > 2 else whole.parents[1]
+    known = (bundle / RECORD).exists()
+    again = command(bundle, whole.parent.name, whole.name) if known else "export it again"
+    content = read(place, again)
+    if known and content["bundle"] != read_record(bundle)["digest"]:
+        raise ArtefactError("it was exported from another bundle than this one", file=place.parent, do=again)
+    file = next(place.glob(f"{graph}.*"), None)
     if file is None or content["files"].get(file.name) != files.sha256(file):
-        raise ArtefactError(f"{graph} is missing or was changed after export", file=path / target / precision, do=again)
+        raise ArtefactError(f"{graph} is missing or was changed after export", file=place, do=again)
     return file
+
+
+def command(bundle: Path, target: str = TARGET, precision: str = PRECISION) -> str:
+    """The advice to make a by-product again."""
+    option = f"--{target}" if target in FLAGS else f"--target {target}"
+    more = "" if precision == PRECISION else f" --precision {precision}"
+    return f"run: tlkit export {files.quoted(bundle)} {option}{more}"
+
+
+def expected(place: Path) -> Mapping[str, Any] | None:
+    """`features` and `logits` of the golden images as a by-product gave them when it was built, if that was kept."""
+    file = place / EXPECTED
+    if EXPECTED not in read(place, again="export it again")["files"]:
+        return None
+    return read_tensors(file)
 
 
 def read(place: Path, again: str) -> dict[str, Any]:

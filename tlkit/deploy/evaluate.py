@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,24 @@ from tlkit.deploy.runtime import Model
 from tlkit.deploy.score import Scores, score
 from tlkit.errors import DataError, UsageError
 from tlkit.plugin.contract import PROBABILITIES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Probabilities `(N, classes)` and true labels `(N,)` of the usable images; by path, why the others were not."""
+
+    probabilities: NDArray[np.float32]
+    truth: NDArray[np.int64]
+    rejected: dict[str, str]
+
+    @property
+    def called(self) -> NDArray[np.int64]:
+        """The most probable label of each image."""
+        called: NDArray[np.int64] = self.probabilities.argmax(1)
+        return called
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +62,12 @@ def labelled(source: Path, labels: Sequence[str], split: str | None = None) -> t
 
 def evaluate(model: Model, samples: Sequence[Sample], tick: Callable[[int], None]) -> Evaluated:
     """Predict all samples and score them; `tick(n)` is called whenever n more are done."""
+    given = answers(model, samples, tick)
+    return Evaluated(score(given.probabilities, given.truth), given.rejected)
+
+
+def answers(model: Model, samples: Sequence[Sample], tick: Callable[[int], None]) -> Answers:
+    """What a model says of labelled images; `tick(n)` is called whenever n more are done."""
     probabilities, truth, rejected = [], [], {}
     known = iter(samples)
     for chunk in model.stream([sample.path for sample in samples], [PROBABILITIES]):
@@ -57,4 +82,4 @@ def evaluate(model: Model, samples: Sequence[Sample], tick: Callable[[int], None
         tick(len(chunk.rows))
     if not truth:
         raise DataError("none of its images can be used", file=samples[0].path.parent)
-    return Evaluated(score(np.concatenate(probabilities), truth), rejected)
+    return Answers(np.concatenate(probabilities), np.array(truth, np.int64), rejected)

@@ -25,7 +25,7 @@ from torch import nn
 from tlkit import __version__
 from tlkit.files import atomic_file, cache_dir
 from tlkit.model.bundle import Bundle
-from tlkit.model.trunk import Taps, Trunk, build, fingerprint, load_tensors
+from tlkit.model.trunk import Half, Taps, Trunk, build, fingerprint, load_tensors
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head, Pixels
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def taps_graph(trunk: Trunk) -> Path:
     """The file of a graph that gives the features of every stage, traced at the first call on this machine."""
     file = _graph_file(trunk)
     if not file.exists():
-        size = trunk.pixels.size
-        example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-        graph = trace(Taps(trunk), example, IMAGES, [tap(name) for name in trunk.names])
+        graph = trace(Taps(trunk), _example(trunk), IMAGES, [tap(name) for name in trunk.names])
         _save(graph, file)
     return file
 
@@ -67,6 +65,11 @@ def trunk_graph(taps: onnx.ModelProto, cut: str) -> onnx.ModelProto:
     graph = extractor.extract_model([IMAGES], [tap(cut)])
     _rename(graph, {tap(cut): FEATURES})
     return graph
+
+
+def half_graph(trunk: Trunk) -> onnx.ModelProto:
+    """As `trunk_graph` at the trunk's own cut, with the stages in half precision."""
+    return trace(Half(trunk), _example(trunk), IMAGES, [FEATURES])
 
 
 def head_graph(head: nn.Module, width: int) -> onnx.ModelProto:
@@ -150,6 +153,12 @@ def modules(bundle: Bundle, backbone: Backbone, head: Head) -> tuple[Trunk, nn.M
     load_tensors(trunk, bundle.trunk, what="trunk")
     tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.head.items()}
     return trunk, head.restore(record.width, len(record.labels), tensors).eval()
+
+
+def _example(trunk: Trunk) -> torch.Tensor:
+    """Two black images, to trace with."""
+    size = trunk.pixels.size
+    return torch.zeros(2, size, size, 3, dtype=torch.uint8)
 
 
 def _graph_file(trunk: Trunk) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+from safetensors.numpy import save
 
 from tlkit import __version__
-from tlkit.data import folder
 from tlkit.data.images import Rejected, load
-from tlkit.deploy import built, export
-from tlkit.deploy.parity import Verdict, compare
+from tlkit.deploy import built, export, source
+from tlkit.deploy.parity import TOLERANCES, Verdict, compare
 from tlkit.deploy.session import OnnxSession
 from tlkit.errors import DataError, GateError, ResourceError, TlkitError, UsageError
 from tlkit.model.bundle import Bundle
-from tlkit.plugin.contract import FEATURES, Backbone, Head, Shapes, Target
+from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head, Session, Shapes, Target
 from tlkit.plugin.settings import to_json
 
 if TYPE_CHECKING:
@@ -45,38 +45,78 @@ class Published:
 def publish_onnx(bundle: Bundle, backbone: Backbone, head: Head, *, data: Path | None = None) -> Published:
     """Write `trunk.onnx`, `head.onnx` and `model.onnx`; a `GateError` leaves what was there before."""
     images, drawn_from = parity_images(bundle, data)
-    record = bundle.record
     trunk, module = export.modules(bundle, backbone, head)
     expected = export.reference(trunk, module, images)
+    trunk_graph = export.trunk_graph(onnx.load_model(export.taps_graph(trunk)), bundle.record.cut)
+    graphs = graphs_of(bundle, trunk_graph, export.head_graph(module, bundle.record.width))
+    return publish_graphs(bundle, graphs, expected, images, drawn_from)
 
-    trunk_graph = export.trunk_graph(onnx.load_model(export.taps_graph(trunk)), record.cut)
-    head_graph = export.head_graph(module, record.width)
-    graphs = {"trunk": trunk_graph, "head": head_graph, "model": export.model_graph(trunk_graph, head_graph)}
-    names = {"backbone": record.backbone.name, "cut": record.cut, "head": record.head.name}
+
+def half_trunk(bundle: Bundle, backbone: Backbone, head: Head) -> onnx.ModelProto:
+    """The graph of a bundle's trunk with its stages in half precision."""
+    return export.half_graph(export.modules(bundle, backbone, head)[0])
+
+
+def graphs_of(
+    bundle: Bundle, trunk: onnx.ModelProto, head: onnx.ModelProto, precision: str = built.PRECISION
+) -> dict[str, onnx.ModelProto]:
+    """A bundle's three graphs by name, each of which says what it is."""
+    record = bundle.record
+    for part in (trunk, head):
+        del part.metadata_props[:]  # of graphs that were exported before, in another precision
+    graphs = {"trunk": trunk, "head": head, "model": export.model_graph(trunk, head)}
+    names = {
+        "backbone": record.backbone.name,
+        "cut": record.cut,
+        "head": record.head.name,
+        "precision": precision,
+    }
+    for graph in graphs.values():
+        export.describe(graph, labels=record.labels, pixels=record.pixels, bundle=bundle.digest, names=names)
+    return graphs
+
+
+def publish_graphs(
+    bundle: Bundle,
+    graphs: Mapping[str, onnx.ModelProto],
+    expected: Mapping[str, NDArray[np.float32]],
+    images: NDArray[np.uint8],
+    drawn_from: str,
+    *,
+    precision: str = built.PRECISION,
+    more: Mapping[str, object] | None = None,
+) -> Published:
+    """Write graphs that give `expected` for `images`; a `GateError` leaves what was there before."""
     verdicts: dict[str, Verdict] = {}
 
     def fill(place: Path) -> dict[str, object]:
         for name, graph in graphs.items():
-            export.describe(graph, labels=record.labels, pixels=record.pixels, bundle=bundle.digest, names=names)
             file = place / f"{name}.onnx"
             onnx.save_model(graph, file)
             inputs = expected[FEATURES] if name == "head" else images
-            verdicts[name] = compare(expected, OnnxSession(file), inputs)
+            verdicts[name] = compare(expected, OnnxSession(file), inputs, tolerance=TOLERANCES[precision])
             _gate(name, verdicts[name], bundle)
-        return {"parity": {name: verdict.to_json() for name, verdict in verdicts.items()}}
+        _keep_expected(bundle, OnnxSession(place / "model.onnx"), place, precision)
+        return {"parity": {name: verdict.to_json() for name, verdict in verdicts.items()}, **(more or {})}
 
-    place = built.write(bundle.root, built.TARGET, built.PRECISION, _facts(bundle, len(images), drawn_from), fill)
+    place = built.write(bundle.root, built.TARGET, precision, _facts(bundle, len(images), drawn_from), fill)
     return Published(place, len(images), drawn_from, verdicts)
 
 
 def publish_target(
-    bundle: Bundle, target: Target, *, shapes: Shapes | None = None, data: Path | None = None
+    bundle: Bundle,
+    target: Target,
+    *,
+    precision: str = built.PRECISION,
+    shapes: Shapes | None = None,
+    data: Path | None = None,
 ) -> Published:
     """Build a target's files from the ONNX graphs of a bundle and hold them against these where they can be run."""
+    check_precision(target, precision)
     if (why := target.missing()) is not None:
         raise ResourceError(f"target {target.name} can't be built here: {why}")
     images, drawn_from = parity_images(bundle, data)
-    sources = {name: built.graph_file(bundle.root, name) for name in built.GRAPHS}
+    sources = {name: built.graph_file(bundle.root, name, precision=precision) for name in built.GRAPHS}
     expected = OnnxSession(sources["model"]).run(images)
     verdicts: dict[str, Verdict] = {}
     unproven: list[str] = []
@@ -90,13 +130,30 @@ def publish_target(
             except ResourceError as error:
                 unproven.append(error.what)
                 continue
-            verdicts[name] = compare(expected, session, expected[FEATURES] if name == "head" else images)
+            inputs = expected[FEATURES] if name == "head" else images
+            verdicts[name] = compare(expected, session, inputs, tolerance=TOLERANCES[precision])
             _gate(name, verdicts[name], bundle)
+            if name == "model":
+                _keep_expected(bundle, session, place, precision)
         return {"parity": {name: verdict.to_json() for name, verdict in verdicts.items()}, "unproven": unproven[:1]}
 
     facts = _facts(bundle, len(images), drawn_from) | {"options": to_json(target), "shapes": asdict(shapes or Shapes())}
-    place = built.write(bundle.root, target.name, built.PRECISION, facts, fill)
+    place = built.write(bundle.root, target.name, precision, facts, fill)
     return Published(place, len(images), drawn_from, verdicts, unproven[0] if unproven else None)
+
+
+def check_precision(target: Target, precision: str) -> None:
+    """Refuse, before any work, a precision that a target has no use for."""
+    if precision not in target.precisions:
+        what = f"target {target.name} takes no {precision} graph"
+        raise UsageError(what, do=f"choose one of {', '.join(target.precisions)} with --precision")
+
+
+def _keep_expected(bundle: Bundle, session: Session, place: Path, precision: str) -> None:
+    """Below fp32, write what a model gives for the golden images: no other machine will have to allow for more."""
+    if precision != built.PRECISION and bundle.record.golden:
+        got = session.run(golden_pixels(bundle), [FEATURES, LOGITS])
+        (place / built.EXPECTED).write_bytes(save({name: np.ascontiguousarray(array) for name, array in got.items()}))
 
 
 def _gate(name: str, verdict: Verdict, bundle: Bundle) -> None:
@@ -120,34 +177,35 @@ def parity_images(bundle: Bundle, data: Path | None = None) -> tuple[NDArray[np.
     From the validation split of `data`, or of the folder that was trained on if it is still there, or else the golden
     images of the bundle.
     """
-    for source in (data, Path(bundle.record.data["source"])):
-        if source is None:
-            continue
+    for named in dict.fromkeys([data, None]):
         try:
-            dataset = folder.read(source, labels=bundle.record.labels, val=bundle.record.data["val"])
+            place, dataset = source.dataset(bundle, named)
         except TlkitError:
-            if data is not None:
+            if named is not None:
                 raise
             continue
         images = _load_some(bundle, [sample.path for sample in dataset.of("val")])
         if len(images):
-            return images, f"the validation split of {source}"
-    golden = bundle.golden_bytes()
-    if not golden:
+            return images, f"the validation split of {place}"
+    if not bundle.record.golden:
         raise UsageError(
             "there are no images to check the export on: the folder it was trained on is not there, and the bundle "
             "keeps no golden images",
             file=bundle.root,
             do="name a folder with --data",
         )
-    return np.stack([load(content, bundle.record.pixels) for content in golden]), "the golden images"
+    return golden_pixels(bundle), "the golden images"
+
+
+def golden_pixels(bundle: Bundle) -> NDArray[np.uint8]:
+    """The golden images `(N, S, S, 3)` as they are loaded here."""
+    return np.stack([load(content, bundle.record.pixels) for content in bundle.golden_bytes()])
 
 
 def _load_some(bundle: Bundle, files: Sequence[Path]) -> NDArray[np.uint8]:
     """Up to `PARITY_IMAGES` of the files, evenly spaced; one that can't be used is passed over."""
-    step = max(1, len(files) // PARITY_IMAGES)
     images = []
-    for file in files[::step][:PARITY_IMAGES]:
+    for file in source.spread(files, PARITY_IMAGES):
         try:
             images.append(load(file, bundle.record.pixels))
         except Rejected:

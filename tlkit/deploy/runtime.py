@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,8 +22,9 @@ import numpy as np
 
 from tlkit.data.images import Rejected, load
 from tlkit.deploy.built import graph_file
+from tlkit.deploy.heads import OneHead, heads
 from tlkit.deploy.session import OnnxSession, cores
-from tlkit.errors import ArtefactError, DataError
+from tlkit.errors import ArtefactError, DataError, UsageError
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Pixels, Session
 
 if TYPE_CHECKING:
@@ -111,34 +112,51 @@ def _prepare(file: Path, pixels: Pixels) -> tuple[Row, NDArray[np.uint8] | None]
         return Row(file, digest, error.what), None
 
 
+def described(metadata: Mapping[str, str], file: Path) -> tuple[Pixels, tuple[str, ...]]:
+    """The pixel recipe and the labels that a graph carries in its metadata."""
+    try:
+        recipe = json.loads(metadata["tlkit.pixels"])
+        pixels = Pixels(**{**recipe, "mean": tuple(recipe["mean"]), "std": tuple(recipe["std"])})
+        return pixels, tuple(json.loads(metadata["tlkit.labels"]))
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"what the graph says of itself can't be read: {type(error).__name__}: {error}"
+        raise ArtefactError(what, file=file, do="export it again") from error
+
+
 class Model:
     """An exported graph: `Model.open("run/onnx/fp32/model.onnx").predict(["a.jpg"])`."""
 
     def __init__(self, session: Session, file: Path) -> None:
-        facts = session.metadata
-        if session.input != IMAGES or "tlkit.pixels" not in facts:
+        if session.input != IMAGES or "tlkit.pixels" not in session.metadata:
             raise ArtefactError(
                 "not a graph that tlkit exported from images (its pixel recipe is not in it)",
                 file=file,
                 do="give trunk.onnx or model.onnx of: tlkit export run/ --onnx",
             )
-        try:
-            recipe = json.loads(facts["tlkit.pixels"])
-            self.pixels = Pixels(**{**recipe, "mean": tuple(recipe["mean"]), "std": tuple(recipe["std"])})
-            self.labels: tuple[str, ...] = tuple(json.loads(facts["tlkit.labels"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtefactError(f"what the graph says of itself can't be read: {error}", file=file) from error
+        self.pixels, self.labels = described(session.metadata, file)
         self.session = session
         self.file = file
 
     @classmethod
-    def open(cls, path: Path | str, *, graph: str = "model", workers: int | None = None) -> Model:
+    def open(
+        cls, path: Path | str, *, graph: str = "model", workers: int | None = None, head: str | None = None
+    ) -> Model:
         """Open a graph, or that of a bundle (`graph` says which: `model` or `trunk`).
 
-        `workers=1` answers one call fastest; the default uses a thread a core, for many files.
+        `workers=1` answers one call fastest; the default uses a thread a core, for many files. Of a graph with several
+        heads, `head` names one.
         """
         file = graph_file(Path(path), graph)
-        return cls(OnnxSession(file, workers=cores() if workers is None else workers), file)
+        session: Session = OnnxSession(file, workers=cores() if workers is None else workers)
+        known = heads(session.metadata)
+        if known and head is None:
+            do = f"choose one of them with --head: {', '.join(known)}"
+            raise UsageError("it has several heads", file=file, do=do)
+        if head is not None:
+            if not known:
+                raise UsageError("it has one head", file=file, do="leave out --head")
+            session = OneHead(session, head)
+        return cls(session, file)
 
     def predict(self, files: Sequence[Path | str], *, topk: int = 1) -> list[Prediction]:
         """The `topk` most probable labels of each file."""

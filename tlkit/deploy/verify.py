@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,12 @@ import numpy as np
 
 from tlkit.data.images import Rejected, load
 from tlkit.deploy import built
-from tlkit.deploy.parity import Verdict, compare
+from tlkit.deploy.parity import REPLAYS, TOLERANCES, Verdict, compare
+from tlkit.deploy.runtime import described
 from tlkit.deploy.session import OnnxSession
-from tlkit.errors import UsageError
-from tlkit.model.bundle import Bundle
-from tlkit.plugin.contract import FEATURES, IMAGES, Session
+from tlkit.errors import ArtefactError, UsageError
+from tlkit.model.bundle import Bundle, Tensors
+from tlkit.plugin.contract import FEATURES, IMAGES, Pixels, Session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,16 +25,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """`pixels` names the golden images whose pixels differ here; `verdicts` has one for each graph."""
+    """`pixels` names the golden images whose pixels differ; `verdicts` has one for each graph.
+
+    `problems` says what else a graph has that is not the bundle's: labels, pixel recipe.
+    """
 
     images: int
     pixels: tuple[str, ...]
+    problems: tuple[str, ...]
     verdicts: dict[str, Verdict]
 
     @property
     def passed(self) -> bool:
-        """The gate: the same pixels, and the same values within the tolerance."""
-        return not self.pixels and all(verdict.passed for verdict in self.verdicts.values())
+        """The gate: the same facts, the same pixels, and the same values within the tolerance."""
+        return not self.pixels and not self.problems and all(verdict.passed for verdict in self.verdicts.values())
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON knows it."""
@@ -41,6 +46,7 @@ class Replay:
             "passed": self.passed,
             "images": self.images,
             "pixels_differ": list(self.pixels),
+            "problems": list(self.problems),
             "graphs": {name: verdict.to_json() for name, verdict in self.verdicts.items()},
         }
 
@@ -55,30 +61,79 @@ def replay(
 
     `open_session` opens a file of that target.
     """
-    golden = bundle.record.golden
-    if not golden:
+    _check_golden(bundle)
+    graphs = {name: built.graph_file(bundle.root, name, target, precision) for name in built.GRAPHS}
+    kept = built.expected(bundle.root / target / precision)
+    return _replay(bundle, graphs, precision, kept, open_session)
+
+
+def replay_file(bundle: Bundle, file: Path, open_session: Callable[[Path], Session] = OnnxSession) -> Replay:
+    """Hold one graph, wherever it lies now, against the golden images of the bundle that it is said to come from.
+
+    Below fp32 it must give what the bundle's own graph of that precision gave when it was exported, if that is there.
+    """
+    _check_golden(bundle)
+    precision = open_session(file).metadata.get("tlkit.precision", built.PRECISION)
+    if precision not in TOLERANCES:
+        raise ArtefactError(f"it says that its precision is {precision!r}, which is none", file=file)
+    place = bundle.root / built.TARGET / precision
+    kept = built.expected(place) if (place / built.BUILT).exists() else None
+    return _replay(bundle, {file.name: file}, precision, kept, open_session)
+
+
+def _check_golden(bundle: Bundle) -> None:
+    if not bundle.record.golden:
         raise UsageError(
             "it keeps no golden images to replay", file=bundle.root, do="train without --golden 0, or use: tlkit eval"
         )
-    images, differing = _pixels(bundle)
-    expected = bundle.expected()
+
+
+def _replay(
+    bundle: Bundle,
+    graphs: Mapping[str, Path],
+    precision: str,
+    kept: Tensors | None,
+    open_session: Callable[[Path], Session],
+) -> Replay:
+    """`kept` is what the golden images gave at export, which is held against more strictly than what was trained."""
+    expected = bundle.expected() if kept is None else kept
+    tolerance = TOLERANCES[precision] if kept is None else REPLAYS[precision]
+    differing: dict[str, None] = {}
+    problems: list[str] = []
     verdicts = {}
-    for name in built.GRAPHS:
-        session = open_session(built.graph_file(bundle.root, name, target, precision))
-        inputs = images if session.input == IMAGES else expected[FEATURES]
-        verdicts[name] = compare(expected, session, inputs, precision=precision)
-    return Replay(len(golden), tuple(differing), verdicts)
+    for name, file in graphs.items():
+        session = open_session(file)
+        pixels, labels = described(session.metadata, file)
+        problems += (f"{name}: {problem}" for problem in _problems(bundle, session.metadata, pixels, labels))
+        inputs = expected[FEATURES]
+        if session.input == IMAGES:
+            inputs, wrong = _pixels(bundle, pixels)
+            differing |= dict.fromkeys(wrong)
+        verdicts[name] = compare(expected, session, inputs, tolerance=tolerance)
+    return Replay(len(bundle.record.golden), tuple(differing), tuple(problems), verdicts)
 
 
-def _pixels(bundle: Bundle) -> tuple[NDArray[np.uint8], list[str]]:
-    """The golden images as `load` gives them here, and the names of those that it gave otherwise in training."""
-    size = bundle.record.pixels.size
+def _problems(bundle: Bundle, metadata: Mapping[str, str], pixels: Pixels, labels: tuple[str, ...]) -> Iterator[str]:
+    """What a graph says of itself that its bundle does not."""
+    record = bundle.record
+    if metadata.get("tlkit.bundle") != bundle.digest:
+        yield "it says that it was exported from another bundle"
+    if labels != record.labels:
+        wrong = [f"{a!r} for {b!r}" for a, b in zip(labels, record.labels, strict=False) if a != b]
+        yield f"its labels are others: {', '.join(wrong[:3]) or f'{len(labels)} of {len(record.labels)}'}"
+    theirs, ours = asdict(pixels), asdict(record.pixels)
+    for fact in (fact for fact in ours if theirs[fact] != ours[fact]):
+        yield f"its pixel recipe is another: {fact} {theirs[fact]}, not {ours[fact]}"
+
+
+def _pixels(bundle: Bundle, pixels: Pixels) -> tuple[NDArray[np.uint8], list[str]]:
+    """The golden images as `load` gives them here by a graph's own recipe, and the names of those that differ."""
     images, differing = [], []
     for golden, content in zip(bundle.record.golden, bundle.golden_bytes(), strict=True):
         try:
-            image = load(content, bundle.record.pixels)
+            image = load(content, pixels)
         except Rejected:
-            image = np.zeros((size, size, 3), np.uint8)
+            image = np.zeros((pixels.size, pixels.size, 3), np.uint8)
         if hashlib.sha256(image.tobytes()).hexdigest() != golden.pixels:
             differing.append(golden.name)
         images.append(image)

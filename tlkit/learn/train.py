@@ -7,7 +7,7 @@ on is what is deployed (design, idea 4).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from tlkit.data import folder
 from tlkit.data.folder import Dataset, Sample
 from tlkit.data.images import load
 from tlkit.deploy import export
+from tlkit.deploy.progress import Progress, silent
 from tlkit.deploy.score import Scores, score
 from tlkit.errors import DataError
 from tlkit.learn.features import Features, extract
@@ -32,13 +33,6 @@ from tlkit.plugin.settings import to_json
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
-
-Progress = Callable[[str, int], Callable[[int], None]]  # (what, how many) -> tick(n more)
-
-
-def silent(_what: str, _total: int) -> Callable[[int], None]:
-    """The progress that nobody watches."""
-    return lambda _more: None
 
 
 @dataclass(frozen=True, slots=True)

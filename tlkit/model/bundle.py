@@ -101,7 +101,7 @@ class Bundle:
 
     def expected(self) -> Tensors:
         """`features` and `logits` of the golden images, row for row."""
-        return _read_tensors(self.root / EXPECTED)
+        return read_tensors(self.root / EXPECTED)
 
 
 def write(
@@ -201,7 +201,7 @@ def _check_file(root: Path, name: str, expected: str) -> None:
 
 def _checked_tensors(file: Path, layout: Mapping[str, Any]) -> Tensors:
     """The tensors of a file: exactly those the record lists, all finite."""
-    tensors = _read_tensors(file)
+    tensors = read_tensors(file)
     if _layout(tensors) != layout:
         different = sorted(set(layout) ^ set(tensors)) or [n for n in layout if _layout(tensors)[n] != layout[n]]
         raise ArtefactError(f"tensors are missing or not as recorded: {', '.join(different[:3])}", file=file)
@@ -211,7 +211,8 @@ def _checked_tensors(file: Path, layout: Mapping[str, Any]) -> Tensors:
     return tensors
 
 
-def _read_tensors(file: Path) -> Tensors:
+def read_tensors(file: Path) -> Tensors:
+    """The tensors of a safetensors file by name."""
     try:
         with safe_open(file, framework="numpy") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping

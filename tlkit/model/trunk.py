@@ -5,6 +5,7 @@ The stages of a backbone chained in order are the network (design, idea 1); ever
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import re
@@ -84,6 +85,23 @@ class Trunk(nn.Module):
         """The trunk that ends at `cut`; it shares its stages with this one."""
         names = self.names[: self.names.index(check_cut(cut, self.names)) + 1]
         return Trunk(self.pixels, {name: self.stages[name] for name in names}, self.pool).eval()
+
+
+class Half(nn.Module):
+    """A trunk whose stages compute in float16; pixels, normalisation, pooling and features stay as they are."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.normalise = trunk.normalise
+        self.stages = copy.deepcopy(trunk.stages).half()
+        self.pool = trunk.pool  # a mean over many values would lose the digits that float16 has
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.normalise(images).half()
+        for stage in self.stages.values():
+            x = stage(x)
+        features: Tensor = self.pool(x.float())
+        return features
 
 
 class Taps(nn.Module):

@@ -20,6 +20,7 @@ class OpenVino(Target):
 
     name = "openvino"
     suffix = ".onnx"
+    precisions = ("fp32", "fp16", "int8")
     workers: int = option(1, "threads that may run it at once, one core each; 1 gives one call all cores")
 
     def missing(self) -> str | None:

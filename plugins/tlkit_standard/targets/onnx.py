@@ -13,6 +13,7 @@ from tlkit.plugin.contract import Session, Shapes, Target, option
 class Onnx(Target):
     name = "onnx"
     suffix = ".onnx"
+    precisions = ("fp32", "fp16", "int8")
     workers: int = option(1, "threads that may run it at once, one core each; 1 gives one call all cores")
 
     def build(self, graph: Path, out: Path, shapes: Shapes) -> None:

@@ -1,0 +1,128 @@
+"""int8 against fp32: images a second of the trunk and end to end, and the accuracy that int8 costs.
+
+The trunk of EfficientNet-Lite0 alone at batch 1 and 16, and in eager PyTorch; `tlkit predict` over a folder of JPEGs at
+its steady rate (as in embed.py); and what `tlkit export --precision int8 --max-drop 0.5` chooses for each data set.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from _bench import (
+    DATA,
+    PYTHON,
+    RIVALS,
+    TLKIT,
+    Bar,
+    Report,
+    Run,
+    existing,
+    parser,
+    ratios,
+    repeated,
+    run,
+    seconds,
+    shown,
+    spread,
+    take_turns,
+    workroom,
+)
+
+SETS = ("ants_bees", "sign_digits", "cifar10", "fashion_mnist")
+BATCHES = (1, 16)
+PRECISIONS = ("fp32", "int8")
+MAX_DROP = 0.5
+EAGER = "PyTorch eager, channels last"
+
+
+def main() -> int:
+    options = parser(__doc__, repeat=5)
+    options.add_argument("--data", type=Path, default=DATA, help=f"a folder with {', '.join(SETS)}")
+    options.add_argument("--sets", default=",".join(SETS), help="those of them to measure accuracy on")
+    options.add_argument("--count", type=int, default=800, help="images to label; those given are repeated")
+    options.add_argument("--few", type=int, default=200, help="images of the small folder")
+    args = options.parse_args()
+    data, sets = existing(args.data, "--data"), args.sets.split(",")
+    report = Report(
+        "precision",
+        "EfficientNet-Lite0 in fp32 and in int8 (QDQ, uint8 activations, int8 weights by channel, calibrated on 128 "
+        "images of the training split), by ONNX Runtime on the CPU.",
+        {"data": shown(data), "sets": args.sets, "count": args.count, "few": args.few, "turns": args.repeat},
+    )
+    with workroom() as work:
+        chosen = {name: _exported(data / name, work / name) for name in sets}
+        graphs = {precision: work / sets[0] / "onnx" / precision for precision in PRECISIONS}
+        speed = take_turns(_speed(graphs), args.repeat)
+        folders = {count: repeated(data / sets[0], work / str(count), count) for count in (args.few, args.count)}
+        ends = take_turns(
+            {
+                f"predict {precision} {count}": [TLKIT, "predict", str(place), str(folder)]
+                for precision, place in graphs.items()
+                for count, folder in folders.items()
+            },
+            args.repeat,
+        )
+    _add_speed(report, speed)
+    _add_ends(report, ends, args.few, args.count)
+    for name, ladder in chosen.items():
+        _add_set(report, name, ladder)
+    return report.save()
+
+
+def _exported(source: Path, bundle: Path) -> dict[str, Any]:
+    """Train and export a bundle; returns the ladder that int8 climbed."""
+    run([TLKIT, "train", str(source), "-o", str(bundle)])
+    options = ["--precision", "int8", "--max-drop", str(MAX_DROP), "--json"]
+    done = run([TLKIT, "export", str(bundle), "--onnx", *options])
+    ladder: dict[str, Any] = json.loads(done.output)["ladder"]
+    return ladder
+
+
+def _speed(graphs: dict[str, Path]) -> dict[str, list[str]]:
+    script = [PYTHON, str(RIVALS / "session_speed.py")]
+    sides = {
+        f"{precision}, batch {batch}": [*script, str(place / "trunk.onnx"), str(batch)]
+        for batch in BATCHES
+        for precision, place in graphs.items()
+    }
+    return sides | {EAGER: [PYTHON, str(RIVALS / "eager_speed.py"), str(BATCHES[-1])]}
+
+
+def _add_speed(report: Report, runs: dict[str, list[Run]]) -> None:
+    rates = {side: [float(each.output) for each in done] for side, done in runs.items()}
+    report.figures["images/s"] = rates
+    report.rows += [{"": f"trunk, {side}", "images/s": spread(rate, 1)} for side, rate in rates.items()]
+    for batch in BATCHES:
+        int8, fp32 = (rates[f"{precision}, batch {batch}"] for precision in ("int8", "fp32"))
+        report.bars.append(Bar(f"int8 / fp32, batch {batch}", ratios(int8, fp32), "≥", 1.8, "x"))
+    last = rates[f"fp32, batch {BATCHES[-1]}"]
+    report.bars.append(Bar(f"fp32 / PyTorch eager, batch {BATCHES[-1]}", ratios(last, rates[EAGER]), "≥", 3, "x"))
+
+
+def _add_ends(report: Report, runs: dict[str, list[Run]], few: int, count: int) -> None:
+    steady = {}
+    for precision in PRECISIONS:
+        short, long = (seconds(runs[f"predict {precision} {number}"]) for number in (few, count))
+        steady[precision] = [(count - few) / (b - a) for a, b in zip(short, long, strict=True)]
+        report.rows.append({"": f"JPEG files to labels, {precision}, steady", "images/s": spread(steady[precision], 1)})
+    report.figures["images/s end to end"] = steady
+    end = ratios(steady["int8"], steady["fp32"])
+    report.bars.append(Bar("int8 / fp32 end to end", end, "≥", 1.7, "x"))
+
+
+def _add_set(report: Report, name: str, ladder: dict[str, Any]) -> None:
+    report.figures[f"ladder on {name}"] = ladder["rungs"]
+    first, last = ladder["rungs"][0], ladder["rungs"][-1]
+    report.notes.append(
+        f"{name}: {last['name']} taken, accuracy {last['accuracy']:.1%}, {last['drop']:.2f} points lost, "
+        f"{last['agreement']:.1%} of {last['images']} images called as in fp32"
+        + ("" if first is last else f"; plain int8 lost {first['drop']:.2f}")
+    )
+    report.bars.append(Bar(f"points lost by int8 on {name}", [first["drop"]], "≤", MAX_DROP))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

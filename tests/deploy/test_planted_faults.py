@@ -1,0 +1,205 @@
+"""Each fault that deployment can bring in is planted, and `verify` has to find it; without one it finds nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from tests.tiny import resign
+from tlkit import cli
+from tlkit.deploy.precision.publish import publish_precision
+from tlkit.deploy.publish import half_trunk
+from tlkit.deploy.session import OnnxSession
+from tlkit.deploy.verify import replay, replay_file
+from tlkit.errors import ArtefactError
+from tlkit.model.bundle import open_bundle
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run, tiny_recipe, tmp_path_factory):
+    """A bundle exported in every precision; not to be changed."""
+    run = tmp_path_factory.mktemp("exported") / "run"
+    shutil.copytree(tiny_run, run)
+    bundle = open_bundle(run)
+    for precision in ("fp16", "int8"):
+        publish_precision(bundle, precision, lambda: half_trunk(bundle, tiny_recipe.backbone, tiny_recipe.head))
+    return run
+
+
+def facts(graph):
+    return {prop.key: prop.value for prop in graph.metadata_props}
+
+
+def recipe(**change):
+    """Another pixel recipe in what the graph says of itself."""
+
+    def plant(graph):
+        pixels = json.loads(facts(graph)["tlkit.pixels"]) | change
+        helper.set_model_props(graph, {**facts(graph), "tlkit.pixels": json.dumps(pixels)})
+
+    return plant
+
+
+def constants(graph):
+    """The three values for each channel that pixels are normalised with: mean and scale."""
+    return [tensor for tensor in graph.graph.initializer if list(tensor.dims) == [3, 1, 1]]
+
+
+def normalise(which, change):
+    """Another mean or standard deviation inside the graph."""
+
+    def plant(graph):
+        tensor = constants(graph)[which]
+        array = change(numpy_helper.to_array(tensor)).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+
+    return plant
+
+
+def swap_channels(graph):
+    """Blue for red, as a picture library that reads BGR would have it."""
+    for node in graph.graph.node:
+        node.input[:] = ["images.bgr" if name == "images" else name for name in node.input]
+    order = numpy_helper.from_array(np.array([2, 1, 0]), "bgr")
+    graph.graph.initializer.append(order)
+    graph.graph.node.insert(0, helper.make_node("Gather", ["images", "bgr"], ["images.bgr"], name="bgr", axis=3))
+
+
+def swap_labels(graph):
+    labels = json.loads(facts(graph)["tlkit.labels"])
+    helper.set_model_props(graph, {**facts(graph), "tlkit.labels": json.dumps([labels[1], labels[0], *labels[2:]])})
+
+
+def swap_logits(graph):
+    """The head's outputs in another order."""
+    for tensor in graph.graph.initializer:
+        if tensor.dims and tensor.dims[0] == 3 and len(tensor.dims) <= 2:
+            array = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array[[1, 0, 2]]), tensor.name))
+
+
+def change_weight(graph):
+    """The largest weight of the head, doubled; below fp32, the tolerance for other machines lets less pass."""
+    tensor = next(t for t in graph.graph.initializer if len(t.dims) == 2)
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[np.abs(array).argmax()] *= 2
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+FAULTS = {
+    "another mean": normalise(0, lambda mean: mean * 0.9),
+    "another std": normalise(1, lambda scale: scale * 0.9),
+    "mean of the channels turned round": normalise(0, lambda mean: mean[::-1]),
+    "swapped channels": swap_channels,
+    "another resize filter": recipe(filter="nearest"),
+    "another crop": recipe(crop=0.8),
+    "swapped labels": swap_labels,
+    "swapped logits": swap_logits,
+    "a changed weight": change_weight,
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(exported, tmp_path, fault, precision):
+    run = tmp_path / "run"
+    shutil.copytree(exported, run)
+    file = run / "onnx" / precision / "model.onnx"
+    graph = onnx.load(file)
+    FAULTS[fault](graph)
+    onnx.save(graph, file)
+    with pytest.raises(ArtefactError, match="changed after export"):  # the hash says so at once
+        replay(open_bundle(run), "onnx", precision)
+    resign(run, "model.onnx", precision)  # and where it is no help, the images do
+    result = replay(open_bundle(run), "onnx", precision)
+    assert not result.passed
+    assert not replay_file(open_bundle(run), file).passed
+    assert result.verdicts["trunk"].passed
+    assert result.verdicts["head"].passed
+
+
+class Drops(OnnxSession):
+    """A server that forgets the last batch where it is not full."""
+
+    def run(self, array, outputs=None):
+        whole = len(array) - len(array) % 2 or 1
+        return super().run(array[:whole], outputs)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_dropped_last_batch_is_caught(exported, precision):
+    assert not replay(open_bundle(exported), "onnx", precision, Drops).passed
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_without_a_fault_there_is_no_alarm(exported, precision):
+    result = replay(open_bundle(exported), "onnx", precision)
+    assert (result.passed, result.problems, result.pixels) == (True, (), ())
+
+
+class TestAgainst:
+    """One graph, wherever it lies, against its bundle; as commands, in this process."""
+
+    @pytest.fixture
+    def place(self, exported, tmp_path, monkeypatch):
+        shutil.copytree(exported, tmp_path / "run")
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    @pytest.mark.parametrize("precision", PRECISIONS)
+    @pytest.mark.parametrize("name", ["trunk.onnx", "head.onnx", "model.onnx"])
+    def test_what_was_exported_passes(self, place, capsys, precision, name):
+        shutil.copy(place / "run/onnx" / precision / name, place / "deployed.onnx")
+        assert cli.run(["verify", "deployed.onnx", "--against", "run"]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == "deployed.onnx: 4 golden images, pixels identical"
+
+    @pytest.mark.parametrize("fault", ["swapped channels", "another crop", "swapped labels"])
+    def test_what_was_changed_fails(self, place, capsys, fault):
+        graph = onnx.load(place / "run/onnx/fp32/model.onnx")
+        FAULTS[fault](graph)
+        onnx.save(graph, place / "deployed.onnx")
+        assert cli.run(["verify", "deployed.onnx", "--against", "run", "--json"]) == 6
+        out, err = capsys.readouterr()
+        assert json.loads(out)["passed"] is False
+        assert err == ("tlkit: deployed.onnx: it does not give what was trained in run; run: tlkit export run --onnx\n")
+
+    def test_another_bundles_graph_fails(self, place, pictures, tiny_recipe, capsys):
+        from dataclasses import replace
+
+        from tlkit.learn.train import train
+
+        train(pictures, place / "other", replace(tiny_recipe, cut="third"))
+        assert cli.run(["verify", "run/onnx/fp32/head.onnx", "--against", "other"]) != 0
+        graph = onnx.load(place / "run/onnx/fp32/model.onnx")
+        helper.set_model_props(graph, {**facts(graph), "tlkit.bundle": "0" * 64})
+        onnx.save(graph, place / "deployed.onnx")
+        assert cli.run(["verify", "deployed.onnx", "--against", "run"]) == 6
+        assert "it says that it was exported from another bundle" in capsys.readouterr().out
+
+    def test_a_graph_alone_is_asked_for_its_bundle(self, place, capsys):
+        assert cli.run(["verify", "run/onnx/fp32/model.onnx"]) == 2
+        assert "--against" in capsys.readouterr().err
+
+    def test_a_by_product_can_be_named(self, place):
+        assert cli.run(["verify", "run/onnx/int8", "--against", "run"]) == 0
+
+    def test_a_graph_without_facts_is_refused(self, place, capsys):
+        graph = onnx.load(place / "run/onnx/fp32/model.onnx")
+        del graph.metadata_props[:]
+        onnx.save(graph, place / "deployed.onnx")
+        assert cli.run(["verify", "deployed.onnx", "--against", "run"]) == 4
+        assert "what the graph says of itself can't be read" in capsys.readouterr().err
+
+    def test_a_precision_that_is_none_is_refused(self, place, capsys):
+        graph = onnx.load(place / "run/onnx/fp32/model.onnx")
+        helper.set_model_props(graph, {**facts(graph), "tlkit.precision": "fp7"})
+        onnx.save(graph, place / "deployed.onnx")
+        assert cli.run(["verify", "deployed.onnx", "--against", "run"]) == 4
+        assert "'fp7'" in capsys.readouterr().err

@@ -1,0 +1,204 @@
+"""What a machine can do: versions, GPU, the providers that really start; and what is wrong with the installation."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+from packaging.requirements import Requirement
+
+# Each of these writes the same files; whichever was installed last wins, until one is removed and takes them along.
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-training")
+PACKAGES = (
+    *("tlkit", "numpy", "onnx", "pillow", "safetensors", "torch", "scikit-learn", "pyarrow"),
+    *("tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "openvino"),
+    *("nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+    *RUNTIMES,
+)
+QUERY = ("name", "driver_version", "compute_cap", "memory.total")
+PATIENCE = 20  # seconds for nvidia-smi, which can hang where a driver is broken
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A provider of ONNX Runtime; `why` says why it does not start, where it does not."""
+
+    name: str
+    starts: bool
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """An NVIDIA GPU as its driver sees it."""
+
+    name: str
+    driver: str
+    compute_capability: str
+    memory: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something to mend, and the command that does."""
+
+    what: str
+    do: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Everything that was found out. `advice` is what would make more possible; `problems` are what is broken."""
+
+    system: str
+    versions: Mapping[str, str]
+    providers: tuple[Provider, ...]
+    gpus: tuple[Gpu, ...]
+    problems: tuple[Problem, ...]
+    advice: tuple[Problem, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON knows it."""
+        return asdict(self)
+
+
+def diagnose() -> Diagnosis:
+    """Look at this machine. Takes a second or two where a GPU has to be woken."""
+    found, tried, seen = versions(), tuple(providers()), tuple(gpus())
+    return Diagnosis(
+        system=f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        versions=found,
+        providers=tried,
+        gpus=seen,
+        problems=tuple(problems(found, tried)),
+        advice=tuple(advice(found, tried, seen)),
+    )
+
+
+def versions() -> dict[str, str]:
+    """The packages that matter here, where installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def providers() -> Iterator[Provider]:
+    """Every provider that ONNX Runtime lists, tried on a graph of one operator: being listed means little."""
+    for name in onnxruntime.get_available_providers():
+        why = _fault(name)
+        yield Provider(name, why is None, why)
+
+
+def gpus() -> list[Gpu]:
+    """The NVIDIA GPUs; none where there is no driver."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)  # noqa: S603 - no input
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = (line.split(", ") for line in done.stdout.splitlines())
+    return [Gpu(*row) for row in rows if len(row) == len(QUERY)]
+
+
+def problems(found: Mapping[str, str], tried: Sequence[Provider]) -> Iterator[Problem]:
+    """What is broken, whatever the machine is to be used for."""
+    several = [name for name in RUNTIMES if name in found]
+    if len(several) > 1:
+        keep = next((name for name in several if name != RUNTIMES[0]), several[0])
+        yield Problem(
+            f"{' and '.join(several)} are installed together and overwrite each other's files",
+            f"run: pip uninstall -y {' '.join(several)} && pip install {keep}",
+        )
+    needed = {"CPUExecutionProvider", *(_INSTALLED_FOR[name] for name in several if name in _INSTALLED_FOR)}
+    for provider in tried:
+        if not provider.starts and provider.name in needed:
+            yield Problem(f"{provider.name} does not start: {provider.why}", _MENDS.get(provider.name, _REINSTALL))
+    for requirement in _requirements():
+        has = found.get(requirement.name) or _version(requirement.name)
+        if has is not None and has not in requirement.specifier:
+            yield Problem(
+                f"{requirement.name} {has} is installed, and tlkit needs {requirement.specifier}",
+                f'run: pip install "{requirement.name}{requirement.specifier}"',
+            )
+
+
+def advice(found: Mapping[str, str], tried: Sequence[Provider], seen: Sequence[Gpu]) -> Iterator[Problem]:
+    """What would make more possible here."""
+    if seen and not any(provider.starts and provider.name in _GPU for provider in tried):
+        yield Problem(
+            f"there is a GPU ({seen[0].name}), and ONNX Runtime does not use it",
+            "run: pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
+        )
+    if "torch" not in found:
+        yield Problem("training and exporting need PyTorch", 'run: pip install "tlkit[train]"')
+    if "pyarrow" not in found:
+        yield Problem("writing features as Parquet needs pyarrow", 'run: pip install "tlkit[parquet]"')
+
+
+_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+_INSTALLED_FOR = {"onnxruntime-gpu": "CUDAExecutionProvider"}
+_REINSTALL = "run: pip install --force-reinstall onnxruntime"
+_MENDS = {
+    "CUDAExecutionProvider": "install the CUDA and cuDNN that this version is built for: "
+    'pip install "onnxruntime-gpu[cuda,cudnn]"'
+}
+
+
+def _fault(provider: str) -> str | None:
+    """Why a provider does not run a graph; None where it does. ONNX Runtime itself would fall back without a word."""
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(_tiny(), settings, providers=[provider])
+        if provider not in session.get_providers():
+            return "its libraries can't be loaded, so ONNX Runtime runs on the CPU instead"
+        got = session.run(None, {"x": np.ones((1, 2), np.float32)})[0]
+    except Exception as error:  # noqa: BLE001 - onnxruntime has an exception class for each status
+        return str(error).strip().split("\n")[0]
+    return None if np.array_equal(got, np.full((1, 2), 2, np.float32)) else f"it computes 1 + 1 = {got.flat[0]}"
+
+
+def _tiny() -> bytes:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "tiny", [x], [y])
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _requirements() -> list[Requirement]:
+    """What tlkit needs, its extras included: what of these is installed has to be new enough."""
+    try:
+        stated = metadata.requires("tlkit") or []
+    except metadata.PackageNotFoundError:
+        return []
+    extras = ("", *(metadata.metadata("tlkit").get_all("Provides-Extra") or ()))
+    found = [Requirement(line) for line in stated]
+    return [
+        each
+        for each in found
+        if each.name != "tlkit" and (each.marker is None or any(each.marker.evaluate({"extra": e}) for e in extras))
+    ]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

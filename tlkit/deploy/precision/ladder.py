@@ -1,0 +1,161 @@
+"""The ladder: int8, int8 with the most sensitive layers in float, fp16, fp32; the first rung in the budget is taken.
+
+A rung is measured on the validation split: how many images it gets right, against fp32, and how many it calls as fp32
+does. fp32 itself loses nothing, so only a ladder that ends below it can fail.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from tlkit.data.folder import Sample
+from tlkit.deploy import built, source
+from tlkit.deploy.evaluate import Answers, answers
+from tlkit.deploy.precision.calibrate import Calibration, draw, ranges
+from tlkit.deploy.precision.quantise import OPERATORS, layers, quantise
+from tlkit.deploy.precision.sensitivity import Layer, sensitivity
+from tlkit.deploy.progress import Progress
+from tlkit.deploy.runtime import Model
+from tlkit.deploy.score import wilson
+from tlkit.errors import DataError, GateError
+from tlkit.model.bundle import Bundle
+
+MOST = 5000  # validation images: half a point of accuracy is 25 of them
+SHARES = (0.05, 0.1, 0.2, 0.4)  # of the layers, left in float one after the other
+ROUNDING = 1e-9
+
+Join = Callable[[str, onnx.ModelProto], onnx.ModelProto]  # (precision, trunk) -> model
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A trunk to try; `kept` names the layers that int8 leaves in float."""
+
+    precision: str
+    trunk: onnx.ModelProto
+    kept: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        count = len(self.kept)
+        return self.precision + (f", {count} layer{'s' if count > 1 else ''} in float" if count else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """What a candidate was measured to be. `drop` is in points of accuracy against fp32; shares lie in 0..1."""
+
+    name: str
+    kept: tuple[str, ...]
+    images: int
+    accuracy: float
+    drop: float
+    agreement: float
+    interval: tuple[float, float]  # of the agreement, 95 %
+
+
+@dataclass(frozen=True, slots=True)
+class Climbed:
+    """The rungs that were tried, the last of which was taken, and what they rest on."""
+
+    rungs: tuple[Rung, ...]  # none where there was nothing to measure on
+    sensitivity: tuple[Layer, ...]  # where it was needed, the most sensitive first
+    calibration: Calibration | None
+    max_drop: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON knows it."""
+        return {
+            "max_drop": self.max_drop,
+            "rungs": [asdict(rung) for rung in self.rungs],
+            "sensitivity": [asdict(layer) for layer in self.sensitivity],
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
+        }
+
+
+class Ladder:
+    """The candidates of a bundle in rising precision, each made when it is its turn."""
+
+    def __init__(
+        self, bundle: Bundle, half: Callable[[], onnx.ModelProto], *, data: Path | None, progress: Progress
+    ) -> None:
+        self.bundle, self.half, self.data, self.progress = bundle, half, data, progress
+        self.fp32: onnx.ModelProto = onnx.load_model(built.graph_file(bundle.root, "trunk"))
+        self.calibration: Calibration | None = None
+        self.sensitivity: tuple[Layer, ...] = ()
+
+    def candidates(self, precision: str, *, fallback: bool) -> Iterator[Candidate]:
+        """Those of a precision and, with `fallback`, of every higher one."""
+        start = built.PRECISIONS.index(precision)
+        for name in built.PRECISIONS[start:] if fallback else (precision,):
+            if name == "int8":
+                yield from self._int8()
+            else:
+                yield Candidate(name, self.half() if name == "fp16" else self.fp32)
+
+    def _int8(self) -> Iterator[Candidate]:
+        self.calibration = draw(self.bundle, self.data)
+        images = self.calibration.images
+        found = ranges(self.fp32, images, self.bundle.record.pixels, OPERATORS)
+        yield Candidate("int8", quantise(self.fp32, found))
+        names = layers(self.fp32)
+        self.sensitivity = sensitivity(self.fp32, found, images, self.progress("sensitivity of layers", len(names)))
+        for count in sorted({math.ceil(share * len(names)) for share in SHARES}):
+            kept = tuple(layer.name for layer in self.sensitivity[:count])
+            yield Candidate("int8", quantise(self.fp32, found, keep=kept), kept)
+
+
+class Trial:
+    """The validation split, and what fp32 says of it."""
+
+    def __init__(self, bundle: Bundle, join: Join, *, data: Path | None, progress: Progress) -> None:
+        place, dataset = source.dataset(bundle, data)
+        self.samples: list[Sample] = source.spread(dataset.of("val"), MOST)
+        if not self.samples:
+            raise DataError("it has no validation images to measure accuracy on", file=place, do="name others: --data")
+        self.join, self.progress = join, progress
+        self.reference = self._answers(built.graph_file(bundle.root, "model"), "fp32")
+
+    def first(self, candidates: Iterable[Candidate], max_drop: float | None) -> tuple[Candidate, tuple[Rung, ...]]:
+        """The first candidate that loses at most `max_drop` points (None: the first), and all that were measured."""
+        rungs: list[Rung] = []
+        for candidate in candidates:
+            rungs.append(self.measure(candidate))
+            if max_drop is None or rungs[-1].drop <= max_drop + ROUNDING:
+                return candidate, tuple(rungs)
+        tried = "; ".join(f"{rung.name}: {rung.drop:.2f}" for rung in rungs)
+        raise GateError(
+            f"no graph stays within {max_drop:g} points of the accuracy of fp32 on {self.reference.truth.size} images "
+            f"(points lost: {tried})",
+            do="allow more with --max-drop, or a higher precision by leaving out --no-fallback",
+        )
+
+    def measure(self, candidate: Candidate) -> Rung:
+        """The accuracy of a candidate, and how far it agrees with fp32."""
+        with tempfile.TemporaryDirectory(prefix="tlkit-") as temporary:
+            file = Path(temporary, "model.onnx")
+            onnx.save_model(self.join(candidate.precision, candidate.trunk), file)
+            got = self._answers(file, candidate.name)
+        truth, before = self.reference.truth, self.reference.called
+        right, right_before = int((got.called == truth).sum()), int((before == truth).sum())
+        same, images = int((got.called == before).sum()), len(truth)
+        return Rung(
+            name=candidate.name,
+            kept=candidate.kept,
+            images=images,
+            accuracy=right / images,
+            drop=100 * (right_before - right) / images,
+            agreement=same / images,
+            interval=wilson(same, images),
+        )
+
+    def _answers(self, file: Path, name: str) -> Answers:
+        return answers(Model.open(file), self.samples, self.progress(f"accuracy of {name}", len(self.samples)))

@@ -1,0 +1,159 @@
+"""Several bundles with the same trunk as one graph: images go through the trunk once, and every head has its outputs.
+
+    trunk.onnx  head-<bundle>.onnx ...  model.onnx  built.json
+
+`trunk.onnx` says nothing of any head, so it stays the same file whichever heads come or go. In `model.onnx` the logits
+and probabilities of a head stand behind its bundle's name: `pets/logits`, `pets/probabilities`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import compose, helper
+
+from tlkit import __version__, files
+from tlkit.deploy import built
+from tlkit.deploy.heads import HEADS, OneHead, of_head
+from tlkit.deploy.parity import Verdict, compare
+from tlkit.deploy.publish import parity_images
+from tlkit.deploy.session import OnnxSession
+from tlkit.errors import ArtefactError, GateError, UsageError
+from tlkit.model.bundle import TRUNK, Bundle, read_record
+from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+NAME = re.compile(r"[\w.-]+")  # it becomes part of output names
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Where the files are, and the verdict on each head."""
+
+    place: Path
+    verdicts: dict[str, Verdict]
+
+
+def share(bundles: Sequence[Bundle], out: Path) -> Shared:
+    """Write the graphs of bundles that have one trunk; a `GateError` leaves what was there before.
+
+    `out` must be new, or what an earlier call wrote.
+    """
+    named = _named(bundles)
+    _check_trunks(bundles)
+    if not (out / built.BUILT).exists():
+        files.check_new(out)
+    graphs = {name: onnx.load_model(built.graph_file(bundle.root, "head")) for name, bundle in named.items()}
+    trunk = onnx.load_model(built.graph_file(bundles[0].root, "trunk"))
+    _describe(trunk, bundles[0], {})
+    model = joined(trunk, graphs)
+    _describe(model, bundles[0], named)
+    verdicts: dict[str, Verdict] = {}
+    with files.atomic_dir(out, replace=True) as temporary, files.explained(out):
+        onnx.save_model(trunk, temporary / "trunk.onnx")
+        onnx.save_model(model, temporary / "model.onnx")
+        for name, head in graphs.items():
+            onnx.save_model(head, temporary / f"head-{name}.onnx")
+        for name, bundle in named.items():
+            verdicts[name] = _verdict(bundle, temporary / "model.onnx", name)
+        facts = {
+            "target": built.TARGET,
+            "precision": built.PRECISION,
+            "bundle": None,  # of several: they stand below
+            "tlkit": __version__,
+            "heads": {name: {"bundle": bundle.digest, "from": str(bundle.root)} for name, bundle in named.items()},
+            "parity": {name: verdict.to_json() for name, verdict in verdicts.items()},
+            "files": {file.name: files.sha256(file) for file in sorted(temporary.iterdir())},
+        }
+        (temporary / built.BUILT).write_text(json.dumps(facts, indent=2) + "\n")
+    return Shared(out, verdicts)
+
+
+def joined(trunk: onnx.ModelProto, heads: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
+    """`images` to `features`, and to `<name>/logits` and `<name>/probabilities` of every head."""
+    model, outputs = trunk, [FEATURES]
+    for name, head in heads.items():
+        part = compose.add_prefix(head, f"{name}/")
+        del part.metadata_props[:]  # the labels of one head are not those of another
+        logits, probabilities = of_head(name, LOGITS), of_head(name, PROBABILITIES)
+        part.graph.node.append(helper.make_node("Softmax", [logits], [probabilities], name=probabilities, axis=-1))
+        part.graph.output.append(helper.make_tensor_value_info(probabilities, onnx.TensorProto.FLOAT, None))
+        part.graph.output[-1].type.tensor_type.CopyFrom(part.graph.output[0].type.tensor_type)
+        outputs += [logits, probabilities]
+        model = compose.merge_models(model, part, io_map=[(FEATURES, of_head(name, FEATURES))], outputs=outputs)
+    return model
+
+
+def _named(bundles: Iterable[Bundle]) -> dict[str, Bundle]:
+    """The bundles by the names of their folders."""
+    named: dict[str, Bundle] = {}
+    for bundle in bundles:
+        name = bundle.root.resolve().name
+        if not NAME.fullmatch(name):
+            raise UsageError(f"{name!r} can't be part of an output's name", file=bundle.root, do="rename the folder")
+        if name in named:
+            raise UsageError(f"two bundles have the name {name!r}", file=bundle.root, do="rename one of the folders")
+        named[name] = bundle
+    return named
+
+
+def _check_trunks(bundles: Sequence[Bundle]) -> None:
+    """Refuse bundles whose trunks are not one and the same."""
+    first = _trunk(bundles[0])
+    for bundle in bundles[1:]:
+        theirs = _trunk(bundle)
+        differing = [fact for fact in first if theirs[fact] != first[fact]]
+        if differing:
+            what = f"its trunk is not that of {bundles[0].root}: another {', another '.join(differing)}"
+            raise ArtefactError(what, file=bundle.root, do="export it by itself")
+
+
+def _trunk(bundle: Bundle) -> dict[str, Any]:
+    """What makes a trunk what it is."""
+    record = bundle.record
+    return {
+        "backbone": (record.backbone.name, record.backbone.options),
+        "cut": record.cut,
+        "pixel recipe": record.pixels,
+        "state of the weights": read_record(bundle.root)["files"][TRUNK],
+    }
+
+
+def _describe(graph: onnx.ModelProto, bundle: Bundle, named: Mapping[str, Bundle]) -> None:
+    """Write into a graph what is needed to use it; of the trunk alone, nothing that is about a head."""
+    record = bundle.record
+    facts = {
+        "tlkit.pixels": json.dumps(asdict(record.pixels)),
+        "tlkit.version": __version__,
+        "tlkit.backbone": record.backbone.name,
+        "tlkit.cut": record.cut,
+        "tlkit.precision": built.PRECISION,
+    }
+    if named:
+        facts[HEADS] = json.dumps(
+            {
+                name: {"labels": list(each.record.labels), "bundle": each.digest, "head": each.record.head.name}
+                for name, each in named.items()
+            }
+        )
+    else:
+        facts["tlkit.labels"] = "[]"
+    helper.set_model_props(graph, facts)
+    graph.producer_name, graph.producer_version = "tlkit", __version__
+
+
+def _verdict(bundle: Bundle, file: Path, name: str) -> Verdict:
+    images, _ = parity_images(bundle)
+    expected = OnnxSession(built.graph_file(bundle.root, "model")).run(images)
+    verdict = compare(expected, OneHead(OnnxSession(file), name), images)
+    if not verdict.passed:
+        raise GateError(f"the head {name} does not compute what was trained: {verdict.summary()}", file=bundle.root)
+    return verdict
