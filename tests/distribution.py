@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -27,12 +28,12 @@ PathFinder.find_spec = staticmethod(find_unhidden)
 
 
 def install(
-    site: Path, distribution: str, source: str, entry_points: str | None = None, requires: Sequence[str] = ()
+    site: Path, distribution: str, source: str, points: str | None = None, requires: Sequence[str] = ()
 ) -> None:
     """A distribution as pip leaves it: its module, its metadata, its entry points."""
     module = distribution.replace("-", "_")
     site.joinpath(f"{module}.py").write_text(source)
-    describe(site, distribution, entry_points or f"[tlkit]\n{distribution} = {module}\n", requires=requires)
+    describe(site, distribution, points or f"[tlkit]\n{distribution} = {module}\n", requires=requires)
 
 
 def install_project(site: Path, folder: Path) -> None:
@@ -41,24 +42,27 @@ def install_project(site: Path, folder: Path) -> None:
     project = content["project"]
     for name in content["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]:
         shutil.copy(folder / name, site / name)
+    describe(site, project["name"], entry_points(project), project["version"], project["dependencies"])
+
+
+def entry_points(project: Mapping[str, Any]) -> str:
+    """The `entry_points.txt` of a project, from the `[project]` table of its `pyproject.toml`."""
     lines = [
         line
         for group, points in project["entry-points"].items()
         for line in (f"[{group}]", *(f"{name} = {module}" for name, module in points.items()))
     ]
-    describe(site, project["name"], "\n".join(lines), project["version"], project["dependencies"])
+    return "\n".join(lines) + "\n"
 
 
-def describe(
-    site: Path, distribution: str, entry_points: str, version: str = "1.0", requires: Sequence[str] = ()
-) -> None:
+def describe(site: Path, distribution: str, points: str, version: str = "1.0", requires: Sequence[str] = ()) -> None:
     """The metadata alone, of a distribution whose modules are on the path already."""
     folder = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
     folder.mkdir()
     lines = ["Metadata-Version: 2.1", f"Name: {distribution}", f"Version: {version}"]
     lines += [f"Requires-Dist: {requirement}" for requirement in requires]
     folder.joinpath("METADATA").write_text("\n".join(lines) + "\n")
-    folder.joinpath("entry_points.txt").write_text(entry_points)
+    folder.joinpath("entry_points.txt").write_text(points)
 
 
 def hide(site: Path, packages: Collection[str]) -> dict[str, str]:

@@ -107,8 +107,8 @@ def test_its_own_tests_pass(unpacked, checkout, name, tests):
 
 def test_the_example_is_that_of_the_document(checkout):
     text = (checkout / "CONTRIBUTING.md").read_text()
-    shown = re.findall(r"```python\n# file: \S+\n(.*?)```", text, re.DOTALL)
-    assert shown[0] == (checkout / "plugins/tlkit-example/tlkit_example.py").read_text()
+    (shown,) = re.findall(r"```python\n# file: \S+/tlkit_edges\.py\n(.*?)```", text, re.DOTALL)
+    assert shown == (checkout / "plugins/tlkit-example/tlkit_example.py").read_text()
 
 
 def test_from_the_examples_backbone_to_openvino(tlkit, unpacked, pictures, tmp_path):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.distribution import describe
+from tests.distribution import describe, entry_points
 from tlkit.plugin import hooks
 
 
@@ -133,15 +133,9 @@ def test_the_plugin_of_the_walk_through_works(shell, story, place, checkout):
 def installed(project):
     """The paths by which an editable install would make a project known; running pip would change this environment."""
     facts = tomllib.loads((project / "pyproject.toml").read_text())["project"]
-    tables = facts["entry-points"].items()
-    lines = [
-        line
-        for group, entries in tables
-        for line in (f"[{group}]", *(f"{name} = {module}" for name, module in entries.items()))
-    ]
     site = project.parent / f"site-{project.name}"
     site.mkdir()
-    describe(site, facts["name"], "\n".join(lines) + "\n", facts["version"])
+    describe(site, facts["name"], entry_points(facts), facts["version"])
     return [site, project]
 
 

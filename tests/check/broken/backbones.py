@@ -13,18 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.check.broken import heavy
+from tests.check.broken.registry import Registry
 from tests.tiny import Tiny
 from tlkit.plugin.contract import Backbone, Source, option
 
-BROKEN: dict[str, tuple[Backbone, str]] = {}  # by check: the offer, and a pattern for what is said of it
-
-
-def breaks(check: str, saying: str) -> Callable[[type[Backbone]], type[Backbone]]:
-    def register(kind: type[Backbone]) -> type[Backbone]:
-        BROKEN[check] = (kind(), saying)
-        return kind
-
-    return register
+BROKEN = Registry()
+breaks = BROKEN.breaks
 
 
 class Layer(nn.Module):

@@ -9,17 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from tests.check.broken.registry import Registry
 from tlkit.plugin.contract import Head
 
-BROKEN: dict[str, tuple[Head, str]] = {}  # by check: the offer, and a pattern for what is said of it
-
-
-def breaks(check: str, saying: str) -> Callable[[type[Head]], type[Head]]:
-    def register(kind: type[Head]) -> type[Head]:
-        BROKEN[check] = (kind(), saying)
-        return kind
-
-    return register
+BROKEN = Registry()
+breaks = BROKEN.breaks
 
 
 class Linear(nn.Linear):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.check.broken.registry import Registry
 from tlkit.plugin.contract import Phase, Strategy
 
-BROKEN: dict[str, tuple[Strategy, str]] = {}  # by check: the offer, and a pattern for what is said of it
+BROKEN = Registry()
+breaks = BROKEN.breaks
 
 
 @dataclass(frozen=True)
@@ -17,14 +18,6 @@ class Plan(Strategy):
 
     def phases(self, stages, facts):
         return (self.phase,)
-
-
-def breaks(check: str, saying: str) -> Callable[[type[Strategy]], type[Strategy]]:
-    def register(kind: type[Strategy]) -> type[Strategy]:
-        BROKEN[check] = (kind(), saying)
-        return kind
-
-    return register
 
 
 @breaks("answers", r"for 1 stages and Facts\(images=2, .*it returns \(\)")

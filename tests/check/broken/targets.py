@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
+from tests.check.broken.registry import Registry
 from tlkit.deploy.session import OnnxSession
 from tlkit.plugin.contract import FEATURES, Session, Target
 
-BROKEN: dict[str, tuple[Target, str]] = {}  # by check: the offer, and a pattern for what is said of it
+BROKEN = Registry()
+breaks = BROKEN.breaks
 
 
 class Changed(Session):
@@ -35,14 +36,6 @@ class Copy(Target):
 
     def open(self, file):
         return Changed(file)
-
-
-def breaks(check: str, saying: str) -> Callable[[type[Target]], type[Target]]:
-    def register(kind: type[Target]) -> type[Target]:
-        BROKEN[check] = (kind(), saying)
-        return kind
-
-    return register
 
 
 def each(function):

@@ -1,0 +1,23 @@
+"""How a broken offer says which check has to find it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from tlkit.plugin.contract import Offer
+
+Broken = TypeVar("Broken", bound=Offer)
+
+
+class Registry(dict[str, tuple[Offer, str]]):
+    """By check: the offer that fails it, and a pattern for what is said of it."""
+
+    def breaks(self, check: str, saying: str) -> Callable[[type[Broken]], type[Broken]]:
+        """Enter an offer, made with its defaults, by decorating its class."""
+
+        def register(kind: type[Broken]) -> type[Broken]:
+            self[check] = (kind(), saying)
+            return kind
+
+        return register
