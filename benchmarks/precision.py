@@ -77,7 +77,7 @@ def _exported(source: Path, bundle: Path) -> dict[str, Any]:
     run([TLKIT, "train", str(source), "-o", str(bundle)])
     options = ["--precision", "int8", "--max-drop", str(MAX_DROP), "--json"]
     done = run([TLKIT, "export", str(bundle), "--onnx", *options])
-    ladder: dict[str, Any] = json.loads(done.output)["ladder"]
+    ladder: dict[str, Any] = json.loads(done.output)["ladders"]["int8"]
     return ladder
 
 

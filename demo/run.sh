@@ -14,9 +14,12 @@ python "$here/digits.py" photos
 step tlkit train photos/ -o run/
 step tlkit train photos/ -o run-svm/ --head svm --set head.pca=128  # no image is decoded a second time
 step tlkit export run/ --onnx
+step tlkit export run/ --onnx --precision int8 --max-drop 0.5
 step tlkit verify run/
 step tlkit predict run/onnx/fp32/model.onnx photos/0/0000.png photos/7/ --topk 2 | head -5
 step tlkit embed run/ photos/ -o features.parquet
 step tlkit eval run/ photos/
+step tlkit bench run/ --batch 1,8
 step tlkit inspect run/
 step tlkit plugins
+step tlkit doctor

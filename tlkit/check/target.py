@@ -23,7 +23,7 @@ from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, Session, Shapes, Tar
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-symmetric")
 SHAPES = Shapes(smallest=1, typical=4, largest=9)
 BATCHES = (1, 2, 5, 9)
 PIXELS = small.images(SHAPES.largest)

@@ -127,31 +127,34 @@ def _export(
     targets = [parse(settings, {"target": host().get("target", name)})["target"] for name in names]
 
     from tlkit.deploy import built
-    from tlkit.deploy.publish import check_precision, publish_target
+    from tlkit.deploy.publish import graphs_for, publish_target
     from tlkit.model.bundle import open_bundle
 
-    for target in targets:
-        check_precision(target, precision)
+    wanted = {target.name: graphs_for(target, precision) for target in targets}
     opened = open_bundle(bundle)
     published: list[Published] = []
-    climbed: Climbed | None = None
+    climbed: dict[str, Climbed] = {}  # by the flavour of the graphs
     if ("onnx" in names and precision == built.PRECISION) or not built.current(opened):
         published.append(_onnx(opened, data))
-    if precision != built.PRECISION:
-        one, climbed = _precise(opened, precision, max_drop, fallback, data)
-        published.append(one)
-        precision = one.place.name
+    taken = {built.PRECISION: built.PRECISION}  # for each that was asked for, where the ladder ended
+    for flavour in dict.fromkeys(wanted.values()):
+        if flavour != built.PRECISION:
+            one, climbed[flavour] = _precise(opened, flavour, max_drop, fallback, data)
+            published.append(one)
+            taken[flavour] = one.place.name.removesuffix("-symmetric")
     published += [
-        publish_target(opened, target, precision=precision, data=data) for target in targets if target.name != "onnx"
+        publish_target(opened, target, precision=taken[wanted[target.name]], data=data)
+        for target in targets
+        if target.name != built.TARGET
     ]
 
     golden = bool(opened.record.golden)
     then = f"tlkit verify {quoted(bundle)}" if golden else f"tlkit predict {quoted(published[-1].place)} IMAGE..."
     facts: dict[str, Any] = {"exported": [_facts(each) for each in published], "next": then}
     lines = [line for each in published for line in _lines(each)]
-    if climbed is not None:
-        facts["ladder"] = climbed.to_json()
-        lines += _ladder(climbed)
+    if climbed:
+        facts["ladders"] = {flavour: ladder.to_json() for flavour, ladder in climbed.items()}
+        lines += [line for ladder in climbed.values() for line in _ladder(ladder)]
     show(facts, lines, as_json)
     for each in published[:-1]:
         click.echo(f"wrote {each.place}", err=True)

@@ -15,6 +15,7 @@ BUILT = "built.json"
 EXPECTED = "expected.safetensors"  # what the golden images gave when it was built
 TARGET, PRECISION = "onnx", "fp32"  # what is opened unless told otherwise
 PRECISIONS = ("int8", "fp16", "fp32")  # the coarsest first
+SYMMETRIC = "int8-symmetric"  # int8 graphs as TensorRT wants them; whoever asks for its int8 gets them
 GRAPHS = ("trunk", "head", "model")
 FLAGS = ("onnx", "tensorrt", "tensorrt-rtx")  # the targets that `tlkit export` has an option for
 

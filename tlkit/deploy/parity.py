@@ -32,9 +32,14 @@ TOLERANCES = {
     "fp32": Tolerance(cosine=0.9999, error=1e-3),
     "fp16": Tolerance(cosine=0.999, error=3e-2),
     "int8": Tolerance(cosine=0.8, error=0.5),
+    "int8-symmetric": Tolerance(cosine=0.8, error=0.5),
 }
 # The same graph on another machine: sums in another order round to another neighbour of what was written down.
-REPLAYS = {"fp16": Tolerance(cosine=0.9999, error=1e-2), "int8": Tolerance(cosine=0.999, error=5e-2)}
+REPLAYS = {
+    "fp16": Tolerance(cosine=0.9999, error=1e-2),
+    "int8": Tolerance(cosine=0.999, error=5e-2),
+    "int8-symmetric": Tolerance(cosine=0.999, error=5e-2),
+}
 
 
 @dataclass(frozen=True, slots=True)

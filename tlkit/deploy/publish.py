@@ -112,11 +112,11 @@ def publish_target(
     data: Path | None = None,
 ) -> Published:
     """Build a target's files from the ONNX graphs of a bundle and hold them against these where they can be run."""
-    check_precision(target, precision)
+    wanted = graphs_for(target, precision)
     if (why := target.missing()) is not None:
         raise ResourceError(f"target {target.name} can't be built here: {why}")
     images, drawn_from = parity_images(bundle, data)
-    sources = {name: built.graph_file(bundle.root, name, precision=precision) for name in built.GRAPHS}
+    sources = {name: built.graph_file(bundle.root, name, precision=wanted) for name in built.GRAPHS}
     expected = OnnxSession(sources["model"]).run(images)
     verdicts: dict[str, Verdict] = {}
     unproven: list[str] = []
@@ -142,11 +142,14 @@ def publish_target(
     return Published(place, len(images), drawn_from, verdicts, unproven[0] if unproven else None)
 
 
-def check_precision(target: Target, precision: str) -> None:
-    """Refuse, before any work, a precision that a target has no use for."""
-    if precision not in target.precisions:
-        what = f"target {target.name} takes no {precision} graph"
-        raise UsageError(what, do=f"choose one of {', '.join(target.precisions)} with --precision")
+def graphs_for(target: Target, precision: str) -> str:
+    """The precision of the ONNX graphs that a target wants for one; refuses one that it has no use for."""
+    for flavour in (precision, built.SYMMETRIC) if precision == "int8" else (precision,):
+        if flavour in target.precisions:
+            return flavour
+    known = dict.fromkeys(name.removesuffix("-symmetric") for name in target.precisions)
+    what = f"target {target.name} takes no {precision} graph"
+    raise UsageError(what, do=f"choose one of {', '.join(known)} with --precision")
 
 
 def _keep_expected(bundle: Bundle, session: Session, place: Path, precision: str) -> None:

@@ -212,7 +212,7 @@ class Target(Offer):
     """A runtime format: how an ONNX graph becomes a file it runs, and how that file is opened."""
 
     kind = "target"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)  # of graphs: also fp16, int8 (uint8 activations), int8-symmetric
     suffix: ClassVar[str]
 
     def missing(self) -> str | None:

@@ -24,7 +24,7 @@ class NvidiaTarget(Target):
     """What TensorRT and TensorRT-RTX share."""
 
     suffix = ".engine"
-    precisions = ("fp32", "fp16")  # its int8 is symmetric, and that of ONNX Runtime's CPU is not
+    precisions = ("fp32", "fp16", "int8-symmetric")
     package: ClassVar[str]  # the Python module
     distribution: ClassVar[str]  # what to install
     workspace: int = option(0, "MiB of memory the engine may use while it runs; 0 for all there is")

@@ -44,6 +44,11 @@ def int8(trunk, ranges):
     return quantise(trunk, ranges)
 
 
+@pytest.fixture(scope="module")
+def symmetric(trunk, ranges):
+    return quantise(trunk, ranges, flavour="int8-symmetric")
+
+
 def features(graph, images, tmp_path):
     onnx.save(graph, tmp_path / "g.onnx")
     return OnnxSession(tmp_path / "g.onnx").run(images)[FEATURES]
@@ -163,3 +168,38 @@ def test_the_layer_that_is_quantised_worst_is_the_most_sensitive(trunk, calibrat
 
 def last_activation(graph):
     return [node.output[0] for node in graph.graph.node if node.op_type in (*WEIGHTED, *ACTIVATIONS)][-1]
+
+
+class TestByRows:
+    def test_normalising_by_rows_gives_the_same_bits(self, trunk, ranges, calibration):
+        name = calibrate.normalised(trunk)
+        values = []
+        for graph in (trunk, quantise(trunk, ranges)):
+            shown = onnx.shape_inference.infer_shapes(graph)
+            shown.graph.output.extend(value for value in shown.graph.value_info if value.name == name)
+            values.append(ReferenceEvaluator(shown).run([name], {"images": calibration.images})[0])
+        assert np.array_equal(*values)
+
+    def test_a_graph_with_another_beginning_is_an_error_of_ours(self, trunk, ranges):
+        other = onnx.ModelProto.FromString(trunk.SerializeToString())
+        other.graph.node[2].op_type = "Add"
+        with pytest.raises(ValueError, match="not the normalisation"):
+            quantise(other, ranges)
+
+
+class TestSymmetric:
+    def test_activations_and_weights_are_int8_about_zero_and_biases_float(self, symmetric):
+        tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in symmetric.graph.initializer}
+        quantisers = [n for n in symmetric.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+        assert quantisers
+        for node in quantisers:
+            assert tensors[node.input[2]].dtype == np.int8
+            assert not tensors[node.input[2]].any()
+        makers = {output for node in symmetric.graph.node for output in node.output}
+        for node in (node for node in symmetric.graph.node if node.op_type in WEIGHTED):
+            assert node.input[2] not in makers
+            assert tensors[node.input[2]].dtype == np.float32
+
+    def test_features_are_nearly_those_of_fp32(self, symmetric, trunk, calibration, tmp_path):
+        expected, got = (features(graph, calibration.images, tmp_path) for graph in (trunk, symmetric))
+        assert cosines(expected, got).min() > 0.999

@@ -55,8 +55,8 @@ def bad_int8(monkeypatch):
 
     real = ladder.quantise
 
-    def spoiled(graph, ranges, *, keep=(), only=()):
-        return real(graph, ranges, keep=keep, only=only) if len(keep) >= Spoiler.enough else blind(graph)
+    def spoiled(graph, ranges, *, keep=(), **more):
+        return real(graph, ranges, keep=keep, **more) if len(keep) >= Spoiler.enough else blind(graph)
 
     monkeypatch.setattr(ladder, "quantise", spoiled)
     return Spoiler
@@ -266,10 +266,31 @@ class TestTargets:
         assert replay(open_bundle(own_run), "copy", "int8").passed
 
     def test_a_precision_it_does_not_take_is_refused(self, own_run):
-        from tlkit_standard.targets.tensorrt_rtx import TensorRTRTX
+        from tlkit_standard.targets.onnx import Onnx
 
-        with pytest.raises(UsageError, match="tensorrt-rtx takes no int8 graph; choose one of fp32, fp16"):
-            publish_target(open_bundle(own_run), TensorRTRTX(), precision="int8")
+        class Float(Onnx):
+            precisions = ("fp32", "fp16")
+
+        with pytest.raises(UsageError, match="onnx takes no int8 graph; choose one of fp32, fp16"):
+            publish_target(open_bundle(own_run), Float(), precision="int8")
+
+    def test_a_target_that_wants_int8_about_zero_gets_that(self, own_run, climb):
+        from tlkit_standard.targets.onnx import Onnx
+
+        class Symmetric(Onnx):
+            name = "symmetric"
+            precisions = ("fp32", built.SYMMETRIC)
+
+        climb(built.SYMMETRIC)
+        published = publish_target(open_bundle(own_run), Symmetric(), precision="int8")
+        assert published.place == own_run / "symmetric/int8"
+        images, _ = parity_images(open_bundle(own_run))
+        one, other = (
+            OnnxSession(own_run / place / "model.onnx").run(images)
+            for place in ("onnx/int8-symmetric", "symmetric/int8")
+        )
+        assert np.array_equal(one[LOGITS], other[LOGITS])
+        assert replay(open_bundle(own_run), "symmetric", "int8").passed
 
     def test_what_was_not_exported_in_that_precision_names_the_command(self, own_run):
         from tlkit_standard.targets.onnx import Onnx

@@ -19,7 +19,7 @@ from tlkit.data.folder import Sample
 from tlkit.deploy import built, source
 from tlkit.deploy.evaluate import Answers, answers
 from tlkit.deploy.precision.calibrate import Calibration, draw, ranges
-from tlkit.deploy.precision.quantise import OPERATORS, layers, quantise
+from tlkit.deploy.precision.quantise import FLAVOURS, OPERATORS, layers, quantise
 from tlkit.deploy.precision.sensitivity import Layer, sensitivity
 from tlkit.deploy.progress import Progress
 from tlkit.deploy.runtime import Model
@@ -93,24 +93,24 @@ class Ladder:
         self.sensitivity: tuple[Layer, ...] = ()
 
     def candidates(self, precision: str, *, fallback: bool) -> Iterator[Candidate]:
-        """Those of a precision and, with `fallback`, of every higher one."""
-        start = built.PRECISIONS.index(precision)
-        for name in built.PRECISIONS[start:] if fallback else (precision,):
-            if name == "int8":
-                yield from self._int8()
-            else:
-                yield Candidate(name, self.half() if name == "fp16" else self.fp32)
+        """Those of a precision, be it int8 in either flavour, and with `fallback` of every higher one."""
+        if precision in FLAVOURS:
+            yield from self._int8(precision)
+        rest = ("fp16", "fp32") if precision in FLAVOURS else built.PRECISIONS[built.PRECISIONS.index(precision) :]
+        for name in rest if fallback else {precision} - set(FLAVOURS):
+            yield Candidate(name, self.half() if name == "fp16" else self.fp32)
 
-    def _int8(self) -> Iterator[Candidate]:
+    def _int8(self, flavour: str) -> Iterator[Candidate]:
         self.calibration = draw(self.bundle, self.data)
         images = self.calibration.images
         found = ranges(self.fp32, images, self.bundle.record.pixels, OPERATORS)
-        yield Candidate("int8", quantise(self.fp32, found))
+        yield Candidate(flavour, quantise(self.fp32, found, flavour=flavour))
         names = layers(self.fp32)
-        self.sensitivity = sensitivity(self.fp32, found, images, self.progress("sensitivity of layers", len(names)))
+        tick = self.progress("sensitivity of layers", len(names))
+        self.sensitivity = sensitivity(self.fp32, found, images, tick, flavour=flavour)
         for count in sorted({math.ceil(share * len(names)) for share in SHARES}):
             kept = tuple(layer.name for layer in self.sensitivity[:count])
-            yield Candidate("int8", quantise(self.fp32, found, keep=kept), kept)
+            yield Candidate(flavour, quantise(self.fp32, found, flavour=flavour, keep=kept), kept)
 
 
 class Trial:

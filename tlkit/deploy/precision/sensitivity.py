@@ -30,7 +30,12 @@ class Layer:
 
 
 def sensitivity(
-    graph: onnx.ModelProto, ranges: Any, images: NDArray[np.uint8], tick: Callable[[int], None]
+    graph: onnx.ModelProto,
+    ranges: Any,
+    images: NDArray[np.uint8],
+    tick: Callable[[int], None],
+    *,
+    flavour: str = "int8",
 ) -> tuple[Layer, ...]:
     """Every layer of a trunk's graph, the most sensitive first. `tick(1)` is called after each."""
     images = images[:: max(1, len(images) // IMAGES_LOOKED_AT)][:IMAGES_LOOKED_AT]
@@ -38,7 +43,7 @@ def sensitivity(
     scale = float(np.sqrt(np.square(expected).mean())) or 1.0
     found = []
     for name in layers(graph):
-        error = _features(quantise(graph, ranges, only=[name]), images) - expected
+        error = _features(quantise(graph, ranges, flavour=flavour, only=[name]), images) - expected
         found.append(Layer(name, float(np.sqrt(np.square(error).mean())) / scale))
         tick(1)
     return tuple(sorted(found, key=lambda layer: -layer.noise))
