@@ -15,6 +15,8 @@ import click
 from tlkit.errors import DataError, one_line
 
 if TYPE_CHECKING:
+    from tlkit.model.bundle import Bundle
+    from tlkit.plugin.contract import Backbone, Head
     from tlkit.plugin.host import Host
 
 FilePath = click.Path(path_type=Path)
@@ -84,6 +86,16 @@ def complete_offer(kind: str) -> Callable[[click.Context, click.Parameter, str],
         return [name for name in load().names(kind) if name.startswith(typed)]
 
     return names
+
+
+def offers(bundle: Bundle) -> tuple[Backbone, Head]:
+    """The backbone and the head that a bundle was made with."""
+    made = {"backbone": bundle.record.backbone, "head": bundle.record.head}
+    backbone, head = (
+        host().require(kind, offer.name, offer.distribution, offer.version, offer.options)
+        for kind, offer in made.items()
+    )
+    return backbone, head
 
 
 def check_max_bad(rejected: Mapping[str, str], total: int, max_bad: float | None) -> None:

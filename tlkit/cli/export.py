@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlkit.cli.common import FilePath, host, json_option, progress_bars, show, wrote
+from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, show, wrote
 from tlkit.files import quoted
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tlkit.deploy.precision.ladder import Climbed
     from tlkit.deploy.publish import Published
     from tlkit.model.bundle import Bundle
-    from tlkit.plugin.contract import Backbone, Head
 
 LAYERS_SHOWN = 10  # all of them are in built.json and in the JSON
 
@@ -188,7 +187,7 @@ def _onnx(bundle: Bundle, data: Path | None) -> Published:
     """The ONNX graphs, traced from the modules of the plugins that the bundle names."""
     from tlkit.deploy.publish import publish_onnx
 
-    return publish_onnx(bundle, *_offers(bundle), data=data)
+    return publish_onnx(bundle, *offers(bundle), data=data)
 
 
 def _precise(
@@ -199,22 +198,12 @@ def _precise(
     from tlkit.deploy.publish import half_trunk
 
     def half() -> ModelProto:
-        return half_trunk(bundle, *_offers(bundle))
+        return half_trunk(bundle, *offers(bundle))
 
     with progress_bars() as bars:
         return publish_precision(
             bundle, precision, half, max_drop=max_drop, fallback=fallback, data=data, progress=bars
         )
-
-
-def _offers(bundle: Bundle) -> tuple[Backbone, Head]:
-    """The backbone and the head that a bundle was made with."""
-    made = {"backbone": bundle.record.backbone, "head": bundle.record.head}
-    backbone, head = (
-        host().require(kind, offer.name, offer.distribution, offer.version, offer.options)
-        for kind, offer in made.items()
-    )
-    return backbone, head
 
 
 def _ladder(climbed: Climbed) -> list[str]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tlkit.cli.common import FilePath, host, json_option, show, wrote
+from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, rejected, show, wrote
 from tlkit.errors import ArtefactError, GateError, ResourceError
 from tlkit.files import quoted
 
 if TYPE_CHECKING:
+    from tlkit.deploy.survey import Survey
     from tlkit.deploy.verify import Replay
+    from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import Session
 
 
@@ -21,26 +23,44 @@ if TYPE_CHECKING:
 @click.argument("path", type=FilePath, metavar="BUNDLE|GRAPH")
 @click.option("--target", help="Only what was exported for this target; default: all that can be run here.")
 @click.option("--precision", help="Only what was exported in this precision; default: all.")
+@click.option("--data", type=FilePath, help="Also run all images of this labelled folder, against the trained modules.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of data with a split of its own.")
 @click.option("--against", type=FilePath, metavar="BUNDLE", help="The bundle that GRAPH is said to come from.")
 @json_option
-def command(path: Path, target: str | None, precision: str | None, against: Path | None, as_json: bool) -> None:
+def command(
+    path: Path,
+    target: str | None,
+    precision: str | None,
+    data: Path | None,
+    split: str | None,
+    against: Path | None,
+    as_json: bool,
+) -> None:
     """Replay the golden images of BUNDLE, from their bytes to probabilities, on every graph exported from it.
 
     The exit code is the verdict: 0 if labels, pixels, features and logits are those of the training, 6 if not. What was
     built for another machine is named and passed over. With --against, one GRAPH is verified, wherever it lies now.
+
+    With --data every image of a folder goes through the trained modules in PyTorch and through what was exported: the
+    worst cosine and error, the share that is called the same, labels flipped that were no ties, the points of accuracy.
 
     \b
     Examples:
       tlkit verify run/
       tlkit verify run/ --target onnx --precision int8 --json
       tlkit verify deployed/model.onnx --against run/
+      tlkit verify run/ --data photos/ --split val
     """
+    if split is not None and data is None:
+        raise click.UsageError("--split is of --data")
     if against is not None:
+        if data is not None:
+            raise click.UsageError("--data is for a bundle; to measure one graph on a folder, use: tlkit eval")
         _file(path, against, as_json)
     elif path.is_file():
         raise click.UsageError(f"say with --against which bundle {path} comes from")
     else:
-        _bundle(path, target, precision, as_json)
+        _bundle(path, target, precision, data, split, as_json)
 
 
 def _file(file: Path, against: Path, as_json: bool) -> None:
@@ -56,7 +76,9 @@ def _file(file: Path, against: Path, as_json: bool) -> None:
     wrote(None, then=f"tlkit predict {quoted(file)} IMAGE...")
 
 
-def _bundle(bundle: Path, target: str | None, precision: str | None, as_json: bool) -> None:
+def _bundle(
+    bundle: Path, target: str | None, precision: str | None, data: Path | None, split: str | None, as_json: bool
+) -> None:
     from tlkit.deploy import built
     from tlkit.deploy.verify import replay
     from tlkit.model.bundle import GOLDEN, open_bundle
@@ -79,12 +101,52 @@ def _bundle(bundle: Path, target: str | None, precision: str | None, as_json: bo
     lines = [f"{place}: not verified here: {why}" for place, why in elsewhere.items()]
     lines += [line for place, result in replays.items() for line in _lines(place, result)]
     facts = {place: result.to_json() for place, result in replays.items()}
+    surveys = {} if data is None else _survey(opened, list(replays), data, split)
+    for place, each in surveys.items():
+        facts[place]["data"] = each.to_json()
+        lines += _surveyed(place, each)
     show({**facts, **{place: {"passed": None, "why": why} for place, why in elsewhere.items()}}, lines, as_json)
-    failed = [place for place, result in replays.items() if not result.passed]
+    failed = [place for place, each in replays.items() if not (each.passed and (not surveys or surveys[place].passed))]
     if failed:
         raise GateError(f"{', '.join(failed)} does not give what was trained", file=bundle, do=again)
     model = built.graph_file(bundle, "model")
     wrote(None, then=f"tlkit predict {quoted(model)} {quoted(bundle / GOLDEN)}")
+
+
+def _survey(bundle: Bundle, places: Sequence[str], data: Path, split: str | None) -> dict[str, Survey]:
+    """What each by-product answers for a folder, against the modules of the plugins that the bundle names."""
+    from tlkit.deploy import built
+    from tlkit.deploy.evaluate import answers, labelled
+    from tlkit.deploy.parity import TOLERANCES
+    from tlkit.deploy.runtime import Model
+    from tlkit.deploy.survey import OUTPUTS, survey
+    from tlkit.deploy.trained import Trained
+
+    _, samples = labelled(data, bundle.record.labels, split)
+    found = {}
+    with progress_bars() as bars:
+        model = Model(Trained(bundle, *offers(bundle)), bundle.root)
+        trained = answers(model, samples, bars("trained modules", len(samples)), OUTPUTS)
+        for place in places:
+            target, precision = place.split("/")
+            file = built.graph_file(bundle.root, "model", target, precision)
+            deployed = answers(Model(_opener(target)(file), file), samples, bars(place, len(samples)), OUTPUTS)
+            found[place] = survey(trained, deployed, TOLERANCES[precision])
+    for name, reason in trained.rejected.items():
+        rejected(name, reason)
+    return found
+
+
+def _surveyed(place: str, each: Survey) -> Iterator[str]:
+    figures, (low, high) = each.comparison, each.interval
+    yield f"{place}: {each.images} images against the trained modules: {'same' if each.passed else 'DIFFERS'}"
+    yield (
+        f"  worst cosine {figures.cosine:.6f}, largest error of features {figures.feature_error:.3g} and of logits "
+        f"{figures.logit_error:.3g}"
+    )
+    share = f"{figures.agreement:.2%} (95 %: {low:.2%} to {high:.2%})"
+    yield f"  called the same {share}; flipped and no tie: {figures.flips}"
+    yield f"  accuracy {each.accuracy:.2%}, trained {each.trained_accuracy:.2%}: {each.drop:.2f} points lost"
 
 
 def _lines(place: str, result: Replay) -> Iterator[str]:

@@ -22,17 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Probabilities `(N, classes)` and true labels `(N,)` of the usable images; by path, why the others were not."""
+    """Arrays by output and true labels `(N,)`, row for row, of the usable images; by path, why the others were not."""
 
-    probabilities: NDArray[np.float32]
+    arrays: dict[str, NDArray[np.float32]]
     truth: NDArray[np.int64]
     rejected: dict[str, str]
 
     @property
     def called(self) -> NDArray[np.int64]:
         """The most probable label of each image."""
-        called: NDArray[np.int64] = self.probabilities.argmax(1)
+        called: NDArray[np.int64] = self.arrays[PROBABILITIES].argmax(1)
         return called
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that are called rightly."""
+        return float((self.called == self.truth).mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +68,25 @@ def labelled(source: Path, labels: Sequence[str], split: str | None = None) -> t
 def evaluate(model: Model, samples: Sequence[Sample], tick: Callable[[int], None]) -> Evaluated:
     """Predict all samples and score them; `tick(n)` is called whenever n more are done."""
     given = answers(model, samples, tick)
-    return Evaluated(score(given.probabilities, given.truth), given.rejected)
+    return Evaluated(score(given.arrays[PROBABILITIES], given.truth), given.rejected)
 
 
-def answers(model: Model, samples: Sequence[Sample], tick: Callable[[int], None]) -> Answers:
+def answers(
+    model: Model, samples: Sequence[Sample], tick: Callable[[int], None], outputs: Sequence[str] = (PROBABILITIES,)
+) -> Answers:
     """What a model says of labelled images; `tick(n)` is called whenever n more are done."""
-    probabilities, truth, rejected = [], [], {}
-    known = iter(samples)
-    for chunk in model.stream([sample.path for sample in samples], [PROBABILITIES]):
+    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in outputs}
+    truth, rejected, known = [], {}, iter(samples)
+    for chunk in model.stream([sample.path for sample in samples], outputs):
         for row in chunk.rows:
             sample = next(known)
             if row.reason is None:
                 truth.append(sample.label)
             else:
                 rejected[str(row.file)] = row.reason
-        if chunk.arrays:
-            probabilities.append(chunk.arrays[PROBABILITIES])
+        for name, array in chunk.arrays.items():
+            parts[name].append(array)
         tick(len(chunk.rows))
     if not truth:
         raise DataError("none of its images can be used", file=samples[0].path.parent)
-    return Answers(np.concatenate(probabilities), np.array(truth, np.int64), rejected)
+    return Answers({name: np.concatenate(part) for name, part in parts.items()}, np.array(truth, np.int64), rejected)

@@ -113,7 +113,7 @@ def compare(
     for batch in _sizes(batches, len(inputs)):
         parts = [session.run(inputs[start : start + batch], names) for start in range(0, len(inputs), batch)]
         got = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        comparisons.append(_comparison(batch, len(inputs), expected, got, tolerance))
+        comparisons.append(compared(batch, len(inputs), expected, got, tolerance))
     return Verdict(tolerance, tuple(comparisons))
 
 
@@ -125,13 +125,14 @@ def _sizes(batches: Sequence[int], images: int) -> list[int]:
     return sorted(sizes)
 
 
-def _comparison(
+def compared(
     batch: int,
     images: int,
     expected: Mapping[str, NDArray[np.float32]],
     got: Mapping[str, NDArray[np.float32]],
     tolerance: Tolerance,
 ) -> Comparison:
+    """Hold what a session gave for so many images, run so many at a time, against what is expected."""
     cosine = feature_error = logit_error = probability_error = agreement = None
     flips = 0
     if any(got[name].shape != expected[LOGITS if name == PROBABILITIES else name].shape for name in got):

@@ -1,0 +1,46 @@
+"""Verify on a whole folder: hold what was deployed against the trained modules, image by image."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tlkit.deploy.evaluate import Answers
+from tlkit.deploy.parity import Comparison, Tolerance, compared
+from tlkit.deploy.score import wilson
+from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
+
+OUTPUTS = (FEATURES, LOGITS, PROBABILITIES)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A deployed graph against the trained modules. Shares lie in 0..1; `drop` is in points of accuracy."""
+
+    images: int
+    accuracy: float
+    trained_accuracy: float
+    interval: tuple[float, float]  # of the agreement, 95 %
+    comparison: Comparison
+
+    @property
+    def passed(self) -> bool:
+        """The gate: everything within the tolerance of the precision, and no label flipped that was not a tie."""
+        return self.comparison.passed
+
+    @property
+    def drop(self) -> float:
+        """What deploying cost."""
+        return 100 * (self.trained_accuracy - self.accuracy)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON knows it."""
+        return {"passed": self.passed, "drop": self.drop, **asdict(self)}
+
+
+def survey(trained: Answers, deployed: Answers, tolerance: Tolerance) -> Survey:
+    """Hold what a deployed graph answered (all `OUTPUTS`) against what the trained modules did for the same images."""
+    images = len(trained.truth)
+    comparison = compared(images, images, trained.arrays, deployed.arrays, tolerance)
+    same = int((trained.called == deployed.called).sum())
+    return Survey(images, deployed.accuracy, trained.accuracy, wilson(same, images), comparison)

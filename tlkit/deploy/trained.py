@@ -1,0 +1,39 @@
+"""The trained modules themselves, run by PyTorch as if they were a target: what everything deployed is held against."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from tlkit.deploy import export
+from tlkit.deploy.parity import softmax
+from tlkit.model.bundle import Bundle
+from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head, Session
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Trained(Session):
+    """Images to features, logits and probabilities by a bundle's modules, in eager mode on the CPU."""
+
+    input = IMAGES
+    outputs = (FEATURES, LOGITS, PROBABILITIES)
+    batch = 16
+
+    def __init__(self, bundle: Bundle, backbone: Backbone, head: Head) -> None:
+        self._trunk, self._head = export.modules(bundle, backbone, head)
+        record = bundle.record
+        self.metadata = {
+            "tlkit.pixels": json.dumps(asdict(record.pixels)),
+            "tlkit.labels": json.dumps(record.labels),
+            "tlkit.bundle": bundle.digest,
+        }
+
+    def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
+        got = export.reference(self._trunk, self._head, array)
+        got[PROBABILITIES] = softmax(got[LOGITS])
+        return {name: got[name] for name in outputs or self.outputs}
