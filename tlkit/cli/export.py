@@ -26,6 +26,9 @@ LAYERS_SHOWN = 10  # all of them are in built.json and in the JSON
 @click.option("--onnx", is_flag=True, help="Write trunk.onnx, head.onnx and model.onnx; the same as --target onnx.")
 @click.option("--tensorrt", is_flag=True, help="Build TensorRT engines for this machine's GPU.")
 @click.option("--tensorrt-rtx", is_flag=True, help="Build TensorRT-RTX engines; needs no GPU.")
+@click.option(
+    "--triton", type=FilePath, metavar="DIRECTORY", help="Write a model repository for Triton, from the ONNX graphs."
+)
 @click.option("--target", "named", multiple=True, metavar="NAME", help="Any target that a plugin offers; repeatable.")
 @click.option(
     "--precision",
@@ -51,6 +54,7 @@ def command(
     onnx: bool,
     tensorrt: bool,
     tensorrt_rtx: bool,
+    triton: Path | None,
     named: tuple[str, ...],
     precision: str,
     max_drop: float | None,
@@ -76,11 +80,14 @@ def command(
       tlkit export run/ --onnx --precision int8 --max-drop 0.5
       tlkit export pets/ birds/ --onnx --shared-trunk -o both/
       tlkit export run/ --tensorrt-rtx --set target.gpu=sm86,sm89
+      tlkit export pets/ birds/ --triton repository/ --precision int8
     """
     flags = {"onnx": onnx, "tensorrt": tensorrt, "tensorrt-rtx": tensorrt_rtx}
     names = list(dict.fromkeys([*(name for name, given in flags.items() if given), *named]))
-    _check_options(bundles, names, precision, max_drop, no_fallback, shared_trunk, out)
-    if out is not None:
+    _check_options(bundles, names, precision, max_drop, no_fallback, shared_trunk, out, triton)
+    if triton is not None:
+        _serve(bundles, triton, precision, data, as_json)
+    elif out is not None:
         _share(bundles, out, data, as_json)
     else:
         _export(bundles[0], names, settings, precision, max_drop, not no_fallback, data, as_json)
@@ -94,14 +101,17 @@ def _check_options(
     no_fallback: bool,
     shared_trunk: bool,
     out: Path | None,
+    triton: Path | None,
 ) -> None:
     """Refuse what does not fit together."""
     problems = {
-        "name a target: --onnx, --tensorrt, --tensorrt-rtx or --target NAME": not names,
+        "name a target: --onnx, --tensorrt, --tensorrt-rtx, --triton DIRECTORY or --target NAME": not names
+        and not triton,
+        "--triton goes with --precision and --data alone": bool(triton and (names or shared_trunk or out or max_drop)),
         "--shared-trunk is for --onnx in fp32": shared_trunk and (names != ["onnx"] or precision != "fp32"),
         "--shared-trunk needs -o, where to write": shared_trunk and out is None,
         "-o is for --shared-trunk: what else is exported lies in the bundle": out is not None and not shared_trunk,
-        "several bundles need --shared-trunk -o DIRECTORY": len(bundles) > 1 and not shared_trunk,
+        "several bundles need --shared-trunk -o DIRECTORY": len(bundles) > 1 and not shared_trunk and not triton,
         "--max-drop is for --precision int8 or fp16: fp32 costs nothing": max_drop is not None and precision == "fp32",
         "--no-fallback needs --max-drop": no_fallback and max_drop is None,
     }
@@ -181,6 +191,30 @@ def _share(bundles: Sequence[Path], out: Path, data: Path | None, as_json: bool)
         as_json,
     )
     wrote(out, then=then)
+
+
+def _serve(bundles: Sequence[Path], repository: Path, precision: str, data: Path | None, as_json: bool) -> None:
+    """A model repository of several bundles; each of them is exported first where it is not yet."""
+    from tlkit.deploy import built
+    from tlkit.deploy.triton import publish_triton
+    from tlkit.model.bundle import open_bundle
+
+    opened = [open_bundle(bundle) for bundle in bundles]
+    for each in opened:
+        if not built.current(each):
+            _onnx(each, data)
+        if not built.current(each, precision):
+            _precise(each, precision, None, False, data)
+    made = publish_triton(opened, repository, precision=precision)
+    then = f"tritonserver --model-repository {quoted(repository.absolute())}"
+    parity = {name: verdict.to_json() for name, verdict in made.verdicts.items()}
+    lines = [f"  {name}: {verdict.summary()}" for name, verdict in made.verdicts.items()]
+    show(
+        {"place": str(repository), "models": list(made.models), "ensembles": parity, "next": then},
+        [f"{repository}: {', '.join(made.models)}; each ensemble held against its own model", *lines],
+        as_json,
+    )
+    wrote(repository, then=then)
 
 
 def _onnx(bundle: Bundle, data: Path | None) -> Published:

@@ -44,11 +44,11 @@ def found(bundle: Path) -> list[tuple[str, str]]:
     return sorted((file.parent.parent.name, file.parent.name) for file in bundle.glob(f"*/*/{BUILT}"))
 
 
-def current(bundle: Bundle) -> bool:
+def current(bundle: Bundle, precision: str = PRECISION) -> bool:
     """Whether the bundle's ONNX graphs are there and are its own."""
     try:
         for graph in GRAPHS:
-            graph_file(bundle.root, graph)
+            graph_file(bundle.root, graph, precision=precision)
     except ArtefactError:
         return False
     return True

@@ -86,11 +86,16 @@ def model_graph(trunk: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProt
     model: onnx.ModelProto = compose.merge_models(
         trunk, head, io_map=[(FEATURES, features.name)], outputs=[FEATURES, LOGITS], producer_name="tlkit"
     )
-    model.graph.node.append(helper.make_node("Softmax", [LOGITS], [PROBABILITIES], name="probabilities", axis=-1))
-    logits = model.graph.output[-1].type.tensor_type
-    model.graph.output.append(helper.make_tensor_value_info(PROBABILITIES, onnx.TensorProto.FLOAT, None))
-    model.graph.output[-1].type.tensor_type.CopyFrom(logits)
+    add_probabilities(model.graph, LOGITS, PROBABILITIES)
     return model
+
+
+def add_probabilities(graph: onnx.GraphProto, logits: str, probabilities: str) -> None:
+    """One more output of a graph: the softmax of its output `logits`."""
+    shape = next(output for output in graph.output if output.name == logits).type.tensor_type
+    graph.node.append(helper.make_node("Softmax", [logits], [probabilities], name=probabilities, axis=-1))
+    graph.output.append(helper.make_tensor_value_info(probabilities, onnx.TensorProto.FLOAT, None))
+    graph.output[-1].type.tensor_type.CopyFrom(shape)
 
 
 def describe(

@@ -19,7 +19,7 @@ import onnx
 from onnx import compose, helper
 
 from tlkit import __version__, files
-from tlkit.deploy import built
+from tlkit.deploy import built, export
 from tlkit.deploy.heads import HEADS, OneHead, of_head
 from tlkit.deploy.parity import Verdict, compare
 from tlkit.deploy.publish import parity_images
@@ -47,8 +47,8 @@ def share(bundles: Sequence[Bundle], out: Path) -> Shared:
 
     `out` must be new, or what an earlier call wrote.
     """
-    named = _named(bundles)
-    _check_trunks(bundles)
+    named = by_name(bundles)
+    check_trunks(bundles)
     if not (out / built.BUILT).exists():
         files.check_new(out)
     graphs = {name: onnx.load_model(built.graph_file(bundle.root, "head")) for name, bundle in named.items()}
@@ -84,15 +84,13 @@ def joined(trunk: onnx.ModelProto, heads: Mapping[str, onnx.ModelProto]) -> onnx
         part = compose.add_prefix(head, f"{name}/")
         del part.metadata_props[:]  # the labels of one head are not those of another
         logits, probabilities = of_head(name, LOGITS), of_head(name, PROBABILITIES)
-        part.graph.node.append(helper.make_node("Softmax", [logits], [probabilities], name=probabilities, axis=-1))
-        part.graph.output.append(helper.make_tensor_value_info(probabilities, onnx.TensorProto.FLOAT, None))
-        part.graph.output[-1].type.tensor_type.CopyFrom(part.graph.output[0].type.tensor_type)
+        export.add_probabilities(part.graph, logits, probabilities)
         outputs += [logits, probabilities]
         model = compose.merge_models(model, part, io_map=[(FEATURES, of_head(name, FEATURES))], outputs=outputs)
     return model
 
 
-def _named(bundles: Iterable[Bundle]) -> dict[str, Bundle]:
+def by_name(bundles: Iterable[Bundle]) -> dict[str, Bundle]:
     """The bundles by the names of their folders."""
     named: dict[str, Bundle] = {}
     for bundle in bundles:
@@ -105,7 +103,7 @@ def _named(bundles: Iterable[Bundle]) -> dict[str, Bundle]:
     return named
 
 
-def _check_trunks(bundles: Sequence[Bundle]) -> None:
+def check_trunks(bundles: Sequence[Bundle]) -> None:
     """Refuse bundles whose trunks are not one and the same."""
     first = _trunk(bundles[0])
     for bundle in bundles[1:]:
