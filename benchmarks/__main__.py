@@ -7,7 +7,7 @@ import sys
 
 from benchmarks._bench import PYTHON, ROOT
 
-NAMES = ("startup", "embed", "memory", "precision", "reference", "train")
+NAMES = ("startup", "embed", "heads", "memory", "precision", "reference", "train")
 
 
 def main() -> int:

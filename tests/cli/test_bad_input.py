@@ -278,11 +278,6 @@ CASES = {
         "export run --onnx --precision int8 --no-fallback", 2, f"--no-fallback needs --max-drop {COMMAND}"
     ),
     "a negative budget": Case("export run --onnx --max-drop -1", 2, f"Invalid value for '--max-drop'.*{COMMAND}"),
-    "a precision that a target does not take": Case(
-        "export run --tensorrt-rtx --precision int8",
-        2,
-        "target tensorrt-rtx takes no int8 graph; choose one of fp32, fp16 with --precision",
-    ),
     "too few images to calibrate on": Case(
         "export run --onnx --precision int8 --data few",
         3,

@@ -48,8 +48,13 @@ def recipe(**change):
 
 
 def constants(graph):
-    """The three values for each channel that pixels are normalised with: mean and scale."""
-    return [tensor for tensor in graph.graph.initializer if list(tensor.dims) == [3, 1, 1]]
+    """What pixels are normalised with: mean and scale, for each channel, or in int8 for each place of a row."""
+    return [tensor for tensor in graph.graph.initializer if list(tensor.dims) in ([3, 1, 1], [32, 3])]
+
+
+def turned_round(mean):
+    """Blue's for red."""
+    return np.flip(mean, list(mean.shape).index(3))
 
 
 def normalise(which, change):
@@ -96,7 +101,7 @@ def change_weight(graph):
 FAULTS = {
     "another mean": normalise(0, lambda mean: mean * 0.9),
     "another std": normalise(1, lambda scale: scale * 0.9),
-    "mean of the channels turned round": normalise(0, lambda mean: mean[::-1]),
+    "mean of the channels turned round": normalise(0, turned_round),
     "swapped channels": swap_channels,
     "another resize filter": recipe(filter="nearest"),
     "another crop": recipe(crop=0.8),
