@@ -1,5 +1,7 @@
-"""Heads in core operators against skl2onnx's `ai.onnx.ml` graphs of the same pipelines: the time of a call, batch 1 and
-64, and how many labels are not scikit-learn's own. On the features that EfficientNet-Lite0 has of a folder of images.
+"""Heads in core operators against skl2onnx's `ai.onnx.ml` graphs of the same pipelines, at batch 1 and 64.
+
+The time of a call, and how many labels are not scikit-learn's own, on the features that EfficientNet-Lite0 has of a
+folder of images.
 """
 
 from __future__ import annotations

@@ -118,6 +118,20 @@ class TestCommand:
         assert min(speed["rates"]) <= speed["rate"] <= max(speed["rates"])
         assert facts["next"] == f"tlkit predict {tiny_run}/onnx/fp32 IMAGE..."
 
+    def test_sides_by_threads_and_the_trained_modules(self, run, tiny_run, monkeypatch):
+        from tests.tiny import Line, Tiny
+        from tlkit.cli import bench
+
+        monkeypatch.setattr(bench, "offers", lambda _bundle: (Tiny(), Line()))
+        code, out, err = run("--target", "onnx,torch", "--threads", "1,2", "--batch", "2", "--json")
+        assert code == 0, err
+        facts = json.loads(out)
+        names = [speed["name"] for speed in facts["speeds"]]
+        assert names == ["torch/fp32", "onnx/fp32, 1 thread", "onnx/fp32, 2 threads"]
+        assert facts["next"] == f"tlkit predict {tiny_run}/onnx/fp32 IMAGE..."
+        code, out, err = run("--target", "torch", "--batch", "1", "--json")
+        assert json.loads(out)["next"] == f"tlkit export {tiny_run} --onnx"
+
     def test_a_picture(self, run, tmp_path):
         assert run("--batch", "1,2", "--plot", tmp_path / "speed.svg")[0] == 0
         text = (tmp_path / "speed.svg").read_text()

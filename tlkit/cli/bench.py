@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tlkit.cli.common import FilePath, host, json_option, progress_bars, show, wrote
+from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, show, wrote
 from tlkit.errors import ArtefactError, ResourceError
 from tlkit.files import quoted
+from tlkit.plugin.contract import option_fields
 
 if TYPE_CHECKING:
     from tlkit.deploy.bench import Benchmark
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from tlkit.plugin.contract import Session
 
 MOST = 1024  # images in a batch
+TORCH = "torch"  # no target: the trained modules themselves
 
 
 def _names(_context: click.Context, _parameter: click.Parameter, given: str | None) -> tuple[str, ...] | None:
@@ -26,8 +29,10 @@ def _names(_context: click.Context, _parameter: click.Parameter, given: str | No
     return None if given is None else tuple(dict.fromkeys(name.strip() for name in given.split(",")))
 
 
-def _sizes(_context: click.Context, _parameter: click.Parameter, given: str) -> tuple[int, ...]:
-    """Batch sizes separated by commas."""
+def _sizes(_context: click.Context, _parameter: click.Parameter, given: str | None) -> tuple[int, ...]:
+    """Numbers separated by commas."""
+    if given is None:
+        return ()
     numbers = [name.strip() for name in given.split(",")]
     if not all(number.isdecimal() and 1 <= int(number) <= MOST for number in numbers):
         raise click.BadParameter(f"{given!r} is not a list of numbers from 1 to {MOST}, as in 1,8,32")
@@ -36,7 +41,9 @@ def _sizes(_context: click.Context, _parameter: click.Parameter, given: str) -> 
 
 @click.command(short_help="Measure how fast what was exported from a bundle is.")
 @click.argument("bundle", type=FilePath)
-@click.option("--target", "targets", callback=_names, metavar="NAME,...", help="Default: all that run here.")
+@click.option(
+    "--target", "targets", callback=_names, metavar="NAME,...", help="Default: all that run here; torch: PyTorch."
+)
 @click.option("--precision", "precisions", callback=_names, metavar="NAME,...", help="Default: all.")
 @click.option(
     "--batch",
@@ -47,6 +54,9 @@ def _sizes(_context: click.Context, _parameter: click.Parameter, given: str) -> 
     show_default=True,
     help="Images in a call.",
 )
+@click.option(
+    "--threads", callback=_sizes, metavar="N,...", help="Cores of a call, one side for each; default: all of them."
+)
 @click.option("--plot", "picture", type=FilePath, help="Draw throughput against latency to a .png, .svg or .pdf.")
 @json_option
 def command(
@@ -54,6 +64,7 @@ def command(
     targets: tuple[str, ...] | None,
     precisions: tuple[str, ...] | None,
     batches: tuple[int, ...],
+    threads: tuple[int, ...],
     picture: Path | None,
     as_json: bool,
 ) -> None:
@@ -66,6 +77,7 @@ def command(
     Examples:
       tlkit bench run/
       tlkit bench run/ --target onnx --precision fp32,int8 --batch 1,16 --json
+      tlkit bench run/ --target onnx,torch --threads 1,2
       tlkit bench run/ --plot speed.png
     """
     if picture is not None:
@@ -76,12 +88,15 @@ def command(
     from tlkit.model.bundle import open_bundle
 
     opened = open_bundle(bundle)
-    openers = dict(_openers(opened, targets, precisions))
+    openers = dict(_openers(opened, targets, precisions, threads))
     with progress_bars() as bars:
         result = benchmark(opened, openers, batches, progress=bars)
 
-    fastest = max(result.speeds, key=lambda speed: speed.rate)
-    then = f"tlkit predict {quoted(bundle / fastest.name)} IMAGE..."
+    exported = [speed for speed in result.speeds if not speed.name.startswith(TORCH)]
+    then = f"tlkit export {quoted(bundle)} --onnx"
+    if exported:
+        fastest = max(exported, key=lambda speed: speed.rate).name.split(",")[0]
+        then = f"tlkit predict {quoted(bundle / fastest)} IMAGE..."
     facts = {
         "decoding": result.decoding.to_json(),
         "speeds": [speed.to_json() for speed in result.speeds],
@@ -96,11 +111,18 @@ def command(
 
 
 def _openers(
-    bundle: Bundle, targets: tuple[str, ...] | None, precisions: tuple[str, ...] | None
+    bundle: Bundle, targets: tuple[str, ...] | None, precisions: tuple[str, ...] | None, threads: tuple[int, ...]
 ) -> Iterator[tuple[str, Callable[[], Session]]]:
     """What opens the model of each by-product that was asked for, by the by-product's name."""
     from tlkit.deploy import built
 
+    if TORCH in (targets or ()):
+        from tlkit.deploy.trained import TrainedSession
+
+        yield f"{TORCH}/fp32", partial(TrainedSession, bundle, *offers(bundle))
+        targets = tuple(name for name in targets or () if name != TORCH)
+        if not targets:
+            return
     found = built.found(bundle.root)
     wanted = [place for place in found if place[0] in (targets or place) and place[1] in (precisions or place)]
     missing = [name for name in targets or () if name not in {place[0] for place in wanted}]
@@ -118,7 +140,12 @@ def _openers(
                 raise
             click.echo(f"passed over {target}/{precision}: {error.what}", err=True)
             continue
-        yield f"{target}/{precision}", partial(offer.open, file)
+        if "threads" not in {field.name for field in option_fields(offer)}:
+            yield f"{target}/{precision}", partial(offer.open, file)
+            continue
+        for number in threads or (0,):
+            name = f"{target}/{precision}" + (f", {number} thread{'s' if number > 1 else ''}" if number else "")
+            yield name, partial(replace(offer, threads=number).open, file)
 
 
 def _lines(result: Benchmark) -> Iterator[str]:

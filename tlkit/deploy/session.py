@@ -28,15 +28,16 @@ class OnnxSession(Session):
 
     With `workers=1` one call at a time uses all cores: the least latency. With more, each call uses one core and that
     many threads may call `run` at once, which gives the most images a second (on two cores about a third more).
+    `threads` says how many cores a call uses instead.
     """
 
     batch = 2  # the maps of two images stay in a core's cache; in eights, EfficientNet-Lite0 takes a tenth longer
 
-    def __init__(self, file: Path, *, workers: int = 1) -> None:
+    def __init__(self, file: Path, *, workers: int = 1, threads: int = 0) -> None:
         self.file = file
         content = read_graph(file)
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = cores() if workers == 1 else 1
+        settings.intra_op_num_threads = threads or (cores() if workers == 1 else 1)
         settings.log_severity_level = 4  # what it would print is in the error it raises
         try:
             self._session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])

@@ -15,6 +15,7 @@ class Onnx(Target):
     suffix = ".onnx"
     precisions = ("fp32", "fp16", "int8")
     workers: int = option(1, "threads that may run it at once, one core each; 1 gives one call all cores")
+    threads: int = option(0, "cores that one call uses; 0 leaves it to the number of workers")
 
     def build(self, graph: Path, out: Path, shapes: Shapes) -> None:
         shutil.copyfile(graph, out)  # the batch is dynamic: one file serves all shapes
@@ -22,4 +23,4 @@ class Onnx(Target):
     def open(self, file: Path) -> Session:
         from tlkit.deploy.session import OnnxSession
 
-        return OnnxSession(file, workers=self.workers)
+        return OnnxSession(file, workers=self.workers, threads=self.threads)
