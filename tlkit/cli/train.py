@@ -68,6 +68,12 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all that is random."
 )
+@click.option(
+    "--refit/--no-refit",
+    default=True,
+    show_default=True,
+    help="Solve the head again on a trunk that moved, where that loses nothing on the validation images.",
+)
 @json_option
 def command(
     source: Path,
@@ -81,6 +87,7 @@ def command(
     max_bad: float,
     golden: int,
     seed: int,
+    refit: bool,
     as_json: bool,
 ) -> None:
     """Train on SOURCE and write a bundle.
@@ -93,6 +100,7 @@ def command(
       tlkit train photos/ -o run/
       tlkit train photos/ -o run/ --backbone efficientnet-lite1 --cut stage4 --head svm --set head.pca=128
       tlkit train photos.csv -o run/ --head mlp --set head.hidden=256 --seed 7
+      tlkit train photos/ -o run/ --strategy partial --set strategy.moving=2 --set strategy.epochs=5
     """
     from tlkit.plugin.settings import parse
 
@@ -103,7 +111,7 @@ def command(
 
     from tlkit.learn.train import Recipe, train
 
-    recipe = Recipe(**offers, origins=origins, cut=cut, val=val, max_bad=max_bad, golden=golden, seed=seed)
+    recipe = Recipe(**offers, origins=origins, cut=cut, val=val, max_bad=max_bad, golden=golden, seed=seed, refit=refit)
     with progress_bars() as bars:
         trained = train(source, out, recipe, bars)
 
@@ -120,6 +128,7 @@ def command(
             "digest": trained.digest,
             "backbone": backbone,
             "cut": trained.cut,
+            "stages": dict(trained.provenance),
             "strategy": strategy,
             "head": head,
             "report": dict(trained.report),
@@ -136,10 +145,17 @@ def command(
             f"{trained.decoded} images decoded, the others known from earlier runs",
             f"validation accuracy {scores.accuracy:.1%} (95 %: {low:.1%} to {high:.1%})",
             f"macro-F1 {scores.macro_f1:.3f}, ECE {scores.ece:.3f}",
+            *_changed(trained.provenance),
         ],
         as_json,
     )
     wrote(out, then=then)
+
+
+def _changed(provenance: Mapping[str, str]) -> list[str]:
+    """A line that says which stages are no more the original's, where there are any."""
+    changed = [f"{stage} {what}" for stage, what in provenance.items() if what != "original"]
+    return [f"{len(changed)} of {len(provenance)} stages changed: {', '.join(changed)}"] if changed else []
 
 
 def _offers(plugins: Host, named: Mapping[str, str]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """From a folder of images to a bundle.
 
 The trunk is exported first, and the head is fitted on the features that the exported graph produces: what is trained
-on is what is deployed (design, idea 4).
+on is what is deployed (design, idea 4). Where stages move, the trunk that comes of it is exported again, and the head
+is fitted on its features, and all that the bundle says is measured on them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +25,18 @@ from tlkit.deploy import export
 from tlkit.deploy.score import Scores, score
 from tlkit.errors import DataError
 from tlkit.learn.features import Features, extract
-from tlkit.learn.loop import Examples, check_phases, fit
+from tlkit.learn.loop.heads import logits, probabilities, refit, report, solve_or_fit
+from tlkit.learn.loop.inputs import Examples, Images
+from tlkit.learn.loop.phases import check_phases, most_moving, provenance
+from tlkit.learn.loop.tune import Split, tune
 from tlkit.model import bundle as bundles
 from tlkit.model import trunk as trunks
-from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Facts, Head, Phase, Strategy
+from tlkit.model.trunk import Trunk
+from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Facts, Head, Pixels, Strategy
 from tlkit.plugin.settings import to_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import nn
 
 Progress = Callable[[str, int], Callable[[int], None]]  # (what, how many) -> tick(n more)
 
@@ -54,6 +59,7 @@ class Recipe:
     max_bad: float = 0.01
     golden: int = 8
     seed: int = 0
+    refit: bool = True  # solve the head again on a trunk that moved, where that loses nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +74,15 @@ class Trained:
     rejected: Mapping[str, str]
     ignored: Sequence[str]
     scores: Scores
+    provenance: Mapping[str, str]  # of each stage: "original", "moved" or "new"
     report: Mapping[str, Any] = field(default_factory=dict)
 
 
 def train(source: Path, out: Path, recipe: Recipe, progress: Progress = silent) -> Trained:
-    """Train and write the bundle `out`."""
+    """Train and write the bundle `out`.
+
+    Where the loss ended as no number, the bundle holds the best weights before that, and then a DataError is raised.
+    """
     files.check_new(out)
     files.check_writable(out)
     dataset = folder.read(source, val=recipe.val)
@@ -80,39 +90,45 @@ def train(source: Path, out: Path, recipe: Recipe, progress: Progress = silent) 
     samples = (*train_samples, *val_samples)
 
     torch.manual_seed(recipe.seed)
-    trunk = trunks.build(recipe.backbone)
+    whole = trunks.build(recipe.backbone)
     facts = _facts(dataset, train_samples)
-    cut = trunks.check_cut(recipe.cut or recipe.strategy.cut(trunk.names, facts), trunk.names)
-    stages = trunk.upto(cut).names
-    phases = tuple(recipe.strategy.phases(stages, facts))
-    check_phases(phases, stages)
+    cut = trunks.check_cut(recipe.cut or recipe.strategy.cut(whole.names, facts), whole.names)
+    trunk = whole.upto(cut)
+    phases = tuple(recipe.strategy.phases(trunk.names, facts))
+    check_phases(phases, trunk.names)
+    moving, classes = most_moving(phases), len(dataset.labels)
+    head = recipe.head.module(trunk.width, classes) if moving else None  # one that can't learn is refused at once
 
-    graph = export.taps_graph(trunk)
-    tick = progress("features", len(samples))
-    features = extract([s.path for s in samples], graph, trunk.pixels, trunk.names, cut, tick)
-    _check_rejects(features, samples, recipe.max_bad)
-
-    labels = np.array([s.label for s in samples], np.int64)
-    in_train = np.arange(len(samples)) < len(train_samples)
-    train_set, val_set = (
-        Examples(features.array[rows], labels[rows])
-        for rows in (in_train & features.usable, ~in_train & features.usable)
-    )
-    head, history = _head(recipe, phases, train_set, val_set, len(dataset.labels), progress)
-    scores = score(_probabilities(head, val_set.features), val_set.labels)
+    features = _extract(whole, cut, samples, recipe.max_bad, progress("features", len(samples)))
+    decoded = features.decoded
+    train_set, val_set = _splits(features, samples, trunk.pixels)
+    changed: tuple[str, ...] = ()
+    watch = partial(progress, "epochs", sum(phase.epochs for phase in phases))
+    if head is None:
+        head, fitted = solve_or_fit(
+            recipe.head, phases, train_set.features, val_set.features, classes, seed=recipe.seed, watch=watch
+        )
+    else:
+        fitted, changed = tune(trunk, head, phases, recipe.backbone, train_set, val_set, seed=recipe.seed, tick=watch())
+        tick = progress("features of the moved trunk", len(samples))
+        features = _extract(trunk, cut, samples, recipe.max_bad, tick)
+        train_set, val_set = _splits(features, samples, trunk.pixels)
+        if recipe.refit:
+            head, more = refit(recipe.head, head, train_set.features, val_set.features, classes, recipe.seed)
+            fitted.history.extend(more)
+    scores = score(probabilities(head, val_set.features.features), val_set.features.labels)
 
     kept = _golden(val_samples, features.usable[len(train_samples) :], recipe.golden)
     contents = [val_samples[index].path.read_bytes() for index in kept]
     expected = features.array[[len(train_samples) + index for index in kept]]
-    report = dict(getattr(head, "report", {}))
     record = bundles.Record(
         labels=dataset.labels,
         pixels=trunk.pixels,
         backbone=_made(recipe, recipe.backbone),
         source=asdict(recipe.backbone.source),
-        stages=stages,
+        stages=trunk.names,
         width=features.array.shape[1],
-        head=_made(recipe, recipe.head, report),
+        head=_made(recipe, recipe.head, report(head)),
         strategy=_made(recipe, recipe.strategy),
         phases=tuple(asdict(phase) for phase in phases),
         seed=recipe.seed,
@@ -127,27 +143,33 @@ def train(source: Path, out: Path, recipe: Recipe, progress: Progress = silent) 
             )
             for number, (index, content) in enumerate(zip(kept, contents, strict=True))
         ),
+        provenance=provenance(trunk.names, phases, changed),
     )
     digest = bundles.write(
         out,
         record,
-        trunk=trunks.tensors(trunk.upto(cut)),
+        trunk=trunks.tensors(trunk),
         head=trunks.tensors(head),
-        history=history,
+        history=fitted.history,
         golden=contents,
-        expected={FEATURES: expected, LOGITS: _logits(head, expected)},
+        expected={FEATURES: expected, LOGITS: logits(head, expected)},
     )
-    export.keep_cut(trunk, cut)
+    if not moving:
+        export.keep_cut(whole, cut)
+    if fitted.diverged is not None:
+        what = f"{fitted.diverged}; the bundle holds the best weights before that"
+        raise DataError(what, file=out, do="train again with smaller learning rates")
     return Trained(
         root=out,
         digest=digest,
         cut=cut,
         images={split: len(dataset.of(split)) for split in ("train", "val", "test")},
-        decoded=features.decoded,
+        decoded=decoded,
         rejected={samples[index].name: reason for index, reason in features.rejected.items()},
         ignored=dataset.ignored,
         scores=scores,
-        report=report,
+        provenance=record.provenance,
+        report=report(head),
     )
 
 
@@ -156,16 +178,26 @@ def _facts(dataset: Dataset, samples: Sequence[Sample]) -> Facts:
     return Facts(len(samples), len(dataset.labels), int(counts.min()), int(counts.max()))
 
 
-def _head(
-    recipe: Recipe, phases: Sequence[Phase], train_set: Examples, val_set: Examples, classes: int, progress: Progress
-) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """The head, solved where it can be, otherwise trained by gradient; and the history of that."""
-    solved = recipe.head.solve(train_set.features, train_set.labels, classes, recipe.seed)
-    if solved is not None:
-        return solved.eval(), [{"phase": 1, "solved": recipe.head.name, **getattr(solved, "report", {})}]
-    module = recipe.head.module(train_set.features.shape[1], classes)
-    tick = progress("epochs", sum(phase.epochs for phase in phases))
-    return fit(module, phases, train_set, val_set, seed=recipe.seed, tick=tick)
+def _extract(
+    trunk: Trunk, cut: str, samples: Sequence[Sample], max_bad: float, tick: Callable[[int], None]
+) -> Features:
+    """The features of all samples from the deployed graph of a trunk, which ends at the cut or goes on behind it."""
+    graph = export.taps_graph(trunk)
+    features = extract([sample.path for sample in samples], graph, trunk.pixels, trunk.names, cut, tick)
+    _check_rejects(features, samples, max_bad)
+    return features
+
+
+def _splits(features: Features, samples: Sequence[Sample], pixels: Pixels) -> tuple[Split, Split]:
+    """What there is to learn from, and what to validate on: the images that can be used, with their features."""
+
+    def split(name: str) -> Split:
+        rows = [row for row, sample in enumerate(samples) if sample.split == name and features.usable[row]]
+        labels = np.array([samples[row].label for row in rows], np.int64)
+        images = Images([samples[row].path for row in rows], labels, pixels)
+        return Split(images, Examples(features.array[rows], labels))
+
+    return split("train"), split("val")
 
 
 def _check_rejects(features: Features, samples: Sequence[Sample], max_bad: float) -> None:
@@ -193,17 +225,6 @@ def _golden(samples: Sequence[Sample], usable: NDArray[np.bool_], count: int) ->
             queues.setdefault(sample.label, []).append(index)
     turns = [queue[turn] for turn in range(count) for _, queue in sorted(queues.items()) if turn < len(queue)]
     return turns[:count]
-
-
-def _logits(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        logits: NDArray[np.float32] = head(torch.from_numpy(features)).numpy()
-    return logits
-
-
-def _probabilities(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    probabilities: NDArray[np.float32] = torch.from_numpy(_logits(head, features)).softmax(1).numpy()
-    return probabilities
 
 
 def _made(recipe: Recipe, offer: Backbone | Head | Strategy, report: Mapping[str, Any] | None = None) -> bundles.Made:

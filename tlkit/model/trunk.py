@@ -80,6 +80,12 @@ class Trunk(nn.Module):
         """The names of the stages, shallow to deep; the last is the cut."""
         return tuple(self.stages)
 
+    @property
+    def width(self) -> int:
+        """How many features an image has, from running a black one."""
+        with torch.inference_mode():
+            return int(self(torch.zeros(1, self.pixels.size, self.pixels.size, 3, dtype=torch.uint8)).shape[1])
+
     def upto(self, cut: str) -> Trunk:
         """The trunk that ends at `cut`; it shares its stages with this one."""
         names = self.names[: self.names.index(check_cut(cut, self.names)) + 1]
@@ -152,10 +158,21 @@ def fingerprint(trunk: Trunk) -> str:
     digest = hashlib.sha256(f"{torch.__version__} {trunk.pixels} {trunk!r}".encode())
     for file in sorted({_source_file(module) for module in trunk.modules()}):
         digest.update(Path(file).read_bytes() if file else b"")
-    for name, tensor in trunk.state_dict().items():
+    _feed(digest, trunk.state_dict())
+    return digest.hexdigest()
+
+
+def state_hash(module: nn.Module) -> str:
+    """A hash (hex) of every parameter and every buffer of a module, to the bit."""
+    digest = hashlib.sha256()
+    _feed(digest, dict(module.named_parameters()) | dict(module.named_buffers()))
+    return digest.hexdigest()
+
+
+def _feed(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _source_file(module: nn.Module) -> str:

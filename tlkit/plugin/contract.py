@@ -30,6 +30,7 @@ PROBABILITIES = "probabilities"  # float32 (N, classes), rows sum to 1
 BATCH = "batch"  # the name of the dynamic axis N
 
 RGB = tuple[float, float, float]
+OPTIMISERS = ("adamw", "sgd")
 FILTERS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 
 
@@ -94,10 +95,17 @@ class Phase:
 
     epochs: int
     head_lr: float
-    trunk_lr: float = 0.0
+    trunk_lr: float = 0.0  # of the deepest stage
     moving: int = 0
     decay: float = 1.0
     restart: int = 0
+    batch: int = 64  # images a step
+    optimiser: str = "adamw"  # or another of OPTIMISERS
+    warmup: float = 0.0  # share of the steps in which the rates rise; in the rest they fall, along a cosine
+    smoothing: float = 0.0  # of the labels
+    clip: float = 0.0  # the norm that longer gradients are scaled to; 0 for none
+    patience: int = 0  # epochs without a lower validation loss that end it; 0 for none
+    augment: bool = False  # whether every epoch sees a random crop of each image, mirrored or not, where stages move
 
 
 @dataclass(frozen=True, slots=True)
