@@ -13,7 +13,7 @@ from tlkit_standard.heads import HEADS
 from tlkit_standard.strategies import STRATEGIES
 from torch import nn
 
-from tests.tiny import WIDTHS, Line, Tiny
+from tests.tiny import WIDTHS, Line, Seeded, Tiny
 from tlkit.data.images import load
 from tlkit.deploy import export
 from tlkit.deploy.publish import publish_onnx
@@ -21,10 +21,14 @@ from tlkit.deploy.runtime import Model
 from tlkit.deploy.verify import replay
 from tlkit.errors import DataError, GateError, UsageError
 from tlkit.learn.loop import fit as loop
-from tlkit.learn.loop.fit import fit_head, rate, split
-from tlkit.learn.loop.inputs import Decoded, Examples, Images
+from tlkit.learn.loop import steps
+from tlkit.learn.loop.fit import Setting, fit_head
+from tlkit.learn.loop.inputs import Decoded, Examples, Images, Variety
+from tlkit.learn.loop.machine import Machine
 from tlkit.learn.loop.network import Network, Originals
 from tlkit.learn.loop.phases import check_phases, provenance
+from tlkit.learn.loop.steps import rate, split
+from tlkit.learn.loop.watch import Watch
 from tlkit.learn.train import train
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
@@ -43,17 +47,6 @@ class Given(Strategy):
 
     def phases(self, stages, facts):
         return self.given
-
-
-@dataclass(frozen=True)
-class Seeded(Tiny):
-    """Its random weights come from PyTorch's seed, as those of other backbones do."""
-
-    def stages(self, *, pretrained):
-        stages = super().stages(pretrained=pretrained)
-        for stage in stages.values() if not pretrained else ():
-            stage[0].reset_parameters()
-        return stages
 
 
 @dataclass(frozen=True)
@@ -190,7 +183,7 @@ def test_a_phase_with_nothing_moving_leaves_a_moved_trunk_as_it_is(pictures, rec
 
 def test_a_frozen_stage_that_changes_fails_the_run(pictures, recipe, tmp_path):
     with pytest.raises(GateError, match="were to stay changed in training: first"):
-        train(pictures, tmp_path / "run", replace(recipe, backbone=Drifting()))
+        train(pictures, tmp_path / "run", replace(recipe, backbone=Drifting(), cache=False))
     assert not (tmp_path / "run").exists()
 
 
@@ -249,7 +242,7 @@ class TestInputs:
         files = sorted(pictures.rglob("*.png"))[:4]
         images = Images(files, np.zeros(4, np.int64), Tiny.pixels)
         rows = [np.array([2, 0]), np.array([1, 3])]
-        varied, plain = (Decoded(images, original.normalise, 0, augment) for augment in (True, False))
+        varied, plain = (Decoded(images, original.normalise, Variety(0, crop)) for crop in (True, False))
         first, again, second = (torch.cat(list(varied.batches(rows, epoch))) for epoch in (1, 1, 2))
         assert torch.equal(first, again)
         assert not torch.equal(first, second)
@@ -260,7 +253,7 @@ class TestInputs:
     def test_an_image_that_is_gone_is_named(self, pictures, original, tmp_path):
         images = Images([tmp_path / "gone.png"], np.zeros(1, np.int64), Tiny.pixels)
         with pytest.raises(DataError, match=r"gone\.png: no such file"):
-            list(Decoded(images, original.normalise, 0, augment=False).batches([np.array([0])], 1))
+            list(Decoded(images, original.normalise, Variety(0)).batches([np.array([0])], 1))
 
     def test_a_last_image_alone_joins_those_before_it(self):
         assert [len(part) for part in split(np.arange(9), 4)] == [4, 5]
@@ -310,8 +303,9 @@ class TestLoop:
 
     def fitted(self, examples, *phases, ticks=None):
         torch.manual_seed(0)
-        tick = (lambda _more: None) if ticks is None else ticks.append
-        return fit_head(Line().module(5, 2), phases, *examples, seed=0, tick=tick)
+        ticks = [] if ticks is None else ticks
+        watch = Watch(lambda _what, _total: lambda more, _said="": ticks.append(more))
+        return fit_head(Line().module(5, 2), phases, *examples, Setting(0, watch))
 
     def test_the_rate_rises_and_then_falls_along_a_cosine(self):
         shares = [rate(step, 20, 0.2) for step in range(20)]
@@ -335,7 +329,7 @@ class TestLoop:
         first = [line["val_loss"] for line in fitted.history if line["phase"] == 1]
         assert 3 <= len(first) < 50
         assert min(first) == first[-3]
-        assert sum(ticks) == 53
+        assert sum(ticks) == 53 * 150  # images
         assert [line["phase"] for line in fitted.history][-3:] == [2, 2, 2]
 
     def test_a_phase_begins_with_the_best_weights_so_far(self, examples):
@@ -348,9 +342,7 @@ class TestLoop:
         def moved(clip):
             start = Line().module(5, 2)
             before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
-            head, _ = fit_head(
-                start, [Phase(1, 1.0, optimiser="sgd", clip=clip, batch=150)], *examples, seed=0, tick=int
-            )
+            head, _ = fit_head(start, [Phase(1, 1.0, optimiser="sgd", clip=clip, batch=150)], *examples, Setting(0))
             return sum(((head.state_dict()[name] - old) ** 2).sum() for name, old in before.items()) ** 0.5
 
         assert moved(1e-6) < 1e-3 < moved(0.0)
@@ -362,24 +354,26 @@ class TestLoop:
         assert smooth.history[-1]["val_loss"] < smooth.history[-1]["train_loss"]
 
     def test_a_loss_that_becomes_nan_later_keeps_the_best_weights_and_says_where(self, examples, monkeypatch):
-        steps, cross_entropy = [], nn.CrossEntropyLoss.forward
+        taken, losses = [], steps.Learner._losses
 
-        def spoiled(self, logits, labels):
-            steps.append(1)
-            return cross_entropy(self, logits, labels) * (torch.nan if len(steps) == 8 else 1)
+        def spoiled(self, logits, target):
+            taken.append(1)
+            return losses(self, logits, target) * (torch.nan if len(taken) == 8 else 1)
 
-        monkeypatch.setattr(loop.nn.CrossEntropyLoss, "forward", spoiled)
+        monkeypatch.setattr(steps.Learner, "_losses", spoiled)
         head, fitted = self.fitted(examples, Phase(5, 0.05))
         assert fitted.diverged.startswith("the loss is nan at step 2 of phase 1, epoch 3, at rate 0.0")
         assert len(fitted.history) == 2
-        assert loop.evaluate(head, examples[1])["val_loss"] == min(line["val_loss"] for line in fitted.history)
+        assert steps.evaluate(head, examples[1], Machine())["val_loss"] == min(
+            line["val_loss"] for line in fitted.history
+        )
 
 
 def test_after_a_loss_that_is_no_number_the_bundle_holds_what_was_good(pictures, recipe, tmp_path, monkeypatch):
     good, evaluate = [], loop.evaluate
 
-    def spoiled(learning, examples):
-        good.append(evaluate(learning, examples))
+    def spoiled(*given):
+        good.append(evaluate(*given))
         return good[-1] if len(good) < 3 else good[-1] | {"val_loss": float("nan")}
 
     monkeypatch.setattr(loop, "evaluate", spoiled)

@@ -74,6 +74,37 @@ if TYPE_CHECKING:
     show_default=True,
     help="Solve the head again on a trunk that moved, where that loses nothing on the validation images.",
 )
+@click.option(
+    "--views",
+    type=click.IntRange(0),
+    default=4,
+    show_default=True,
+    help="Views of each image that training takes turns at while stages are frozen; 0: another in every epoch.",
+)
+@click.option(
+    "--cache/--no-cache",
+    default=True,
+    show_default=True,
+    help="Keep the output of the frozen stages for each view on disk, and begin every epoch there.",
+)
+@click.option("--resume", is_flag=True, help="Go on where an interrupted training of the same bundle was left off.")
+@click.option("--tensorboard", type=FilePath, help="A folder to write what happens to, for TensorBoard.")
+@click.option(
+    "--device",
+    type=click.Choice(("auto", "cpu", "cuda")),
+    default="auto",
+    show_default=True,
+    help="What stages move on; auto: a GPU where there is one.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(("auto", "fp32", "bf16", "fp16")),
+    default="auto",
+    show_default=True,
+    help="Format of products while stages move; auto: bf16 on a GPU that has it.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Compile what learns with torch.compile.")
+@click.option("--tf32", is_flag=True, help="Let a GPU round the factors of fp32 products to 10 bits.")
 @json_option
 def command(
     source: Path,
@@ -88,6 +119,14 @@ def command(
     golden: int,
     seed: int,
     refit: bool,
+    views: int,
+    cache: bool,
+    resume: bool,
+    tensorboard: Path | None,
+    device: str,
+    precision: str,
+    compiled: bool,
+    tf32: bool,
     as_json: bool,
 ) -> None:
     """Train on SOURCE and write a bundle.
@@ -101,6 +140,8 @@ def command(
       tlkit train photos/ -o run/ --backbone efficientnet-lite1 --cut stage4 --head svm --set head.pca=128
       tlkit train photos.csv -o run/ --head mlp --set head.hidden=256 --seed 7
       tlkit train photos/ -o run/ --strategy partial --set strategy.moving=2 --set strategy.epochs=5
+      tlkit train photos/ -o run/ --strategy full --resume
+      torchrun --nproc-per-node 4 -m tlkit train photos/ -o run/ --strategy full
     """
     from tlkit.plugin.settings import parse
 
@@ -109,11 +150,23 @@ def command(
     origins = {kind: plugins.origin(offer) for kind, offer in offers.items()}
     offers |= parse(settings, offers)
 
-    from tlkit.learn.train import Recipe, train
+    from tlkit.learn.train import Choice, How, Recipe, train
 
-    recipe = Recipe(**offers, origins=origins, cut=cut, val=val, max_bad=max_bad, golden=golden, seed=seed, refit=refit)
+    recipe = Recipe(
+        **offers,
+        origins=origins,
+        cut=cut,
+        val=val,
+        max_bad=max_bad,
+        golden=golden,
+        seed=seed,
+        refit=refit,
+        views=views,
+        cache=cache,
+    )
+    how = How(Choice(device, precision, compiled, tf32), resume, tensorboard, warn=_warn)
     with progress_bars() as bars:
-        trained = train(source, out, recipe, bars)
+        trained = train(source, out, recipe, bars, how)
 
     for line in trained.ignored:
         click.echo(one_line(f"passed over {line}"), err=True)
@@ -150,6 +203,10 @@ def command(
         as_json,
     )
     wrote(out, then=then)
+
+
+def _warn(warning: str) -> None:
+    click.echo(one_line(f"tlkit: warning: {warning}"), err=True)
 
 
 def _changed(provenance: Mapping[str, str]) -> list[str]:

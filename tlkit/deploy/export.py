@@ -25,13 +25,14 @@ from torch import nn
 from tlkit import __version__
 from tlkit.files import atomic_file, cache_dir
 from tlkit.model.bundle import Bundle
-from tlkit.model.trunk import Taps, Trunk, build, fingerprint, load_tensors
+from tlkit.model.trunk import LastMap, Taps, Trunk, build, fingerprint, load_tensors
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head, Pixels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OPSET = 20
+MAP = "map"
 METADATA_PREFIX = "tlkit."
 
 
@@ -47,6 +48,19 @@ def taps_graph(trunk: Trunk) -> Path:
         size = trunk.pixels.size
         example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
         graph = trace(Taps(trunk), example, IMAGES, [tap(name) for name in trunk.names])
+        _save(graph, file)
+    return file
+
+
+def map_graph(trunk: Trunk) -> Path:
+    """The file of a graph that gives the output of the last stage, not pooled, with channels last where it has space.
+
+    It is what stages after it begin with when those up to it are frozen. Traced at the first call on this machine.
+    """
+    file = _graph_file(trunk, "-map")
+    if not file.exists():
+        size = trunk.pixels.size
+        graph = trace(LastMap(trunk), torch.zeros(2, size, size, 3, dtype=torch.uint8), IMAGES, [MAP])
         _save(graph, file)
     return file
 
@@ -152,8 +166,8 @@ def modules(bundle: Bundle, backbone: Backbone, head: Head) -> tuple[Trunk, nn.M
     return trunk, head.restore(record.width, len(record.labels), tensors).eval()
 
 
-def _graph_file(trunk: Trunk) -> Path:
-    return cache_dir("graphs") / f"{fingerprint(trunk)}-opset{OPSET}-{__version__}.onnx"
+def _graph_file(trunk: Trunk, kind: str = "") -> Path:
+    return cache_dir("graphs") / f"{fingerprint(trunk)}-opset{OPSET}-{__version__}{kind}.onnx"
 
 
 def _save(graph: onnx.ModelProto, file: Path) -> None:

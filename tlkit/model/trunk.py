@@ -103,6 +103,18 @@ class Taps(nn.Module):
         return tuple(self.trunk.pool(x) for x in self.trunk.maps(images))
 
 
+class LastMap(nn.Module):
+    """A trunk without its pool: pixels to the last stage's output, `(N, H, W, C)`, or as it is without space."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, images: Tensor) -> Tensor:
+        last = self.trunk.maps(images)[-1]
+        return last.permute(0, 2, 3, 1) if last.ndim == 4 else last
+
+
 def build(backbone: Backbone, *, pretrained: bool = True, pixels: Pixels | None = None) -> Trunk:
     """The whole network of a backbone as a trunk in eval mode, cut at its deepest stage.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from tlkit.plugin.contract import OPTIMISERS, Phase, Strategy, option
+from tlkit.plugin.contract import BALANCES, OPTIMISERS, Phase, Strategy, option
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,16 @@ class Tuning(Strategy):
     clip: float = option(1.0, "norm that longer gradients are scaled to; 0 for none")
     patience: int = option(0, "epochs without a lower validation loss that end the training; 0 for none")
     augment: bool = option(True, "see a random crop of each image in each epoch, mirrored or not")
+    randaugment: int = option(0, "magnitude, up to 30, of two random distortions of each image; 0 for none")
+    mixup: float = option(0.0, "mix images in pairs, by shares from Beta(this, this); 0 for none")
+    cutmix: float = option(0.0, "put a piece of one image into another, its share from Beta(this, this); 0 for none")
+    balance: str = option("none", "make up for rare classes by loss weights or by sampling", choices=BALANCES)
+    ema: float = option(0.0, "share that a moving average of the weights keeps in a step; 0 for none")
 
     def phase(self, moving: int, **others: Any) -> Phase:
         """A phase in which `moving` stages learn, by the options and what else is said."""
-        names = (*("epochs", "head_lr", "trunk_lr", "decay", "batch", "optimiser"), *("warmup", "smoothing", "clip"))
-        facts = {name: getattr(self, name) for name in (*names, "patience", "augment")}
+        names = {field.name for field in fields(Phase)} & {field.name for field in fields(Tuning)}
+        facts = {name: getattr(self, name) for name in names}
         return Phase(**{**facts, "moving": moving, **others})
 
 

@@ -1,6 +1,7 @@
 """The one loop over phases.
 
-All that is random in an epoch comes from the seed, the phase and the epoch: what was before does not matter.
+All that is random in an epoch comes from the seed, the phase and the epoch: what was before does not matter, so a run
+that was killed reaches the same weights when it is taken up again.
 """
 
 from __future__ import annotations
@@ -8,33 +9,31 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tlkit.errors import DataError
-from tlkit.learn.loop.inputs import Batches, Examples, Inputs
+from tlkit.learn.loop.checkpoint import Checkpoints, State, memories, remember
+from tlkit.learn.loop.inputs import Examples
+from tlkit.learn.loop.machine import Machine
+from tlkit.learn.loop.steps import Diverged, Epoch, Learner, Lesson, Line, evaluate
+from tlkit.learn.loop.watch import Watch
 from tlkit.plugin.contract import Phase
 
-WEIGHT_DECAY = 1e-2  # AdamW's own default (Loshchilov and Hutter 2019)
-SGD_WEIGHT_DECAY, MOMENTUM = 1e-4, 0.9  # as residual networks are trained (He et al. 2016)
-EVALUATED = 64  # images at once
-
-Line = dict[str, Any]  # of the history
+Lessons = Callable[[int], Lesson]  # of the phase of a number, from 1
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """What a phase needs: what learns, from inputs to logits; its parameters with their rates; what it learns from."""
+class Setting:
+    """What a training has around it: its seed, who watches it, what it runs on, where it is kept to be taken up."""
 
-    learning: nn.Module
-    rates: Sequence[dict[str, Any]]  # the head's first
-    train: Inputs
-    val: Inputs
+    seed: int
+    watch: Watch = field(default_factory=Watch)
+    machine: Machine = field(default_factory=Machine)
+    checkpoints: Checkpoints | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +42,6 @@ class Fitted:
 
     history: list[Line]
     diverged: str | None = None
-
-
-class Diverged(Exception):
-    """A loss that is no number: where it became so."""
 
 
 class Best:
@@ -75,43 +70,34 @@ class Best:
 
 
 def fit_head(
-    head: nn.Module,
-    phases: Sequence[Phase],
-    train: Examples,
-    val: Examples,
-    *,
-    seed: int,
-    tick: Callable[[int], None],
+    head: nn.Module, phases: Sequence[Phase], train: Examples, val: Examples, setting: Setting
 ) -> tuple[nn.Module, Fitted]:
     """Train a head on features; returns it with the weights of its best epoch on `val`. See `fit`."""
 
-    def lesson(phase: Phase) -> Lesson:
-        return Lesson(head, [{"params": list(head.parameters()), "lr": phase.head_lr}], train, val)
+    def lesson(number: int) -> Lesson:
+        return Lesson(head, [{"params": list(head.parameters()), "lr": phases[number - 1].head_lr}], train, val)
 
-    fitted = fit(head, phases, lesson, seed=seed, tick=tick)
+    fitted = fit(head, phases, lesson, setting)
     return head.eval(), fitted
 
 
-def fit(
-    whole: nn.Module,
-    phases: Sequence[Phase],
-    lesson: Callable[[Phase], Lesson],
-    *,
-    seed: int,
-    tick: Callable[[int], None],
-) -> Fitted:
+def fit(whole: nn.Module, phases: Sequence[Phase], lesson: Lessons, setting: Setting) -> Fitted:
     """Run all phases; `whole`, all that changes in any of them, is left with the weights of its best epoch.
 
     A phase begins with the best weights so far, unless it begins with random ones, and calls `lesson` once for what it
-    needs. The best epoch is the one with the least loss on the validation images. `tick(n)` is called whenever n more
-    epochs are done. Where a loss is no number, training ends with the best weights before that; if there are none,
-    with a DataError.
+    needs. The best epoch is the one with the least loss on the validation images. Where a loss is no number, training
+    ends with the best weights before that; if there are none, with a DataError. With checkpoints it begins where the
+    newest one left off.
     """
-    best, history = Best(whole), list[Line]()
+    best = Best(whole)
+    begun = setting.checkpoints.newest() if setting.checkpoints else None
+    history = list(begun.history) if begun else []
     with torch.random.fork_rng(devices=[]):
         try:
             for number, phase in enumerate(phases, start=1):
-                _run(number, phase, lesson(phase), best, history, seed, tick)
+                if begun is None or number >= begun.phase:
+                    state = begun if begun is not None and number == begun.phase else None
+                    _Course(number, phase, whole, best, history, setting).run(lesson, state)
         except Diverged as where:
             if best.state is None:
                 raise DataError(str(where), do="take smaller learning rates") from where
@@ -120,99 +106,86 @@ def fit(
     return Fitted(history)
 
 
-def _run(
-    number: int, phase: Phase, lesson: Lesson, best: Best, history: list[Line], seed: int, tick: Callable[[int], None]
-) -> None:
+class _Course:
     """One phase, from the best weights so far to the best weights so far."""
-    if phase.restart:
-        best.forget()
-    optimiser, waited = _optimiser(phase, lesson), 0
-    for epoch in range(1, phase.epochs + 1):
-        line = _learn(number, epoch, phase, lesson, optimiser, seed, len(history) + 1)
-        line |= evaluate(lesson.learning, lesson.val)
-        if not math.isfinite(line["val_loss"]):
-            raise Diverged(
-                f"the loss on the validation images is {line['val_loss']} after phase {number}, epoch {epoch}"
+
+    def __init__(
+        self, number: int, phase: Phase, whole: nn.Module, best: Best, history: list[Line], setting: Setting
+    ) -> None:
+        self.number, self.phase, self.whole, self.best = number, phase, whole, best
+        self.history, self.setting = history, setting
+        self.done = self.waited = 0
+        self.average: AveragedModel | None = None
+
+    def run(self, lesson: Lessons, begun: State | None) -> None:
+        """All its epochs, or those that are left of one that was begun."""
+        if begun is not None:
+            self.whole.load_state_dict(begun.now)  # what is frozen in this phase may have moved in one before
+        given = lesson(self.number)
+        if self.phase.restart:
+            self.best.forget()
+        if self.phase.ema:
+            average = get_ema_multi_avg_fn(self.phase.ema)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.whole, multi_avg_fn=average, use_buffers=True)
+        machine, watch = self.setting.machine, self.setting.watch
+        learner = Learner(self.phase, given, machine, self.setting.seed, self.average, self.whole)
+        if begun is not None:
+            self._take_up(begun, learner)
+        images = len(given.train.labels)
+        watch.phase(self.number, self.phase.epochs * images, self.done * images)
+        while self.done < self.phase.epochs and not self.waited == self.phase.patience > 0:
+            self.done += 1
+            line = learner.epoch(Epoch(self.number, self.done, len(self.history) + 1), watch.step)
+            line |= self._evaluated(given)
+            self.history.append(line)
+            watch.epoch(line)
+            self._keep(learner)
+        watch.step((self.phase.epochs - self.done) * images, {})
+        self.best.restore()
+
+    def _evaluated(self, given: Lesson) -> Line:
+        """How good the weights are, or their average where one is kept; if they are the best, they are kept."""
+        own = copy.deepcopy(self.whole.state_dict()) if self.average is not None else None
+        if self.average is not None:
+            self.whole.load_state_dict(self.average.module.state_dict())
+        found = evaluate(given.learning, given.val, self.setting.machine)
+        if not math.isfinite(found["val_loss"]):
+            where = f"after phase {self.number}, epoch {self.done}"
+            raise Diverged(f"the loss on the validation images is {found['val_loss']} {where}")
+        self.waited = 0 if self.best.offer(found["val_loss"]) else self.waited + 1
+        if own is not None:
+            self.whole.load_state_dict(own)
+        return dict(found)
+
+    def _keep(self, learner: Learner) -> None:
+        """Write a checkpoint, if it is time to, or the phase is over."""
+        checkpoints, machine = self.setting.checkpoints, self.setting.machine
+        over = self.done == self.phase.epochs or self.waited == self.phase.patience > 0
+        if checkpoints is None or not machine.leads or not (over or checkpoints.due()):
+            return
+        average = {} if self.average is None else self.average.state_dict()
+        checkpoints.save(
+            State(
+                self.number,
+                self.done,
+                self.waited,
+                self.best.loss,
+                self.history,
+                now=self.whole.state_dict(),
+                best=self.best.state or {},
+                average=average,
+                optimiser=memories(learner.optimiser),
+                scaler=machine.scaler.state_dict(),
             )
-        history.append(line)
-        tick(1)
-        waited = 0 if best.offer(line["val_loss"]) else waited + 1
-        if waited == phase.patience > 0:
-            tick(phase.epochs - epoch)
-            break
-    best.restore()
+        )
 
-
-def _optimiser(phase: Phase, lesson: Lesson) -> torch.optim.Optimizer:
-    groups = [{**group, "highest": group["lr"]} for group in lesson.rates]
-    if phase.optimiser == "sgd":
-        return torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=SGD_WEIGHT_DECAY)
-    return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
-
-
-def _learn(
-    number: int, epoch: int, phase: Phase, lesson: Lesson, optimiser: torch.optim.Optimizer, seed: int, view: int
-) -> Line:
-    """One epoch of steps; returns its line, with the rates of its first step."""
-    random = np.random.SeedSequence([seed, number, epoch])
-    torch.manual_seed(int(random.generate_state(1)[0]))  # for dropout and its like
-    labels = lesson.train.labels
-    batches = split(np.random.default_rng(random).permutation(len(labels)), phase.batch)
-    first, steps = (epoch - 1) * len(batches), phase.epochs * len(batches)
-    line = {"phase": number, "epoch": epoch} | rates(phase, rate(first, steps, phase.warmup))
-    loss_of = nn.CrossEntropyLoss(label_smoothing=phase.smoothing)
-    total, right = 0.0, 0
-    lesson.learning.train()
-    for step, (rows, inputs) in enumerate(zip(batches, lesson.train.batches(batches, view), strict=True), start=first):
-        share = rate(step, steps, phase.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = share * group["highest"]
-        truth = torch.from_numpy(labels[rows])
-        logits = lesson.learning(inputs)
-        loss = loss_of(logits, truth)
-        if not math.isfinite(value := loss.item()):
-            where = f"at step {step - first + 1} of phase {number}, epoch {epoch}, at rate {share * phase.head_lr:g}"
-            raise Diverged(f"the loss is {value} {where}")
-        optimiser.zero_grad()
-        loss.backward()
-        if phase.clip:
-            nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], phase.clip)
-        optimiser.step()
-        total += value * len(rows)
-        right += int((logits.argmax(1) == truth).sum())
-    return line | {"train_loss": total / len(labels), "train_accuracy": right / len(labels)}
-
-
-def rate(step: int, steps: int, warmup: float) -> float:
-    """The share of its highest rate that anything learns at in a step of a phase: a rise, then half a cosine.
-
-    Loshchilov and Hutter, "SGDR", ICLR 2017; the rise of Goyal et al., "Accurate, Large Minibatch SGD", 2017.
-    """
-    rising = int(warmup * steps)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
-
-
-def rates(phase: Phase, share: float) -> Line:
-    """The rates of the head and of the deepest stage, where that learns, as the history has them."""
-    return {"lr": share * phase.head_lr} | ({"trunk_lr": share * phase.trunk_lr} if phase.moving else {})
-
-
-def split(order: np.ndarray[Any, np.dtype[np.int64]], size: int) -> Batches:
-    """The indices in parts of `size`; a last one alone joins those before it, as one image has no batch statistics."""
-    parts = np.split(order, range(size, len(order), size))
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [np.concatenate(parts[-2:])]
-    return parts
-
-
-def evaluate(learning: nn.Module, examples: Inputs) -> dict[str, float]:
-    """Mean cross-entropy and accuracy."""
-    batches = np.split(np.arange(len(examples.labels)), range(EVALUATED, len(examples.labels), EVALUATED))
-    learning.eval()
-    with torch.inference_mode():
-        logits = torch.cat([learning(inputs) for inputs in examples.batches(batches, 0)])
-        labels = torch.from_numpy(examples.labels)
-        loss = F.cross_entropy(logits, labels).item()
-        return {"val_loss": loss, "val_accuracy": (logits.argmax(1) == labels).float().mean().item()}
+    def _take_up(self, begun: State, learner: Learner) -> None:
+        """Be where that was."""
+        self.done, self.waited = begun.epoch, begun.waited
+        self.whole.load_state_dict(begun.now)
+        self.best.loss = begun.loss
+        self.best.state = begun.best or None
+        if self.average is not None:
+            self.average.load_state_dict(begun.average)
+        remember(learner.optimiser, begun.optimiser)
+        self.setting.machine.scaler.load_state_dict(begun.scaler)

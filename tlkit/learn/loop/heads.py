@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tlkit.deploy.score import score
 from tlkit.errors import DataError
-from tlkit.learn.loop.fit import Fitted, Line, fit_head
+from tlkit.learn.loop.fit import Fitted, Setting, fit_head
 from tlkit.learn.loop.inputs import Examples
+from tlkit.learn.loop.steps import Line
 from tlkit.plugin.contract import Head, Phase
 
 if TYPE_CHECKING:
@@ -25,19 +26,14 @@ def solve_or_fit(
     train: Examples,
     val: Examples,
     classes: int,
-    *,
-    seed: int,
-    watch: Callable[[], Callable[[int], None]],
+    setting: Setting,
 ) -> tuple[nn.Module, Fitted]:
-    """The head, solved where it can be, otherwise trained by gradient; and the history of that.
-
-    `watch()` is called where there are epochs, and gives what to call whenever n more are done.
-    """
-    solved = head.solve(train.features, train.labels, classes, seed)
+    """The head, solved where it can be, otherwise trained by gradient; and the history of that."""
+    solved = head.solve(train.features, train.labels, classes, setting.seed)
     if solved is not None:
         return solved.eval(), Fitted([{"phase": 1, "solved": head.name, **report(solved)}])
     module = head.module(train.features.shape[1], classes)
-    return fit_head(module, phases, train, val, seed=seed, tick=watch())
+    return fit_head(module, phases, train, val, setting)
 
 
 def refit(

@@ -16,9 +16,9 @@ from tlkit.plugin.contract import Phase
 class Network:
     """The stages of a trunk, its pool and a head; they are shared with whoever made them, and changed in place."""
 
-    def __init__(self, trunk: Trunk, head: nn.Module) -> None:
-        self.trunk = trunk.to(memory_format=torch.channels_last)  # twice as fast on a CPU
-        self.head = head
+    def __init__(self, trunk: Trunk, head: nn.Module, device: torch.device | None = None) -> None:
+        self.trunk = trunk.to(device or "cpu").to(memory_format=torch.channels_last)  # twice as fast on a CPU
+        self.head = head.to(device or "cpu")
 
     def part(self, moving: int) -> tuple[nn.Module, nn.Module]:
         """What stays, from images on, and what learns, up to logits, while the `moving` deepest stages learn.

@@ -6,7 +6,8 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 
 from tlkit.errors import UsageError
-from tlkit.plugin.contract import OPTIMISERS, Phase
+from tlkit.learn.loop.vision import STRONGEST
+from tlkit.plugin.contract import BALANCES, OPTIMISERS, Phase
 
 ORIGINAL, MOVED, NEW = "original", "moved", "new"
 
@@ -39,6 +40,11 @@ def _problems(phase: Phase, stages: int) -> Iterator[str]:
         f"has a smoothing of {phase.smoothing:g}, not in [0, 1)": not 0.0 <= phase.smoothing < 1.0,
         f"clips gradients to {phase.clip:g}": phase.clip < 0.0,
         f"has a patience of {phase.patience} epochs": phase.patience < 0,
+        f"has a randaugment of {phase.randaugment}, not from 0 to {STRONGEST}": not 0 <= phase.randaugment <= STRONGEST,
+        f"has a mixup of {phase.mixup:g}": not 0.0 <= phase.mixup < math.inf,
+        f"has a cutmix of {phase.cutmix:g}": not 0.0 <= phase.cutmix < math.inf,
+        f"has the balance {phase.balance!r}, not {' or '.join(BALANCES)}": phase.balance not in BALANCES,
+        f"has an ema of {phase.ema:g}, not in [0, 1)": not 0.0 <= phase.ema < 1.0,
     }
     return (problem for problem, holds in wrong.items() if holds)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from tlkit.learn.loop.fit import Fitted, Lesson, fit
-from tlkit.learn.loop.inputs import Decoded, Examples, Images, Inputs
+from tlkit.learn.loop.fit import Fitted, Setting, fit
+from tlkit.learn.loop.inputs import Decoded, Examples, Images, Inputs, Variety
 from tlkit.learn.loop.network import Network, Originals
+from tlkit.learn.loop.norm import following
 from tlkit.learn.loop.phases import most_moving
+from tlkit.learn.loop.steps import Lesson
+from tlkit.learn.loop.stored import Stored, border, check_space, forget_others, in_words
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Backbone, Phase
 
@@ -24,6 +28,14 @@ class Split:
     features: Examples
 
 
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Where the output of frozen stages is kept, for how many views of each image; 0 views: another in each epoch."""
+
+    folder: Path | None
+    views: int
+
+
 def tune(
     trunk: Trunk,
     head: nn.Module,
@@ -31,40 +43,83 @@ def tune(
     backbone: Backbone,
     train: Split,
     val: Split,
-    *,
-    seed: int,
-    tick: Callable[[int], None],
+    store: Store,
+    setting: Setting,
 ) -> tuple[Fitted, tuple[str, ...]]:
     """Train a head and the deepest stages of a trunk, in place; the stages that no phase moves are proven the same.
 
     Returns the history, and the names of the stages that are no more as they were.
-
-    As long as nothing has moved, a phase in which nothing does learns from the deployed trunk's features.
     """
-    moving = most_moving(phases)
-    network, originals = Network(trunk, head), Originals(trunk)
-    moved = False
-
-    def lesson(phase: Phase) -> Lesson:
-        nonlocal moved
-        if phase.restart:
-            network.restart(fresh_stages(backbone, seed), phase.restart)
-        moved = moved or phase.moving > 0
-        if not moved:
-            return Lesson(head, network.rates(phase), train.features, val.features)
-        frozen, learning = network.part(phase.moving)
-
-        def inputs(split: Split, augment: bool) -> Inputs:
-            return Decoded(split.images, frozen, seed, augment)
-
-        return Lesson(learning, network.rates(phase), inputs(train, phase.augment), inputs(val, False))
-
-    fitted = fit(network.changing(moving), phases, lesson, seed=seed, tick=tick)
-    originals.prove(len(trunk.names) - moving)
-    trunk.to(memory_format=torch.contiguous_format)
+    moving, names = most_moving(phases), trunk.names
+    originals = Originals(trunk)
+    network = Network(trunk, head, setting.machine.device)
+    lessons = Lessons(network, phases, backbone, train, val, store, setting)
+    moves = [trunk.stages[name] for name in names[len(names) - moving :]]
+    with following(moves, shared=setting.machine.world > 1):
+        fitted = fit(network.changing(moving), phases, lessons, setting)
+    trunk.to("cpu").to(memory_format=torch.contiguous_format)
+    head.to("cpu").eval()
+    originals.prove(len(names) - moving)
     trunk.requires_grad_(False).eval()
-    head.eval()
     return fitted, originals.changed()
+
+
+class Lessons:
+    """What each phase learns from; called with its number, from 1, when it begins."""
+
+    def __init__(
+        self,
+        network: Network,
+        phases: Sequence[Phase],
+        backbone: Backbone,
+        train: Split,
+        val: Split,
+        store: Store,
+        setting: Setting,
+    ) -> None:
+        self.network, self.phases, self.backbone = network, phases, backbone
+        self.train, self.val, self.store, self.setting = train, val, store, setting
+
+    def __call__(self, number: int) -> Lesson:
+        """As long as nothing has moved, a phase in which nothing does learns from the deployed trunk's features."""
+        phase = self.phases[number - 1]
+        if phase.restart:
+            self.network.restart(fresh_stages(self.backbone, self.setting.seed), phase.restart)
+        rates = self.network.rates(phase)
+        if not any(each.moving for each in self.phases[:number]):
+            return Lesson(self.network.head, rates, self.train.features, self.val.features)
+        frozen, learning = self.network.part(phase.moving)
+        return Lesson(learning, rates, *self._inputs(phase, frozen))
+
+    def _inputs(self, phase: Phase, frozen: nn.Module) -> tuple[Inputs, Inputs]:
+        """The training and the validation images as the frozen stages give them on."""
+        seed, machine = self.setting.seed, self.setting.machine
+        varied = Variety.of(phase, seed, self.store.views)
+        if not self._stores(phase):
+            return tuple(  # type: ignore[return-value]  # two of them
+                Decoded(split.images, frozen, variety, machine.device)
+                for split, variety in ((self.train, varied), (self.val, Variety(seed)))
+            )
+        names, folder = self.network.trunk.names, self.store.folder
+        assert folder is not None  # noqa: S101 - see `_stores`
+        edge = border(self.network.trunk.upto(names[len(names) - phase.moving - 1]), frozen, machine)
+        if machine.leads:
+            forget_others(folder, edge.key)
+        progress = self.setting.watch.progress
+        stored = [
+            Stored(folder, name, split.images, variety, edge, machine, progress)
+            for name, split, variety in (("train", self.train, varied), ("val", self.val, Variety(seed)))
+        ]
+        needed = sum(each.missing for each in stored)
+        check_space(folder, needed)
+        self.setting.watch.say(f"keeping the output of the frozen stages takes {in_words(needed)} more")
+        return stored[0], stored[1]
+
+    def _stores(self, phase: Phase) -> bool:
+        """Whether it pays to keep what the frozen stages give: there are some, and an image is seen again as it was."""
+        frozen = len(self.network.trunk.names) - phase.moving
+        repeats = phase.epochs > 1 and (self.store.views > 0 or not Variety.of(phase, 0, 0).varies)
+        return self.store.folder is not None and frozen > 0 and phase.moving > 0 and repeats
 
 
 def fresh_stages(backbone: Backbone, seed: int) -> dict[str, nn.Module]:
