@@ -127,6 +127,7 @@ class _Course:
         if self.phase.ema:
             average = get_ema_multi_avg_fn(self.phase.ema)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.whole, multi_avg_fn=average, use_buffers=True)
+            self.average.update_parameters(self.whole)  # it begins with the weights before the first step
         machine, watch = self.setting.machine, self.setting.watch
         learner = Learner(self.phase, given, machine, self.setting.seed, self.average, self.whole)
         if begun is not None:
