@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     help="The pretrained network.",
     shell_complete=complete_offer("backbone"),
 )
+@click.option("--size", type=click.IntRange(1), help="Pixels of the network's input; the backbone's own unless given.")
 @click.option("--cut", help="The last stage to keep; the strategy decides unless given.")
 @click.option(
     "--strategy",
@@ -110,6 +112,7 @@ def command(
     source: Path,
     out: Path,
     backbone: str,
+    size: int | None,
     cut: str | None,
     strategy: str,
     head: str,
@@ -156,6 +159,7 @@ def command(
         **offers,
         origins=origins,
         cut=cut,
+        size=size,
         val=val,
         max_bad=max_bad,
         golden=golden,
@@ -165,7 +169,7 @@ def command(
         cache=cache,
     )
     how = How(Choice(device, precision, compiled, tf32), resume, tensorboard, warn=_warn)
-    with progress_bars() as bars:
+    with progress_bars() as bars, _told_how_to_go_on(out):
         trained = train(source, out, recipe, bars, how)
 
     for line in trained.ignored:
@@ -190,6 +194,7 @@ def command(
             "rejected": dict(trained.rejected),
             "ignored": list(trained.ignored),
             "val": scores.to_json(),
+            "epochs": list(trained.epochs),
             "next": then,
         },
         [
@@ -203,6 +208,19 @@ def command(
         as_json,
     )
     wrote(out, then=then)
+
+
+@contextmanager
+def _told_how_to_go_on(out: Path) -> Iterator[None]:
+    """Say, when a training is interrupted, how it is taken up."""
+    from tlkit.learn.work import is_unfinished
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_unfinished(out):
+            click.echo(one_line(f"{out} is not finished: give the same command with --resume to go on"), err=True)
+        raise
 
 
 def _warn(warning: str) -> None:

@@ -33,6 +33,7 @@ class Recipe:
     head: Head
     origins: Mapping[str, tuple[str, str]]  # by kind
     cut: str | None = None
+    size: int | None = None  # pixels of the input's side, if not the backbone's own
     val: float = 0.2
     max_bad: float = 0.01
     golden: int = 8
@@ -100,6 +101,7 @@ class Plan:
             "tlkit": __version__,
             "backbone": {"name": recipe.backbone.name, **to_json(recipe.backbone)},
             "cut": self.trunk.names[-1],
+            "size": self.trunk.pixels.size,
             **offers,
             **{name: getattr(recipe, name) for name in ("val", "seed", "refit", "views", "cache")},
             "device": machine.device.type,

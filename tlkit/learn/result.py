@@ -42,11 +42,18 @@ class Trained:
     scores: Scores
     provenance: Mapping[str, str]  # of each stage: "original", "moved" or "new"
     report: Mapping[str, Any] = field(default_factory=dict)
+    epochs: Sequence[Mapping[str, Any]] = ()  # of this run: loss, accuracy, rates, seconds and images a second
     diverged: str | None = None  # where the loss ended as no number; the weights are the best before that
 
 
 def write(
-    plan: Plan, features: Features, decoded: int, head: nn.Module, fitted: Fitted, changed: Sequence[str]
+    plan: Plan,
+    features: Features,
+    decoded: int,
+    head: nn.Module,
+    fitted: Fitted,
+    changed: Sequence[str],
+    epochs: Sequence[Mapping[str, Any]],
 ) -> Trained:
     """Score the head on the features of the deployed trunk, and write the bundle."""
     recipe, trunk, dataset, samples, phases = plan.recipe, plan.trunk, plan.dataset, plan.samples, plan.phases
@@ -102,6 +109,7 @@ def write(
         scores=scores,
         provenance=record.provenance,
         report=report(head),
+        epochs=epochs,
         diverged=fitted.diverged,
     )
 

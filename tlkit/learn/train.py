@@ -40,7 +40,8 @@ def train(source: Path, out: Path, recipe: Recipe, progress: Progress = silent, 
     files.check_writable(out)
     dataset = folder.read(source, val=recipe.val)
     torch.manual_seed(recipe.seed)
-    whole = trunks.build(recipe.backbone)
+    pixels = None if recipe.size is None else trunks.resized(recipe.backbone, recipe.size)
+    whole = trunks.build(recipe.backbone, pixels=pixels)
     known = facts(dataset)
     cut = trunks.check_cut(recipe.cut or recipe.strategy.cut(whole.names, known), whole.names)
     trunk = whole.upto(cut)
@@ -68,12 +69,12 @@ def _train_head(plan: Plan, how: How) -> Trained:
     """The head alone, on the features of the trunk as it is."""
     features = plan.extract(plan.whole, how.progress("features", len(plan.samples)))
     train_set, val_set = plan.splits(features)
-    board = how.tensorboard
-    setting = Setting(plan.recipe.seed, Watch(how.progress, phases=len(plan.phases), board=board))
+    watch = Watch(how.progress, phases=len(plan.phases), board=how.tensorboard)
+    setting = Setting(plan.recipe.seed, watch)
     head, fitted = solve_or_fit(
         plan.recipe.head, plan.phases, train_set.features, val_set.features, len(plan.dataset.labels), setting
     )
-    trained = write(plan, features, features.decoded, head, fitted, ())
+    trained = write(plan, features, features.decoded, head, fitted, (), watch.lines)
     export.keep_cut(plan.whole, trained.cut)
     return trained
 
@@ -109,7 +110,7 @@ def _train_trunk(plan: Plan, how: How, machine: Machine) -> Trained:
             classes = len(plan.dataset.labels)
             head, more = refit(recipe.head, head, train_set.features, val_set.features, classes, recipe.seed)
             fitted.history.extend(more)
-        return write(plan, features, decoded, head, fitted, changed)
+        return write(plan, features, decoded, head, fitted, changed, setting.watch.lines)
 
 
 __all__ = ["Choice", "How", "Progress", "Recipe", "Trained", "silent", "train"]

@@ -25,11 +25,15 @@ def folder_of(out: Path) -> Path:
     return out.absolute().with_name(f".{out.name}.training")
 
 
+def is_unfinished(out: Path) -> bool:
+    """Whether a training of the bundle `out` was left off, with a checkpoint to go on from."""
+    return any(folder_of(out).glob("checkpoint-*"))
+
+
 def check_unfinished(out: Path, *, resume: bool) -> None:
     """Refuse to begin where another training was left off."""
-    folder = folder_of(out)
-    if not resume and any(folder.glob("checkpoint-*")):
-        do = f"go on with --resume, or give it up: rm -r {quoted(folder)}"
+    if not resume and is_unfinished(out):
+        do = f"go on with --resume, or give it up: rm -r {quoted(folder_of(out))}"
         raise UsageError("a training of it was left off", file=out, do=do)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,6 +127,29 @@ def build(backbone: Backbone, *, pretrained: bool = True, pixels: Pixels | None 
         wrong = f"stages can't be named {', '.join(map(repr, bad))}" if bad else "it has no stages"
         raise UsageError(f"backbone {backbone.name!r}: {wrong}", do="this is for the author of the plugin to mend")
     return Trunk(pixels or backbone.pixels, stages, backbone.pool() or MeanPool()).eval()
+
+
+def resized(backbone: Backbone, size: int) -> Pixels:
+    """The pixel recipe of a backbone at another input size, in the same proportions.
+
+    Raises a UsageError, with the stage and the reason, where its weights fit no images of that size.
+    """
+    pixels = replace(backbone.pixels, size=size)
+    trunk = build(backbone, pixels=pixels)
+    with torch.inference_mode():
+        x = trunk.normalise(torch.zeros(2, size, size, 3, dtype=torch.uint8))
+        for name, stage in trunk.stages.items():
+            try:
+                x = stage(x)
+                fits, reason = bool(x.numel()), "nothing is left of an image"
+            except Exception as error:  # noqa: BLE001 - whatever a plugin's layer raises at shapes it can't take
+                fits, reason = False, str(error) or type(error).__name__
+            if not fits:
+                raise UsageError(
+                    f"{backbone.name} can't take images of {size} pixels: stage {name!r} fails: {reason}",
+                    do=f"leave out --size, for {backbone.pixels.size} pixels, or take another backbone",
+                )
+    return pixels
 
 
 def bad_names(stages: Iterable[str]) -> list[str]:

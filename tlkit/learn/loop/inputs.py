@@ -73,7 +73,7 @@ class Variety:
     @classmethod
     def of(cls, phase: Phase, seed: int, views: int) -> Variety:
         """What a phase asks for."""
-        return cls(seed, phase.augment, phase.randaugment, views)
+        return cls(seed, phase.augment, phase.randaugment, min(views, phase.epochs))
 
     @property
     def varies(self) -> bool:

@@ -69,7 +69,7 @@ def border(part: Trunk, frozen: nn.Module, machine: Machine) -> Border:
 
 
 class Stored(Inputs):
-    """The maps of one split's images at a border, computed when a view is first asked for."""
+    """The maps of one split's images at a border, computed in all views when one is first asked for."""
 
     def __init__(
         self,
@@ -90,8 +90,7 @@ class Stored(Inputs):
     @property
     def missing(self) -> int:
         """How many bytes the views that are not there yet take, in half precision."""
-        views = self.variety.views if self.variety.varies else 1
-        lacking = sum(not self._file(number).exists() for number in range(views))
+        lacking = sum(not self._file(number).exists() for number in range(self._views))
         return lacking * len(self.labels) * int(np.prod(self.edge.shape)) * np.dtype(self.kind).itemsize
 
     def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
@@ -101,21 +100,26 @@ class Stored(Inputs):
             given = self.machine.put(taken).float()
             yield given.permute(0, 3, 1, 2) if given.ndim == 4 else given
 
+    @property
+    def _views(self) -> int:
+        return self.variety.views if self.variety.varies else 1
+
     def _file(self, number: int) -> Path:
         kind = f"{'crop' if self.variety.crop else 'whole'}-{self.variety.magnitude}"
         return self.folder / f"{self.edge.key}-{self.split}-{kind}-{number:03}.npy"
 
     def _view(self, number: int) -> NDArray[Any]:
-        if number not in self.opened:
-            file = self._file(number)
-            if self.machine.leads and not file.exists():
-                self._compute(file, number)
+        if not self.opened:
+            files = {each: self._file(each) for each in range(self._views)}
+            for each, file in files.items():
+                if self.machine.leads and not file.exists():
+                    self._compute(file, each)
             self.machine.wait()
-            self.opened[number] = np.load(file, mmap_mode="r", allow_pickle=False)
+            self.opened = {each: np.load(file, mmap_mode="r", allow_pickle=False) for each, file in files.items()}
         return self.opened[number]
 
     def _compute(self, file: Path, number: int) -> None:
-        tick = self.say(f"frozen stages, {self.split} view {number + 1}", len(self.labels))
+        tick = self.say(f"frozen stages, {self.split} view {number + 1} of {self._views}", len(self.labels))
         try:
             self._write(file, number, tick)
         except _TooLarge:

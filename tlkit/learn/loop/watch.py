@@ -37,7 +37,8 @@ class Watch:
         self.progress, self.phases, self.log = progress, phases, log
         self.board = None if board is None else _writer(board)
         self.tick = silent("", 0)
-        self.began, self.seen, self.epochs = time.perf_counter(), 0, 0
+        self.began, self.seen = time.perf_counter(), 0
+        self.lines: list[dict[str, Any]] = []  # of the epochs that were seen, with their times
 
     def phase(self, number: int, total: int, done: int) -> None:
         """A phase of `total` images begins, of which `done` were learnt from before this run."""
@@ -64,16 +65,16 @@ class Watch:
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """An epoch is over."""
-        self.epochs += 1
         seconds = time.perf_counter() - self.began
         timed = {**line, "seconds": round(seconds, 3), "images_per_second": round(self.speed(), 1)}
+        self.lines.append(timed)
         if self.log is not None:
             with explained(self.log), self.log.open("a") as stream:
                 stream.write(json.dumps(timed) + "\n")
         if self.board is not None:
             for name, value in timed.items():
                 if name not in ("phase", "epoch"):
-                    self.board.add_scalar(name, value, self.epochs)
+                    self.board.add_scalar(name, value, len(self.lines))
             self.board.flush()
         self.began, self.seen = time.perf_counter(), 0
 
