@@ -44,6 +44,17 @@ class Tiny(Backbone):
 
 
 @dataclass(frozen=True)
+class Seeded(Tiny):
+    """Its random weights come from PyTorch's seed, as those of other backbones do."""
+
+    def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:
+        stages = super().stages(pretrained=pretrained)
+        for stage in stages.values() if not pretrained else ():
+            stage[0].reset_parameters()
+        return stages
+
+
+@dataclass(frozen=True)
 class Line(Head):
     """A linear head that learns by gradient."""
 

@@ -256,6 +256,22 @@ CASES = {
     "a cut": Case(
         "train photos -o out --cut stage9", 2, "there is no stage 'stage9' to cut at; choose one of stem, stage1, .*"
     ),
+    # phases
+    "more moving stages than there are": Case(
+        "train photos -o out --strategy partial --set strategy.moving=20",
+        2,
+        "the strategy can't be run: phase 1 moves 20 stages of 9",
+    ),
+    "no epochs": Case(
+        "train photos -o out --strategy probe-then-tune --set strategy.epochs=0",
+        2,
+        "the strategy can't be run: phase 2 has 0 epochs",
+    ),
+    "a head that can't learn by gradient": Case(
+        "train photos -o out --strategy full --head knn",
+        2,
+        "the head 'knn' is solved and can't be trained by gradient; take logistic, .* or a strategy that only solves",
+    ),
     "options": Case(
         "train photos -o out --set head.pac=3 --set hat.pca=3 --set head.pca=three --set head.pca",
         2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ def watch(story):
         process = subprocess.Popen(
             [script, *map(str, args)],
             cwd=story.root,
-            env={**os.environ, **story.env, "TERM": "xterm"},
+            env={**os.environ, **story.env, "TERM": "xterm", "COLUMNS": "140"},
             stdout=subprocess.PIPE,
             stderr=theirs,
         )
@@ -64,7 +65,8 @@ def test_a_bar_is_shown_on_a_terminal_only(watch, tlkit, story, tmp_path, line, 
 def test_each_bar_has_its_own_line(watch, tmp_path):
     code, _, shown = watch("train", "photos", "-o", tmp_path / "run", "--head", "mlp", "--set", "strategy.epochs=5")
     assert code == 0
-    features, epochs = (next(line for line in shown.split("\n") if word in line) for word in ("features", "epochs"))
-    assert "epochs" not in features
+    features, training = (next(line for line in shown.split("\n") if word in line) for word in ("features", "training"))
+    assert "training" not in features
     assert "60/60" in features
-    assert "5/5" in epochs
+    assert "250/250" in training  # 50 images, five times
+    assert re.search(r"loss \d\.\d+, accuracy [\d.]+%, \d+ images/s, rate \d\.\de-\d\d", training)

@@ -16,7 +16,7 @@ from tlkit.deploy.evaluate import answers
 from tlkit.deploy.parity import TOLERANCES
 from tlkit.deploy.runtime import Model
 from tlkit.deploy.survey import OUTPUTS, survey
-from tlkit.deploy.trained import Trained
+from tlkit.deploy.trained import TrainedSession
 from tlkit.model.bundle import open_bundle
 
 
@@ -30,7 +30,7 @@ def ask(model, pictures):
 
 @pytest.fixture(scope="module")
 def trained(tiny_run, pictures):
-    return ask(Model(Trained(open_bundle(tiny_run), Tiny(), Line()), tiny_run), pictures)
+    return ask(Model(TrainedSession(open_bundle(tiny_run), Tiny(), Line()), tiny_run), pictures)
 
 
 def test_the_modules_answer_as_a_session(trained):
@@ -66,7 +66,7 @@ def test_a_bad_image_is_passed_over_on_both_sides(tiny_run, pictures, tmp_path):
     other = shutil.copytree(pictures, tmp_path / "photos")
     bad = other / "dark/03.png"
     bad.write_bytes(b"no image")
-    sides = [Model(Trained(open_bundle(tiny_run), Tiny(), Line()), tiny_run), Model.open(tiny_run)]
+    sides = [Model(TrainedSession(open_bundle(tiny_run), Tiny(), Line()), tiny_run), Model.open(tiny_run)]
     one, two = (ask(side, other) for side in sides)
     assert list(one.rejected) == list(two.rejected) == [str(bad)]
     assert survey(one, two, TOLERANCES["fp32"]).images == 35

@@ -14,7 +14,9 @@ from tests.tiny import Line, write_images
 from tlkit.data.images import load
 from tlkit.deploy import export
 from tlkit.errors import DataError, UsageError
-from tlkit.learn.loop import Examples, check_phases, fit
+from tlkit.learn.loop.fit import fit_head
+from tlkit.learn.loop.inputs import Examples
+from tlkit.learn.loop.phases import check_phases
 from tlkit.learn.train import train
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, LOGITS, Facts, Phase, Strategy
@@ -144,16 +146,16 @@ class TestLoop:
 
     def test_learns(self, examples):
         torch.manual_seed(0)
-        head, history = fit(Line().module(5, 2), [Phase(30, 0.05)], *examples, seed=0, tick=lambda _: None)
-        assert history[-1]["val_accuracy"] > 0.9
+        head, fitted = fit_head(Line().module(5, 2), [Phase(30, 0.05)], *examples, seed=0, tick=lambda _: None)
+        assert fitted.history[-1]["val_accuracy"] > 0.9
         assert not head.training
 
     def test_keeps_the_best_epoch(self, examples):
         torch.manual_seed(0)
-        head, history = fit(
+        head, fitted = fit_head(
             Line().module(5, 2), [Phase(5, 0.05), Phase(3, 50.0)], *examples, seed=0, tick=lambda _: None
         )
-        losses = [line["val_loss"] for line in history]
+        losses = [line["val_loss"] for line in fitted.history]
         with torch.inference_mode():
             logits = head(torch.from_numpy(examples[1].features))
         kept = torch.nn.functional.cross_entropy(logits, torch.from_numpy(examples[1].labels)).item()
@@ -164,12 +166,12 @@ class TestLoop:
         train_set, val_set = examples
         spoiled = Examples(train_set.features * np.float32(1e38), train_set.labels)
         with pytest.raises(DataError, match="phase 1, epoch 1, at rate 1e"):
-            fit(Line().module(5, 2), [Phase(2, 1e20)], spoiled, val_set, seed=0, tick=lambda _: None)
+            fit_head(Line().module(5, 2), [Phase(2, 1e20)], spoiled, val_set, seed=0, tick=lambda _: None)
 
     def test_rates_follow_a_cosine(self, examples):
-        _, history = fit(Line().module(5, 2), [Phase(4, 1.0)], *examples, seed=0, tick=lambda _: None)
+        _, fitted = fit_head(Line().module(5, 2), [Phase(4, 1.0)], *examples, seed=0, tick=lambda _: None)
         expected = [(1 + np.cos(np.pi * epoch / 4)) / 2 for epoch in range(4)]
-        assert [line["lr"] for line in history] == pytest.approx(expected)
+        assert [line["lr"] for line in fitted.history] == pytest.approx(expected)
 
     def test_all_problems_of_phases_are_named_at_once(self):
         with pytest.raises(UsageError, match=r"phase 1 has 0 epochs; phase 2 moves 9 stages of 2"):

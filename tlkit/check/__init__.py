@@ -82,7 +82,7 @@ def run(
     exempt: Mapping[str, str] | None = None,
     *,
     pretrained: bool = False,
-    tick: Callable[[int], None] = lambda _more: None,
+    tick: Callable[[int], object] = lambda _more: None,
 ) -> list[Result]:
     """The results of every check of an offer, in order. `tick(1)` is called after each."""
     results = []

@@ -19,7 +19,8 @@ from tlkit.check.subject import Skipped, Subject, expect, prepared, some
 from tlkit.deploy.parity import compare, relative_error
 from tlkit.deploy.session import OnnxSession
 from tlkit.errors import DataError, UsageError
-from tlkit.learn.loop import Examples, fit
+from tlkit.learn.loop.fit import Setting, fit_head
+from tlkit.learn.loop.inputs import Examples
 from tlkit.plugin.contract import FEATURES, LOGITS, Head, Phase
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class HeadSubject(Subject[Head]):
             torch.manual_seed(seed)
             module = self.offer.module(blobs.features.shape[1], classes)
             examples = Examples(blobs.features, blobs.labels)
-            module, _ = fit(module, [LEARNING], examples, examples, seed=seed, tick=lambda _more: None)
+            module, _ = fit_head(module, [LEARNING], examples, examples, Setting(seed))
         return module
 
     @prepared("fits")

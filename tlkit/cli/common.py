@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import Backbone, Head
     from tlkit.plugin.host import Host
+
+WIDTH, TIME = 20, 24  # of a progress bar, in characters, and of the time left with what stands around both
 
 FilePath = click.Path(path_type=Path)
 
@@ -48,22 +52,38 @@ def rejected(name: object, reason: str) -> None:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """A maker of progress bars on stderr, shown only on a terminal: `bar(what, total)` gives `tick(n)`.
+def progress_bars() -> Iterator[Callable[[str, int], Callable[..., None]]]:
+    """A maker of progress bars on stderr, shown only on a terminal: `bar(what, total)` gives `tick(n, said)`.
 
-    A new bar takes over from the one before, which stays on its line as far as it came.
+    A new bar takes over from the one before, which stays on its line as far as it came; one of nothing is a line.
     """
     with ExitStack() as shown:
 
-        def bar(what: str, total: int) -> Callable[[int], None]:
+        def bar(what: str, total: int) -> Callable[..., None]:
             shown.close()
             if not sys.stderr.isatty():
-                return lambda _more: None
-            return shown.enter_context(
-                click.progressbar(length=total, label=what, file=sys.stderr, show_pos=True, width=30)
-            ).update
+                return lambda _more, _said="": None
+            if not total:
+                click.echo(what, err=True)
+                return lambda _more, _said="": None
+            room = max(0, shutil.get_terminal_size().columns - len(what) - 2 * len(str(total)) - WIDTH - TIME)
+            made: Any = click.progressbar(
+                length=total,
+                label=what,
+                file=sys.stderr,
+                show_pos=True,
+                width=WIDTH,
+                item_show_func=partial(_fit, room),
+            )
+            opened = shown.enter_context(made)
+            return lambda more, said="": opened.update(more, said)
 
         yield bar
+
+
+def _fit(room: int, said: str | None) -> str:
+    """As much of it as there is room for: a bar that is longer than a line leaves the line behind it."""
+    return (said or "")[:room]
 
 
 @functools.cache

@@ -47,6 +47,7 @@ def _bundle(root: Path) -> dict[str, Any]:
         "backbone": asdict(record.backbone),
         "weights": dict(record.source),
         "stages": list(record.stages),
+        "provenance": dict(record.provenance),
         "cut": record.cut,
         "width": record.width,
         "pixels": asdict(record.pixels),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     help="The pretrained network.",
     shell_complete=complete_offer("backbone"),
 )
+@click.option("--size", type=click.IntRange(1), help="Pixels of the network's input; the backbone's own unless given.")
 @click.option("--cut", help="The last stage to keep; the strategy decides unless given.")
 @click.option(
     "--strategy",
@@ -68,11 +70,49 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all that is random."
 )
+@click.option(
+    "--refit/--no-refit",
+    default=True,
+    show_default=True,
+    help="Solve the head again on a trunk that moved, where that loses nothing on the validation images.",
+)
+@click.option(
+    "--views",
+    type=click.IntRange(0),
+    default=4,
+    show_default=True,
+    help="Views of each image that training takes turns at while stages are frozen; 0: another in every epoch.",
+)
+@click.option(
+    "--cache/--no-cache",
+    default=True,
+    show_default=True,
+    help="Keep the output of the frozen stages for each view on disk, and begin every epoch there.",
+)
+@click.option("--resume", is_flag=True, help="Go on where an interrupted training of the same bundle was left off.")
+@click.option("--tensorboard", type=FilePath, help="A folder to write what happens to, for TensorBoard.")
+@click.option(
+    "--device",
+    type=click.Choice(("auto", "cpu", "cuda")),
+    default="auto",
+    show_default=True,
+    help="What stages move on; auto: a GPU where there is one.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(("auto", "fp32", "bf16", "fp16")),
+    default="auto",
+    show_default=True,
+    help="Format of products while stages move; auto: bf16 on a GPU that has it.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Compile what learns with torch.compile.")
+@click.option("--tf32", is_flag=True, help="Let a GPU round the factors of fp32 products to 10 bits.")
 @json_option
 def command(
     source: Path,
     out: Path,
     backbone: str,
+    size: int | None,
     cut: str | None,
     strategy: str,
     head: str,
@@ -81,6 +121,15 @@ def command(
     max_bad: float,
     golden: int,
     seed: int,
+    refit: bool,
+    views: int,
+    cache: bool,
+    resume: bool,
+    tensorboard: Path | None,
+    device: str,
+    precision: str,
+    compiled: bool,
+    tf32: bool,
     as_json: bool,
 ) -> None:
     """Train on SOURCE and write a bundle.
@@ -93,6 +142,9 @@ def command(
       tlkit train photos/ -o run/
       tlkit train photos/ -o run/ --backbone efficientnet-lite1 --cut stage4 --head svm --set head.pca=128
       tlkit train photos.csv -o run/ --head mlp --set head.hidden=256 --seed 7
+      tlkit train photos/ -o run/ --strategy partial --set strategy.moving=2 --set strategy.epochs=5
+      tlkit train photos/ -o run/ --strategy full --resume
+      torchrun --nproc-per-node 4 -m tlkit train photos/ -o run/ --strategy full
     """
     from tlkit.plugin.settings import parse
 
@@ -101,11 +153,24 @@ def command(
     origins = {kind: plugins.origin(offer) for kind, offer in offers.items()}
     offers |= parse(settings, offers)
 
-    from tlkit.learn.train import Recipe, train
+    from tlkit.learn.train import Choice, How, Recipe, train
 
-    recipe = Recipe(**offers, origins=origins, cut=cut, val=val, max_bad=max_bad, golden=golden, seed=seed)
-    with progress_bars() as bars:
-        trained = train(source, out, recipe, bars)
+    recipe = Recipe(
+        **offers,
+        origins=origins,
+        cut=cut,
+        size=size,
+        val=val,
+        max_bad=max_bad,
+        golden=golden,
+        seed=seed,
+        refit=refit,
+        views=views,
+        cache=cache,
+    )
+    how = How(Choice(device, precision, compiled, tf32), resume, tensorboard, warn=_warn)
+    with progress_bars() as bars, _told_how_to_go_on(out):
+        trained = train(source, out, recipe, bars, how)
 
     for line in trained.ignored:
         click.echo(one_line(f"passed over {line}"), err=True)
@@ -120,6 +185,7 @@ def command(
             "digest": trained.digest,
             "backbone": backbone,
             "cut": trained.cut,
+            "stages": dict(trained.provenance),
             "strategy": strategy,
             "head": head,
             "report": dict(trained.report),
@@ -128,6 +194,7 @@ def command(
             "rejected": dict(trained.rejected),
             "ignored": list(trained.ignored),
             "val": scores.to_json(),
+            "epochs": list(trained.epochs),
             "next": then,
         },
         [
@@ -136,10 +203,34 @@ def command(
             f"{trained.decoded} images decoded, the others known from earlier runs",
             f"validation accuracy {scores.accuracy:.1%} (95 %: {low:.1%} to {high:.1%})",
             f"macro-F1 {scores.macro_f1:.3f}, ECE {scores.ece:.3f}",
+            *_changed(trained.provenance),
         ],
         as_json,
     )
     wrote(out, then=then)
+
+
+@contextmanager
+def _told_how_to_go_on(out: Path) -> Iterator[None]:
+    """Say, when a training is interrupted, how it is taken up."""
+    from tlkit.learn.work import is_unfinished
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_unfinished(out):
+            click.echo(one_line(f"{out} is not finished: give the same command with --resume to go on"), err=True)
+        raise
+
+
+def _warn(warning: str) -> None:
+    click.echo(one_line(f"tlkit: warning: {warning}"), err=True)
+
+
+def _changed(provenance: Mapping[str, str]) -> list[str]:
+    """A line that says which stages are no more the original's, where there are any."""
+    changed = [f"{stage} {what}" for stage, what in provenance.items() if what != "original"]
+    return [f"{len(changed)} of {len(provenance)} stages changed: {', '.join(changed)}"] if changed else []
 
 
 def _offers(plugins: Host, named: Mapping[str, str]) -> dict[str, Any]:

@@ -120,12 +120,12 @@ def _survey(bundle: Bundle, places: Sequence[str], data: Path, split: str | None
     from tlkit.deploy.parity import TOLERANCES
     from tlkit.deploy.runtime import Model
     from tlkit.deploy.survey import OUTPUTS, survey
-    from tlkit.deploy.trained import Trained
+    from tlkit.deploy.trained import TrainedSession
 
     _, samples = labelled(data, bundle.record.labels, split)
     found = {}
     with progress_bars() as bars:
-        model = Model(Trained(bundle, *offers(bundle)), bundle.root)
+        model = Model(TrainedSession(bundle, *offers(bundle)), bundle.root)
         trained = answers(model, samples, bars("trained modules", len(samples)), OUTPUTS)
         for place in places:
             target, precision = place.split("/")

@@ -1,7 +1,9 @@
 """File or bytes -> uint8 (S, S, 3): the only preprocessing there is, the same to the bit in every verb.
 
 The recipe is `tlkit.plugin.contract.Pixels`: the centred square of side crop x the shorter side, resampled to
-S x S in one pass of Pillow's `resize(box=...)`. What the text of the recipe leaves open is settled here:
+S x S in one pass of Pillow's `resize(box=...)`. Training may ask for another part of the picture, a `View`; what is
+left is done in the same way, so that what differs from the deployed pixels is the part alone. What the text of the
+recipe leaves open is settled here:
 
 - Large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size while the square keeps at least twice the pixels it
   is resampled to; that is several times faster and moves the result by a fraction of a grey level on average.
@@ -38,6 +40,7 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
+from tlkit.data.views import Box, View
 from tlkit.errors import DataError, UsageError
 from tlkit.plugin.contract import Pixels
 
@@ -91,9 +94,12 @@ class Rejected(DataError):
     """One picture that can't be used; `.what` is the reason in plain words."""
 
 
-def load(source: Path | bytes, pixels: Pixels, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def load(
+    source: Path | bytes, pixels: Pixels, *, view: View | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """The picture as a network sees it: uint8 `(S, S, 3)`, RGB, C-contiguous, writable.
 
+    With a `view` it is that part of the picture, for training; without one the centred square, which is deployed.
     A path and the bytes of its file give the same array. Safe to call from many threads at once.
     Raises `Rejected` for anything wrong with the picture: unreadable, not one of `FORMATS`, truncated, or of
     more than `max_pixels` pixels by its header.
@@ -101,9 +107,9 @@ def load(source: Path | bytes, pixels: Pixels, *, max_pixels: int = MAX_PIXELS) 
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so half a picture would pass", do="turn it off")
     if isinstance(source, bytes):
-        return _load(source, pixels, max_pixels)
+        return _load(source, pixels, view, max_pixels)
     try:
-        return _load(_read(source), pixels, max_pixels)
+        return _load(_read(source), pixels, view, max_pixels)
     except Rejected as problem:
         raise Rejected(problem.what, file=source) from problem
 
@@ -120,10 +126,10 @@ def _read(path: Path) -> bytes:
         raise Rejected(f"can't be read ({error.strerror or error})") from error
 
 
-def _load(data: bytes, pixels: Pixels, max_pixels: int) -> NDArray[np.uint8]:
+def _load(data: bytes, pixels: Pixels, view: View | None, max_pixels: int) -> NDArray[np.uint8]:
     _loading.now = True
     try:
-        return _render(data, pixels, max_pixels)
+        return _render(data, pixels, view, max_pixels)
     except Rejected:
         raise
     except MemoryError as error:
@@ -135,21 +141,23 @@ def _load(data: bytes, pixels: Pixels, max_pixels: int) -> NDArray[np.uint8]:
         _loading.now = False
 
 
-def _render(data: bytes, pixels: Pixels, max_pixels: int) -> NDArray[np.uint8]:
+def _render(data: bytes, pixels: Pixels, view: View | None, max_pixels: int) -> NDArray[np.uint8]:
     picture = _open(data)
     width, height = picture.size
     if width * height > max_pixels:
         raise Rejected(f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
-    extent = _draft(picture, pixels)
+    extent = _draft(picture, pixels, view)
     picture.load()
     turn = _turn(picture)  # after loading, for PNG may keep its EXIF behind the pixels
     flat = _flatten(picture)
     if turn is not None and pixels.filter in _STEPPED:
         flat, turn = flat.transpose(turn), None
-    box = _centred_square(extent or flat.size, pixels.crop)
+    box = _box(extent or flat.size, pixels, view)
     small = flat.resize((pixels.size, pixels.size), Image.Resampling[pixels.filter.upper()], box=box)
     if turn is not None:  # the square is centred, so turning the small picture is the same, and far cheaper
         small = small.transpose(turn)
+    if view is not None and view.mirrored:
+        small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(small.convert("RGB"))
 
 
@@ -162,7 +170,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     raise Rejected(f"is not a picture ({', '.join(FORMATS)})" if data else "is an empty file")
 
 
-def _draft(picture: ImageFile.ImageFile, pixels: Pixels) -> tuple[float, float] | None:
+def _draft(picture: ImageFile.ImageFile, pixels: Pixels, view: View | None) -> tuple[float, float] | None:
     """Have a large JPEG decoded at reduced scale; its exact extent there, or None where nothing was reduced.
 
     The decoded size is rounded up to whole pixels, of which the last may be only partly picture.
@@ -170,7 +178,8 @@ def _draft(picture: ImageFile.ImageFile, pixels: Pixels) -> tuple[float, float] 
     if pixels.filter in _STEPPED:
         return None
     width, height = picture.size
-    spare = pixels.crop * min(width, height) / (_DRAFT_MARGIN * pixels.size)
+    left, top, right, bottom = _box(picture.size, pixels, view)
+    spare = min(right - left, bottom - top) / (_DRAFT_MARGIN * pixels.size)
     scale = next((scale for scale in (8, 4, 2) if spare >= scale), 1)
     drafted = picture.draft(None, (width // scale, height // scale)) if scale > 1 else None
     return None if drafted is None else drafted[1][2:]
@@ -184,10 +193,12 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _centred_square(extent: tuple[float, float], crop: float) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of the square of side crop x the shorter side, and never less than a pixel."""
+def _box(extent: tuple[float, float], pixels: Pixels, view: View | None) -> Box:
+    """What is shown: the view, or the centred square of side crop x the shorter side, and never less than a pixel."""
+    if view is not None:
+        return view.box(extent)
     width, height = extent
-    side = max(1.0, crop * min(width, height))
+    side = max(1.0, pixels.crop * min(width, height))
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 

@@ -37,7 +37,7 @@ class _Writer(Protocol):
     def write(self, rows: Sequence[Row], features: NDArray[np.float32]) -> None: ...
 
 
-def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], None]) -> Embedded:
+def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], object]) -> Embedded:
     """Write the features of `files` to `out`, `.parquet` or `.npy`, in their order.
 
     Parquet has the columns path, sha256 and features (a fixed-size list of float32). An npy file is `(N, width)`

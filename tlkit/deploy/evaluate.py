@@ -65,14 +65,14 @@ def labelled(source: Path, labels: Sequence[str], split: str | None = None) -> t
     return chosen, dataset.of(chosen)
 
 
-def evaluate(model: Model, samples: Sequence[Sample], tick: Callable[[int], None]) -> Evaluated:
+def evaluate(model: Model, samples: Sequence[Sample], tick: Callable[[int], object]) -> Evaluated:
     """Predict all samples and score them; `tick(n)` is called whenever n more are done."""
     given = answers(model, samples, tick)
     return Evaluated(score(given.arrays[PROBABILITIES], given.truth), given.rejected)
 
 
 def answers(
-    model: Model, samples: Sequence[Sample], tick: Callable[[int], None], outputs: Sequence[str] = (PROBABILITIES,)
+    model: Model, samples: Sequence[Sample], tick: Callable[[int], object], outputs: Sequence[str] = (PROBABILITIES,)
 ) -> Answers:
     """What a model says of labelled images; `tick(n)` is called whenever n more are done."""
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in outputs}

@@ -25,13 +25,14 @@ from torch import nn
 from tlkit import __version__
 from tlkit.files import atomic_file, cache_dir
 from tlkit.model.bundle import Bundle
-from tlkit.model.trunk import Half, Taps, Trunk, build, fingerprint, load_tensors
+from tlkit.model.trunk import Half, LastMap, Taps, Trunk, build, fingerprint, load_tensors
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head, Pixels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OPSET = 20
+MAP = "map"
 METADATA_PREFIX = "tlkit."
 
 
@@ -45,6 +46,18 @@ def taps_graph(trunk: Trunk) -> Path:
     file = _graph_file(trunk)
     if not file.exists():
         graph = trace(Taps(trunk), _example(trunk), IMAGES, [tap(name) for name in trunk.names])
+        _save(graph, file)
+    return file
+
+
+def map_graph(trunk: Trunk) -> Path:
+    """The file of a graph that gives the output of the last stage, not pooled, with channels last where it has space.
+
+    It is what stages after it begin with when those up to it are frozen. Traced at the first call on this machine.
+    """
+    file = _graph_file(trunk, "-map")
+    if not file.exists():
+        graph = trace(LastMap(trunk), _example(trunk), IMAGES, [MAP])
         _save(graph, file)
     return file
 
@@ -166,8 +179,8 @@ def _example(trunk: Trunk) -> torch.Tensor:
     return torch.zeros(2, size, size, 3, dtype=torch.uint8)
 
 
-def _graph_file(trunk: Trunk) -> Path:
-    return cache_dir("graphs") / f"{fingerprint(trunk)}-opset{OPSET}-{__version__}.onnx"
+def _graph_file(trunk: Trunk, kind: str = "") -> Path:
+    return cache_dir("graphs") / f"{fingerprint(trunk)}-opset{OPSET}-{__version__}{kind}.onnx"
 
 
 def _save(graph: onnx.ModelProto, file: Path) -> None:

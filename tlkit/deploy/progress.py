@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
-Progress = Callable[[str, int], Callable[[int], None]]  # (what, how many) -> tick(n more)
+
+class Tick(Protocol):
+    """Says that `more` units are done, and in a few words how it goes."""
+
+    def __call__(self, more: int, said: str = "", /) -> object: ...
 
 
-def silent(_what: str, _total: int) -> Callable[[int], None]:
+Progress = Callable[[str, int], Tick]  # (what, how many) -> tick
+
+
+def silent(_what: str, _total: int) -> Tick:
     """The progress that nobody watches."""
-    return lambda _more: None
+    return lambda _more, _said="": None

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tlkit.data.ahead import ahead
 from tlkit.data.images import Rejected, load
 from tlkit.deploy.built import graph_file
 from tlkit.deploy.heads import OneHead, heads
@@ -84,17 +83,8 @@ def stream(
 
     workers = max(session.workers, cores())
     source = iter(files)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="tlkit")
-    pending: deque[Future[Chunk]] = deque()
-    try:
-        while True:
-            while len(pending) < 2 * workers and (chunk := tuple(islice(source, session.batch))):
-                pending.append(pool.submit(work, chunk))
-            if not pending:
-                return
-            yield pending.popleft().result()
-    finally:  # also when the caller stops early or presses Ctrl-C
-        pool.shutdown(cancel_futures=True)
+    chunks = iter(lambda: tuple(islice(source, session.batch)), ())
+    yield from ahead(work, chunks, workers=workers, most=2 * workers)
 
 
 def _prepare(file: Path, pixels: Pixels) -> tuple[Row, NDArray[np.uint8] | None]:

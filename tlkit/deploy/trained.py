@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Trained(Session):
+class TrainedSession(Session):
     """Images to features, logits and probabilities by a bundle's modules, in eager mode on the CPU."""
 
     input = IMAGES

@@ -33,6 +33,7 @@ SAVE_EVERY = 128  # chunks: what a killed run loses at most
 FRESH_NS = 50_000_000  # a file changed this shortly before it was read could change again without a new time
 
 Identity = tuple[int, int, int, int]  # inode, size, mtime_ns, ctime_ns
+Known = tuple["NDArray[np.float32]", str]  # values, and the SHA-256 of the file they are of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,11 @@ class Features:
     usable: NDArray[np.bool_]
     rejected: dict[int, str]
     decoded: int  # images decoded for this; the rest came from the cache
+    sha256: tuple[str, ...] = ()  # of each file, hex; empty where it was rejected
 
 
 def extract(
-    files: Sequence[Path], graph: Path, pixels: Pixels, stages: Sequence[str], cut: str, tick: Callable[[int], None]
+    files: Sequence[Path], graph: Path, pixels: Pixels, stages: Sequence[str], cut: str, tick: Callable[[int], object]
 ) -> Features:
     """Features `(N, width)` at `cut` of each file; `graph` gives those of all `stages`, and all are kept.
 
@@ -60,13 +62,13 @@ def extract(
         store.widths = widths
         start, width = sum(widths[: stages.index(cut)]), widths[stages.index(cut)]
         array, usable = np.zeros((len(files), width), np.float32), np.zeros(len(files), bool)
-        todo = []
+        hashes, todo = [""] * len(files), []
         for index, file in enumerate(files):
             known = store.row(file, identities[index], start, width)
             if known is None:
                 todo.append(index)
             else:
-                array[index], usable[index] = known, True
+                (array[index], hashes[index]), usable[index] = known, True
         tick(len(files) - len(todo))
 
         rejected: dict[int, str] = {}
@@ -80,11 +82,11 @@ def extract(
                     continue
                 values = next(rows)
                 store.add(row.file, identities[index], row.sha256, values)
-                array[index], usable[index] = values[start : start + width], True
+                array[index], usable[index], hashes[index] = values[start : start + width], True, row.sha256
             if number % SAVE_EVERY == 0:
                 store.save()
             tick(len(chunk.rows))
-    return Features(array, usable, rejected, decoded=len(todo) - len(rejected))
+    return Features(array, usable, rejected, len(todo) - len(rejected), tuple(hashes))
 
 
 def _widths(session: OnnxSession, pixels: Pixels) -> list[int]:
@@ -128,14 +130,15 @@ class _Store:
         with self._explained():
             self._db.execute("INSERT INTO facts SELECT ? WHERE NOT EXISTS (SELECT 1 FROM facts)", [json.dumps(widths)])
 
-    def row(self, file: Path, identity: Identity | None, start: int, width: int) -> NDArray[np.float32] | None:
-        """`width` values from `start` on of a file's row, if the file is as it was."""
+    def row(self, file: Path, identity: Identity | None, start: int, width: int) -> Known | None:
+        """`width` values from `start` on of a file's row, and the file's SHA-256, if the file is as it was."""
         with self._explained():
             found = self._db.execute(
-                "SELECT substr(row, ?, ?) FROM files JOIN features USING (sha256) WHERE path = ? AND identity = ?",
+                "SELECT substr(row, ?, ?), sha256 FROM files JOIN features USING (sha256) "
+                "WHERE path = ? AND identity = ?",
                 [4 * start + 1, 4 * width, _key(file), json.dumps(identity)],
             ).fetchone()
-        return np.frombuffer(found[0], np.float32) if found else None
+        return (np.frombuffer(found[0], np.float32), found[1]) if found else None
 
     def add(self, file: Path, identity: Identity | None, sha256: str, values: NDArray[np.float32]) -> None:
         """Keep a file's features of all stages."""

@@ -78,6 +78,7 @@ class Record:
     data: Mapping[str, Any]
     scores: Mapping[str, Any]
     golden: tuple[Golden, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)  # by stage: "original", "moved" or "new"
 
     @property
     def cut(self) -> str:
@@ -174,7 +175,7 @@ def read_record(root: Path) -> dict[str, Any]:
 
 
 def _record(content: Mapping[str, Any]) -> Record:
-    known = {name: content[name] for name in (field.name for field in dataclasses.fields(Record))}
+    known = {field.name: content[field.name] for field in dataclasses.fields(Record) if field.name in content}
     pixels = dict(known["pixels"])
     known["pixels"] = Pixels(**{**pixels, "mean": tuple(pixels["mean"]), "std": tuple(pixels["std"])})
     for name in ("backbone", "head", "strategy"):

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,12 @@ class Trunk(nn.Module):
         """The names of the stages, shallow to deep; the last is the cut."""
         return tuple(self.stages)
 
+    @property
+    def width(self) -> int:
+        """How many features an image has, from running a black one."""
+        with torch.inference_mode():
+            return int(self(torch.zeros(1, self.pixels.size, self.pixels.size, 3, dtype=torch.uint8)).shape[1])
+
     def upto(self, cut: str) -> Trunk:
         """The trunk that ends at `cut`; it shares its stages with this one."""
         names = self.names[: self.names.index(check_cut(cut, self.names)) + 1]
@@ -115,6 +122,18 @@ class Taps(nn.Module):
         return tuple(self.trunk.pool(x) for x in self.trunk.maps(images))
 
 
+class LastMap(nn.Module):
+    """A trunk without its pool: pixels to the last stage's output, `(N, H, W, C)`, or as it is without space."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, images: Tensor) -> Tensor:
+        last = self.trunk.maps(images)[-1]
+        return last.permute(0, 2, 3, 1) if last.ndim == 4 else last
+
+
 def build(backbone: Backbone, *, pretrained: bool = True, pixels: Pixels | None = None) -> Trunk:
     """The whole network of a backbone as a trunk in eval mode, cut at its deepest stage.
 
@@ -126,6 +145,29 @@ def build(backbone: Backbone, *, pretrained: bool = True, pixels: Pixels | None 
         wrong = f"stages can't be named {', '.join(map(repr, bad))}" if bad else "it has no stages"
         raise UsageError(f"backbone {backbone.name!r}: {wrong}", do="this is for the author of the plugin to mend")
     return Trunk(pixels or backbone.pixels, stages, backbone.pool() or MeanPool()).eval()
+
+
+def resized(backbone: Backbone, size: int) -> Pixels:
+    """The pixel recipe of a backbone at another input size, in the same proportions.
+
+    Raises a UsageError, with the stage and the reason, where its weights fit no images of that size.
+    """
+    pixels = replace(backbone.pixels, size=size)
+    trunk = build(backbone, pixels=pixels)
+    with torch.inference_mode():
+        x = trunk.normalise(torch.zeros(2, size, size, 3, dtype=torch.uint8))
+        for name, stage in trunk.stages.items():
+            try:
+                x = stage(x)
+                fits, reason = bool(x.numel()), "nothing is left of an image"
+            except Exception as error:  # noqa: BLE001 - whatever a plugin's layer raises at shapes it can't take
+                fits, reason = False, str(error) or type(error).__name__
+            if not fits:
+                raise UsageError(
+                    f"{backbone.name} can't take images of {size} pixels: stage {name!r} fails: {reason}",
+                    do=f"leave out --size, for {backbone.pixels.size} pixels, or take another backbone",
+                )
+    return pixels
 
 
 def bad_names(stages: Iterable[str]) -> list[str]:
@@ -170,10 +212,21 @@ def fingerprint(trunk: Trunk) -> str:
     digest = hashlib.sha256(f"{torch.__version__} {trunk.pixels} {trunk!r}".encode())
     for file in sorted({_source_file(module) for module in trunk.modules()}):
         digest.update(Path(file).read_bytes() if file else b"")
-    for name, tensor in trunk.state_dict().items():
+    _feed(digest, trunk.state_dict())
+    return digest.hexdigest()
+
+
+def state_hash(module: nn.Module) -> str:
+    """A hash (hex) of every parameter and every buffer of a module, to the bit."""
+    digest = hashlib.sha256()
+    _feed(digest, dict(module.named_parameters()) | dict(module.named_buffers()))
+    return digest.hexdigest()
+
+
+def _feed(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _source_file(module: nn.Module) -> str:

@@ -30,6 +30,8 @@ PROBABILITIES = "probabilities"  # float32 (N, classes), rows sum to 1
 BATCH = "batch"  # the name of the dynamic axis N
 
 RGB = tuple[float, float, float]
+OPTIMISERS = ("adamw", "sgd")
+BALANCES = ("none", "weights", "sampling")
 FILTERS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 
 
@@ -94,10 +96,22 @@ class Phase:
 
     epochs: int
     head_lr: float
-    trunk_lr: float = 0.0
+    trunk_lr: float = 0.0  # of the deepest stage
     moving: int = 0
     decay: float = 1.0
     restart: int = 0
+    batch: int = 64  # images a step
+    optimiser: str = "adamw"  # or another of OPTIMISERS
+    warmup: float = 0.0  # share of the steps in which the rates rise; in the rest they fall, along a cosine
+    smoothing: float = 0.0  # of the labels
+    clip: float = 0.0  # the norm that longer gradients are scaled to; 0 for none
+    patience: int = 0  # epochs without a lower validation loss that end it; 0 for none
+    augment: bool = False  # whether every epoch sees a random crop of each image, mirrored or not, where stages move
+    randaugment: int = 0  # magnitude, up to 30, of two random distortions of each image, where stages move; 0 for none
+    mixup: float = 0.0  # images are mixed in pairs, by shares drawn from Beta(this, this); 0 for none
+    cutmix: float = 0.0  # the same with pieces cut out of one and put into the other, where there is space
+    balance: str = "none"  # or another of BALANCES: what makes up for classes with few images
+    ema: float = 0.0  # the share that a moving average of the weights keeps in a step; 0 for the weights themselves
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ def sensitivity(
     graph: onnx.ModelProto,
     ranges: Any,
     images: NDArray[np.uint8],
-    tick: Callable[[int], None],
+    tick: Callable[[int], object],
     *,
     flavour: str = "int8",
 ) -> tuple[Layer, ...]:

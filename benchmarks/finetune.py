@@ -1,0 +1,284 @@
+"""Fine-tuning: the cache at the frozen boundary, tlkit against fastai and plain timm, strategies compared.
+
+    boundary   time of an epoch with the deepest 1 to 4 stages moving: with the cache, without it, and with all moving
+    rivals     `tlkit train` against fastai's `fine_tune` and a plain loop with timm, same weights, images and epochs
+    probe      `probe-then-tune` against `full`
+    scratch    `scratch` against `full` with few and with more images of another kind
+    gpu        `full` with bf16 on a GPU against a plain PyTorch loop with the same settings
+
+Each writes a result of its own. Without a section: the first two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from _bench import (
+    DATA,
+    PYTHON,
+    RIVALS,
+    TLKIT,
+    Bar,
+    Report,
+    Run,
+    existing,
+    parser,
+    ratios,
+    run,
+    seconds,
+    shown,
+    spread,
+    take_turns,
+    weights,
+    workroom,
+)
+
+LIMITS = {1: 30, 2: 12, 3: 5, 4: 3}  # times as fast as `full`, by how many stages move
+CPU = ("--device", "cpu")
+SETS = {
+    "ants_bees": (None, None),
+    "sign_digits": (1000, 500),
+    "cifar10": (2000, 500),
+}  # images to train, to validate on
+
+
+def main() -> int:
+    options = parser(__doc__, repeat=3)
+    options.add_argument("section", nargs="*", default=["boundary", "rivals"], help="what to measure")
+    options.add_argument("--data", type=Path, default=DATA, help="the folder that the sets of images are in")
+    options.add_argument("--sets", nargs="+", default=list(SETS), help="those to use, for rivals and probe")
+    options.add_argument("--epochs", type=int, default=4, help="epochs in which stages move (default: 4)")
+    options.add_argument("--views", type=int, default=4, help="views of each image, for boundary (default: 4)")
+    options.add_argument("--images", type=int, default=400, help="to train and to validate on, for boundary")
+    options.add_argument("--sizes", type=int, nargs="+", default=[500, 6000], help="for scratch")
+    options.add_argument("--strategy", default="probe-then-tune", help="for rivals")
+    args = options.parse_args()
+    existing(args.data, "--data")
+    sections: dict[str, Callable[[Any, Path], int]] = {
+        "boundary": boundary,
+        "rivals": rivals,
+        "probe": probe,
+        "scratch": scratch,
+        "gpu": gpu,
+    }
+    codes = []
+    for name in args.section:
+        with workroom() as work:
+            codes.append(sections[name](args, work))
+    return max(codes)
+
+
+class Trainer:
+    """`tlkit train`, one bundle after the other."""
+
+    def __init__(self, work: Path) -> None:
+        self.bundle = work / "run"
+
+    def __call__(self, data: Path, *more: object) -> Run:
+        shutil.rmtree(self.bundle, ignore_errors=True)
+        return run([TLKIT, "train", str(data), "-o", str(self.bundle), "--json", *map(str, more)])
+
+
+def boundary(args: Any, work: Path) -> int:
+    data, train = subset(args.data / "sign_digits", work / "data", args.images, args.images), Trainer(work)
+    epochs = max(3, args.epochs)
+
+    def strategy(moving: int | None, *more: str) -> Callable[[], Run]:
+        moved = ["--strategy", "full", *chosen(epochs=2)]
+        if moving is not None:
+            moved = ["--strategy", "partial", *chosen(moving=moving, epochs=epochs), "--views", str(args.views)]
+        return lambda: train(data, *moved, *more, *CPU, "--seed", next(seeds[moving, more]))
+
+    cases: list[tuple[int | None, tuple[str, ...]]] = [(None, ())]
+    cases += [(moving, more) for moving in LIMITS for more in ((), ("--no-cache",))]
+    seeds = {case: iter(range(args.repeat)) for case in cases}
+    names = {case: _case(*case) for case in cases}
+    runs = take_turns({names[case]: strategy(case[0], *case[1]) for case in cases}, args.repeat)
+    report = Report(
+        "finetune-boundary",
+        "The time of an epoch, validation included, from the second on, when the deepest stages of EfficientNet-Lite0 "
+        "move: with what the frozen stages give kept on disk, with the same loop without that, and with all moving.",
+        {"data": shown(args.data / "sign_digits"), "images": f"{args.images} + {args.images}", "views": args.views}
+        | {"epochs": epochs, "turns": args.repeat},
+    )
+    times = {case: [_later_epochs(each) for each in runs[names[case]]] for case in cases}
+    right = {case: [100 * _accuracy(each) for each in runs[names[case]]] for case in cases}
+    for case in cases:
+        firsts = [json.loads(each.output)["epochs"][0]["seconds"] for each in runs[names[case]]]
+        report.figures[names[case]] = {"epoch": times[case], "first epoch": firsts, "accuracy": right[case]}
+        row = {"": names[case], "seconds an epoch": spread(times[case]), "first epoch": spread(firsts, 1)}
+        row["times as fast as full"] = spread(ratios(times[None, ()], times[case]), 1)
+        report.rows.append(row | {"accuracy on val": spread(right[case], 1, " %")})
+    for moving, limit in LIMITS.items():
+        kept = (moving, ())
+        report.bars.append(
+            Bar(f"{names[kept]}, against full", ratios(times[None, ()], times[kept]), "≥", limit, "x", 1)
+        )
+    for moving in LIMITS:
+        lost = _mean(right[moving, ("--no-cache",)]) - _mean(right[moving, ()])
+        report.bars.append(Bar(f"{moving} moving: mean accuracy lost by the cache", [lost], "≤", 0.5, " points"))
+    report.notes.append("With the cache, the first epoch computes all views; with `full`, it is the first of two.")
+    return report.save()
+
+
+def _case(moving: int | None, more: Sequence[str]) -> str:
+    return "full" if moving is None else f"{moving} moving, {'no cache' if more else 'cache'}"
+
+
+def _later_epochs(done: Run) -> float:
+    """The mean seconds of an epoch from the second on."""
+    return _mean([line["seconds"] for line in json.loads(done.output)["epochs"][1:]])
+
+
+def rivals(args: Any, work: Path) -> int:
+    report = Report(
+        "finetune-rivals",
+        f"`tlkit train --strategy {args.strategy}` against fastai's `fine_tune` and a plain loop with timm "
+        "(`rivals/`), whole processes, the same weights of EfficientNet-Lite0, images and number of epochs.",
+        {"epochs": args.epochs, "strategy": args.strategy, "seeds": args.repeat},
+    )
+    file, train = weights(work), Trainer(work)
+    run([PYTHON, "-c", "import fastai.vision.all"])  # so that no run reads packages from a cold disk
+    for name in args.sets:
+        data = subset(args.data / name, work / name, *SETS[name])
+        seeds = {side: iter(range(args.repeat)) for side in ("tlkit", "fastai", "timm")}
+
+        def rival(side: str, script: str, data: Path = data, seeds: Any = seeds) -> Run:
+            command = [PYTHON, str(RIVALS / script), str(data), str(file), "--epochs", str(args.epochs)]
+            return run([*command, "--seed", str(next(seeds[side]))])
+
+        def ours(data: Path = data, seeds: Any = seeds) -> Run:
+            chose = ("--strategy", args.strategy, *chosen(epochs=args.epochs))
+            return train(data, *chose, *CPU, "--seed", next(seeds["tlkit"]))
+
+        sides = {
+            "tlkit": ours,
+            "fastai": lambda rival=rival: rival("fastai", "fastai_train.py"),
+            "timm": lambda rival=rival: rival("timm", "timm_finetune.py"),
+        }
+        runs = take_turns(sides, args.repeat)
+        right = {"tlkit": [100 * _accuracy(each) for each in runs["tlkit"]]}
+        for side in ("fastai", "timm"):
+            right[side] = [100 * json.loads(each.output)[-1] for each in runs[side]]
+        for side, done in runs.items():
+            report.figures[f"{name}, {side}"] = {"seconds": seconds(done), "accuracy": right[side]}
+            means = f"{_mean(right[side]):.1f} %"
+            row = {"": f"{name}, {side}", "accuracy, mean": means, "accuracy": spread(right[side], 1, " %")}
+            report.rows.append(row | {"seconds": spread(seconds(done), 1)})
+        for side in ("fastai", "timm"):
+            gain = _mean(right["tlkit"]) - _mean(right[side])
+            report.bars.append(Bar(f"{name}: mean accuracy above {side}", [gain], "≥", 0, " points"))
+            faster = ratios(seconds(runs[side]), seconds(runs["tlkit"]))
+            report.bars.append(Bar(f"{name}: times as fast as {side}", faster, "≥", 1, "x"))
+    report.notes.append(
+        f"fastai: `fine_tune({args.epochs})`, that is one epoch of the head and {args.epochs} of all; timm: "
+        f"{args.epochs + 1} epochs of all. Accuracy is that after the last epoch; tlkit's that of the exported graph."
+    )
+    return report.save()
+
+
+def probe(args: Any, work: Path) -> int:
+    sides = {each: ("--strategy", each, *chosen(epochs=args.epochs)) for each in ("full", "probe-then-tune")}
+    data = {name: subset(args.data / name, work / name, *SETS[name]) for name in args.sets if name != "cifar10"}
+    what = "`probe-then-tune` against `full`: the accuracy of EfficientNet-Lite0 on images it was not trained on."
+    return strategies("finetune-probe", what, sides, data, args, work)
+
+
+def scratch(args: Any, work: Path) -> int:
+    sides = {each: ("--strategy", each, *chosen(epochs=args.epochs)) for each in ("full", "scratch")}
+    source = args.data / "fashion_mnist"
+    data = {f"{size} images": subset(source, work / str(size), size, 500) for size in args.sizes}
+    what = "`scratch` against `full` on fashion_mnist: what the pretraining is worth with few and with more images."
+    return strategies("finetune-scratch", what, sides, data, args, work)
+
+
+def strategies(
+    name: str, what: str, sides: dict[str, tuple[str, ...]], data: dict[str, Path], args: Any, work: Path
+) -> int:
+    """One against the other, reported as it is."""
+    report, train = Report(name, what, {"epochs": args.epochs, "seeds": args.repeat}), Trainer(work)
+    for title, folder in data.items():
+        seeds = {side: iter(range(args.repeat)) for side in sides}
+        runs = take_turns(
+            {
+                side: lambda side=side, folder=folder, seeds=seeds: train(
+                    folder, *sides[side], *CPU, "--seed", next(seeds[side])
+                )
+                for side in sides
+            },
+            args.repeat,
+        )
+        for side, done in runs.items():
+            right = [100 * _accuracy(each) for each in done]
+            report.figures[f"{title}, {side}"] = {"seconds": seconds(done), "accuracy": right}
+            row = {"": f"{title}, {side}", "accuracy, mean": f"{_mean(right):.1f} %"}
+            report.rows.append(row | {"accuracy": spread(right, 1, " %"), "seconds": spread(seconds(done), 1)})
+    return report.save()
+
+
+def gpu(args: Any, work: Path) -> int:
+    data = subset(args.data / "cifar10", work / "data", 6000, 500)
+    script = [PYTHON, str(RIVALS / "gpu_loop.py"), str(data), "--epochs", str(args.epochs)]
+    runs = take_turns({side: [*script, "--side", side] for side in ("tlkit", "plain")}, args.repeat)
+    speed = {side: [json.loads(each.output)["images_per_second"] for each in done] for side, done in runs.items()}
+    busy = {side: [json.loads(each.output)["busy"] for each in done] for side, done in runs.items()}
+    report = Report(
+        "finetune-gpu",
+        "Images a second that `full` learns from on a GPU with bf16 and channels last, and a plain PyTorch loop with "
+        "the same settings; decoding is part of both.",
+        {"epochs": args.epochs, "turns": args.repeat},
+    )
+    for side in runs:
+        report.figures[side] = {"images/s": speed[side], "GPU busy": busy[side]}
+        row = {"": side, "images/s": spread(speed[side], 0), "GPU busy": spread(busy[side], 0, " %")}
+        report.rows.append(row)
+    report.bars.append(Bar("images/s against the plain loop", ratios(speed["tlkit"], speed["plain"]), "≥", 1, "x"))
+    return report.save()
+
+
+def chosen(**options: object) -> list[str]:
+    """Options of the strategy on a command line."""
+    return [word for name, value in options.items() for word in ("--set", f"strategy.{name}={value}")]
+
+
+def subset(source: Path, target: Path, train: int | None, val: int | None) -> Path:
+    """A folder with so many images to train and to validate on, each class alike, the same in every run; links."""
+    existing(source, "--data")
+    split = (source / "train").is_dir()
+    classes = sorted(each.name for each in (source / "train" if split else source).iterdir() if each.is_dir())
+    for label in classes:
+        shuffled = random.Random(0)  # noqa: S311 - a choice of images guards no secret
+        parts: dict[str, list[Path]] = {}
+        for part in ("train", "val") if split else ("",):
+            parts[part] = sorted((source / part / label).iterdir())
+            shuffled.shuffle(parts[part])
+        counts = [None if number is None else number // len(classes) for number in (train, val)]
+        if not split:
+            taken = counts[0] or 4 * len(parts[""]) // 5
+            parts = {"train": parts[""][:taken], "val": parts[""][taken:]}
+        for part, count in zip(("train", "val"), counts, strict=True):
+            folder = target / part / label
+            folder.mkdir(parents=True)
+            for file in parts[part][:count]:
+                os.symlink(file, folder / file.name)
+    return target
+
+
+def _accuracy(done: Run) -> float:
+    accuracy: float = json.loads(done.output)["val"]["accuracy"]
+    return accuracy
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

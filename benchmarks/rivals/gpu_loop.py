@@ -1,0 +1,105 @@
+"""Train all of EfficientNet-Lite0 on a GPU with bf16, by tlkit or by a plain loop, and say how fast that was.
+
+python gpu_loop.py photos/ --side plain --epochs 3
+
+Prints, as JSON, the images a second from the second epoch on, and the share of the time the GPU was busy, in percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+BATCH = 64
+
+
+class Busy:
+    """The GPU's own figure, asked for every tenth of a second."""
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+        self.over = threading.Event()
+        threading.Thread(target=self._ask, daemon=True).start()
+
+    def _ask(self) -> None:
+        while not self.over.wait(0.1):
+            self.found.append(torch.cuda.utilization())
+
+    def mean(self) -> float:
+        self.over.set()
+        return statistics.mean(self.found) if self.found else 0.0
+
+
+def ours(images: Path, epochs: int) -> list[float]:
+    from tlkit.learn.train import Choice, How, Recipe, train
+    from tlkit.plugin.host import load
+    from tlkit.plugin.settings import configure
+
+    host = load()
+    offers: dict[str, Any] = {
+        "backbone": host.get("backbone", "efficientnet-lite0"),
+        "strategy": configure(host.get("strategy", "full"), {"epochs": epochs, "batch": BATCH}),
+        "head": host.get("head", "logistic"),
+    }
+    origins = {kind: host.origin(host.get(kind, offer.name)) for kind, offer in offers.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        how = How(Choice("cuda", "bf16"))
+        done = train(images, Path(folder) / "run", Recipe(**offers, origins=origins, refit=False), how=how)
+    return [line["images_per_second"] for line in done.epochs[1:]]
+
+
+def plain(images: Path, epochs: int) -> list[float]:
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    from tlkit.model.trunk import build
+    from tlkit.plugin.host import load
+
+    see = [v2.RandomResizedCrop(224, scale=(0.35, 1.0)), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    found = ImageFolder(str(images / "train"), v2.Compose(see))
+    loader = DataLoader(found, BATCH, shuffle=True, num_workers=8, pin_memory=True, persistent_workers=True)
+    trunk = build(load().get("backbone", "efficientnet-lite0"))
+    model = nn.Sequential(*trunk.stages.values(), trunk.pool, nn.Linear(1280, len(found.classes)))
+    model.train().cuda().to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    loss_of = nn.CrossEntropyLoss(label_smoothing=0.1)
+    speeds = []
+    for _ in range(epochs):
+        started = time.perf_counter()
+        for batch, labels in loader:
+            x = (batch.cuda(non_blocking=True).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cuda", torch.bfloat16):
+                logits = model(x)
+            loss = loss_of(logits.float(), labels.cuda(non_blocking=True))
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+        torch.cuda.synchronize()
+        speeds.append(len(found) / (time.perf_counter() - started))
+    return speeds[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--side", choices=("tlkit", "plain"), required=True)
+    parser.add_argument("--epochs", type=int, default=3)
+    args = parser.parse_args()
+    busy = Busy()
+    speeds = (ours if args.side == "tlkit" else plain)(args.images, max(2, args.epochs))
+    print(json.dumps({"images_per_second": statistics.median(speeds), "busy": busy.mean()}))
+
+
+if __name__ == "__main__":
+    main()

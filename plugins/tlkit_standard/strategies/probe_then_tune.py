@@ -1,0 +1,24 @@
+"""The head learns first, on the frozen trunk; then both learn.
+
+- When: as `full`, above all where what is to be recognised will look otherwise than the training images.
+- Why: the large errors of an untrained head distort good features; one that is right already leaves them nearly as they
+are (LP-FT: Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022).
+- Cost: that of `full`, and a few seconds for the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tlkit.plugin.contract import Facts, Phase, option
+from tlkit_standard.strategies._base import Probing
+
+
+@dataclass(frozen=True)
+class ProbeThenTune(Probing):
+    name = "probe-then-tune"
+    moving: int | None = option(None, "deepest stages that learn in the end; none: all")
+
+    def phases(self, stages: Sequence[str], facts: Facts) -> Sequence[Phase]:
+        return self.probe(), self.phase(len(stages) if self.moving is None else self.moving)

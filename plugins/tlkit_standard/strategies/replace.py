@@ -1,0 +1,28 @@
+"""The deepest stages begin again from random weights; the others stay as they were, or move as well.
+
+- When: a task so unlike the original that its deepest layers are of no use, and enough images to learn others from.
+- Why: deep layers are specific to the original task, shallow ones general: only these are transferred (the networks AnB
+of Yosinski et al., "How transferable are features in deep neural networks?", NeurIPS 2014, section 2).
+- Cost: that of `partial` with as many stages, and more epochs, as random weights need a higher rate and more steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tlkit.plugin.contract import Facts, Phase, option
+from tlkit_standard.strategies._base import Tuning
+
+
+@dataclass(frozen=True)
+class Replace(Tuning):
+    name = "replace"
+    epochs: int = option(20, "epochs in which stages move")
+    trunk_lr: float = option(1e-3, "highest learning rate of the deepest stage")
+    restart: int = option(1, "deepest stages that begin from random weights")
+    moving: int | None = option(None, "deepest stages that learn; none: those that begin again")
+
+    def phases(self, stages: Sequence[str], facts: Facts) -> Sequence[Phase]:
+        moving = self.restart if self.moving is None else self.moving
+        return (self.phase(moving, restart=self.restart),)
