@@ -57,10 +57,14 @@ def memories(optimiser: Optimizer) -> Tensors:
 
 def remember(optimiser: Optimizer, memories: Tensors) -> None:
     """Give an optimiser of the same parameters these memories."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in memories.items():
         number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
+        like = parameters[int(number)]
+        # Fused steps go through memory in its order, so that of a parameter's memories has to be the parameter's.
+        placed = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+        state.setdefault(int(number), {})[name] = placed
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
