@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,20 @@ max_bad_option = click.option(
     show_default=True,
     help="Share of images that may be unreadable before the command fails.",
 )
+
+
+class Seconds(click.ParamType[float]):
+    """A length of time: 90, 90s, 2m or 1.5h, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value.strip())
+        if found is None or float(found[1]) <= 0:
+            self.fail(f"{value!r} is not a time; write it as 90s, 2m or 1h", param, ctx)
+        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def show(result: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Norm:
     """One batch norm in eval mode, `x * scale + shift`; all arrays `(channels,)`.
 
-    On the images of the pretraining what it gives has the mean `bias` and the variance `share * weight**2`. `folded` has
-    what it may add where it is folded into what comes before: its shift, or that with a convolution's bias.
+    On the images of the pretraining what it gives has the mean `bias` and the variance `share * weight**2`. `folded`
+    has what it may add where it is folded into what comes before: its shift, or that with a convolution's bias.
     """
 
     stage: str
