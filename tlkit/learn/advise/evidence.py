@@ -83,8 +83,7 @@ def look(backbone: Backbone, samples: Sequence[Sample], seed: int, tick: Tick) -
         # A graph of its own, as what is watched is not fused: its features differ in their last bits, and are not kept.
         moments.look(moments_graph(taps, remembered), trunk.pixels, [paths[index] for index in drawn])
     shift = moments.shift(seed)
-    deepest = features.stage(len(trunk.names) - 1)
-    sure = confidence.measure(backbone.classifier(), deepest[features.usable])
+    sure = confidence.measure(backbone.classifier(), features.stage(-1)[features.usable])
     if shift.likeness == "unknown" and sure is not None:
         shift = confidence.as_shift(sure)
     return Sight(backbone, trunk, features, shift, sure, seconds, features.decoded)
