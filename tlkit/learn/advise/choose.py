@@ -50,9 +50,17 @@ class Lead:
 
 
 def lead(one: StageEvidence, other: StageEvidence) -> Lead:
-    """How far `one` is ahead, image by image: only those that one of them calls right and the other wrong count."""
-    difference = one.probe.right.astype(float) - other.probe.right.astype(float)
-    return Lead(float(difference.mean()), float(difference.std() / np.sqrt(len(difference))))
+    """How far the probe of `one` is ahead."""
+    return paired(one.probe.right, other.probe.right)
+
+
+def paired(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Lead:
+    """How far `one` is ahead on the same images `(N,)`: those that only one of the two calls right count.
+
+    The standard error is that of McNemar's test (1947): as if each of these could have fallen to either.
+    """
+    wins, losses = int((one & ~other).sum()), int((other & ~one).sum())
+    return Lead((wins - losses) / len(one), float(np.sqrt(wins + losses)) / len(one))
 
 
 def best_stage(stages: Sequence[StageEvidence]) -> StageEvidence:

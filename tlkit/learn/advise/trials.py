@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tlkit.learn.advise.advice import Advice, Question
+from tlkit.learn.advise.choose import paired
 from tlkit.learn.advise.recommend import EPOCHS, Recommendation, epoch_seconds
 from tlkit.learn.loop.watch import Progress, silent
 from tlkit.learn.plan import How, Recipe, facts
@@ -69,8 +68,7 @@ def run(source: Path, out: Path, what: str, recipe: Recipe, progress: Progress, 
 
 def ahead(one: Trained, other: Trained) -> bool:
     """Whether one is ahead of the other on the same validation images by more than the standard error of that."""
-    difference = one.right.astype(float) - other.right.astype(float)
-    return bool(difference.mean() > difference.std() / np.sqrt(len(difference)))
+    return paired(one.right, other.right).sure
 
 
 def try_out(
