@@ -101,10 +101,7 @@ class Audit:
             yield from _some([f"{e.name} ({e.split}): is {e.label}, looks like {e.looks}" for e in self.mislabelled])
             yield f"shortcuts: {len(self.shortcuts)}"
             yield from _some(
-                [
-                    f"{e.what} alone tells the class of {e.accuracy:.0%}, where the largest class has {e.chance:.0%}"
-                    for e in self.shortcuts
-                ]
+                [f"{e.what} alone takes away {e.explained:.0%} of the doubt about the class" for e in self.shortcuts]
             )
         if self.imbalance:
             counts = sorted(self.imbalance.items(), key=lambda each: each[1])
@@ -143,7 +140,7 @@ def audit(advice: Advice, progress: Progress = silent, seed: int = 0) -> Audit:
         for place, looks_like in wrong.suspects(shares, truth[usable]):
             sample = samples[usable[place]]
             mislabelled.append(Mislabelled(sample.name, sample.split, labels[sample.label], labels[looks_like]))
-    uneven = counts.max(initial=0) >= IMBALANCED * max(1, counts.min(initial=0))
+    uneven = bool(counts.max() >= IMBALANCED * max(1, counts.min()))
     return Audit(
         images=len(samples),
         twins=twins,

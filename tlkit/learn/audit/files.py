@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tlkit.data.images import Header, Rejected, header, load
-from tlkit.deploy.score import wilson
 from tlkit.deploy.session import cores
 from tlkit.plugin.contract import Pixels
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     Labels = NDArray[np.int64]
 
 GREY = Pixels(32, mean=(0.5,) * 3, std=(0.5,) * 3, crop=1.0, filter="bilinear")
-EXCESS = 0.25  # of what chance leaves, the share that a property must explain to be a suspect
+EXPLAINED = 0.15  # share of the doubt about the class that a property must take away to be a suspect
 FOLDS = 5
 
 
@@ -37,11 +36,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A property of the files that tells the class: how often, and how often the largest class alone would."""
+    """A property of the files that tells of the class: the share of the doubt about it (entropy) that it takes away."""
 
     what: str
-    accuracy: float
-    chance: float
+    explained: float
 
 
 def look_at(paths: Sequence[Path]) -> list[Look]:
@@ -88,19 +86,22 @@ def shortcuts(looks: Sequence[Look], labels: Labels, seed: int) -> list[Suspect]
 
 
 def _suspect(what: str, values: Sequence[str], labels: Labels, seed: int) -> Suspect | None:
-    """The suspect, if guessing the class by the value alone is far better than guessing the largest class."""
+    """The suspect, if knowing the value of left-out files takes away enough of the doubt about their class.
+
+    Each value's shares of the classes are drawn towards those of all files, as if by one more of it, so that a value
+    seen once or never says nothing.
+    """
     _, codes = np.unique(values, return_inverse=True)
-    table = np.zeros((int(codes.max()) + 1, int(labels.max()) + 1))
+    classes = int(labels.max()) + 1
     fold = np.random.default_rng(seed).permutation(len(labels)) % FOLDS
-    right = np.zeros(len(labels), bool)
+    before = after = 0.0
     for each in range(FOLDS):
-        counts = table.copy()
-        np.add.at(counts, (codes[fold != each], labels[fold != each]), 1)
-        totals = counts.sum(axis=0)
-        counts += 1e-3 * totals / totals.sum()  # a value that was never seen: the largest class
-        right[fold == each] = counts.argmax(axis=1)[codes[fold == each]] == labels[fold == each]
-    chance = float(np.bincount(labels).max() / len(labels))
-    low, _ = wilson(int(right.sum()), len(right))
-    if low > chance + EXCESS * (1 - chance):
-        return Suspect(what, float(right.mean()), chance)
-    return None
+        fitted, held = fold != each, fold == each
+        prior = (np.bincount(labels[fitted], minlength=classes) + 1e-3) / (fitted.sum() + 1e-3 * classes)
+        counts = np.zeros((int(codes.max()) + 1, classes))
+        np.add.at(counts, (codes[fitted], labels[fitted]), 1)
+        shares = (counts + prior) / (counts.sum(axis=1, keepdims=True) + 1.0)
+        before -= float(np.log(prior[labels[held]]).sum())
+        after -= float(np.log(shares[codes[held], labels[held]]).sum())
+    explained = 1.0 - after / before if before > 0 else 0.0
+    return Suspect(what, explained) if explained > EXPLAINED else None
