@@ -17,6 +17,7 @@ from tlkit.learn.loop.watch import Progress, silent
 from tlkit.learn.plan import How
 from tlkit.learn.result import Trained
 from tlkit.learn.train import train
+from tlkit.model import trunk as trunks
 from tlkit.plugin.settings import configure
 
 
@@ -34,6 +35,8 @@ def train_auto(
     """
     files.check_new(out)
     files.check_writable(out)
+    if question.cut is not None:
+        trunks.check_cut(question.cut, trunks.build(question.backbones[0]).names)
     advice = advise(source, question, progress)
     if budget is not None:
         advice = try_out(advice, question, budget, progress, how)
