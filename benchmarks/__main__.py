@@ -7,7 +7,7 @@ import sys
 
 from benchmarks._bench import PYTHON, ROOT
 
-NAMES = ("startup", "embed", "memory", "reference", "train")
+NAMES = ("startup", "embed", "memory", "reference", "train", "advise")
 
 
 def main() -> int:

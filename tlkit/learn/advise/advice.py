@@ -108,7 +108,7 @@ def advise(source: Path, question: Question, progress: Progress = silent) -> Adv
     sights = []
     for backbone in question.backbones:
         tick = progress(f"{backbone.name}", len(samples))
-        sights.append(evidences.look(backbone, samples, question.seed, tick))
+        sights.append(evidences.look(backbone, question.options.get("size"), samples, question.seed, tick))
     rejected = {samples[index].name: why for index, why in sights[0].features.rejected.items()}
     if len(rejected) > question.max_bad * len(samples):
         first = next(iter(sights[0].features.rejected))

@@ -67,9 +67,9 @@ class Sight:
         return self.images / self.seconds if self.images >= LEAST else None
 
 
-def look(backbone: Backbone, samples: Sequence[Sample], seed: int, tick: Tick) -> Sight:
+def look(backbone: Backbone, size: int | None, samples: Sequence[Sample], seed: int, tick: Tick) -> Sight:
     """One pass of the images through all stages, some of them through the graph that tells the shift as well."""
-    trunk = trunks.build(backbone)
+    trunk = trunks.build(backbone, pixels=None if size is None else trunks.resized(backbone, size))
     taps = export.taps_graph(trunk)
     remembered = norms(trunk)
     moments = Moments(remembered)

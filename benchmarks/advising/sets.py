@@ -1,7 +1,8 @@
-"""The data sets that advice is measured on: which images to learn from, and which to hold out."""
+"""The data sets that advice is measured on: which images to learn from, and which to hold out; and whom to ask."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tlkit.cli.asking import question
 from tlkit.data.split import fraction
+from tlkit.deploy import export
+from tlkit.learn.advise.advice import Question
+from tlkit.learn.features import Features, extract
+from tlkit.model import trunk as trunks
+from tlkit.plugin.contract import Backbone
+from tlkit.plugin.host import load as load_plugins
 
 NAMES = ("ants_bees", "sign_digits", "cifar10", "fashion_mnist")
 PER_CLASS = 200  # images to learn from of the large sets, by the hash of their names
@@ -67,3 +75,37 @@ def _limited(folder: Path, found: list[tuple[Path, bool]]) -> list[tuple[Path, b
                 continue
         result.append((path, learn))
     return result
+
+
+BACKBONES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+
+
+def quiet(_more: int, _said: str = "") -> None:
+    """The progress of a benchmark."""
+
+
+def backbone(name: str) -> Backbone:
+    offered: Backbone = load_plugins().get("backbone", name)
+    return offered
+
+
+def seen(offered: Backbone, data: Set) -> tuple[trunks.Trunk, Features]:
+    """A backbone's features of all stages of all images of a set."""
+    trunk = trunks.build(offered)
+    return trunk, extract(data.files, export.taps_graph(trunk), trunk.pixels, trunk.names, None, quiet)
+
+
+def ask() -> Question:
+    """What the command line asks of the first backbone."""
+    return question([backbone(BACKBONES[0])], val=0.2, max_bad=0.01, seed=0)
+
+
+def table(file: Path, data: Set, **splits: Sequence[int]) -> Path:
+    """A table of some images of a set by split, as a user would give them; with `all` they have no split."""
+    with file.open("w", newline="") as text:
+        writer = csv.writer(text)
+        writer.writerow(["path", "label", *([] if "all" in splits else ["split"])])
+        for split, rows in splits.items():
+            named = [] if split == "all" else [split]
+            writer.writerows([str(data.files[row]), data.classes[data.labels[row]], *named] for row in rows)
+    return file
