@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlkit.cli.asking import question
+from tlkit.cli.common import question
 from tlkit.data.split import fraction
 from tlkit.deploy import export
 from tlkit.learn.advise.advice import Question

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from tlkit.cli.asking import question
 from tlkit.cli.common import (
     FilePath,
     Seconds,
@@ -15,6 +14,7 @@ from tlkit.cli.common import (
     json_option,
     max_bad_option,
     progress_bars,
+    question,
     rejected,
     show,
     wrote,
@@ -32,7 +32,7 @@ from tlkit.files import quoted
     help="The pretrained network, or several with commas between them.",
     shell_complete=complete_offer("backbone"),
 )
-@click.option("--budget", type=Seconds(), help="Time for short trial runs, such as 90s or 2m.  [default: none]")
+@click.option("--budget", type=Seconds(), help="Time for short trial runs, such as 90s or 2m; none unless given.")
 @click.option("--audit", is_flag=True, help="Look for duplicates, leaks, wrong labels and shortcuts as well.")
 @click.option("--html", "page", type=FilePath, help="Write it with pictures to one .html file as well.")
 @click.option(

@@ -18,6 +18,8 @@ import click
 from tlkit.errors import DataError, one_line
 
 if TYPE_CHECKING:
+    from tlkit.learn.advise.advice import Question
+    from tlkit.plugin.contract import Backbone, Head
     from tlkit.plugin.host import Host
 
 WIDTH, TIME = 20, 24  # of a progress bar, in characters, and of the time left with what stands around both
@@ -107,6 +109,25 @@ def host() -> Host:
     for warning in loaded.warnings:
         click.echo(f"tlkit: warning: {warning}", err=True)
     return loaded
+
+
+def question(
+    backbones: Sequence[Backbone],
+    *,
+    val: float,
+    max_bad: float,
+    seed: int,
+    head: Head | None = None,
+    cut: str | None = None,
+    **options: Any,
+) -> Question:
+    """What to advise on: every strategy that plugins offer, and every head, or the one that the user has chosen."""
+    from tlkit.learn.advise.advice import Question
+
+    plugins = host()
+    heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
+    strategies = [plugins.get("strategy", name) for name in plugins.names("strategy")]
+    return Question(backbones, heads, strategies, plugins.origin, val, max_bad, seed, cut, options)
 
 
 def complete_offer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlkit.cli.asking import question
 from tlkit.cli.common import (
     FilePath,
     Seconds,
@@ -18,6 +17,7 @@ from tlkit.cli.common import (
     json_option,
     max_bad_option,
     progress_bars,
+    question,
     rejected,
     show,
     wrote,
