@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tlkit_standard.heads import HEADS
 
 from tests.learn.advise.asking import ask
+from tests.tiny import Line
 from tlkit.learn.advise import auto, facts, trials
 from tlkit.learn.advise.advice import advise
 from tlkit.learn.advise.auto import train_auto
@@ -81,6 +83,17 @@ def test_a_trunk_that_moved_is_kept_only_if_it_is_ahead(pictures, tmp_path, monk
     if not is_ahead:
         assert "not ahead" in " ".join(advice.recommendation.reasons)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.usefixtures("counts_as_large")
+def test_under_a_head_that_cannot_learn_by_gradient_nothing_moves(pictures, tmp_path):
+    _, advice = train_auto(pictures, tmp_path / "run", ask(heads=[head for head in HEADS if head.name == "knn"]))
+    assert (advice.recommendation.strategy, advice.recommendation.head) == ("frozen", "knn")
+
+
+def test_a_head_that_only_learns_by_gradient_will_do(pictures, tmp_path):
+    _, advice = train_auto(pictures, tmp_path / "run", ask(heads=[Line()]))
+    assert (advice.recommendation.head, list(advice.heads)) == ("line", [])
 
 
 def test_being_ahead_takes_more_than_one_standard_error(pictures, tmp_path):

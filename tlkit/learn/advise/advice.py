@@ -17,8 +17,9 @@ from tlkit.learn.advise import facts as data_facts
 from tlkit.learn.advise.choose import HeadEvidence, best_stage, compare_heads, lead
 from tlkit.learn.advise.evidence import Sight, StageEvidence
 from tlkit.learn.advise.facts import DataFacts
-from tlkit.learn.advise.recommend import Recommendation, cautious, recommend
+from tlkit.learn.advise.recommend import Recommendation, cautious, offered, recommend
 from tlkit.learn.loop.watch import Progress, silent
+from tlkit.learn.plan import facts as strategy_facts
 from tlkit.plugin.contract import Backbone, Head, Offer, Strategy
 
 if TYPE_CHECKING:
@@ -122,16 +123,17 @@ def advise(source: Path, question: Question, progress: Progress = silent) -> Adv
     # The same features are the same picture, unless the backbone sees nothing.
     seen = [data_facts.gather(dataset, samples, usable, sight.features.stage(-1)) for sight in sights]
     facts = max(seen, key=lambda each: each.distinct)
-    advice = Advice(source, dataset, facts, sights, (), labels, cautious(sights[0], question.heads, ()), rejected)
-    if lacking := facts.lacking():
-        return replace(advice, recommendation=cautious(sights[0], question.heads, lacking))
+    offers = offered(question.heads, question.strategies)
+    lacking = facts.lacking()
+    advice = Advice(source, dataset, facts, sights, (), labels, cautious(sights[0], offers.head, lacking), rejected)
+    if lacking:
+        return advice
     rows = evidences.draw(labels, usable, evidences.MOST_PROBED, question.seed)
     classes = len(dataset.labels)
     sights = [replace(sight, stages=evidences.weigh(sight, rows, labels[rows], classes)) for sight in sights]
     chosen = best_sight(sights)
-    heads = compare_heads(chosen, [best_stage(chosen.stages)], question.heads, labels, classes, question.seed)
-    names = frozenset(strategy.name for strategy in question.strategies)
-    recommendation = recommend(facts, chosen, heads, names, len(dataset.of("val")))
+    heads = compare_heads(chosen, best_stage(chosen.stages), question.heads, labels, classes, question.seed)
+    recommendation = recommend(facts, chosen, heads, offers, strategy_facts(dataset), len(dataset.of("val")))
     return replace(advice, sights=sights, heads=heads, recommendation=recommendation)
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     Labels = NDArray[np.int64]
 
 MOST_SOLVED = 600  # images that heads are compared on
-CLOSE = 0.03  # cuts whose probes are this near to the best are compared with the heads themselves
-MOST_CUTS = 3
 PREFERRED = "logistic"  # where no other is ahead: the smallest to deploy, with the best probabilities
 
 
@@ -70,42 +68,23 @@ def best_stage(stages: Sequence[StageEvidence]) -> StageEvidence:
     return max([deepest, *ahead], key=lambda stage: stage.probe.accuracy)
 
 
-def shortlist(stages: Sequence[StageEvidence]) -> list[StageEvidence]:
-    """The cuts to compare heads on: those whose probes are near the best, the best first."""
-    best = best_stage(stages)
-    near = [stage for stage in stages if stage is not best and stage.probe.accuracy >= best.probe.accuracy - CLOSE]
-    near.sort(key=lambda stage: -stage.probe.accuracy)
-    return [best, *near[: MOST_CUTS - 1]]
-
-
 def compare_heads(
-    sight: Sight,
-    stages: Sequence[StageEvidence],
-    heads: Sequence[Head],
-    labels: Labels,
-    classes: int,
-    seed: int,
-    most: int = MOST_SOLVED,
+    sight: Sight, stage: StageEvidence, heads: Sequence[Head], labels: Labels, classes: int, seed: int
 ) -> list[HeadEvidence]:
-    """Every head that can be solved and judges itself by cross-validation, on each of the stages."""
-    rows = draw(labels, sight.features.usable, most, seed)
+    """Every head that can be solved and judges itself by cross-validation, on the features of one stage."""
+    rows = draw(labels, sight.features.usable, MOST_SOLVED, seed)
+    features = np.ascontiguousarray(sight.features.stage(sight.trunk.names.index(stage.name))[rows])
     found = []
-    for stage in stages:
-        features = np.ascontiguousarray(sight.features.stage(sight.trunk.names.index(stage.name))[rows])
-        for head in heads:
-            started = time.perf_counter()
-            try:
-                solved = head.solve(features, labels[rows], classes, seed)
-            except TlkitError:
-                continue
-            report = getattr(solved, "report", {})
-            if report.get("cv_accuracy") is not None:
-                seconds = time.perf_counter() - started
-                found.append(
-                    HeadEvidence(
-                        stage.name, head.name, report["cv_accuracy"], report["cv_log_loss"], len(rows), seconds
-                    )
-                )
+    for head in heads:
+        started = time.perf_counter()
+        try:
+            report = getattr(head.solve(features, labels[rows], classes, seed), "report", {})
+        except TlkitError:
+            continue
+        if report.get("cv_accuracy") is not None:
+            accuracy, log_loss = float(report["cv_accuracy"]), float(report["cv_log_loss"])
+            seconds = time.perf_counter() - started
+            found.append(HeadEvidence(stage.name, head.name, accuracy, log_loss, len(rows), seconds))
     return found
 
 

@@ -7,16 +7,18 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tlkit.deploy.score import wilson
+from tlkit.errors import TlkitError
 from tlkit.learn.advise.choose import PREFERRED, HeadEvidence, Lead, best_head, best_stage, lead
 from tlkit.learn.advise.evidence import Sight, StageEvidence
 from tlkit.learn.advise.facts import DataFacts
 from tlkit.learn.advise.rule import Case, agreement, case_of
 from tlkit.learn.loop.speed import seconds_an_image
 from tlkit.model.trunk import Trunk
-from tlkit.plugin.contract import Head
+from tlkit.plugin.contract import Facts, Head, Strategy
 
 ROOM = 0.03  # share of images called wrong by frozen features, below which moving the trunk is not worth its time
 EPOCHS = 10  # of a fine-tuning
+MOVER = "probe-then-tune"  # its head is right before the trunk begins to move
 USUAL_SPEED = 100.0  # images a second from file to features, where none had to be run
 SURE, UNSURE = "recommended", "not enough to tell"
 
@@ -42,7 +44,6 @@ class Recommendation:
     reasons: Sequence[str] = ()
     accuracy: tuple[float, float] | None = None
     seconds: float | None = None
-    deepest: str = ""
     still: tuple[str, str] | None = None  # cut and head of frozen features, where the trunk moves
 
     def frozen(self) -> Recommendation:
@@ -52,16 +53,18 @@ class Recommendation:
         cut, head = self.still
         return replace(self, strategy="frozen", cut=cut, head=head, moving=0, settings={}, rates={}, still=None)
 
-    def moved(self, strategy: str, moving: int, settings: Mapping[str, Any]) -> Recommendation:
-        """The trunk moved as a whole up to its deepest stage, with a head that learns by gradient."""
+    def moved(self, strategy: Strategy, head: str, stages: Sequence[str], known: Facts, epochs: int) -> Recommendation:
+        """The trunk moved by a strategy up to its deepest stage, with a head that learns by gradient."""
         before = self.frozen()
+        last = strategy.phases(stages, known)[-1]
         return replace(
             self,
-            strategy=strategy,
-            cut=self.deepest,
-            head=PREFERRED,
-            moving=moving,
-            settings=dict(settings),
+            strategy=strategy.name,
+            cut=stages[-1],
+            head=head,
+            moving=last.moving,
+            settings={"strategy.epochs": epochs},
+            rates={"head": last.head_lr, "deepest stage": last.trunk_lr, "factor a stage": last.decay},
             still=(before.cut, before.head),
         )
 
@@ -86,88 +89,63 @@ class Recommendation:
         return {**facts, "reasons": list(self.reasons), "accuracy": self.accuracy and list(self.accuracy)}
 
 
-def cautious(sight: Sight, heads: Sequence[Head], lacking: Sequence[str]) -> Recommendation:
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What can be recommended: a head where none is ahead, and the strategy to move a trunk with, if there is one."""
+
+    head: str
+    mover: Strategy | None
+
+
+def offered(heads: Sequence[Head], strategies: Sequence[Strategy]) -> Offered:
+    """The preferred head, or else the first; nothing moves under a head that can't learn by gradient."""
+    head = next((head for head in heads if head.name == PREFERRED), heads[0])
+    try:
+        head.module(2, 2)
+    except TlkitError:
+        return Offered(head.name, None)
+    return Offered(head.name, next((strategy for strategy in strategies if strategy.name == MOVER), None))
+
+
+def cautious(sight: Sight, head: str, lacking: Sequence[str]) -> Recommendation:
     """Where nothing can be told: what does the least harm, and what is lacking."""
-    names = [head.name for head in heads]
-    head = PREFERRED if PREFERRED in names or not names else names[0]
-    deepest = sight.trunk.names[-1]
-    return Recommendation(UNSURE, sight.backbone.name, "frozen", deepest, head, reasons=tuple(lacking), deepest=deepest)
+    return Recommendation(UNSURE, sight.backbone.name, "frozen", sight.trunk.names[-1], head, reasons=tuple(lacking))
 
 
 def recommend(
-    facts: DataFacts, sight: Sight, heads: Sequence[HeadEvidence], strategies: frozenset[str], val: int
+    facts: DataFacts, sight: Sight, heads: Sequence[HeadEvidence], offers: Offered, known: Facts, val: int
 ) -> Recommendation:
     """The recommendation for one backbone; `val` counts the images to validate on."""
     cut, deepest = best_stage(sight.stages), sight.stages[-1]
     head = best_head(heads, cut.name)
     case = case_of(facts.large, sight.shift.likeness)
-    room = 1.0 - (cut.probe.interval[0] + cut.probe.interval[1]) / 2
-    tunes = facts.large and room > ROOM and "probe-then-tune" in strategies
-    reasons = []
-    if case is None:
-        reasons.append(
-            f"how like the data are to those of the pretraining is {sight.shift.likeness}: {sight.shift.reason}; "
-            "the rule of thumb does not apply, and the evidence decides alone"
-        )
-    agrees, said = _agreement(case, sight, cut, tunes, room)
-    reasons += [said] if said else []
-    if tunes:
-        return _tuned(facts, sight, cut, head, case, agrees, reasons, val)
-    reasons.append(_about_cut(cut, deepest, sight.stages))
-    if facts.large and not tunes:
-        reasons.append(f"the trunk stays: frozen features call {1 - room:.1%} right, little is left to gain")
-    elif not facts.large:
-        reasons.append("the trunk stays: with this few images, moving it gains little and may forget much")
+    room = 1.0 - sum(cut.probe.interval) / 2
+    mover = offers.mover if facts.large and room > ROOM else None
+    agrees, said = _agreement(case, sight, cut, room, tunes=mover is not None)
     measured = cut.probe.interval if head is None else wilson(round(head.accuracy * head.images), head.images)
-    speed = sight.speed or USUAL_SPEED
-    return Recommendation(
+    frozen = Recommendation(
         SURE,
         sight.backbone.name,
         "frozen",
         cut.name,
-        PREFERRED if head is None else head.head,
+        offers.head if head is None else head.head,
         case=None if case is None else case.name,
         rule="" if case is None else case.says,
         agrees=agrees,
-        reasons=tuple(reasons),
+        reasons=(said, _about_cut(cut, deepest, sight.stages)),
         accuracy=(min(measured[0], cut.probe.interval[0]), max(measured[1], cut.probe.interval[1])),
-        seconds=(facts.images + val) / speed + _solving(facts, head),
-        deepest=deepest.name,
+        seconds=(facts.images + val) / (sight.speed or USUAL_SPEED) + _solving(facts, head),
     )
-
-
-def _tuned(
-    facts: DataFacts,
-    sight: Sight,
-    cut: StageEvidence,
-    head: HeadEvidence | None,
-    case: Case | None,
-    agrees: bool | None,
-    reasons: Sequence[str],
-    val: int,
-) -> Recommendation:
-    """The trunk moves as a whole, after the head: the deepest stage is the cut, as fine-tuning makes it fit."""
-    deepest = sight.stages[-1]
-    moving = len(sight.stages)
-    passes = EPOCHS * epoch_seconds(sight.trunk, moving, facts.images, val)
-    return Recommendation(
-        SURE,
-        sight.backbone.name,
-        "probe-then-tune",
-        deepest.name,
-        PREFERRED,
-        moving=moving,
-        settings={"strategy.epochs": EPOCHS},
-        rates={"head": 1e-3, "deepest stage": 1e-4, "decay a stage": 0.8},
-        case=None if case is None else case.name,
-        rule="" if case is None else case.says,
-        agrees=agrees,
-        reasons=(*reasons, "`--strategy auto` keeps the moved trunk only if it is ahead on the validation images"),
-        accuracy=(deepest.probe.interval[0], 1.0),
-        seconds=(facts.images + val) / (sight.speed or USUAL_SPEED) + _solving(facts, head) + passes,
-        deepest=deepest.name,
-        still=(cut.name, PREFERRED if head is None else head.head),
-    )
+    if mover is not None:
+        moved = frozen.moved(mover, offers.head, sight.trunk.names, known, EPOCHS)
+        took = EPOCHS * epoch_seconds(sight.trunk, moved.moving, facts.images, val)
+        why = f"frozen features leave {room:.1%} to be gained; auto keeps a moved trunk only if it is ahead on val"
+        return replace(
+            moved, accuracy=(deepest.probe.interval[0], 1.0), seconds=(frozen.seconds or 0.0) + took
+        ).because(why)
+    if facts.large:
+        return frozen.because(f"the trunk stays: frozen features call {1 - room:.1%} right, little is left to gain")
+    return frozen.because("the trunk stays: with this few images, moving it gains little and may forget much")
 
 
 def epoch_seconds(trunk: Trunk, moving: int, images: int, val: int) -> float:
@@ -177,10 +155,11 @@ def epoch_seconds(trunk: Trunk, moving: int, images: int, val: int) -> float:
 
 
 def _agreement(
-    case: Case | None, sight: Sight, cut: StageEvidence, tunes: bool, room: float
+    case: Case | None, sight: Sight, cut: StageEvidence, room: float, *, tunes: bool
 ) -> tuple[bool | None, str]:
     if case is None:
-        return None, ""
+        shift = sight.shift
+        return None, f"no rule applies, and the evidence decides alone: likeness is {shift.likeness}, {shift.reason}"
     deepest = sight.stages[-1]
     if cut is deepest:
         earlier = max(sight.stages[:-1], key=lambda stage: stage.probe.accuracy, default=deepest)

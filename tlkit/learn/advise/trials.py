@@ -10,7 +10,7 @@ from typing import Any
 
 from tlkit.learn.advise.advice import Advice, Question
 from tlkit.learn.advise.choose import paired
-from tlkit.learn.advise.recommend import EPOCHS, Recommendation, epoch_seconds
+from tlkit.learn.advise.recommend import EPOCHS, Recommendation, epoch_seconds, offered
 from tlkit.learn.loop.watch import Progress, silent
 from tlkit.learn.plan import How, Recipe, facts
 from tlkit.learn.result import Trained
@@ -107,16 +107,17 @@ def try_out(
 
 def _fitted(advice: Advice, question: Question, name: str, budget: float) -> tuple[Strategy, Recommendation] | None:
     """A strategy with as many epochs as fit the budget; None where it is not on offer or too few do."""
-    if name not in {strategy.name for strategy in question.strategies}:
+    strategy = next((each for each in question.strategies if each.name == name), None)
+    offers = offered(question.heads, question.strategies)
+    if strategy is None or offers.mover is None:
         return None
-    strategy, trunk = named(question, name), advice.sight.trunk
-    phases = strategy.phases(trunk.names, facts(advice.dataset))
-    moving = max(phase.moving for phase in phases)
+    trunk, known = advice.sight.trunk, facts(advice.dataset)
+    moving = strategy.phases(trunk.names, known)[-1].moving
     epochs = min(EPOCHS, int(budget / epoch_seconds(trunk, moving, advice.facts.images, len(advice.dataset.of("val")))))
     if epochs < FEWEST_EPOCHS:
         return None
-    settings = {"strategy.epochs": epochs}
-    return configure(strategy, {"epochs": epochs}), advice.recommendation.moved(name, moving, settings)
+    moved = advice.recommendation.moved(strategy, offers.head, trunk.names, known, epochs)
+    return configure(strategy, {"epochs": epochs}), moved
 
 
 def words(recommendation: Recommendation) -> str:
