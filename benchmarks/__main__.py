@@ -7,7 +7,7 @@ import sys
 
 from benchmarks._bench import PYTHON, ROOT
 
-NAMES = ("startup", "embed", "heads", "memory", "precision", "reference", "train")
+NAMES = ("advise", "embed", "finetune", "heads", "memory", "precision", "reference", "startup", "train")
 
 
 def main() -> int:

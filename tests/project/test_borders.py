@@ -24,7 +24,15 @@ class Border(NamedTuple):
 BORDERS = (
     Border(
         "torch",
-        ("tlkit.model.trunk", "tlkit.deploy.export", "tlkit.learn.train", "tlkit.learn.loop", "tlkit.check", "plugins"),
+        (
+            "tlkit.model.trunk",
+            "tlkit.model.norms",
+            "tlkit.deploy.export",
+            "tlkit.learn.train",
+            "tlkit.learn.loop",
+            "tlkit.check",
+            "plugins",
+        ),
         "compose networks in tlkit.model.trunk, trace in tlkit.deploy.export, train in tlkit.learn.train and its loop; "
         "elsewhere work on NumPy arrays, and import torch for type checkers only",
     ),

@@ -22,6 +22,7 @@ from tlkit.errors import ResourceError, TlkitError, UsageError
 
 # The one-line helps stand here so that `tlkit --help` imports no verb; a test holds them against the verbs' own.
 VERBS = {
+    "advise": "Say which strategy, cut and head fit a folder of images, and why.",
     "train": "Train on a folder of labelled images and write a bundle.",
     "export": "Turn a bundle into graphs for deployment, each checked on real images.",
     "verify": "Replay a bundle's golden images on what was exported from it.",

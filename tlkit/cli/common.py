@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import click
 from tlkit.errors import DataError, one_line
 
 if TYPE_CHECKING:
+    from tlkit.learn.advise.advice import Question
     from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import Backbone, Head
     from tlkit.plugin.host import Host
@@ -34,6 +36,20 @@ max_bad_option = click.option(
     show_default=True,
     help="Share of images that may be unreadable before the command fails.",
 )
+
+
+class Seconds(click.ParamType[float]):
+    """A length of time: 90, 90s, 2m or 1.5h, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value.strip())
+        if found is None or float(found[1]) <= 0:
+            self.fail(f"{value!r} is not a time; write it as 90s, 2m or 1h", param, ctx)
+        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def show(result: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> None:
@@ -95,6 +111,25 @@ def host() -> Host:
     for warning in loaded.warnings:
         click.echo(f"tlkit: warning: {warning}", err=True)
     return loaded
+
+
+def question(
+    backbones: Sequence[Backbone],
+    *,
+    val: float,
+    max_bad: float,
+    seed: int,
+    head: Head | None = None,
+    cut: str | None = None,
+    **options: Any,
+) -> Question:
+    """What to advise on: every strategy that plugins offer, and every head, or the one that the user has chosen."""
+    from tlkit.learn.advise.advice import Question
+
+    plugins = host()
+    heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
+    strategies = [plugins.get("strategy", name) for name in plugins.names("strategy")]
+    return Question(backbones, heads, strategies, plugins.origin, val, max_bad, seed, cut, options)
 
 
 def complete_offer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:

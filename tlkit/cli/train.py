@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,13 @@ import click
 
 from tlkit.cli.common import (
     FilePath,
+    Seconds,
     complete_offer,
     host,
     json_option,
     max_bad_option,
     progress_bars,
+    question,
     rejected,
     show,
     wrote,
@@ -24,7 +26,9 @@ from tlkit.errors import UsageError, one_line
 from tlkit.files import quoted
 
 if TYPE_CHECKING:
-    from tlkit.plugin.host import Host
+    from tlkit.learn.advise.advice import Advice
+
+AUTO = "auto"
 
 
 @click.command(short_help="Train on a folder of labelled images and write a bundle.")
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     "--strategy",
     default="frozen",
     show_default=True,
-    help="How to train.",
+    help="How to train; auto does what `tlkit advise` recommends.",
     shell_complete=complete_offer("strategy"),
 )
 @click.option(
@@ -107,8 +111,11 @@ if TYPE_CHECKING:
 )
 @click.option("--compile", "compiled", is_flag=True, help="Compile what learns with torch.compile.")
 @click.option("--tf32", is_flag=True, help="Let a GPU round the factors of fp32 products to 10 bits.")
+@click.option("--budget", type=Seconds(), help="With auto: time for trial runs that settle close calls, such as 2m.")
 @json_option
+@click.pass_context
 def command(
+    context: click.Context,
     source: Path,
     out: Path,
     backbone: str,
@@ -130,6 +137,7 @@ def command(
     precision: str,
     compiled: bool,
     tf32: bool,
+    budget: float | None,
     as_json: bool,
 ) -> None:
     """Train on SOURCE and write a bundle.
@@ -143,34 +151,39 @@ def command(
       tlkit train photos/ -o run/ --backbone efficientnet-lite1 --cut stage4 --head svm --set head.pca=128
       tlkit train photos.csv -o run/ --head mlp --set head.hidden=256 --seed 7
       tlkit train photos/ -o run/ --strategy partial --set strategy.moving=2 --set strategy.epochs=5
+      tlkit train photos/ -o run/ --strategy auto --budget 5m
       tlkit train photos/ -o run/ --strategy full --resume
       torchrun --nproc-per-node 4 -m tlkit train photos/ -o run/ --strategy full
     """
-    from tlkit.plugin.settings import parse
+    common: dict[str, Any] = {"val": val, "max_bad": max_bad, "golden": golden, "seed": seed}
+    common |= {"refit": refit, "views": views, "cache": cache, "size": size}
+    advice: Advice | None = None
+    if strategy == AUTO:
+        if resume:
+            raise UsageError("what auto does can't be taken up", do="leave out --resume, or name the strategy")
+        fixed = context.get_parameter_source("head") is not click.core.ParameterSource.DEFAULT
+        offers, _ = _configured({"backbone": backbone} | ({"head": head} if fixed else {}), settings)
 
-    plugins = host()
-    offers = _offers(plugins, {"backbone": backbone, "strategy": strategy, "head": head})
-    origins = {kind: plugins.origin(offer) for kind, offer in offers.items()}
-    offers |= parse(settings, offers)
+        from tlkit.learn.advise.auto import train_auto
+        from tlkit.learn.loop.machine import Choice
+        from tlkit.learn.plan import How
 
-    from tlkit.learn.train import Choice, How, Recipe, train
+        asked = question([offers["backbone"]], head=offers.get("head"), cut=cut, **common)
+        how = How(Choice(device, precision, compiled, tf32), tensorboard=tensorboard, warn=_warn)
+        with progress_bars() as bars:
+            trained, advice = train_auto(source, out, asked, how, budget, bars)
+        strategy, head = advice.recommendation.strategy, advice.recommendation.head
+    else:
+        if budget is not None:
+            raise UsageError("--budget is for trial runs", do=f"take --strategy {AUTO}, or leave it out")
+        offers, origins = _configured({"backbone": backbone, "strategy": strategy, "head": head}, settings)
 
-    recipe = Recipe(
-        **offers,
-        origins=origins,
-        cut=cut,
-        size=size,
-        val=val,
-        max_bad=max_bad,
-        golden=golden,
-        seed=seed,
-        refit=refit,
-        views=views,
-        cache=cache,
-    )
-    how = How(Choice(device, precision, compiled, tf32), resume, tensorboard, warn=_warn)
-    with progress_bars() as bars, _told_how_to_go_on(out):
-        trained = train(source, out, recipe, bars, how)
+        from tlkit.learn.train import Choice, How, Recipe, train
+
+        recipe = Recipe(**offers, origins=origins, cut=cut, **common)
+        how = How(Choice(device, precision, compiled, tf32), resume, tensorboard, warn=_warn)
+        with progress_bars() as bars, _told_how_to_go_on(out):
+            trained = train(source, out, recipe, bars, how)
 
     for line in trained.ignored:
         click.echo(one_line(f"passed over {line}"), err=True)
@@ -188,6 +201,7 @@ def command(
             "stages": dict(trained.provenance),
             "strategy": strategy,
             "head": head,
+            "advice": None if advice is None else advice.recommendation.to_json(),
             "report": dict(trained.report),
             "images": dict(trained.images),
             "decoded": trained.decoded,
@@ -204,6 +218,7 @@ def command(
             f"validation accuracy {scores.accuracy:.1%} (95 %: {low:.1%} to {high:.1%})",
             f"macro-F1 {scores.macro_f1:.3f}, ECE {scores.ece:.3f}",
             *_changed(trained.provenance),
+            *([] if advice is None else ["", *_advised(advice)]),
         ],
         as_json,
     )
@@ -233,9 +248,22 @@ def _changed(provenance: Mapping[str, str]) -> list[str]:
     return [f"{len(changed)} of {len(provenance)} stages changed: {', '.join(changed)}"] if changed else []
 
 
-def _offers(plugins: Host, named: Mapping[str, str]) -> dict[str, Any]:
-    """The offers of these names by kind. Raises one UsageError for all names that nobody offers."""
-    offers, problems = {}, []
+def _advised(advice: Advice) -> list[str]:
+    """Why it was done so."""
+    from tlkit.learn.advise.page import summary
+
+    return summary(advice.recommendation)
+
+
+def _configured(named: Mapping[str, str], settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
+    """The offers of these names by kind, with their options, and where they come from.
+
+    Raises one UsageError for all names that nobody offers.
+    """
+    from tlkit.plugin.settings import parse
+
+    plugins = host()
+    offers, problems = dict[str, Any](), []
     for kind, name in named.items():
         try:
             offers[kind] = plugins.get(kind, name)
@@ -243,4 +271,5 @@ def _offers(plugins: Host, named: Mapping[str, str]) -> dict[str, Any]:
             problems.append(problem.what)
     if problems:
         raise UsageError("; ".join(problems))
-    return offers
+    origins = {kind: plugins.origin(offer) for kind, offer in offers.items()}
+    return offers | parse(settings, offers), origins

@@ -46,7 +46,7 @@ class Dataset:
         return dict(zip(self.labels, numbers, strict=True))
 
 
-def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2) -> Dataset:
+def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2, learnable: bool = True) -> Dataset:
     """A labelled set of images.
 
     It is read from one of
@@ -58,14 +58,20 @@ def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2)
     Where no val is given, about the share `val` of train becomes it, by a hash of each name (`split.assign`).
 
     Labels are the class names, sorted. With `labels`, those of a bundle, they keep that order, an unknown label
-    is refused, and what only learning needs (two classes, each with images in train) is not asked for.
+    is refused, and what only learning needs (two classes, each with images in train) is not asked for; nor is it
+    where the set need not be `learnable`.
 
     Raises `DataError` with all that is wrong with the source, `UsageError` for a `val` outside 0..1.
     """
     if not 0.0 < val < 1.0:
         raise UsageError(f"val must lie between 0 and 1, not {val}")
     rows, ignored, problems = _stated(source)
-    labels = trained_labels(rows, source, problems) if labels is None else known_labels(rows, source, labels, problems)
+    if labels is not None:
+        labels = known_labels(rows, source, labels, problems)
+    elif learnable:
+        labels = trained_labels(rows, source, problems)
+    else:
+        labels = known_labels(rows, source, sorted({nfc(row.label) for row in rows}), problems)
     indices = {label: index for index, label in enumerate(labels)}
     samples = [
         Sample(row.path, row.name, indices[nfc(row.label)], split)
@@ -73,7 +79,7 @@ def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2)
     ]
     samples.sort(key=lambda sample: sample.name)
     root = source if os.path.isdir(source) else source.parent
-    return Dataset(root, labels, tuple(samples), tuple(ignored), rows[0].split is not None)
+    return Dataset(root, tuple(labels), tuple(samples), tuple(ignored), rows[0].split is not None)
 
 
 class _Stated(NamedTuple):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -112,6 +113,40 @@ def load(
         return _load(_read(source), pixels, view, max_pixels)
     except Rejected as problem:
         raise Rejected(problem.what, file=source) from problem
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a picture's header says: format, pixels (not turned), colour mode, and the camera by its EXIF."""
+
+    format: str
+    width: int
+    height: int
+    mode: str
+    exif: str  # maker and model, "other" for EXIF without them, "none" without EXIF
+
+
+def header(source: bytes) -> Header:
+    """The header of a picture's file. Raises `Rejected` as `load` does."""
+    _loading.now = True
+    try:
+        picture = _open(source)
+        return Header(picture.format or "", picture.width, picture.height, picture.mode, _camera(picture))
+    except Rejected:
+        raise
+    except Exception as error:  # see `load`
+        raise Rejected(f"damaged, truncated or of a kind that can't be decoded: {error}") from error
+    finally:
+        _loading.now = False
+
+
+def _camera(picture: Image.Image) -> str:
+    try:
+        exif = picture.getexif()
+    except Exception:  # noqa: BLE001 - broken EXIF is no EXIF
+        return "none"
+    maker, model = (str(exif.get(tag, "")).strip("\0 ") for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
+    return f"{maker} {model}".strip() or ("other" if exif else "none")
 
 
 def _read(path: Path) -> bytes:

@@ -38,21 +38,37 @@ Known = tuple["NDArray[np.float32]", str]  # values, and the SHA-256 of the file
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """`array[i]` `(width,)` belongs to file i where `usable[i]`; the rest were rejected for the reason given."""
+    """`array[i]` `(width,)` belongs to file i where `usable[i]`; the rest were rejected for the reason given.
+
+    Without a cut, a row holds the features of all stages, shallow to deep, of the `widths` given.
+    """
 
     array: NDArray[np.float32]
     usable: NDArray[np.bool_]
     rejected: dict[int, str]
     decoded: int  # images decoded for this; the rest came from the cache
     sha256: tuple[str, ...] = ()  # of each file, hex; empty where it was rejected
+    widths: tuple[int, ...] = ()
+
+    def stage(self, index: int) -> NDArray[np.float32]:
+        """The features of one stage, where there is no cut: `(N, widths[index])`; -1 is the deepest."""
+        index %= len(self.widths)
+        start = sum(self.widths[:index])
+        return self.array[:, start : start + self.widths[index]]
 
 
 def extract(
-    files: Sequence[Path], graph: Path, pixels: Pixels, stages: Sequence[str], cut: str, tick: Callable[[int], object]
+    files: Sequence[Path],
+    graph: Path,
+    pixels: Pixels,
+    stages: Sequence[str],
+    cut: str | None,
+    tick: Callable[[int], object],
 ) -> Features:
-    """Features `(N, width)` at `cut` of each file; `graph` gives those of all `stages`, and all are kept.
+    """Features `(N, width)` at `cut`, or of all stages, of each file.
 
-    `tick(n)` is called whenever n more images are done.
+    `graph` gives those of all `stages`, and all are kept, whatever the cut. `tick(n)` is called whenever n more images
+    are done.
     """
     session = OnnxSession(graph, workers=cores())
     taps = session.outputs  # one a stage, in their order
@@ -60,7 +76,8 @@ def extract(
         identities = [_identity(file) for file in files]  # before they are read: a later change gives another
         widths = store.widths or _widths(session, pixels)
         store.widths = widths
-        start, width = sum(widths[: stages.index(cut)]), widths[stages.index(cut)]
+        start = 0 if cut is None else sum(widths[: stages.index(cut)])
+        width = sum(widths) if cut is None else widths[stages.index(cut)]
         array, usable = np.zeros((len(files), width), np.float32), np.zeros(len(files), bool)
         hashes, todo = [""] * len(files), []
         for index, file in enumerate(files):
@@ -86,7 +103,7 @@ def extract(
             if number % SAVE_EVERY == 0:
                 store.save()
             tick(len(chunk.rows))
-    return Features(array, usable, rejected, len(todo) - len(rejected), tuple(hashes))
+    return Features(array, usable, rejected, len(todo) - len(rejected), tuple(hashes), tuple(widths))
 
 
 def _widths(session: OnnxSession, pixels: Pixels) -> list[int]:

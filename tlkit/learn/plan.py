@@ -41,6 +41,7 @@ class Recipe:
     refit: bool = True  # solve the head again on a trunk that moved, where that loses nothing
     views: int = 4  # of each image in training, where it varies and stages are frozen; 0: another in every epoch
     cache: bool = True  # keep what frozen stages give for each view
+    advice: Mapping[str, Any] = field(default_factory=dict)  # that led to it, kept in the bundle
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ class Trained:
     ignored: Sequence[str]
     scores: Scores
     provenance: Mapping[str, str]  # of each stage: "original", "moved" or "new"
+    right: NDArray[np.bool_]  # which of the images to validate on that can be used, in order
     report: Mapping[str, Any] = field(default_factory=dict)
     epochs: Sequence[Mapping[str, Any]] = ()  # of this run: loss, accuracy, rates, seconds and images a second
     diverged: str | None = None  # where the loss ended as no number; the weights are the best before that
@@ -59,7 +60,8 @@ def write(
     recipe, trunk, dataset, samples, phases = plan.recipe, plan.trunk, plan.dataset, plan.samples, plan.phases
     train_samples, val_samples = dataset.of("train"), dataset.of("val")
     _, val_set = plan.splits(features)
-    scores = score(probabilities(head, val_set.features.features), val_set.features.labels)
+    given = probabilities(head, val_set.features.features)
+    scores = score(given, val_set.features.labels)
 
     kept = _golden(val_samples, features.usable[len(train_samples) :], recipe.golden)
     contents = [val_samples[index].path.read_bytes() for index in kept]
@@ -72,7 +74,7 @@ def write(
         stages=trunk.names,
         width=features.array.shape[1],
         head=_made(recipe, recipe.head, report(head)),
-        strategy=_made(recipe, recipe.strategy),
+        strategy=_made(recipe, recipe.strategy, recipe.advice),
         phases=tuple(asdict(phase) for phase in phases),
         seed=recipe.seed,
         data=_data(plan.source, dataset, features, samples, recipe),
@@ -108,6 +110,7 @@ def write(
         ignored=dataset.ignored,
         scores=scores,
         provenance=record.provenance,
+        right=given.argmax(axis=1) == val_set.features.labels,
         report=report(head),
         epochs=epochs,
         diverged=fitted.diverged,

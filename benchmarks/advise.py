@@ -1,0 +1,55 @@
+"""What `tlkit advise` is worth: `python benchmarks/advise.py shift cost scores audit regret`.
+
+- `shift`: on which side of alike and unlike each data set falls with each backbone, and from how many images on.
+- `cost`: the time of advice in passes over the images, a pass being the features of all stages through the runtime.
+- `scores`: rank correlation of each score with the accuracy of a logistic head on held-out images, over stages,
+  backbones and data sets.
+- `audit`: planted duplicates, re-encoded near duplicates, wrong labels and a planted shortcut.
+- `regret`: accuracy on held-out images of the best of all cuts and heads , less
+  that of what the advice chose.
+
+Each part writes results of its own. Features are kept between runs in the cache, but for `cost`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from _bench import DATA, existing, parser
+from advising.cost import cost
+from advising.faults import audits
+from advising.regret import regret
+from advising.scores import scores
+from advising.shift import shift
+
+PARTS = ("shift", "cost", "scores", "audit", "regret")
+
+
+def main() -> int:
+    options = parser(__doc__, repeat=3)
+    options.add_argument(
+        "parts", nargs="*", default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (default: all)"
+    )
+    options.add_argument("--data", type=Path, default=DATA, help="the folder of the four data sets")
+    options.add_argument("--work", type=Path, default=Path("build/advise"), help="where what takes long is kept")
+    args = options.parse_args()
+    root = existing(args.data, "--data")
+    codes = []
+    for part in args.parts:
+        if part not in PARTS:
+            sys.exit(f"there is no part {part!r}; choose of {', '.join(PARTS)}")
+        codes.append(
+            {
+                "shift": lambda: shift(root, args.repeat),
+                "cost": lambda: cost(root, args.repeat),
+                "scores": lambda: scores(root),
+                "audit": lambda: audits(root, args.repeat),
+                "regret": lambda: regret(root, args.work),
+            }[part]()
+        )
+    return max(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""How each score orders stages, backbones and data sets, against the accuracy of a logistic head."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from _bench import Report
+from scipy.stats import spearmanr
+
+from advising.sets import BACKBONES, NAMES, backbone, seen
+from advising.sets import load as load_set
+from tlkit.deploy import export
+from tlkit.deploy.moments import moments_graph
+from tlkit.learn.advise import confidence
+from tlkit.learn.advise.probes import nearest_mean, ridge
+from tlkit.learn.advise.scores import h_score, logme
+from tlkit.learn.advise.shift import Moments
+from tlkit.learn.loop.heads import logits
+from tlkit.model.norms import norms
+from tlkit.plugin.host import load as load_plugins
+
+SCORES = ("ridge probe", "nearest mean", "LogME", "H-score", "LEEP", "NCE", "shift")
+
+
+def scores(root: Path, count: int = 500) -> int:
+    report = Report(
+        "advise-scores",
+        f"Rank correlation of each score, from {count} images, with the accuracy of a logistic head on held-out "
+        "images: over the stages of a backbone on a data set (mean of these), and over backbones and stages of each "
+        "data set. LEEP and NCE need the classifier, so they order backbones only.",
+        {"backbones": ", ".join(BACKBONES), "images": count, "seed": 0},
+    )
+    found: list[dict[str, Any]] = []
+    for name in BACKBONES:
+        offered = backbone(name)
+        for each in NAMES:
+            data = load_set(root, each)
+            trunk, features = seen(offered, data)
+            rows, classes = data.draw(count, 0), len(data.classes)
+            labels = data.labels[rows]
+            moments = Moments(norms(trunk))
+            graph = moments_graph(export.taps_graph(trunk), moments.norms)
+            moments.look(graph, trunk.pixels, [data.files[row] for row in rows[:96]])
+            distance = moments.shift().stages
+            sure = confidence.measure(offered.classifier(), features.stage(-1)[rows])
+            head = load_plugins().get("head", "logistic")
+            for index, stage in enumerate(trunk.names):
+                at = features.stage(index)
+                solved = head.solve(at[rows], labels, classes, 0)
+                truth = float((logits(solved, at[data.test]).argmax(1) == data.labels[data.test]).mean())
+                deepest = stage == trunk.names[-1] and sure is not None
+                found.append(
+                    {
+                        "backbone": name,
+                        "data": each,
+                        "stage": stage,
+                        "accuracy": truth,
+                        "ridge probe": ridge(at[rows], labels, classes).accuracy,
+                        "nearest mean": nearest_mean(at[rows], labels, classes).accuracy,
+                        "LogME": logme(at[rows], labels, classes),
+                        "H-score": h_score(at[rows], labels),
+                        "LEEP": sure.leep(labels, classes) if deepest else None,
+                        "NCE": sure.nce(labels) if deepest else None,
+                        "shift": -distance[stage] if stage in distance else None,
+                    }
+                )
+            print(name, each, file=sys.stderr, flush=True)
+    report.figures["all"] = found
+    for score in SCORES:
+        within = [_rank(found, score, each, (name,)) for each in NAMES for name in BACKBONES]
+        across = [_rank(found, score, each, BACKBONES) for each in NAMES]
+        deepest = [_rank([one for one in found if one["stage"] == "last"], score, None, BACKBONES)]
+        report.figures[score] = {"within": within, "across": across, "deepest": deepest}
+        report.rows.append(
+            {
+                "score": score,
+                "stages of one backbone": _shown(within),
+                "stages and backbones of one data set": _shown(across),
+                "deepest stages over backbones and data sets": _shown(deepest),
+            }
+        )
+    report.notes.append(
+        "Spearman's rho: mean and, in brackets, the least and the greatest. The advice follows the probe."
+    )
+    return report.save()
+
+
+def _rank(found: Sequence[dict[str, Any]], score: str, data: str | None, names: Sequence[str]) -> float | None:
+    chosen = [
+        one
+        for one in found
+        if one[score] is not None and one["backbone"] in names and (data is None or one["data"] == data)
+    ]
+    if len(chosen) < 4:
+        return None
+    return float(spearmanr([one[score] for one in chosen], [one["accuracy"] for one in chosen]).statistic)
+
+
+def _shown(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    return f"{statistics.mean(known):.2f} ({min(known):.2f} to {max(known):.2f})"

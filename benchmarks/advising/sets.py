@@ -1,0 +1,111 @@
+"""The data sets that advice is measured on: which images to learn from, and which to hold out; and whom to ask."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from tlkit.cli.common import question
+from tlkit.data.split import fraction
+from tlkit.deploy import export
+from tlkit.learn.advise.advice import Question
+from tlkit.learn.features import Features, extract
+from tlkit.model import trunk as trunks
+from tlkit.plugin.contract import Backbone
+from tlkit.plugin.host import load as load_plugins
+
+NAMES = ("ants_bees", "sign_digits", "cifar10", "fashion_mnist")
+PER_CLASS = 200  # images to learn from of the large sets, by the hash of their names
+
+
+@dataclass(frozen=True)
+class Set:
+    """Image files with their labels `(N,)`; `pool` and `test` are indices, the former to learn from."""
+
+    name: str
+    files: Sequence[Path]
+    labels: np.ndarray
+    classes: Sequence[str]
+    pool: np.ndarray
+    test: np.ndarray
+
+    def draw(self, count: int, seed: int) -> np.ndarray:
+        """`count` of the pool's indices, as many of each class as there are, at random."""
+        random = np.random.default_rng([seed, count])
+        order = random.permutation(self.pool)
+        by_class = [order[self.labels[order] == label] for label in range(len(self.classes))]
+        turns = [rows[turn] for turn in range(max(map(len, by_class))) for rows in by_class if turn < len(rows)]
+        return np.array(turns[:count])
+
+
+@cache
+def load(root: Path, name: str) -> Set:
+    """One of the shared data sets."""
+    folder = root / name
+    if (folder / "train").is_dir():
+        found = [(path, "train" in path.parts[-3:-1]) for path in _images(folder / "train")]
+        found += [(path, False) for path in _images(folder / "val")]
+        found = _limited(folder, found)
+    else:
+        found = [(path, fraction(path.relative_to(folder).as_posix()) >= 0.25) for path in _images(folder)]
+    classes = sorted({path.parent.name for path, _ in found})
+    labels = np.array([classes.index(path.parent.name) for path, _ in found])
+    learnt = np.array([learn for _, learn in found])
+    return Set(name, [path for path, _ in found], labels, classes, np.flatnonzero(learnt), np.flatnonzero(~learnt))
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+
+
+def _limited(folder: Path, found: list[tuple[Path, bool]]) -> list[tuple[Path, bool]]:
+    """At most `PER_CLASS` images of each class to learn from."""
+    kept: dict[str, int] = {}
+    result = []
+    for path, learn in sorted(found, key=lambda each: fraction(each[0].relative_to(folder).as_posix())):
+        place = path.parent.name
+        if learn:
+            kept[place] = kept.get(place, 0) + 1
+            if kept[place] > PER_CLASS:
+                continue
+        result.append((path, learn))
+    return result
+
+
+BACKBONES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+
+
+def quiet(_more: int, _said: str = "") -> None:
+    """The progress of a benchmark."""
+
+
+def backbone(name: str) -> Backbone:
+    offered: Backbone = load_plugins().get("backbone", name)
+    return offered
+
+
+def seen(offered: Backbone, data: Set) -> tuple[trunks.Trunk, Features]:
+    """A backbone's features of all stages of all images of a set."""
+    trunk = trunks.build(offered)
+    return trunk, extract(data.files, export.taps_graph(trunk), trunk.pixels, trunk.names, None, quiet)
+
+
+def ask() -> Question:
+    """What the command line asks of the first backbone."""
+    return question([backbone(BACKBONES[0])], val=0.2, max_bad=0.01, seed=0)
+
+
+def table(file: Path, data: Set, **splits: Sequence[int]) -> Path:
+    """A table of some images of a set by split, as a user would give them; with `all` they have no split."""
+    with file.open("w", newline="") as text:
+        writer = csv.writer(text)
+        writer.writerow(["path", "label", *([] if "all" in splits else ["split"])])
+        for split, rows in splits.items():
+            named = [] if split == "all" else [split]
+            writer.writerows([str(data.files[row]), data.classes[data.labels[row]], *named] for row in rows)
+    return file

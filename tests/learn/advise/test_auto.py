@@ -1,0 +1,125 @@
+"""Auto does what was advised, the same every time, and keeps a trunk that moved only if it is ahead."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tlkit_standard.heads import HEADS
+
+from tests.learn.advise.asking import ask
+from tests.tiny import Line
+from tlkit.learn.advise import auto, facts, trials
+from tlkit.learn.advise.advice import advise
+from tlkit.learn.advise.auto import train_auto
+from tlkit.learn.advise.trials import try_out
+from tlkit.model.bundle import open_bundle
+
+
+def test_the_bundle_is_what_was_advised_and_keeps_the_advice(pictures, tmp_path):
+    trained, advice = train_auto(pictures, tmp_path / "run", ask())
+    record = open_bundle(tmp_path / "run").record
+    recommendation = advice.recommendation
+    assert (record.strategy.name, record.cut, record.head.name) == (
+        recommendation.strategy,
+        recommendation.cut,
+        recommendation.head,
+    )
+    kept = record.strategy.report
+    assert kept["recommendation"]["cut"] == record.cut
+    assert [stage["stage"] for stage in kept["backbones"][0]["stages"]] == ["first", "second", "third"]
+    assert trained.scores.accuracy > 0.9
+
+
+def test_the_same_data_and_seed_give_the_same_bundle(pictures, tmp_path):
+    one, other = (train_auto(pictures, tmp_path / name, ask())[0].digest for name in ("one", "other"))
+    assert one == other
+
+
+def test_no_image_is_decoded_twice(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
+    trained, _ = train_auto(pictures, tmp_path / "run", ask())
+    assert trained.decoded == trained.images["train"] + trained.images["val"]
+
+
+def test_with_a_cut_of_the_users_it_stays_with_that(pictures, tmp_path):
+    trained, advice = train_auto(pictures, tmp_path / "run", ask(cut="first"))
+    assert trained.cut == "first"
+    assert advice.recommendation.cut == "first"
+
+
+def test_where_nothing_can_be_told_it_still_trains_cautiously(pictures, tmp_path):
+    for number in (3, 4, 5, 6, 7, 8, 9, 10, 11):
+        for label in ("dark", "light", "middle"):
+            (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
+            source = pictures / label / f"{number:02}.png"
+            if number < 6:
+                (tmp_path / "photos" / label / source.name).write_bytes(source.read_bytes())
+    trained, advice = train_auto(tmp_path / "photos", tmp_path / "run", ask())
+    assert not advice.recommendation.sure
+    assert trained.cut == "third"
+
+
+@pytest.fixture
+def counts_as_large(monkeypatch):
+    """So few pictures that count as many, of which frozen features leave something to be gained."""
+    monkeypatch.setattr(facts, "LARGE", 20)
+    monkeypatch.setattr(facts, "LARGE_PER_CLASS", 5)
+    monkeypatch.setattr("tlkit.learn.advise.recommend.ROOM", -1.0)
+    monkeypatch.setattr("tlkit.learn.advise.recommend.EPOCHS", 1)
+
+
+@pytest.mark.parametrize("is_ahead", [True, False])
+@pytest.mark.usefixtures("counts_as_large")
+def test_a_trunk_that_moved_is_kept_only_if_it_is_ahead(pictures, tmp_path, monkeypatch, is_ahead):
+    monkeypatch.setattr(auto, "ahead", lambda _moved, _still: is_ahead)
+    trained, advice = train_auto(pictures, tmp_path / "run", ask())
+    record = open_bundle(tmp_path / "run").record
+    assert record.strategy.name == ("probe-then-tune" if is_ahead else "frozen")
+    assert (record.phases[-1]["moving"] > 0) is is_ahead
+    assert trained.root == tmp_path / "run"
+    assert len(record.strategy.report["trials"]) == (1 if is_ahead else 2)
+    if not is_ahead:
+        assert "not ahead" in " ".join(advice.recommendation.reasons)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.usefixtures("counts_as_large")
+def test_under_a_head_that_cannot_learn_by_gradient_nothing_moves(pictures, tmp_path):
+    _, advice = train_auto(pictures, tmp_path / "run", ask(heads=[head for head in HEADS if head.name == "knn"]))
+    assert (advice.recommendation.strategy, advice.recommendation.head) == ("frozen", "knn")
+
+
+def test_a_head_that_only_learns_by_gradient_will_do(pictures, tmp_path):
+    _, advice = train_auto(pictures, tmp_path / "run", ask(heads=[Line()]))
+    assert (advice.recommendation.head, list(advice.heads)) == ("line", [])
+
+
+def test_being_ahead_takes_more_than_one_standard_error(pictures, tmp_path):
+    trained, _ = train_auto(pictures, tmp_path / "run", ask())
+
+    def calls(right):
+        return replace(trained, right=np.array(right, bool))
+
+    none, one, four = calls([0] * 8 + [1] * 8), calls([1] + [0] * 7 + [1] * 8), calls([1] * 4 + [0] * 4 + [1] * 8)
+    assert trials.ahead(four, none)
+    assert not trials.ahead(one, none)  # 1/16 ahead, with a standard error of 1/16
+    assert not trials.ahead(none, none)
+    assert not trials.ahead(none, four)
+
+
+def test_a_budget_is_spent_on_trials(pictures):
+    question = ask()
+    advice = try_out(advise(pictures, question), question, budget=3600)
+    assert [trial["what"].split(" ")[0] for trial in advice.trials] == ["frozen", "partial", "probe-then-tune"]
+    assert any(reason.startswith("trials:") for reason in advice.recommendation.reasons)
+    assert all(0 <= trial["accuracy"] <= 1 for trial in advice.trials)
+
+
+def test_a_budget_too_small_changes_nothing_but_says_so(pictures):
+    question = ask()
+    before = advise(pictures, question)
+    after = try_out(before, question, budget=1e-6)
+    assert after.recommendation.arguments() == before.recommendation.arguments()
+    assert "budget is too small" in " ".join(after.recommendation.reasons)

@@ -1,0 +1,146 @@
+"""The advice: facts, evidence and what follows from them; from a folder of images to a recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tlkit.data import folder
+from tlkit.data.folder import Dataset
+from tlkit.errors import DataError
+from tlkit.learn.advise import evidence as evidences
+from tlkit.learn.advise import facts as data_facts
+from tlkit.learn.advise.choose import HeadEvidence, best_stage, compare_heads, lead
+from tlkit.learn.advise.evidence import Sight, StageEvidence
+from tlkit.learn.advise.facts import DataFacts
+from tlkit.learn.advise.recommend import Recommendation, cautious, offered, recommend
+from tlkit.learn.loop.watch import Progress, silent
+from tlkit.learn.plan import facts as strategy_facts
+from tlkit.plugin.contract import Backbone, Head, Offer, Strategy
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to advise on: backbones, the first one preferred, heads to choose from, and the strategies on offer."""
+
+    backbones: Sequence[Backbone]
+    heads: Sequence[Head]
+    strategies: Sequence[Strategy]
+    origin: Callable[[Offer], tuple[str, str]]  # distribution and version of the plugin that an offer comes from
+    val: float = 0.2
+    max_bad: float = 0.01
+    seed: int = 0
+    cut: str | None = None  # that the user wants
+    options: Mapping[str, Any] = field(default_factory=dict)  # others of `Recipe`, for what is trained
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Everything that was found out. `sights` has the backbones in the order asked; the images are those of train."""
+
+    source: Path
+    dataset: Dataset
+    facts: DataFacts
+    sights: Sequence[Sight]
+    heads: Sequence[HeadEvidence]
+    labels: NDArray[np.int64]
+    recommendation: Recommendation
+    rejected: Mapping[str, str] = field(default_factory=dict)
+    trials: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def sight(self) -> Sight:
+        """Of the backbone that is recommended."""
+        return next(sight for sight in self.sights if sight.backbone.name == self.recommendation.backbone)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the features, as JSON knows it."""
+        facts = asdict(self.facts)
+        return {
+            "source": str(self.source),
+            "facts": {**facts, "classes": self.facts.classes, "imbalance": self.facts.imbalance},
+            "backbones": [_sight(sight) for sight in self.sights],
+            "heads": [asdict(head) for head in self.heads],
+            "trials": [dict(trial) for trial in self.trials],
+            "recommendation": self.recommendation.to_json(),
+            "rejected": dict(self.rejected),
+        }
+
+
+def _sight(sight: Sight) -> dict[str, Any]:
+    sure = sight.confidence
+    return {
+        "backbone": sight.backbone.name,
+        "shift": {**asdict(sight.shift), "kind": sight.shift.kind},
+        "classifier": sure and {"greatest": sure.greatest, "entropy": sure.entropy, "energy": sure.energy},
+        "stages": [_stage(stage, sight) for stage in sight.stages],
+    }
+
+
+def _stage(stage: StageEvidence, sight: Sight) -> dict[str, Any]:
+    return {
+        "stage": stage.name,
+        "width": stage.width,
+        "probe": stage.probe.accuracy,
+        "interval": list(stage.probe.interval),
+        "nearest_mean": stage.nearest.accuracy,
+        "logme": stage.logme,
+        "h_score": stage.h_score,
+        "shift": sight.shift.stages.get(stage.name),
+    }
+
+
+def advise(source: Path, question: Question, progress: Progress = silent) -> Advice:
+    """Look at the images that there are to learn from through each backbone, and say what fits them.
+
+    Images to validate or to test on are not looked at. Raises `DataError` for a source without images, or with more
+    that can't be used than allowed.
+    """
+    dataset = folder.read(source, val=question.val, learnable=False)
+    samples = dataset.of("train")
+    labels = np.array([sample.label for sample in samples], np.int64)
+    sights = []
+    for backbone in question.backbones:
+        tick = progress(f"{backbone.name}", len(samples))
+        sights.append(evidences.look(backbone, question.options.get("size"), samples, question.seed, tick))
+    rejected = {samples[index].name: why for index, why in sights[0].features.rejected.items()}
+    if len(rejected) > question.max_bad * len(samples):
+        first = next(iter(sights[0].features.rejected))
+        why = next(iter(rejected.values()))
+        raise DataError(
+            f"{len(rejected)} of {len(samples)} images can't be used, the first because: {why}",
+            file=samples[first].path,
+            do=f"mend or remove them, or allow more than {question.max_bad:.1%} with --max-bad",
+        )
+    usable = sights[0].features.usable
+    # The same features are the same picture, unless the backbone sees nothing.
+    seen = [data_facts.gather(dataset, samples, usable, sight.features.stage(-1)) for sight in sights]
+    facts = max(seen, key=lambda each: each.distinct)
+    offers = offered(question.heads, question.strategies)
+    lacking = facts.lacking()
+    advice = Advice(source, dataset, facts, sights, (), labels, cautious(sights[0], offers.head, lacking), rejected)
+    if lacking:
+        return advice
+    rows = evidences.draw(labels, usable, evidences.MOST_PROBED, question.seed)
+    classes = len(dataset.labels)
+    sights = [replace(sight, stages=evidences.weigh(sight, rows, labels[rows], classes)) for sight in sights]
+    chosen = best_sight(sights)
+    heads = compare_heads(chosen, best_stage(chosen.stages), question.heads, labels, classes, question.seed)
+    recommendation = recommend(facts, chosen, heads, offers, strategy_facts(dataset), len(dataset.of("val")))
+    return replace(advice, sights=sights, heads=heads, recommendation=recommendation)
+
+
+def best_sight(sights: Sequence[Sight]) -> Sight:
+    """The backbone to take: the first, unless another's best stage is ahead of it by more than its error."""
+    best = sights[0]
+    for sight in sights[1:]:
+        if lead(best_stage(sight.stages), best_stage(best.stages)).sure:
+            best = sight
+    return best

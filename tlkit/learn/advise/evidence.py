@@ -1,0 +1,122 @@
+"""What one pass over the images tells of a backbone: the shift, and for every stage how far its features go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from tlkit.data.folder import Sample
+from tlkit.deploy import export
+from tlkit.deploy.moments import moments_graph
+from tlkit.deploy.session import cores
+from tlkit.learn.advise import confidence
+from tlkit.learn.advise.confidence import Confidence
+from tlkit.learn.advise.probes import Probe, nearest_mean, ridge
+from tlkit.learn.advise.scores import h_score, logme
+from tlkit.learn.advise.shift import LEAST, MOST, Moments, Shift
+from tlkit.learn.features import Features, extract
+from tlkit.learn.loop.watch import Tick
+from tlkit.model import trunk as trunks
+from tlkit.model.norms import norms
+from tlkit.model.trunk import Trunk
+from tlkit.plugin.contract import Backbone
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Labels = NDArray[np.int64]
+
+MOST_PROBED = 2000  # images that the probes see: more move no accuracy by what matters
+MOST_SCORED = 800  # images that the scores see
+
+
+@dataclass(frozen=True, slots=True)
+class StageEvidence:
+    """One stage: the linear probe, the nearest class mean, and two scores of its features."""
+
+    name: str
+    width: int
+    probe: Probe
+    nearest: Probe
+    logme: float
+    h_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A backbone seen on the images: their features of all stages, the shift, and how fast the pass was."""
+
+    backbone: Backbone
+    trunk: Trunk
+    features: Features
+    shift: Shift
+    confidence: Confidence | None
+    seconds: float
+    images: int  # that the seconds are of; those known from earlier runs take none
+    stages: tuple[StageEvidence, ...] = field(default=())
+
+    @property
+    def speed(self) -> float | None:
+        """Images a second from file to features, where enough of them had to be run to tell."""
+        return self.images / self.seconds if self.images >= LEAST else None
+
+
+def look(backbone: Backbone, size: int | None, samples: Sequence[Sample], seed: int, tick: Tick) -> Sight:
+    """One pass of the images through all stages, some of them through the graph that tells the shift as well."""
+    trunk = trunks.build(backbone, pixels=None if size is None else trunks.resized(backbone, size))
+    taps = export.taps_graph(trunk)
+    remembered = norms(trunk)
+    moments = Moments(remembered)
+    paths = [sample.path for sample in samples]
+    started = time.perf_counter()
+    features = extract(paths, taps, trunk.pixels, trunk.names, None, tick)
+    seconds = time.perf_counter() - started
+    if remembered:
+        count = min(MOST, max(LEAST, len(paths) // 8))
+        drawn = np.random.default_rng(seed).permutation(len(paths))[:count]
+        # A graph of its own, as what is watched is not fused: its features differ in their last bits, and are not kept.
+        moments.look(moments_graph(taps, remembered), trunk.pixels, [paths[index] for index in drawn])
+    shift = moments.shift(seed)
+    sure = confidence.measure(backbone.classifier(), features.stage(-1)[features.usable])
+    if shift.likeness == "unknown" and sure is not None:
+        shift = confidence.as_shift(sure)
+    return Sight(backbone, trunk, features, shift, sure, seconds, features.decoded)
+
+
+def weigh(sight: Sight, rows: NDArray[np.int64], labels: Labels, classes: int) -> tuple[StageEvidence, ...]:
+    """The evidence of every stage on the images `rows` `(n,)` with `labels` `(n,)`."""
+
+    def one(index: int) -> StageEvidence:
+        features = sight.features.stage(index)[rows]
+        few = slice(MOST_SCORED)
+        return StageEvidence(
+            name=sight.trunk.names[index],
+            width=features.shape[1],
+            probe=ridge(features, labels, classes),
+            nearest=nearest_mean(features, labels, classes),
+            logme=logme(features[few], labels[few], classes),
+            h_score=h_score(features[few], labels[few]),
+        )
+
+    # One thread for each stage, and one for its products, as in the heads: threads of BLAS that wait spin.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as threads:
+        deepest_first = list(threads.map(one, reversed(range(len(sight.trunk.names)))))
+    return tuple(reversed(deepest_first))
+
+
+def draw(labels: Labels, usable: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.int64]:
+    """At most about `most` of the usable rows, shuffled, the same share of each class but two of it where there are."""
+    shuffled = np.random.default_rng(seed).permutation(np.flatnonzero(usable))
+    share = min(1.0, most / max(1, len(shuffled)))
+    kept = []
+    for label in np.unique(labels[usable]):
+        own = shuffled[labels[shuffled] == label]
+        kept.append(own[: max(2, round(share * len(own)))])
+    chosen = np.concatenate(kept) if kept else shuffled
+    return np.random.default_rng(seed).permutation(chosen)

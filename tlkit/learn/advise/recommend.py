@@ -1,0 +1,189 @@
+"""What to do: strategy, cut and head, with the rule that applies, what to expect and how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from tlkit.deploy.score import wilson
+from tlkit.errors import TlkitError
+from tlkit.learn.advise.choose import PREFERRED, HeadEvidence, Lead, best_head, best_stage, lead
+from tlkit.learn.advise.evidence import Sight, StageEvidence
+from tlkit.learn.advise.facts import DataFacts
+from tlkit.learn.advise.rule import Case, agreement, case_of
+from tlkit.learn.loop.speed import seconds_an_image
+from tlkit.model.trunk import Trunk
+from tlkit.plugin.contract import Facts, Head, Strategy
+
+ROOM = 0.03  # share of images called wrong by frozen features, below which moving the trunk is not worth its time
+EPOCHS = 10  # of a fine-tuning
+MOVER = "probe-then-tune"  # its head is right before the trunk begins to move
+USUAL_SPEED = 100.0  # images a second from file to features, where none had to be run
+SURE, UNSURE = "recommended", "not enough to tell"
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """What to train and why. `accuracy` is the range to expect (95 %), None where nobody can say.
+
+    `settings` are options of the offers, by `kind.option`; `moving` counts the deepest stages that learn.
+    """
+
+    verdict: str
+    backbone: str
+    strategy: str
+    cut: str
+    head: str
+    moving: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
+    case: str | None = None
+    rule: str = ""
+    agrees: bool | None = None
+    reasons: Sequence[str] = ()
+    accuracy: tuple[float, float] | None = None
+    seconds: float | None = None
+    still: tuple[str, str] | None = None  # cut and head of frozen features, where the trunk moves
+
+    def frozen(self) -> Recommendation:
+        """The best without moving the trunk."""
+        if self.still is None:
+            return self
+        cut, head = self.still
+        return replace(self, strategy="frozen", cut=cut, head=head, moving=0, settings={}, rates={}, still=None)
+
+    def moved(self, strategy: Strategy, head: str, stages: Sequence[str], known: Facts, epochs: int) -> Recommendation:
+        """The trunk moved by a strategy up to its deepest stage, with a head that learns by gradient."""
+        before = self.frozen()
+        last = strategy.phases(stages, known)[-1]
+        return replace(
+            self,
+            strategy=strategy.name,
+            cut=stages[-1],
+            head=head,
+            moving=last.moving,
+            settings={"strategy.epochs": epochs},
+            rates={"head": last.head_lr, "deepest stage": last.trunk_lr, "factor a stage": last.decay},
+            still=(before.cut, before.head),
+        )
+
+    def because(self, *reasons: str) -> Recommendation:
+        """With more reasons."""
+        return replace(self, reasons=(*self.reasons, *reasons))
+
+    @property
+    def sure(self) -> bool:
+        """Whether there was enough to tell."""
+        return self.verdict == SURE
+
+    def arguments(self) -> list[str]:
+        """The options of `tlkit train` that do it."""
+        chosen = {"backbone": self.backbone, "strategy": self.strategy, "cut": self.cut, "head": self.head}
+        words = [word for name, value in chosen.items() for word in (f"--{name}", value)]
+        return words + [word for name, value in self.settings.items() for word in ("--set", f"{name}={value}")]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        facts = asdict(self)
+        return {**facts, "reasons": list(self.reasons), "accuracy": self.accuracy and list(self.accuracy)}
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What can be recommended: a head where none is ahead, and the strategy to move a trunk with, if there is one."""
+
+    head: str
+    mover: Strategy | None
+
+
+def offered(heads: Sequence[Head], strategies: Sequence[Strategy]) -> Offered:
+    """The preferred head, or else the first; nothing moves under a head that can't learn by gradient."""
+    head = next((head for head in heads if head.name == PREFERRED), heads[0])
+    try:
+        head.module(2, 2)
+    except TlkitError:
+        return Offered(head.name, None)
+    return Offered(head.name, next((strategy for strategy in strategies if strategy.name == MOVER), None))
+
+
+def cautious(sight: Sight, head: str, lacking: Sequence[str]) -> Recommendation:
+    """Where nothing can be told: what does the least harm, and what is lacking."""
+    return Recommendation(UNSURE, sight.backbone.name, "frozen", sight.trunk.names[-1], head, reasons=tuple(lacking))
+
+
+def recommend(
+    facts: DataFacts, sight: Sight, heads: Sequence[HeadEvidence], offers: Offered, known: Facts, val: int
+) -> Recommendation:
+    """The recommendation for one backbone; `val` counts the images to validate on."""
+    cut, deepest = best_stage(sight.stages), sight.stages[-1]
+    head = best_head(heads, cut.name)
+    case = case_of(facts.large, sight.shift.likeness)
+    room = 1.0 - sum(cut.probe.interval) / 2
+    mover = offers.mover if facts.large and room > ROOM else None
+    agrees, said = _agreement(case, sight, cut, room, tunes=mover is not None)
+    measured = cut.probe.interval if head is None else wilson(round(head.accuracy * head.images), head.images)
+    frozen = Recommendation(
+        SURE,
+        sight.backbone.name,
+        "frozen",
+        cut.name,
+        offers.head if head is None else head.head,
+        case=None if case is None else case.name,
+        rule="" if case is None else case.says,
+        agrees=agrees,
+        reasons=(said, _about_cut(cut, deepest, sight.stages)),
+        accuracy=(min(measured[0], cut.probe.interval[0]), max(measured[1], cut.probe.interval[1])),
+        seconds=(facts.images + val) / (sight.speed or USUAL_SPEED) + _solving(facts, head),
+    )
+    if mover is not None:
+        moved = frozen.moved(mover, offers.head, sight.trunk.names, known, EPOCHS)
+        took = EPOCHS * epoch_seconds(sight.trunk, moved.moving, facts.images, val)
+        why = f"frozen features leave {room:.1%} to be gained; auto keeps a moved trunk only if it is ahead on val"
+        return replace(
+            moved, accuracy=(deepest.probe.interval[0], 1.0), seconds=(frozen.seconds or 0.0) + took
+        ).because(why)
+    if facts.large:
+        return frozen.because(f"the trunk stays: frozen features call {1 - room:.1%} right, little is left to gain")
+    return frozen.because("the trunk stays: with this few images, moving it gains little and may forget much")
+
+
+def epoch_seconds(trunk: Trunk, moving: int, images: int, val: int) -> float:
+    """Seconds for an epoch in which stages move, by a few measured steps; forward alone is a third of a step."""
+    step = seconds_an_image(trunk, moving)
+    return images * step + val * step / 3
+
+
+def _agreement(
+    case: Case | None, sight: Sight, cut: StageEvidence, room: float, *, tunes: bool
+) -> tuple[bool | None, str]:
+    if case is None:
+        shift = sight.shift
+        return None, f"no rule applies, and the evidence decides alone: likeness is {shift.likeness}, {shift.reason}"
+    deepest = sight.stages[-1]
+    if cut is deepest:
+        earlier = max(sight.stages[:-1], key=lambda stage: stage.probe.accuracy, default=deepest)
+        ahead = lead(deepest, earlier).points
+    else:
+        ahead = lead(cut, deepest).points
+    return agreement(case, cut=cut.name, deepest=deepest.name, ahead=ahead, tunes=tunes, room=room)
+
+
+def _about_cut(cut: StageEvidence, deepest: StageEvidence, stages: Sequence[StageEvidence]) -> str:
+    if cut is not deepest:
+        gap = lead(cut, deepest)
+        return f"cut at {cut.name}: its probe is {gap.points:.1%} ahead of {deepest.name}'s ({_error(gap)})"
+    earlier = max(stages[:-1], key=lambda stage: stage.probe.accuracy, default=deepest)
+    gap = lead(deepest, earlier)
+    if gap.points < 0:
+        return f"cut at {deepest.name}: {earlier.name} is {-gap.points:.1%} ahead, no more than chance ({_error(gap)})"
+    return f"cut at {deepest.name}: {gap.points:.1%} ahead of the next best, {earlier.name} ({_error(gap)})"
+
+
+def _error(gap: Lead) -> str:
+    return f"standard error {gap.error:.1%}"
+
+
+def _solving(facts: DataFacts, head: HeadEvidence | None) -> float:
+    """Seconds to solve the head on all images, from those that it took on some."""
+    return 2.0 if head is None else head.seconds * (facts.images / head.images) ** 1.5

@@ -1,0 +1,1 @@
+"""Mistakes in a set of images: duplicates, leaks, wrong labels, imbalance, shortcuts."""
