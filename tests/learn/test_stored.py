@@ -12,6 +12,7 @@ import torch
 from tests.learn.course import course, splits
 from tests.tiny import Line, Tiny
 from tlkit.data import images as decoding
+from tlkit.deploy.progress import silent
 from tlkit.errors import ResourceError
 from tlkit.learn.loop import inputs as seeing
 from tlkit.learn.loop import stored
@@ -19,7 +20,6 @@ from tlkit.learn.loop.inputs import Decoded, Variety
 from tlkit.learn.loop.machine import Machine
 from tlkit.learn.loop.network import Network
 from tlkit.learn.loop.stored import Stored, border, check_space, in_words
-from tlkit.learn.loop.watch import silent
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Phase
 

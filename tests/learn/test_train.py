@@ -14,7 +14,7 @@ from tests.tiny import Line, write_images
 from tlkit.data.images import load
 from tlkit.deploy import export
 from tlkit.errors import DataError, UsageError
-from tlkit.learn.loop.fit import fit_head
+from tlkit.learn.loop.fit import Setting, fit_head
 from tlkit.learn.loop.inputs import Examples
 from tlkit.learn.loop.phases import check_phases
 from tlkit.learn.train import train
@@ -146,15 +146,13 @@ class TestLoop:
 
     def test_learns(self, examples):
         torch.manual_seed(0)
-        head, fitted = fit_head(Line().module(5, 2), [Phase(30, 0.05)], *examples, seed=0, tick=lambda _: None)
+        head, fitted = fit_head(Line().module(5, 2), [Phase(30, 0.05)], *examples, Setting(0))
         assert fitted.history[-1]["val_accuracy"] > 0.9
         assert not head.training
 
     def test_keeps_the_best_epoch(self, examples):
         torch.manual_seed(0)
-        head, fitted = fit_head(
-            Line().module(5, 2), [Phase(5, 0.05), Phase(3, 50.0)], *examples, seed=0, tick=lambda _: None
-        )
+        head, fitted = fit_head(Line().module(5, 2), [Phase(5, 0.05), Phase(3, 50.0)], *examples, Setting(0))
         losses = [line["val_loss"] for line in fitted.history]
         with torch.inference_mode():
             logits = head(torch.from_numpy(examples[1].features))
@@ -166,10 +164,10 @@ class TestLoop:
         train_set, val_set = examples
         spoiled = Examples(train_set.features * np.float32(1e38), train_set.labels)
         with pytest.raises(DataError, match="phase 1, epoch 1, at rate 1e"):
-            fit_head(Line().module(5, 2), [Phase(2, 1e20)], spoiled, val_set, seed=0, tick=lambda _: None)
+            fit_head(Line().module(5, 2), [Phase(2, 1e20)], spoiled, val_set, Setting(0))
 
     def test_rates_follow_a_cosine(self, examples):
-        _, fitted = fit_head(Line().module(5, 2), [Phase(4, 1.0)], *examples, seed=0, tick=lambda _: None)
+        _, fitted = fit_head(Line().module(5, 2), [Phase(4, 1.0)], *examples, Setting(0))
         expected = [(1 + np.cos(np.pi * epoch / 4)) / 2 for epoch in range(4)]
         assert [line["lr"] for line in fitted.history] == pytest.approx(expected)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from tlkit.data import folder
 from tlkit.data.folder import Dataset
+from tlkit.deploy.progress import Progress, silent
 from tlkit.errors import DataError
 from tlkit.learn.advise import evidence as evidences
 from tlkit.learn.advise import facts as data_facts
@@ -18,7 +19,6 @@ from tlkit.learn.advise.choose import HeadEvidence, best_stage, compare_heads, l
 from tlkit.learn.advise.evidence import Sight, StageEvidence
 from tlkit.learn.advise.facts import DataFacts
 from tlkit.learn.advise.recommend import Recommendation, cautious, offered, recommend
-from tlkit.learn.loop.watch import Progress, silent
 from tlkit.learn.plan import facts as strategy_facts
 from tlkit.plugin.contract import Backbone, Head, Offer, Strategy
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tlkit import files
+from tlkit.deploy.progress import Progress, silent
 from tlkit.learn.advise.advice import Advice, Question, advise
 from tlkit.learn.advise.recommend import Recommendation
 from tlkit.learn.advise.trials import ahead, recipe, run, try_out, words
-from tlkit.learn.loop.watch import Progress, silent
 from tlkit.learn.plan import How
 from tlkit.learn.result import Trained
 from tlkit.learn.train import train

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tlkit.data.folder import Sample
 from tlkit.deploy import export
 from tlkit.deploy.moments import moments_graph
+from tlkit.deploy.progress import Tick
 from tlkit.deploy.session import cores
 from tlkit.learn.advise import confidence
 from tlkit.learn.advise.confidence import Confidence
@@ -21,7 +22,6 @@ from tlkit.learn.advise.probes import Probe, nearest_mean, ridge
 from tlkit.learn.advise.scores import h_score, logme
 from tlkit.learn.advise.shift import LEAST, MOST, Moments, Shift
 from tlkit.learn.features import Features, extract
-from tlkit.learn.loop.watch import Tick
 from tlkit.model import trunk as trunks
 from tlkit.model.norms import norms
 from tlkit.model.trunk import Trunk

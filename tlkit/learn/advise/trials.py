@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tlkit.deploy.progress import Progress, silent
 from tlkit.learn.advise.advice import Advice, Question
 from tlkit.learn.advise.choose import paired
 from tlkit.learn.advise.recommend import EPOCHS, Recommendation, epoch_seconds, offered
-from tlkit.learn.loop.watch import Progress, silent
 from tlkit.learn.plan import How, Recipe, facts
 from tlkit.learn.result import Trained
 from tlkit.learn.train import train

@@ -10,12 +10,12 @@ import numpy as np
 
 from tlkit.data.folder import Sample
 from tlkit.deploy import export
+from tlkit.deploy.progress import Progress, silent
 from tlkit.learn.advise.advice import Advice
 from tlkit.learn.audit import labels as wrong
 from tlkit.learn.audit.files import Suspect, look_at, shortcuts
 from tlkit.learn.audit.twins import pairs
 from tlkit.learn.features import extract
-from tlkit.learn.loop.watch import Progress, silent
 
 SHOWN = 10  # of each kind, in lines
 IMBALANCED = 3.0  # times as many images in the largest class as in the smallest
