@@ -7,7 +7,19 @@ import sys
 
 from benchmarks._bench import PYTHON, ROOT
 
-NAMES = ("advise", "embed", "finetune", "heads", "memory", "precision", "reference", "startup", "train")
+NAMES = (
+    "advise",
+    "embed",
+    "faults",
+    "finetune",
+    "heads",
+    "memory",
+    "precision",
+    "reference",
+    "shared",
+    "startup",
+    "train",
+)
 
 
 def main() -> int:

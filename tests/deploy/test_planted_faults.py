@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 
-import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 
+from tests.deploy.faults import FAULTS, Drops, facts
 from tests.tiny import resign
 from tlkit import cli
 from tlkit.deploy.precision.publish import publish_precision
 from tlkit.deploy.publish import half_trunk
-from tlkit.deploy.session import OnnxSession
 from tlkit.deploy.verify import replay, replay_file
 from tlkit.errors import ArtefactError
 from tlkit.model.bundle import open_bundle
@@ -31,84 +30,6 @@ def exported(tiny_run, tiny_recipe, tmp_path_factory):
     for precision in ("fp16", "int8"):
         publish_precision(bundle, precision, lambda: half_trunk(bundle, tiny_recipe.backbone, tiny_recipe.head))
     return run
-
-
-def facts(graph):
-    return {prop.key: prop.value for prop in graph.metadata_props}
-
-
-def recipe(**change):
-    """Another pixel recipe in what the graph says of itself."""
-
-    def plant(graph):
-        pixels = json.loads(facts(graph)["tlkit.pixels"]) | change
-        helper.set_model_props(graph, {**facts(graph), "tlkit.pixels": json.dumps(pixels)})
-
-    return plant
-
-
-def constants(graph):
-    """What pixels are normalised with: mean and scale, for each channel, or in int8 for each place of a row."""
-    return [tensor for tensor in graph.graph.initializer if list(tensor.dims) in ([3, 1, 1], [32, 3])]
-
-
-def turned_round(mean):
-    """Blue's for red."""
-    return np.flip(mean, list(mean.shape).index(3))
-
-
-def normalise(which, change):
-    """Another mean or standard deviation inside the graph."""
-
-    def plant(graph):
-        tensor = constants(graph)[which]
-        array = change(numpy_helper.to_array(tensor)).astype(np.float32)
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
-
-    return plant
-
-
-def swap_channels(graph):
-    """Blue for red, as a picture library that reads BGR would have it."""
-    for node in graph.graph.node:
-        node.input[:] = ["images.bgr" if name == "images" else name for name in node.input]
-    order = numpy_helper.from_array(np.array([2, 1, 0]), "bgr")
-    graph.graph.initializer.append(order)
-    graph.graph.node.insert(0, helper.make_node("Gather", ["images", "bgr"], ["images.bgr"], name="bgr", axis=3))
-
-
-def swap_labels(graph):
-    labels = json.loads(facts(graph)["tlkit.labels"])
-    helper.set_model_props(graph, {**facts(graph), "tlkit.labels": json.dumps([labels[1], labels[0], *labels[2:]])})
-
-
-def swap_logits(graph):
-    """The head's outputs in another order."""
-    for tensor in graph.graph.initializer:
-        if tensor.dims and tensor.dims[0] == 3 and len(tensor.dims) <= 2:
-            array = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array[[1, 0, 2]]), tensor.name))
-
-
-def change_weight(graph):
-    """The largest weight of the head, doubled; below fp32, the tolerance for other machines lets less pass."""
-    tensor = next(t for t in graph.graph.initializer if len(t.dims) == 2)
-    array = numpy_helper.to_array(tensor).copy()
-    array.flat[np.abs(array).argmax()] *= 2
-    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-
-
-FAULTS = {
-    "another mean": normalise(0, lambda mean: mean * 0.9),
-    "another std": normalise(1, lambda scale: scale * 0.9),
-    "mean of the channels turned round": normalise(0, turned_round),
-    "swapped channels": swap_channels,
-    "another resize filter": recipe(filter="nearest"),
-    "another crop": recipe(crop=0.8),
-    "swapped labels": swap_labels,
-    "swapped logits": swap_logits,
-    "a changed weight": change_weight,
-}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -128,14 +49,6 @@ def test_a_planted_fault_is_caught(exported, tmp_path, fault, precision):
     assert not replay_file(open_bundle(run), file).passed
     assert result.verdicts["trunk"].passed
     assert result.verdicts["head"].passed
-
-
-class Drops(OnnxSession):
-    """A server that forgets the last batch where it is not full."""
-
-    def run(self, array, outputs=None):
-        whole = len(array) - len(array) % 2 or 1
-        return super().run(array[:whole], outputs)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
