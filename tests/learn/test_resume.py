@@ -19,7 +19,7 @@ from tlkit.errors import ResourceError, UsageError
 from tlkit.learn.loop.checkpoint import Checkpoints, State
 from tlkit.learn.plan import How
 from tlkit.learn.train import train
-from tlkit.learn.work import check_unfinished, differences, folder_of, workplace
+from tlkit.learn.work import check_unfinished, differences, folder_of, is_unfinished, workplace
 from tlkit.plugin.contract import Phase
 
 EPOCHS = sum(phase.epochs for phase in PHASES)
@@ -108,6 +108,17 @@ def test_a_checkpoint_comes_back_to_the_bit(work):
         assert same(getattr(found, group), getattr(state, group))
 
 
+def test_who_interrupts_it_is_told_how_to_go_on(tmp_path, capsys):
+    from tlkit.cli.train import _told_how_to_go_on
+
+    for expected in ("", f"{tmp_path / 'run'} is not finished: give the same command with --resume to go on\n"):
+        with suppress(KeyboardInterrupt), _told_how_to_go_on(tmp_path / "run"):
+            raise KeyboardInterrupt
+        assert capsys.readouterr().err == expected
+        folder_of(tmp_path / "run").mkdir(exist_ok=True)
+        (folder_of(tmp_path / "run") / "checkpoint-1").touch()
+
+
 class TestWorkplace:
     def test_it_goes_when_all_is_done_and_stays_with_a_checkpoint(self, tmp_path):
         out = tmp_path / "run"
@@ -162,6 +173,7 @@ def test_a_whole_run_is_taken_up_and_gives_the_same_bundle(pictures, tiny_recipe
         with pytest.raises(KeyboardInterrupt):
             train(pictures, tmp_path / "run", recipe, how=how)
     assert not (tmp_path / "run").exists()
+    assert is_unfinished(tmp_path / "run")
     with pytest.raises(UsageError, match="was left off; go on with --resume"):
         train(pictures, tmp_path / "run", recipe)
     with pytest.raises(UsageError, match=r"it was begun with something else: seed was 0, is 1; give what it was"):

@@ -423,6 +423,11 @@ class TestBadInput:
             ({"smoothing": -0.1}, "has a smoothing of -0.1"),
             ({"clip": -1.0}, "clips gradients to -1"),
             ({"patience": -1}, "has a patience of -1 epochs"),
+            ({"randaugment": 31}, "has a randaugment of 31, not from 0 to 30"),
+            ({"mixup": -0.1}, "has a mixup of -0.1"),
+            ({"cutmix": float("nan")}, "has a cutmix of nan"),
+            ({"balance": "fair"}, "has the balance 'fair', not none or weights or sampling"),
+            ({"ema": 1.0}, "has an ema of 1"),
         ],
     )
     def test_a_phase_that_makes_no_sense(self, wrong, problem):

@@ -94,6 +94,16 @@ class Plan:
 
         return split("train"), split("val")
 
+    def conditions(self, machine: Machine) -> dict[str, Any]:
+        """On what stages move, and how images are seen: what decides the outcome besides recipe and data."""
+        return {
+            "views": self.recipe.views,
+            "cache": self.recipe.cache,
+            "device": machine.device.type,
+            "precision": str(machine.format).removeprefix("torch."),
+            "processes": machine.world,
+        }
+
     def begun_with(self, features: Features, machine: Machine) -> dict[str, Any]:
         """All that decides the outcome, as JSON: what a training that is taken up must have been begun with."""
         recipe = self.recipe
@@ -104,10 +114,8 @@ class Plan:
             "cut": self.trunk.names[-1],
             "size": self.trunk.pixels.size,
             **offers,
-            **{name: getattr(recipe, name) for name in ("val", "seed", "refit", "views", "cache")},
-            "device": machine.device.type,
-            "precision": str(machine.format),
-            "processes": machine.world,
+            **{name: getattr(recipe, name) for name in ("val", "seed", "refit")},
+            **self.conditions(machine),
             "phases": [asdict(phase) for phase in self.phases],
             "weights of the backbone": fingerprint(self.trunk),
             "images": {

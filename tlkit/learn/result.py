@@ -55,6 +55,7 @@ def write(
     fitted: Fitted,
     changed: Sequence[str],
     epochs: Sequence[Mapping[str, Any]],
+    conditions: Mapping[str, Any],
 ) -> Trained:
     """Score the head on the features of the deployed trunk, and write the bundle."""
     recipe, trunk, dataset, samples, phases = plan.recipe, plan.trunk, plan.dataset, plan.samples, plan.phases
@@ -89,6 +90,7 @@ def write(
             for number, (index, content) in enumerate(zip(kept, contents, strict=True))
         ),
         provenance=provenance(trunk.names, phases, changed),
+        training=conditions,
     )
     digest = bundles.write(
         plan.out,

@@ -75,7 +75,7 @@ def _train_head(plan: Plan, how: How) -> Trained:
     head, fitted = solve_or_fit(
         plan.recipe.head, plan.phases, train_set.features, val_set.features, len(plan.dataset.labels), setting
     )
-    trained = write(plan, features, features.decoded, head, fitted, (), watch.lines)
+    trained = write(plan, features, features.decoded, head, fitted, (), watch.lines, {})
     export.keep_cut(plan.whole, trained.cut)
     return trained
 
@@ -111,7 +111,7 @@ def _train_trunk(plan: Plan, how: How, machine: Machine) -> Trained:
             classes = len(plan.dataset.labels)
             head, more = refit(recipe.head, head, train_set.features, val_set.features, classes, recipe.seed)
             fitted.history.extend(more)
-        return write(plan, features, decoded, head, fitted, changed, setting.watch.lines)
+        return write(plan, features, decoded, head, fitted, changed, setting.watch.lines, plan.conditions(machine))
 
 
 __all__ = ["Choice", "How", "Progress", "Recipe", "Trained", "silent", "train"]

@@ -79,6 +79,7 @@ class Record:
     scores: Mapping[str, Any]
     golden: tuple[Golden, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)  # by stage: "original", "moved" or "new"
+    training: Mapping[str, Any] = field(default_factory=dict)  # on what stages moved, and how images were seen
 
     @property
     def cut(self) -> str:
