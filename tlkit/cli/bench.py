@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, show, wrote
+from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, show, trust_option, wrote
 from tlkit.errors import ArtefactError, ResourceError
 from tlkit.files import quoted
 from tlkit.plugin.contract import option_fields
@@ -58,6 +58,7 @@ def _sizes(_context: click.Context, _parameter: click.Parameter, given: str | No
     "--threads", callback=_sizes, metavar="N,...", help="Cores of a call, one side for each; default: all of them."
 )
 @click.option("--plot", "picture", type=FilePath, help="Draw throughput against latency to a .png, .svg or .pdf.")
+@trust_option
 @json_option
 def command(
     bundle: Path,
@@ -66,6 +67,7 @@ def command(
     batches: tuple[int, ...],
     threads: tuple[int, ...],
     picture: Path | None,
+    trust_engine: bool,
     as_json: bool,
 ) -> None:
     """Measure how fast what was exported from BUNDLE is: latency of a call, images a second, memory.
@@ -88,7 +90,7 @@ def command(
     from tlkit.model.bundle import open_bundle
 
     opened = open_bundle(bundle)
-    openers = dict(_openers(opened, targets, precisions, threads))
+    openers = dict(_openers(opened, targets, precisions, threads, trust_engine))
     with progress_bars() as bars:
         result = benchmark(opened, openers, batches, progress=bars)
 
@@ -111,10 +113,15 @@ def command(
 
 
 def _openers(
-    bundle: Bundle, targets: tuple[str, ...] | None, precisions: tuple[str, ...] | None, threads: tuple[int, ...]
+    bundle: Bundle,
+    targets: tuple[str, ...] | None,
+    precisions: tuple[str, ...] | None,
+    threads: tuple[int, ...],
+    trust: bool,
 ) -> Iterator[tuple[str, Callable[[], Session]]]:
     """What opens the model of each by-product that was asked for, by the by-product's name."""
     from tlkit.deploy import built
+    from tlkit.deploy.opening import open_target
 
     if TORCH in (targets or ()):
         from tlkit.deploy.trained import TrainedSession
@@ -134,18 +141,18 @@ def _openers(
         try:
             offer = host().get("target", target)
             file = built.graph_file(bundle.root, "model", target, precision)
-            offer.open(file)
+            open_target(offer, file, trust=trust)
         except ResourceError as error:
             if targets is not None or len(wanted) == 1:
                 raise
             click.echo(f"passed over {target}/{precision}: {error.what}", err=True)
             continue
         if "threads" not in {field.name for field in option_fields(offer)}:
-            yield f"{target}/{precision}", partial(offer.open, file)
+            yield f"{target}/{precision}", partial(open_target, offer, file, trust=trust)
             continue
         for number in threads or (0,):
             name = f"{target}/{precision}" + (f", {number} thread{'s' if number > 1 else ''}" if number else "")
-            yield name, partial(replace(offer, threads=number).open, file)
+            yield name, partial(open_target, replace(offer, threads=number), file, trust=trust)
 
 
 def _lines(result: Benchmark) -> Iterator[str]:

@@ -29,6 +29,9 @@ FilePath = click.Path(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 head_option = click.option("--head", metavar="NAME", help="Of a graph with several heads, the one to use.")
+trust_option = click.option(
+    "--trust-engine", is_flag=True, help="Open engines that were built elsewhere: they are executable code."
+)
 max_bad_option = click.option(
     "--max-bad",
     type=click.FloatRange(0, 1),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, rejected, show, wrote
+from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, rejected, show, trust_option, wrote
 from tlkit.errors import ArtefactError, GateError, ResourceError
 from tlkit.files import quoted
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--data", type=FilePath, help="Also run all images of this labelled folder, against the trained modules.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of data with a split of its own.")
 @click.option("--against", type=FilePath, metavar="BUNDLE", help="The bundle that GRAPH is said to come from.")
+@trust_option
 @json_option
 def command(
     path: Path,
@@ -34,6 +36,7 @@ def command(
     data: Path | None,
     split: str | None,
     against: Path | None,
+    trust_engine: bool,
     as_json: bool,
 ) -> None:
     """Replay the golden images of BUNDLE, from their bytes to probabilities, on every graph exported from it.
@@ -60,7 +63,7 @@ def command(
     elif path.is_file():
         raise click.UsageError(f"say with --against which bundle {path} comes from")
     else:
-        _bundle(path, target, precision, data, split, as_json)
+        _bundle(path, target, precision, data, split, trust_engine, as_json)
 
 
 def _file(file: Path, against: Path, as_json: bool) -> None:
@@ -77,7 +80,13 @@ def _file(file: Path, against: Path, as_json: bool) -> None:
 
 
 def _bundle(
-    bundle: Path, target: str | None, precision: str | None, data: Path | None, split: str | None, as_json: bool
+    bundle: Path,
+    target: str | None,
+    precision: str | None,
+    data: Path | None,
+    split: str | None,
+    trust: bool,
+    as_json: bool,
 ) -> None:
     from tlkit.deploy import built
     from tlkit.deploy.verify import replay
@@ -92,7 +101,7 @@ def _bundle(
     replays, elsewhere = {}, {}
     for name, chosen in found:
         try:
-            replays[f"{name}/{chosen}"] = replay(opened, name, chosen, _opener(name))
+            replays[f"{name}/{chosen}"] = replay(opened, name, chosen, _opener(name, trust))
         except ResourceError as error:
             if target is not None or len(found) == 1:
                 raise
@@ -101,7 +110,7 @@ def _bundle(
     lines = [f"{place}: not verified here: {why}" for place, why in elsewhere.items()]
     lines += [line for place, result in replays.items() for line in _lines(place, result)]
     facts = {place: result.to_json() for place, result in replays.items()}
-    surveys = {} if data is None else _survey(opened, list(replays), data, split)
+    surveys = {} if data is None else _survey(opened, list(replays), data, split, trust)
     for place, each in surveys.items():
         facts[place]["data"] = each.to_json()
         lines += _surveyed(place, each)
@@ -113,7 +122,7 @@ def _bundle(
     wrote(None, then=f"tlkit predict {quoted(model)} {quoted(bundle / GOLDEN)}")
 
 
-def _survey(bundle: Bundle, places: Sequence[str], data: Path, split: str | None) -> dict[str, Survey]:
+def _survey(bundle: Bundle, places: Sequence[str], data: Path, split: str | None, trust: bool) -> dict[str, Survey]:
     """What each by-product answers for a folder, against the modules of the plugins that the bundle names."""
     from tlkit.deploy import built
     from tlkit.deploy.evaluate import answers, labelled
@@ -130,7 +139,7 @@ def _survey(bundle: Bundle, places: Sequence[str], data: Path, split: str | None
         for place in places:
             target, precision = place.split("/")
             file = built.graph_file(bundle.root, "model", target, precision)
-            deployed = answers(Model(_opener(target)(file), file), samples, bars(place, len(samples)), OUTPUTS)
+            deployed = answers(Model(_opener(target, trust)(file), file), samples, bars(place, len(samples)), OUTPUTS)
             found[place] = survey(trained, deployed, TOLERANCES[precision])
     for name, reason in trained.rejected.items():
         rejected(name, reason)
@@ -157,11 +166,11 @@ def _lines(place: str, result: Replay) -> Iterator[str]:
         yield f"  {name}: {'same' if verdict.passed else 'DIFFERS'} ({verdict.summary()})"
 
 
-def _opener(target: str) -> Callable[[Path], Session]:
+def _opener(target: str, trust: bool) -> Callable[[Path], Session]:
     """What opens a file of a target; ONNX needs no plugin."""
+    from tlkit.deploy.opening import open_target
     from tlkit.deploy.session import OnnxSession
 
     if target == "onnx":
         return OnnxSession
-    opener: Callable[[Path], Session] = host().get("target", target).open
-    return opener
+    return partial(open_target, host().get("target", target), trust=trust)

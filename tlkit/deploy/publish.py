@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from tlkit import __version__
 from tlkit.data.images import Rejected, load
-from tlkit.deploy import built, export, source
+from tlkit.deploy import built, export, opening, source
 from tlkit.deploy.parity import TOLERANCES, Verdict, compare
 from tlkit.deploy.session import OnnxSession
 from tlkit.errors import DataError, GateError, ResourceError, TlkitError, UsageError
@@ -137,8 +137,13 @@ def publish_target(
                 _keep_expected(bundle, session, place, precision)
         return {"parity": {name: verdict.to_json() for name, verdict in verdicts.items()}, "unproven": unproven[:1]}
 
-    facts = _facts(bundle, len(images), drawn_from) | {"options": to_json(target), "shapes": asdict(shapes or Shapes())}
+    facts = _facts(bundle, len(images), drawn_from) | {
+        "options": to_json(target),
+        "shapes": asdict(shapes or Shapes()),
+        **opening.facts(target, sources),
+    }
     place = built.write(bundle.root, target.name, precision, facts, fill)
+    opening.remember(target, place)
     return Published(place, len(images), drawn_from, verdicts, unproven[0] if unproven else None)
 
 

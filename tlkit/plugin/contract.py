@@ -228,6 +228,11 @@ class Target(Offer):
     kind = "target"
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)  # of graphs: also fp16, int8 (uint8 activations), int8-symmetric
     suffix: ClassVar[str]
+    executable: ClassVar[bool] = False  # whether opening a file runs code that is in it: a stranger's is not opened
+
+    def machine(self) -> Mapping[str, str]:
+        """What a file built here needs to find where it is opened, such as the GPU; nothing unless overridden."""
+        return {}
 
     def missing(self) -> str | None:
         """Why this target can't run here, with the command that would install it; None where it can."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ class NvidiaTarget(Target):
     """What TensorRT and TensorRT-RTX share."""
 
     suffix = ".engine"
+    executable = True
     precisions = ("fp32", "fp16", "int8-symmetric")
     package: ClassVar[str]  # the Python module
     distribution: ClassVar[str]  # what to install
@@ -62,8 +63,15 @@ class NvidiaTarget(Target):
         """Set what only one of the two builders knows."""
 
     def open(self, file: Path) -> Session:
-        """Engines are built here, not run: that needs an NVIDIA GPU and this version has no session for it yet."""
-        raise ResourceError(f"this version of tlkit builds {self.name} engines but does not run them", file=file)
+        """Open an engine on the first GPU; a ResourceError where there is none."""
+        trt = self._library()
+        from tlkit_standard.targets._engine import EngineSession
+
+        return EngineSession(trt, _log(trt), file)
+
+    def machine(self) -> Mapping[str, str]:
+        """The library's version: it reads no other's engines."""
+        return {self.name: str(self._library().__version__)}
 
     def _library(self) -> Any:
         if (why := self.missing()) is not None:
