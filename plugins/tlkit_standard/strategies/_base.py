@@ -12,9 +12,9 @@ from tlkit.plugin.contract import BALANCES, OPTIMISERS, Phase, Strategy, option
 class Tuning(Strategy):
     """A strategy in which stages of the trunk learn, more slowly than the head.
 
-    The rates were best of five pairs on 200 images of sign digits (EfficientNet-Lite0, two stages moving, four epochs:
-    88 % on validation, against 76 % with a third of the head's rate and a fifth of the trunk's, 82 % with three times and
-    twice as much), and all five were within a point of each other on ants and bees.
+    The rates were the best of four pairs on 200 images of sign digits (EfficientNet-Lite0, two stages moving, four
+    epochs, one seed): 88 % on validation, against 76 % with 1e-3 and 1e-4, 82 % with 1e-2 and 1e-3, 84.5 % with 1e-2
+    and 5e-4. On ants and bees the first two and these ended at 95.4, 94.1 and 95.4 %; a frozen trunk gives 94.8 %.
     """
 
     epochs: int = option(10, "epochs in which stages move")
