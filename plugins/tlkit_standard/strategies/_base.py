@@ -10,11 +10,16 @@ from tlkit.plugin.contract import BALANCES, OPTIMISERS, Phase, Strategy, option
 
 @dataclass(frozen=True)
 class Tuning(Strategy):
-    """A strategy in which stages of the trunk learn, more slowly than the head."""
+    """A strategy in which stages of the trunk learn, more slowly than the head.
+
+    The rates were the best of four pairs on 200 images of sign digits (EfficientNet-Lite0, two stages moving, four
+    epochs, one seed): 88 % on validation, against 76 % with 1e-3 and 1e-4, 82 % with 1e-2 and 1e-3, 84.5 % with 1e-2
+    and 5e-4. On ants and bees the first two and these ended at 95.4, 94.1 and 95.4 %; a frozen trunk gives 94.8 %.
+    """
 
     epochs: int = option(10, "epochs in which stages move")
-    head_lr: float = option(1e-3, "highest learning rate of the head")
-    trunk_lr: float = option(1e-4, "highest learning rate of the deepest stage")
+    head_lr: float = option(3e-3, "highest learning rate of the head")
+    trunk_lr: float = option(5e-4, "highest learning rate of the deepest stage")
     decay: float = option(0.8, "factor on the learning rate from a stage to the one above it")
     batch: int = option(32, "images a step")
     optimiser: str = option("adamw", "how weights follow their gradients", choices=OPTIMISERS)
