@@ -51,6 +51,28 @@ class TestRTX:
         replace(TensorRTRTX(), gpu="sm86, SM120").build(tiny_run / "onnx/fp32/trunk.onnx", out, Shapes())
         assert out.stat().st_size > 1000
 
+    def test_what_was_timed_is_kept_for_the_next_build(self, tiny_run, tmp_path):
+        target = replace(TensorRTRTX(), timing_cache=str(tmp_path / "timed"), refit=True)
+        target.build(tiny_run / "onnx/fp32/head.onnx", tmp_path / "one.engine", Shapes())
+        kept = (tmp_path / "timed").read_bytes()
+        assert kept
+        target.build(tiny_run / "onnx/fp32/head.onnx", tmp_path / "two.engine", Shapes())
+        assert (tmp_path / "two.engine").stat().st_size > 1000
+
+    def test_a_file_that_is_no_timing_cache_is_refused(self, tiny_run, tmp_path):
+        (tmp_path / "timed").write_bytes(b"something else" * 100)
+        target = replace(TensorRTRTX(), timing_cache=str(tmp_path / "timed"))
+        with pytest.raises(ArtefactError, match="timed: not a timing cache of this tensorrt-rtx"):
+            target.build(tiny_run / "onnx/fp32/head.onnx", tmp_path / "one.engine", Shapes())
+
+    def test_the_verb_takes_batch_sizes(self, own_run, tlkit):
+        done = tlkit("export", own_run, "--tensorrt-rtx", "--batch", "1,3,5", "--set", "target.gpu=sm86")
+        assert done.code == 0, done.err
+        record = json.loads((own_run / "tensorrt-rtx/fp32/built.json").read_text())
+        assert record["shapes"] == {"smallest": 1, "typical": 3, "largest": 5}
+        assert record["options"]["gpu"] == "sm86"
+        assert tlkit("export", own_run, "--tensorrt-rtx", "--batch", "3,1,5").code == 2
+
     def test_an_unknown_gpu_names_those_there_are(self, tiny_run, tmp_path):
         with pytest.raises(UsageError, match=r"knows no GPU 'sm1'.*sm120, .*sm86"):
             replace(TensorRTRTX(), gpu="sm86,sm1").build(

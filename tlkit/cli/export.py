@@ -10,6 +10,7 @@ import click
 
 from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, show, wrote
 from tlkit.files import quoted
+from tlkit.plugin.contract import Shapes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from tlkit.model.bundle import Bundle
 
 LAYERS_SHOWN = 10  # all of them are in built.json and in the JSON
+
+
+def _shapes(_context: click.Context, _parameter: click.Parameter, given: str | None) -> Shapes | None:
+    """Three rising batch sizes separated by commas."""
+    if given is None:
+        return None
+    numbers = [int(word) for word in given.split(",") if word.strip().isdecimal()]
+    if len(numbers) != 3 or given.count(",") != 2 or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
+        raise click.BadParameter(f"{given!r} is not three rising numbers, as in 1,8,32")
+    return Shapes(*numbers)
 
 
 @click.command(short_help="Turn a bundle into graphs for deployment, each checked on real images.")
@@ -46,6 +57,9 @@ LAYERS_SHOWN = 10  # all of them are in built.json and in the JSON
 @click.option("--no-fallback", is_flag=True, help="Fail where the precision asked for costs more than --max-drop.")
 @click.option("--shared-trunk", is_flag=True, help="Write one graph with the heads of several bundles on one trunk.")
 @click.option("-o", "--out", type=FilePath, help="Where to write it; one that was written before is replaced.")
+@click.option(
+    "--batch", "shapes", callback=_shapes, metavar="LEAST,USUAL,MOST", help="Batch sizes that engines are built for."
+)
 @click.option("--set", "settings", multiple=True, metavar="target.OPTION=VALUE", help="An option of the target.")
 @click.option("--data", type=FilePath, help="Images to check on, labelled as those in training; default: the latter.")
 @json_option
@@ -61,6 +75,7 @@ def command(
     no_fallback: bool,
     shared_trunk: bool,
     out: Path | None,
+    shapes: Shapes | None,
     settings: tuple[str, ...],
     data: Path | None,
     as_json: bool,
@@ -79,7 +94,7 @@ def command(
       tlkit export run/ --onnx --data more-photos/ --json
       tlkit export run/ --onnx --precision int8 --max-drop 0.5
       tlkit export pets/ birds/ --onnx --shared-trunk -o both/
-      tlkit export run/ --tensorrt-rtx --set target.gpu=sm86,sm89
+      tlkit export run/ --tensorrt-rtx --batch 1,8,32 --set target.gpu=sm86,sm89
       tlkit export pets/ birds/ --triton repository/ --precision int8
     """
     flags = {"onnx": onnx, "tensorrt": tensorrt, "tensorrt-rtx": tensorrt_rtx}
@@ -90,7 +105,7 @@ def command(
     elif out is not None:
         _share(bundles, out, data, as_json)
     else:
-        _export(bundles[0], names, settings, precision, max_drop, not no_fallback, data, as_json)
+        _export(bundles[0], names, settings, precision, max_drop, not no_fallback, shapes, data, as_json)
 
 
 def _check_options(
@@ -127,6 +142,7 @@ def _export(
     precision: str,
     max_drop: float | None,
     fallback: bool,
+    shapes: Shapes | None,
     data: Path | None,
     as_json: bool,
 ) -> None:
@@ -152,7 +168,7 @@ def _export(
             published.append(one)
             taken[flavour] = one.place.name.removesuffix("-symmetric")
     published += [
-        publish_target(opened, target, precision=taken[wanted[target.name]], data=data)
+        publish_target(opened, target, precision=taken[wanted[target.name]], shapes=shapes, data=data)
         for target in targets
         if target.name != built.TARGET
     ]
