@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-# On EfficientNet-Lite 0, 1 and 2 by benchmarks/advise.py: the mean of the greatest probability on photographs of things
-# is above the first, on hands, garments and thumbnails below the second.
+# Of the mean greatest probability; photographs of insects have 0.73 with EfficientNet-Lite0. The borders are far apart
+# because they rest on little: no network without batch norm has been measured yet.
 SURE, UNSURE = 0.5, 0.35
 
 

@@ -13,8 +13,8 @@ from tlkit.learn.audit.files import Look
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Re-encoded at quality 40 to 90 and resized to half, a picture keeps a cosine above the first and differs in fewer bits
-# than the second (benchmarks/advise.py); other pictures of the same thing hardly ever do both.
+# Both must hold: other pictures of the same thing are often near by their features, and flat ones by their hash.
+# What they find and miss is measured by benchmarks/advise.py.
 COSINE, BITS = 0.95, 6
 BLOCK = 1024  # rows compared at once
 
