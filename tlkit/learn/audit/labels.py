@@ -2,7 +2,7 @@
 
 Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 2021, section 3.1: an
 image counts as of class j if its left-out probability of j reaches the mean of that probability over the images
-labelled j; those that count as another class than their label's are the suspects.
+labelled j; those that count as another class than their label's are the suspects, unless their label is the likeliest.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def suspects(shares: NDArray[np.float64], labels: Labels) -> list[tuple[int, int
     thresholds = np.array([own[labels == label].mean() if present[label] else np.inf for label in range(classes)])
     reached = np.where(shares >= thresholds - 1e-12, shares, -1.0)
     counted = reached.argmax(axis=1)
-    doubtful = (reached.max(axis=1) >= 0.0) & (counted != labels)
+    doubtful = (reached.max(axis=1) >= 0.0) & (counted != labels) & (shares.argmax(axis=1) != labels)
     margin = own - shares[index, counted]
     chosen = np.flatnonzero(doubtful)
     return [(int(i), int(counted[i])) for i in chosen[np.argsort(margin[chosen], kind="stable")]]
