@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tlkit import cli
+from tlkit.deploy import doctor, session
 from tlkit.deploy.session import OnnxSession
-from tlkit.errors import ArtefactError, DataError
+from tlkit.errors import ArtefactError, DataError, ResourceError
 
 
 def graph(weight: onnx.TensorProto, *extra: onnx.NodeProto, domain: str = "") -> onnx.ModelProto:
@@ -86,3 +89,43 @@ def test_a_half_file_is_refused(file):
 def test_no_file_is_a_data_error(file):
     with pytest.raises(DataError, match="no such file"):
         OnnxSession(file)
+
+
+class TestDevices:
+    """A GPU that isn't there is said to be missing; the CPU is taken only where that is allowed."""
+
+    @pytest.fixture
+    def listed(self, monkeypatch):
+        """An ONNX Runtime that lists what it can't start, as that for GPUs does on a machine without one."""
+        monkeypatch.setattr(
+            session.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        )
+
+    def test_a_provider_that_is_not_built_in_names_the_command(self, tiny_run):
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            pytest.skip("this ONNX Runtime knows CUDA")
+        with pytest.raises(ResourceError, match=r'no CUDAExecutionProvider; run: .*pip install "tlkit\[gpu\]"'):
+            OnnxSession(tiny_run / "onnx/fp32/model.onnx", device="cuda")
+
+    @pytest.mark.usefixtures("listed")
+    def test_a_provider_that_does_not_start_is_no_silent_cpu(self, tiny_run):
+        if "CUDAExecutionProvider" in onnxruntime.get_all_providers() and doctor.fault("CUDAExecutionProvider") is None:
+            pytest.skip("there is a GPU")
+        with pytest.raises(
+            ResourceError, match="CUDAExecutionProvider does not start here; see why with: tlkit doctor"
+        ):
+            OnnxSession(tiny_run / "onnx/fp32/model.onnx", device="cuda")
+
+    def test_the_verb_takes_the_cpu_only_if_allowed_and_says_so(self, tiny_run, pictures, capsys):
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            pytest.skip("this ONNX Runtime knows CUDA")
+        command = ["predict", str(tiny_run), str(pictures / "dark"), "--device", "cuda"]
+        assert cli.run(command) == 5
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert cli.run([*command, "--allow-cpu"]) == 0
+        out, err = capsys.readouterr()
+        assert out.count("\n") == 12
+        assert err.startswith(
+            "tlkit: warning: this ONNX Runtime has no CUDAExecutionProvider; the CPU is used instead\n"
+        )

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlkit.errors import DataError, one_line
+from tlkit.errors import DataError, ResourceError, one_line
 
 if TYPE_CHECKING:
+    from tlkit.deploy.runtime import Model
     from tlkit.learn.advise.advice import Question
     from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import Backbone, Head
@@ -32,6 +33,34 @@ head_option = click.option("--head", metavar="NAME", help="Of a graph with sever
 trust_option = click.option(
     "--trust-engine", is_flag=True, help="Open engines that were built elsewhere: they are executable code."
 )
+
+
+def device_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What says where a graph runs."""
+    device = click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda", "tensorrt"]),
+        default="cpu",
+        show_default=True,
+        help="Where to run it; a GPU needs tlkit[gpu].",
+    )
+    allow = click.option("--allow-cpu", is_flag=True, help="Where that device can't be used, say so and take the CPU.")
+    return device(allow(command))
+
+
+def open_model(path: Path, *, device: str, allow_cpu: bool, **options: Any) -> Model:
+    """A model on a device; on the CPU instead only where that is allowed, and never without a word."""
+    from tlkit.deploy.runtime import Model
+
+    try:
+        return Model.open(path, device=device, **options)
+    except ResourceError as error:
+        if not allow_cpu or device == "cpu":
+            raise
+        click.echo(one_line(f"tlkit: warning: {error.what}; the CPU is used instead"), err=True)
+        return Model.open(path, **options)
+
+
 max_bad_option = click.option(
     "--max-bad",
     type=click.FloatRange(0, 1),

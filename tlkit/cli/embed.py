@@ -9,8 +9,10 @@ import click
 from tlkit.cli.common import (
     FilePath,
     check_max_bad,
+    device_options,
     json_option,
     max_bad_option,
+    open_model,
     progress_bars,
     rejected,
     show,
@@ -24,8 +26,11 @@ from tlkit.files import quoted
 @click.argument("images", type=FilePath, nargs=-1, required=True)
 @click.option("-o", "--out", type=FilePath, required=True, help="A name that ends in .parquet or .npy.")
 @max_bad_option
+@device_options
 @json_option
-def command(model: Path, images: tuple[Path, ...], out: Path, max_bad: float, as_json: bool) -> None:
+def command(
+    model: Path, images: tuple[Path, ...], out: Path, device: str, allow_cpu: bool, max_bad: float, as_json: bool
+) -> None:
     """Write the features of IMAGES (files and folders) under MODEL, a bundle, trunk.onnx or model.onnx.
 
     A row for each image, in the order of the paths. Parquet has the columns path, sha256 and features; beside an npy
@@ -39,9 +44,8 @@ def command(model: Path, images: tuple[Path, ...], out: Path, max_bad: float, as
     """
     from tlkit.data.folder import images as find
     from tlkit.deploy.embed import embed
-    from tlkit.deploy.runtime import Model
 
-    opened = Model.open(model, graph="trunk")
+    opened = open_model(model, device=device, allow_cpu=allow_cpu, graph="trunk")
     files = find(images)
     with progress_bars() as bars:
         embedded = embed(opened, files, out, bars("embedding", len(files)))

@@ -11,9 +11,11 @@ import click
 from tlkit.cli.common import (
     FilePath,
     check_max_bad,
+    device_options,
     head_option,
     json_option,
     max_bad_option,
+    open_model,
     progress_bars,
     rejected,
     show,
@@ -34,10 +36,19 @@ PAIRS = 10
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of data with a split of its own.")
 @click.option("--plot", "picture", type=FilePath, help="Draw confusion and calibration to a .png, .svg or .pdf.")
 @head_option
+@device_options
 @max_bad_option
 @json_option
 def command(
-    model: Path, source: Path, split: str | None, picture: Path | None, head: str | None, max_bad: float, as_json: bool
+    model: Path,
+    source: Path,
+    split: str | None,
+    picture: Path | None,
+    head: str | None,
+    device: str,
+    allow_cpu: bool,
+    max_bad: float,
+    as_json: bool,
 ) -> None:
     """Measure MODEL, a bundle or a model.onnx, on SOURCE, labelled as for training.
 
@@ -51,13 +62,12 @@ def command(
       tlkit eval run/ test/ --plot scores.png
     """
     from tlkit.deploy.evaluate import evaluate, labelled
-    from tlkit.deploy.runtime import Model
 
     if picture is not None:
         from tlkit.deploy.plot import check_plot
 
         check_plot(picture)
-    opened = Model.open(model, head=head)
+    opened = open_model(model, device=device, allow_cpu=allow_cpu, head=head)
     name, samples = labelled(source, opened.labels, split)
     with progress_bars() as bars:
         evaluated = evaluate(opened, samples, bars("evaluating", len(samples)))

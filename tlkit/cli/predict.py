@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tlkit.cli.common import FilePath, check_max_bad, head_option, rejected, wrote
+from tlkit.cli.common import FilePath, check_max_bad, device_options, head_option, open_model, rejected, wrote
 from tlkit.errors import one_line
 from tlkit.files import quoted
 
@@ -20,8 +20,11 @@ MOST_IMAGES = 3  # that are repeated in the next command; more of them would bur
 @click.argument("images", type=FilePath, nargs=-1, required=True)
 @click.option("--topk", type=click.IntRange(1), default=1, show_default=True, help="Labels to give for each image.")
 @head_option
+@device_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each image, one a line.")
-def command(model: Path, images: tuple[Path, ...], topk: int, head: str | None, as_json: bool) -> None:
+def command(
+    model: Path, images: tuple[Path, ...], topk: int, head: str | None, device: str, allow_cpu: bool, as_json: bool
+) -> None:
     """Label IMAGES (files and folders) with MODEL, a model.onnx or a bundle it was exported from.
 
     A line for each image: path, label, probability, separated by tabs; a line break in a name is spelled \\n, and exact
@@ -34,11 +37,16 @@ def command(model: Path, images: tuple[Path, ...], topk: int, head: str | None, 
       tlkit predict run/ photos/ --topk 3 --json
     """
     from tlkit.data.folder import images as find
-    from tlkit.deploy.runtime import Model
     from tlkit.deploy.session import cores
 
     files = find(images)
-    opened = Model.open(model, workers=1 if len(files) < 2 * cores() else None, head=head)
+    opened = open_model(
+        model,
+        device=device,
+        allow_cpu=allow_cpu,
+        workers=1 if len(files) < 2 * cores() else None,
+        head=head,
+    )
     reasons = {}
     for prediction in opened.predictions(files, topk=topk):
         if prediction.reason is not None:

@@ -98,7 +98,7 @@ def versions() -> dict[str, str]:
 def providers() -> Iterator[Provider]:
     """Every provider that ONNX Runtime lists, tried on a graph of one operator: being listed means little."""
     for name in onnxruntime.get_available_providers():
-        why = _fault(name)
+        why = fault(name)
         yield Provider(name, why is None, why)
 
 
@@ -160,7 +160,7 @@ _MENDS = {
 }
 
 
-def _fault(provider: str) -> str | None:
+def fault(provider: str) -> str | None:
     """Why a provider does not run a graph; None where it does. ONNX Runtime itself would fall back without a word."""
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4

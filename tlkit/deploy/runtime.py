@@ -129,15 +129,22 @@ class Model:
 
     @classmethod
     def open(
-        cls, path: Path | str, *, graph: str = "model", workers: int | None = None, head: str | None = None
+        cls,
+        path: Path | str,
+        *,
+        graph: str = "model",
+        workers: int | None = None,
+        head: str | None = None,
+        device: str = "cpu",
     ) -> Model:
         """Open a graph, or that of a bundle (`graph` says which: `model` or `trunk`).
 
         `workers=1` answers one call fastest; the default uses a thread a core, for many files. Of a graph with several
-        heads, `head` names one.
+        heads, `head` names one. `device` is `cpu`, `cuda` or `tensorrt`; one that can't be used here raises a
+        ResourceError.
         """
         file = graph_file(Path(path), graph)
-        session: Session = OnnxSession(file, workers=cores() if workers is None else workers)
+        session: Session = OnnxSession(file, workers=cores() if workers is None else workers, device=device)
         known = heads(session.metadata)
         if known and head is None:
             do = f"choose one of them with --head: {', '.join(known)}"
