@@ -17,7 +17,9 @@ from tests.tiny import write_images
 # Everything is written and nothing has taken its place yet when a result is first made durable.
 SIGNAL_ITSELF = """
 import os
+import signal
 fsync = os.fsync
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
 
 
 def interrupted_fsync(descriptor):

@@ -119,7 +119,7 @@ def test_a_disk_that_fills_up_leaves_no_half_view(kept, monkeypatch, tmp_path):
 
 
 def test_training_with_it_and_without_it_comes_to_the_same(pictures, tmp_path):
-    phases = (Phase(4, 0.05, trunk_lr=0.02, moving=1, batch=8, augment=True),)
+    phases = (Phase(4, 0.01, trunk_lr=0.002, moving=1, batch=8, augment=True),)
     (tmp_path / "kept").mkdir()
     (_, with_it), (_, without) = (course(pictures, work, phases=phases) for work in (tmp_path / "kept", None))
     losses = [[line["val_loss"] for line in fitted.history] for fitted in (with_it, without)]

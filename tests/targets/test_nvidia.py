@@ -13,7 +13,7 @@ from typing import ClassVar
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tlkit_standard.targets import _cuda, _engine, _nvidia
+from tlkit_standard.targets import _cuda, _engine, _nvidia, tensorrt
 from tlkit_standard.targets.tensorrt import TensorRT
 from tlkit_standard.targets.tensorrt_rtx import TensorRTRTX
 
@@ -50,20 +50,6 @@ class TestRTX:
         out = tmp_path / "trunk.engine"
         replace(TensorRTRTX(), gpu="sm86, SM120").build(tiny_run / "onnx/fp32/trunk.onnx", out, Shapes())
         assert out.stat().st_size > 1000
-
-    def test_what_was_timed_is_kept_for_the_next_build(self, tiny_run, tmp_path):
-        target = replace(TensorRTRTX(), timing_cache=str(tmp_path / "timed"), refit=True)
-        target.build(tiny_run / "onnx/fp32/head.onnx", tmp_path / "one.engine", Shapes())
-        kept = (tmp_path / "timed").read_bytes()
-        assert kept
-        target.build(tiny_run / "onnx/fp32/head.onnx", tmp_path / "two.engine", Shapes())
-        assert (tmp_path / "two.engine").stat().st_size > 1000
-
-    def test_a_file_that_is_no_timing_cache_is_refused(self, tiny_run, tmp_path):
-        (tmp_path / "timed").write_bytes(b"something else" * 100)
-        target = replace(TensorRTRTX(), timing_cache=str(tmp_path / "timed"))
-        with pytest.raises(ArtefactError, match="timed: not a timing cache of this tensorrt-rtx"):
-            target.build(tiny_run / "onnx/fp32/head.onnx", tmp_path / "one.engine", Shapes())
 
     def test_the_verb_takes_batch_sizes(self, own_run, tlkit):
         done = tlkit("export", own_run, "--tensorrt-rtx", "--batch", "1,3,5", "--set", "target.gpu=sm86")
@@ -184,7 +170,9 @@ class TestBindings:
 
         kinds = {"trt": trt, "engine": trt.ICudaEngine, "loader": trt.Runtime, "builder": trt.Builder}
         kinds |= {"config": trt.IBuilderConfig, "parser": trt.OnnxParser, "profile": trt.IOptimizationProfile}
-        used = {each for module in (_engine, _nvidia) for each in attributes(module.__file__) if each[0] in kinds}
+        used = {
+            each for module in (_engine, _nvidia, tensorrt) for each in attributes(module.__file__) if each[0] in kinds
+        }
         assert len(used) > 15
         assert [f"{owner}.{name}" for owner, name in sorted(used) if not hasattr(kinds[owner], name)] == []
         text = Path(_engine.__file__).read_text()

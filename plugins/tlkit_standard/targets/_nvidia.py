@@ -8,13 +8,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tlkit.errors import ArtefactError, ResourceError, UsageError
-from tlkit.files import atomic_file, explained
+from tlkit.files import explained
 from tlkit.plugin.contract import Session, Shapes, Target, option
 
 MIB = 1 << 20
@@ -30,9 +30,6 @@ class NvidiaTarget(Target):
     package: ClassVar[str]  # the Python module
     distribution: ClassVar[str]  # what to install
     workspace: int = option(0, "MiB of memory the engine may use while it runs; 0 for all there is")
-    version_compatible: bool = option(False, "engines that later versions of the library open as well")
-    refit: bool = option(False, "engines whose weights can be exchanged without building them again")
-    timing_cache: str | None = option(None, "a file that keeps what was timed, so that the next build is faster")
 
     def missing(self) -> str | None:
         if importlib.util.find_spec(self.package) is None:
@@ -56,32 +53,17 @@ class NvidiaTarget(Target):
         if self.workspace:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self.workspace * MIB)
         config.add_optimization_profile(_profile(builder, network, shapes))
-        for flag, wanted in (("VERSION_COMPATIBLE", self.version_compatible), ("REFIT", self.refit)):
-            if wanted:
-                config.set_flag(getattr(trt.BuilderFlag, flag))
         self.configure(trt, config)
-        with self._timed(config):
+        with self.timed(trt, config):
             engine = builder.build_serialized_network(network, config)
         if engine is None:
             raise ArtefactError(f"{self.name} can't build it: {log.worst or 'no reason given'}", file=graph)
         with explained(out):
             out.write_bytes(memoryview(engine))
 
-    @contextmanager
-    def _timed(self, config: Any) -> Iterator[None]:
-        """Build with what earlier builds timed, and keep what this one adds."""
-        if self.timing_cache is None:
-            yield
-            return
-        file = Path(self.timing_cache)
-        with explained(file):
-            known = file.read_bytes() if file.exists() else b""
-        cache = config.create_timing_cache(known)
-        if cache is None or not config.set_timing_cache(cache, False):
-            raise ArtefactError(f"not a timing cache of this {self.name} and GPU", file=file, do="name another file")
-        yield
-        with atomic_file(file) as temporary:
-            temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    def timed(self, _trt: Any, _config: Any) -> AbstractContextManager[None]:
+        """What the engine is built inside of; only TensorRT keeps what it has timed."""
+        return nullcontext()
 
     def configure(self, trt: Any, config: Any) -> None:
         """Set what only one of the two builders knows."""

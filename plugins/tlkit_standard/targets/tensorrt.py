@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tlkit.errors import ArtefactError
+from tlkit.files import atomic_file, explained
 from tlkit.plugin.contract import option
 from tlkit_standard.targets._nvidia import NvidiaTarget
 
@@ -15,9 +19,32 @@ class TensorRT(NvidiaTarget):
     name = "tensorrt"
     package = "tensorrt"
     distribution = "tensorrt"
+    version_compatible: bool = option(False, "engines that later versions of TensorRT open as well")
+    refit: bool = option(False, "engines whose weights can be exchanged without building them again")
     hardware_compatible: bool = option(False, "engines for every GPU from Ampere on, somewhat slower on each")
 
+    timing_cache: str | None = option(None, "a file that keeps what was timed, so that the next build is faster")
+
+    @contextmanager
+    def timed(self, trt: Any, config: Any) -> Iterator[None]:
+        """Build with what earlier builds timed, and keep what this one adds."""
+        if self.timing_cache is None:
+            yield
+            return
+        file = Path(self.timing_cache)
+        with explained(file):
+            known = file.read_bytes() if file.exists() else b""
+        if not config.set_timing_cache(config.create_timing_cache(known), False):
+            raise ArtefactError(f"not a timing cache of TensorRT {trt.__version__}", file=file, do="name another file")
+        yield
+        with atomic_file(file) as temporary:
+            temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
+
     def configure(self, trt: Any, config: Any) -> None:
+        if self.version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        if self.refit:
+            config.set_flag(trt.BuilderFlag.REFIT)
         if self.hardware_compatible:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
 
