@@ -57,7 +57,7 @@ def open_model(path: Path, *, device: str, allow_cpu: bool, **options: Any) -> M
     except ResourceError as error:
         if not allow_cpu or device == "cpu":
             raise
-        click.echo(one_line(f"tlkit: warning: {error.what}; the CPU is used instead"), err=True)
+        warn(f"{error.what}; the CPU is used instead")
         return Model.open(path, **options)
 
 
@@ -97,6 +97,11 @@ def wrote(path: Path | None, *, then: str) -> None:
 def rejected(name: object, reason: str) -> None:
     """Say on stderr that an image could not be used, and why."""
     click.echo(one_line(f"rejected {name}: {reason}"), err=True)
+
+
+def warn(text: str) -> None:
+    """Say on stderr what somebody should know, although the work goes on."""
+    click.echo(one_line(f"tlkit: warning: {text}"), err=True)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from tlkit.plugin.contract import Shapes
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from tlkit.deploy.parity import Verdict
     from tlkit.deploy.precision.ladder import Climbed
     from tlkit.deploy.publish import Published
     from tlkit.model.bundle import Bundle
@@ -166,7 +167,7 @@ def _export(
         if flavour != built.PRECISION:
             one, climbed[flavour] = _precise(opened, flavour, max_drop, fallback, data)
             published.append(one)
-            taken[flavour] = one.place.name.removesuffix("-symmetric")
+            taken[flavour] = built.plain(one.place.name)
     published += [
         publish_target(opened, target, precision=taken[wanted[target.name]], shapes=shapes, data=data)
         for target in targets
@@ -187,20 +188,14 @@ def _export(
 
 
 def _share(bundles: Sequence[Path], out: Path, data: Path | None, as_json: bool) -> None:
-    """One graph of several bundles; each of them is exported first where it is not yet."""
-    from tlkit.deploy import built
+    """One graph of several bundles."""
+    from tlkit.deploy.built import PRECISION
     from tlkit.deploy.shared import share
-    from tlkit.model.bundle import open_bundle
 
-    opened = [open_bundle(bundle) for bundle in bundles]
-    for each in opened:
-        if not built.current(each):
-            _onnx(each, data)
-    made = share(opened, out)
+    made = share(_exported(bundles, PRECISION, data), out)
     first = next(iter(made.verdicts))
     then = f"tlkit predict {quoted(out)} --head {first} IMAGE..."
-    parity = {name: verdict.to_json() for name, verdict in made.verdicts.items()}
-    lines = [f"  {name}: {verdict.summary()}" for name, verdict in made.verdicts.items()]
+    parity, lines = _parity(made.verdicts)
     show(
         {"place": str(out), "heads": parity, "next": then},
         [f"{out}: each head held against its own model", *lines],
@@ -210,9 +205,23 @@ def _share(bundles: Sequence[Path], out: Path, data: Path | None, as_json: bool)
 
 
 def _serve(bundles: Sequence[Path], repository: Path, precision: str, data: Path | None, as_json: bool) -> None:
-    """A model repository of several bundles; each of them is exported first where it is not yet."""
-    from tlkit.deploy import built
+    """A model repository of several bundles."""
     from tlkit.deploy.triton import publish_triton
+
+    made = publish_triton(_exported(bundles, precision, data), repository, precision=precision)
+    then = f"tritonserver --model-repository {quoted(repository.absolute())}"
+    parity, lines = _parity(made.verdicts)
+    show(
+        {"place": str(repository), "models": list(made.models), "ensembles": parity, "next": then},
+        [f"{repository}: {', '.join(made.models)}; each ensemble held against its own model", *lines],
+        as_json,
+    )
+    wrote(repository, then=then)
+
+
+def _exported(bundles: Sequence[Path], precision: str, data: Path | None) -> list[Bundle]:
+    """The bundles, each of which is exported in fp32 and in this precision where it is not yet."""
+    from tlkit.deploy import built
     from tlkit.model.bundle import open_bundle
 
     opened = [open_bundle(bundle) for bundle in bundles]
@@ -221,16 +230,15 @@ def _serve(bundles: Sequence[Path], repository: Path, precision: str, data: Path
             _onnx(each, data)
         if not built.current(each, precision):
             _precise(each, precision, None, False, data)
-    made = publish_triton(opened, repository, precision=precision)
-    then = f"tritonserver --model-repository {quoted(repository.absolute())}"
-    parity = {name: verdict.to_json() for name, verdict in made.verdicts.items()}
-    lines = [f"  {name}: {verdict.summary()}" for name, verdict in made.verdicts.items()]
-    show(
-        {"place": str(repository), "models": list(made.models), "ensembles": parity, "next": then},
-        [f"{repository}: {', '.join(made.models)}; each ensemble held against its own model", *lines],
-        as_json,
+    return opened
+
+
+def _parity(verdicts: Mapping[str, Verdict]) -> tuple[dict[str, Any], list[str]]:
+    """The verdict on each bundle's head, as JSON and as lines."""
+    return (
+        {name: verdict.to_json() for name, verdict in verdicts.items()},
+        [f"  {name}: {verdict.summary()}" for name, verdict in verdicts.items()],
     )
-    wrote(repository, then=then)
 
 
 def _onnx(bundle: Bundle, data: Path | None) -> Published:

@@ -20,6 +20,7 @@ from tlkit.cli.common import (
     question,
     rejected,
     show,
+    warn,
     wrote,
 )
 from tlkit.errors import UsageError, one_line
@@ -169,7 +170,7 @@ def command(
         from tlkit.learn.plan import How
 
         asked = question([offers["backbone"]], head=offers.get("head"), cut=cut, **common)
-        how = How(Choice(device, precision, compiled, tf32), tensorboard=tensorboard, warn=_warn)
+        how = How(Choice(device, precision, compiled, tf32), tensorboard=tensorboard, warn=warn)
         with progress_bars() as bars:
             trained, advice = train_auto(source, out, asked, how, budget, bars)
         strategy, head = advice.recommendation.strategy, advice.recommendation.head
@@ -181,7 +182,7 @@ def command(
         from tlkit.learn.train import Choice, How, Recipe, train
 
         recipe = Recipe(**offers, origins=origins, cut=cut, **common)
-        how = How(Choice(device, precision, compiled, tf32), resume, tensorboard, warn=_warn)
+        how = How(Choice(device, precision, compiled, tf32), resume, tensorboard, warn=warn)
         with progress_bars() as bars, _told_how_to_go_on(out):
             trained = train(source, out, recipe, bars, how)
 
@@ -236,10 +237,6 @@ def _told_how_to_go_on(out: Path) -> Iterator[None]:
         if is_unfinished(out):
             click.echo(one_line(f"{out} is not finished: give the same command with --resume to go on"), err=True)
         raise
-
-
-def _warn(warning: str) -> None:
-    click.echo(one_line(f"tlkit: warning: {warning}"), err=True)
 
 
 def _changed(provenance: Mapping[str, str]) -> list[str]:

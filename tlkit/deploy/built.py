@@ -20,6 +20,11 @@ GRAPHS = ("trunk", "head", "model")
 FLAGS = ("onnx", "tensorrt", "tensorrt-rtx")  # the targets that `tlkit export` has an option for
 
 
+def plain(precision: str) -> str:
+    """What users call a precision: int8, whatever its flavour."""
+    return "int8" if precision == SYMMETRIC else precision
+
+
 def write(
     bundle: Path, target: str, precision: str, facts: Mapping[str, Any], fill: Callable[[Path], Mapping[str, Any]]
 ) -> Path:

@@ -152,7 +152,7 @@ def graphs_for(target: Target, precision: str) -> str:
     for flavour in (precision, built.SYMMETRIC) if precision == "int8" else (precision,):
         if flavour in target.precisions:
             return flavour
-    known = dict.fromkeys(name.removesuffix("-symmetric") for name in target.precisions)
+    known = dict.fromkeys(map(built.plain, target.precisions))
     what = f"target {target.name} takes no {precision} graph"
     raise UsageError(what, do=f"choose one of {', '.join(known)} with --precision")
 

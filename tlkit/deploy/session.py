@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +72,15 @@ class OnnxSession(Session):
             return dict(zip(names, self._session.run(names, {self.input: array}), strict=True))
         except Exception as error:  # see above
             raise ArtefactError(f"ONNX Runtime fails at it: {error}", file=self.file, do="export it again") from error
+
+
+@contextmanager
+def on_disk(graph: onnx.ModelProto) -> Iterator[Path]:
+    """A file that holds a graph for as long as it takes to open it."""
+    with tempfile.TemporaryDirectory(prefix="tlkit-") as temporary:
+        file = Path(temporary, "graph.onnx")
+        onnx.save_model(graph, file)
+        yield file
 
 
 def read_graph(file: Path) -> bytes:

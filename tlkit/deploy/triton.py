@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from tlkit import files
 from tlkit.deploy import built, export
 from tlkit.deploy.parity import Verdict, compare
 from tlkit.deploy.publish import parity_images
-from tlkit.deploy.session import OnnxSession
+from tlkit.deploy.session import OnnxSession, on_disk
 from tlkit.deploy.shared import by_name
 from tlkit.errors import GateError, UsageError, one_line
 from tlkit.model.bundle import Bundle
@@ -193,9 +192,7 @@ def _verdict(bundle: Bundle, graphs: Mapping[str, onnx.ModelProto], precision: s
     images, _ = parity_images(bundle)
     expected = OnnxSession(built.graph_file(bundle.root, "model", precision=precision)).run(images)
     features = OnnxSession(built.graph_file(bundle.root, "trunk", precision=precision)).run(images)[FEATURES]
-    with tempfile.TemporaryDirectory(prefix="tlkit-") as temporary:
-        head = Path(temporary, "head.onnx")
-        onnx.save_model(graphs["head"], head)
+    with on_disk(graphs["head"]) as head:
         verdict = compare(expected, OnnxSession(head), features)
     if not verdict.passed:
         raise GateError(f"the ensemble does not compute what was exported: {verdict.summary()}", file=bundle.root)

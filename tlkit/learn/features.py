@@ -22,7 +22,7 @@ import numpy as np
 
 from tlkit.deploy.runtime import stream
 from tlkit.deploy.session import OnnxSession, cores
-from tlkit.errors import ResourceError
+from tlkit.errors import DataError, ResourceError
 from tlkit.files import cache_dir
 from tlkit.plugin.contract import Pixels
 
@@ -104,6 +104,17 @@ def extract(
                 store.save()
             tick(len(chunk.rows))
     return Features(array, usable, rejected, len(todo) - len(rejected), tuple(hashes), tuple(widths))
+
+
+def check_rejected(features: Features, files: Sequence[Path], max_bad: float) -> None:
+    """Raise a `DataError` where more than the share `max_bad` of the files could not be used."""
+    if len(features.rejected) > max_bad * len(files):
+        first, reason = next(iter(features.rejected.items()))
+        raise DataError(
+            f"{len(features.rejected)} of {len(files)} images can't be used, the first because: {reason}",
+            file=files[first],
+            do=f"mend or remove them, or allow more than {max_bad:.1%} with --max-bad",
+        )
 
 
 def _widths(session: OnnxSession, pixels: Pixels) -> list[int]:

@@ -14,7 +14,7 @@ from tlkit.data.folder import Dataset, Sample
 from tlkit.deploy import export
 from tlkit.deploy.progress import Progress, Tick, silent
 from tlkit.errors import DataError
-from tlkit.learn.features import Features, extract
+from tlkit.learn.features import Features, check_rejected, extract
 from tlkit.learn.loop.checkpoint import SECONDS
 from tlkit.learn.loop.inputs import Examples, Images
 from tlkit.learn.loop.machine import Choice, Machine
@@ -78,7 +78,8 @@ class Plan:
         graph, samples = export.taps_graph(trunk), self.samples
         paths = [sample.path for sample in samples]
         features = extract(paths, graph, trunk.pixels, trunk.names, self.trunk.names[-1], tick)
-        _check_rejects(features, samples, self.recipe.max_bad)
+        check_rejected(features, paths, self.recipe.max_bad)
+        _check_classes(features, samples)
         return features
 
     def splits(self, features: Features) -> tuple[Split, Split]:
@@ -132,15 +133,8 @@ def facts(dataset: Dataset) -> Facts:
     return Facts(len(samples), len(dataset.labels), int(counts.min()), int(counts.max()))
 
 
-def _check_rejects(features: Features, samples: Sequence[Sample], max_bad: float) -> None:
-    rejected = features.rejected
-    if len(rejected) > max_bad * len(samples):
-        first, reason = next(iter(rejected.items()))
-        raise DataError(
-            f"{len(rejected)} of {len(samples)} images can't be used, the first because: {reason}",
-            file=samples[first].path,
-            do=f"mend or remove them, or allow more than {max_bad:.1%} with --max-bad",
-        )
+def _check_classes(features: Features, samples: Sequence[Sample]) -> None:
+    """Refuse to go on where a class has lost all its images in a split."""
     for split in ("train", "val"):
         usable = {s.label for s, good in zip(samples, features.usable, strict=True) if good and s.split == split}
         lost = {s.label for s in samples if s.split == split} - usable

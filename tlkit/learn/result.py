@@ -15,6 +15,7 @@ from tlkit.learn.curves import draw
 from tlkit.learn.features import Features
 from tlkit.learn.loop.fit import Fitted
 from tlkit.learn.loop.heads import logits, probabilities, report
+from tlkit.learn.loop.inputs import Examples
 from tlkit.learn.loop.phases import provenance
 from tlkit.learn.plan import Plan, Recipe
 from tlkit.model import bundle as bundles
@@ -50,19 +51,18 @@ class Trained:
 def write(
     plan: Plan,
     features: Features,
-    decoded: int,
+    val_set: Examples,
     head: nn.Module,
     fitted: Fitted,
     changed: Sequence[str],
     epochs: Sequence[Mapping[str, Any]],
     conditions: Mapping[str, Any],
 ) -> Trained:
-    """Score the head on the features of the deployed trunk, and write the bundle."""
+    """Score the head on the features of the deployed trunk, `val_set` those of val, and write the bundle."""
     recipe, trunk, dataset, samples, phases = plan.recipe, plan.trunk, plan.dataset, plan.samples, plan.phases
     train_samples, val_samples = dataset.of("train"), dataset.of("val")
-    _, val_set = plan.splits(features)
-    given = probabilities(head, val_set.features.features)
-    scores = score(given, val_set.features.labels)
+    given = probabilities(head, val_set.features)
+    scores = score(given, val_set.labels)
 
     kept = _golden(val_samples, features.usable[len(train_samples) :], recipe.golden)
     contents = [val_samples[index].path.read_bytes() for index in kept]
@@ -107,12 +107,12 @@ def write(
         digest=digest,
         cut=trunk.names[-1],
         images={split: len(dataset.of(split)) for split in ("train", "val", "test")},
-        decoded=decoded,
+        decoded=features.decoded,
         rejected={samples[index].name: reason for index, reason in features.rejected.items()},
         ignored=dataset.ignored,
         scores=scores,
         provenance=record.provenance,
-        right=given.argmax(axis=1) == val_set.features.labels,
+        right=given.argmax(axis=1) == val_set.labels,
         report=report(head),
         epochs=epochs,
         diverged=fitted.diverged,

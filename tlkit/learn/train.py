@@ -75,7 +75,7 @@ def _train_head(plan: Plan, how: How) -> Trained:
     head, fitted = solve_or_fit(
         plan.recipe.head, plan.phases, train_set.features, val_set.features, len(plan.dataset.labels), setting
     )
-    trained = write(plan, features, features.decoded, head, fitted, (), watch.lines, {})
+    trained = write(plan, features, val_set.features, head, fitted, (), watch.lines, {})
     export.keep_cut(plan.whole, trained.cut)
     return trained
 
@@ -104,14 +104,15 @@ def _train_trunk(plan: Plan, how: How, machine: Machine) -> Trained:
         fitted, changed = tune(plan.trunk, head, phases, recipe.backbone, train_set, val_set, store, setting)
         if not machine.leads:
             sys.exit()
-        decoded = features.decoded
-        features = plan.extract(plan.trunk, how.progress("features of the moved trunk", len(plan.samples)))
+        moved = plan.extract(plan.trunk, how.progress("features of the moved trunk", len(plan.samples)))
+        features = replace(moved, decoded=features.decoded)
         train_set, val_set = plan.splits(features)
         if recipe.refit:
             classes = len(plan.dataset.labels)
             head, more = refit(recipe.head, head, train_set.features, val_set.features, classes, recipe.seed)
             fitted.history.extend(more)
-        return write(plan, features, decoded, head, fitted, changed, setting.watch.lines, plan.conditions(machine))
+        lines, conditions = setting.watch.lines, plan.conditions(machine)
+        return write(plan, features, val_set.features, head, fitted, changed, lines, conditions)
 
 
 __all__ = ["Choice", "How", "Progress", "Recipe", "Trained", "silent", "train"]

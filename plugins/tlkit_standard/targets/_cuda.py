@@ -19,11 +19,10 @@ INSTALL = 'run: pip install "cuda-bindings"'
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The GPU that is used: its name, compute capability as in 8.9, and the newest CUDA its driver knows."""
+    """The GPU that is used: its name, and its compute capability as in 8.9."""
 
     name: str
     capability: str
-    driver: str
 
 
 def runtime() -> Any:
@@ -53,9 +52,8 @@ def gpu() -> Gpu:
     if not count:
         raise ResourceError("there is no NVIDIA GPU here", do="see: tlkit doctor")
     facts = checked(cuda, cuda.cudaGetDeviceProperties(0))
-    version = checked(cuda, cuda.cudaDriverGetVersion())
     name = facts.name.decode() if isinstance(facts.name, bytes) else facts.name
-    return Gpu(name, f"{facts.major}.{facts.minor}", f"CUDA {version // 1000}.{version % 1000 // 10}")
+    return Gpu(name, f"{facts.major}.{facts.minor}")
 
 
 class Buffer:

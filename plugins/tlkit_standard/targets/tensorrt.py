@@ -22,7 +22,6 @@ class TensorRT(NvidiaTarget):
     version_compatible: bool = option(False, "engines that later versions of TensorRT open as well")
     refit: bool = option(False, "engines whose weights can be exchanged without building them again")
     hardware_compatible: bool = option(False, "engines for every GPU from Ampere on, somewhat slower on each")
-
     timing_cache: str | None = option(None, "a file that keeps what was timed, so that the next build is faster")
 
     @contextmanager

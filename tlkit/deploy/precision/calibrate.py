@@ -14,6 +14,7 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader, TensorData
 
 from tlkit.data.images import Rejected, load
 from tlkit.deploy import source
+from tlkit.deploy.session import on_disk
 from tlkit.errors import DataError
 from tlkit.model.bundle import Bundle
 from tlkit.plugin.contract import IMAGES, Pixels
@@ -56,9 +57,8 @@ def draw(bundle: Bundle, data: Path | None = None) -> Calibration:
 
 def ranges(graph: onnx.ModelProto, images: NDArray[np.uint8], pixels: Pixels, operators: tuple[str, ...]) -> Any:
     """The least and the greatest value of every tensor at the `operators` of a graph, as `quantise` takes them."""
-    with tempfile.TemporaryDirectory(prefix="tlkit-") as temporary:
-        file, observed = Path(temporary, "graph.onnx"), Path(temporary, "observed.onnx")
-        onnx.save_model(graph, file)
+    with on_disk(graph) as file, tempfile.TemporaryDirectory(prefix="tlkit-") as temporary:
+        observed = Path(temporary, "observed.onnx")
         calibrator = create_calibrator(file, list(operators), augmented_model_path=str(observed))
         calibrator.collect_data(_Batches(images))
         found = calibrator.compute_data()

@@ -7,7 +7,6 @@ does. fp32 itself loses nothing, so only a ladder that ends below it can fail.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from tlkit.deploy.precision.sensitivity import Layer, sensitivity
 from tlkit.deploy.progress import Progress
 from tlkit.deploy.runtime import Model
 from tlkit.deploy.score import wilson
+from tlkit.deploy.session import on_disk
 from tlkit.errors import DataError, GateError
 from tlkit.model.bundle import Bundle
 
@@ -140,9 +140,7 @@ class Trial:
 
     def measure(self, candidate: Candidate) -> Rung:
         """The accuracy of a candidate, and how far it agrees with fp32."""
-        with tempfile.TemporaryDirectory(prefix="tlkit-") as temporary:
-            file = Path(temporary, "model.onnx")
-            onnx.save_model(self.join(candidate.precision, candidate.trunk), file)
+        with on_disk(self.join(candidate.precision, candidate.trunk)) as file:
             got = self._answers(file, candidate.name)
         truth, before = self.reference.truth, self.reference.called
         right, right_before = int((got.called == truth).sum()), int((before == truth).sum())

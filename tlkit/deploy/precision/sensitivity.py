@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
 from tlkit.deploy.precision.quantise import layers, quantise
-from tlkit.deploy.session import OnnxSession
+from tlkit.deploy.session import OnnxSession, on_disk
 from tlkit.plugin.contract import FEATURES
 
 if TYPE_CHECKING:
@@ -50,7 +48,5 @@ def sensitivity(
 
 
 def _features(graph: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    with tempfile.TemporaryDirectory(prefix="tlkit-") as temporary:
-        file = Path(temporary, "graph.onnx")
-        onnx.save_model(graph, file)
+    with on_disk(graph) as file:
         return OnnxSession(file).run(images, [FEATURES])[FEATURES].astype(np.float64)

@@ -12,13 +12,13 @@ import numpy as np
 from tlkit.data import folder
 from tlkit.data.folder import Dataset
 from tlkit.deploy.progress import Progress, silent
-from tlkit.errors import DataError
 from tlkit.learn.advise import evidence as evidences
 from tlkit.learn.advise import facts as data_facts
 from tlkit.learn.advise.choose import HeadEvidence, best_stage, compare_heads, lead
 from tlkit.learn.advise.evidence import Sight, StageEvidence
 from tlkit.learn.advise.facts import DataFacts
 from tlkit.learn.advise.recommend import Recommendation, cautious, offered, recommend
+from tlkit.learn.features import check_rejected
 from tlkit.learn.plan import facts as strategy_facts
 from tlkit.plugin.contract import Backbone, Head, Offer, Strategy
 
@@ -110,15 +110,8 @@ def advise(source: Path, question: Question, progress: Progress = silent) -> Adv
     for backbone in question.backbones:
         tick = progress(f"{backbone.name}", len(samples))
         sights.append(evidences.look(backbone, question.options.get("size"), samples, question.seed, tick))
+    check_rejected(sights[0].features, [sample.path for sample in samples], question.max_bad)
     rejected = {samples[index].name: why for index, why in sights[0].features.rejected.items()}
-    if len(rejected) > question.max_bad * len(samples):
-        first = next(iter(sights[0].features.rejected))
-        why = next(iter(rejected.values()))
-        raise DataError(
-            f"{len(rejected)} of {len(samples)} images can't be used, the first because: {why}",
-            file=samples[first].path,
-            do=f"mend or remove them, or allow more than {question.max_bad:.1%} with --max-bad",
-        )
     usable = sights[0].features.usable
     # The same features are the same picture, unless the backbone sees nothing.
     seen = [data_facts.gather(dataset, samples, usable, sight.features.stage(-1)) for sight in sights]

@@ -1,4 +1,4 @@
-"""How long an image takes to learn from on this machine, from a few steps on pictures of noise."""
+"""How long an image takes to learn from on this machine, from a few steps on black pictures."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -192,11 +192,7 @@ def evaluate(learning: nn.Module, examples: Inputs, machine: Machine) -> dict[st
     batches = np.split(np.arange(len(labels)), range(EVALUATED, len(labels), EVALUATED))
     learning.eval()
     with torch.inference_mode(), machine.autocast():
-        logits = torch.cat([learning(machine.put(inputs)) for inputs in _each(examples, batches)]).float()
+        logits = torch.cat([learning(machine.put(inputs)) for inputs in examples.batches(batches, 0)]).float()
         truth = machine.put(torch.from_numpy(labels))
         loss = F.cross_entropy(logits, truth).item()
         return {"val_loss": loss, "val_accuracy": (logits.argmax(1) == truth).float().mean().item()}
-
-
-def _each(examples: Inputs, batches: Batches) -> Iterator[Tensor]:
-    return examples.batches(batches, 0)

@@ -64,21 +64,17 @@ def tune(
     return fitted, originals.changed()
 
 
+@dataclass(frozen=True, slots=True)
 class Lessons:
     """What each phase learns from; called with its number, from 1, when it begins."""
 
-    def __init__(
-        self,
-        network: Network,
-        phases: Sequence[Phase],
-        backbone: Backbone,
-        train: Split,
-        val: Split,
-        store: Store,
-        setting: Setting,
-    ) -> None:
-        self.network, self.phases, self.backbone = network, phases, backbone
-        self.train, self.val, self.store, self.setting = train, val, store, setting
+    network: Network
+    phases: Sequence[Phase]
+    backbone: Backbone
+    train: Split
+    val: Split
+    store: Store
+    setting: Setting
 
     def __call__(self, number: int) -> Lesson:
         """As long as nothing has moved, a phase in which nothing does learns from the deployed trunk's features."""
