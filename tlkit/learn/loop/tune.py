@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tlkit.learn.loop import memory
 from tlkit.learn.loop.fit import Fitted, Setting, fit
 from tlkit.learn.loop.inputs import Decoded, Examples, Images, Inputs, Variety
 from tlkit.learn.loop.network import Network, Originals
@@ -55,7 +56,7 @@ def tune(
     network = Network(trunk, head, setting.machine.device)
     lessons = Lessons(network, phases, backbone, train, val, store, setting)
     moves = [trunk.stages[name] for name in names[len(names) - moving :]]
-    with following(moves, shared=setting.machine.world > 1):
+    with memory.kept(), following(moves, shared=setting.machine.world > 1):
         fitted = fit(network.changing(moving), phases, lessons, setting)
     trunk.to("cpu").to(memory_format=torch.contiguous_format)
     head.to("cpu").eval()
