@@ -47,6 +47,8 @@ SETS = {
     "sign_digits": (1000, 500),
     "cifar10": (2000, 500),
 }  # images to train, to validate on
+NATIVE = 224
+SIZES = {"sign_digits": 96, "cifar10": 96, "fashion_mnist": 64}  # pixels; their images have 100, 32 and 28
 
 
 def main() -> int:
@@ -57,7 +59,8 @@ def main() -> int:
     options.add_argument("--epochs", type=int, default=4, help="epochs in which stages move (default: 4)")
     options.add_argument("--views", type=int, default=4, help="views of each image, for boundary (default: 4)")
     options.add_argument("--images", type=int, default=400, help="to train and to validate on, for boundary")
-    options.add_argument("--sizes", type=int, nargs="+", default=[500, 6000], help="for scratch")
+    options.add_argument("--counts", type=int, nargs="+", default=[500, 6000], help="images to train on, for scratch")
+    options.add_argument("--size", type=int, help="pixels a side, but for boundary (default: by the set of images)")
     options.add_argument("--strategy", default="probe-then-tune", help="for rivals")
     args = options.parse_args()
     existing(args.data, "--data")
@@ -148,15 +151,16 @@ def rivals(args: Any, work: Path) -> int:
     run([PYTHON, "-c", "import fastai.vision.all"])  # so that no run reads packages from a cold disk
     for name in args.sets:
         data = subset(args.data / name, work / name, *SETS[name])
+        size = args.size or SIZES.get(name, NATIVE)
         seeds = {side: iter(range(args.repeat)) for side in ("tlkit", "fastai", "timm")}
 
-        def rival(side: str, script: str, data: Path = data, seeds: Any = seeds) -> Run:
+        def rival(side: str, script: str, data: Path = data, seeds: Any = seeds, size: int = size) -> Run:
             command = [PYTHON, str(RIVALS / script), str(data), str(file), "--epochs", str(args.epochs)]
-            return run([*command, "--seed", str(next(seeds[side]))])
+            return run([*command, "--size", str(size), "--seed", str(next(seeds[side]))])
 
-        def ours(data: Path = data, seeds: Any = seeds) -> Run:
+        def ours(data: Path = data, seeds: Any = seeds, size: int = size) -> Run:
             chose = ("--strategy", args.strategy, *chosen(epochs=args.epochs))
-            return train(data, *chose, *CPU, "--seed", next(seeds["tlkit"]))
+            return train(data, *chose, *of_size(size), *CPU, "--seed", next(seeds["tlkit"]))
 
         sides = {
             "tlkit": ours,
@@ -170,7 +174,11 @@ def rivals(args: Any, work: Path) -> int:
         for side, done in runs.items():
             report.figures[f"{name}, {side}"] = {"seconds": seconds(done), "accuracy": right[side]}
             means = f"{_mean(right[side]):.1f} %"
-            row = {"": f"{name}, {side}", "accuracy, mean": means, "accuracy": spread(right[side], 1, " %")}
+            row = {
+                "": f"{name} at {size} pixels, {side}",
+                "accuracy, mean": means,
+                "accuracy": spread(right[side], 1, " %"),
+            }
             report.rows.append(row | {"seconds": spread(seconds(done), 1)})
         for side in ("fastai", "timm"):
             gain = _mean(right["tlkit"]) - _mean(right[side])
@@ -194,7 +202,7 @@ def probe(args: Any, work: Path) -> int:
 def scratch(args: Any, work: Path) -> int:
     sides = {each: ("--strategy", each, *chosen(epochs=args.epochs)) for each in ("full", "scratch")}
     source = args.data / "fashion_mnist"
-    data = {f"{size} images": subset(source, work / str(size), size, 500) for size in args.sizes}
+    data = {f"{count} of fashion_mnist": subset(source, work / str(count), count, 500) for count in args.counts}
     what = "`scratch` against `full` on fashion_mnist: what the pretraining is worth with few and with more images."
     return strategies("finetune-scratch", what, sides, data, args, work)
 
@@ -205,11 +213,12 @@ def strategies(
     """One against the other, reported as it is."""
     report, train = Report(name, what, {"epochs": args.epochs, "seeds": args.repeat}), Trainer(work)
     for title, folder in data.items():
+        size = args.size or next((size for name, size in SIZES.items() if name in title), NATIVE)
         seeds = {side: iter(range(args.repeat)) for side in sides}
         runs = take_turns(
             {
-                side: lambda side=side, folder=folder, seeds=seeds: train(
-                    folder, *sides[side], *CPU, "--seed", next(seeds[side])
+                side: lambda side=side, folder=folder, seeds=seeds, size=size: train(
+                    folder, *sides[side], *of_size(size), *CPU, "--seed", next(seeds[side])
                 )
                 for side in sides
             },
@@ -218,7 +227,7 @@ def strategies(
         for side, done in runs.items():
             right = [100 * _accuracy(each) for each in done]
             report.figures[f"{title}, {side}"] = {"seconds": seconds(done), "accuracy": right}
-            row = {"": f"{title}, {side}", "accuracy, mean": f"{_mean(right):.1f} %"}
+            row = {"": f"{title} at {size} pixels, {side}", "accuracy, mean": f"{_mean(right):.1f} %"}
             report.rows.append(row | {"accuracy": spread(right, 1, " %"), "seconds": spread(seconds(done), 1)})
     return report.save()
 
@@ -241,6 +250,11 @@ def gpu(args: Any, work: Path) -> int:
         report.rows.append(row)
     report.bars.append(Bar("images/s against the plain loop", ratios(speed["tlkit"], speed["plain"]), "≥", 1, "x"))
     return report.save()
+
+
+def of_size(pixels: int) -> list[object]:
+    """The option for another input size than the pretrained one."""
+    return [] if pixels == NATIVE else ["--size", pixels]
 
 
 def chosen(**options: object) -> list[str]:

@@ -31,10 +31,11 @@ def main() -> None:
     parser.add_argument("weights")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=224)
     args = parser.parse_args()
 
     set_seed(args.seed)
-    loaders = ImageDataLoaders.from_folder(args.images, train="train", valid="val", item_tfms=Resize(224))
+    loaders = ImageDataLoaders.from_folder(args.images, train="train", valid="val", item_tfms=Resize(args.size))
     kept = Accuracies()
     learner = vision_learner(
         loaders,

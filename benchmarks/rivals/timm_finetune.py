@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("weights")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=224)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -33,7 +34,7 @@ def main() -> None:
         pretrained_cfg_overlay={"file": args.weights},
         num_classes=len(found.classes),
     )
-    config = resolve_model_data_config(model)
+    config = resolve_model_data_config(model) | {"input_size": (3, args.size, args.size)}
     found.transform = create_transform(**config, is_training=True, auto_augment=None, scale=(0.35, 1.0), re_prob=0.0)
     seen = ImageFolder(f"{args.images}/val", create_transform(**config))
     train = DataLoader(found, batch_size=32, shuffle=True, num_workers=2, drop_last=True)
