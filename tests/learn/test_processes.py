@@ -17,7 +17,18 @@ from tlkit.plugin.contract import Phase
 PHASES = (
     Phase(2, 0.05, batch=9, optimiser="sgd"),
     # Not by AdamW, which makes whole steps of the rounding errors that are a bias's only gradient before a batch norm.
-    Phase(3, 0.05, trunk_lr=0.02, moving=2, batch=9, optimiser="sgd", augment=True, clip=1.0, smoothing=0.1),
+    Phase(
+        3,
+        0.05,
+        trunk_lr=0.02,
+        moving=2,
+        batch=9,
+        optimiser="sgd",
+        augment=True,
+        clip=1.0,
+        smoothing=0.1,
+        norms="follow",
+    ),
 )
 
 SCRIPT = """

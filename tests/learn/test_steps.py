@@ -224,7 +224,7 @@ class TestNorm:
     def test_the_trained_trunk_is_known_by_the_structure_of_the_original(self, pictures):
         """Otherwise `export` would trace it a second time."""
         trunk = trunks.build(Tiny())
-        weights, _ = course(pictures, phases=(Phase(1, 0.05, trunk_lr=0.02, moving=3, batch=8),))
+        weights, _ = course(pictures, phases=(Phase(1, 0.05, trunk_lr=0.02, moving=3, batch=8, norms="follow"),))
         trunk.load_state_dict({name: value for name, value in weights.items() if not name.startswith("head.")})
         again = trunks.build(Tiny())
         again.load_state_dict(trunk.state_dict())

@@ -107,13 +107,27 @@ def test_the_deepest_stages_move_and_the_others_stay_to_the_bit(pictures, recipe
     assert bundle.record.provenance == trained.provenance == expected
 
 
-def test_batch_statistics_of_moving_stages_learn_and_those_of_frozen_ones_do_not(pictures, recipe, original, tmp_path):
-    train(pictures, tmp_path / "run", recipe)
+def test_batch_statistics_of_moving_stages_learn_and_those_of_frozen_ones_do_not(
+    pictures, tiny_recipe, original, tmp_path
+):
+    follow = Phase(3, 0.05, trunk_lr=0.02, moving=2, batch=8, augment=True, norms="follow")
+    train(pictures, tmp_path / "run", replace(tiny_recipe, **tuned(follow)))
     before, after = trunks.tensors(original), open_bundle(tmp_path / "run").trunk
     still = {stage_of(name) for name in after if "running_mean" in name and np.array_equal(before[name], after[name])}
     assert still == {"first"}
     steps = {stage_of(name): int(tensor) for name, tensor in after.items() if "num_batches" in name}
     assert steps["first"] == 0 < steps["second"] == steps["third"]
+
+
+@pytest.mark.parametrize("restart", [0, 1, 2])
+def test_batch_statistics_of_the_pretraining_are_kept_and_those_of_new_stages_learn(
+    pictures, tiny_recipe, original, tmp_path, restart
+):
+    phases = [Phase(2, 0.05, trunk_lr=0.02, moving=3, restart=again, batch=8) for again in (restart, 0)]
+    train(pictures, tmp_path / "run", replace(tiny_recipe, **tuned(*phases)))
+    before, after = trunks.tensors(original), open_bundle(tmp_path / "run").trunk
+    kept = {stage_of(name) for name in after if "running_mean" in name and np.array_equal(before[name], after[name])}
+    assert kept == set(STAGES[: 3 - restart])
 
 
 def test_what_was_trained_is_what_is_deployed(pictures, recipe, tmp_path):
@@ -427,6 +441,7 @@ class TestBadInput:
             ({"mixup": -0.1}, "has a mixup of -0.1"),
             ({"cutmix": float("nan")}, "has a cutmix of nan"),
             ({"balance": "fair"}, "has the balance 'fair', not none or weights or sampling"),
+            ({"norms": "freeze"}, "has the norms 'freeze', not keep or follow"),
             ({"ema": 1.0}, "has an ema of 1"),
         ],
     )

@@ -32,6 +32,7 @@ BATCH = "batch"  # the name of the dynamic axis N
 RGB = tuple[float, float, float]
 OPTIMISERS = ("adamw", "sgd")
 BALANCES = ("none", "weights", "sampling")
+NORMS = ("keep", "follow")
 FILTERS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 
 
@@ -111,6 +112,7 @@ class Phase:
     mixup: float = 0.0  # images are mixed in pairs, by shares drawn from Beta(this, this); 0 for none
     cutmix: float = 0.0  # the same with pieces cut out of one and put into the other, where there is space
     balance: str = "none"  # or another of BALANCES: what makes up for classes with few images
+    norms: str = "keep"  # or "follow": what batch norms of moving stages do with the statistics of the pretraining
     ema: float = 0.0  # the share that a moving average of the weights keeps in a step; 0 for the weights themselves
 
 

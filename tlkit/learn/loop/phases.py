@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from tlkit.errors import UsageError
 from tlkit.learn.loop.vision import STRONGEST
-from tlkit.plugin.contract import BALANCES, OPTIMISERS, Phase
+from tlkit.plugin.contract import BALANCES, NORMS, OPTIMISERS, Phase
 
 ORIGINAL, MOVED, NEW = "original", "moved", "new"
 
@@ -44,6 +44,7 @@ def _problems(phase: Phase, stages: int) -> Iterator[str]:
         f"has a mixup of {phase.mixup:g}": not 0.0 <= phase.mixup < math.inf,
         f"has a cutmix of {phase.cutmix:g}": not 0.0 <= phase.cutmix < math.inf,
         f"has the balance {phase.balance!r}, not {' or '.join(BALANCES)}": phase.balance not in BALANCES,
+        f"has the norms {phase.norms!r}, not {' or '.join(NORMS)}": phase.norms not in NORMS,
         f"has an ema of {phase.ema:g}, not in [0, 1)": not 0.0 <= phase.ema < 1.0,
     }
     return (problem for problem, holds in wrong.items() if holds)

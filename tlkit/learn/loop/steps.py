@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,13 @@ class Lesson:
     rates: list[dict[str, Any]]  # the head's first
     train: Inputs
     val: Inputs
+    still: Sequence[nn.Module] = ()  # parts of it that stay in eval mode
+
+    def begin(self) -> None:
+        """Into training mode, but for what stays still."""
+        self.learning.train()
+        for module in self.still:
+            module.eval()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,7 @@ class Learner:
         begin = rates(phase, rate(first, steps, phase.warmup))
         total = right = 0.0
         seen = 0
-        self.learning.train()
+        self.lesson.begin()
         inputs = train.batches([mine for mine, _ in shares], at.view)
         for step, (rows, (mine, weight), given) in enumerate(zip(whole_batches, shares, inputs, strict=True), first):
             share = rate(step, steps, phase.warmup)

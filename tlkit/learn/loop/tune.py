@@ -13,7 +13,7 @@ from tlkit.learn.loop import memory
 from tlkit.learn.loop.fit import Fitted, Setting, fit
 from tlkit.learn.loop.inputs import Decoded, Examples, Images, Inputs, Variety
 from tlkit.learn.loop.network import Network, Originals
-from tlkit.learn.loop.norm import following
+from tlkit.learn.loop.norm import batch_norms, following
 from tlkit.learn.loop.phases import most_moving
 from tlkit.learn.loop.steps import Lesson
 from tlkit.learn.loop.stored import Stored, border, check_space, forget_others, in_words
@@ -86,7 +86,13 @@ class Lessons:
         if not any(each.moving for each in self.phases[:number]):
             return Lesson(self.network.head, rates, self.train.features, self.val.features)
         frozen, learning = self.network.part(phase.moving)
-        return Lesson(learning, rates, *self._inputs(phase, frozen))
+        return Lesson(learning, rates, *self._inputs(phase, frozen), self._still(number))
+
+    def _still(self, number: int) -> Sequence[nn.Module]:
+        """The batch norms that keep the statistics of the pretraining: those of stages that still have its weights."""
+        phase, stages = self.phases[number - 1], list(self.network.trunk.stages.values())
+        restarted = max(each.restart for each in self.phases[:number])
+        return batch_norms(stages[: len(stages) - restarted]) if phase.norms == "keep" else ()
 
     def _inputs(self, phase: Phase, frozen: nn.Module) -> tuple[Inputs, Inputs]:
         """The training and the validation images as the frozen stages give them on."""
