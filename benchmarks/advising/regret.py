@@ -34,16 +34,18 @@ from tlkit.plugin.settings import configure
 
 HEADS = ("logistic", "svm", "rbf-svm", "knn", "nearest-mean", "mlp")
 COUNTS = (100, 500, 2000)
-# Every strategy that moves the trunk, with its own options, a head that learns by gradient and the deepest cut; and up
+# Every strategy that moves a pretrained trunk, with its own options and a head that learns by gradient, by cut; and up
 # to how many images it is tried: those that are far behind on a few take as long as the others on many.
-MOVING: tuple[tuple[str, Mapping[str, Any], int], ...] = (
-    ("probe-then-tune", {}, 2000),
-    ("full", {}, 2000),
-    ("partial", {"moving": 4}, 2000),
-    ("partial", {"moving": 2}, 500),
-    ("gradual", {}, 500),
-    ("replace", {}, 100),
-    ("scratch", {}, 100),
+MOVING: tuple[tuple[str, Mapping[str, Any], str, int], ...] = (
+    ("probe-then-tune", {}, "last", 2000),
+    ("full", {}, "last", 2000),
+    ("partial", {"moving": 4}, "last", 2000),
+    ("probe-then-tune", {}, "stage7", 500),
+    ("probe-then-tune", {}, "stage6", 500),
+    ("probe-then-tune", {}, "stage5", 500),
+    ("partial", {"moving": 2}, "last", 500),
+    ("gradual", {}, "last", 500),
+    ("replace", {}, "last", 100),
 )
 
 
@@ -160,14 +162,13 @@ def _options(cell: Cell) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     for index, stage in enumerate(stages):
         for head in HEADS:
             yield f"frozen, {stage}, {head}", lambda index=index, head=head: _frozen(cell, index, head)
-    for strategy, settings, most in MOVING:
-        if cell.count > most:
-            continue
-        yield _named(strategy, settings), lambda strategy=strategy, settings=settings: _moved(cell, strategy, settings)
+    for *way, most in MOVING:
+        if cell.count <= most:
+            yield _named(*way), lambda way=way: _moved(cell, *way)
 
 
-def _named(strategy: str, settings: Mapping[str, Any]) -> str:
-    return ", ".join([strategy, *(f"{name} {value}" for name, value in settings.items())])
+def _named(strategy: str, settings: Mapping[str, Any], cut: str) -> str:
+    return ", ".join([strategy, cut, *(f"{name} {value}" for name, value in settings.items())])
 
 
 def _frozen(cell: Cell, index: int, name: str) -> np.ndarray:
@@ -196,12 +197,12 @@ def _features(files: Sequence[Path], trunk: trunks.Trunk, cut: str | None = None
     return extract(files, export.taps_graph(trunk), trunk.pixels, trunk.names, cut, quiet)
 
 
-def _moved(cell: Cell, name: str, settings: Mapping[str, Any]) -> np.ndarray:
+def _moved(cell: Cell, name: str, settings: Mapping[str, Any], cut: str) -> np.ndarray:
     """A strategy that moves the trunk, as `train` runs it."""
     plugins = load_plugins()
     strategy, head = configure(plugins.get("strategy", name), settings), plugins.get("head", "logistic")
     offers = (backbone(BACKBONES[0]), strategy, head)
-    recipe = Recipe(*offers, {offer.kind: plugins.origin(offer) for offer in offers}, size=cell.size)
+    recipe = Recipe(*offers, {offer.kind: plugins.origin(offer) for offer in offers}, cut=cut, size=cell.size)
     with tempfile.TemporaryDirectory() as room:
         out = Path(room, "run")
         train(cell.source(Path(room)), out, recipe, how=How(Choice("cpu")))
@@ -214,7 +215,7 @@ def _auto(cell: Cell) -> tuple[np.ndarray, str]:
         out = Path(room, "run")
         _, advice = train_auto(cell.source(Path(room)), out, ask(size=cell.size), How(Choice("cpu")))
         made = advice.recommendation
-        what = f"frozen, {made.cut}, {made.head}" if made.strategy == "frozen" else made.strategy
+        what = f"{made.strategy}, {made.cut}, {made.head}"
         return _called(cell, out), what
 
 
