@@ -17,6 +17,7 @@ import torch
 from tests.learn.course import PHASES, Stopped, Stops, course, same
 from tlkit.errors import ResourceError, UsageError
 from tlkit.learn.loop.checkpoint import Checkpoints, State
+from tlkit.learn.loop.machine import Machine
 from tlkit.learn.plan import How
 from tlkit.learn.train import train
 from tlkit.learn.work import check_unfinished, differences, folder_of, is_unfinished, workplace
@@ -54,7 +55,7 @@ def test_stopped_after_any_epoch_it_reaches_the_same_weights(pictures, whole, wo
     assert fitted.history == whole[1].history
 
 
-@pytest.mark.parametrize(("when", "number"), [("step", 1), ("step", 13), ("checkpoint", 5), ("checkpoint", 7)])
+@pytest.mark.parametrize(("when", "number"), [("step", 2), ("step", 13), ("step", 25), ("checkpoint", 5), ("checkpoint", 7)])
 def test_killed_at_any_time_it_reaches_the_same_weights(pictures, work, checkout, when, number):
     command = [sys.executable, checkout / "tests/learn/course.py", pictures, work, when, str(number)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])}
@@ -64,6 +65,34 @@ def test_killed_at_any_time_it_reaches_the_same_weights(pictures, work, checkout
     expected, unbroken = course(pictures, work.parent)
     assert same(weights, expected)
     assert fitted.history == unbroken.history
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"mixup": 0.4, "cutmix": 1.0, "ema": 0.9},
+        {"balance": "sampling", "randaugment": 9, "smoothing": 0.1, "clip": 0.5},
+        {"balance": "weights", "optimiser": "sgd", "warmup": 0.3, "norms": "follow", "decay": 0.5},
+    ],
+    ids=lambda way: "-".join(way),
+)
+def test_whatever_it_learns_by_it_is_taken_up_as_it_was(pictures, work, way):
+    """With all that a step may be made of, and the scaler of half precision, which is on elsewhere than here."""
+
+    def learnt(folder, watch=None):
+        machine = Machine()
+        machine.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3)
+        phases = (Phase(1, 0.05), Phase(3, 0.05, trunk_lr=0.02, moving=2, batch=8, augment=True, **way))
+        weights, fitted = course(pictures, folder, phases=phases, cache=False, watch=watch, machine=machine)
+        return weights, fitted.history, machine.scaler.state_dict()
+
+    weights, history, scaler = learnt(None)
+    assert scaler["scale"] > 256.0
+    with pytest.raises(Stopped):
+        learnt(work, Stops(2))
+    again = learnt(work)
+    assert same(again[0], weights)
+    assert again[1:] == (history, scaler)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed"])
@@ -150,6 +179,12 @@ class TestWorkplace:
             "images.b.jpg was not there, is train ant 12",
         ]
         assert list(differences(before, before)) == []
+
+    def test_of_phases_it_is_the_one_and_the_option(self):
+        before = {"phase": [{"epochs": 1, "batch": 8}, {"epochs": 2, "batch": 8}]}
+        now = {"phase": [{"epochs": 1, "batch": 8}, {"epochs": 3, "batch": 8}]}
+        assert list(differences(before, now)) == ["phase 2.epochs was 2, is 3"]
+        assert list(differences(before, {"phase": before["phase"][:1]})) == ["phase was 2 of them, is 1 of them"]
 
 
 def test_a_whole_run_is_taken_up_and_gives_the_same_bundle(pictures, tiny_recipe, tmp_path, monkeypatch):

@@ -117,8 +117,8 @@ class Plan:
             **offers,
             **{name: getattr(recipe, name) for name in ("val", "seed", "refit")},
             **self.conditions(machine),
-            "phases": [asdict(phase) for phase in self.phases],
-            "weights of the backbone": fingerprint(self.trunk),
+            "phase": [asdict(phase) for phase in self.phases],
+            "weights of the backbone": fingerprint(self.trunk)[:16],
             "images": {
                 sample.name: f"{sample.split} {self.dataset.labels[sample.label]} {sha256[:16]}"
                 for sample, sha256 in zip(self.samples, features.sha256, strict=True)

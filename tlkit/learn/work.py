@@ -86,9 +86,14 @@ def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in (*before, *(key for key in now if key not in before)):
             yield from differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for number, (one, other) in enumerate(zip(before, now, strict=True), start=1):
+            yield from differences(one, other, f"{name} {number}")
     else:
         yield f"{name} was {_shown(before)}, is {_shown(now)}"
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} of them"
     return "not there" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tlkit.errors import GateError
+from tlkit.learn.loop.gradients import LastInOrder
 from tlkit.model.trunk import Trunk, state_hash
 from tlkit.plugin.contract import Phase
 
@@ -28,7 +29,10 @@ class Network:
         stages, pool = list(self.trunk.stages.values()), self.trunk.pool
         border = len(stages) - moving
         above, below = [self.trunk.normalise, *stages[:border]], [*stages[border:]]
-        (below if moving else above).append(pool)
+        if moving:
+            below += [LastInOrder(), pool]
+        else:
+            above.append(pool)
         frozen, learning = nn.Sequential(*above), nn.Sequential(*below, self.head)
         self.trunk.requires_grad_(False)
         for stage in below:

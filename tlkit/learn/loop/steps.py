@@ -102,9 +102,8 @@ class Learner:
             loss, good = self._step(given, train.labels[mine], weight)
             loss, good = self.machine.summed([loss * len(rows) / self.machine.world, good])
             if not math.isfinite(loss):
-                at_rate = f"at rate {share * phase.head_lr:g}"
-                where = f"at step {step - first + 1} of phase {at.phase}, epoch {at.number}, {at_rate}"
-                raise Diverged(f"the loss is {loss} {where}")
+                where = f"at step {step - first + 1} of phase {at.phase}, epoch {at.number}"
+                raise Diverged(f"the loss is {loss} {where}, at rate {_in_words(rates(phase, share))}")
             total, right, seen = total + loss, right + good, seen + len(rows)
             tick(len(rows), {"loss": total / seen, "accuracy": right / seen, "lr": share * phase.head_lr})
         line: Line = {"phase": at.phase, "epoch": at.number}
@@ -183,6 +182,11 @@ def rate(step: int, steps: int, warmup: float) -> float:
 def rates(phase: Phase, share: float) -> Line:
     """The rates of the head and of the deepest stage, where that learns, as the history has them."""
     return {"lr": share * phase.head_lr} | ({"trunk_lr": share * phase.trunk_lr} if phase.moving else {})
+
+
+def _in_words(rates: Line) -> str:
+    """The rates of a step, for people."""
+    return f"{rates['lr']:.3g}" + (f" of the head and {rates['trunk_lr']:.3g} of the trunk" if len(rates) > 1 else "")
 
 
 def split(order: NDArray[np.int64], size: int) -> Batches:

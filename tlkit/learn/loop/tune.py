@@ -11,6 +11,7 @@ from torch import nn
 
 from tlkit.learn.loop import memory
 from tlkit.learn.loop.fit import Fitted, Setting, fit
+from tlkit.learn.loop.gradients import narrow_kernels
 from tlkit.learn.loop.inputs import Decoded, Examples, Images, Inputs, Variety
 from tlkit.learn.loop.network import Network, Originals
 from tlkit.learn.loop.norm import batch_norms, following
@@ -56,7 +57,8 @@ def tune(
     network = Network(trunk, head, setting.machine.device)
     lessons = Lessons(network, phases, backbone, train, val, store, setting)
     moves = [trunk.stages[name] for name in names[len(names) - moving :]]
-    with memory.kept(), following(moves, shared=setting.machine.world > 1):
+    machine = setting.machine
+    with memory.kept(), narrow_kernels(machine.device), following(moves, shared=machine.world > 1):
         fitted = fit(network.changing(moving), phases, lessons, setting)
     trunk.to("cpu").to(memory_format=torch.contiguous_format)
     head.to("cpu").eval()
