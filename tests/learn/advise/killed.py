@@ -1,7 +1,8 @@
 """Auto on the tiny backbone, as a process of its own that is killed at a moment that is told, or not at all.
 
-`killed.py photos/ out/ BUDGET step 7`: in the seventh step of learning; `rename 3`: when a third file or folder is about
-to take its place in the folder of the training; `never 0`: goes to its end, taking up what there is.
+`killed.py photos/ out/ BUDGET KEPT step 7`: in the seventh step of learning; `rename 3`: when a third file or folder is
+about to take its place in the folder of the training; `never 0`: goes to its end, taking up what there is. With the
+budget 0 there are no trials; KEPT says which trunk is to be ahead, `moved` or `frozen`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.learn.advise.asking import ask
-from tlkit.learn.advise import facts, recommend
-from tlkit.learn.advise.auto import train_auto
+from tlkit.learn.advise import auto, facts, recommend
 from tlkit.learn.loop.watch import Watch
 from tlkit.learn.plan import How
 
@@ -26,9 +26,9 @@ def counts_as_large() -> None:
     recommend.ROOM, recommend.EPOCHS = -1.0, 3
 
 
-def kill_at(number: int, owner: Any, name: str, counts: Callable[..., bool]) -> None:
-    """Have the process killed at a call of a number, of those that count."""
-    call, left = getattr(owner, name), [number]
+def kill_at(left: list[int], owner: Any, name: str, counts: Callable[..., bool]) -> None:
+    """Have the process killed when so many calls are left, of those that count."""
+    call = getattr(owner, name)
 
     def last(*args: Any, **options: Any) -> Any:
         left[0] -= counts(*args)
@@ -40,13 +40,15 @@ def kill_at(number: int, owner: Any, name: str, counts: Callable[..., bool]) -> 
 
 
 if __name__ == "__main__":
-    photos, out, budget, when, number = sys.argv[1:]
+    photos, out, budget, kept, when, number = sys.argv[1:]
+    left = [int(number)]
     counts_as_large()
+    auto.ahead = lambda _moved, _still: kept == "moved"
     if when == "step":
-        kill_at(int(number), Watch, "step", lambda _watch, _images, line: bool(line))
+        kill_at(left, Watch, "step", lambda _watch, _images, line: bool(line))
     elif when == "rename":
         for name in ("rename", "replace"):
-            kill_at(int(number), os, name, lambda _source, target: ".training" in str(target))
+            kill_at(left, os, name, lambda _source, target: ".training" in str(target))
     how = How(resume=True, checkpoint_every=0)
-    trained, advice = train_auto(Path(photos), Path(out), ask(), how, float(budget) or None)
-    print(trained.digest, advice.recommendation.strategy, len(advice.trials))
+    trained, advice = auto.train_auto(Path(photos), Path(out), ask(), how, float(budget) or None)
+    sys.stdout.write(f"{trained.digest} {advice.recommendation.strategy} {len(advice.trials)} {left[0]}\n")
