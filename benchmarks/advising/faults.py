@@ -61,7 +61,7 @@ def audits(root: Path, repeat: int) -> int:
     report.rows.append({"data": "all", **{f"{kind}: precision, recall": _rates(sums[kind]) for kind in kinds}})
     for kind, least in (("exact", 1.0), ("near", 0.95), ("labels", 0.8)):
         hits, planted_count, _ = sums[kind]
-        report.bars.append(Bar(f"recall of {kind}", [hits / planted_count], "≥", least))
+        report.bars.append(Bar(f"recall of {kind}", [float(hits / planted_count)], "≥", least))
     planted_found = [row["shortcut planted (a class in PNG)"] for row in report.rows[:-1]]
     report.bars.append(
         Bar("sets whose planted shortcut is found", [sum("format" in f for f in planted_found)], "=", 4, "", 0)

@@ -142,7 +142,9 @@ def command(
     """Train on SOURCE and write a bundle.
 
     SOURCE is a folder with a folder for each class, a folder with train/ and val/ (and test/) of such, or a CSV or
-    Parquet table with the columns path, label and, if you like, split.
+    Parquet table with the columns path, label and, if you like, split. Unless a strategy is named, what fits the images
+    is found out first, as by `tlkit advise`; a head or a cut that you name stays. Where there is not enough to tell, it
+    says so, and trains a classifier on the features of the frozen network.
 
     \b
     Examples:

@@ -65,7 +65,8 @@ def test_a_map_has_every_image_with_its_name_and_class(page):
     assert len(drawn) == 3
     for each in drawn:
         minidom.parseString(  # noqa: S318 - our own
-            f'<svg xmlns="http://www.w3.org/2000/svg"{each[4:]}')
+            f'<svg xmlns="http://www.w3.org/2000/svg"{each[4:]}'
+        )
     maps = [set(re.findall(r"<title>(\S+) \((\w+)\)</title>", each)) for each in drawn[1:]]
     assert maps[0] == maps[1]
     assert ("dark/00.png", "dark") in maps[0] or ("light/copy.png", "light") in maps[0]
