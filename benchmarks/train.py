@@ -65,8 +65,8 @@ def main() -> int:
     report = Report(
         "train",
         "From a folder of images to a classifier on EfficientNet-Lite0 with the same weights, train and val as given: "
-        "`tlkit train` without options (advice, and then what is advised) to a bundle, and fastai's quick start, `vision_learner` and "
-        "`fine_tune(4)` at 224 pixels (`rivals/fastai_train.py`).",
+        "`tlkit train` without options (advice, and then what is advised) to a bundle, and fastai's quick start, "
+        "`vision_learner` and `fine_tune(4)` at 224 pixels (`rivals/fastai_train.py`).",
         {"data": shown(data), "other head": args.head, "turns": args.repeat, "fastai runs": args.fastai},
     )
     with workroom() as work:
