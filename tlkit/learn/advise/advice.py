@@ -110,7 +110,8 @@ def advise(source: Path, question: Question, progress: Progress = silent, *, lea
     for backbone in question.backbones:
         tick = progress(f"{backbone.name}", len(samples))
         sights.append(evidences.look(backbone, question.options.get("size"), samples, question.seed, tick))
-    check_rejected(sights[0].features, [sample.path for sample in samples], question.max_bad)
+    counted = (*samples, *dataset.of("val")) if learnable else samples  # those that training then counts
+    check_rejected(sights[0].features, [sample.path for sample in counted], question.max_bad)
     rejected = {samples[index].name: why for index, why in sights[0].features.rejected.items()}
     usable = sights[0].features.usable
     # The same features are the same picture, unless the backbone sees nothing.

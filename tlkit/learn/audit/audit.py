@@ -95,7 +95,7 @@ class Audit:
             found.sort(key=lambda twin: (not twin.leak, not twin.contradiction))
             yield from _some([f"{twin.one} = {twin.other}" for twin in found])
         if self.too_few:
-            yield f"labels and shortcuts: fewer than {FEWEST} images are not enough to tell"
+            yield f"labels and shortcuts: fewer than {FEWEST} distinct images are not enough to tell"
         else:
             yield f"likely wrong labels: {len(self.mislabelled)}"
             yield from _some([f"{e.name} ({e.split}): is {e.label}, looks like {e.looks}" for e in self.mislabelled])
@@ -129,10 +129,11 @@ def audit(advice: Advice, progress: Progress = silent, seed: int = 0) -> Audit:
     truth = np.array([sample.label for sample in samples], np.int64)
     usable = np.flatnonzero(features.usable)
     counts = np.bincount(truth[usable], minlength=len(labels))
-    too_few = len(usable) < FEWEST or len(labels) < 2 or counts.max(initial=0) < wrong.FOLDS
+    same = groups(found, len(samples))[usable]
+    distinct = len(np.unique(same))
+    too_few = distinct < FEWEST or len(labels) < 2 or counts.max(initial=0) < wrong.FOLDS
     mislabelled = []
     if not too_few:
-        same = groups(found, len(samples))[usable]
         shares = wrong.left_out_probabilities(features.array[usable], truth[usable], len(labels), seed, same)
         for place, looks_like in wrong.suspects(shares, truth[usable]):
             sample = samples[usable[place]]
