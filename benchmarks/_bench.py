@@ -30,6 +30,8 @@ DATA = ROOT.parent / "shared" / "data"
 RESULTS = ROOT / "benchmarks" / "results"
 RIVALS = ROOT / "benchmarks" / "rivals"
 CACHE = "cache"  # of tlkit, in the workroom
+# Pixels of the input's side where a set's images are much smaller than what a backbone was pretrained on.
+SIZES = {"sign_digits": 96, "cifar10": 96, "fashion_mnist": 64}  # they have 100, 32 and 28
 
 PYTHON = sys.executable
 TLKIT = str(Path(PYTHON).with_name("tlkit"))

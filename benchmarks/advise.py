@@ -5,8 +5,7 @@
 - `scores`: rank correlation of each score with the accuracy of a logistic head on held-out images, over stages,
   backbones and data sets.
 - `audit`: planted duplicates, re-encoded near duplicates, wrong labels and a planted shortcut.
-- `regret`: accuracy on held-out images of the best of all cuts and heads , less
-  that of what the advice chose.
+- `regret`: accuracy on held-out images of the best of all strategies, cuts and heads, less that of what `auto` made.
 
 Each part writes results of its own. Features are kept between runs in the cache, but for `cost`.
 """
@@ -19,8 +18,9 @@ from pathlib import Path
 from _bench import DATA, existing, parser
 from advising.cost import cost
 from advising.faults import audits
-from advising.regret import regret
+from advising.regret import COUNTS, regret
 from advising.scores import scores
+from advising.sets import NAMES
 from advising.shift import shift
 
 PARTS = ("shift", "cost", "scores", "audit", "regret")
@@ -33,6 +33,8 @@ def main() -> int:
     )
     options.add_argument("--data", type=Path, default=DATA, help="the folder of the four data sets")
     options.add_argument("--work", type=Path, default=Path("build/advise"), help="where what takes long is kept")
+    options.add_argument("--sets", nargs="+", default=NAMES, choices=NAMES, help="for regret")
+    options.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="images to learn from, for regret")
     args = options.parse_args()
     root = existing(args.data, "--data")
     codes = []
@@ -45,7 +47,7 @@ def main() -> int:
                 "cost": lambda: cost(root, args.repeat),
                 "scores": lambda: scores(root),
                 "audit": lambda: audits(root, args.repeat),
-                "regret": lambda: regret(root, args.work),
+                "regret": lambda: regret(root, args.work, args.sets, args.counts),
             }[part]()
         )
     return max(codes)

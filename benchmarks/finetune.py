@@ -24,6 +24,7 @@ from _bench import (
     DATA,
     PYTHON,
     RIVALS,
+    SIZES,
     TLKIT,
     Bar,
     Report,
@@ -48,7 +49,6 @@ SETS = {
     "cifar10": (2000, 500),
 }  # images to train, to validate on
 NATIVE = 224
-SIZES = {"sign_digits": 96, "cifar10": 96, "fashion_mnist": 64}  # pixels; their images have 100, 32 and 28
 
 
 def main() -> int:

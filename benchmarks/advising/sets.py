@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,9 +96,9 @@ def seen(offered: Backbone, data: Set) -> tuple[trunks.Trunk, Features]:
     return trunk, extract(data.files, export.taps_graph(trunk), trunk.pixels, trunk.names, None, quiet)
 
 
-def ask() -> Question:
+def ask(**options: Any) -> Question:
     """What the command line asks of the first backbone."""
-    return question([backbone(BACKBONES[0])], val=0.2, max_bad=0.01, seed=0)
+    return question([backbone(BACKBONES[0])], val=0.2, max_bad=0.01, seed=0, **options)
 
 
 def table(file: Path, data: Set, **splits: Sequence[int]) -> Path:

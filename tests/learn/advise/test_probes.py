@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import softmax
 from sklearn.linear_model import Ridge
+from sklearn.metrics import log_loss
 
-from tlkit.learn.advise.probes import STRENGTHS, front, nearest_mean, ridge
+from tlkit.learn.advise.probes import SHARPNESS, STRENGTHS, front, nearest_mean, ridge
 from tlkit.learn.advise.scores import one_hot
 
 
@@ -24,7 +26,7 @@ def test_ridge_calls_each_image_as_a_fit_to_the_others_does(images, width):
     features, labels = blobs(images, width, 3)
     rows, targets = front(features), one_hot(labels, 3)
     total = ((rows - rows.mean(axis=0)) ** 2).sum()
-    best, called = np.inf, None
+    best, scores = np.inf, None
     for strength in STRENGTHS:
         predicted = np.stack(
             [
@@ -35,10 +37,12 @@ def test_ridge_calls_each_image_as_a_fit_to_the_others_does(images, width):
             ]
         )
         if (error := ((predicted - targets) ** 2).mean()) < best:
-            best, called = error, predicted.argmax(axis=1)
+            best, scores = error, predicted
     probe = ridge(features, labels, 3)
-    assert np.array_equal(probe.called, called)
-    assert probe.accuracy == np.mean(called == labels)
+    assert np.array_equal(probe.called, scores.argmax(axis=1))
+    assert probe.accuracy == np.mean(probe.called == labels)
+    losses = [log_loss(labels, softmax(sharpness * scores, axis=1)) for sharpness in SHARPNESS]
+    assert probe.log_loss == pytest.approx(min(losses))
 
 
 def test_the_nearest_mean_is_without_the_image_itself():

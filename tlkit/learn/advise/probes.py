@@ -21,14 +21,20 @@ if TYPE_CHECKING:
     Labels = NDArray[np.int64]
 
 STRENGTHS = tuple(10.0**step for step in range(-6, 2))  # of the penalty, as shares of the features' total variance
+SHARPNESS = tuple(2.0 ** (step / 2) for step in range(-4, 17))  # of the softmax over what ridge regression predicts
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """How many left-out images were called right, and which `(N,)`."""
+    """How many left-out images were called right, and which `(N,)`; and how likely it found their classes.
+
+    `log_loss` is the mean over them, in nats, at the temperature that suits them best; None where there is no such
+    thing as likely.
+    """
 
     right: NDArray[np.bool_]
     called: Labels
+    log_loss: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -71,8 +77,15 @@ def ridge(features: NDArray[np.floating], labels: Labels, classes: int) -> Probe
         if (error := float((residual**2).mean())) < best:
             best, predicted = error, targets - residual
     # Predictions are relative to the classes' shares, which every image has a part in: back to the true scale.
-    called = (predicted + one_hot(labels, classes).mean(axis=0)).argmax(axis=1)
-    return Probe(called == labels, called)
+    predicted += one_hot(labels, classes).mean(axis=0)
+    called = predicted.argmax(axis=1)
+    return Probe(called == labels, called, min(_log_loss(sharpness * predicted, labels) for sharpness in SHARPNESS))
+
+
+def _log_loss(logits: Rows, labels: Labels) -> float:
+    """The mean negative log-likelihood of the labels under a softmax."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
 
 
 def nearest_mean(features: NDArray[np.floating], labels: Labels, classes: int) -> Probe:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tlkit.deploy.score import wilson
 from tlkit.errors import TlkitError
-from tlkit.learn.advise.choose import PREFERRED, HeadEvidence, Lead, best_head, best_stage, lead
+from tlkit.learn.advise.choose import PREFERRED, HeadEvidence, best_head, best_stage
 from tlkit.learn.advise.evidence import Sight, StageEvidence
 from tlkit.learn.advise.facts import DataFacts
 from tlkit.learn.advise.rule import Case, agreement, case_of
@@ -132,7 +132,7 @@ def recommend(
         case=None if case is None else case.name,
         rule="" if case is None else case.says,
         agrees=agrees,
-        reasons=(said, _about_cut(cut, deepest, sight.stages)),
+        reasons=(said, _about_cut(cut, sight.stages)),
         accuracy=(min(measured[0], cut.probe.interval[0]), max(measured[1], cut.probe.interval[1])),
         seconds=(facts.images + val) / (sight.speed or USUAL_SPEED) + _solving(facts, head),
     )
@@ -160,28 +160,21 @@ def _agreement(
     if case is None:
         shift = sight.shift
         return None, f"no rule applies, and the evidence decides alone: likeness is {shift.likeness}, {shift.reason}"
-    deepest = sight.stages[-1]
-    if cut is deepest:
-        earlier = max(sight.stages[:-1], key=lambda stage: stage.probe.accuracy, default=deepest)
-        ahead = lead(deepest, earlier).points
-    else:
-        ahead = lead(cut, deepest).points
-    return agreement(case, cut=cut.name, deepest=deepest.name, ahead=ahead, tunes=tunes, room=room)
+    return agreement(case, cut=cut.name, deepest=sight.stages[-1].name, tunes=tunes, room=room)
 
 
-def _about_cut(cut: StageEvidence, deepest: StageEvidence, stages: Sequence[StageEvidence]) -> str:
-    if cut is not deepest:
-        gap = lead(cut, deepest)
-        return f"cut at {cut.name}: its probe is {gap.points:.1%} ahead of {deepest.name}'s ({_error(gap)})"
-    earlier = max(stages[:-1], key=lambda stage: stage.probe.accuracy, default=deepest)
-    gap = lead(deepest, earlier)
-    if gap.points < 0:
-        return f"cut at {deepest.name}: {earlier.name} is {-gap.points:.1%} ahead, no more than chance ({_error(gap)})"
-    return f"cut at {deepest.name}: {gap.points:.1%} ahead of the next best, {earlier.name} ({_error(gap)})"
+def _about_cut(cut: StageEvidence, stages: Sequence[StageEvidence]) -> str:
+    """The evidence of the cut, and of the best of the others."""
+    others = [stage for stage in stages if stage is not cut]
+    if not others:
+        return f"cut at {cut.name}, the only stage"
+    other = best_stage(others)
+    return f"cut at {cut.name}: {_said(cut)}; the next best, {other.name}: {_said(other)}"
 
 
-def _error(gap: Lead) -> str:
-    return f"standard error {gap.error:.1%}"
+def _said(stage: StageEvidence) -> str:
+    sure = "" if stage.probe.log_loss is None else f" with a log-loss of {stage.probe.log_loss:.2f}"
+    return f"its probe calls {stage.probe.accuracy:.1%} right{sure}"
 
 
 def _solving(facts: DataFacts, head: HeadEvidence | None) -> float:

@@ -41,23 +41,18 @@ def case_of(large: bool, likeness: Likeness) -> Case | None:
     return CASES.get((large, likeness))
 
 
-def agreement(case: Case, *, cut: str, deepest: str, ahead: float, tunes: bool, room: float) -> tuple[bool, str]:
+def agreement(case: Case, *, cut: str, deepest: str, tunes: bool, room: float) -> tuple[bool, str]:
     """Whether the evidence agrees with the rule, and in which words.
 
-    `ahead`: by what share of accuracy the chosen cut is ahead of the deepest (or of the best earlier one, where it is
-    the deepest itself). `room`: the share that the frozen features leave to be gained.
+    `room`: the share of images that frozen features leave to be gained; `tunes`: whether the trunk is to move.
     """
+    gain = f"frozen features leave {room:.1%} of the images to be gained"
     if case.tunes and not tunes:
-        return False, (
-            f"the evidence does not agree: frozen features leave only {room:.1%} of the images to be gained, "
-            "so the trunk stays as it is"
-        )
-    if case.earlier and cut == deepest:
-        return False, f"the evidence does not agree: {deepest} is ahead of every earlier stage, by {ahead:.1%} or more"
-    if not case.earlier and cut != deepest and not tunes:
-        return False, f"the evidence does not agree: {cut} is ahead of {deepest} by {ahead:.1%}"
-    if case.earlier:
-        return True, f"the evidence agrees: {cut} is ahead of {deepest} by {ahead:.1%}"
+        return False, f"the evidence does not agree: {gain}, so the trunk stays as it is"
     if tunes:
-        return True, f"the evidence agrees: frozen features leave {room:.1%} of the images to be gained"
-    return True, f"the evidence agrees: {deepest} is ahead of every earlier stage, or as good"
+        return case.tunes, f"the evidence {'agrees' if case.tunes else 'does not agree'}: {gain}"
+    further = f"the features of {cut} go further than those of {deepest}"
+    if cut == deepest:
+        further = f"the features of no earlier stage go further than those of {deepest}"
+    agrees = case.earlier == (cut != deepest)
+    return agrees, f"the evidence {'agrees' if agrees else 'does not agree'}: {further}"
