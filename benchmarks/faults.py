@@ -47,7 +47,8 @@ def main() -> int:
         for backbone in BACKBONES:
             for head in HEADS:
                 bundle = work / f"{backbone}-{head}"
-                run([TLKIT, "train", str(work / "photos"), "-o", str(bundle), "--backbone", backbone, "--head", head])
+                chosen = ["--strategy", "frozen", "--backbone", backbone, "--head", head]
+                run([TLKIT, "train", str(work / "photos"), "-o", str(bundle), *chosen])
                 alarms += _alarms(bundle, report)
         bundle = work / f"{BACKBONES[0]}-{HEADS[0]}"
         for precision in PRECISIONS:

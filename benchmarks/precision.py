@@ -76,7 +76,7 @@ def main() -> int:
 
 def _exported(source: Path, bundle: Path) -> dict[str, Any]:
     """Train and export a bundle; returns the ladder that int8 climbed."""
-    run([TLKIT, "train", str(source), "-o", str(bundle)])
+    run([TLKIT, "train", str(source), "-o", str(bundle), "--strategy", "frozen"])
     options = ["--precision", "int8", "--max-drop", str(MAX_DROP), "--json"]
     done = run([TLKIT, "export", str(bundle), "--onnx", *options])
     ladder: dict[str, Any] = json.loads(done.output)["ladders"]["int8"]

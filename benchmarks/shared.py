@@ -41,7 +41,7 @@ def main() -> int:
     with workroom() as work:
         bundles = [str(work / head) for head in HEADS]
         for head, bundle in zip(HEADS, bundles, strict=True):
-            run([TLKIT, "train", str(images), "-o", bundle, "--head", head])
+            run([TLKIT, "train", str(images), "-o", bundle, "--strategy", "frozen", "--head", head])
         run([TLKIT, "export", *bundles, "--onnx", "--shared-trunk", "-o", str(work / "shared")])
         graphs = {"one head": f"{bundles[0]}/onnx/fp32/model.onnx", "three heads": str(work / "shared" / "model.onnx")}
         script = [PYTHON, str(RIVALS / "session_speed.py")]

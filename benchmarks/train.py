@@ -1,4 +1,4 @@
-"""Train a classifier: `tlkit train` with a frozen trunk against fastai's `fine_tune(4)`, same weights, whole processes.
+"""Train a classifier: `tlkit train` without options against fastai's `fine_tune(4)`, same weights, whole processes.
 
 tlkit runs three times a turn: with an empty cache, with the exported trunk in the cache but no features, and with
 another head on features that are there. What that last one does after start-up is timed in a process of its own,
@@ -65,8 +65,8 @@ def main() -> int:
     report = Report(
         "train",
         "From a folder of images to a classifier on EfficientNet-Lite0 with the same weights, train and val as given: "
-        "`tlkit train` (frozen trunk, logistic head) to a bundle, and fastai's quick start, `vision_learner` and "
-        "`fine_tune(4)` at 224 pixels (`rivals/fastai_train.py`).",
+        "`tlkit train` without options (advice, and then what is advised) to a bundle, and fastai's quick start, "
+        "`vision_learner` and `fine_tune(4)` at 224 pixels (`rivals/fastai_train.py`).",
         {"data": shown(data), "other head": args.head, "turns": args.repeat, "fastai runs": args.fastai},
     )
     with workroom() as work:

@@ -12,7 +12,7 @@ step() { printf '\n$ %s\n' "$*"; "$@"; }
 
 python "$here/digits.py" photos
 step tlkit advise photos/ --audit
-step tlkit train photos/ -o run/
+step tlkit train photos/ -o run/  # does what is advised
 step tlkit train photos/ -o run-svm/ --head svm --set head.pca=128  # no image is decoded a second time
 step tlkit export run/ --onnx
 step tlkit export run/ --onnx --precision int8 --max-drop 0.5

@@ -61,7 +61,7 @@ def audits(root: Path, repeat: int) -> int:
     report.rows.append({"data": "all", **{f"{kind}: precision, recall": _rates(sums[kind]) for kind in kinds}})
     for kind, least in (("exact", 1.0), ("near", 0.95), ("labels", 0.8)):
         hits, planted_count, _ = sums[kind]
-        report.bars.append(Bar(f"recall of {kind}", [hits / planted_count], "≥", least))
+        report.bars.append(Bar(f"recall of {kind}", [float(hits / planted_count)], "≥", least))
     planted_found = [row["shortcut planted (a class in PNG)"] for row in report.rows[:-1]]
     report.bars.append(
         Bar("sets whose planted shortcut is found", [sum("format" in f for f in planted_found)], "=", 4, "", 0)
@@ -88,17 +88,14 @@ def _plant(room: Path, data: Set, seed: int, *, shortcut: bool = False) -> dict[
         label = int(data.labels[row])
         moved = random.random() < 0.05
         shown = (label + int(random.integers(1, len(data.classes)))) % len(data.classes) if moved else label
-        suffix = ".png" if shortcut and label == 0 else data.files[row].suffix.lower()
+        suffix = (".png" if label == 0 else ".jpg") if shortcut else data.files[row].suffix.lower()
         file = room / "set" / split / data.classes[shown] / f"{number}{suffix}"
         file.parent.mkdir(parents=True, exist_ok=True)
-        if suffix == data.files[row].suffix.lower() and not shortcut:
-            shutil.copy(data.files[row], file)
-        else:
+        if shortcut:
             with Image.open(data.files[row]) as picture:
-                picture.convert("RGB").save(file) if suffix == ".png" else picture.convert("RGB").save(
-                    file.with_suffix(".jpg"), quality=92
-                )
-            file = file if suffix == ".png" else file.with_suffix(".jpg")
+                picture.convert("RGB").save(file, quality=92)
+        else:
+            shutil.copy(data.files[row], file)
         names.append(file)
         if moved:
             wrong.add(file.relative_to(room / "set").as_posix())

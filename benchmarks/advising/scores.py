@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,15 @@ def scores(root: Path, count: int = 500) -> int:
     for score in SCORES:
         within = [_rank(found, score, each, (name,)) for each in NAMES for name in BACKBONES]
         across = [_rank(found, score, each, BACKBONES) for each in NAMES]
-        deepest = [_rank([one for one in found if one["stage"] == "last"], score, None, BACKBONES)]
-        report.figures[score] = {"within": within, "across": across, "deepest": deepest}
+        last = [one for one in found if one["stage"] == "last"]
+        deepest, pairs = [_rank(last, score, None, BACKBONES)], _pairs(last, score)
+        report.figures[score] = {"within": within, "across": across, "deepest": deepest, "pairs": pairs}
         report.rows.append(
             {
                 "score": score,
                 "stages of one backbone": _shown(within),
                 "stages and backbones of one data set": _shown(across),
+                "pairs of backbones on one data set, in the right order": f"{sum(pairs)} of {len(pairs)}",
                 "deepest stages over backbones and data sets": _shown(deepest),
             }
         )
@@ -87,6 +90,15 @@ def scores(root: Path, count: int = 500) -> int:
         "Spearman's rho: mean and, in brackets, the least and the greatest. The advice follows the probe."
     )
     return report.save()
+
+
+def _pairs(last: Sequence[dict[str, Any]], score: str) -> list[bool]:
+    """Whether of two backbones, each with all stages, the one that a score prefers on a data set is more accurate."""
+    return [
+        (one[score] > other[score]) == (one["accuracy"] > other["accuracy"])
+        for one, other in combinations(last, 2)
+        if one["data"] == other["data"] and one["accuracy"] != other["accuracy"] and one[score] is not None
+    ]
 
 
 def _rank(found: Sequence[dict[str, Any]], score: str, data: str | None, names: Sequence[str]) -> float | None:

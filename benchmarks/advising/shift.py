@@ -6,20 +6,29 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
 from _bench import Bar, Report, spread
 
 from advising.sets import BACKBONES, NAMES, backbone
 from advising.sets import load as load_set
 from tlkit.deploy import export
-from tlkit.deploy.moments import moments_graph
-from tlkit.learn.advise.shift import ALIKE, UNLIKE, Moments
+from tlkit.deploy.moments import MEAN, SQUARE, moments_graph
+from tlkit.learn.advise.shift import ALIKE, FEWEST, LEAST, UNLIKE, Moments, Shift
 from tlkit.model import trunk as trunks
 from tlkit.model.norms import norms
 
 SIDES = {"ants_bees": "alike", "sign_digits": "unlike", "cifar10": "unlike", "fashion_mnist": "unlike"}
 
 
+COUNTS = (8, 16, 32, 64, 96, 192)
+DRAWS, ALL = 20, 384  # draws of each count, out of so many images
+
+
 def shift(root: Path, repeat: int) -> int:
+    return max(_sides(root, repeat), _stability(root))
+
+
+def _sides(root: Path, repeat: int) -> int:
     report = Report(
         "advise-shift",
         "How far each data set is from the images of the pretraining, and on which side of the borders that falls: "
@@ -74,3 +83,63 @@ def shift(root: Path, repeat: int) -> int:
         "No set of ImageNet's own kind but ants_bees is at hand here; what lies between is not covered."
     )
     return report.save()
+
+
+def _stability(root: Path) -> int:
+    """How far the figure from a few images is from that of all, and what is said of them."""
+    report = Report(
+        "advise-shift-images",
+        f"The shift from a few images against that from all of those at hand, {ALL} at the most: by how much {DRAWS} "
+        "draws differ, median and greatest, and what is said of them.",
+        {"backbone": BACKBONES[0], "draws": DRAWS, "seed": 0},
+    )
+    trunk = trunks.build(backbone(BACKBONES[0]))
+    remembered = norms(trunk)
+    graph = moments_graph(export.taps_graph(trunk), remembered)
+    off: dict[int, list[float]] = {count: [] for count in COUNTS}
+    wrong: dict[int, int] = dict.fromkeys(COUNTS, 0)
+    for each in NAMES:
+        data = load_set(root, each)
+        seen = _Kept(remembered)
+        seen.look(graph, trunk.pixels, [data.files[row] for row in data.draw(ALL, 0)])
+        whole = seen.some(np.arange(seen.count), 0)
+        row = {"data": f"{each}, {seen.count} images: {whole.overall:.3f}"}
+        for count in COUNTS:
+            rows = [np.random.default_rng([seed, count]).permutation(seen.count)[:count] for seed in range(DRAWS)]
+            found = [seen.some(drawn, seed) for seed, drawn in enumerate(rows)]
+            away = [abs(float(one.overall or 0.0) / float(whole.overall or 1.0) - 1.0) for one in found]
+            sides = [one.likeness for one in found]
+            off[count] += away
+            wrong[count] += sides.count("unlike" if SIDES[each] == "alike" else "alike")
+            unclear = sides.count("unclear")
+            said = "" if not unclear else f", {unclear} of {DRAWS} unclear"
+            row[f"{count} images"] = f"{statistics.median(away):.0%}, {max(away):.0%}{said}"
+            report.figures[f"{each} {count}"] = {"off": away, "sides": sides}
+        report.rows.append(row)
+        print(row, file=sys.stderr, flush=True)
+    every = {f"{count} images": f"{statistics.median(off[count]):.0%}, {max(off[count]):.0%}" for count in COUNTS}
+    report.rows.append({"data": "all"} | every)
+    told = [wrong[count] for count in COUNTS if count >= FEWEST]
+    report.bars.append(
+        Bar(f"draws of {FEWEST} images or more said to lie on the wrong side", [max(told)], "=", 0, "", 0)
+    )
+    report.bars.append(
+        Bar(f"median difference at {LEAST} images, percent", [100 * statistics.median(off[LEAST])], "≤", 10)
+    )
+    return report.save()
+
+
+class _Kept(Moments):
+    """Keeps what the graph gave for each image, to draw from."""
+
+    def some(self, rows: np.ndarray, seed: int) -> Shift:
+        """The shift of a few of the images seen."""
+        few = Moments(self.norms)
+        for index, parts in self._parts.items():
+            means, squares = (np.concatenate(side)[rows] for side in zip(*parts, strict=True))
+            few.see({f"{MEAN}{index}": means, f"{SQUARE}{index}": squares})
+        return few.shift(seed)
+
+    @property
+    def count(self) -> int:
+        return sum(len(means) for means, _ in next(iter(self._parts.values())))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
 def test_the_page_and_the_command_it_ends_with(story, tlkit):
@@ -35,9 +39,7 @@ def test_json_over_two_backbones(story, tlkit):
 
 
 def test_auto_trains_it_and_inspect_shows_why(story, tlkit, tmp_path):
-    said = tlkit(
-        "train", "photos/", "-o", tmp_path / "run", "--strategy", "auto", "--json", cwd=story.root, env=story.env
-    )
+    said = tlkit("train", "photos/", "-o", tmp_path / "run", "--json", cwd=story.root, env=story.env)
     assert said.code == 0, said.err
     assert said.json["decoded"] == 0
     assert said.json["advice"]["verdict"] == "recommended"
@@ -47,15 +49,129 @@ def test_auto_trains_it_and_inspect_shows_why(story, tlkit, tmp_path):
     assert shown.json["advice"]["reasons"]
 
 
-def test_ten_images_are_not_enough_and_that_is_no_error(story, tlkit, tmp_path):
-    for label in ("0", "1"):
-        (tmp_path / "few" / label).mkdir(parents=True)
-        for file in sorted((story.root / "photos" / label).iterdir())[:5]:
-            shutil.copy(file, tmp_path / "few" / label)
-    said = tlkit("advise", "few/", cwd=tmp_path, env=story.env)
+def test_what_is_named_stays(story, tlkit, tmp_path):
+    choice = ["--cut", "stage5", "--head", "svm", "--set", "head.pca=16"]
+    said = tlkit("train", "photos/", "-o", tmp_path / "run", *choice, "--json", cwd=story.root, env=story.env)
     assert said.code == 0, said.err
-    assert "NOT ENOUGH TO TELL" in said.out
+    assert (said.json["strategy"], said.json["cut"], said.json["head"]) == ("frozen", "stage5", "svm")
+    assert said.json["advice"]["reasons"] == ["cut at stage5, as you say; with a cut of yours nothing moves"]
+    shown = tlkit("inspect", tmp_path / "run", "--json")
+    assert shown.json["head"]["options"]["pca"] == 16
+
+
+def noise(place, count, seed=0):
+    """So many pictures, each another."""
+    place.mkdir(parents=True)
+    random = np.random.default_rng([seed, count])
+    for number in range(count):
+        pixels = random.integers(0, 255, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+
+
+def ten_images(root):
+    noise(root / "a", 5)
+    noise(root / "b", 5, seed=1)
+
+
+def one_class_with_one_image(root):
+    noise(root / "a", 30)
+    noise(root / "b", 1)
+
+
+def the_same_picture(root):
+    noise(root / "a", 1)
+    (root / "b").mkdir()
+    for label in ("a", "b"):
+        for number in range(20):
+            if (label, number) != ("a", 0):
+                shutil.copy(root / "a/0.png", root / label / f"{number}.png")
+
+
+def a_thousand_classes_with_two(root):
+    for number in range(1000):
+        noise(root / f"class {number:03}", 2, seed=number)
+
+
+def one_class(root):
+    noise(root / "a", 30)
+
+
+NOT_TRAINABLE = "which can't be in train and val both|only one class"
+
+
+@pytest.mark.parametrize(
+    ("plant", "lacking", "trains"),
+    [
+        (ten_images, "fewer than 20", 0),
+        (one_class_with_one_image, "classes with a single image or none to learn from: b", 3),
+        (the_same_picture, "1 are distinct, fewer than 20", 0),
+        (a_thousand_classes_with_two, "half of the classes have 1 distinct images or fewer", 0),
+        (one_class, "there is only one class", 3),
+    ],
+)
+def test_where_it_is_not_enough_it_says_so_and_trains_with_caution(story, tlkit, tmp_path, plant, lacking, trains):
+    plant(tmp_path / "few")
+    said = tlkit("advise", "few/", "--audit", "--html", "page.html", cwd=tmp_path, env=story.env)
+    assert said.code == 0, said.err
+    assert re.search(f"NOT ENOUGH TO TELL: .*{lacking}", said.out)
     assert "RECOMMENDED" not in said.out
+    assert "NOT ENOUGH TO TELL" in (tmp_path / "page.html").read_text()
+    done = tlkit("train", "few/", "-o", "run", cwd=tmp_path, env=story.env)
+    assert done.code == trains, done.err
+    if trains:
+        assert said.next == "tlkit advise few"
+        assert re.fullmatch(rf"tlkit: few: .*({NOT_TRAINABLE}).*\n", done.err)
+        assert not (tmp_path / "run").exists()
+    else:
+        assert said.next.startswith("tlkit train few -o run/ ")
+        assert done.out.startswith("efficientnet-lite0 up to last, frozen strategy, logistic head\n")
+        assert re.search(f"NOT ENOUGH TO TELL: .*{lacking}", done.out)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def garbage(root):
+    noise(root / "a", 30)
+    noise(root / "b", 30, seed=1)
+    for label in ("a", "b"):
+        (root / label / "notes.txt").write_text("no picture")
+        (root / label / "empty.png").touch()
+        (root / label / "half.png").write_bytes((root / label / "1.png").read_bytes()[:200])
+        (root / label / "noise.jpg").write_bytes(bytes(range(256)))
+
+
+def nothing(root):
+    root.mkdir()
+
+
+def locked(root):
+    one_class_with_one_image(root)
+    (root / "b").chmod(0)
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (garbage, r"\d of 5\d images can't be used, the first because: .*--max-bad"),
+        (nothing, "holds no images"),
+        pytest.param(locked, "", marks=pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")),
+    ],
+)
+@pytest.mark.parametrize("line", ["advise set", "train set -o run"])
+def test_what_cannot_be_read_is_one_line_and_nothing_stays(story, tlkit, tmp_path, plant, words, line):
+    plant(tmp_path / "set")
+    said = tlkit(*line.split(), cwd=tmp_path, env=story.env)
+    assert (said.code, said.out) == (3, "")
+    assert re.fullmatch(f"tlkit: .*{words}.*\n", said.err)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_of_mixed_garbage_the_rest_is_taken_where_that_is_allowed(story, tlkit, tmp_path):
+    garbage(tmp_path / "set")
+    said = tlkit("train", "set", "-o", "run", "--max-bad", "0.2", "--json", cwd=tmp_path, env=story.env)
+    assert said.code == 0, said.err
+    bad = ("empty.png", "half.png", "noise.jpg")
+    assert set(said.json["rejected"]) == {f"{label}/{name}" for label in "ab" for name in bad}
+    assert "rejected a/empty.png" in said.err
 
 
 @pytest.mark.parametrize(
@@ -65,10 +181,11 @@ def test_ten_images_are_not_enough_and_that_is_no_error(story, tlkit, tmp_path):
         (["advise", "photos/", "--budget", "soon"], 2, "not a time"),
         (["advise", "photos/", "--backbone", "efficientnet-lite0,nothing"], 2, "nothing"),
         (["advise", "nowhere/"], 3, "no such file"),
-        (["train", "photos/", "-o", "new/", "--budget", "2m"], 2, "--strategy auto"),
-        (["train", "photos/", "-o", "new/", "--strategy", "auto", "--resume"], 2, "--resume"),
-        (["train", "photos/", "-o", "new/", "--strategy", "auto", "--cut", "nowhere"], 2, "no stage"),
-        (["train", "photos/", "-o", "new/", "--strategy", "auto", "--set", "strategy.epochs=3"], 2, "strategy"),
+        (["train", "photos/", "-o", "new/", "--strategy", "frozen", "--budget", "2m"], 2, "--strategy auto"),
+        (["train", "photos/", "-o", "new/", "--cut", "nowhere"], 2, "no stage"),
+        (["train", "photos/", "-o", "new/", "--set", "strategy.epochs=3"], 2, "name the strategy with --strategy"),
+        (["train", "photos/", "-o", "new/", "--set", "head.pca=3"], 2, "name the head with --head"),
+        (["train", "photos/", "-o", "new/", "--head", "svm", "--set", "head.pac=3"], 2, "pac"),
     ],
 )
 def test_what_cannot_be_asked(story, tlkit, arguments, code, words):

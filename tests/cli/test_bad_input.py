@@ -273,7 +273,7 @@ CASES = {
         "the head 'knn' is solved and can't be trained by gradient; take logistic, .* or a strategy that only solves",
     ),
     "options": Case(
-        "train photos -o out --set head.pac=3 --set hat.pca=3 --set head.pca=three --set head.pca",
+        "train photos -o out --strategy frozen --set head.pac=3 --set hat.pca=3 --set head.pca=three --set head.pca",
         2,
         r"--set head.pac=3: no such option.*\(did you mean 'pca'\?\); --set hat.pca=3: no 'hat' to set here.*; "
         r"--set head.pca=three: must be int, not 'three'; --set head.pca: is not of the form kind.option=value",

@@ -66,7 +66,7 @@ def test_a_signal_leaves_nothing_behind(tlkit, story, tmp_path, photos, line, nu
 @pytest.mark.parametrize(
     ("line", "limit"),
     [
-        ("train {photos} -o out", 4_000_000),
+        ("train {photos} --strategy frozen -o out", 4_000_000),
         ("embed {run} {photos} -o f.parquet", 50_000),
         ("embed {run} {photos} -o f.npy", 50_000),
     ],

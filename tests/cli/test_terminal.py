@@ -63,7 +63,8 @@ def test_a_bar_is_shown_on_a_terminal_only(watch, tlkit, story, tmp_path, line, 
 
 
 def test_each_bar_has_its_own_line(watch, tmp_path):
-    code, _, shown = watch("train", "photos", "-o", tmp_path / "run", "--head", "mlp", "--set", "strategy.epochs=5")
+    choice = ("--strategy", "frozen", "--head", "mlp", "--set", "strategy.epochs=5")
+    code, _, shown = watch("train", "photos", "-o", tmp_path / "run", *choice)
     assert code == 0
     features, training = (next(line for line in shown.split("\n") if word in line) for word in ("features", "training"))
     assert "training" not in features

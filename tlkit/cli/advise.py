@@ -72,6 +72,7 @@ def command(
     plugins = host()
     chosen = [plugins.get("backbone", name.strip()) for name in dict.fromkeys(backbones.split(","))]
 
+    from tlkit.data import folder
     from tlkit.learn.advise import html
     from tlkit.learn.advise.advice import advise
     from tlkit.learn.advise.page import lines
@@ -89,6 +90,8 @@ def command(
     for name, reason in advice.rejected.items():
         rejected(name, reason)
     then = " ".join(["tlkit train", quoted(source), "-o run/", *advice.recommendation.arguments()])
+    if not folder.is_learnable(source, val):
+        then = f"tlkit advise {quoted(source)}"  # again, when there are more images
     result = advice.to_json() | ({} if found is None else {"audit": found.to_json()}) | {"next": then}
     show(result, [*lines(advice), *([] if found is None else ["", *found.lines()])], as_json)
     if page is not None:

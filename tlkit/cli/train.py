@@ -29,7 +29,7 @@ from tlkit.files import quoted
 if TYPE_CHECKING:
     from tlkit.learn.advise.advice import Advice
 
-AUTO = "auto"
+AUTO, HEAD = "auto", "logistic"
 
 
 @click.command(short_help="Train on a folder of labelled images and write a bundle.")
@@ -43,19 +43,19 @@ AUTO = "auto"
     shell_complete=complete_offer("backbone"),
 )
 @click.option("--size", type=click.IntRange(1), help="Pixels of the network's input; the backbone's own unless given.")
-@click.option("--cut", help="The last stage to keep; the strategy decides unless given.")
+@click.option(
+    "--cut", help="The last stage to keep, and with auto nothing moves then; the strategy decides unless given."
+)
 @click.option(
     "--strategy",
-    default="frozen",
+    default=AUTO,
     show_default=True,
-    help="How to train; auto does what `tlkit advise` recommends.",
+    help="How to train; auto does what `tlkit advise` recommends, and keeps the advice in the bundle.",
     shell_complete=complete_offer("strategy"),
 )
 @click.option(
     "--head",
-    default="logistic",
-    show_default=True,
-    help="The classifier on the features.",
+    help=f"The classifier on the features; auto decides unless given, and with another strategy it is {HEAD}.",
     shell_complete=complete_offer("head"),
 )
 @click.option(
@@ -114,16 +114,14 @@ AUTO = "auto"
 @click.option("--tf32", is_flag=True, help="Let a GPU round the factors of fp32 products to 10 bits.")
 @click.option("--budget", type=Seconds(), help="With auto: time for trial runs that settle close calls, such as 2m.")
 @json_option
-@click.pass_context
 def command(
-    context: click.Context,
     source: Path,
     out: Path,
     backbone: str,
     size: int | None,
     cut: str | None,
     strategy: str,
-    head: str,
+    head: str | None,
     settings: tuple[str, ...],
     val: float,
     max_bad: float,
@@ -144,47 +142,44 @@ def command(
     """Train on SOURCE and write a bundle.
 
     SOURCE is a folder with a folder for each class, a folder with train/ and val/ (and test/) of such, or a CSV or
-    Parquet table with the columns path, label and, if you like, split.
+    Parquet table with the columns path, label and, if you like, split. Unless a strategy is named, what fits the images
+    is found out first, as by `tlkit advise`; a head or a cut that you name stays. Where there is not enough to tell, it
+    says so, and trains a classifier on the features of the frozen network.
 
     \b
     Examples:
       tlkit train photos/ -o run/
+      tlkit train photos/ -o run/ --budget 5m
+      tlkit train photos/ -o run/ --resume
       tlkit train photos/ -o run/ --backbone efficientnet-lite1 --cut stage4 --head svm --set head.pca=128
-      tlkit train photos.csv -o run/ --head mlp --set head.hidden=256 --seed 7
+      tlkit train photos.csv -o run/ --strategy frozen --head mlp --set head.hidden=256 --seed 7
       tlkit train photos/ -o run/ --strategy partial --set strategy.moving=2 --set strategy.epochs=5
-      tlkit train photos/ -o run/ --strategy auto --budget 5m
-      tlkit train photos/ -o run/ --strategy full --resume
       torchrun --nproc-per-node 4 -m tlkit train photos/ -o run/ --strategy full
     """
     common: dict[str, Any] = {"val": val, "max_bad": max_bad, "golden": golden, "seed": seed}
-    common |= {"refit": refit, "views": views, "cache": cache, "size": size}
+    common |= {"refit": refit, "views": views, "cache": cache, "size": size, "cut": cut}
     advice: Advice | None = None
+    if strategy != AUTO and budget is not None:
+        raise UsageError("--budget is for trial runs", do=f"take --strategy {AUTO}, or leave it out")
+    named = {"backbone": backbone}
     if strategy == AUTO:
-        if resume:
-            raise UsageError("what auto does can't be taken up", do="leave out --resume, or name the strategy")
-        fixed = context.get_parameter_source("head") is not click.core.ParameterSource.DEFAULT
-        offers, _ = _configured({"backbone": backbone} | ({"head": head} if fixed else {}), settings)
-
-        from tlkit.learn.advise.auto import train_auto
-        from tlkit.learn.loop.machine import Choice
-        from tlkit.learn.plan import How
-
-        asked = question([offers["backbone"]], head=offers.get("head"), cut=cut, **common)
-        how = How(Choice(device, precision, compiled, tf32), tensorboard=tensorboard, warn=warn)
-        with progress_bars() as bars:
-            trained, advice = train_auto(source, out, asked, how, budget, bars)
-        strategy, head = advice.recommendation.strategy, advice.recommendation.head
+        _check_settings(settings, head)
     else:
-        if budget is not None:
-            raise UsageError("--budget is for trial runs", do=f"take --strategy {AUTO}, or leave it out")
-        offers, origins = _configured({"backbone": backbone, "strategy": strategy, "head": head}, settings)
+        named["strategy"], head = strategy, head or HEAD
+    offers, origins = _configured(named | ({"head": head} if head else {}), settings)
 
-        from tlkit.learn.train import Choice, How, Recipe, train
+    from tlkit.learn.train import Choice, How, Recipe, train
 
-        recipe = Recipe(**offers, origins=origins, cut=cut, **common)
-        how = How(Choice(device, precision, compiled, tf32), resume, tensorboard, warn=warn)
-        with progress_bars() as bars, _told_how_to_go_on(out):
-            trained = train(source, out, recipe, bars, how)
+    how = How(Choice(device, precision, compiled, tf32), resume, tensorboard, warn=warn)
+    with progress_bars() as bars, _told_how_to_go_on(out):
+        if strategy == AUTO:
+            from tlkit.learn.advise.auto import train_auto
+
+            asked = question([offers["backbone"]], head=offers.get("head"), **common)
+            trained, advice = train_auto(source, out, asked, how, budget, bars)
+            strategy, head = advice.recommendation.strategy, advice.recommendation.head
+        else:
+            trained = train(source, out, Recipe(**offers, origins=origins, **common), bars, how)
 
     for line in trained.ignored:
         click.echo(one_line(f"passed over {line}"), err=True)
@@ -250,6 +245,15 @@ def _advised(advice: Advice) -> list[str]:
     from tlkit.learn.advise.page import summary
 
     return summary(advice.recommendation)
+
+
+def _check_settings(settings: Sequence[str], head: str | None) -> None:
+    """Refuse options of what auto decides."""
+    for pair in settings:
+        kind = pair.partition(".")[0].strip()
+        if kind == "strategy" or (kind == "head" and head is None):
+            do = f"name the {kind} with --{kind}, or leave it out"
+            raise UsageError(f"--set {pair}: which {kind} it is to be, {AUTO} decides", do=do)
 
 
 def _configured(named: Mapping[str, str], settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:

@@ -82,6 +82,15 @@ def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2,
     return Dataset(root, tuple(labels), tuple(samples), tuple(ignored), rows[0].split is not None)
 
 
+def is_learnable(source: Path, val: float) -> bool:
+    """Whether `read` gives a set that can be learnt from."""
+    try:
+        read(source, val=val)
+    except DataError:
+        return False
+    return True
+
+
 class _Stated(NamedTuple):
     """What a source says: rows, what was passed over, and what is wrong with it."""
 

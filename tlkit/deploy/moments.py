@@ -77,18 +77,14 @@ def _found(model: onnx.ModelProto, norms: Sequence[Norm]) -> Iterator[tuple[int,
 
 
 def _add(graph: onnx.GraphProto, index: int, tensor: str, channels: int) -> None:
-    """Mean and mean square over height and width of a tensor `(N, C, H, W)` as two more outputs."""
-    axes = f"moments.axes.{index}"
-    graph.initializer.append(numpy_helper.from_array(np.array([2, 3], np.int64), axes))
+    """Mean and mean square over height and width of a tensor `(N, C, H, W)` as two more outputs.
+
+    By operators that ONNX Runtime has for its own layout of channels on a CPU: with others it would convert all maps.
+    """
     squared = f"moments.squared.{index}"
-    graph.node.extend(
-        [
-            helper.make_node("ReduceMean", [tensor, axes], [f"{MEAN}{index}"], keepdims=0),
-            helper.make_node("Mul", [tensor, tensor], [squared]),
-            helper.make_node("ReduceMean", [squared, axes], [f"{SQUARE}{index}"], keepdims=0),
-        ]
-    )
-    for prefix in (MEAN, SQUARE):
-        graph.output.append(
-            helper.make_tensor_value_info(f"{prefix}{index}", onnx.TensorProto.FLOAT, [BATCH, channels])
-        )
+    graph.node.append(helper.make_node("Mul", [tensor, tensor], [squared]))
+    for prefix, maps in ((MEAN, tensor), (SQUARE, squared)):
+        output = f"{prefix}{index}"
+        graph.node.append(helper.make_node("GlobalAveragePool", [maps], [f"{output}.map"]))
+        graph.node.append(helper.make_node("Flatten", [f"{output}.map"], [output]))
+        graph.output.append(helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, [BATCH, channels]))

@@ -50,6 +50,8 @@ def train(source: Path, out: Path, recipe: Recipe, progress: Progress = silent, 
     check_phases(phases, trunk.names)
     plan = Plan(source, out, recipe, dataset, phases, whole, trunk)
     if not most_moving(phases):
+        if not Machine().leads:
+            sys.exit()
         return _whole(_train_head(plan, how))
     check_unfinished(out, resume=how.resume)
     machine = Machine(how.choice)

@@ -1,14 +1,15 @@
 """The folder of a training that goes on: what it was begun with, its checkpoints, its log and what is kept for it.
 
 It lies beside the bundle that is to be written, and goes when that is there. A training that was killed is taken up
-from it, if nothing that decides the outcome is another than it was.
+from it, if nothing that decides the outcome is another than it was. One that consists of several trainings has a
+folder of the same kind for each of them inside, and a note of each that is done.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tlkit.errors import UsageError
 from tlkit.files import atomic_file, explained, quoted
 
 FACTS = "begun-with.json"
+DONE = ".done.json"  # how the note of a part that is done ends
 SHOWN = 4  # differences that are named
 
 
@@ -26,8 +28,13 @@ def folder_of(out: Path) -> Path:
 
 
 def is_unfinished(out: Path) -> bool:
-    """Whether a training of the bundle `out` was left off, with a checkpoint to go on from."""
-    return any(folder_of(out).glob("checkpoint-*"))
+    """Whether a training of the bundle `out` was left off, with something to go on from."""
+    return _is_worth_keeping(folder_of(out))
+
+
+def _is_worth_keeping(folder: Path) -> bool:
+    """Whether it has a checkpoint, its own or that of a part, or a part that is done."""
+    return any(any(folder.rglob(pattern)) for pattern in ("checkpoint-*", f"*{DONE}"))
 
 
 def check_unfinished(out: Path, *, resume: bool) -> None:
@@ -51,8 +58,19 @@ def workplace(out: Path, facts: Mapping[str, Any], *, resume: bool, leads: bool)
         yield folder
         done = True
     finally:
-        if leads and (done or not any(folder.glob("checkpoint-*"))):
+        if leads and (done or not _is_worth_keeping(folder)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def once(note: Path, find_out: Callable[[], Any]) -> tuple[Any, bool]:
+    """What a note says, as JSON; where there is none, what is found out now, which is noted. And whether it was now."""
+    try:
+        return json.loads(note.read_text()), False
+    except (FileNotFoundError, ValueError):
+        found = find_out()
+    with atomic_file(note) as temporary:
+        temporary.write_text(json.dumps(found))
+    return found, True
 
 
 def _enter(folder: Path, facts: dict[str, Any], resume: bool) -> None:

@@ -135,3 +135,15 @@ class Blind(Tiny):
 def test_only_what_is_on_offer_is_recommended(pictures):
     advice = advise(pictures, ask(heads=[head for head in HEADS if head.name == "knn"], strategies=STRATEGIES[:1]))
     assert (advice.recommendation.head, advice.recommendation.strategy) == ("knn", "frozen")
+
+
+@pytest.mark.parametrize("spoilt", ["logme", "h_score"])
+def test_the_scores_that_order_badly_decide_nothing(pictures, monkeypatch, spoilt):
+    before = advise(pictures, ask()).recommendation
+    worth = iter(range(100, 0, -1))
+    monkeypatch.setattr(f"tlkit.learn.advise.evidence.{spoilt}", lambda *_: float(next(worth)))
+    monkeypatch.setattr("tlkit.learn.advise.confidence.Confidence.leep", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("tlkit.learn.advise.confidence.Confidence.nce", lambda *_: pytest.fail("asked"))
+    advice = advise(pictures, ask())
+    assert getattr(advice.sight.stages[0], spoilt) > 90
+    assert advice.recommendation.arguments() == before.arguments()

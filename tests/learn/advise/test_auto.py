@@ -9,7 +9,8 @@ import pytest
 from tlkit_standard.heads import HEADS
 
 from tests.learn.advise.asking import ask
-from tests.tiny import Line
+from tests.tiny import Line, write_images
+from tlkit.errors import DataError, UsageError
 from tlkit.learn.advise import auto, facts, trials
 from tlkit.learn.advise.advice import advise
 from tlkit.learn.advise.auto import train_auto
@@ -47,6 +48,49 @@ def test_with_a_cut_of_the_users_it_stays_with_that(pictures, tmp_path):
     trained, advice = train_auto(pictures, tmp_path / "run", ask(cut="first"))
     assert trained.cut == "first"
     assert advice.recommendation.cut == "first"
+
+
+@pytest.mark.usefixtures("counts_as_large")
+def test_a_cut_of_the_users_is_judged_there_and_nothing_moves(pictures, tmp_path):
+    _, advice = train_auto(pictures, tmp_path / "run", ask(cut="first"))
+    assert {each.stage for each in advice.heads} == {"first"}
+    assert (advice.recommendation.strategy, advice.recommendation.cut) == ("frozen", "first")
+    assert advice.recommendation.reasons == ("cut at first, as you say; with a cut of yours nothing moves",)
+    assert len(advice.sight.stages) == 3
+
+
+def test_one_head_is_compared_with_none(pictures, tmp_path):
+    _, advice = train_auto(pictures, tmp_path / "run", ask(heads=[head for head in HEADS if head.name == "svm"]))
+    assert (advice.recommendation.head, list(advice.heads)) == ("svm", [])
+
+
+@pytest.mark.usefixtures("counts_as_large")
+def test_where_moving_diverges_frozen_features_stay(pictures, tmp_path, monkeypatch):
+    part = auto.run
+
+    def run(source, out, *rest):
+        if out.name == auto.MOVED:
+            raise DataError("the loss is nan in phase 2, epoch 1")
+        return part(source, out, *rest)
+
+    monkeypatch.setattr(auto, "run", run)
+    trained, advice = train_auto(pictures, tmp_path / "run", ask())
+    assert advice.recommendation.strategy == open_bundle(trained.root).record.strategy.name == "frozen"
+    assert advice.recommendation.reasons[-1] == "moving the trunk came to nothing: the loss is nan in phase 2, epoch 1"
+
+
+def test_it_works_in_one_process_only(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"not under torchrun; ask `tlkit advise` first"):
+        train_auto(pictures, tmp_path / "run", ask())
+
+
+def test_what_cannot_be_trained_on_is_refused_before_any_image_is_seen(tmp_path):
+    write_images(tmp_path / "photos", classes=("dark",))
+    said = []
+    with pytest.raises(DataError, match="only one class"):
+        train_auto(tmp_path / "photos", tmp_path / "run", ask(), progress=lambda what, _total: said.append(what))
+    assert said == []
 
 
 def test_where_nothing_can_be_told_it_still_trains_cautiously(pictures, tmp_path):

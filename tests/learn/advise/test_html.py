@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from html import unescape
 from io import BytesIO
+from xml.dom import minidom
 
 import pytest
 from PIL import Image
@@ -19,15 +20,18 @@ from tlkit.learn.advise import html
 from tlkit.learn.advise.advice import advise
 from tlkit.learn.audit.audit import audit
 
-pytest.importorskip("matplotlib", reason="pictures need matplotlib")
-
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LOOK = """<pre id="seen"></pre><script>
 addEventListener("load", () => {
-  const images = [...document.images].map(i => [i.naturalWidth, i.getBoundingClientRect().width, i.alt]);
-  const seen = {images, wide: document.documentElement.scrollWidth - innerWidth, title: document.title,
+  const shown = [...document.querySelectorAll("img, svg, svg image")].map(each => each.getBoundingClientRect());
+  const seen = {title: document.title, wide: document.documentElement.scrollWidth - innerWidth, room: innerWidth,
+    images: [...document.images].map(each => [each.naturalWidth, each.alt]),
+    said: [...document.querySelectorAll("svg")].map(each => each.getAttribute("aria-label")),
+    small: shown.filter(each => each.width < 8 || each.height < 8).length, shown: shown.length,
+    texts: [...document.querySelectorAll("svg text")].map(each => each.textContent),
     rows: document.querySelectorAll("tr.chosen").length,
-    heads: [...document.querySelectorAll("h2")].map(h => h.innerText)};
+    paper: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
+    heads: [...document.querySelectorAll("h2, h3")].map(each => each.innerText)};
   document.getElementById("seen").textContent = JSON.stringify(seen);
 });
 </script>"""
@@ -35,8 +39,11 @@ addEventListener("load", () => {
 
 @pytest.fixture(scope="module")
 def page(pictures, tmp_path_factory):
-    advice = advise(pictures, ask())
-    file = tmp_path_factory.mktemp("page") / "advice.html"
+    photos = tmp_path_factory.mktemp("page") / "photos"
+    shutil.copytree(pictures, photos)
+    shutil.copy(photos / "dark/00.png", photos / "light/copy.png")
+    advice = advise(photos, ask())
+    file = photos.with_name("advice.html")
     html.write(file, advice, audit(advice), "tlkit train photos/ -o run/")
     return file
 
@@ -44,14 +51,51 @@ def page(pictures, tmp_path_factory):
 def test_it_needs_no_other_file(page):
     text = page.read_text()
     assert not re.search(r"https?:|<script|<link|@import|url\(", text)
-    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]+)"', text))
+    assert all(source.startswith("data:image/jpeg;base64,") for source in re.findall(r'(?:src|href)="([^"]+)"', text))
 
 
 def test_its_pictures_are_pictures(page):
-    found = re.findall(r"data:image/png;base64,([^\"]+)", page.read_text())
-    sizes = [Image.open(BytesIO(base64.b64decode(each))).size for each in found]
-    assert len(sizes) >= 2
-    assert min(sizes[0]) > 300
+    found = re.findall(r"data:image/jpeg;base64,([^\"]+)", page.read_text())
+    assert len(found) >= 30
+    assert all(min(Image.open(BytesIO(base64.b64decode(each))).size) >= 60 for each in found)
+
+
+def test_a_map_has_every_image_with_its_name_and_class(page):
+    drawn = re.findall(r"<svg.*?</svg>", page.read_text(), re.DOTALL)
+    assert len(drawn) == 3
+    for each in drawn:
+        minidom.parseString(  # noqa: S318 - our own
+            f'<svg xmlns="http://www.w3.org/2000/svg"{each[4:]}'
+        )
+    maps = [set(re.findall(r"<title>(\S+) \((\w+)\)</title>", each)) for each in drawn[1:]]
+    assert maps[0] == maps[1]
+    assert ("dark/00.png", "dark") in maps[0] or ("light/copy.png", "light") in maps[0]
+    assert {label for _, label in maps[0]} == {"dark", "light", "middle"}
+
+
+def test_the_same_advice_gives_the_same_page(page, tmp_path):
+    advice = advise(page.with_name("photos"), ask())
+    for name in ("one.html", "other.html"):
+        html.write(tmp_path / name, advice, None, "next")
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "other.html").read_bytes()
+
+
+def test_a_picture_that_is_there_twice_is_shown_beside_itself(page):
+    text = unescape(page.read_text())
+    assert "dark/00.png = light/copy.png (exact" in text
+    assert "in two classes)" in text
+    assert text.count('alt="dark/00.png"') == text.count('alt="light/copy.png"') == 1
+
+
+def test_where_all_is_the_same_there_is_no_map(tmp_path, pictures):
+    for label in ("dark", "light"):
+        (tmp_path / "same" / label).mkdir(parents=True)
+        for number in range(15):
+            shutil.copy(pictures / "dark/00.png", tmp_path / f"same/{label}/{number}.png")
+    html.write(tmp_path / "page.html", advise(tmp_path / "same", ask()), None, "next")
+    text = (tmp_path / "page.html").read_text()
+    assert "NOT ENOUGH TO TELL" in text
+    assert "<svg" not in text
 
 
 def test_it_says_what_the_terminal_says(page):
@@ -85,25 +129,45 @@ def test_another_suffix_is_refused_before_any_work(tmp_path):
         html.check(tmp_path / "page.pdf")
 
 
-@pytest.mark.slow
-def test_a_real_browser_shows_it(page, tmp_path):
+def look(page, tmp_path, *options):
+    """What a real browser makes of it."""
     if BROWSER is None:
         pytest.skip("needs chromium (Debian: apt-get install chromium)")
     looked = tmp_path / "looked.html"
     looked.write_text(page.read_text().replace("</body>", LOOK + "</body>"))
     browser = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    browser += ["--window-size=1100,1600"]
-    dumped = subprocess.run([*browser, "--dump-dom", looked.as_uri()], capture_output=True, text=True, check=True)
-    seen = json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', dumped.stdout, re.DOTALL)[1]))
-    assert seen["title"].startswith("Advice for")
-    assert len(seen["images"]) >= 2
-    assert all(natural > 0 and shown > 0 for natural, shown, _ in seen["images"])
-    assert seen["rows"] == 1
-    assert seen["wide"] <= 0  # nothing sticks out at the side
-    assert "Accuracy and shift against depth" in seen["heads"]
-
+    dumped = subprocess.run(
+        [*browser, *options, "--dump-dom", looked.as_uri()], capture_output=True, text=True, check=True
+    )
     shot = tmp_path / "shot.png"
-    subprocess.run([*browser, f"--screenshot={shot}", page.as_uri()], capture_output=True, check=True)
+    subprocess.run([*browser, *options, f"--screenshot={shot}", page.as_uri()], capture_output=True, check=True)
     with Image.open(shot) as picture:
         colours = picture.convert("RGB").getcolors(1 << 24)
-    assert len(colours) > 50  # a page without its pictures has a handful
+    return json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', dumped.stdout, re.DOTALL)[1])), len(colours)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1100, 500])  # no browser of this kind is narrower
+def test_a_real_browser_shows_it(page, tmp_path, width):
+    seen, colours = look(page, tmp_path, f"--window-size={width},2400")
+    assert seen["title"].startswith("Advice for")
+    assert seen["room"] <= width
+    assert seen["wide"] <= 0  # nothing sticks out at the side
+    assert all(size > 0 and alt for size, alt in seen["images"])
+    assert len(seen["said"]) == 3
+    assert all(seen["said"])
+    assert seen["shown"] > 60
+    assert seen["small"] == 0
+    assert {"left-out accuracy", "100%", "shift, nats", "first", "second", "third"} <= set(seen["texts"])
+    assert seen["rows"] == 2
+    assert {"Accuracy and shift against depth", "Principal components", "t-SNE", "Audit"} <= set(seen["heads"])
+    assert colours > 500  # a page without its pictures has a handful
+
+
+@pytest.mark.slow
+def test_it_is_dark_where_the_reader_likes_it_dark(page, tmp_path):
+    light, _ = look(page, tmp_path, "--window-size=1100,1600")
+    dark, _ = look(page, tmp_path, "--window-size=1100,1600", "--force-dark-mode")
+    assert light["paper"] == "rgb(255, 255, 255)"
+    assert all(int(part) < 60 for part in re.findall(r"\d+", dark["paper"]))
+    assert all(int(part) > 180 for part in re.findall(r"\d+", dark["ink"]))

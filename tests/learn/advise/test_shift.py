@@ -10,11 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.learn.advise.asking import ask
 from tests.tiny import Tiny
 from tlkit.data.images import load
 from tlkit.deploy import export
 from tlkit.deploy.moments import MEAN, SQUARE, moments_graph, watched
 from tlkit.deploy.session import OnnxSession
+from tlkit.learn.advise.advice import advise
 from tlkit.learn.advise.shift import ALIKE, FEWEST, UNLIKE, Moments, divergence, judge
 from tlkit.model import trunk as trunks
 from tlkit.model.norms import norms
@@ -108,6 +110,18 @@ def test_the_interval_is_around_the_figure_and_the_same_for_a_seed(files):
     one, other = shift_of(trunk, files), shift_of(trunk, files)
     assert one == other
     assert one.interval[0] <= one.overall <= one.interval[1]
+
+
+@pytest.mark.usefixtures("files")  # a cache of its own
+def test_it_is_known_from_an_earlier_run_for_the_same_images_only(pictures, monkeypatch):
+    def look(seed=0):
+        return advise(pictures, ask(seed=seed)).sight.shift
+
+    found = look()
+    monkeypatch.setattr(Moments, "look", lambda *_args: pytest.fail("looked again"))
+    assert look() == found
+    with pytest.raises(pytest.fail.Exception, match="looked again"):
+        look(seed=1)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 
 import numpy as np
@@ -14,8 +15,9 @@ from tests.learn.advise.asking import ask
 from tests.tiny import write_images
 from tlkit.learn.advise.advice import advise
 from tlkit.learn.audit.audit import audit
-from tlkit.learn.audit.files import Look, perceptual_hash, shortcuts
+from tlkit.learn.audit.files import SHAPES, Look, shortcuts, sketch
 from tlkit.learn.audit.labels import suspects
+from tlkit.learn.audit.twins import Pair, groups, pairs
 
 
 @pytest.fixture
@@ -96,12 +98,10 @@ def test_a_few_images_are_not_enough_for_labels(tmp_path):
     assert any("not enough to tell" in line for line in found.lines())
 
 
-def test_confident_learning_by_hand():
-    shares = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.1, 0.9], [0.2, 0.8], [0.4, 0.6]])
-    labels = np.array([0, 0, 0, 1, 1, 1])
-    # The thresholds are the means of (0.9, 0.8, 0.1) = 0.6 and of (0.9, 0.8, 0.6) = 0.767. Image 2 is labelled 0 and
-    # has 0.9 of class 1: counted as 1. Image 5 reaches neither threshold.
-    assert suspects(shares, labels) == [(2, 1)]
+def test_suspects_by_hand():
+    shares = np.array([[0.9, 0.1], [0.93, 0.07], [0.07, 0.93], [0.4, 0.6], [0.96, 0.04]])
+    # Odds of the labels: 1, 0.075, 0.075, 0.67 and 0.042, where 0.08 is the border.
+    assert suspects(shares, np.array([0, 1, 0, 0, 1])) == [(4, 0), (1, 0), (2, 1)]
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -111,12 +111,35 @@ def test_a_classifier_that_agrees_with_every_label_has_no_suspects(seed):
     assert suspects(shares, shares.argmax(axis=1)) == []
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(-20, 20))
-def test_the_perceptual_hash_does_not_see_brightness(seed, more):
+def drawn(seed):
+    """A picture of a few large spots."""
     coarse = np.random.default_rng(seed).integers(60, 190, (6, 6, 3), dtype=np.uint8)
-    image = np.asarray(Image.fromarray(coarse).resize((32, 32)), np.int64)
-    one, other = (perceptual_hash(each.astype(np.uint8)) for each in (image, image + more))
-    assert (one[1:] != other[1:]).sum() <= 2
+    return np.asarray(Image.fromarray(coarse).resize((32, 32)))
+
+
+def look(image):
+    return Look(hashlib.sha256(image.tobytes()).hexdigest(), None, sketch(image))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(-20, 20))
+def test_a_sketch_tells_brightness_from_shape(seed, more):
+    one = drawn(seed)
+    other = (one.astype(np.int64) + more).astype(np.uint8)
+    assert np.abs(sketch(one) - sketch(other))[:SHAPES].max() < 0.05
+    assert np.allclose(sketch(other)[SHAPES:] - sketch(one)[SHAPES:], more, atol=1e-3)
+
+
+def test_what_looks_the_same_from_afar_is_the_same_and_nothing_else():
+    one, other = drawn(0), drawn(1)
+    noisy = np.clip(one + np.random.default_rng(0).normal(0, 4, one.shape), 0, 255).astype(np.uint8)
+    red = np.clip(one.astype(np.int64) + np.array([60, 0, -30]), 0, 255).astype(np.uint8)
+    assert pairs([look(one), look(other), look(noisy), look(red)]) == [Pair(0, 2, exact=False)]
+
+
+def test_plain_pictures_have_nothing_to_compare():
+    grey, nearly = np.full((32, 32, 3), 90, np.uint8), np.full((32, 32, 3), 91, np.uint8)
+    assert pairs([look(grey), look(nearly)]) == []
+    assert pairs([look(grey), look(grey)]) == [Pair(0, 1, exact=True)]
 
 
 def test_a_property_that_says_nothing_is_no_suspect():
@@ -124,7 +147,32 @@ def test_a_property_that_says_nothing_is_no_suspect():
 
     random = np.random.default_rng(0)
     looks = [
-        Look(str(number), Header(str(random.integers(3)), 10, 10, "RGB", "none"), np.zeros(64, bool))
+        Look(str(number), Header(str(random.integers(3)), 10, 10, "RGB", "none"), np.zeros(SHAPES + 3))
         for number in range(200)
     ]
-    assert shortcuts(looks, np.arange(200) % 2, 0) == []
+    assert shortcuts(looks, np.arange(200) % 2, ["a", "b"], 0) == []
+
+
+def test_one_class_of_ten_that_its_format_betrays():
+    from tlkit.data.images import Header
+
+    labels, names = np.arange(400) % 10, [f"class {number}" for number in range(10)]
+    looks = [
+        Look(str(number), Header("PNG" if label == 3 else "JPEG", 10, 10, "RGB", "none"), np.zeros(SHAPES + 3))
+        for number, label in enumerate(labels)
+    ]
+    (suspect,) = shortcuts(looks, labels, names, 0)
+    assert (suspect.what, suspect.betrays) == ("file format", "class 3")
+    assert suspect.certainty > 0.8
+    assert suspect.explained < 0.15  # so it would not be told by that alone
+
+
+def test_twins_of_twins_are_one_group():
+    found = [Pair(0, 3, exact=True), Pair(3, 4, exact=False), Pair(1, 2, exact=False)]
+    assert groups(found, 6).tolist() == [0, 1, 1, 0, 0, 5]
+
+
+def test_a_wrong_label_that_a_copy_shares(photos):
+    (photos / "train/dark/05.png").rename(photos / "train/light/wrong.png")
+    shutil.copy(photos / "train/light/wrong.png", photos / "val/light/also.png")
+    assert {"train/light/wrong.png", "val/light/also.png"} <= {each.name for each in found_in(photos).mislabelled}

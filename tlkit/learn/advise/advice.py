@@ -97,20 +97,21 @@ def _stage(stage: StageEvidence, sight: Sight) -> dict[str, Any]:
     }
 
 
-def advise(source: Path, question: Question, progress: Progress = silent) -> Advice:
+def advise(source: Path, question: Question, progress: Progress = silent, *, learnable: bool = False) -> Advice:
     """Look at the images that there are to learn from through each backbone, and say what fits them.
 
     Images to validate or to test on are not looked at. Raises `DataError` for a source without images, or with more
-    that can't be used than allowed.
+    that can't be used than allowed; where it has to be `learnable`, also for one that nothing can be trained on.
     """
-    dataset = folder.read(source, val=question.val, learnable=False)
+    dataset = folder.read(source, val=question.val, learnable=learnable)
     samples = dataset.of("train")
     labels = np.array([sample.label for sample in samples], np.int64)
     sights = []
     for backbone in question.backbones:
         tick = progress(f"{backbone.name}", len(samples))
         sights.append(evidences.look(backbone, question.options.get("size"), samples, question.seed, tick))
-    check_rejected(sights[0].features, [sample.path for sample in samples], question.max_bad)
+    counted = (*samples, *dataset.of("val")) if learnable else samples  # those that training then counts
+    check_rejected(sights[0].features, [sample.path for sample in counted], question.max_bad)
     rejected = {samples[index].name: why for index, why in sights[0].features.rejected.items()}
     usable = sights[0].features.usable
     # The same features are the same picture, unless the backbone sees nothing.
@@ -120,14 +121,28 @@ def advise(source: Path, question: Question, progress: Progress = silent) -> Adv
     lacking = facts.lacking()
     advice = Advice(source, dataset, facts, sights, (), labels, cautious(sights[0], offers.head, lacking), rejected)
     if lacking:
-        return advice
+        return _cut_as_asked(advice, question.cut)
     rows = evidences.draw(labels, usable, evidences.MOST_PROBED, question.seed)
     classes = len(dataset.labels)
     sights = [replace(sight, stages=evidences.weigh(sight, rows, labels[rows], classes)) for sight in sights]
     chosen = best_sight(sights)
-    heads = compare_heads(chosen, best_stage(chosen.stages), question.heads, labels, classes, question.seed)
+    if question.cut is not None:
+        chosen, offers = chosen.only(question.cut), replace(offers, mover=None)
+    several = question.heads if len(question.heads) > 1 else ()
+    heads = compare_heads(chosen, best_stage(chosen.stages), several, labels, classes, question.seed)
     recommendation = recommend(facts, chosen, heads, offers, strategy_facts(dataset), len(dataset.of("val")))
-    return replace(advice, sights=sights, heads=heads, recommendation=recommendation)
+    advice = replace(advice, sights=sights, heads=heads, recommendation=recommendation)
+    return _cut_as_asked(advice, question.cut)
+
+
+def _cut_as_asked(advice: Advice, cut: str | None) -> Advice:
+    """With the cut that the user wants, whatever the evidence says of others, and then nothing moves."""
+    if cut is None:
+        return advice
+    chosen = replace(advice.recommendation, cut=cut)
+    if chosen.sure:
+        chosen = replace(chosen, agrees=None, reasons=(f"cut at {cut}, as you say; with a cut of yours nothing moves",))
+    return replace(advice, recommendation=chosen)
 
 
 def best_sight(sights: Sequence[Sight]) -> Sight:

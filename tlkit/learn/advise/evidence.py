@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -16,12 +19,14 @@ from tlkit.deploy import export
 from tlkit.deploy.moments import moments_graph
 from tlkit.deploy.progress import Tick
 from tlkit.deploy.session import cores
+from tlkit.files import cache_dir
 from tlkit.learn.advise import confidence
 from tlkit.learn.advise.confidence import Confidence
 from tlkit.learn.advise.probes import Probe, nearest_mean, ridge
 from tlkit.learn.advise.scores import h_score, logme
-from tlkit.learn.advise.shift import LEAST, MOST, Moments, Shift
+from tlkit.learn.advise.shift import LEAST, MOST, Moments, Shift, judged
 from tlkit.learn.features import Features, extract
+from tlkit.learn.work import once
 from tlkit.model import trunk as trunks
 from tlkit.model.norms import norms
 from tlkit.model.trunk import Trunk
@@ -61,6 +66,10 @@ class Sight:
     images: int  # that the seconds are of; those known from earlier runs take none
     stages: tuple[StageEvidence, ...] = field(default=())
 
+    def only(self, stage: str) -> Sight:
+        """With the evidence of one stage alone."""
+        return replace(self, stages=tuple(each for each in self.stages if each.name == stage))
+
     @property
     def speed(self) -> float | None:
         """Images a second from file to features, where enough of them had to be run to tell."""
@@ -71,22 +80,35 @@ def look(backbone: Backbone, size: int | None, samples: Sequence[Sample], seed: 
     """One pass of the images through all stages, some of them through the graph that tells the shift as well."""
     trunk = trunks.build(backbone, pixels=None if size is None else trunks.resized(backbone, size))
     taps = export.taps_graph(trunk)
-    remembered = norms(trunk)
-    moments = Moments(remembered)
     paths = [sample.path for sample in samples]
     started = time.perf_counter()
     features = extract(paths, taps, trunk.pixels, trunk.names, None, tick)
     seconds = time.perf_counter() - started
-    if remembered:
-        count = min(MOST, max(LEAST, len(paths) // 8))
-        drawn = np.random.default_rng(seed).permutation(len(paths))[:count]
-        # A graph of its own, as what is watched is not fused: its features differ in their last bits, and are not kept.
-        moments.look(moments_graph(taps, remembered), trunk.pixels, [paths[index] for index in drawn])
-    shift = moments.shift(seed)
+    shift = _shift(trunk, taps, paths, features, seed)
     sure = confidence.measure(backbone.classifier(), features.stage(-1)[features.usable])
     if shift.likeness == "unknown" and sure is not None:
         shift = confidence.as_shift(sure)
     return Sight(backbone, trunk, features, shift, sure, seconds, features.decoded)
+
+
+def _shift(trunk: Trunk, taps: Path, paths: Sequence[Path], features: Features, seed: int) -> Shift:
+    """The shift of a few of the images; known from an earlier run, where the same ones were looked at then."""
+    remembered = norms(trunk)
+    if not remembered:
+        return Moments(remembered).shift(seed)
+    drawn = np.random.default_rng(seed).permutation(len(paths))[: min(MOST, max(LEAST, len(paths) // 8))]
+
+    def find_out() -> dict[str, Any]:
+        moments = Moments(remembered)
+        # A graph of its own, as what is watched is not fused: its features differ in their last bits, and are not kept.
+        moments.look(moments_graph(taps, remembered), trunk.pixels, [paths[index] for index in drawn])
+        return asdict(moments.shift(seed))
+
+    key = json.dumps([taps.stem, asdict(trunk.pixels), seed, [features.sha256[index] for index in drawn]])
+    known, _ = once(cache_dir("shifts") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json", find_out)
+    if known["overall"] is None:
+        return Shift(**known)
+    return judged(known["overall"], tuple(known["interval"]), known["stages"], known["images"])
 
 
 def weigh(sight: Sight, rows: NDArray[np.int64], labels: Labels, classes: int) -> tuple[StageEvidence, ...]:

@@ -62,7 +62,7 @@ class DataFacts:
         if self.classes < 2:
             yield "there is only one class"
         if self.distinct < FEWEST_IMAGES:
-            yield f"there are {_images(self.distinct, self.images)}, fewer than {FEWEST_IMAGES}"
+            yield f"{_images(self.distinct, self.images)}, fewer than {FEWEST_IMAGES}"
         alone = [label for label, count in self.distinct_per_class.items() if count < 2]
         if alone:
             more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
@@ -106,4 +106,4 @@ def gather(
 
 
 def _images(distinct: int, images: int) -> str:
-    return f"{images} images" if distinct == images else f"{distinct} distinct images among {images}"
+    return f"there are only {images} images" if distinct == images else f"of {images} images {distinct} are distinct"

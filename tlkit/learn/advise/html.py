@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from tlkit.data.images import Rejected, load
-from tlkit.errors import ResourceError, UsageError
+from tlkit.errors import UsageError
 from tlkit.files import atomic_file, check_writable
 from tlkit.learn.advise import pictures
 from tlkit.learn.advise.advice import Advice
 from tlkit.learn.advise.evidence import Sight
-from tlkit.learn.advise.page import seconds, summary
-from tlkit.plugin.contract import Pixels
+from tlkit.learn.advise.page import seconds
+from tlkit.learn.advise.style import STYLE
 
 if TYPE_CHECKING:
     from tlkit.learn.audit.audit import Audit
 
-SHOWN = Pixels(96, mean=(0.5,) * 3, std=(0.5,) * 3, crop=1.0, filter="bilinear")
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; } th, td { padding: .2rem .7rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; } th { border-bottom: 1px solid #999; }
-tr.chosen { background: #e5f2e5; font-weight: 600; } img { max-width: 100%; height: auto; }
-.verdict { background: #f3f6fa; border-left: 5px solid #36c; padding: .6rem 1rem; }
-.unsure { border-color: #c80; } code { background: #eee; padding: .1rem .3rem; overflow-wrap: anywhere; }
-figure { display: inline-block; margin: .3rem; width: 110px; font-size: .75rem; overflow-wrap: anywhere; }
-"""
+THUMBNAIL = 112
+MOST_SUSPECTS = 24  # of each kind that are shown
+MOST_CLASSES = 20  # with a bar of their own
 
 
 def check(file: Path) -> None:
     """Refuse, before any work, a page that could not be written."""
     if file.suffix.lower() not in (".html", ".htm"):
         raise UsageError("not a kind of page", file=file, do="end its name in .html")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ResourceError("drawing needs matplotlib", file=file, do='run: pip install "tlkit[plot]"') from error
     check_writable(file)
 
 
@@ -54,64 +37,114 @@ def write(file: Path, advice: Advice, found: Audit | None, then: str) -> None:
     body = "\n".join(_body(advice, found, then))
     page = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n{body}\n</main>\n</body>\n</html>\n"
     )
     with atomic_file(file) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _body(advice: Advice, found: Audit | None, then: str) -> Iterator[str]:
-    recommendation = advice.recommendation
-    kind = "verdict" if recommendation.sure else "verdict unsure"
-    said = "".join(f"<p>{escape(line.strip())}</p>" for line in summary(recommendation))
-    yield f'<div class="{kind}">{said}<p><code>{escape(then)}</code></p></div>'
-    yield "<h2>The data</h2>"
-    yield _facts(advice)
+    yield _verdict(advice, then)
+    yield from _data(advice)
     for sight in advice.sights:
-        yield f"<h2>{escape(sight.backbone.name)}</h2>"
-        shift = sight.shift
-        yield f"<p><strong>{shift.likeness}</strong>: {escape(shift.reason)}. {escape(shift.kind)}</p>"
-        if sight.stages:
-            yield _stages(sight, advice)
-    seen = [sight for sight in advice.sights if sight.stages]
-    if seen:
-        yield "<h2>Accuracy and shift against depth</h2>"
-        yield _picture(pictures.depth(seen), "Accuracy and shift of every stage")
+        yield from _backbone(sight, advice)
     if advice.heads:
         yield "<h2>Heads</h2>"
+        yield f"<p>Each cross-validated on the features of {escape(advice.heads[0].stage)}.</p>"
+        ordered = sorted(advice.heads, key=lambda each: -each.accuracy)
         yield _table(
-            ["head", "stage", "cross-validated", "log-loss"],
-            [[each.head, each.stage, f"{each.accuracy:.1%}", f"{each.log_loss:.3f}"] for each in advice.heads],
+            ["head", "stage", "accuracy", "log-loss, nats"],
+            [[each.head, each.stage, f"{each.accuracy:.1%}", f"{each.log_loss:.3f}"] for each in ordered],
+            [each.head == advice.recommendation.head for each in ordered],
         )
     if advice.trials:
         yield "<h2>Trials</h2>"
-        yield _table(
-            ["what", "accuracy on val", "time"],
-            [[t["what"], f"{t['accuracy']:.1%}", seconds(t["seconds"])] for t in advice.trials],
-        )
-    if advice.facts.images >= 3:
-        yield "<h2>The images, by their features</h2>"
-        yield _picture(pictures.maps(advice), "Maps of the images by principal components and t-SNE")
+        rows = [[t["what"], f"{t['accuracy']:.1%}", seconds(t["seconds"])] for t in advice.trials]
+        yield _table(["what", "accuracy on val", "time"], rows)
+    yield from _maps(advice)
     if found is not None:
-        yield "<h2>Audit</h2>"
         yield from _audit(advice, found)
 
 
-def _facts(advice: Advice) -> str:
+def _verdict(advice: Advice, then: str) -> str:
+    chosen = advice.recommendation
+    if not chosen.sure:
+        lacking = "".join(f"<li>{escape(reason)}</li>" for reason in chosen.reasons)
+        more = "<p>More images of each class, each another picture, would let this say something.</p>"
+        what = f'<p class="what">NOT ENOUGH TO TELL</p><ul>{lacking}</ul>{more}'
+        return f'<section class="verdict unsure">{what}{_command("The cautious way:", then)}</section>'
+    says = f"{chosen.strategy}, {chosen.backbone} up to {chosen.cut}, {chosen.head} head"
+    figures = {}
+    if chosen.accuracy is not None:
+        figures["accuracy to expect (95 %)"] = f"{chosen.accuracy[0]:.1%} to {chosen.accuracy[1]:.1%}"
+    if chosen.seconds is not None:
+        figures["time on this machine"] = f"about {seconds(chosen.seconds)}"
+    figures["the images and those of the pretraining"] = advice.sight.shift.likeness
+    if chosen.moving:
+        rates = "".join(f", {name} {rate:g}" for name, rate in chosen.rates.items())
+        figures["stages that move"] = f"{chosen.moving}{rates}"
+    cards = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in figures.items())
+    rule = [] if chosen.case is None else [f"the rule: {chosen.case}: {chosen.rule}"]
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*rule, *chosen.reasons))
+    return (
+        f'<section class="verdict"><p class="label">RECOMMENDED</p><p class="what">{escape(says)}</p>'
+        f'<dl class="cards">{cards}</dl><ul>{reasons}</ul>{_command("To do it:", then)}</section>'
+    )
+
+
+def _command(said: str, then: str) -> str:
+    return f"<p>{said}</p><pre><code>{escape(then)}</code></pre>"
+
+
+def _data(advice: Advice) -> Iterator[str]:
     facts = advice.facts
+    yield "<h2>The data</h2>"
     rows = [
         ["images to learn from", str(facts.images)],
-        ["distinct", str(facts.distinct)],
+        ["distinct pictures", str(facts.distinct)],
+        ["images to validate on", str(len(advice.dataset.of("val")))],
         ["classes", str(facts.classes)],
-        ["smallest and largest class", f"{min(facts.per_class.values())}, {max(facts.per_class.values())}"],
-        ["median size", f"{facts.widths[1]} x {facts.heights[1]}"],
+        ["median size", f"{facts.widths[1]} x {facts.heights[1]} pixels"],
         ["formats", ", ".join(facts.formats)],
     ]
-    return _table(["", ""], rows)
+    counts = sorted(facts.per_class.items(), key=lambda each: -each[1])
+    most = max(1, counts[0][1])
+    bars = "".join(
+        f'<tr><td>{escape(label)}</td><td>{count}</td><td class="bar"><span style="width:{100 * count / most:.0f}%">'
+        "</span></td></tr>"
+        for label, count in counts[:MOST_CLASSES]
+    )
+    rest = f"<p>and {len(counts) - MOST_CLASSES} more classes</p>" if len(counts) > MOST_CLASSES else ""
+    head = "<tr><th>class</th><th>images</th><th></th></tr>"
+    yield f'<div class="side">{_table(["", ""], rows)}<div class="wide"><table>{head}{bars}</table>{rest}</div></div>'
 
 
-def _stages(sight: Sight, advice: Advice) -> str:
-    chosen = (advice.recommendation.backbone, advice.recommendation.cut)
+def _backbone(sight: Sight, advice: Advice) -> Iterator[str]:
+    shift, sure = sight.shift, sight.confidence
+    yield f"<h2>{escape(sight.backbone.name)}</h2>"
+    figure = "" if shift.overall is None else f" (shift {shift.overall:.3f} nats over {shift.images} images)"
+    kind = f" It is {escape(shift.kind)}." if shift.kind else ""
+    yield f"<p><strong>{shift.likeness}</strong>{figure}: {escape(shift.reason)}.{kind}</p>"
+    if sure is not None:
+        yield (
+            f"<p>Its own classifier's greatest probability is {sure.greatest:.2f} on average, its entropy "
+            f"{sure.entropy:.2f} of the most there could be.</p>"
+        )
+    if not sight.stages:
+        return
+    recommended = advice.recommendation
+    chosen = recommended.cut if sight.backbone.name == recommended.backbone else None
+    yield "<h3>Accuracy and shift against depth</h3>"
+    yield pictures.legend(
+        {"linear probe, with its 95 % interval": "var(--first)", "nearest class mean": "var(--second)"}
+        | ({"shift from the pretraining": "var(--third)"} if shift.stages else {})
+    )
+    yield f'<div class="wide">{pictures.depth(sight, chosen)}</div>'
+    yield _stages(sight, chosen)
+
+
+def _stages(sight: Sight, chosen: str | None) -> str:
     rows = []
     for stage in sight.stages:
         low, high = stage.probe.interval
@@ -128,35 +161,49 @@ def _stages(sight: Sight, advice: Advice) -> str:
                 "" if distance is None else f"{distance:.3f}",
             ]
         )
-    marked = [(sight.backbone.name, stage.name) == chosen for stage in sight.stages]
-    return _table(["stage", "width", "probe", "95 %", "nearest mean", "LogME", "H-score", "shift"], rows, marked)
+    marked = [stage.name == chosen for stage in sight.stages]
+    return _table(["stage", "width", "probe", "95 %", "nearest mean", "LogME", "H-score", "shift, nats"], rows, marked)
+
+
+def _maps(advice: Advice) -> Iterator[str]:
+    found = pictures.maps(advice) if advice.facts.images >= 3 else []
+    if not found:
+        return
+    labels = advice.dataset.labels
+    yield f"<h2>The images, by their features at {escape(advice.recommendation.cut)}</h2>"
+    yield pictures.legend(dict(zip(labels, pictures.colours(len(labels)), strict=True)))
+    figures = "".join(
+        f"<figure><h3>{each.title}</h3>{each.svg}<figcaption>{each.axes}</figcaption></figure>" for each in found
+    )
+    yield f'<div class="maps">{figures}</div>'
 
 
 def _audit(advice: Advice, found: Audit) -> Iterator[str]:
-    yield "".join(f"<p>{escape(line)}</p>" for line in found.lines())
-    by_name = {sample.name: sample.path for sample in advice.dataset.samples}
+    yield "<h2>Audit</h2>"
+    lines = "\n".join(found.lines())
+    yield f"<pre>{escape(lines)}</pre>"
+    paths = {sample.name: sample.path for sample in advice.dataset.samples}
+    if found.twins:
+        yield "<h3>The same picture twice</h3>"
+        for twin in sorted(found.twins, key=lambda each: (not each.leak, not each.contradiction))[:MOST_SUSPECTS]:
+            kind = "exact" if twin.exact else "near"
+            wrong = [*(["in two splits"] if twin.leak else []), *(["in two classes"] if twin.contradiction else [])]
+            said = f"{twin.one} = {twin.other} ({', '.join([kind, *wrong])})"
+            yield _suspect(paths, [twin.one, twin.other], said)
     if found.mislabelled:
         yield "<h3>Likely wrong labels</h3>"
-        for each in found.mislabelled[:24]:
-            said = f"{each.name}: is {each.label}, looks like {each.looks}"
-            if (thumbnail := _thumbnail(by_name.get(each.name), said)) is not None:
-                yield f"<figure>{thumbnail}<figcaption>{escape(said)}</figcaption></figure>"
+        for each in found.mislabelled[:MOST_SUSPECTS]:
+            yield _suspect(paths, [each.name], f"{each.name}: is {each.label}, looks like {each.looks}")
 
 
-def _thumbnail(path: Path | None, said: str) -> str | None:
-    if path is None:
-        return None
-    try:
-        picture = Image.fromarray(load(path, SHOWN))
-    except Rejected:
-        return None
-    buffer = BytesIO()
-    picture.save(buffer, "PNG")
-    return _picture(buffer.getvalue(), said)
-
-
-def _picture(png: bytes, said: str) -> str:
-    return f'<img alt="{escape(said)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def _suspect(paths: Mapping[str, Path], names: Sequence[str], said: str) -> str:
+    """Pictures beside each other, and what is wrong with them."""
+    shown = ""
+    for name in names:
+        picture = pictures.thumbnail(paths[name], THUMBNAIL) if name in paths else None
+        if picture is not None:
+            shown += f'<img alt="{escape(name)}" width="{THUMBNAIL}" height="{THUMBNAIL}" src="{picture}">'
+    return f'<figure class="suspect">{shown}<figcaption>{escape(said)}</figcaption></figure>'
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], marked: Sequence[bool] = ()) -> str:
@@ -170,4 +217,4 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], marked: Sequence[
         for row, mark in zip(listed, marks, strict=True)
     ]
     top = f"<tr>{cells('th', head)}</tr>" if any(head) else ""
-    return f"<table>{top}{''.join(lines)}</table>"
+    return f'<div class="wide"><table>{top}{"".join(lines)}</table></div>'

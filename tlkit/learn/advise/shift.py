@@ -118,8 +118,7 @@ class Moments:
         # A draw with repetitions has less variety than the images themselves, which moves all draws: only their spread
         # is used, around the figure.
         low, high = (overall * value / np.median(redrawn) for value in np.quantile(redrawn, [0.05, 0.95]).tolist())
-        likeness, reason = judge(overall, (low, high), images)
-        return Shift(overall, (low, high), stages, images, likeness, reason)
+        return judged(overall, (low, high), stages, images)
 
 
 class _Layer:
@@ -164,6 +163,12 @@ def judge(overall: float, interval: tuple[float, float], images: int) -> tuple[L
         "unclear",
         f"{overall:.2f} lies between alike (below {ALIKE}) and unlike (above {UNLIKE}), or too near to tell",
     )
+
+
+def judged(overall: float, interval: tuple[float, float], stages: Mapping[str, float], images: int) -> Shift:
+    """That distance, with what it means."""
+    likeness, reason = judge(overall, interval, images)
+    return Shift(overall, interval, stages, images, likeness, reason)
 
 
 def unknown(reason: str, images: int = 0) -> Shift:

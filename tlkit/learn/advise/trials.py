@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tlkit.deploy.progress import Progress, silent
 from tlkit.learn.advise.advice import Advice, Question
 from tlkit.learn.advise.choose import paired
+from tlkit.learn.advise.parts import run
 from tlkit.learn.advise.recommend import EPOCHS, Recommendation, epoch_seconds, offered
 from tlkit.learn.plan import How, Recipe, facts
 from tlkit.learn.result import Trained
-from tlkit.learn.train import train
+from tlkit.learn.work import once
 from tlkit.plugin.contract import Head, Strategy
 from tlkit.plugin.settings import configure
 
 TRIED = ("partial", "probe-then-tune")  # the cheapest that moves the trunk, and the one that usually goes furthest
 FEWEST_EPOCHS = 2
 HALF = 0.5  # of the budget, for each
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One training, measured on the validation images: `right` `(images,)`."""
-
-    what: str
-    trained: Trained
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON knows it."""
-        return {"what": self.what, "accuracy": self.trained.scores.accuracy, "seconds": self.seconds}
 
 
 def recipe(question: Question, recommendation: Recommendation, strategy: Strategy | None = None) -> Recipe:
@@ -59,36 +47,36 @@ def named(question: Question, name: str) -> Strategy:
     return next(each for each in question.strategies if each.name == name)
 
 
-def run(source: Path, out: Path, what: str, recipe: Recipe, progress: Progress, how: How | None = None) -> Trial:
-    """Train to `out` and measure."""
-    started = time.perf_counter()
-    trained = train(source, out, recipe, progress, how)
-    return Trial(what, trained, time.perf_counter() - started)
-
-
 def ahead(one: Trained, other: Trained) -> bool:
     """Whether one is ahead of the other on the same validation images by more than the standard error of that."""
     return paired(one.right, other.right).sure
 
 
 def try_out(
-    advice: Advice, question: Question, budget: float, progress: Progress = silent, how: How | None = None
+    advice: Advice,
+    question: Question,
+    budget: float,
+    progress: Progress = silent,
+    how: How | None = None,
+    folder: Path | None = None,
 ) -> Advice:
     """The advice with trial trainings in about `budget` seconds, and a recommendation that heeds them.
 
-    How many epochs fit depends on the machine, so what comes of a budget does too.
+    How many epochs fit depends on the machine, so what comes of a budget does too. In a `folder` all that is found out
+    is kept, to be found again by a run that takes this one up.
     """
     if not advice.recommendation.sure:
         return advice
     frozen = advice.recommendation.frozen()
-    with tempfile.TemporaryDirectory(prefix="tlkit-trial-") as room:
+    with tempfile.TemporaryDirectory(prefix="tlkit-trial-") if folder is None else nullcontext(folder) as room:
         still = run(advice.source, Path(room, "frozen"), words(frozen), recipe(question, frozen), progress, how)
         trials, best, chosen = [still], still, frozen
         for name in TRIED:
-            fitted = _fitted(advice, question, name, HALF * (budget - still.seconds))
-            if fitted is None:
+            fit = partial(_epochs, advice, question, name, HALF * (budget - still.seconds))
+            epochs, _ = once(Path(room, f"{name}.epochs.json"), fit)
+            if not epochs:
                 continue
-            strategy, moved = fitted
+            strategy, moved = _fitted(advice, question, name, epochs)
             trial = run(advice.source, Path(room, name), words(moved), recipe(question, moved, strategy), progress, how)
             trials.append(trial)
             if ahead(trial.trained, best.trained):
@@ -105,18 +93,23 @@ def try_out(
     return replace(advice, trials=[trial.to_json() for trial in trials], recommendation=settled)
 
 
-def _fitted(advice: Advice, question: Question, name: str, budget: float) -> tuple[Strategy, Recommendation] | None:
-    """A strategy with as many epochs as fit the budget; None where it is not on offer or too few do."""
-    strategy = next((each for each in question.strategies if each.name == name), None)
-    offers = offered(question.heads, question.strategies)
-    if strategy is None or offers.mover is None:
-        return None
-    trunk, known = advice.sight.trunk, facts(advice.dataset)
-    moving = strategy.phases(trunk.names, known)[-1].moving
-    epochs = min(EPOCHS, int(budget / epoch_seconds(trunk, moving, advice.facts.images, len(advice.dataset.of("val")))))
-    if epochs < FEWEST_EPOCHS:
-        return None
-    moved = advice.recommendation.moved(strategy, offers.head, trunk.names, known, epochs)
+def _epochs(advice: Advice, question: Question, name: str, budget: float) -> int:
+    """How many epochs of a strategy fit the budget; 0 where it is not on offer or too few do."""
+    if name not in {each.name for each in question.strategies}:
+        return 0
+    if offered(question.heads, question.strategies).mover is None:
+        return 0
+    trunk = advice.sight.trunk
+    moving = named(question, name).phases(trunk.names, facts(advice.dataset))[-1].moving
+    seconds = epoch_seconds(trunk, moving, advice.facts.images, len(advice.dataset.of("val")))
+    epochs = min(EPOCHS, int(budget / seconds))
+    return epochs if epochs >= FEWEST_EPOCHS else 0
+
+
+def _fitted(advice: Advice, question: Question, name: str, epochs: int) -> tuple[Strategy, Recommendation]:
+    """A strategy with so many epochs, and the recommendation to take it."""
+    strategy, head = named(question, name), offered(question.heads, question.strategies).head
+    moved = advice.recommendation.moved(strategy, head, advice.sight.trunk.names, facts(advice.dataset), epochs)
     return configure(strategy, {"epochs": epochs}), moved
 
 

@@ -14,7 +14,7 @@ from tlkit.deploy.progress import Progress, silent
 from tlkit.learn.advise.advice import Advice
 from tlkit.learn.audit import labels as wrong
 from tlkit.learn.audit.files import Suspect, look_at, shortcuts
-from tlkit.learn.audit.twins import pairs
+from tlkit.learn.audit.twins import groups, pairs
 from tlkit.learn.features import extract
 
 SHOWN = 10  # of each kind, in lines
@@ -95,14 +95,12 @@ class Audit:
             found.sort(key=lambda twin: (not twin.leak, not twin.contradiction))
             yield from _some([f"{twin.one} = {twin.other}" for twin in found])
         if self.too_few:
-            yield f"labels and shortcuts: fewer than {FEWEST} images are not enough to tell"
+            yield f"labels and shortcuts: fewer than {FEWEST} distinct images are not enough to tell"
         else:
             yield f"likely wrong labels: {len(self.mislabelled)}"
             yield from _some([f"{e.name} ({e.split}): is {e.label}, looks like {e.looks}" for e in self.mislabelled])
             yield f"shortcuts: {len(self.shortcuts)}"
-            yield from _some(
-                [f"{e.what} alone takes away {e.explained:.0%} of the doubt about the class" for e in self.shortcuts]
-            )
+            yield from _some([each.line() for each in self.shortcuts])
         if self.imbalance:
             counts = sorted(self.imbalance.items(), key=lambda each: each[1])
             yield f"imbalance: {counts[-1][0]} has {counts[-1][1]} images, {counts[0][0]} has {counts[0][1]}"
@@ -126,17 +124,17 @@ def audit(advice: Advice, progress: Progress = silent, seed: int = 0) -> Audit:
     features = extract(paths, export.taps_graph(trunk), trunk.pixels, trunk.names, trunk.names[-1], tick)
     progress("files", len(paths))
     looks = look_at(paths)
-    twins = [
-        _twin(samples[pair.one], samples[pair.other], labels, exact=pair.exact)
-        for pair in pairs(looks, features.array, features.usable)
-    ]
+    found = pairs(looks)
+    twins = [_twin(samples[pair.one], samples[pair.other], labels, exact=pair.exact) for pair in found]
     truth = np.array([sample.label for sample in samples], np.int64)
     usable = np.flatnonzero(features.usable)
     counts = np.bincount(truth[usable], minlength=len(labels))
-    too_few = len(usable) < FEWEST or len(labels) < 2 or counts.max(initial=0) < wrong.FOLDS
+    same = groups(found, len(samples))[usable]
+    distinct = len(np.unique(same))
+    too_few = distinct < FEWEST or len(labels) < 2 or counts.max(initial=0) < wrong.FOLDS
     mislabelled = []
     if not too_few:
-        shares = wrong.left_out_probabilities(features.array[usable], truth[usable], len(labels), seed)
+        shares = wrong.left_out_probabilities(features.array[usable], truth[usable], len(labels), seed, same)
         for place, looks_like in wrong.suspects(shares, truth[usable]):
             sample = samples[usable[place]]
             mislabelled.append(Mislabelled(sample.name, sample.split, labels[sample.label], labels[looks_like]))
@@ -146,7 +144,7 @@ def audit(advice: Advice, progress: Progress = silent, seed: int = 0) -> Audit:
         twins=twins,
         mislabelled=mislabelled,
         imbalance={label: int(count) for label, count in zip(labels, counts, strict=True)} if uneven else {},
-        shortcuts=[] if too_few else shortcuts(looks, truth, seed),
+        shortcuts=[] if too_few else shortcuts(looks, truth, labels, seed),
         too_few=too_few,
     )
 
