@@ -31,6 +31,10 @@ PHASES = (
     ),
 )
 
+SMALL = ("--golden", "1", "--device", "cpu")
+SET = ("moving=1", "epochs=2", "augment=false", "optimiser=sgd")
+TUNED = [word for name in SET for word in ("--set", f"strategy.{name}")]
+
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -91,3 +95,62 @@ def test_only_the_first_keeps_checkpoints_and_views(together, tmp_path):
     views = [file.name for file in tmp_path.glob("*.npy")]
     assert len(views) == 3  # two to train on, one to validate on
     assert not list(tmp_path.glob(".*"))
+
+
+class TestTrain:
+    """Whole runs, in the places that torchrun gives to its processes."""
+
+    def run(self, pictures, out, strategy, *, world, more=()):
+        """`tlkit train` in so many processes at once; the exit code and what was said, of each."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "-m", "tlkit", "train", str(pictures), "-o", str(out), "--size", "32", *SMALL]
+        command += ["--strategy", strategy, *more]
+        started = [
+            subprocess.Popen(
+                command,
+                env={**shared, "WORLD_SIZE": str(world), "RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+        said = [process.communicate() for process in started]
+        return [(process.returncode, *each) for process, each in zip(started, said, strict=True)]
+
+    def test_the_first_writes_and_speaks_and_its_curve_is_that_of_one(self, pictures, tmp_path):
+        runs = {
+            world: self.run(pictures, tmp_path / str(world), "partial", world=world, more=TUNED) for world in (1, 2)
+        }
+        for found in runs.values():
+            assert [code for code, _, _ in found] == [0] * len(found), found
+            assert "validation accuracy" in found[0][1]
+        assert runs[2][1][1:] == ("", "")
+        curves = {
+            world: [json.loads(line) for line in (tmp_path / str(world) / "history.jsonl").read_text().splitlines()]
+            for world in runs
+        }
+        for ours, theirs in zip(curves[1][:2], curves[2][:2], strict=True):
+            for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "lr"):
+                assert theirs[name] == pytest.approx(ours[name], rel=1e-2, abs=1e-3), name
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+    def test_where_nothing_moves_the_first_does_it_alone(self, pictures, tmp_path):
+        found = self.run(pictures, tmp_path / "run", "frozen", world=2)
+        assert [code for code, _, _ in found] == [0, 0], found
+        assert "validation accuracy" in found[0][1]
+        assert found[1][1:] == ("", "")
+
+    def test_each_says_what_it_ended_for_with_its_number(self, pictures, tmp_path):
+        found = self.run(pictures, tmp_path / "run", "partial", world=2, more=["--set", "strategy.moving=20"])
+        assert [code for code, _, _ in found] == [2, 2]
+        problem = "the strategy can't be run: phase 1 moves 20 stages of 9\n"
+        assert [said for _, _, said in found] == [f"tlkit: {problem}", f"tlkit (process 1): {problem}"]
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there/file").touch()
+        found = self.run(pictures, tmp_path / "there", "partial", world=2)
+        assert [code for code, _, _ in found] == [2, 2]
+        assert all("it exists already" in said for _, _, said in found)

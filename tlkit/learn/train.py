@@ -21,7 +21,7 @@ from tlkit.errors import DataError
 from tlkit.learn.loop.checkpoint import Checkpoints
 from tlkit.learn.loop.fit import Setting
 from tlkit.learn.loop.heads import refit, solve_or_fit
-from tlkit.learn.loop.machine import Choice, Machine, processes
+from tlkit.learn.loop.machine import Choice, Machine, place, processes
 from tlkit.learn.loop.phases import check_phases, most_moving
 from tlkit.learn.loop.tune import Store, tune
 from tlkit.learn.loop.watch import LOG, Watch
@@ -37,8 +37,12 @@ def train(source: Path, out: Path, recipe: Recipe, progress: Progress = silent, 
     Where the loss ended as no number, the bundle holds the best weights before that, and then a DataError is raised.
     """
     how = replace(how or How(), progress=progress)
-    files.check_new(out)
-    files.check_writable(out)
+    leads = place()[0] == 0
+    if leads:
+        files.check_new(out)
+        files.check_writable(out)
+    else:
+        how = replace(how, progress=silent, warn=lambda _warning: None)
     dataset = folder.read(source, val=recipe.val)
     torch.manual_seed(recipe.seed)
     pixels = None if recipe.size is None else trunks.resized(recipe.backbone, recipe.size)
@@ -50,9 +54,10 @@ def train(source: Path, out: Path, recipe: Recipe, progress: Progress = silent, 
     check_phases(phases, trunk.names)
     plan = Plan(source, out, recipe, dataset, phases, whole, trunk)
     if not most_moving(phases):
-        if not Machine().leads:
-            sys.exit()
+        if not leads:
+            sys.exit()  # there is nothing to share
         return _whole(_train_head(plan, how))
+    files.check_new(out)  # in every process: those that go on would wait for one that does not
     check_unfinished(out, resume=how.resume)
     machine = Machine(how.choice)
     with processes(machine):

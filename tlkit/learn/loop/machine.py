@@ -35,12 +35,17 @@ class Choice:
     tf32: bool = False  # whether a GPU may round the factors of fp32 products to 10 bits
 
 
+def place() -> tuple[int, int]:
+    """This process's number, from 0, among those that torchrun started, and how many there are."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class Machine:
     """A device, the format of products, and this process's place among those that share the work."""
 
     def __init__(self, choice: Choice | None = None) -> None:
         choice = choice or Choice("cpu", "fp32")
-        self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.world = place()
         self.device = _device(choice.device)
         self.format = _format(choice.precision, self.device)
         self.compiles = choice.compile
@@ -52,7 +57,7 @@ class Machine:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is the process that writes and is listened to."""
         return self.rank == 0
 
     def autocast(self) -> AbstractContextManager[Any]:
