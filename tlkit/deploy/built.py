@@ -28,8 +28,14 @@ def plain(precision: str) -> str:
 def write(
     bundle: Path, target: str, precision: str, facts: Mapping[str, Any], fill: Callable[[Path], Mapping[str, Any]]
 ) -> Path:
-    """Make `bundle/target/precision` whole or not at all; `fill` writes the files and returns more facts."""
-    place = bundle / target / precision
+    """As `write_at` at the by-product's own place in a bundle."""
+    return write_at(bundle / target / precision, target, precision, facts, fill)
+
+
+def write_at(
+    place: Path, target: str, precision: str, facts: Mapping[str, Any], fill: Callable[[Path], Mapping[str, Any]]
+) -> Path:
+    """Make a by-product whole or not at all; `fill` writes the files and returns more facts."""
     with files.atomic_dir(place, replace=True) as temporary, files.explained(place):
         content = {"target": target, "precision": precision, **facts, **fill(temporary)}
         content["files"] = {file.name: files.sha256(file) for file in sorted(temporary.iterdir())}

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from tlkit import __version__
 from tlkit.data.images import Rejected, load
-from tlkit.deploy import built, export, opening, source
+from tlkit.deploy import built, export, metadata, opening, source
 from tlkit.deploy.parity import TOLERANCES, Verdict, compare
 from tlkit.deploy.session import OnnxSession
 from tlkit.errors import DataError, GateError, ResourceError, TlkitError, UsageError
@@ -66,13 +66,14 @@ def graphs_of(
         del part.metadata_props[:]  # of graphs that were exported before, in another precision
     graphs = {"trunk": trunk, "head": head, "model": export.model_graph(trunk, head)}
     names = {
-        "backbone": record.backbone.name,
-        "cut": record.cut,
-        "head": record.head.name,
-        "precision": precision,
+        metadata.BUNDLE: bundle.digest,
+        metadata.BACKBONE: record.backbone.name,
+        metadata.CUT: record.cut,
+        metadata.HEAD: record.head.name,
+        metadata.PRECISION: precision,
     }
     for graph in graphs.values():
-        export.describe(graph, labels=record.labels, pixels=record.pixels, bundle=bundle.digest, names=names)
+        export.describe(graph, metadata.facts(record.pixels, record.labels, names))
     return graphs
 
 
