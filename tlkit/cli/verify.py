@@ -89,6 +89,7 @@ def _bundle(
     as_json: bool,
 ) -> None:
     from tlkit.deploy import built
+    from tlkit.deploy.opening import Elsewhere
     from tlkit.deploy.verify import replay
     from tlkit.model.bundle import GOLDEN, open_bundle
 
@@ -102,7 +103,7 @@ def _bundle(
     for name, chosen in found:
         try:
             replays[f"{name}/{chosen}"] = replay(opened, name, chosen, _opener(name, trust))
-        except ResourceError as error:
+        except (ResourceError, Elsewhere) as error:
             if target is not None or len(found) == 1:
                 raise
             elsewhere[f"{name}/{chosen}"] = error.what
