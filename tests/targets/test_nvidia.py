@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
 import signal
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,19 +120,26 @@ class TestRTX:
         assert any(re.fullmatch(r"Optimizing graph \d+/\d+", each) for each in said)
 
     def test_ctrl_c_stops_a_build_and_leaves_nothing(self, own_run, monkeypatch):
-        """The signal comes in the middle of the build, as the monitor's first step is done."""
-        seen = []
+        """The signal comes in the middle of the build, as the monitor's first step is done, and takes effect there."""
+        seen, monitors = [], []
 
         def progress(_what, _total):
             def tick(_more, said=""):
                 if not seen:
                     os.kill(os.getpid(), signal.SIGINT)
                 seen.append(said)
+                while not monitors[0].stopped:
+                    time.sleep(0.001)
 
             return tick
 
-        log = _nvidia._log(__import__("tensorrt_rtx"))
+        def watch(*args):
+            monitors.append(_watch.watch(*args))
+            return monitors[-1]
+
+        log = _nvidia._log(importlib.import_module("tensorrt_rtx"))
         monkeypatch.setattr(_nvidia, "_log", lambda _: log)
+        monkeypatch.setattr(_nvidia, "watch", watch)
         with pytest.raises(KeyboardInterrupt):
             publish_target(open_bundle(own_run), TensorRTRTX(), progress=progress)
         assert seen

@@ -19,7 +19,7 @@ import numpy as np
 
 from tlkit.data.ahead import ahead
 from tlkit.data.images import Rejected, load
-from tlkit.deploy import metadata
+from tlkit.deploy import metadata, setting
 from tlkit.deploy.built import graph_file
 from tlkit.deploy.heads import OneHead, heads
 from tlkit.deploy.session import OnnxSession, cores
@@ -128,12 +128,18 @@ class Model:
     ) -> Model:
         """Open a graph, or that of a bundle (`graph` says which: `model` or `trunk`).
 
-        `workers=1` answers one call fastest; the default uses a thread a core, for many files. Of a graph with several
+        `workers=1` answers one call fastest; the default uses a thread a core, for many files, or what `tlkit bench
+        --tune` found to be best for them on a machine like this one. Of a graph with several
         heads, `head` names one. `device` is `cpu`, `cuda` or `tensorrt`; one that can't be used here raises a
         ResourceError.
         """
         file = graph_file(Path(path), graph)
-        session: Session = OnnxSession(file, workers=cores() if workers is None else workers, device=device)
+        tuned = setting.read(file) if workers is None and device == "cpu" else None
+        session: Session = (
+            OnnxSession(file, workers=cores() if workers is None else workers, device=device)
+            if tuned is None
+            else tuned.open(file)
+        )
         known = heads(session.metadata)
         if known and head is None:
             do = f"choose one of them with --head: {', '.join(known)}"
