@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import resource
 import signal
 import sys
 import time
@@ -146,6 +147,23 @@ class TestRTX:
         assert "anceled by user" in log.worst
         assert not list((own_run / "tensorrt-rtx").iterdir())
 
+    def test_a_full_disk_is_told_of_by_the_files_own_name_and_nothing_stays(self, own_run, tlkit):
+        def no_larger_files():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+        before = sorted(own_run.rglob("*"))
+        done = tlkit("export", own_run, "--tensorrt-rtx", preexec_fn=no_larger_files)
+        assert (done.code, done.out) == (5, "")
+        assert f"{own_run}/tensorrt-rtx/fp32/trunk.engine: can't write: file too large" in done.err
+        assert done.err.count("\n") == 1
+        assert [path for path in sorted(own_run.rglob("*")) if path.name != "tensorrt-rtx"] == before
+
+    def test_a_graph_that_was_changed_after_export_is_not_built_from(self, own_run):
+        (own_run / "onnx/fp32/model.onnx").write_bytes(b"other")
+        with pytest.raises(ArtefactError, match=r"model is missing or was changed after export; run: tlkit export"):
+            publish_target(open_bundle(own_run), TensorRTRTX())
+        assert not (own_run / "tensorrt-rtx").exists()
+
     def test_batches_must_rise(self, tiny_run, tmp_path):
         with pytest.raises(UsageError, match="must rise"):
             TensorRTRTX().build(tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", Shapes(4, 2, 8))
@@ -223,6 +241,16 @@ class TestOpening:
         assert done.code == 0, done.err
         assert "passed over tensorrt-rtx/fp32: a file of tensorrt-rtx is executable code" in done.err
         assert tlkit("bench", own_run, "--target", "tensorrt-rtx", env=env).code == 4
+
+    @pytest.mark.parametrize("verb", ["verify", "bench"])
+    def test_what_no_plugin_here_was_built_by_is_passed_over(self, own_run, capsys, verb):
+        publish_target(open_bundle(own_run), TensorRTRTX())
+        (own_run / "tensorrt-rtx").rename(own_run / "strange")
+        options = ["--batch", "1"] if verb == "bench" else []
+        assert cli.run([verb, str(own_run), *options]) == 0
+        assert "strange/fp32: " in "".join(capsys.readouterr())
+        assert cli.run([verb, str(own_run), "--target", "strange"]) == 4
+        assert "there is no target 'strange'; installed: " in capsys.readouterr().err
 
     def test_an_engine_for_another_gpu_is_refused_with_the_command(self, file, monkeypatch):
         monkeypatch.setattr(Engine, "version", "2.0")

@@ -13,12 +13,12 @@ import click
 from tlkit.cli.common import (
     FilePath,
     device_options,
-    host,
     json_option,
     offers,
     on_device,
     progress_bars,
     show,
+    target_of,
     trust_option,
     wrote,
 )
@@ -121,8 +121,9 @@ def command(
     openers = dict(_openers(opened, found, threads, trust_engine, where))
     explicit = targets is not None or len(openers) == 1
     with progress_bars() as bars:
-        tuned = {f"{built.TARGET}/{precision}": _tune(opened, precision, bars) for precision in tunable}
         result = benchmark(opened, openers, batches, lacking=None if explicit else _passed_over, progress=bars)
+        # Last, as memory that it has used would be told of none of the sides.
+        tuned = {f"{built.TARGET}/{precision}": _tune(opened, precision, bars) for precision in tunable}
 
     exported = [speed for speed in result.speeds if not speed.name.startswith(TORCH)]
     then = f"tlkit export {quoted(bundle)} --onnx"
@@ -173,7 +174,7 @@ def _openers(
 ) -> Iterator[tuple[str, Callable[[], Session]]]:
     """What opens the model of each, by the by-product's name; `where` opens on the device that was asked for."""
     from tlkit.deploy import built
-    from tlkit.deploy.opening import open_target
+    from tlkit.deploy.opening import Elsewhere, open_target
 
     for target, precision in found:
         if target == TORCH:
@@ -181,8 +182,12 @@ def _openers(
 
             yield f"{TORCH}/{precision}", partial(TrainedSession, bundle, *offers(bundle))
             continue
-        offer = host().get("target", target)
         file = built.graph_file(bundle.root, "model", target, precision)
+        try:
+            offer: Any = target_of(target)  # a dataclass, whose fields depend on the target
+        except Elsewhere as error:
+            yield f"{target}/{precision}", partial(_refuse, error)
+            continue
         options = {field.name for field in option_fields(offer)}
 
         def opened(device: str, offer: Any, file: Path = file) -> Session:
@@ -193,6 +198,11 @@ def _openers(
             name = f"{target}/{precision}" + (f", {number} thread{'s' if number > 1 else ''}" if number else "")
             chosen = replace(offer, threads=number) if number else offer
             yield name, partial(where, partial(opened, offer=chosen))
+
+
+def _refuse(error: TlkitError) -> Session:
+    """What opens a side that can't be opened."""
+    raise error
 
 
 def _passed_over(name: str, error: TlkitError) -> None:

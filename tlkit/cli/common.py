@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tlkit.errors import DataError, ResourceError, one_line
+from tlkit.errors import DataError, ResourceError, UsageError, one_line
 
 if TYPE_CHECKING:
     from tlkit.deploy.runtime import Model
     from tlkit.learn.advise.advice import Question
     from tlkit.model.bundle import Bundle
-    from tlkit.plugin.contract import Backbone, Head
+    from tlkit.plugin.contract import Backbone, Head, Target
     from tlkit.plugin.host import Host
 
 CPU = "cpu"
@@ -175,6 +175,17 @@ def question(
     heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
     strategies = [plugins.get("strategy", name) for name in plugins.names("strategy")]
     return Question(backbones, heads, strategies, plugins.origin, val, max_bad, seed, cut, options)
+
+
+def target_of(by_product: str) -> Target:
+    """The target that a by-product was built for; one that no plugin offers here is as good as of another machine."""
+    from tlkit.deploy.opening import Elsewhere
+
+    try:
+        found: Target = host().get("target", by_product)
+    except UsageError as error:
+        raise Elsewhere(error.what, do="install the plugin that offers it") from error
+    return found
 
 
 def complete_offer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:

@@ -12,13 +12,13 @@ import click
 from tlkit.cli.common import (
     FilePath,
     device_options,
-    host,
     json_option,
     offers,
     on_device,
     progress_bars,
     rejected,
     show,
+    target_of,
     trust_option,
     wrote,
 )
@@ -196,4 +196,4 @@ def _opener(target: str, trust: bool, where: Callable[[Callable[[str], Session]]
 
     if target == "onnx":
         return lambda file: where(lambda device: OnnxSession(file, device=device))
-    return partial(open_target, host().get("target", target), trust=trust)
+    return lambda file: open_target(target_of(target), file, trust=trust)
