@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from tlkit import cli
 from tlkit.deploy import bench
 from tlkit.deploy.bench import ROUNDS, WARM_UP, benchmark
-from tlkit.errors import UsageError
+from tlkit.deploy.opening import Elsewhere
+from tlkit.errors import ResourceError, UsageError
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, IMAGES, Session
 
@@ -49,21 +51,68 @@ def clock(monkeypatch):
         made.now += 0.002
         return np.zeros((pixels.size, pixels.size, 3), np.uint8)
 
+    def decoded(_content, pixels):
+        made.now += 0.0015
+        return pixels.size, pixels.size
+
     monkeypatch.setattr(bench, "load", load)
+    monkeypatch.setattr(bench, "decoded", decoded)
     return made
 
 
 def test_percentiles_rates_and_calls(tiny_run, clock):
     session = Steady(clock, 0.01)
-    result = benchmark(open_bundle(tiny_run), {"it": lambda: session}, [4], seconds=0.19, clock=clock)
+    cpu = lambda: 2 * clock()  # noqa: E731 - two cores at work
+    result = benchmark(open_bundle(tiny_run), {"it": lambda: session}, [4], seconds=0.19, clock=clock, cpu_clock=cpu)
     (speed,) = result.speeds
     assert session.batches == [4] * (WARM_UP + speed.calls)
     assert (speed.name, speed.batch, speed.calls) == ("it", 4, ROUNDS * 10)
     assert speed.latency["p50"] == pytest.approx(10)
     assert speed.latency["p99"] == pytest.approx(100)
     assert speed.rates == pytest.approx([4 * 10 / 0.19] * ROUNDS)
-    assert result.decoding.latency["p50"] == pytest.approx(2)
-    assert result.decoding.rates == pytest.approx([500] * ROUNDS)
+    assert speed.cpu == pytest.approx(2 * 19)
+    assert speed.gpu is None
+    decode, resize = result.stages
+    assert (decode.name, resize.name) == ("decode", "crop and resize")
+    assert decode.latency["p50"] == pytest.approx(1.5)
+    assert resize.latency["p50"] == pytest.approx(0.5)
+    assert resize.rates == pytest.approx([2000] * ROUNDS)
+
+
+def test_the_time_of_the_gpu_is_told_apart(tiny_run, clock):
+    class Gpu(Steady):
+        def run(self, array, outputs=None):
+            self.gpu_seconds = 0.004
+            return super().run(array, outputs)
+
+    (speed,) = benchmark(open_bundle(tiny_run), {"it": lambda: Gpu(clock, 0.01)}, [4], seconds=0.19, clock=clock).speeds
+    assert speed.gpu == pytest.approx(4)
+
+
+def test_each_side_is_opened_once_and_one_that_is_missing_is_told_of(tiny_run, clock):
+    opened, told = [], []
+
+    def opener(name, error=None):
+        def open_():
+            opened.append(name)
+            if error:
+                raise error
+            return Steady(clock, 1.0)
+
+        return open_
+
+    openers = {"no": opener("no", ResourceError("no GPU")), "yes": opener("yes"), "not": opener("not", Elsewhere("x"))}
+    bundle = open_bundle(tiny_run)
+    result = benchmark(
+        bundle, openers, [1], seconds=0, clock=clock, lacking=lambda name, error: told.append((name, error.what))
+    )
+    assert opened == ["no", "yes", "not"]
+    assert told == [("no", "no GPU"), ("not", "x")]
+    assert [speed.name for speed in result.speeds] == ["yes"]
+    with pytest.raises(ResourceError, match="no GPU"):
+        benchmark(bundle, openers, [1], seconds=0, clock=clock)
+    with pytest.raises(ResourceError, match="no GPU"):
+        benchmark(bundle, {"no": openers["no"]}, [1], clock=clock, lacking=lambda *_: None)
 
 
 def test_sides_take_turns_and_a_slow_one_is_called_at_least_once_a_round(tiny_run, clock):
@@ -105,7 +154,10 @@ class TestCommand:
         assert code == 0, err
         lines = out.splitlines()
         assert [line.split()[:2] for line in lines[1:3]] == [["onnx/fp32", "1"], ["onnx/fp32", "3"]]
-        assert "pictures, one thread: p50 " in lines[-1]
+        assert re.match(r"decode, one thread, \d+ pictures: p50 ", lines[-2])
+        assert re.match(r"crop and resize, one thread, \d+ pictures: p50 ", lines[-1])
+        assert "CPU ms" in lines[0]
+        assert "GPU ms" not in lines[0]
         assert err.splitlines()[0] == "wrote nothing"
 
     def test_json(self, run, tiny_run):
@@ -142,13 +194,19 @@ class TestCommand:
         [
             (("--batch", "0"), 2, "--batch"),
             (("--batch", "1,x"), 2, "--batch"),
-            (("--target", "tensorrt"), 4, "nothing was exported from it for tensorrt yet; run: tlkit export"),
+            (
+                ("--target", "tensorrt"),
+                4,
+                "nothing was exported from it for tensorrt yet; run: tlkit export {run} --tensorrt",
+            ),
+            (("--target", "torch", "--tune"), 2, "--tune is for ONNX graphs"),
+            (("--target", "onnx", "--device", "cuda"), 5, "ExecutionProvider"),
             (("--precision", "fp7"), 4, "nothing was exported from it for fp7 yet"),
             (("--plot", "speed.txt"), 2, "not a kind of picture"),
         ],
     )
-    def test_what_cannot_be_measured_is_refused(self, run, args, code, says):
+    def test_what_cannot_be_measured_is_refused(self, run, tiny_run, args, code, says):
         got, out, err = run(*args)
         assert (got, out) == (code, "")
-        assert says in err
+        assert says.format(run=tiny_run) in err
         assert err.count("\n") == 1

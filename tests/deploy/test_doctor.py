@@ -9,7 +9,7 @@ import pytest
 
 from tlkit import cli
 from tlkit.deploy import doctor
-from tlkit.deploy.doctor import Gpu, Provider, advice, diagnose, gpus, problems, providers
+from tlkit.deploy.doctor import Gpu, Provider, advice, clashes, diagnose, driver_cuda, gpus, problems, providers
 
 CPU = Provider("CPUExecutionProvider", starts=True)
 GPU = Gpu("NVIDIA H200", "570.1", "9.0", "143771 MiB")
@@ -63,6 +63,21 @@ class TestGpus:
         monkeypatch.setattr(doctor.shutil, "which", lambda _: str(tool))
         assert gpus() == [GPU]
 
+    @pytest.mark.parametrize(
+        ("says", "cuda"),
+        [
+            ("| NVIDIA-SMI 570.86.15   Driver Version: 570.86.15   CUDA Version: 12.8     |", "12.8"),
+            ("| NVIDIA-SMI 595.1   KMD Version: 595.1   CUDA UMD Version: 13.2     |", "13.2"),
+            ("| NVIDIA-SMI 570.86.15   Driver Version: 570.86.15   CUDA Version: N/A      |", None),
+        ],
+    )
+    def test_the_cuda_that_the_driver_runs(self, monkeypatch, tmp_path, says, cuda):
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\necho '{says}'\n")
+        tool.chmod(0o755)
+        monkeypatch.setattr(doctor.shutil, "which", lambda _: str(tool))
+        assert driver_cuda() == cuda
+
     @pytest.mark.parametrize("error", [subprocess.TimeoutExpired("nvidia-smi", 1), OSError("no")])
     def test_a_broken_driver_is_none(self, monkeypatch, error):
         def fail(*_, **__):
@@ -71,6 +86,7 @@ class TestGpus:
         monkeypatch.setattr(doctor.shutil, "which", lambda _: "nvidia-smi")
         monkeypatch.setattr(doctor.subprocess, "run", fail)
         assert gpus() == []
+        assert driver_cuda() is None
 
 
 class TestProblems:
@@ -94,6 +110,27 @@ class TestProblems:
         assert problem.what.startswith("onnx 1.2 is installed, and tlkit needs ")
         assert problem.do.startswith('run: pip install "onnx>=')
 
+    def test_both_packages_of_tensorrt_rtx(self, monkeypatch):
+        monkeypatch.setattr(doctor, "_version", lambda _: None)
+        (problem,) = clashes({"tensorrt-rtx-cu13": "1.7", "tensorrt-rtx-cu12": "1.6"}, None)
+        assert problem.what.startswith("tensorrt-rtx-cu13 and tensorrt-rtx-cu12 are installed together")
+        assert problem.do.endswith(
+            "pip uninstall -y tensorrt-rtx-cu13 tensorrt-rtx-cu12 && pip install tensorrt-rtx-cu13"
+        )
+
+    def test_parts_of_tensorrt_rtx_of_different_versions(self, monkeypatch):
+        monkeypatch.setattr(doctor, "_version", lambda name: "1.6" if name.endswith("-libs") else "1.7")
+        (problem,) = clashes({"tensorrt-rtx-cu13": "1.7"}, None)
+        assert problem.what == "tensorrt-rtx-cu13 1.7 is installed with tensorrt-rtx-cu13-libs 1.6"
+
+    @pytest.mark.parametrize(("cuda", "count"), [("12.8", 1), ("13.0", 0), ("14.1", 0), (None, 0)])
+    def test_cuda_that_is_newer_than_the_driver(self, cuda, count):
+        found = list(clashes({"nvidia-cuda-runtime": "13.1.80", "nvidia-cuda-runtime-cu12": "12.9.79"}, cuda))
+        assert len(found) == count
+        for problem in found:
+            assert problem.what == "nvidia-cuda-runtime 13.1.80 is installed, and the driver runs CUDA 12.8 at most"
+            assert problem.do == "update NVIDIA's driver, or install what is built for CUDA 12"
+
     def test_a_gpu_that_is_not_used_is_worth_a_word_and_no_problem(self):
         (hint,) = advice({"torch": "2.9", "pyarrow": "20"}, [CPU], [GPU])
         assert hint.what == "there is a GPU (NVIDIA H200), and ONNX Runtime does not use it"
@@ -114,6 +151,7 @@ class TestCommand:
         assert "provider CPUExecutionProvider: starts" in out
         assert "target onnx: can be built here" in out
         assert out.splitlines()[-1] == "nothing has to be mended"
+        assert ("CUDA: the driver runs" in out) == (doctor.driver_cuda() is not None)
         assert err.splitlines()[-1] == "next: tlkit plugins"
 
     def test_a_problem_is_shown_and_ends_with_its_code(self, capsys, monkeypatch):

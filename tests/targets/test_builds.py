@@ -1,4 +1,12 @@
-"""TensorRT-RTX builds every standard backbone in every precision under every standard head."""
+"""TensorRT-RTX builds every standard backbone in every precision under every standard head.
+
+An export builds three engines: trunk, head, and both joined. In the ordinary suite every trunk is built in every
+precision, and so is every head. Those are all there are, whatever is paired with what: the graph of a head is float32
+from features of one width, the same for every trunk and precision, which is checked. The joined graph of a pair adds
+one thing, that the two meet, and they meet at the tensor `features`, which is an output of the engine and so is not
+fused away: the parser sees the nodes of one and then those of the other. Joined engines are therefore built once for
+each trunk and precision, with the heads in turn; all 54 pairs are in the slow test, some two seconds each.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +25,7 @@ from tlkit.deploy.precision.quantise import OPERATORS, quantise
 from tlkit.model.trunk import build
 from tlkit.plugin.contract import Shapes
 
-ROWS, CLASSES = 60, 3
+ROWS, CLASSES, WIDTH = 60, 3, 1280
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +80,25 @@ precisions = pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_backbone_in_every_precision_and_every_head_once(trunks, backbone, precision, tmp_path):
     turn = len(PRECISIONS) * BACKBONES.index(backbone) + PRECISIONS.index(precision)
     check_build(trunks(backbone, precision), HEADS[turn % len(HEADS)], tmp_path)
+
+
+@needs_rtx
+def test_every_trunk_in_every_precision_ends_where_every_head_begins(trunks):
+    ends = {
+        (output.type.tensor_type.elem_type, *(each.dim_value for each in output.type.tensor_type.shape.dim))
+        for backbone in BACKBONES
+        for precision in PRECISIONS
+        for output in trunks(backbone, precision).graph.output
+    }
+    assert ends == {(onnx.TensorProto.FLOAT, 0, WIDTH)}
+
+
+@needs_rtx
+@pytest.mark.parametrize("head", HEADS, ids=lambda offer: offer.name)
+def test_every_head_by_itself(head, tmp_path):
+    onnx.save(head_graph(fitted(head, WIDTH).eval(), WIDTH), tmp_path / "head.onnx")
+    TensorRTRTX().build(tmp_path / "head.onnx", tmp_path / "head.engine", Shapes(1, 2, 4))
+    assert (tmp_path / "head.engine").stat().st_size > 1000
 
 
 @needs_rtx

@@ -8,13 +8,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tlkit.deploy import metadata
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SIZE, WIDTH, CLASSES = 16, 8, 3
-FACTS = {"tlkit.labels": '["a", "b", "c"]', "tlkit.bundle": "0" * 64}
+FACTS = {metadata.LABELS: '["a", "b", "c"]', metadata.BUNDLE: "0" * 64}
 
 
 def images(count: int) -> NDArray[np.uint8]:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, show, trust_option, wrote
-from tlkit.errors import ArtefactError, ResourceError
+from tlkit.cli.common import (
+    FilePath,
+    device_options,
+    json_option,
+    offers,
+    on_device,
+    progress_bars,
+    show,
+    target_of,
+    trust_option,
+    wrote,
+)
+from tlkit.errors import ArtefactError, TlkitError
 from tlkit.files import quoted
 from tlkit.plugin.contract import option_fields
 
 if TYPE_CHECKING:
     from tlkit.deploy.bench import Benchmark
+    from tlkit.deploy.tuning import Tuned
     from tlkit.model.bundle import Bundle
-    from tlkit.plugin.contract import Session
+    from tlkit.plugin.contract import Progress, Session
 
 MOST = 1024  # images in a batch
 TORCH = "torch"  # no target: the trained modules themselves
@@ -58,6 +70,8 @@ def _sizes(_context: click.Context, _parameter: click.Parameter, given: str | No
     "--threads", callback=_sizes, metavar="N,...", help="Cores of a call, one side for each; default: all of them."
 )
 @click.option("--plot", "picture", type=FilePath, help="Draw throughput against latency to a .png, .svg or .pdf.")
+@click.option("--tune", is_flag=True, help="Find and keep what runs the ONNX graphs fastest on machines like this one.")
+@device_options
 @trust_option
 @json_option
 def command(
@@ -67,13 +81,20 @@ def command(
     batches: tuple[int, ...],
     threads: tuple[int, ...],
     picture: Path | None,
+    tune: bool,
+    device: str,
+    allow_cpu: bool,
     trust_engine: bool,
     as_json: bool,
 ) -> None:
     """Measure how fast what was exported from BUNDLE is: latency of a call, images a second, memory.
 
     All sides take turns in five rounds, after a warm-up. Latencies are over all calls, images a second the median of
-    the rounds with the least and the greatest. Decoding (with crop and resize, in one thread) is measured apart.
+    the rounds with the least and the greatest; beside them the time that a call costs the processor, all cores
+    together, and the GPU. Decoding and resizing, in one thread, are measured apart.
+
+    With --tune, threads, batch and rewriting of the graph are tried for the ONNX graphs, and what is fastest where
+    there are many images is kept: predict, embed and eval heed it on machines like this one.
 
     \b
     Examples:
@@ -81,18 +102,28 @@ def command(
       tlkit bench run/ --target onnx --precision fp32,int8 --batch 1,16 --json
       tlkit bench run/ --target onnx,torch --threads 1,2
       tlkit bench run/ --plot speed.png
+      tlkit bench run/ --tune
     """
     if picture is not None:
         from tlkit.deploy.plot import check_plot
 
         check_plot(picture)
+    from tlkit.deploy import built
     from tlkit.deploy.bench import benchmark
     from tlkit.model.bundle import open_bundle
 
     opened = open_bundle(bundle)
-    openers = dict(_openers(opened, targets, precisions, threads, trust_engine))
+    found = _by_products(opened, targets, precisions)
+    tunable = [precision for target, precision in found if target == built.TARGET] if tune else []
+    if tune and not tunable:
+        raise click.UsageError("--tune is for ONNX graphs, and none of them is among what was asked for")
+    where = partial(on_device, device=device, allow_cpu=allow_cpu)
+    openers = dict(_openers(opened, found, threads, trust_engine, where))
+    explicit = targets is not None or len(openers) == 1
     with progress_bars() as bars:
-        result = benchmark(opened, openers, batches, progress=bars)
+        result = benchmark(opened, openers, batches, lacking=None if explicit else _passed_over, progress=bars)
+        # Last, as memory that it has used would be told of none of the sides.
+        tuned = {f"{built.TARGET}/{precision}": _tune(opened, precision, bars) for precision in tunable}
 
     exported = [speed for speed in result.speeds if not speed.name.startswith(TORCH)]
     then = f"tlkit export {quoted(bundle)} --onnx"
@@ -100,11 +131,12 @@ def command(
         fastest = max(exported, key=lambda speed: speed.rate).name.split(",")[0]
         then = f"tlkit predict {quoted(bundle / fastest)} IMAGE..."
     facts = {
-        "decoding": result.decoding.to_json(),
+        "tuned": {place: tuning.to_json() for place, tuning in tuned.items()},
+        "stages": [stage.to_json() for stage in result.stages],
         "speeds": [speed.to_json() for speed in result.speeds],
         "next": then,
     }
-    show(facts, list(_lines(result)), as_json)
+    show(facts, [*_lines(result), *(f"{place}: {tuning.summary()}" for place, tuning in tuned.items())], as_json)
     if picture is not None:
         from tlkit.deploy.plot import plot_speeds
 
@@ -112,57 +144,90 @@ def command(
     wrote(picture, then=then)
 
 
+def _by_products(
+    bundle: Bundle, targets: tuple[str, ...] | None, precisions: tuple[str, ...] | None
+) -> list[tuple[str, str]]:
+    """The target and precision of each by-product that was asked for, and PyTorch's."""
+    from tlkit.deploy import built
+
+    known = built.found(bundle.root)
+    if TORCH in (targets or ()):
+        known.insert(0, (TORCH, built.PRECISION))
+    wanted = [place for place in known if place[0] in (targets or place) and place[1] in (precisions or place)]
+    named = [("--target", name) for name in targets or () if name not in {place[0] for place in wanted}]
+    named += [("--precision", name) for name in precisions or () if name not in {place[1] for place in wanted}]
+    if named:
+        option, name = named[0]
+        do = built.command(bundle.root, **({"target": name} if option == "--target" else {}))
+        raise ArtefactError(f"nothing was exported from it for {name} yet", file=bundle.root, do=do)
+    if not wanted:
+        raise ArtefactError("nothing was exported from it yet", file=bundle.root, do=built.command(bundle.root))
+    return wanted
+
+
 def _openers(
     bundle: Bundle,
-    targets: tuple[str, ...] | None,
-    precisions: tuple[str, ...] | None,
+    found: Sequence[tuple[str, str]],
     threads: tuple[int, ...],
     trust: bool,
+    where: Callable[[Callable[[str], Session]], Session],
 ) -> Iterator[tuple[str, Callable[[], Session]]]:
-    """What opens the model of each by-product that was asked for, by the by-product's name."""
+    """What opens the model of each, by the by-product's name; `where` opens on the device that was asked for."""
     from tlkit.deploy import built
-    from tlkit.deploy.opening import open_target
+    from tlkit.deploy.opening import Elsewhere, open_target
 
-    if TORCH in (targets or ()):
-        from tlkit.deploy.trained import TrainedSession
+    for target, precision in found:
+        if target == TORCH:
+            from tlkit.deploy.trained import TrainedSession
 
-        yield f"{TORCH}/fp32", partial(TrainedSession, bundle, *offers(bundle))
-        targets = tuple(name for name in targets or () if name != TORCH)
-        if not targets:
-            return
-    found = built.found(bundle.root)
-    wanted = [place for place in found if place[0] in (targets or place) and place[1] in (precisions or place)]
-    missing = [name for name in targets or () if name not in {place[0] for place in wanted}]
-    missing += [name for name in precisions or () if name not in {place[1] for place in wanted}]
-    if missing or not wanted:
-        what = f"nothing was exported from it{f' for {missing[0]}' if missing else ''} yet"
-        raise ArtefactError(what, file=bundle.root, do=built.command(bundle.root))
-    for target, precision in wanted:
+            yield f"{TORCH}/{precision}", partial(TrainedSession, bundle, *offers(bundle))
+            continue
+        file = built.graph_file(bundle.root, "model", target, precision)
         try:
-            offer = host().get("target", target)
-            file = built.graph_file(bundle.root, "model", target, precision)
-            open_target(offer, file, trust=trust)
-        except ResourceError as error:
-            if targets is not None or len(wanted) == 1:
-                raise
-            click.echo(f"passed over {target}/{precision}: {error.what}", err=True)
+            offer: Any = target_of(target)  # a dataclass, whose fields depend on the target
+        except Elsewhere as error:
+            yield f"{target}/{precision}", partial(_refuse, error)
             continue
-        if "threads" not in {field.name for field in option_fields(offer)}:
-            yield f"{target}/{precision}", partial(open_target, offer, file, trust=trust)
-            continue
-        for number in threads or (0,):
+        options = {field.name for field in option_fields(offer)}
+
+        def opened(device: str, offer: Any, file: Path = file) -> Session:
+            on = replace(offer, device=device) if offer.name == built.TARGET else offer
+            return open_target(on, file, trust=trust)
+
+        for number in threads if threads and "threads" in options else (0,):
             name = f"{target}/{precision}" + (f", {number} thread{'s' if number > 1 else ''}" if number else "")
-            yield name, partial(open_target, replace(offer, threads=number), file, trust=trust)
+            chosen = replace(offer, threads=number) if number else offer
+            yield name, partial(where, partial(opened, offer=chosen))
+
+
+def _refuse(error: TlkitError) -> Session:
+    """What opens a side that can't be opened."""
+    raise error
+
+
+def _passed_over(name: str, error: TlkitError) -> None:
+    click.echo(f"passed over {name}: {error.what}", err=True)
+
+
+def _tune(bundle: Bundle, precision: str, progress: Progress) -> Tuned:
+    """What was found best for the ONNX graphs of a precision, which keep it."""
+    from tlkit.deploy.tuning import tune
+
+    return tune(bundle, precision, progress=progress)
 
 
 def _lines(result: Benchmark) -> Iterator[str]:
     width = max(len(speed.name) for speed in result.speeds)
-    yield f"{'':<{width}}  batch   p50 ms   p90 ms   p99 ms  images/s (least to greatest)  memory MiB"
+    gpu = any(speed.gpu is not None for speed in result.speeds)
+    columns = f"   p50 ms   p90 ms   p99 ms   CPU ms{'   GPU ms' if gpu else ''}"
+    yield f"{'':<{width}}  batch{columns}  images/s (least to greatest)  memory MiB"
     for speed in result.speeds:
-        latency = "".join(f"{speed.latency[name]:>9.2f}" for name in ("p50", "p90", "p99"))
+        latency = "".join(f"{speed.latency[name]:>9.2f}" for name in ("p50", "p90", "p99")) + f"{speed.cpu:>9.2f}"
+        if gpu:
+            latency += f"{'-':>9}" if speed.gpu is None else f"{speed.gpu:>9.2f}"
         rate = f"{speed.rate:.1f} ({min(speed.rates):.1f} to {max(speed.rates):.1f})"
         memory = "-" if speed.memory is None else f"{speed.memory:.0f}"
         yield f"{speed.name:<{width}}  {speed.batch:>5}{latency}  {rate:<28}  {memory:>10}"
-    decoding = result.decoding
-    rate = f"{decoding.rate:.1f} ({min(decoding.rates):.1f} to {max(decoding.rates):.1f})"
-    yield f"decoding {decoding.pictures} pictures, one thread: p50 {decoding.latency['p50']:.2f} ms, {rate} images/s"
+    for stage in result.stages:
+        rate = f"{stage.rate:.1f} ({min(stage.rates):.1f} to {max(stage.rates):.1f})"
+        yield f"{stage.name}, one thread, {stage.pictures} pictures: p50 {stage.latency['p50']:.2f} ms, {rate} images/s"

@@ -11,20 +11,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tlkit.errors import DataError, ResourceError, one_line
+from tlkit.errors import DataError, ResourceError, UsageError, one_line
 
 if TYPE_CHECKING:
     from tlkit.deploy.runtime import Model
     from tlkit.learn.advise.advice import Question
     from tlkit.model.bundle import Bundle
-    from tlkit.plugin.contract import Backbone, Head
+    from tlkit.plugin.contract import Backbone, Head, Target
     from tlkit.plugin.host import Host
 
+CPU = "cpu"
 WIDTH, TIME = 20, 24  # of a progress bar, in characters, and of the time left with what stands around both
+
+Opened = TypeVar("Opened")
 
 FilePath = click.Path(path_type=Path)
 
@@ -39,8 +42,8 @@ def device_options(command: Callable[..., None]) -> Callable[..., None]:
     """What says where a graph runs."""
     device = click.option(
         "--device",
-        type=click.Choice(["cpu", "cuda", "tensorrt"]),
-        default="cpu",
+        type=click.Choice([CPU, "cuda", "tensorrt"]),
+        default=CPU,
         show_default=True,
         help="Where to run it; a GPU needs tlkit[gpu].",
     )
@@ -48,17 +51,22 @@ def device_options(command: Callable[..., None]) -> Callable[..., None]:
     return device(allow(command))
 
 
-def open_model(path: Path, *, device: str, allow_cpu: bool, **options: Any) -> Model:
-    """A model on a device; on the CPU instead only where that is allowed, and never without a word."""
-    from tlkit.deploy.runtime import Model
-
+def on_device(opening: Callable[[str], Opened], *, device: str, allow_cpu: bool) -> Opened:
+    """What is opened on a device; on the CPU instead only where that is allowed, and never without a word."""
     try:
-        return Model.open(path, device=device, **options)
+        return opening(device)
     except ResourceError as error:
-        if not allow_cpu or device == "cpu":
+        if not allow_cpu or device == CPU:
             raise
         warn(f"{error.what}; the CPU is used instead")
-        return Model.open(path, **options)
+        return opening(CPU)
+
+
+def open_model(path: Path, *, device: str, allow_cpu: bool, **options: Any) -> Model:
+    """A model on a device, see `on_device`."""
+    from tlkit.deploy.runtime import Model
+
+    return on_device(lambda chosen: Model.open(path, device=chosen, **options), device=device, allow_cpu=allow_cpu)
 
 
 max_bad_option = click.option(
@@ -167,6 +175,17 @@ def question(
     heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
     strategies = [plugins.get("strategy", name) for name in plugins.names("strategy")]
     return Question(backbones, heads, strategies, plugins.origin, val, max_bad, seed, cut, options)
+
+
+def target_of(by_product: str) -> Target:
+    """The target that a by-product was built for; one that no plugin offers here is as good as of another machine."""
+    from tlkit.deploy.opening import Elsewhere
+
+    try:
+        found: Target = host().get("target", by_product)
+    except UsageError as error:
+        raise Elsewhere(error.what, do="install the plugin that offers it") from error
+    return found
 
 
 def complete_offer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:

@@ -49,7 +49,9 @@ def _lines(found: Diagnosis, targets: dict[str, str | None], warnings: Sequence[
         for gpu in found.gpus
     )
     if not found.gpus:
-        yield "GPU: none from NVIDIA"
+        yield "GPU: none from NVIDIA; engines can be built for one, and not run"
+    if found.cuda is not None:
+        yield f"CUDA: the driver runs {found.cuda} at most"
     for provider in found.providers:
         yield f"provider {provider.name}: {'starts' if provider.starts else f'does not start: {provider.why}'}"
     for name, missing in targets.items():

@@ -10,7 +10,7 @@ import click
 
 from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, show, wrote
 from tlkit.files import quoted
-from tlkit.plugin.contract import Shapes
+from tlkit.plugin.contract import Shapes, option_fields
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tlkit.deploy.publish import Published
     from tlkit.model.bundle import Bundle
 
+GPU = "gpu"  # the option of a target that `--gpu` sets
 LAYERS_SHOWN = 10  # all of them are in built.json and in the JSON
 
 
@@ -61,6 +62,11 @@ def _shapes(_context: click.Context, _parameter: click.Parameter, given: str | N
 @click.option(
     "--batch", "shapes", callback=_shapes, metavar="LEAST,USUAL,MOST", help="Batch sizes that engines are built for."
 )
+@click.option(
+    "--gpu",
+    metavar="SM,...",
+    help="Compute capabilities that engines are built for, as in sm86,sm89 (see tensorrt-rtx).",
+)
 @click.option("--set", "settings", multiple=True, metavar="target.OPTION=VALUE", help="An option of the target.")
 @click.option("--data", type=FilePath, help="Images to check on, labelled as those in training; default: the latter.")
 @json_option
@@ -77,6 +83,7 @@ def command(
     shared_trunk: bool,
     out: Path | None,
     shapes: Shapes | None,
+    gpu: str | None,
     settings: tuple[str, ...],
     data: Path | None,
     as_json: bool,
@@ -95,12 +102,14 @@ def command(
       tlkit export run/ --onnx --data more-photos/ --json
       tlkit export run/ --onnx --precision int8 --max-drop 0.5
       tlkit export pets/ birds/ --onnx --shared-trunk -o both/
-      tlkit export run/ --tensorrt-rtx --batch 1,8,32 --set target.gpu=sm86,sm89
+      tlkit export run/ --tensorrt-rtx --gpu sm86,sm89,sm120 --batch 1,8,32
       tlkit export pets/ birds/ --triton repository/ --precision int8
     """
     flags = {"onnx": onnx, "tensorrt": tensorrt, "tensorrt-rtx": tensorrt_rtx}
     names = list(dict.fromkeys([*(name for name, given in flags.items() if given), *named]))
-    _check_options(bundles, names, precision, max_drop, no_fallback, shared_trunk, out, triton)
+    _check_options(bundles, names, precision, max_drop, no_fallback, shared_trunk, out, triton, gpu)
+    if gpu is not None:
+        settings = (*settings, _for_gpus(names, gpu))
     if triton is not None:
         _serve(bundles, triton, precision, data, as_json)
     elif out is not None:
@@ -118,12 +127,14 @@ def _check_options(
     shared_trunk: bool,
     out: Path | None,
     triton: Path | None,
+    gpu: str | None,
 ) -> None:
     """Refuse what does not fit together."""
     problems = {
         "name a target: --onnx, --tensorrt, --tensorrt-rtx, --triton DIRECTORY or --target NAME": not names
         and not triton,
         "--triton goes with --precision and --data alone": bool(triton and (names or shared_trunk or out or max_drop)),
+        "--gpu goes with a target, such as --tensorrt-rtx": bool(gpu and not names),
         "--shared-trunk is for --onnx in fp32": shared_trunk and (names != ["onnx"] or precision != "fp32"),
         "--shared-trunk needs -o, where to write": shared_trunk and out is None,
         "-o is for --shared-trunk: what else is exported lies in the bundle": out is not None and not shared_trunk,
@@ -134,6 +145,14 @@ def _check_options(
     for problem, is_so in problems.items():
         if is_so:
             raise click.UsageError(problem)
+
+
+def _for_gpus(names: Sequence[str], gpu: str) -> str:
+    """The setting that `--gpu` stands for; refused where a target has no such option."""
+    for name in names:
+        if GPU not in {field.name for field in option_fields(host().get("target", name))}:
+            raise click.UsageError(f"--gpu is for targets that build for chosen GPUs, as tensorrt-rtx does, not {name}")
+    return f"target.{GPU}={gpu}"
 
 
 def _export(
@@ -168,11 +187,14 @@ def _export(
             one, climbed[flavour] = _precise(opened, flavour, max_drop, fallback, data)
             published.append(one)
             taken[flavour] = built.plain(one.place.name)
-    published += [
-        publish_target(opened, target, precision=taken[wanted[target.name]], shapes=shapes, data=data)
-        for target in targets
-        if target.name != built.TARGET
-    ]
+    with progress_bars() as bars:
+        published += [
+            publish_target(
+                opened, target, precision=taken[wanted[target.name]], shapes=shapes, data=data, progress=bars
+            )
+            for target in targets
+            if target.name != built.TARGET
+        ]
 
     golden = bool(opened.record.golden)
     then = f"tlkit verify {quoted(bundle)}" if golden else f"tlkit predict {quoted(published[-1].place)} IMAGE..."

@@ -71,10 +71,11 @@ def _graph(file: Path) -> dict[str, Any]:
     import json
     from dataclasses import asdict
 
+    from tlkit.deploy.metadata import PREFIX
     from tlkit.deploy.runtime import Model
 
     model = Model.open(file, workers=1)
-    known = {key.removeprefix("tlkit."): value for key, value in model.session.metadata.items()}
+    known = {key.removeprefix(PREFIX): value for key, value in model.session.metadata.items()}
     return {
         "graph": str(file),
         "input": model.session.input,

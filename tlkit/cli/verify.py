@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, rejected, show, trust_option, wrote
+from tlkit.cli.common import (
+    FilePath,
+    device_options,
+    json_option,
+    offers,
+    on_device,
+    progress_bars,
+    rejected,
+    show,
+    target_of,
+    trust_option,
+    wrote,
+)
 from tlkit.errors import ArtefactError, GateError, ResourceError
 from tlkit.files import quoted
 
@@ -19,6 +31,8 @@ if TYPE_CHECKING:
     from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import Session
 
+    Opener = Callable[[Path], Session]
+
 
 @click.command(short_help="Replay a bundle's golden images on what was exported from it.")
 @click.argument("path", type=FilePath, metavar="BUNDLE|GRAPH")
@@ -27,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--data", type=FilePath, help="Also run all images of this labelled folder, against the trained modules.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of data with a split of its own.")
 @click.option("--against", type=FilePath, metavar="BUNDLE", help="The bundle that GRAPH is said to come from.")
+@device_options
 @trust_option
 @json_option
 def command(
@@ -36,6 +51,8 @@ def command(
     data: Path | None,
     split: str | None,
     against: Path | None,
+    device: str,
+    allow_cpu: bool,
     trust_engine: bool,
     as_json: bool,
 ) -> None:
@@ -56,23 +73,26 @@ def command(
     """
     if split is not None and data is None:
         raise click.UsageError("--split is of --data")
+    from tlkit.deploy import built
+
+    where = partial(on_device, device=device, allow_cpu=allow_cpu)
     if against is not None:
         if data is not None:
             raise click.UsageError("--data is for a bundle; to measure one graph on a folder, use: tlkit eval")
-        _file(path, against, as_json)
+        _file(path, against, _opener(built.TARGET, trust_engine, where), as_json)
     elif path.is_file():
         raise click.UsageError(f"say with --against which bundle {path} comes from")
     else:
-        _bundle(path, target, precision, data, split, trust_engine, as_json)
+        _bundle(path, target, precision, data, split, partial(_opener, trust=trust_engine, where=where), as_json)
 
 
-def _file(file: Path, against: Path, as_json: bool) -> None:
+def _file(file: Path, against: Path, opener: Opener, as_json: bool) -> None:
     from tlkit.deploy import built
     from tlkit.deploy.verify import replay_file
     from tlkit.model.bundle import open_bundle
 
     opened = open_bundle(against)
-    result = replay_file(opened, built.graph_file(file, "model"))
+    result = replay_file(opened, built.graph_file(file, "model"), opener)
     show(result.to_json(), list(_lines(str(file), result)), as_json)
     if not result.passed:
         raise GateError(f"it does not give what was trained in {against}", file=file, do=built.command(against))
@@ -85,10 +105,11 @@ def _bundle(
     precision: str | None,
     data: Path | None,
     split: str | None,
-    trust: bool,
+    opener: Callable[[str], Opener],
     as_json: bool,
 ) -> None:
     from tlkit.deploy import built
+    from tlkit.deploy.opening import Elsewhere
     from tlkit.deploy.verify import replay
     from tlkit.model.bundle import GOLDEN, open_bundle
 
@@ -101,8 +122,8 @@ def _bundle(
     replays, elsewhere = {}, {}
     for name, chosen in found:
         try:
-            replays[f"{name}/{chosen}"] = replay(opened, name, chosen, _opener(name, trust))
-        except ResourceError as error:
+            replays[f"{name}/{chosen}"] = replay(opened, name, chosen, opener(name))
+        except (ResourceError, Elsewhere) as error:
             if target is not None or len(found) == 1:
                 raise
             elsewhere[f"{name}/{chosen}"] = error.what
@@ -110,7 +131,7 @@ def _bundle(
     lines = [f"{place}: not verified here: {why}" for place, why in elsewhere.items()]
     lines += [line for place, result in replays.items() for line in _lines(place, result)]
     facts = {place: result.to_json() for place, result in replays.items()}
-    surveys = {} if data is None else _survey(opened, list(replays), data, split, trust)
+    surveys = {} if data is None else _survey(opened, list(replays), data, split, opener)
     for place, each in surveys.items():
         facts[place]["data"] = each.to_json()
         lines += _surveyed(place, each)
@@ -122,7 +143,9 @@ def _bundle(
     wrote(None, then=f"tlkit predict {quoted(model)} {quoted(bundle / GOLDEN)}")
 
 
-def _survey(bundle: Bundle, places: Sequence[str], data: Path, split: str | None, trust: bool) -> dict[str, Survey]:
+def _survey(
+    bundle: Bundle, places: Sequence[str], data: Path, split: str | None, opener: Callable[[str], Opener]
+) -> dict[str, Survey]:
     """What each by-product answers for a folder, against the modules of the plugins that the bundle names."""
     from tlkit.deploy import built
     from tlkit.deploy.evaluate import answers, labelled
@@ -139,7 +162,7 @@ def _survey(bundle: Bundle, places: Sequence[str], data: Path, split: str | None
         for place in places:
             target, precision = place.split("/")
             file = built.graph_file(bundle.root, "model", target, precision)
-            deployed = answers(Model(_opener(target, trust)(file), file), samples, bars(place, len(samples)), OUTPUTS)
+            deployed = answers(Model(opener(target)(file), file), samples, bars(place, len(samples)), OUTPUTS)
             found[place] = survey(trained, deployed, TOLERANCES[precision])
     for name, reason in trained.rejected.items():
         rejected(name, reason)
@@ -166,11 +189,11 @@ def _lines(place: str, result: Replay) -> Iterator[str]:
         yield f"  {name}: {'same' if verdict.passed else 'DIFFERS'} ({verdict.summary()})"
 
 
-def _opener(target: str, trust: bool) -> Callable[[Path], Session]:
-    """What opens a file of a target; ONNX needs no plugin."""
+def _opener(target: str, trust: bool, where: Callable[[Callable[[str], Session]], Session]) -> Opener:
+    """What opens a file of a target; ONNX needs no plugin, and is opened on the device that was asked for."""
     from tlkit.deploy.opening import open_target
     from tlkit.deploy.session import OnnxSession
 
     if target == "onnx":
-        return OnnxSession
-    return partial(open_target, host().get("target", target), trust=trust)
+        return lambda file: where(lambda device: OnnxSession(file, device=device))
+    return lambda file: open_target(target_of(target), file, trust=trust)

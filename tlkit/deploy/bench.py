@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlkit.data.images import load
+from tlkit.data.images import decoded, load
 from tlkit.deploy import source
+from tlkit.deploy.opening import Elsewhere
 from tlkit.deploy.progress import Progress, silent
-from tlkit.errors import UsageError
+from tlkit.errors import ResourceError, TlkitError, UsageError
 from tlkit.model.bundle import Bundle
 from tlkit.plugin.contract import Pixels, Session
 
@@ -31,51 +32,62 @@ PERCENTILES = (50, 90, 99)
 Clock = Callable[[], float]
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """One model at one batch size. Latencies are those of a call, in ms; `rates` are images a second, one a round."""
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Latencies are those of a call, in ms by percentile; `rates` are images a second, one a round."""
+
+    latency: Mapping[str, float]  # p50, p90, p99
+    rates: tuple[float, ...]
+
+    @property
+    def rate(self) -> float:
+        """The median of the rounds."""
+        return statistics.median(self.rates)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON knows it."""
+        return {**asdict(self), "rate": self.rate}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed(Timed):
+    """One model at one batch size.
+
+    `cpu` and `gpu` are ms a call that the processor spent, all cores together, and the GPU by its own clock; None where
+    that can't be told. `memory` is what opening and running it added to the process.
+    """
 
     name: str
     batch: int
     calls: int
-    latency: Mapping[str, float]  # p50, p90, p99
-    rates: tuple[float, ...]
-    memory: float | None  # MiB that opening and running it added to the process; None where that can't be told
-
-    @property
-    def rate(self) -> float:
-        """The median of the rounds."""
-        return statistics.median(self.rates)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON knows it."""
-        return {**asdict(self), "rate": self.rate}
+    cpu: float
+    gpu: float | None
+    memory: float | None  # MiB
 
 
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """Reading pictures to pixels, in one thread: ms a picture, and pictures a second in each round."""
+@dataclass(frozen=True, kw_only=True)
+class Stage(Timed):
+    """One stage before inference, in one thread: the latency is of a picture."""
 
+    name: str
     pictures: int
-    latency: Mapping[str, float]
-    rates: tuple[float, ...]
-
-    @property
-    def rate(self) -> float:
-        """The median of the rounds."""
-        return statistics.median(self.rates)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON knows it."""
-        return {**asdict(self), "rate": self.rate}
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """The stages of the pipeline: decoding (with cropping and resizing), and inference for each side."""
+    """The stages of the pipeline: what comes before inference, in its order, and inference for each side."""
 
-    decoding: Decoding
+    stages: tuple[Stage, ...]
     speeds: tuple[Speed, ...]
+
+
+@dataclass(slots=True)
+class _Round:
+    """The calls of one side in one round: the seconds of each, and what they cost processor and GPU altogether."""
+
+    times: list[float]
+    cpu: float
+    gpu: float | None
 
 
 def benchmark(
@@ -84,38 +96,51 @@ def benchmark(
     batches: Sequence[int],
     *,
     seconds: float = SECONDS,
+    lacking: Callable[[str, TlkitError], None] | None = None,
     progress: Progress = silent,
     clock: Clock = time.perf_counter,
+    cpu_clock: Clock = time.process_time,
 ) -> Benchmark:
     """Time every session at every batch size, in turns, so that whatever else the machine does meets all alike.
 
-    `openers` opens each side by its name.
+    `openers` opens each side by its name, once. One that can't be opened here is told to `lacking` and left out, or
+    without that an error, as it is when none is left.
     """
     contents = pictures(bundle)
     pixels = np.stack([load(content, bundle.record.pixels) for content in contents])
-    sides, memory = {}, {}
+    sides: dict[str, Session] = {}
+    memory: dict[str, float | None] = {}
     for name, opener in openers.items():
         before = resident()
-        sides[name] = opener()
+        try:
+            sides[name] = opener()
+        except (ResourceError, Elsewhere) as error:
+            if lacking is None or (not sides and name == list(openers)[-1]):
+                raise
+            lacking(name, error)
+            continue
         for batch in batches:
             for _ in range(WARM_UP):
                 sides[name].run(_batch(pixels, batch))
         after = resident()
         memory[name] = None if before is None or after is None else max(0.0, (after - before) / 2**20)
 
-    calls: dict[tuple[str, int], list[list[float]]] = {(name, batch): [] for name in sides for batch in batches}
-    decoded: list[list[float]] = []
+    calls: dict[tuple[str, int], list[_Round]] = {(name, batch): [] for name in sides for batch in batches}
+    prepared: dict[str, list[list[float]]] = {}
     tick = progress("rounds", ROUNDS)
     for _ in range(ROUNDS):
-        decoded.append(_decode(contents, bundle.record.pixels, clock))
+        for stage, times in _prepare(contents, bundle.record.pixels, clock).items():
+            prepared.setdefault(stage, []).append(times)
         for (name, batch), rounds in calls.items():
-            rounds.append(_calls(sides[name], _batch(pixels, batch), seconds, clock))
+            rounds.append(_calls(sides[name], _batch(pixels, batch), seconds, clock, cpu_clock))
         tick(1)
-    speeds = tuple(
-        Speed(name, batch, sum(map(len, rounds)), _percentiles(rounds), _rates(rounds, batch), memory[name])
-        for (name, batch), rounds in calls.items()
+    stages = tuple(
+        Stage(name=name, pictures=len(contents), latency=_percentiles(rounds), rates=_rates(rounds, 1))
+        for name, rounds in prepared.items()
     )
-    return Benchmark(Decoding(len(contents), _percentiles(decoded), _rates(decoded, 1)), speeds)
+    return Benchmark(
+        stages, tuple(_speed(name, batch, rounds, memory[name]) for (name, batch), rounds in calls.items())
+    )
 
 
 def pictures(bundle: Bundle) -> list[bytes]:
@@ -147,24 +172,52 @@ def _batch(pixels: NDArray[np.uint8], batch: int) -> NDArray[np.uint8]:
     return pixels[np.arange(batch) % len(pixels)]
 
 
-def _calls(session: Session, images: NDArray[np.uint8], seconds: float, clock: Clock) -> list[float]:
+def _speed(name: str, batch: int, rounds: Sequence[_Round], memory: float | None) -> Speed:
+    times = [each.times for each in rounds]
+    calls = sum(map(len, times))
+    gpus = [each.gpu for each in rounds if each.gpu is not None]
+    return Speed(
+        name=name,
+        batch=batch,
+        calls=calls,
+        latency=_percentiles(times),
+        rates=_rates(times, batch),
+        cpu=1000 * sum(each.cpu for each in rounds) / calls,
+        gpu=1000 * sum(gpus) / calls if len(gpus) == len(rounds) else None,
+        memory=memory,
+    )
+
+
+def _calls(session: Session, images: NDArray[np.uint8], seconds: float, clock: Clock, cpu_clock: Clock) -> _Round:
     """The seconds of each call, one at the least, until `seconds` are over."""
-    times: list[float] = []
+    done = _Round([], 0.0, None)
     end = clock() + seconds
-    while not times or clock() < end:
+    spent = cpu_clock()
+    while not done.times or clock() < end:
         before = clock()
         session.run(images)
-        times.append(clock() - before)
-    return times
+        done.times.append(clock() - before)
+        if session.gpu_seconds is not None:
+            done.gpu = (done.gpu or 0.0) + session.gpu_seconds
+    done.cpu = cpu_clock() - spent
+    return done
 
 
-def _decode(contents: Sequence[bytes], recipe: Pixels, clock: Clock) -> list[float]:
-    times = []
+def _prepare(contents: Sequence[bytes], recipe: Pixels, clock: Clock) -> dict[str, list[float]]:
+    """The seconds of each stage from a file's bytes to pixels, picture by picture.
+
+    `load` is timed as a whole, and its decoding once more by itself: a picture that is decoded is resized at once.
+    """
+    decode, resize = [], []
     for content in contents:
         before = clock()
+        decoded(content, recipe)
+        between = clock()
         load(content, recipe)
-        times.append(clock() - before)
-    return times
+        whole = clock() - between
+        decode.append(min(between - before, whole))
+        resize.append(whole - decode[-1])
+    return {"decode": decode, "crop and resize": resize}
 
 
 def _percentiles(rounds: Sequence[Sequence[float]]) -> dict[str, float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tlkit import files
-from tlkit.errors import ArtefactError, DataError
+from tlkit.errors import ArtefactError, DataError, TlkitError
 from tlkit.model.bundle import RECORD, Bundle, read_record, read_tensors
 
 BUILT = "built.json"
@@ -28,13 +29,32 @@ def plain(precision: str) -> str:
 def write(
     bundle: Path, target: str, precision: str, facts: Mapping[str, Any], fill: Callable[[Path], Mapping[str, Any]]
 ) -> Path:
-    """Make `bundle/target/precision` whole or not at all; `fill` writes the files and returns more facts."""
-    place = bundle / target / precision
+    """As `write_at` at the by-product's own place in a bundle."""
+    return write_at(bundle / target / precision, target, precision, facts, fill)
+
+
+def write_at(
+    place: Path, target: str, precision: str, facts: Mapping[str, Any], fill: Callable[[Path], Mapping[str, Any]]
+) -> Path:
+    """Make a by-product whole or not at all; `fill` writes the files and returns more facts."""
     with files.atomic_dir(place, replace=True) as temporary, files.explained(place):
-        content = {"target": target, "precision": precision, **facts, **fill(temporary)}
+        with _placed(temporary, place):
+            filled = fill(temporary)
+        content = {"target": target, "precision": precision, **facts, **filled}
         content["files"] = {file.name: files.sha256(file) for file in sorted(temporary.iterdir())}
         (temporary / BUILT).write_text(json.dumps(content, indent=2) + "\n")
     return place
+
+
+@contextmanager
+def _placed(temporary: Path, place: Path) -> Iterator[None]:
+    """Errors with a file that is being written name it as it would have been called."""
+    try:
+        yield
+    except TlkitError as error:
+        if error.file is None or not Path(error.file).is_relative_to(temporary):
+            raise
+        raise type(error)(error.what, file=place / Path(error.file).relative_to(temporary), do=error.do) from error
 
 
 def amend(place: Path, facts: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +16,17 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 # Each of these writes the same files; whichever was installed last wins, until one is removed and takes them along.
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-training")
+RTX = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12")  # so do these
+PARTS = ("libs", "bindings")  # of TensorRT-RTX, each a package of its own
+CUDA = ("nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime")  # what pip installs of it
 PACKAGES = (
     *("tlkit", "numpy", "onnx", "pillow", "safetensors", "torch", "scikit-learn", "pyarrow"),
-    *("tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "openvino"),
-    *("nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+    *("tensorrt", *RTX, "openvino"),
+    *("cuda-bindings", *CUDA, "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
     *RUNTIMES,
 )
 QUERY = ("name", "driver_version", "compute_cap", "memory.total")
@@ -63,6 +68,7 @@ class Diagnosis:
     versions: Mapping[str, str]
     providers: tuple[Provider, ...]
     gpus: tuple[Gpu, ...]
+    cuda: str | None  # the newest that the driver runs; None where there is none, or it does not say
     problems: tuple[Problem, ...]
     advice: tuple[Problem, ...]
 
@@ -74,12 +80,14 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Look at this machine. Takes a second or two where a GPU has to be woken."""
     found, tried, seen = versions(), tuple(providers()), tuple(gpus())
+    cuda = driver_cuda()
     return Diagnosis(
         system=f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
         versions=found,
         providers=tried,
         gpus=seen,
-        problems=tuple(problems(found, tried)),
+        cuda=cuda,
+        problems=(*problems(found, tried), *clashes(found, cuda)),
         advice=tuple(advice(found, tried, seen)),
     )
 
@@ -104,16 +112,26 @@ def providers() -> Iterator[Provider]:
 
 def gpus() -> list[Gpu]:
     """The NVIDIA GPUs; none where there is no driver."""
+    rows = (line.split(", ") for line in _ask_driver(f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"))
+    return [Gpu(*row) for row in rows if len(row) == len(QUERY)]
+
+
+def driver_cuda() -> str | None:
+    """The newest CUDA that the driver runs, as in 13.0, which it says above its table of GPUs."""
+    found = re.search(r"CUDA (?:\w+ )?Version *: *(\d+\.\d+)", "\n".join(_ask_driver()))
+    return found[1] if found else None
+
+
+def _ask_driver(*options: str) -> list[str]:
+    """The lines that NVIDIA's own tool prints; none where there is no driver, or one that does not answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    command = [tool, f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)  # noqa: S603 - no input
+        done = subprocess.run([tool, *options], capture_output=True, text=True, check=True, timeout=PATIENCE)  # noqa: S603 - no input
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = (line.split(", ") for line in done.stdout.splitlines())
-    return [Gpu(*row) for row in rows if len(row) == len(QUERY)]
+    return done.stdout.splitlines()
 
 
 def problems(found: Mapping[str, str], tried: Sequence[Provider]) -> Iterator[Problem]:
@@ -135,6 +153,33 @@ def problems(found: Mapping[str, str], tried: Sequence[Provider]) -> Iterator[Pr
             yield Problem(
                 f"{requirement.name} {has} is installed, and tlkit needs {requirement.specifier}",
                 f'run: pip install "{requirement.name}{requirement.specifier}"',
+            )
+
+
+def clashes(found: Mapping[str, str], cuda: str | None) -> Iterator[Problem]:
+    """NVIDIA's packages that don't go together, or not with the driver, which runs `cuda` at most."""
+    both = [name for name in RTX if name in found]
+    if len(both) > 1:
+        yield Problem(
+            f"{' and '.join(both)} are installed together and overwrite each other's files",
+            f"run: pip uninstall -y {' '.join(both)} && pip install {both[0]}",
+        )
+    for name in both:
+        parts = {part: _version(f"{name}-{part}") for part in PARTS}
+        for part, has in parts.items():
+            if has is not None and has != found[name]:
+                yield Problem(
+                    f"{name} {found[name]} is installed with {name}-{part} {has}",
+                    f"run: pip install --force-reinstall {name}=={found[name]}",
+                )
+    if cuda is None:
+        return
+    for name in CUDA:
+        has = found.get(name)
+        if has is not None and Version(has).major > Version(cuda).major:  # within a major version all of them run
+            yield Problem(
+                f"{name} {has} is installed, and the driver runs CUDA {cuda} at most",
+                f"update NVIDIA's driver, or install what is built for CUDA {Version(cuda).major}",
             )
 
 

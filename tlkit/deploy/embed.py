@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from tlkit.deploy import metadata
 from tlkit.deploy.runtime import Model, Row
 from tlkit.errors import DataError, ResourceError, UsageError
 from tlkit.files import atomic_file, check_writable, explained
@@ -180,8 +180,8 @@ def _utf8(file: Path) -> str:
 
 def _provenance(model: Model) -> dict[str, str]:
     """What the features are of, for whoever finds the file later."""
-    facts = {key: value for key, value in model.session.metadata.items() if key != "tlkit.labels"}
-    return {**facts, "tlkit.pixels": json.dumps(asdict(model.pixels))}
+    facts = {key: value for key, value in model.session.metadata.items() if key != metadata.LABELS}
+    return {**facts, metadata.PIXELS: metadata.recipe(model.pixels)}
 
 
 def _write_rejects(file: Path, rejected: dict[str, str]) -> None:

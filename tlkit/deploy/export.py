@@ -7,12 +7,10 @@ cutting and joining need no second trace, so all of them are the same graph.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -26,14 +24,13 @@ from tlkit import __version__
 from tlkit.files import atomic_file, cache_dir
 from tlkit.model.bundle import Bundle
 from tlkit.model.trunk import Half, LastMap, Taps, Trunk, build, fingerprint, load_tensors
-from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head, Pixels
+from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OPSET = 20
 MAP = "map"
-METADATA_PREFIX = "tlkit."
 
 
 def tap(stage: str) -> str:
@@ -111,18 +108,9 @@ def add_probabilities(graph: onnx.GraphProto, logits: str, probabilities: str) -
     graph.output[-1].type.tensor_type.CopyFrom(shape)
 
 
-def describe(
-    graph: onnx.ModelProto, *, labels: Sequence[str], pixels: Pixels, bundle: str, names: Mapping[str, str]
-) -> None:
-    """Write into a graph what is needed to use it: labels, pixel recipe, the bundle's hash, and who it comes from."""
-    facts = {
-        "labels": json.dumps(list(labels)),
-        "pixels": json.dumps(asdict(pixels)),
-        "bundle": bundle,
-        "version": __version__,
-        **names,
-    }
-    helper.set_model_props(graph, {METADATA_PREFIX + key: value for key, value in facts.items()})
+def describe(graph: onnx.ModelProto, facts: Mapping[str, str]) -> None:
+    """Write into a graph what is needed to use it, see `metadata.facts`; what it said before is gone."""
+    helper.set_model_props(graph, dict(facts))
     graph.producer_name, graph.producer_version = "tlkit", __version__
 
 

@@ -6,14 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tlkit.deploy.metadata import BUNDLE, HEAD, HEADS, LABELS
 from tlkit.errors import UsageError
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-HEADS = "tlkit.heads"  # in the metadata of a graph with several: what each of them says of itself
 
 
 def of_head(head: str, tensor: str) -> str:
@@ -40,9 +39,9 @@ class OneHead(Session):
         facts = {key: value for key, value in session.metadata.items() if key != HEADS}
         self.metadata = {
             **facts,
-            "tlkit.labels": json.dumps(own["labels"]),
-            "tlkit.bundle": own["bundle"],
-            "tlkit.head": own["head"],
+            LABELS: json.dumps(own["labels"]),
+            BUNDLE: own["bundle"],
+            HEAD: own["head"],
         }
         self.workers, self.batch = session.workers, session.batch
 

@@ -12,8 +12,13 @@ from tlkit import files
 from tlkit.deploy import built
 from tlkit.errors import ArtefactError
 from tlkit.plugin.contract import Session, Target
+from tlkit.plugin.settings import from_json
 
 MADE_HERE = "engines"  # in the cache: the hashes of executable files that were built on this machine
+
+
+class Elsewhere(ArtefactError):
+    """A file that was built for another machine, or on one that nobody here knows."""
 
 
 def open_target(target: Target, file: Path, *, trust: bool = False) -> Session:
@@ -25,12 +30,10 @@ def open_target(target: Target, file: Path, *, trust: bool = False) -> Session:
     again = built.command(file.parents[2], target.name, file.parent.name)
     if target.executable and not trust and not _made_here(file):
         what = f"a file of {target.name} is executable code, and this one was not built on this machine"
-        raise ArtefactError(what, file=file, do=f"{again}; or, if you trust it, add --trust-engine")
-    wanted: Mapping[str, str] = record.get("machine", {})
-    here = target.machine() if wanted else {}
-    for fact, value in wanted.items():
-        if here.get(fact) != value:
-            raise ArtefactError(f"it was built for {fact} {value}, and here is {here.get(fact)}", file=file, do=again)
+        raise Elsewhere(what, file=file, do=f"{again}; or, if you trust it, add --trust-engine")
+    built_on: Mapping[str, str] = record.get("machine", {})
+    if built_on and (why := from_json(target, record.get("options", {})).unfit(built_on)) is not None:
+        raise Elsewhere(why, file=file, do=again)
     session = target.open(file)
     if not session.metadata:  # a format that keeps none: what the graph said that it was built from
         session.metadata = record.get("metadata", {}).get(file.stem, {})
@@ -50,7 +53,7 @@ def facts(target: Target, graphs: Mapping[str, Path]) -> dict[str, Any]:
         name: {prop.key: prop.value for prop in onnx.load_model(graph, load_external_data=False).metadata_props}
         for name, graph in graphs.items()
     }
-    return {"machine": dict(target.machine()), "metadata": metadata} if target.executable else {}
+    return {"metadata": metadata} if target.executable else {}
 
 
 def _made_here(file: Path) -> bool:

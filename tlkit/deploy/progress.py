@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from tlkit.plugin.contract import Progress, Tick
 
-
-class Tick(Protocol):
-    """Says that `more` units are done, and in a few words how it goes."""
-
-    def __call__(self, more: int, said: str = "", /) -> object: ...
-
-
-Progress = Callable[[str, int], Tick]  # (what, how many) -> tick
+__all__ = ["Progress", "Tick", "silent"]
 
 
 def silent(_what: str, _total: int) -> Tick:

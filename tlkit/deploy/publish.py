@@ -14,8 +14,9 @@ from safetensors.numpy import save
 
 from tlkit import __version__
 from tlkit.data.images import Rejected, load
-from tlkit.deploy import built, export, opening, source
+from tlkit.deploy import built, export, metadata, opening, source
 from tlkit.deploy.parity import TOLERANCES, Verdict, compare
+from tlkit.deploy.progress import Progress, silent
 from tlkit.deploy.session import OnnxSession
 from tlkit.errors import DataError, GateError, ResourceError, TlkitError, UsageError
 from tlkit.model.bundle import Bundle
@@ -66,13 +67,14 @@ def graphs_of(
         del part.metadata_props[:]  # of graphs that were exported before, in another precision
     graphs = {"trunk": trunk, "head": head, "model": export.model_graph(trunk, head)}
     names = {
-        "backbone": record.backbone.name,
-        "cut": record.cut,
-        "head": record.head.name,
-        "precision": precision,
+        metadata.BUNDLE: bundle.digest,
+        metadata.BACKBONE: record.backbone.name,
+        metadata.CUT: record.cut,
+        metadata.HEAD: record.head.name,
+        metadata.PRECISION: precision,
     }
     for graph in graphs.values():
-        export.describe(graph, labels=record.labels, pixels=record.pixels, bundle=bundle.digest, names=names)
+        export.describe(graph, metadata.facts(record.pixels, record.labels, names))
     return graphs
 
 
@@ -110,6 +112,7 @@ def publish_target(
     precision: str = built.PRECISION,
     shapes: Shapes | None = None,
     data: Path | None = None,
+    progress: Progress = silent,
 ) -> Published:
     """Build a target's files from the ONNX graphs of a bundle and hold them against these where they can be run."""
     wanted = graphs_for(target, precision)
@@ -118,14 +121,18 @@ def publish_target(
     images, drawn_from = parity_images(bundle, data)
     sources = {name: built.graph_file(bundle.root, name, precision=wanted) for name in built.GRAPHS}
     expected = OnnxSession(sources["model"]).run(images)
+    machine = dict(target.machine())
     verdicts: dict[str, Verdict] = {}
     unproven: list[str] = []
 
     def fill(place: Path) -> dict[str, object]:
         for name, graph in sources.items():
             file = place / f"{name}{target.suffix}"
-            target.build(graph, file, shapes or Shapes())
+            target.build_watched(graph, file, shapes or Shapes(), progress)
             try:
+                if (why := target.unfit(machine)) is not None:  # built for others than this one
+                    unproven.append(why)
+                    continue
                 session = target.open(file)
             except ResourceError as error:
                 unproven.append(error.what)
@@ -140,6 +147,7 @@ def publish_target(
     facts = _facts(bundle, len(images), drawn_from) | {
         "options": to_json(target),
         "shapes": asdict(shapes or Shapes()),
+        "machine": machine,
         **opening.facts(target, sources),
     }
     place = built.write(bundle.root, target.name, precision, facts, fill)

@@ -7,9 +7,8 @@ on in the order of the files.
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +19,7 @@ import numpy as np
 
 from tlkit.data.ahead import ahead
 from tlkit.data.images import Rejected, load
+from tlkit.deploy import metadata, setting
 from tlkit.deploy.built import graph_file
 from tlkit.deploy.heads import OneHead, heads
 from tlkit.deploy.session import OnnxSession, cores
@@ -102,28 +102,17 @@ def _prepare(file: Path, pixels: Pixels) -> tuple[Row, NDArray[np.uint8] | None]
         return Row(file, digest, error.what), None
 
 
-def described(metadata: Mapping[str, str], file: Path) -> tuple[Pixels, tuple[str, ...]]:
-    """The pixel recipe and the labels that a graph carries in its metadata."""
-    try:
-        recipe = json.loads(metadata["tlkit.pixels"])
-        pixels = Pixels(**{**recipe, "mean": tuple(recipe["mean"]), "std": tuple(recipe["std"])})
-        return pixels, tuple(json.loads(metadata["tlkit.labels"]))
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"what the graph says of itself can't be read: {type(error).__name__}: {error}"
-        raise ArtefactError(what, file=file, do="export it again") from error
-
-
 class Model:
     """An exported graph: `Model.open("run/onnx/fp32/model.onnx").predict(["a.jpg"])`."""
 
     def __init__(self, session: Session, file: Path) -> None:
-        if session.input != IMAGES or "tlkit.pixels" not in session.metadata:
+        if session.input != IMAGES or metadata.PIXELS not in session.metadata:
             raise ArtefactError(
                 "not a graph that tlkit exported from images (its pixel recipe is not in it)",
                 file=file,
                 do="give trunk.onnx or model.onnx of: tlkit export run/ --onnx",
             )
-        self.pixels, self.labels = described(session.metadata, file)
+        self.pixels, self.labels = metadata.described(session.metadata, file)
         self.session = session
         self.file = file
 
@@ -139,12 +128,18 @@ class Model:
     ) -> Model:
         """Open a graph, or that of a bundle (`graph` says which: `model` or `trunk`).
 
-        `workers=1` answers one call fastest; the default uses a thread a core, for many files. Of a graph with several
+        `workers=1` answers one call fastest; the default uses a thread a core, for many files, or what `tlkit bench
+        --tune` found to be best for them on a machine like this one. Of a graph with several
         heads, `head` names one. `device` is `cpu`, `cuda` or `tensorrt`; one that can't be used here raises a
         ResourceError.
         """
         file = graph_file(Path(path), graph)
-        session: Session = OnnxSession(file, workers=cores() if workers is None else workers, device=device)
+        tuned = setting.read(file) if workers is None and device == "cpu" else None
+        session: Session = (
+            OnnxSession(file, workers=cores() if workers is None else workers, device=device)
+            if tuned is None
+            else tuned.open(file)
+        )
         known = heads(session.metadata)
         if known and head is None:
             do = f"choose one of them with --head: {', '.join(known)}"

@@ -11,16 +11,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
-from onnx import compose, helper
+from onnx import compose
 
 from tlkit import __version__, files
-from tlkit.deploy import built, export
-from tlkit.deploy.heads import HEADS, OneHead, of_head
+from tlkit.deploy import built, export, metadata
+from tlkit.deploy.heads import OneHead, of_head
 from tlkit.deploy.parity import Verdict, compare
 from tlkit.deploy.publish import parity_images
 from tlkit.deploy.session import OnnxSession
@@ -57,23 +57,22 @@ def share(bundles: Sequence[Bundle], out: Path) -> Shared:
     model = joined(trunk, graphs)
     _describe(model, bundles[0], named)
     verdicts: dict[str, Verdict] = {}
-    with files.atomic_dir(out, replace=True) as temporary, files.explained(out):
-        onnx.save_model(trunk, temporary / "trunk.onnx")
-        onnx.save_model(model, temporary / "model.onnx")
+
+    def fill(place: Path) -> dict[str, object]:
+        onnx.save_model(trunk, place / "trunk.onnx")
+        onnx.save_model(model, place / "model.onnx")
         for name, head in graphs.items():
-            onnx.save_model(head, temporary / f"head-{name}.onnx")
+            onnx.save_model(head, place / f"head-{name}.onnx")
         for name, bundle in named.items():
-            verdicts[name] = _verdict(bundle, temporary / "model.onnx", name)
-        facts = {
-            "target": built.TARGET,
-            "precision": built.PRECISION,
-            "bundle": None,  # of several: they stand below
-            "tlkit": __version__,
-            "heads": {name: {"bundle": bundle.digest, "from": str(bundle.root)} for name, bundle in named.items()},
-            "parity": {name: verdict.to_json() for name, verdict in verdicts.items()},
-            "files": {file.name: files.sha256(file) for file in sorted(temporary.iterdir())},
-        }
-        (temporary / built.BUILT).write_text(json.dumps(facts, indent=2) + "\n")
+            verdicts[name] = _verdict(bundle, place / "model.onnx", name)
+        return {"parity": {name: verdict.to_json() for name, verdict in verdicts.items()}}
+
+    facts = {
+        "bundle": None,  # of several: they stand below
+        "tlkit": __version__,
+        "heads": {name: {"bundle": bundle.digest, "from": str(bundle.root)} for name, bundle in named.items()},
+    }
+    built.write_at(out, built.TARGET, built.PRECISION, facts, fill)
     return Shared(out, verdicts)
 
 
@@ -129,23 +128,18 @@ def _describe(graph: onnx.ModelProto, bundle: Bundle, named: Mapping[str, Bundle
     """Write into a graph what is needed to use it; of the trunk alone, nothing that is about a head."""
     record = bundle.record
     facts = {
-        "tlkit.pixels": json.dumps(asdict(record.pixels)),
-        "tlkit.version": __version__,
-        "tlkit.backbone": record.backbone.name,
-        "tlkit.cut": record.cut,
-        "tlkit.precision": built.PRECISION,
+        metadata.BACKBONE: record.backbone.name,
+        metadata.CUT: record.cut,
+        metadata.PRECISION: built.PRECISION,
     }
     if named:
-        facts[HEADS] = json.dumps(
+        facts[metadata.HEADS] = json.dumps(
             {
                 name: {"labels": list(each.record.labels), "bundle": each.digest, "head": each.record.head.name}
                 for name, each in named.items()
             }
         )
-    else:
-        facts["tlkit.labels"] = "[]"
-    helper.set_model_props(graph, facts)
-    graph.producer_name, graph.producer_version = "tlkit", __version__
+    export.describe(graph, metadata.facts(record.pixels, (), facts))
 
 
 def _verdict(bundle: Bundle, file: Path, name: str) -> Verdict:

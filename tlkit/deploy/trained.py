@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tlkit.deploy import export
+from tlkit.deploy import export, metadata
 from tlkit.deploy.parity import softmax
 from tlkit.model.bundle import Bundle
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head, Session
@@ -27,11 +25,7 @@ class TrainedSession(Session):
     def __init__(self, bundle: Bundle, backbone: Backbone, head: Head) -> None:
         self._trunk, self._head = export.modules(bundle, backbone, head)
         record = bundle.record
-        self.metadata = {
-            "tlkit.pixels": json.dumps(asdict(record.pixels)),
-            "tlkit.labels": json.dumps(record.labels),
-            "tlkit.bundle": bundle.digest,
-        }
+        self.metadata = metadata.facts(record.pixels, record.labels, {metadata.BUNDLE: bundle.digest})
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         got = export.reference(self._trunk, self._head, array)

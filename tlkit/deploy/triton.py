@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
 from tlkit import files
-from tlkit.deploy import built, export
+from tlkit.deploy import built, export, metadata
 from tlkit.deploy.parity import Verdict, compare
 from tlkit.deploy.publish import parity_images
 from tlkit.deploy.session import OnnxSession, on_disk
@@ -65,7 +65,7 @@ def publish_triton(bundles: Sequence[Bundle], repository: Path, *, precision: st
         answers = {LOGITS: (FP32, (classes,)), PROBABILITIES: (FP32, (classes,))}
         verdicts[name] = _verdict(bundle, graphs, precision)
 
-        facts = {"tlkit.bundle": bundle.digest, "tlkit.precision": precision}
+        facts = {metadata.BUNDLE: bundle.digest, metadata.PRECISION: precision}
         if not (repository / trunk / CONFIG).exists():
             _write_graph(repository, trunk, graphs["trunk"], pick(shapes, IMAGES), pick(shapes, FEATURES), {})
             written[trunk] = None
@@ -136,9 +136,9 @@ def _write_ensemble(
         steps = [_step(trunk, [IMAGES], [FEATURES]), _step(head, [FEATURES], [LOGITS, PROBABILITIES])]
         return ['platform: "ensemble"', f"ensemble_scheduling {{\n  step [\n{','.join(steps)}\n  ]\n}}"]
 
-    recipe = json.dumps(asdict(bundle.record.pixels))
+    recipe = metadata.recipe(bundle.record.pixels)
     outputs = {**pick(shapes, FEATURES), **answers}
-    _write(repository / name, pick(shapes, IMAGES), outputs, {**facts, "tlkit.pixels": recipe}, fill)
+    _write(repository / name, pick(shapes, IMAGES), outputs, {**facts, metadata.PIXELS: recipe}, fill)
 
 
 def _write(

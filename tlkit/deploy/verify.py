@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tlkit.data.images import Rejected, load
-from tlkit.deploy import built
+from tlkit.deploy import built, metadata
 from tlkit.deploy.parity import REPLAYS, TOLERANCES, Verdict, compare
-from tlkit.deploy.runtime import described
 from tlkit.deploy.session import OnnxSession
 from tlkit.errors import ArtefactError, UsageError
 from tlkit.model.bundle import Bundle, Tensors
@@ -73,7 +72,7 @@ def replay_file(bundle: Bundle, file: Path, open_session: Callable[[Path], Sessi
     Below fp32 it must give what the bundle's own graph of that precision gave when it was exported, if that is there.
     """
     _check_golden(bundle)
-    precision = open_session(file).metadata.get("tlkit.precision", built.PRECISION)
+    precision = open_session(file).metadata.get(metadata.PRECISION, built.PRECISION)
     if precision not in TOLERANCES:
         raise ArtefactError(f"it says that its precision is {precision!r}, which is none", file=file)
     place = bundle.root / built.TARGET / precision
@@ -103,7 +102,7 @@ def _replay(
     verdicts = {}
     for name, file in graphs.items():
         session = open_session(file)
-        pixels, labels = described(session.metadata, file)
+        pixels, labels = metadata.described(session.metadata, file)
         problems += (f"{name}: {problem}" for problem in _problems(bundle, session.metadata, pixels, labels))
         inputs = expected[FEATURES]
         if session.input == IMAGES:
@@ -113,10 +112,10 @@ def _replay(
     return Replay(len(bundle.record.golden), tuple(differing), tuple(problems), verdicts)
 
 
-def _problems(bundle: Bundle, metadata: Mapping[str, str], pixels: Pixels, labels: tuple[str, ...]) -> Iterator[str]:
+def _problems(bundle: Bundle, says: Mapping[str, str], pixels: Pixels, labels: tuple[str, ...]) -> Iterator[str]:
     """What a graph says of itself that its bundle does not."""
     record = bundle.record
-    if metadata.get("tlkit.bundle") != bundle.digest:
+    if says.get(metadata.BUNDLE) != bundle.digest:
         yield "it says that it was exported from another bundle"
     if labels != record.labels:
         wrong = [f"{a!r} for {b!r}" for a, b in zip(labels, record.labels, strict=False) if a != b]

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,6 +125,15 @@ class Shapes:
     largest: int = 32
 
 
+class Tick(Protocol):
+    """Says that `more` units are done, and in a few words how it goes."""
+
+    def __call__(self, more: int, said: str = "", /) -> object: ...
+
+
+Progress = Callable[[str, int], Tick]  # how long work says how far it is: (what, how many) -> tick
+
+
 class Offer(ABC):
     """What every offer has: a name (lower case, its words joined by `-`, `_`, `.` or `/`), its kind, its options."""
 
@@ -218,6 +227,7 @@ class Session(ABC):
     metadata: Mapping[str, str]
     workers: int = 1  # how many threads gain by calling `run` at the same time
     batch: int = 8  # how many images a call had best be given where there are many
+    gpu_seconds: float | None = None  # of the last call: how long the GPU took, by its own clock, where one can tell
 
     @abstractmethod
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
@@ -244,9 +254,24 @@ class Target(Offer):
     def build(self, graph: Path, out: Path, shapes: Shapes) -> None:
         """Write the file `out` from the ONNX file `graph`."""
 
+    def build_watched(self, graph: Path, out: Path, shapes: Shapes, progress: Progress) -> None:
+        """As `build`, which it calls unless overridden, for what takes long enough to say how far it is."""
+        self.build(graph, out, shapes)
+
     @abstractmethod
     def open(self, file: Path) -> Session:
         """Open a file that `build` wrote."""
+
+    def unfit(self, built_on: Mapping[str, str]) -> str | None:
+        """Why a file can't be opened here that was built by this offer, with these options, on such a machine.
+
+        `built_on` is what `machine` said there. Unless overridden, every fact has to be the same here.
+        """
+        here = self.machine() if built_on else {}
+        for fact, value in built_on.items():
+            if here.get(fact) != value:
+                return f"it was built for {fact} {value}, and here is {here.get(fact)}"
+        return None
 
 
 def option_fields(offer: Offer) -> tuple[dataclasses.Field[Any], ...]:

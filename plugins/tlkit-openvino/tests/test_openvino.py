@@ -41,12 +41,12 @@ def graph(file: Path, operator: str = "Relu", domain: str = "") -> Path:
     return file
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_single_precision_is_what_it_says(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "threads"), [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1)])
+def test_single_precision_is_what_it_says(tmp_path: Path, workers: int, threads: int) -> None:
     file = graph(tmp_path / "g.onnx")
     x = np.random.default_rng(1).normal(size=(7, 512)).astype(np.float32)
     expected = OnnxSession(file).run(x)["z"]
-    got = OpenVinoSession(file, workers=workers).run(x)["z"]
+    got = OpenVinoSession(file, workers=workers, threads=threads).run(x)["z"]
     assert relative_error(expected, got) < 1e-5  # bfloat16 has an error of some 1e-3
 
 

@@ -23,6 +23,8 @@ class OpenVino(Target):
     precisions = ("fp32", "fp16", "int8")
     workers: int = option(1, "threads that may run it at once, one core each; 1 gives one call all cores")
 
+    threads: int = option(0, "cores that one call uses; 0 leaves it to the number of workers")
+
     def missing(self) -> str | None:
         if importlib.util.find_spec("openvino") is None:
             return 'OpenVINO is not installed; run: pip install "openvino>=2024.6"'
@@ -39,7 +41,7 @@ class OpenVino(Target):
             raise ResourceError(why)
         from tlkit_openvino.session import OpenVinoSession
 
-        return OpenVinoSession(file, workers=self.workers)
+        return OpenVinoSession(file, workers=self.workers, threads=self.threads)
 
 
 @hookimpl

@@ -27,15 +27,15 @@ class OpenVinoSession(Session):
     """OpenVINO on the CPU.
 
     As with ONNX Runtime: with `workers=1` one call at a time uses all cores; with more, each call uses one core and
-    that many threads may call `run` at once.
+    that many threads may call `run` at once. `threads` says how many cores a call uses instead.
     """
 
-    def __init__(self, file: Path, *, workers: int = 1) -> None:
+    def __init__(self, file: Path, *, workers: int = 1, threads: int = 0) -> None:
         content = read_graph(file)  # checked as every graph is; and what was checked is what is compiled
         try:
             core = openvino.Core()
             model = core.read_model(content)
-            compiled = core.compile_model(model, DEVICE, _settings(workers))
+            compiled = core.compile_model(model, DEVICE, _settings(workers, threads))
         except RuntimeError as error:
             raise ArtefactError(f"OpenVINO refuses it: {_reason(error)}", file=file, do="export it again") from error
         self.file = file
@@ -59,11 +59,11 @@ class OpenVinoSession(Session):
         return {name: results[name] for name in outputs or self.outputs}
 
 
-def _settings(workers: int) -> dict[str, Any]:
+def _settings(workers: int, threads: int) -> dict[str, Any]:
     return {
         # Left to itself it computes in bfloat16 where the processor can, and calls that fp32.
         "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": cores() if workers == 1 else workers,
+        "INFERENCE_NUM_THREADS": threads * workers or (cores() if workers == 1 else workers),
         "NUM_STREAMS": workers,
     }
 

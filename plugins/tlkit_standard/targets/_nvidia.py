@@ -10,14 +10,18 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tlkit.errors import ArtefactError, ResourceError, UsageError
+from tlkit.deploy.progress import silent
+from tlkit.errors import ArtefactError, ResourceError, UsageError, one_line
 from tlkit.files import explained
-from tlkit.plugin.contract import Session, Shapes, Target, option
+from tlkit.plugin.contract import Progress, Session, Shapes, Target, option
+from tlkit_standard.targets._watch import stoppable, watch
 
 MIB = 1 << 20
+DRIVER = "driver"
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,14 @@ class NvidiaTarget(Target):
         try:
             importlib.import_module(self.package)
         except Exception as error:  # noqa: BLE001 - a stub or a library that does not load fails in its own way
-            return f"{self.package} can't be loaded ({error})"
+            again = f'run: pip install --force-reinstall "{self.distribution}"'
+            return f"{self.package} is installed and can't be loaded ({one_line(str(error))}); {again}"
         return None
 
     def build(self, graph: Path, out: Path, shapes: Shapes) -> None:
+        self.build_watched(graph, out, shapes, silent)
+
+    def build_watched(self, graph: Path, out: Path, shapes: Shapes, progress: Progress) -> None:
         """Parse, and build for every batch size from `shapes.smallest` to `shapes.largest`. Needs no GPU with RTX."""
         trt = self._library()
         log = _log(trt)
@@ -54,8 +62,9 @@ class NvidiaTarget(Target):
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self.workspace * MIB)
         config.add_optimization_profile(_profile(builder, network, shapes))
         self.configure(trt, config)
+        config.progress_monitor = monitor = watch(trt, f"{self.name} {graph.stem}", progress)
         with self.timed(trt, config):
-            engine = builder.build_serialized_network(network, config)
+            engine = stoppable(partial(builder.build_serialized_network, network, config), monitor)
         if engine is None:
             raise ArtefactError(f"{self.name} can't build it: {log.worst or 'no reason given'}", file=graph)
         with explained(out):
@@ -76,8 +85,15 @@ class NvidiaTarget(Target):
         return EngineSession(trt, _log(trt), file)
 
     def machine(self) -> Mapping[str, str]:
-        """The library's version: it reads no other's engines."""
-        return {self.name: str(self._library().__version__)}
+        """The library's version: it reads no other's engines. The driver's, where there is one, to be read."""
+        from tlkit.deploy.doctor import gpus
+
+        seen = gpus()
+        return {self.name: str(self._library().__version__), **({DRIVER: seen[0].driver} if seen else {})}
+
+    def unfit(self, built_on: Mapping[str, str]) -> str | None:
+        """As for any target, but that every driver will do that the library here is content with."""
+        return super().unfit({fact: value for fact, value in built_on.items() if fact != DRIVER})
 
     def _library(self) -> Any:
         if (why := self.missing()) is not None:

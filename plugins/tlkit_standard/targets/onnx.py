@@ -16,6 +16,7 @@ class Onnx(Target):
     precisions = ("fp32", "fp16", "int8")
     workers: int = option(1, "threads that may run it at once, one core each; 1 gives one call all cores")
     threads: int = option(0, "cores that one call uses; 0 leaves it to the number of workers")
+    device: str = option("cpu", "where it is run; a GPU needs tlkit[gpu]", choices=("cpu", "cuda", "tensorrt"))
 
     def build(self, graph: Path, out: Path, shapes: Shapes) -> None:
         shutil.copyfile(graph, out)  # the batch is dynamic: one file serves all shapes
@@ -23,4 +24,4 @@ class Onnx(Target):
     def open(self, file: Path) -> Session:
         from tlkit.deploy.session import OnnxSession
 
-        return OnnxSession(file, workers=self.workers, threads=self.threads)
+        return OnnxSession(file, workers=self.workers, threads=self.threads, device=self.device)

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from tlkit.errors import ArtefactError
 from tlkit.files import atomic_file, explained
 from tlkit.plugin.contract import option
 from tlkit_standard.targets._nvidia import NvidiaTarget
+
+# Which major version reads the version-compatible engines of an earlier one (support matrix of TensorRT 11.4.1).
+LATER = {8: 10, 10: 11}
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,25 @@ class TensorRT(NvidiaTarget):
         if self.hardware_compatible:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
 
+    def unfit(self, built_on: Mapping[str, str]) -> str | None:
+        """An engine that was built version-compatible is read by later versions of TensorRT, too."""
+        if self.version_compatible and _reads(self._library().__version__, built_on[self.name]):
+            built_on = {fact: value for fact, value in built_on.items() if fact != self.name}
+        return super().unfit(built_on)
+
     def machine(self) -> Mapping[str, str]:
         """An engine holds kernels for one kind of GPU."""
-        from tlkit_standard.targets._cuda import gpu
+        from tlkit.deploy.cuda import gpu
 
         if self.hardware_compatible:
             return super().machine()
         here = gpu()
         return {**super().machine(), "GPU": here.name, "compute capability": here.capability}
+
+
+def _reads(here: str, built: str) -> bool:
+    """Whether the TensorRT that is here reads version-compatible engines of another version."""
+    ours, theirs = Version(here), Version(built)
+    if ours.major == theirs.major:
+        return ours >= theirs
+    return LATER.get(theirs.major) == ours.major

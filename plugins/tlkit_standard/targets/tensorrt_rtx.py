@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from tlkit_standard.targets._nvidia import NvidiaTarget
 
 @dataclass(frozen=True)
 class TensorRTRTX(NvidiaTarget):
-    """Needs no GPU to build: `--set target.gpu=sm86,sm89` names those it is for."""
+    """Needs no GPU to build: `--gpu sm86,sm89` names those it is for."""
 
     name = "tensorrt-rtx"
     package = "tensorrt_rtx"
@@ -23,7 +24,7 @@ class TensorRTRTX(NvidiaTarget):
         if self.gpu is None:
             return
         known = {name.lower(): value for name, value in trt.ComputeCapability.__members__.items()}
-        wanted = [name.strip().lower() for name in self.gpu.split(",")]
+        wanted = self._wanted()
         unknown = [name for name in wanted if name not in known or name in ("none", "current")]
         if unknown:
             names = ", ".join(sorted(name for name in known if name.startswith("sm")))
@@ -31,3 +32,18 @@ class TensorRTRTX(NvidiaTarget):
         config.num_compute_capabilities = len(wanted)
         for index, name in enumerate(wanted):
             config.set_compute_capability(known[name], index)
+
+    def unfit(self, built_on: Mapping[str, str]) -> str | None:
+        """TensorRT-RTX reads the engines of no other version, and runs those that were built for this kind of GPU."""
+        why = super().unfit(built_on)
+        if why is not None or self.gpu is None:
+            return why
+        from tlkit.deploy.cuda import gpu
+
+        here = gpu()
+        kind = f"sm{here.capability.replace('.', '')}"
+        return None if kind in self._wanted() else f"it was built for {self.gpu}, and here is {kind} ({here.name})"
+
+    def _wanted(self) -> list[str]:
+        """The compute capabilities to build for, as in sm86, each of them once."""
+        return list(dict.fromkeys(name.strip().lower() for name in (self.gpu or "").split(",")))
