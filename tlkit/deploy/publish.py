@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from tlkit import __version__
 from tlkit.data.images import Rejected, load
 from tlkit.deploy import built, export, opening, source
 from tlkit.deploy.parity import TOLERANCES, Verdict, compare
+from tlkit.deploy.refit import Refitted
 from tlkit.deploy.session import OnnxSession
 from tlkit.errors import DataError, GateError, ResourceError, TlkitError, UsageError
 from tlkit.model.bundle import Bundle
@@ -58,7 +60,11 @@ def half_trunk(bundle: Bundle, backbone: Backbone, head: Head) -> onnx.ModelProt
 
 
 def graphs_of(
-    bundle: Bundle, trunk: onnx.ModelProto, head: onnx.ModelProto, precision: str = built.PRECISION
+    bundle: Bundle,
+    trunk: onnx.ModelProto,
+    head: onnx.ModelProto,
+    precision: str = built.PRECISION,
+    head_from: str = built.FROM_BUNDLE,
 ) -> dict[str, onnx.ModelProto]:
     """A bundle's three graphs by name, each of which says what it is."""
     record = bundle.record
@@ -69,6 +75,7 @@ def graphs_of(
         "backbone": record.backbone.name,
         "cut": record.cut,
         "head": record.head.name,
+        built.HEAD_FROM: head_from,
         "precision": precision,
     }
     for graph in graphs.values():
@@ -84,9 +91,13 @@ def publish_graphs(
     drawn_from: str,
     *,
     precision: str = built.PRECISION,
+    refitted: Refitted | None = None,
     more: Mapping[str, object] | None = None,
 ) -> Published:
-    """Write graphs that give `expected` for `images`; a `GateError` leaves what was there before."""
+    """Write graphs that give `expected` for `images`; a `GateError` leaves what was there before.
+
+    `refitted` is their head, where it is not the bundle's own.
+    """
     verdicts: dict[str, Verdict] = {}
 
     def fill(place: Path) -> dict[str, object]:
@@ -94,12 +105,17 @@ def publish_graphs(
             file = place / f"{name}.onnx"
             onnx.save_model(graph, file)
             inputs = expected[FEATURES] if name == "head" else images
-            verdicts[name] = compare(expected, OnnxSession(file), inputs, tolerance=TOLERANCES[precision])
+            tolerance = TOLERANCES[built.PRECISION if name == "head" else precision]  # a head is float in all of them
+            verdicts[name] = compare(expected, OnnxSession(file), inputs, tolerance=tolerance)
             _gate(name, verdicts[name], bundle)
         _keep_expected(bundle, OnnxSession(place / "model.onnx"), place, precision)
+        if refitted is not None:
+            refitted.save(place)
         return {"parity": {name: verdict.to_json() for name, verdict in verdicts.items()}, **(more or {})}
 
-    place = built.write(bundle.root, built.TARGET, precision, _facts(bundle, len(images), drawn_from), fill)
+    head_from = built.FROM_BUNDLE if refitted is None else built.FROM_EXPORT
+    facts = _facts(bundle, len(images), drawn_from) | {built.HEAD_FROM: head_from}
+    place = built.write(bundle.root, built.TARGET, precision, facts, fill)
     return Published(place, len(images), drawn_from, verdicts)
 
 
@@ -118,6 +134,7 @@ def publish_target(
     images, drawn_from = parity_images(bundle, data)
     sources = {name: built.graph_file(bundle.root, name, precision=wanted) for name in built.GRAPHS}
     expected = OnnxSession(sources["model"]).run(images)
+    origin = bundle.root / built.TARGET / wanted
     verdicts: dict[str, Verdict] = {}
     unproven: list[str] = []
 
@@ -135,11 +152,14 @@ def publish_target(
             _gate(name, verdicts[name], bundle)
             if name == "model":
                 _keep_expected(bundle, session, place, precision)
+        if built.refitted(origin) is not None:
+            shutil.copyfile(origin / built.REFITTED, place / built.REFITTED)
         return {"parity": {name: verdict.to_json() for name, verdict in verdicts.items()}, "unproven": unproven[:1]}
 
     facts = _facts(bundle, len(images), drawn_from) | {
         "options": to_json(target),
         "shapes": asdict(shapes or Shapes()),
+        built.HEAD_FROM: built.head_from(origin),
         **opening.facts(target, sources),
     }
     place = built.write(bundle.root, target.name, precision, facts, fill)

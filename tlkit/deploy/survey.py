@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlkit.deploy.evaluate import Answers
 from tlkit.deploy.parity import Comparison, Tolerance, compared
 from tlkit.deploy.score import wilson
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 OUTPUTS = (FEATURES, LOGITS, PROBABILITIES)
 
@@ -38,9 +42,16 @@ class Survey:
         return {"passed": self.passed, "drop": self.drop, **asdict(self)}
 
 
-def survey(trained: Answers, deployed: Answers, tolerance: Tolerance) -> Survey:
-    """Hold what a deployed graph answered (all `OUTPUTS`) against what the trained modules did for the same images."""
+def survey(
+    trained: Answers, deployed: Answers, tolerance: Tolerance, logits: NDArray[np.float32] | None = None
+) -> Survey:
+    """Hold what a deployed graph answered (all `OUTPUTS`) against what the trained modules did for the same images.
+
+    `logits` are those of a head that was fitted again at export, which count then; how many images are called rightly
+    and alike is still held against the head that was trained.
+    """
     images = len(trained.truth)
-    comparison = compared(images, images, trained.arrays, deployed.arrays, tolerance)
+    expected = trained.arrays if logits is None else {**trained.arrays, LOGITS: logits}
+    comparison = compared(images, images, expected, deployed.arrays, tolerance)
     same = int((trained.called == deployed.called).sum())
     return Survey(images, deployed.accuracy, trained.accuracy, wilson(same, images), comparison)

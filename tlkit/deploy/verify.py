@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 class Replay:
     """`pixels` names the golden images whose pixels differ; `verdicts` has one for each graph.
 
-    `problems` says what else a graph has that is not the bundle's: labels, pixel recipe.
+    `problems` says what else a graph has that is not the bundle's: labels, pixel recipe. `head_from` says whether the
+    head is the bundle's own or was fitted again at export.
     """
 
     images: int
     pixels: tuple[str, ...]
     problems: tuple[str, ...]
     verdicts: dict[str, Verdict]
+    head_from: str = built.FROM_BUNDLE
 
     @property
     def passed(self) -> bool:
@@ -47,6 +49,7 @@ class Replay:
             "images": self.images,
             "pixels_differ": list(self.pixels),
             "problems": list(self.problems),
+            built.HEAD_FROM: self.head_from,
             "graphs": {name: verdict.to_json() for name, verdict in self.verdicts.items()},
         }
 
@@ -63,8 +66,8 @@ def replay(
     """
     _check_golden(bundle)
     graphs = {name: built.graph_file(bundle.root, name, target, precision) for name in built.GRAPHS}
-    kept = built.expected(bundle.root / target / precision)
-    return _replay(bundle, graphs, precision, kept, open_session)
+    place = bundle.root / target / precision
+    return _replay(bundle, graphs, precision, built.expected(place), built.head_from(place), open_session)
 
 
 def replay_file(bundle: Bundle, file: Path, open_session: Callable[[Path], Session] = OnnxSession) -> Replay:
@@ -73,12 +76,18 @@ def replay_file(bundle: Bundle, file: Path, open_session: Callable[[Path], Sessi
     Below fp32 it must give what the bundle's own graph of that precision gave when it was exported, if that is there.
     """
     _check_golden(bundle)
-    precision = open_session(file).metadata.get("tlkit.precision", built.PRECISION)
+    metadata = open_session(file).metadata
+    precision = metadata.get("tlkit.precision", built.PRECISION)
     if precision not in TOLERANCES:
         raise ArtefactError(f"it says that its precision is {precision!r}, which is none", file=file)
     place = bundle.root / built.TARGET / precision
-    kept = built.expected(place) if (place / built.BUILT).exists() else None
-    return _replay(bundle, {file.name: file}, precision, kept, open_session)
+    known = (place / built.BUILT).exists()
+    kept = built.expected(place) if known else None
+    if kept is None and metadata.get(f"tlkit.{built.HEAD_FROM}") == built.FROM_EXPORT:
+        what = f"its head was fitted again at export, and {place}, which says what it gives, is not there"
+        raise ArtefactError(what, file=file, do="copy that as well, or export it again")
+    head_from = built.head_from(place) if known else built.FROM_BUNDLE
+    return _replay(bundle, {file.name: file}, precision, kept, head_from, open_session)
 
 
 def _check_golden(bundle: Bundle) -> None:
@@ -93,6 +102,7 @@ def _replay(
     graphs: Mapping[str, Path],
     precision: str,
     kept: Tensors | None,
+    head_from: str,
     open_session: Callable[[Path], Session],
 ) -> Replay:
     """`kept` is what the golden images gave at export, which is held against more strictly than what was trained."""
@@ -105,12 +115,14 @@ def _replay(
         session = open_session(file)
         pixels, labels = described(session.metadata, file)
         problems += (f"{name}: {problem}" for problem in _problems(bundle, session.metadata, pixels, labels))
+        if session.metadata.get(f"tlkit.{built.HEAD_FROM}", built.FROM_BUNDLE) != head_from:
+            problems.append(f"{name}: its head is not the one from the {head_from}, which its record speaks of")
         inputs = expected[FEATURES]
         if session.input == IMAGES:
             inputs, wrong = _pixels(bundle, pixels)
             differing |= dict.fromkeys(wrong)
         verdicts[name] = compare(expected, session, inputs, tolerance=tolerance)
-    return Replay(len(bundle.record.golden), tuple(differing), tuple(problems), verdicts)
+    return Replay(len(bundle.record.golden), tuple(differing), tuple(problems), verdicts, head_from)
 
 
 def _problems(bundle: Bundle, metadata: Mapping[str, str], pixels: Pixels, labels: tuple[str, ...]) -> Iterator[str]:
