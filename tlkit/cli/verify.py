@@ -130,7 +130,6 @@ def _survey(bundle: Bundle, places: Sequence[str], data: Path, split: str | None
     from tlkit.deploy.runtime import Model
     from tlkit.deploy.survey import OUTPUTS, survey
     from tlkit.deploy.trained import TrainedSession
-    from tlkit.plugin.contract import FEATURES
 
     _, samples = labelled(data, bundle.record.labels, split)
     found = {}
@@ -142,9 +141,8 @@ def _survey(bundle: Bundle, places: Sequence[str], data: Path, split: str | None
             target, precision = place.split("/")
             file = built.graph_file(bundle.root, "model", target, precision)
             deployed = answers(Model(_opener(target, trust)(file), file), samples, bars(place, len(samples)), OUTPUTS)
-            refitted = refit.read(bundle, head, target, precision)
-            logits = None if refitted is None else refitted.logits(trained.arrays[FEATURES])
-            found[place] = survey(trained, deployed, TOLERANCES[precision], logits)
+            its_head = refit.deployed(bundle, head, target, precision) if precision != built.PRECISION else None
+            found[place] = survey(trained, deployed, TOLERANCES[precision], its_head)
     for name, reason in trained.rejected.items():
         rejected(name, reason)
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import onnx
 from safetensors.numpy import save
 
 from tlkit.deploy import built, export
+from tlkit.deploy.parity import HeadOf
 from tlkit.errors import UsageError
 from tlkit.model.bundle import Bundle
 from tlkit.model.trunk import tensors
@@ -59,7 +61,7 @@ def fit(bundle: Bundle, head: Head, features: NDArray[np.float32], labels: NDArr
     return Refitted(solved.eval(), record.width)
 
 
-def read(bundle: Bundle, head: Head, target: str, precision: str) -> Refitted | None:
-    """The head of a by-product if it was fitted again; None where it is the bundle's own."""
-    kept = built.refitted(bundle.root / target / precision)
-    return None if kept is None else Refitted(export.head_module(bundle, head, kept), bundle.record.width)
+def deployed(bundle: Bundle, head: Head, target: str, precision: str) -> HeadOf:
+    """The head of a by-product, be it the bundle's own or one that was fitted again, as PyTorch runs it."""
+    again = built.refitted(bundle.root / target / precision)
+    return partial(export.head_logits, export.head_module(bundle, head, bundle.head if again is None else again))

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tlkit.deploy.evaluate import Answers
-from tlkit.deploy.parity import Comparison, Tolerance, compared
+from tlkit.deploy.parity import Comparison, HeadOf, Tolerance, compared
 from tlkit.deploy.score import wilson
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 OUTPUTS = (FEATURES, LOGITS, PROBABILITIES)
 
@@ -29,7 +25,7 @@ class Survey:
 
     @property
     def passed(self) -> bool:
-        """The gate: everything within the tolerance of the precision, and no label flipped that was not a tie."""
+        """The gate: everything within the tolerance of the precision, and in fp32 no label flipped that was no tie."""
         return self.comparison.passed
 
     @property
@@ -42,16 +38,12 @@ class Survey:
         return {"passed": self.passed, "drop": self.drop, **asdict(self)}
 
 
-def survey(
-    trained: Answers, deployed: Answers, tolerance: Tolerance, logits: NDArray[np.float32] | None = None
-) -> Survey:
+def survey(trained: Answers, deployed: Answers, tolerance: Tolerance, head: HeadOf | None = None) -> Survey:
     """Hold what a deployed graph answered (all `OUTPUTS`) against what the trained modules did for the same images.
 
-    `logits` are those of a head that was fitted again at export, which count then; how many images are called rightly
-    and alike is still held against the head that was trained.
+    `head` is the one in the graph, which its logits are held against below fp32 (see `parity.Comparison`).
     """
     images = len(trained.truth)
-    expected = trained.arrays if logits is None else {**trained.arrays, LOGITS: logits}
-    comparison = compared(images, images, expected, deployed.arrays, tolerance)
+    comparison = compared(images, images, trained.arrays, deployed.arrays, tolerance, head)
     same = int((trained.called == deployed.called).sum())
     return Survey(images, deployed.accuracy, trained.accuracy, wilson(same, images), comparison)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from tlkit.data.images import Rejected, load
 from tlkit.deploy import built
-from tlkit.deploy.parity import REPLAYS, TOLERANCES, Verdict, compare
+from tlkit.deploy.parity import HEAD_ERROR, REPLAYS, TOLERANCES, HeadOf, Verdict, compare, head_of
 from tlkit.deploy.runtime import described
 from tlkit.deploy.session import OnnxSession
 from tlkit.errors import ArtefactError, UsageError
@@ -67,7 +67,7 @@ def replay(
     _check_golden(bundle)
     graphs = {name: built.graph_file(bundle.root, name, target, precision) for name in built.GRAPHS}
     place = bundle.root / target / precision
-    return _replay(bundle, graphs, precision, built.expected(place), built.head_from(place), open_session)
+    return _replay(bundle, graphs, precision, built.expected(place), built.head_from(place), None, open_session)
 
 
 def replay_file(bundle: Bundle, file: Path, open_session: Callable[[Path], Session] = OnnxSession) -> Replay:
@@ -87,7 +87,10 @@ def replay_file(bundle: Bundle, file: Path, open_session: Callable[[Path], Sessi
         what = f"its head was fitted again at export, and {place}, which says what it gives, is not there"
         raise ArtefactError(what, file=file, do="copy that as well, or export it again")
     head_from = built.head_from(place) if known else built.FROM_BUNDLE
-    return _replay(bundle, {file.name: file}, precision, kept, head_from, open_session)
+    head = None
+    if known and precision != built.PRECISION:
+        head = head_of(OnnxSession(built.graph_file(bundle.root, "head", precision=precision)))
+    return _replay(bundle, {file.name: file}, precision, kept, head_from, head, open_session)
 
 
 def _check_golden(bundle: Bundle) -> None:
@@ -103,9 +106,13 @@ def _replay(
     precision: str,
     kept: Tensors | None,
     head_from: str,
+    head: HeadOf | None,
     open_session: Callable[[Path], Session],
 ) -> Replay:
-    """`kept` is what the golden images gave at export, which is held against more strictly than what was trained."""
+    """`kept` is what the golden images gave at export, which is held against more strictly than what was trained.
+
+    `head` is a model's, where its graph is not among the `graphs`.
+    """
     expected = bundle.expected() if kept is None else kept
     tolerance = TOLERANCES[precision] if kept is None else REPLAYS[precision]
     differing: dict[str, None] = {}
@@ -117,11 +124,15 @@ def _replay(
         problems += (f"{name}: {problem}" for problem in _problems(bundle, session.metadata, pixels, labels))
         if session.metadata.get(f"tlkit.{built.HEAD_FROM}", built.FROM_BUNDLE) != head_from:
             problems.append(f"{name}: its head is not the one from the {head_from}, which its record speaks of")
-        inputs = expected[FEATURES]
         if session.input == IMAGES:
             inputs, wrong = _pixels(bundle, pixels)
             differing |= dict.fromkeys(wrong)
-        verdicts[name] = compare(expected, session, inputs, tolerance=tolerance)
+            verdicts[name] = compare(expected, session, inputs, tolerance=tolerance, head=head)
+        else:
+            strict = replace(tolerance, error=min(tolerance.error, HEAD_ERROR))
+            verdicts[name] = compare(expected, session, expected[FEATURES], tolerance=strict)
+            if verdicts[name].passed and precision != built.PRECISION:
+                head = head_of(session)
     return Replay(len(bundle.record.golden), tuple(differing), tuple(problems), verdicts, head_from)
 
 
