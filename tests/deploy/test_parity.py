@@ -89,7 +89,7 @@ class TestHead:
     noisy = staticmethod(lambda arrays: {FEATURES: (x := arrays[FEATURES] * np.float32(1.0005)), LOGITS: amplified(x)})
 
     def test_what_the_head_makes_of_noise_is_no_fault(self):
-        expected = EXPECTED | {LOGITS: amplified(EXPECTED[FEATURES]) + np.float32(300)}
+        expected = EXPECTED | {LOGITS: amplified(EXPECTED[FEATURES]) + np.float32(1000)}
         assert not compare(expected, Linear(self.noisy), INPUTS).passed
         verdict = compare(expected, Linear(self.noisy), INPUTS, head=amplified)
         assert verdict.passed
@@ -97,7 +97,9 @@ class TestHead:
         assert verdict.comparisons[0].head_error == 0
         assert "head error 0," in verdict.summary() + ","
 
-    @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+    more = FAULTS | {"a shifted logit": spoiled(LOGITS, lambda x: x + np.array([1, 0, 0], np.float32))}
+
+    @pytest.mark.parametrize("fault", more.values(), ids=more)
     def test_every_fault_is_caught(self, fault):
         head = lambda features: features[:, : len(HEAD)] @ HEAD[: features.shape[1]]  # noqa: E731
         assert compare(EXPECTED, Linear(), INPUTS, head=head).passed

@@ -129,7 +129,7 @@ class TestKept:
 
 class TestRefused:
     def test_a_head_that_learns_by_gradient(self, own_run, climb):
-        with pytest.raises(UsageError, match="head line learns by gradient, .*leave out --refit-head"):
+        with pytest.raises(UsageError, match=r"head line learns by gradient, .*leave out --refit-head"):
             climb(Line())
         assert not (own_run / "onnx/int8").exists()
 
