@@ -293,6 +293,7 @@ def _ladder(climbed: Climbed) -> list[str]:
     lines += [
         f"  {rung.name:<{width}}  accuracy {rung.accuracy:.1%}, {rung.drop:.2f} points lost, "
         f"{rung.agreement:.1%} called the same (95 %: {rung.interval[0]:.1%} to {rung.interval[1]:.1%})"
+        + ("" if rung.proven else ", but its features are not those that were trained")
         for rung in rungs
     ]
     lines += [f"  {rung.name}, head fitted again: {_again(rung.head)}" for rung in rungs if rung.head is not None]

@@ -8,11 +8,12 @@ from pathlib import Path
 import onnx
 
 from tlkit.deploy import built
+from tlkit.deploy.parity import TOLERANCES, Verdict, compare
 from tlkit.deploy.precision.ladder import Candidate, Climbed, Ladder, Rung, Trial
 from tlkit.deploy.progress import Progress, silent
 from tlkit.deploy.publish import Published, graphs_of, parity_images, publish_graphs
 from tlkit.deploy.refit import Fit
-from tlkit.deploy.session import OnnxSession
+from tlkit.deploy.session import OnnxSession, on_disk
 from tlkit.errors import DataError
 from tlkit.model.bundle import Bundle
 from tlkit.plugin.contract import FEATURES, LOGITS
@@ -36,6 +37,7 @@ def publish_precision(
     ladder ends at them, only their record is written.
     """
     head = onnx.load_model(built.graph_file(bundle.root, "head"))
+    proof = _Proof(bundle, data)
     ladder = Ladder(bundle, half, data=data, progress=progress)
 
     def join(chosen: str, trunk: onnx.ModelProto) -> onnx.ModelProto:
@@ -50,25 +52,35 @@ def publish_precision(
             raise
         candidate = next(candidates)  # no budget to keep to; int8 asks for images itself
     else:
-        candidate, rungs = trial.first(candidates, max_drop)
+        candidate, rungs = trial.first(candidates, max_drop, lambda candidate: proof.of(candidate).passed)
     climbed = Climbed(rungs, ladder.sensitivity, ladder.calibration, max_drop)
-    return _write(bundle, candidate, head, climbed, data), climbed
+    return _write(bundle, candidate, head, climbed, proof), climbed
 
 
-def _write(
-    bundle: Bundle, candidate: Candidate, head: onnx.ModelProto, climbed: Climbed, data: Path | None
-) -> Published:
+class _Proof:
+    """The images that an export is checked on, and what fp32 gives for them."""
+
+    def __init__(self, bundle: Bundle, data: Path | None) -> None:
+        self.images, self.drawn_from = parity_images(bundle, data)
+        self.expected = OnnxSession(built.graph_file(bundle.root, "model")).run(self.images)
+
+    def of(self, candidate: Candidate) -> Verdict:
+        """Whether a candidate's trunk still gives the features that were trained."""
+        with on_disk(candidate.trunk) as file:
+            return compare(self.expected, OnnxSession(file), self.images, tolerance=TOLERANCES[candidate.precision])
+
+
+def _write(bundle: Bundle, candidate: Candidate, head: onnx.ModelProto, climbed: Climbed, proof: _Proof) -> Published:
     more = {"ladder": climbed.to_json()}
-    images, drawn_from = parity_images(bundle, data)
+    images, drawn_from, expected = proof.images, proof.drawn_from, proof.expected
     if candidate.precision == built.PRECISION:
         place = bundle.root / built.TARGET / built.PRECISION
         built.amend(place, more)
         return Published(place, len(images), drawn_from, {})
-    expected = OnnxSession(built.graph_file(bundle.root, "model")).run(images)
     refitted, head_from = candidate.head, built.FROM_BUNDLE
     if refitted is not None:
         head, head_from = refitted.graph(), built.FROM_EXPORT
-        expected[LOGITS] = refitted.logits(expected[FEATURES])
+        expected = {**expected, LOGITS: refitted.logits(expected[FEATURES])}
     graphs = graphs_of(bundle, candidate.trunk, head, candidate.precision, head_from)
     return publish_graphs(
         bundle, graphs, expected, images, drawn_from, precision=candidate.precision, refitted=refitted, more=more
