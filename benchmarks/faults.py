@@ -14,12 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import onnx
 from _bench import ROOT, TLKIT, Bar, Report, parser, run, workroom
 
 sys.path.insert(0, str(ROOT))
 from demo.digits import write
-from tests.deploy.faults import FAULTS, Drops
+from tests.deploy.faults import FAULTS, Drops, planted
 from tests.tiny import resign
 from tlkit.deploy.verify import replay
 from tlkit.model.bundle import open_bundle
@@ -42,6 +41,7 @@ def main() -> int:
     )
     alarms: list[str] = []
     missed: list[str] = []
+    tried = 0
     with workroom() as work:
         write(work / "photos", args.per_class)
         for backbone in BACKBONES:
@@ -52,8 +52,9 @@ def main() -> int:
                 alarms += _alarms(bundle, report)
         bundle = work / f"{BACKBONES[0]}-{HEADS[0]}"
         for precision in PRECISIONS:
-            missed += [f"{name}, {precision}" for name in _missed(bundle, work / "planted", precision)]
-    tried = len(PRECISIONS) * (len(FAULTS) + 1)
+            found, lost = _planted(bundle, work / "planted", precision)
+            tried += len(found) + len(lost)
+            missed += [f"{name}, {precision}" for name in lost]
     report.figures |= {"false alarms": alarms, "missed": missed, "planted": [*FAULTS, "a dropped last batch"]}
     count = len(BACKBONES) * len(HEADS) * len(PRECISIONS)
     report.bars.append(Bar(f"false alarms in {count} exports", [len(alarms)], "=", 0, digits=0))
@@ -79,22 +80,21 @@ def _alarms(bundle: Path, report: Report) -> list[str]:
     return alarms
 
 
-def _missed(bundle: Path, place: Path, precision: str) -> list[str]:
-    """The faults that verify does not find."""
-    missed = []
-    for name, plant in FAULTS.items():
+def _planted(bundle: Path, place: Path, precision: str) -> tuple[list[str], list[str]]:
+    """The faults that verify finds, and those that it does not; what changes nothing in this model is left out."""
+    found: list[str] = []
+    missed: list[str] = []
+    for name in FAULTS:
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(bundle, place)
-        file = place / "onnx" / precision / "model.onnx"
-        graph = onnx.load(file)
-        plant(graph)
-        onnx.save(graph, file)
+        if not planted(name, place / "onnx" / precision / "model.onnx"):
+            continue
         resign(place, "model.onnx", precision)
-        if replay(open_bundle(place), "onnx", precision).passed:
-            missed.append(name)
-    if replay(open_bundle(bundle), "onnx", precision, Drops).passed:
-        missed.append("a dropped last batch")
-    return missed
+        passed = replay(open_bundle(place), "onnx", precision).passed
+        (missed if passed else found).append(name)
+    passed = replay(open_bundle(bundle), "onnx", precision, Drops).passed
+    (missed if passed else found).append("a dropped last batch")
+    return found, missed
 
 
 if __name__ == "__main__":

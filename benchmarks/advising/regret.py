@@ -86,7 +86,11 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
         "strategy that moves the trunk. The best of so many on the very images that it is measured on is too good by "
         "chance: the corrected regret takes the best of one half of the held-out images and compares on the other, "
         "both ways.",
-        {"backbone": BACKBONES[0], "heads": ", ".join(HEADS), "moving": "; ".join(f"{_named(*each)} (up to {most} images)" for *each, most in MOVING)}
+        {
+            "backbone": BACKBONES[0],
+            "heads": ", ".join(HEADS),
+            "moving": "; ".join(f"{_named(*each)} (up to {most} images)" for *each, most in MOVING),
+        }
         | {"pixels": ", ".join(f"{name} {size}" for name, size in SIZES.items()), "seed": seed},
     )
     known, lost, corrected = Known(work / "exhaustive.jsonl"), [], []

@@ -1,10 +1,14 @@
-"""Faults that deployment can bring in, to plant them into exported model graphs."""
+"""Faults that deployment can bring in, to plant them into exported model graphs.
+
+One that changes nothing in a graph is none: channels of the same mean can't be mistaken for each other.
+"""
 
 from __future__ import annotations
 
 import json
 
 import numpy as np
+import onnx
 from onnx import helper, numpy_helper
 
 from tlkit.deploy.session import OnnxSession
@@ -25,16 +29,27 @@ def recipe(**change):
 
 
 def constants(graph):
-    """What pixels are normalised with: mean and scale, for each channel, or in int8 for each place of a row."""
-    return [
-        next(tensor for tensor in graph.graph.initializer if tensor.name.endswith(f"normalise.{name}"))
-        for name in ("mean", "scale")
+    """What pixels are normalised with, mean and factor: for each channel, or in int8 for each place of a row.
+
+    An int8 graph that takes pixels as they are has a zero point and a scale instead.
+    """
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    named = [
+        tensor for part in ("mean", "scale") for name, tensor in tensors.items() if name.endswith(f"normalise.{part}")
     ]
+    if named:
+        return named
+    name = "images"
+    while True:
+        reader = next(node for node in graph.graph.node if name in node.input)
+        if reader.op_type == "DequantizeLinear":
+            return [tensors[reader.input[2]], tensors[reader.input[1]]]
+        name = reader.output[0]
 
 
 def turned_round(mean):
     """Blue's for red."""
-    return np.flip(mean, list(mean.shape).index(3))
+    return np.flip(mean, list(mean.shape).index(3)) if mean.ndim else mean
 
 
 def normalise(which, change):
@@ -42,8 +57,9 @@ def normalise(which, change):
 
     def plant(graph):
         tensor = constants(graph)[which]
-        array = change(numpy_helper.to_array(tensor)).astype(np.float32)
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+        array = numpy_helper.to_array(tensor)
+        changed = np.asarray(change(array.astype(np.float32))).astype(array.dtype)
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(changed).reshape(array.shape), tensor.name))
 
     return plant
 
@@ -92,6 +108,15 @@ FAULTS = {
     "swapped logits": swap_logits,
     "a changed weight": change_weight,
 }
+
+
+def planted(fault, file):
+    """Plant a fault into a graph; whether that changed anything."""
+    graph = onnx.load(file)
+    before = graph.SerializeToString()
+    FAULTS[fault](graph)
+    onnx.save(graph, file)
+    return graph.SerializeToString() != before
 
 
 class Drops(OnnxSession):

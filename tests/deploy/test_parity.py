@@ -78,6 +78,34 @@ def test_a_flip_counts_unless_it_was_a_tie():
     assert verdict.comparisons[0].flips == 20
 
 
+def amplified(features):
+    """A head that makes much of little."""
+    return features @ HEAD * 1000
+
+
+class TestHead:
+    """Below fp32, features are held against what is expected, and logits against the head on these features."""
+
+    noisy = staticmethod(lambda arrays: {FEATURES: (x := arrays[FEATURES] * np.float32(1.0005)), LOGITS: amplified(x)})
+
+    def test_what_the_head_makes_of_noise_is_no_fault(self):
+        expected = EXPECTED | {LOGITS: amplified(EXPECTED[FEATURES]) + np.float32(1000)}
+        assert not compare(expected, Linear(self.noisy), INPUTS).passed
+        verdict = compare(expected, Linear(self.noisy), INPUTS, head=amplified)
+        assert verdict.passed
+        assert verdict.comparisons[0].logit_error > 0.01
+        assert verdict.comparisons[0].head_error == 0
+        assert "head error 0," in verdict.summary() + ","
+
+    more = FAULTS | {"a shifted logit": spoiled(LOGITS, lambda x: x + np.array([1, 0, 0], np.float32))}
+
+    @pytest.mark.parametrize("fault", more.values(), ids=more)
+    def test_every_fault_is_caught(self, fault):
+        head = lambda features: features[:, : len(HEAD)] @ HEAD[: features.shape[1]]  # noqa: E731
+        assert compare(EXPECTED, Linear(), INPUTS, head=head).passed
+        assert not compare(EXPECTED, Linear(fault), INPUTS, head=head).passed
+
+
 def test_few_images_are_compared_at_the_batch_sizes_there_are():
     assert [c.batch for c in compare({k: v[:3] for k, v in EXPECTED.items()}, Linear(), INPUTS[:3]).comparisons] == [
         1,

@@ -53,7 +53,7 @@ PIXELS = Pixels(16, (0.5,) * 3, (0.5,) * 3)
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_rows_come_in_the_order_of_the_files(files, workers):
     session = Counting(workers)
-    chunks = list(stream(session, PIXELS, files))
+    chunks = list(stream(session, PIXELS, files, hashed=True))
     rows = [row for chunk in chunks for row in chunk.rows]
     assert [row.file for row in rows] == files
     assert [row.sha256 for row in rows] == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
@@ -67,13 +67,17 @@ def test_rejects_stand_in_their_place(files, tmp_path):
     broken, missing = tmp_path / "broken.jpg", tmp_path / "missing.jpg"
     broken.write_bytes(b"no image")
     mixed = [broken, files[0], missing, *files[1:10], broken]
-    chunks = list(stream(Counting(2), PIXELS, mixed))
+    chunks = list(stream(Counting(2), PIXELS, mixed, hashed=True))
     rows = [row for chunk in chunks for row in chunk.rows]
     assert [row.file for row in rows] == mixed
     assert [index for index, row in enumerate(rows) if row.reason] == [0, 2, 12]
     assert rows[2].sha256 == ""
     assert sum(len(chunk.arrays.get("mean", ())) for chunk in chunks) == 10
     assert all(len(chunk.kept()) == len(chunk.arrays.get("mean", ())) for chunk in chunks)
+
+
+def test_without_being_asked_no_file_is_hashed(files):
+    assert {row.sha256 for chunk in stream(Counting(2), PIXELS, files) for row in chunk.rows} == {""}
 
 
 def test_a_chunk_without_a_usable_image_has_no_arrays(tmp_path):

@@ -55,7 +55,9 @@ def test_stopped_after_any_epoch_it_reaches_the_same_weights(pictures, whole, wo
     assert fitted.history == whole[1].history
 
 
-@pytest.mark.parametrize(("when", "number"), [("step", 2), ("step", 13), ("step", 25), ("checkpoint", 5), ("checkpoint", 7)])
+@pytest.mark.parametrize(
+    ("when", "number"), [("step", 2), ("step", 13), ("step", 25), ("checkpoint", 5), ("checkpoint", 7)]
+)
 def test_killed_at_any_time_it_reaches_the_same_weights(pictures, work, checkout, when, number):
     command = [sys.executable, checkout / "tests/learn/course.py", pictures, work, when, str(number)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])}

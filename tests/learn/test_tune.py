@@ -385,7 +385,9 @@ class TestLoop:
 
 def test_a_rate_that_ruins_the_trunk_is_named(pictures, recipe, tmp_path):
     ruinous = Phase(2, 0.05, trunk_lr=1e30, moving=2, batch=8)
-    with pytest.raises(DataError, match=r"the loss is \S+ at step 2 of phase 2, epoch 1, at rate .* of the head and \S+e"):
+    with pytest.raises(
+        DataError, match=r"the loss is \S+ at step 2 of phase 2, epoch 1, at rate .* of the head and \S+e"
+    ):
         train(pictures, tmp_path / "run", replace(recipe, **tuned(Phase(2, 0.05), ruinous)))
     assert set(open_bundle(tmp_path / "run").record.provenance.values()) == {"original"}
 

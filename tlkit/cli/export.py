@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from tlkit.deploy.parity import Verdict
-    from tlkit.deploy.precision.ladder import Climbed
+    from tlkit.deploy.precision.ladder import Again, Climbed
     from tlkit.deploy.publish import Published
     from tlkit.model.bundle import Bundle
 
@@ -57,6 +58,7 @@ def _shapes(_context: click.Context, _parameter: click.Parameter, given: str | N
     help="Points of accuracy it may cost; what costs more gives way to the next higher precision.",
 )
 @click.option("--no-fallback", is_flag=True, help="Fail where the precision asked for costs more than --max-drop.")
+@click.option("--refit-head", is_flag=True, help="Fit the head again on the features in int8; keep it if it is better.")
 @click.option("--shared-trunk", is_flag=True, help="Write one graph with the heads of several bundles on one trunk.")
 @click.option("-o", "--out", type=FilePath, help="Where to write it; one that was written before is replaced.")
 @click.option(
@@ -80,6 +82,7 @@ def command(
     precision: str,
     max_drop: float | None,
     no_fallback: bool,
+    refit_head: bool,
     shared_trunk: bool,
     out: Path | None,
     shapes: Shapes | None,
@@ -96,6 +99,10 @@ def command(
     With --max-drop the precisions are tried from the one asked for upwards: int8, int8 with the most sensitive layers
     left in float, fp16, fp32. The first that loses no more points of accuracy on the validation split is written.
 
+    With --refit-head the head is fitted again on the features that every int8 trunk gives for the training split, and
+    kept there if it does better on the validation split. The bundle stays as it is; its int8 graphs then have that
+    head, and are verified with it.
+
     \b
     Examples:
       tlkit export run/ --onnx
@@ -107,7 +114,7 @@ def command(
     """
     flags = {"onnx": onnx, "tensorrt": tensorrt, "tensorrt-rtx": tensorrt_rtx}
     names = list(dict.fromkeys([*(name for name, given in flags.items() if given), *named]))
-    _check_options(bundles, names, precision, max_drop, no_fallback, shared_trunk, out, triton, gpu)
+    _check_options(bundles, names, precision, max_drop, no_fallback, refit_head, shared_trunk, out, triton, gpu)
     if gpu is not None:
         settings = (*settings, _for_gpus(names, gpu))
     if triton is not None:
@@ -115,7 +122,8 @@ def command(
     elif out is not None:
         _share(bundles, out, data, as_json)
     else:
-        _export(bundles[0], names, settings, precision, max_drop, not no_fallback, shapes, data, as_json)
+        climb = partial(_precise, max_drop=max_drop, fallback=not no_fallback, refit_head=refit_head)
+        _export(bundles[0], names, settings, precision, climb, shapes, data, as_json)
 
 
 def _check_options(
@@ -124,6 +132,7 @@ def _check_options(
     precision: str,
     max_drop: float | None,
     no_fallback: bool,
+    refit_head: bool,
     shared_trunk: bool,
     out: Path | None,
     triton: Path | None,
@@ -133,7 +142,9 @@ def _check_options(
     problems = {
         "name a target: --onnx, --tensorrt, --tensorrt-rtx, --triton DIRECTORY or --target NAME": not names
         and not triton,
-        "--triton goes with --precision and --data alone": bool(triton and (names or shared_trunk or out or max_drop)),
+        "--triton goes with --precision and --data alone": bool(
+            triton and (names or shared_trunk or out or max_drop or refit_head)
+        ),
         "--gpu goes with a target, such as --tensorrt-rtx": bool(gpu and not names),
         "--shared-trunk is for --onnx in fp32": shared_trunk and (names != ["onnx"] or precision != "fp32"),
         "--shared-trunk needs -o, where to write": shared_trunk and out is None,
@@ -141,6 +152,7 @@ def _check_options(
         "several bundles need --shared-trunk -o DIRECTORY": len(bundles) > 1 and not shared_trunk and not triton,
         "--max-drop is for --precision int8 or fp16: fp32 costs nothing": max_drop is not None and precision == "fp32",
         "--no-fallback needs --max-drop": no_fallback and max_drop is None,
+        "--refit-head is for --precision int8": refit_head and precision != "int8",
     }
     for problem, is_so in problems.items():
         if is_so:
@@ -160,8 +172,7 @@ def _export(
     names: Sequence[str],
     settings: Sequence[str],
     precision: str,
-    max_drop: float | None,
-    fallback: bool,
+    climb: Callable[[Bundle, str, Path | None], tuple[Published, Climbed]],
     shapes: Shapes | None,
     data: Path | None,
     as_json: bool,
@@ -184,7 +195,7 @@ def _export(
     taken = {built.PRECISION: built.PRECISION}  # for each that was asked for, where the ladder ended
     for flavour in dict.fromkeys(wanted.values()):
         if flavour != built.PRECISION:
-            one, climbed[flavour] = _precise(opened, flavour, max_drop, fallback, data)
+            one, climbed[flavour] = climb(opened, flavour, data)
             published.append(one)
             taken[flavour] = built.plain(one.place.name)
     with progress_bars() as bars:
@@ -251,7 +262,7 @@ def _exported(bundles: Sequence[Path], precision: str, data: Path | None) -> lis
         if not built.current(each):
             _onnx(each, data)
         if not built.current(each, precision):
-            _precise(each, precision, None, False, data)
+            _precise(each, precision, data, max_drop=None, fallback=False, refit_head=False)
     return opened
 
 
@@ -271,18 +282,26 @@ def _onnx(bundle: Bundle, data: Path | None) -> Published:
 
 
 def _precise(
-    bundle: Bundle, precision: str, max_drop: float | None, fallback: bool, data: Path | None
+    bundle: Bundle,
+    precision: str,
+    data: Path | None,
+    *,
+    max_drop: float | None,
+    fallback: bool,
+    refit_head: bool,
 ) -> tuple[Published, Climbed]:
     """The ONNX graphs in another precision than fp32."""
     from tlkit.deploy.precision.publish import publish_precision
     from tlkit.deploy.publish import half_trunk
+    from tlkit.deploy.refit import fit
 
     def half() -> ModelProto:
         return half_trunk(bundle, *offers(bundle))
 
+    again = partial(fit, bundle, offers(bundle)[1]) if refit_head else None
     with progress_bars() as bars:
         return publish_precision(
-            bundle, precision, half, max_drop=max_drop, fallback=fallback, data=data, progress=bars
+            bundle, precision, half, max_drop=max_drop, fallback=fallback, data=data, progress=bars, fit=again
         )
 
 
@@ -296,12 +315,22 @@ def _ladder(climbed: Climbed) -> list[str]:
     lines += [
         f"  {rung.name:<{width}}  accuracy {rung.accuracy:.1%}, {rung.drop:.2f} points lost, "
         f"{rung.agreement:.1%} called the same (95 %: {rung.interval[0]:.1%} to {rung.interval[1]:.1%})"
+        + ("" if rung.proven else ", but its features are not those that were trained")
         for rung in rungs
     ]
+    lines += [f"  {rung.name}, head fitted again: {_again(rung.head)}" for rung in rungs if rung.head is not None]
     if climbed.sensitivity:
         lines.append("noise of the features where one layer alone is int8, the most sensitive first:")
         lines += [f"  {layer.noise:7.2%}  {layer.name}" for layer in climbed.sensitivity[:LAYERS_SHOWN]]
     return lines
+
+
+def _again(head: Again) -> str:
+    """How a head that was fitted again did beside the bundle's own."""
+    return (
+        f"accuracy {head.accuracy:.1%} to {head.own_accuracy:.1%}, log loss {head.log_loss:.4f} to "
+        f"{head.own_log_loss:.4f}, {'kept' if head.kept else 'not kept'}"
+    )
 
 
 def _facts(published: Published) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def _survey(
     bundle: Bundle, places: Sequence[str], data: Path, split: str | None, opener: Callable[[str], Opener]
 ) -> dict[str, Survey]:
     """What each by-product answers for a folder, against the modules of the plugins that the bundle names."""
-    from tlkit.deploy import built
+    from tlkit.deploy import built, refit
     from tlkit.deploy.evaluate import answers, labelled
     from tlkit.deploy.parity import TOLERANCES
     from tlkit.deploy.runtime import Model
@@ -157,13 +157,15 @@ def _survey(
     _, samples = labelled(data, bundle.record.labels, split)
     found = {}
     with progress_bars() as bars:
-        model = Model(TrainedSession(bundle, *offers(bundle)), bundle.root)
+        backbone, head = offers(bundle)
+        model = Model(TrainedSession(bundle, backbone, head), bundle.root)
         trained = answers(model, samples, bars("trained modules", len(samples)), OUTPUTS)
         for place in places:
             target, precision = place.split("/")
             file = built.graph_file(bundle.root, "model", target, precision)
             deployed = answers(Model(opener(target)(file), file), samples, bars(place, len(samples)), OUTPUTS)
-            found[place] = survey(trained, deployed, TOLERANCES[precision])
+            its_head = refit.deployed(bundle, head, target, precision) if precision != built.PRECISION else None
+            found[place] = survey(trained, deployed, TOLERANCES[precision], its_head)
     for name, reason in trained.rejected.items():
         rejected(name, reason)
     return found
@@ -182,8 +184,12 @@ def _surveyed(place: str, each: Survey) -> Iterator[str]:
 
 
 def _lines(place: str, result: Replay) -> Iterator[str]:
+    from tlkit.deploy.built import FROM_BUNDLE
+
     wrong = f"pixels differ for {', '.join(result.pixels)}" if result.pixels else "pixels identical"
     yield f"{place}: {result.images} golden images, {wrong}"
+    if result.head_from != FROM_BUNDLE:
+        yield "  its head was fitted again at export"
     yield from (f"  {problem}" for problem in result.problems)
     for name, verdict in result.verdicts.items():
         yield f"  {name}: {'same' if verdict.passed else 'DIFFERS'} ({verdict.summary()})"

@@ -210,7 +210,7 @@ def _render(data: bytes, pixels: Pixels, view: View | None, max_pixels: int) -> 
         small = small.transpose(turn)
     if view is not None and view.mirrored:
         small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(small.convert("RGB"))
+    return np.array(small if small.mode == "RGB" else small.convert("RGB"))
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:

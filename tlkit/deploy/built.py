@@ -14,6 +14,9 @@ from tlkit.model.bundle import RECORD, Bundle, read_record, read_tensors
 
 BUILT = "built.json"
 EXPECTED = "expected.safetensors"  # what the golden images gave when it was built
+REFITTED = "refitted.safetensors"  # the head, where it was fitted again at export
+HEAD_FROM = "head_from"  # in the record and in what a graph says of itself; one of these two:
+FROM_BUNDLE, FROM_EXPORT = "bundle", "export"
 TARGET, PRECISION = "onnx", "fp32"  # what is opened unless told otherwise
 PRECISIONS = ("int8", "fp16", "fp32")  # the coarsest first
 SYMMETRIC = "int8-symmetric"  # int8 graphs as TensorRT wants them; whoever asks for its int8 gets them
@@ -123,6 +126,23 @@ def expected(place: Path) -> Mapping[str, Any] | None:
     file = place / EXPECTED
     if EXPECTED not in read(place, again="export it again")["files"]:
         return None
+    return read_tensors(file)
+
+
+def head_from(place: Path) -> str:
+    """Where the head of a by-product comes from: `FROM_BUNDLE` or `FROM_EXPORT`."""
+    return str(read(place, again="export it again").get(HEAD_FROM, FROM_BUNDLE))
+
+
+def refitted(place: Path) -> Mapping[str, Any] | None:
+    """The tensors of the head of a by-product where it was fitted again; refuses those that were changed since."""
+    again = "export it again"
+    hashes = read(place, again)["files"]
+    if REFITTED not in hashes:
+        return None
+    file = place / REFITTED
+    if not file.exists() or files.sha256(file) != hashes[REFITTED]:
+        raise ArtefactError("its head is missing or was changed after export", file=file, do=again)
     return read_tensors(file)
 
 

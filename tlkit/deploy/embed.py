@@ -50,7 +50,7 @@ def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], 
     rejected: dict[str, str] = {}
     rows = width = 0
     with explained(out), open_writer(out, _provenance(model)) as writer:
-        for chunk in model.stream(files, [FEATURES]):
+        for chunk in model.stream(files, [FEATURES], hashed=True):
             rejected |= {str(row.file): row.reason for row in chunk.rows if row.reason is not None}
             if kept := chunk.kept():
                 features = chunk.arrays[FEATURES]

@@ -22,7 +22,7 @@ from torch import nn
 
 from tlkit import __version__
 from tlkit.files import atomic_file, cache_dir
-from tlkit.model.bundle import Bundle
+from tlkit.model.bundle import Bundle, Tensors
 from tlkit.model.trunk import Half, LastMap, Taps, Trunk, build, fingerprint, load_tensors
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head
 
@@ -157,8 +157,20 @@ def modules(bundle: Bundle, backbone: Backbone, head: Head) -> tuple[Trunk, nn.M
     record = bundle.record
     trunk = build(backbone, pretrained=False, pixels=record.pixels).upto(record.cut)
     load_tensors(trunk, bundle.trunk, what="trunk")
-    tensors = {name: torch.from_numpy(tensor) for name, tensor in bundle.head.items()}
-    return trunk, head.restore(record.width, len(record.labels), tensors).eval()
+    return trunk, head_module(bundle, head, bundle.head)
+
+
+def head_module(bundle: Bundle, head: Head, tensors: Tensors) -> nn.Module:
+    """A head for a bundle's trunk and labels, with these tensors, in eval mode."""
+    given = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    return head.restore(bundle.record.width, len(bundle.record.labels), given).eval()
+
+
+def head_logits(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the module itself gives for features `(N, width)`: `(N, classes)`."""
+    with torch.inference_mode():
+        given: NDArray[np.float32] = head(torch.from_numpy(features)).numpy()
+    return given
 
 
 def _example(trunk: Trunk) -> torch.Tensor:

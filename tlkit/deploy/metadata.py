@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tlkit import __version__
+from tlkit.deploy import built
 from tlkit.errors import ArtefactError
 from tlkit.plugin.contract import Pixels
 
@@ -19,6 +20,7 @@ VERSION = PREFIX + "version"  # of the tlkit that exported it
 BACKBONE = PREFIX + "backbone"
 CUT = PREFIX + "cut"
 HEAD = PREFIX + "head"
+HEAD_FROM = PREFIX + built.HEAD_FROM  # whether that is the bundle's own
 PRECISION = PREFIX + "precision"
 HEADS = PREFIX + "heads"  # of a graph with several: what each of them says of itself, as JSON
 

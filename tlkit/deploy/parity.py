@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 2, 7, 16)
 SOFTMAX_ERROR = 1e-3  # of probabilities, whatever the precision: they are computed from the logits in float32
+HEAD_ERROR = 5e-3  # of logits, from what the head gives for the same features: both in float32, or a GPU's TF32
+
+HeadOf = Callable[["NDArray[np.float32]"], "NDArray[np.float32]"]  # features to logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,18 @@ REPLAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One session at one batch size. `flips` counts images whose label changed although it was not a tie."""
+    """One session at one batch size. `flips` counts images whose label changed although it was not a tie.
+
+    Where `head_error` is known, logits are judged by it, and how far they are from those expected is only told: below
+    fp32 a head makes much or little of the rounding of its features, and neither is a fault.
+    """
 
     batch: int
     images: int
     cosine: float | None  # the least over images, where there are features
     feature_error: float | None  # the largest, relative
     logit_error: float | None
+    head_error: float | None  # of the logits, relative, from what the head gives for the features beside them
     probability_error: float | None  # the largest, from the softmax of its own logits
     agreement: float | None  # share of images with the same label
     flips: int
@@ -80,6 +88,7 @@ class Verdict:
             ("cosine", [c.cosine for c in self.comparisons], min),
             ("feature error", [c.feature_error for c in self.comparisons], max),
             ("logit error", [c.logit_error for c in self.comparisons], max),
+            ("head error", [c.head_error for c in self.comparisons], max),
             ("probability error", [c.probability_error for c in self.comparisons], max),
             ("agreement", [c.agreement for c in self.comparisons], min),
         ):
@@ -97,11 +106,13 @@ def compare(
     *,
     tolerance: Tolerance | None = None,
     batches: Sequence[int] = BATCHES,
+    head: HeadOf | None = None,
 ) -> Verdict:
     """Run `inputs` `(N, ...)` through a session at several batch sizes and hold the results against `expected`.
 
     `expected` has `features` `(N, width)`, `logits` `(N, classes)` or both; those that the session gives are compared.
-    Probabilities have to be the softmax of the logits.
+    Probabilities have to be the softmax of the logits. With `head`, below fp32, logits have to be what it gives for the
+    features that the session gives.
     Batch sizes above N are replaced by N, so that every size run is a real one; one of them always leaves a smaller
     last batch.
     """
@@ -113,7 +124,7 @@ def compare(
     for batch in _sizes(batches, len(inputs)):
         parts = [session.run(inputs[start : start + batch], names) for start in range(0, len(inputs), batch)]
         got = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        comparisons.append(compared(batch, len(inputs), expected, got, tolerance))
+        comparisons.append(compared(batch, len(inputs), expected, got, tolerance, head))
     return Verdict(tolerance, tuple(comparisons))
 
 
@@ -131,13 +142,14 @@ def compared(
     expected: Mapping[str, NDArray[np.float32]],
     got: Mapping[str, NDArray[np.float32]],
     tolerance: Tolerance,
+    head: HeadOf | None = None,
 ) -> Comparison:
     """Hold what a session gave for so many images, run so many at a time, against what is expected."""
-    cosine = feature_error = logit_error = probability_error = agreement = None
+    cosine = feature_error = logit_error = head_error = probability_error = agreement = None
     flips = 0
     if any(got[name].shape != expected[LOGITS if name == PROBABILITIES else name].shape for name in got):
         # a dropped row, or another width
-        return Comparison(batch, images, None, None, None, None, None, flips, passed=False)
+        return Comparison(batch, images, None, None, None, None, None, None, flips, passed=False)
     if PROBABILITIES in got:
         probability_error = float(np.abs(got[PROBABILITIES] - softmax(got[LOGITS])).max())
     if FEATURES in got:
@@ -148,15 +160,29 @@ def compared(
         logit_error = relative_error(want, have)
         same = want.argmax(1) == have.argmax(1)
         agreement = float(same.mean())
+        if head is not None and FEATURES in got:
+            head_error = relative_error(head(got[FEATURES]), have)
         flips = int((~same & ~ties(want, 2 * tolerance.error * float(np.abs(want).max()))).sum())
     # Written so that a NaN anywhere fails: no comparison with it is true.
+    right = (
+        flips == 0 and (logit_error is None or logit_error <= tolerance.error)
+        if head_error is None
+        else head_error <= HEAD_ERROR
+    )
     passed = (
-        flips == 0
+        right
         and (cosine is None or cosine >= tolerance.cosine)
-        and all(error is None or error <= tolerance.error for error in (feature_error, logit_error))
+        and (feature_error is None or feature_error <= tolerance.error)
         and (probability_error is None or probability_error <= SOFTMAX_ERROR)
     )
-    return Comparison(batch, images, cosine, feature_error, logit_error, probability_error, agreement, flips, passed)
+    return Comparison(
+        batch, images, cosine, feature_error, logit_error, head_error, probability_error, agreement, flips, passed
+    )
+
+
+def head_of(session: Session) -> HeadOf:
+    """What an opened head gives for features."""
+    return lambda features: session.run(features, [LOGITS])[LOGITS]
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

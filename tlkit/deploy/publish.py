@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -15,8 +16,9 @@ from safetensors.numpy import save
 from tlkit import __version__
 from tlkit.data.images import Rejected, load
 from tlkit.deploy import built, export, metadata, opening, source
-from tlkit.deploy.parity import TOLERANCES, Verdict, compare
+from tlkit.deploy.parity import TOLERANCES, HeadOf, Verdict, compare, head_of
 from tlkit.deploy.progress import Progress, silent
+from tlkit.deploy.refit import Refitted
 from tlkit.deploy.session import OnnxSession
 from tlkit.errors import DataError, GateError, ResourceError, TlkitError, UsageError
 from tlkit.model.bundle import Bundle
@@ -59,7 +61,11 @@ def half_trunk(bundle: Bundle, backbone: Backbone, head: Head) -> onnx.ModelProt
 
 
 def graphs_of(
-    bundle: Bundle, trunk: onnx.ModelProto, head: onnx.ModelProto, precision: str = built.PRECISION
+    bundle: Bundle,
+    trunk: onnx.ModelProto,
+    head: onnx.ModelProto,
+    precision: str = built.PRECISION,
+    head_from: str = built.FROM_BUNDLE,
 ) -> dict[str, onnx.ModelProto]:
     """A bundle's three graphs by name, each of which says what it is."""
     record = bundle.record
@@ -71,6 +77,7 @@ def graphs_of(
         metadata.BACKBONE: record.backbone.name,
         metadata.CUT: record.cut,
         metadata.HEAD: record.head.name,
+        metadata.HEAD_FROM: head_from,
         metadata.PRECISION: precision,
     }
     for graph in graphs.values():
@@ -86,22 +93,33 @@ def publish_graphs(
     drawn_from: str,
     *,
     precision: str = built.PRECISION,
+    refitted: Refitted | None = None,
     more: Mapping[str, object] | None = None,
 ) -> Published:
-    """Write graphs that give `expected` for `images`; a `GateError` leaves what was there before."""
+    """Write graphs that give `expected` for `images`; a `GateError` leaves what was there before.
+
+    `refitted` is their head, where it is not the bundle's own.
+    """
     verdicts: dict[str, Verdict] = {}
+    below = precision != built.PRECISION
 
     def fill(place: Path) -> dict[str, object]:
         for name, graph in graphs.items():
             file = place / f"{name}.onnx"
             onnx.save_model(graph, file)
             inputs = expected[FEATURES] if name == "head" else images
-            verdicts[name] = compare(expected, OnnxSession(file), inputs, tolerance=TOLERANCES[precision])
+            tolerance = TOLERANCES[built.PRECISION if name == "head" else precision]  # a head is float in all of them
+            head = head_of(OnnxSession(place / "head.onnx")) if name == "model" and below else None
+            verdicts[name] = compare(expected, OnnxSession(file), inputs, tolerance=tolerance, head=head)
             _gate(name, verdicts[name], bundle)
         _keep_expected(bundle, OnnxSession(place / "model.onnx"), place, precision)
+        if refitted is not None:
+            refitted.save(place)
         return {"parity": {name: verdict.to_json() for name, verdict in verdicts.items()}, **(more or {})}
 
-    place = built.write(bundle.root, built.TARGET, precision, _facts(bundle, len(images), drawn_from), fill)
+    head_from = built.FROM_BUNDLE if refitted is None else built.FROM_EXPORT
+    facts = _facts(bundle, len(images), drawn_from) | {built.HEAD_FROM: head_from}
+    place = built.write(bundle.root, built.TARGET, precision, facts, fill)
     return Published(place, len(images), drawn_from, verdicts)
 
 
@@ -122,10 +140,12 @@ def publish_target(
     sources = {name: built.graph_file(bundle.root, name, precision=wanted) for name in built.GRAPHS}
     expected = OnnxSession(sources["model"]).run(images)
     machine = dict(target.machine())
+    origin = bundle.root / built.TARGET / wanted
     verdicts: dict[str, Verdict] = {}
     unproven: list[str] = []
 
     def fill(place: Path) -> dict[str, object]:
+        head: HeadOf | None = None
         for name, graph in sources.items():
             file = place / f"{name}{target.suffix}"
             target.build_watched(graph, file, shapes or Shapes(), progress)
@@ -138,16 +158,21 @@ def publish_target(
                 unproven.append(error.what)
                 continue
             inputs = expected[FEATURES] if name == "head" else images
-            verdicts[name] = compare(expected, session, inputs, tolerance=TOLERANCES[precision])
+            if name == "head" and precision != built.PRECISION:
+                head = head_of(session)
+            verdicts[name] = compare(expected, session, inputs, tolerance=TOLERANCES[precision], head=head)
             _gate(name, verdicts[name], bundle)
             if name == "model":
                 _keep_expected(bundle, session, place, precision)
+        if built.refitted(origin) is not None:
+            shutil.copyfile(origin / built.REFITTED, place / built.REFITTED)
         return {"parity": {name: verdict.to_json() for name, verdict in verdicts.items()}, "unproven": unproven[:1]}
 
     facts = _facts(bundle, len(images), drawn_from) | {
         "options": to_json(target),
         "shapes": asdict(shapes or Shapes()),
         "machine": machine,
+        built.HEAD_FROM: built.head_from(origin),
         **opening.facts(target, sources),
     }
     place = built.write(bundle.root, target.name, precision, facts, fill)

@@ -1,6 +1,6 @@
 """The runtime: an exported graph and the facts inside it, from image files to labels and features. Never torch.
 
-One image goes this way: `_prepare` reads, hashes and decodes it, `Session.run` gives its arrays, `stream` hands them
+One image goes this way: `_prepare` reads and decodes it, `Session.run` gives its arrays, `stream` hands them
 on in the order of the files.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A file of a chunk: its SHA-256 (hex; empty if it could not be read), and why it was rejected, if it was."""
+    """A file of a chunk, and why it was rejected, if it was; its SHA-256 (hex) where that was asked for, else ""."""
 
     file: Path
     sha256: str
@@ -62,7 +62,12 @@ class Prediction:
 
 
 def stream(
-    session: Session, pixels: Pixels, files: Iterable[Path], outputs: Sequence[str] | None = None
+    session: Session,
+    pixels: Pixels,
+    files: Iterable[Path],
+    outputs: Sequence[str] | None = None,
+    *,
+    hashed: bool = False,
 ) -> Iterator[Chunk]:
     """Run files through a session, in order, decoding and inference overlapped, memory bounded.
 
@@ -72,7 +77,7 @@ def stream(
     turn = nullcontext() if session.workers > 1 else threading.Lock()
 
     def work(chunk: tuple[Path, ...]) -> Chunk:
-        prepared = [_prepare(file, pixels) for file in chunk]
+        prepared = [_prepare(file, pixels, hashed) for file in chunk]
         images = [image for _, image in prepared if image is not None]
         rows = tuple(row for row, _ in prepared)
         if not images:
@@ -87,15 +92,15 @@ def stream(
     yield from ahead(work, chunks, workers=workers, most=2 * workers)
 
 
-def _prepare(file: Path, pixels: Pixels) -> tuple[Row, NDArray[np.uint8] | None]:
-    """Read a file once, for its hash and its pixels."""
+def _prepare(file: Path, pixels: Pixels, hashed: bool) -> tuple[Row, NDArray[np.uint8] | None]:
+    """Read a file once, for its pixels and, where it is asked for, its hash."""
     try:
         if file.exists() and not file.is_file():  # to read a pipe or a device could take for ever
             return Row(file, "", "is a folder" if file.is_dir() else "is not a regular file"), None
         content = file.read_bytes()
     except OSError as error:
         return Row(file, "", f"can't be read: {(error.strerror or str(error)).lower()}"), None
-    digest = hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest() if hashed else ""
     try:
         return Row(file, digest), load(content, pixels)
     except Rejected as error:
@@ -178,8 +183,8 @@ class Model:
             parts.append(chunk.arrays[FEATURES])
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
-    def stream(self, files: Iterable[Path], outputs: Sequence[str]) -> Iterator[Chunk]:
-        """Chunks of files in order, with the named outputs of the graph."""
+    def stream(self, files: Iterable[Path], outputs: Sequence[str], *, hashed: bool = False) -> Iterator[Chunk]:
+        """Chunks of files in order, with the named outputs of the graph, and if asked for with the files' hashes."""
         lacking = [name for name in outputs if name not in self.session.outputs]
         if lacking:
             raise ArtefactError(
@@ -187,7 +192,7 @@ class Model:
                 file=self.file,
                 do="use model.onnx",
             )
-        for chunk in stream(self.session, self.pixels, files, outputs):
+        for chunk in stream(self.session, self.pixels, files, outputs, hashed=hashed):
             probabilities = chunk.arrays.get(PROBABILITIES)
             if probabilities is not None and probabilities.shape[1] != len(self.labels):
                 what = f"it gives {probabilities.shape[1]} probabilities for {len(self.labels)} labels"

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tlkit.deploy.evaluate import Answers
-from tlkit.deploy.parity import Comparison, Tolerance, compared
+from tlkit.deploy.parity import Comparison, HeadOf, Tolerance, compared
 from tlkit.deploy.score import wilson
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 
@@ -25,7 +25,7 @@ class Survey:
 
     @property
     def passed(self) -> bool:
-        """The gate: everything within the tolerance of the precision, and no label flipped that was not a tie."""
+        """The gate: everything within the tolerance of the precision, and in fp32 no label flipped that was no tie."""
         return self.comparison.passed
 
     @property
@@ -38,9 +38,12 @@ class Survey:
         return {"passed": self.passed, "drop": self.drop, **asdict(self)}
 
 
-def survey(trained: Answers, deployed: Answers, tolerance: Tolerance) -> Survey:
-    """Hold what a deployed graph answered (all `OUTPUTS`) against what the trained modules did for the same images."""
+def survey(trained: Answers, deployed: Answers, tolerance: Tolerance, head: HeadOf | None = None) -> Survey:
+    """Hold what a deployed graph answered (all `OUTPUTS`) against what the trained modules did for the same images.
+
+    `head` is the one in the graph, which its logits are held against below fp32 (see `parity.Comparison`).
+    """
     images = len(trained.truth)
-    comparison = compared(images, images, trained.arrays, deployed.arrays, tolerance)
+    comparison = compared(images, images, trained.arrays, deployed.arrays, tolerance, head)
     same = int((trained.called == deployed.called).sum())
     return Survey(images, deployed.accuracy, trained.accuracy, wilson(same, images), comparison)

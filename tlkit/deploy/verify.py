@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from tlkit.data.images import Rejected, load
 from tlkit.deploy import built, metadata
-from tlkit.deploy.parity import REPLAYS, TOLERANCES, Verdict, compare
+from tlkit.deploy.parity import HEAD_ERROR, REPLAYS, TOLERANCES, HeadOf, Verdict, compare, head_of
 from tlkit.deploy.session import OnnxSession
 from tlkit.errors import ArtefactError, UsageError
 from tlkit.model.bundle import Bundle, Tensors
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 class Replay:
     """`pixels` names the golden images whose pixels differ; `verdicts` has one for each graph.
 
-    `problems` says what else a graph has that is not the bundle's: labels, pixel recipe.
+    `problems` says what else a graph has that is not the bundle's: labels, pixel recipe. `head_from` says whether the
+    head is the bundle's own or was fitted again at export.
     """
 
     images: int
     pixels: tuple[str, ...]
     problems: tuple[str, ...]
     verdicts: dict[str, Verdict]
+    head_from: str = built.FROM_BUNDLE
 
     @property
     def passed(self) -> bool:
@@ -46,6 +48,7 @@ class Replay:
             "images": self.images,
             "pixels_differ": list(self.pixels),
             "problems": list(self.problems),
+            built.HEAD_FROM: self.head_from,
             "graphs": {name: verdict.to_json() for name, verdict in self.verdicts.items()},
         }
 
@@ -62,8 +65,8 @@ def replay(
     """
     _check_golden(bundle)
     graphs = {name: built.graph_file(bundle.root, name, target, precision) for name in built.GRAPHS}
-    kept = built.expected(bundle.root / target / precision)
-    return _replay(bundle, graphs, precision, kept, open_session)
+    place = bundle.root / target / precision
+    return _replay(bundle, graphs, precision, built.expected(place), built.head_from(place), None, open_session)
 
 
 def replay_file(bundle: Bundle, file: Path, open_session: Callable[[Path], Session] = OnnxSession) -> Replay:
@@ -72,12 +75,21 @@ def replay_file(bundle: Bundle, file: Path, open_session: Callable[[Path], Sessi
     Below fp32 it must give what the bundle's own graph of that precision gave when it was exported, if that is there.
     """
     _check_golden(bundle)
-    precision = open_session(file).metadata.get(metadata.PRECISION, built.PRECISION)
+    says = open_session(file).metadata
+    precision = says.get(metadata.PRECISION, built.PRECISION)
     if precision not in TOLERANCES:
         raise ArtefactError(f"it says that its precision is {precision!r}, which is none", file=file)
     place = bundle.root / built.TARGET / precision
-    kept = built.expected(place) if (place / built.BUILT).exists() else None
-    return _replay(bundle, {file.name: file}, precision, kept, open_session)
+    known = (place / built.BUILT).exists()
+    kept = built.expected(place) if known else None
+    if kept is None and says.get(metadata.HEAD_FROM) == built.FROM_EXPORT:
+        what = f"its head was fitted again at export, and {place}, which says what it gives, is not there"
+        raise ArtefactError(what, file=file, do="copy that as well, or export it again")
+    head_from = built.head_from(place) if known else built.FROM_BUNDLE
+    head = None
+    if known and precision != built.PRECISION:
+        head = head_of(OnnxSession(built.graph_file(bundle.root, "head", precision=precision)))
+    return _replay(bundle, {file.name: file}, precision, kept, head_from, head, open_session)
 
 
 def _check_golden(bundle: Bundle) -> None:
@@ -92,9 +104,14 @@ def _replay(
     graphs: Mapping[str, Path],
     precision: str,
     kept: Tensors | None,
+    head_from: str,
+    head: HeadOf | None,
     open_session: Callable[[Path], Session],
 ) -> Replay:
-    """`kept` is what the golden images gave at export, which is held against more strictly than what was trained."""
+    """`kept` is what the golden images gave at export, which is held against more strictly than what was trained.
+
+    `head` is a model's, where its graph is not among the `graphs`.
+    """
     expected = bundle.expected() if kept is None else kept
     tolerance = TOLERANCES[precision] if kept is None else REPLAYS[precision]
     differing: dict[str, None] = {}
@@ -104,12 +121,18 @@ def _replay(
         session = open_session(file)
         pixels, labels = metadata.described(session.metadata, file)
         problems += (f"{name}: {problem}" for problem in _problems(bundle, session.metadata, pixels, labels))
-        inputs = expected[FEATURES]
+        if session.metadata.get(metadata.HEAD_FROM, built.FROM_BUNDLE) != head_from:
+            problems.append(f"{name}: its head is not the one from the {head_from}, which its record speaks of")
         if session.input == IMAGES:
             inputs, wrong = _pixels(bundle, pixels)
             differing |= dict.fromkeys(wrong)
-        verdicts[name] = compare(expected, session, inputs, tolerance=tolerance)
-    return Replay(len(bundle.record.golden), tuple(differing), tuple(problems), verdicts)
+            verdicts[name] = compare(expected, session, inputs, tolerance=tolerance, head=head)
+        else:
+            strict = replace(tolerance, error=min(tolerance.error, HEAD_ERROR))
+            verdicts[name] = compare(expected, session, expected[FEATURES], tolerance=strict)
+            if verdicts[name].passed and precision != built.PRECISION:
+                head = head_of(session)
+    return Replay(len(bundle.record.golden), tuple(differing), tuple(problems), verdicts, head_from)
 
 
 def _problems(bundle: Bundle, says: Mapping[str, str], pixels: Pixels, labels: tuple[str, ...]) -> Iterator[str]:

@@ -90,7 +90,8 @@ def extract(
 
         rejected: dict[int, str] = {}
         place = iter(todo)
-        for number, chunk in enumerate(stream(session, pixels, [files[index] for index in todo], taps), start=1):
+        chunks = stream(session, pixels, [files[index] for index in todo], taps, hashed=True)
+        for number, chunk in enumerate(chunks, start=1):
             rows = iter(np.concatenate([chunk.arrays[name] for name in taps], axis=1) if chunk.kept() else ())
             for row in chunk.rows:
                 index = next(place)

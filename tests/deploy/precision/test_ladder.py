@@ -70,7 +70,7 @@ class TestTrial:
 
     def test_fp32_loses_nothing_and_a_blind_trunk_much(self, tiny_run):
         trial, trunk = self.trial(tiny_run), onnx.load(tiny_run / "onnx/fp32/trunk.onnx")
-        same, worse = trial.measure(Candidate("fp32", trunk)), trial.measure(Candidate("int8", blind(trunk)))
+        (_, same), (_, worse) = (trial.measure(Candidate(*each)) for each in (("fp32", trunk), ("int8", blind(trunk))))
         assert (same.drop, same.agreement) == (0, 1)
         assert same.interval[1] == 1
         assert worse.drop == pytest.approx(100 * (same.accuracy - worse.accuracy))

@@ -10,13 +10,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
 from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from tlkit.plugin.contract import IMAGES
+from tlkit.deploy.precision import entry
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")  # the layers that can be left in float one by one
 # An activation is absorbed by the layer before it, whose output then needs no range but the activation's own: without
@@ -27,20 +26,23 @@ OPERATORS = (*WEIGHTED, *ACTIVATIONS, "Add", "AveragePool", "Concat", "GlobalAve
 
 @dataclass(frozen=True, slots=True)
 class Flavour:
-    """How a runtime wants its int8: the type of activations, and what ONNX Runtime's quantiser calls the rest."""
+    """How a runtime wants its int8: the type of activations, and what ONNX Runtime's quantiser calls the rest.
+
+    With `channels_last` its convolutions read them so, and the graph begins accordingly: see `entry`.
+    """
 
     activations: QuantType
-    by_rows: bool
+    channels_last: bool
     options: Mapping[str, bool] = field(default_factory=dict)
 
 
 FLAVOURS = {
     # ONNX Runtime's CPU: uint8 with a zero point, so that what comes after a ReLU has all 256 levels; int32 biases.
-    "int8": Flavour(QuantType.QUInt8, by_rows=True),
+    "int8": Flavour(QuantType.QUInt8, channels_last=True),
     # TensorRT: int8 about zero, and biases stay float; it parses no other.
     "int8-symmetric": Flavour(
         QuantType.QInt8,
-        by_rows=False,
+        channels_last=False,
         options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
     ),
 }
@@ -64,8 +66,8 @@ def quantise(
     `ranges` are those of `calibrate.ranges`.
     """
     wanted = FLAVOURS[flavour]
-    if wanted.by_rows:
-        graph = _normalised_by_rows(graph)
+    if wanted.channels_last:
+        graph = entry.by_rows(graph)
     quantiser = QDQQuantizer(
         onnx.shape_inference.infer_shapes(graph),  # a copy, with the shapes that it goes by
         per_channel=True,
@@ -79,8 +81,10 @@ def quantise(
         extra_options=dict(wanted.options),
     )
     quantiser.quantize_model()
-    quantiser.model.topological_sort()  # it appends what it inserts
     made: onnx.ModelProto = quantiser.model.model
+    if wanted.channels_last:
+        made = entry.straight(made)
+    ONNXModel(made).topological_sort()  # what was inserted was appended
     return made
 
 
@@ -88,31 +92,3 @@ def _activations(graph: onnx.ModelProto, names: Collection[str]) -> list[str]:
     """The activations directly behind the nodes named."""
     outputs = {output for node in graph.graph.node if node.name in names for output in node.output}
     return [node.name for node in graph.graph.node if node.op_type in ACTIVATIONS and node.input[0] in outputs]
-
-
-def _normalised_by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with pixels normalised before the channels come first, a row at a time: the same values bit for bit.
-
-    ONNX Runtime runs int8 convolutions with channels last and moves the transposition out of their way, so that the
-    normalisation behind it went by threes: a fifth of EfficientNet-Lite0's time in int8.
-    """
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    graph = changed.graph
-    if [node.op_type for node in graph.node[:4]] != ["Cast", "Transpose", "Sub", "Mul"]:
-        raise ValueError("not the normalisation of `model.trunk.Normalise`")
-    cast, transpose, subtract, multiply = graph.node[:4]
-    width = graph.input[0].type.tensor_type.shape.dim[2].dim_value
-    constants = {constant.name: constant for constant in graph.initializer}
-    for step in (subtract, multiply):
-        constant = constants[step.input[1]]
-        row = np.tile(numpy_helper.to_array(constant).reshape(1, 3), (width, 1))
-        constant.CopyFrom(numpy_helper.from_array(row, constant.name))
-    pixels, planes = f"{IMAGES}/normalised", multiply.output[0]
-    subtract.input[0], multiply.output[0] = cast.output[0], pixels
-    transpose.input[0], transpose.output[0] = pixels, planes
-    order = [cast, subtract, multiply, transpose, *graph.node[4:]]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in order]
-    del graph.node[:], graph.value_info[:]  # the shapes between are others now, and are inferred again
-    graph.node.extend(copies)
-    return changed

@@ -50,7 +50,11 @@ def narrow_kernels(device: torch.device) -> Iterator[None]:
     oneDNN has fast code for kernels of up to three columns and falls back to a loop for wider ones: for 5 x 5 the
     gradient took as long as ten forward passes, a third of a step with four stages moving.
     """
-    if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+    if (
+        device.type != "cpu"
+        or platform.machine() not in ("x86_64", "AMD64")
+        or not torch.backends.mkldnn.is_available()
+    ):
         yield
         return
     with _Narrow():
