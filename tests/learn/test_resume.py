@@ -76,7 +76,7 @@ def test_killed_at_any_time_it_reaches_the_same_weights(pictures, work, checkout
         {"balance": "sampling", "randaugment": 9, "smoothing": 0.1, "clip": 0.5},
         {"balance": "weights", "optimiser": "sgd", "warmup": 0.3, "norms": "follow", "decay": 0.5},
     ],
-    ids=lambda way: "-".join(way),
+    ids="-".join,
 )
 def test_whatever_it_learns_by_it_is_taken_up_as_it_was(pictures, work, way):
     """With all that a step may be made of, and the scaler of half precision, which is on elsewhere than here."""

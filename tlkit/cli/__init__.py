@@ -177,7 +177,7 @@ def _problem(error: Exception) -> TlkitError:
 
 
 def _complain(line: str, code: int) -> int:
-    """Say on stderr what went wrong, of the processes that torchrun started with this one's number; returns the code."""
+    """Say on stderr what went wrong, under torchrun with the number of this process; returns the code."""
     number = os.environ.get("RANK", "0")
     who = PROGRAM if number == "0" else f"{PROGRAM} (process {number})"
     click.echo(f"{who}: {line}", err=True)

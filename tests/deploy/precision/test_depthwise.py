@@ -79,7 +79,8 @@ def test_with_channels_unlike_it_falls_apart_and_the_layers_around_them_stay_in_
     bundle, published, climbed = climb(Depthwise(), max_drop=0.5)
     first, *_, last = climbed.rungs
     assert first.name == "int8"
-    assert first.drop > 30
+    assert first.agreement < 0.5  # it calls others right than before, on a few images perhaps as many
+    assert first.drop > 0.5 or not first.proven
     assert (last.name, last.drop <= 0.5) == ("int8, 2 layers in float", True)
     noise = {layer.name: layer.noise for layer in climbed.sensitivity}
     guilty = set(climbed.rungs[-1].kept)

@@ -29,7 +29,7 @@ class LastInOrder(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        ordered: Tensor = _InOrder.apply(x) if x.ndim == 4 else x  # type: ignore[no-untyped-call]
+        ordered: Tensor = _InOrder.apply(x) if x.ndim == 4 else x
         return ordered
 
 
@@ -39,7 +39,7 @@ class _InOrder(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # of the one output there is
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
         return gradient.contiguous(memory_format=torch.channels_last)
 
 
@@ -50,11 +50,8 @@ def narrow_kernels(device: torch.device) -> Iterator[None]:
     oneDNN has fast code for kernels of up to three columns and falls back to a loop for wider ones: for 5 x 5 the
     gradient took as long as ten forward passes, a third of a step with four stages moving.
     """
-    if (
-        device.type != "cpu"
-        or platform.machine() not in ("x86_64", "AMD64")
-        or not torch.backends.mkldnn.is_available()
-    ):
+    onednn: Any = torch.backends.mkldnn  # not all of it has types
+    if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64") or not onednn.is_available():
         yield
         return
     with _Narrow():
@@ -71,12 +68,12 @@ class _Narrow(TorchFunctionMode):
         if called is torch.conv2d and not torch.compiler.is_compiling():
             asked = _asked(*args, **named)
             if asked is not None:
-                return _Depthwise.apply(*asked)  # type: ignore[no-untyped-call]
+                return _Depthwise.apply(*asked)
         return called(*args, **named)
 
 
 def _asked(
-    input: Tensor,  # noqa: A002 - the names are PyTorch's
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Pair = 1,
@@ -104,13 +101,13 @@ class _Depthwise(torch.autograd.Function):
     """A depthwise convolution with a weight gradient of its own."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
         return F.conv2d(x, weight, bias, stride, padding, 1, len(weight))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         of_x = _backward(gradient, x, weight, ctx.stride, ctx.padding, (True, False))[0] if wants_x else None
