@@ -8,20 +8,21 @@ changes nothing in float, so a network like that is easily made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
 from tlkit_standard.strategies import STRATEGIES
 from torch import nn
 
-from tests.tiny import ORIGINS, Line, Tiny
+from tests.tiny import ORIGINS, Tiny
 from tlkit.deploy.precision.publish import publish_precision
 from tlkit.deploy.publish import half_trunk, publish_onnx
 from tlkit.deploy.verify import replay
 from tlkit.errors import GateError
 from tlkit.learn.train import Recipe, train
 from tlkit.model.bundle import open_bundle
+from tlkit.plugin.host import load
 
 CHANNELS = 8
 LOUD = 1000.0  # a channel that says nothing
@@ -60,7 +61,7 @@ def climb(pictures, tmp_path_factory):
 
     def run(backbone, **options):
         place = tmp_path_factory.mktemp("depthwise") / "run"
-        recipe = Recipe(backbone, replace(STRATEGIES[0], epochs=200, lr=0.1), Line(), ORIGINS, golden=4)
+        recipe = Recipe(backbone, STRATEGIES[0], load().get("head", "logistic"), ORIGINS, golden=4)
         train(pictures, place, recipe)
         bundle = open_bundle(place)
         publish_onnx(bundle, recipe.backbone, recipe.head)
@@ -79,8 +80,7 @@ def test_with_channels_unlike_it_falls_apart_and_the_layers_around_them_stay_in_
     bundle, published, climbed = climb(Depthwise(), max_drop=0.5)
     first, *_, last = climbed.rungs
     assert first.name == "int8"
-    assert first.agreement < 0.5  # it calls others right than before, on a few images perhaps as many
-    assert first.drop > 0.5 or not first.proven
+    assert first.drop > 30
     assert (last.name, last.drop <= 0.5) == ("int8, 2 layers in float", True)
     noise = {layer.name: layer.noise for layer in climbed.sensitivity}
     guilty = set(climbed.rungs[-1].kept)
