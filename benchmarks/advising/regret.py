@@ -42,9 +42,9 @@ MOVING: tuple[tuple[str, Mapping[str, Any], str, int], ...] = (
     ("partial", {"moving": 4}, "last", 2000),
     ("probe-then-tune", {}, "stage7", 500),
     ("probe-then-tune", {}, "stage6", 500),
-    ("probe-then-tune", {}, "stage5", 500),
-    ("partial", {"moving": 2}, "last", 500),
-    ("gradual", {}, "last", 500),
+    ("probe-then-tune", {}, "stage5", 100),
+    ("partial", {"moving": 2}, "last", 100),
+    ("gradual", {}, "last", 100),
     ("replace", {}, "last", 100),
 )
 

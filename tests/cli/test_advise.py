@@ -16,7 +16,7 @@ def test_the_page_and_the_command_it_ends_with(story, tlkit):
     assert said.code == 0, said.err
     for part in ("images", "efficientnet-lite0:", "stage7", "RECOMMENDED", "expected accuracy", "audit of 60 images"):
         assert part in said.out
-    assert said.next.startswith("tlkit train photos -o run/ --backbone efficientnet-lite0 --strategy frozen --cut ")
+    assert said.next.startswith("tlkit train photos -o run/ --backbone efficientnet-lite0 --strategy ")
 
 
 def test_json_over_two_backbones(story, tlkit):

@@ -518,7 +518,8 @@ def test_embed_keeps_what_it_could_use_and_lists_the_rest(tlkit, place, allowed,
 
 def test_train_goes_on_without_a_few_bad_images_and_names_them(tlkit, story, place):
     (place / "photos/dark/00.png").write_bytes(b"no image")
-    finished = tlkit("train", "photos", "-o", "out", "--max-bad", "0.05", "--json", cwd=place, env=story.env)
+    choice = ("--strategy", "frozen", "--max-bad", "0.05")
+    finished = tlkit("train", "photos", "-o", "out", *choice, "--json", cwd=place, env=story.env)
     assert finished.code == 0
     assert list(finished.json["rejected"]) == ["dark/00.png"]
     assert finished.err.startswith("rejected dark/00.png: is not a picture")
@@ -557,7 +558,7 @@ def test_plugins_that_fail_are_told_of_once_and_stop_nothing(tlkit, story, tmp_p
     warnings = [line for line in finished.err.splitlines() if line.startswith("tlkit: warning: ")]
     assert [re.search(r"plugin '(\w+)'", line)[1] for line in warnings] == ["exiting", "raising"]
 
-    trained = tlkit("train", story.root / "photos", "-o", tmp_path / "run", env=env)
+    trained = tlkit("train", story.root / "photos", "-o", tmp_path / "run", "--strategy", "frozen", env=env)
     assert (trained.code, trained.err.count("tlkit: warning: ")) == (0, 2)
     predicted = tlkit("predict", story.model, story.root / "a.jpg", env=env)
     assert predicted.code == 0

@@ -45,7 +45,7 @@ def names(root):
 @pytest.mark.parametrize(
     ("line", "number", "code", "says"),
     [
-        ("train {photos} -o out", signal.SIGINT, 130, "interrupted"),
+        ("train {photos} --strategy frozen -o out", signal.SIGINT, 130, "interrupted"),
         ("embed {run} {photos} -o f.parquet", signal.SIGINT, 130, "interrupted"),
         ("embed {run} {photos} -o f.npy", signal.SIGTERM, 143, "terminated"),
     ],

@@ -88,7 +88,7 @@ def test_another_backbone_cut_head_and_option_go_all_the_way(do, tmp_path):
 
 @pytest.mark.parametrize("choice", [("--head", "nearest-mean"), ("--cut", "stage5")], ids=" ".join)
 def test_another_head_or_cut_decodes_no_image_again(do, tmp_path, choice):
-    trained = do("train", "photos/", "-o", tmp_path / "run", *choice, "--json").json
+    trained = do("train", "photos/", "-o", tmp_path / "run", "--strategy", "frozen", *choice, "--json").json
     assert trained["decoded"] == 0
     assert trained["images"]["train"] + trained["images"]["val"] == 60
 

@@ -172,7 +172,7 @@ def test_they_work_in_a_fresh_environment(fresh, pictures, tmp_path):
     expected = {name: "ok" for name in NEEDS if name != "tlkit-timm" or importlib.util.find_spec("timm")}
     assert expected.items() <= states.items()
 
-    train = ["train", pictures, "-o", "run", "--backbone", "edges"]
+    train = ["train", pictures, "-o", "run", "--backbone", "edges", "--strategy", "frozen"]
     for command in (train, ["export", "run", "--onnx"], ["verify", "run"]):
         said = finish([fresh / "tlkit", *map(str, command)], tmp_path, outside)
         assert said.code == 0, said.err

@@ -2,7 +2,7 @@
 
 `killed.py photos/ out/ BUDGET KEPT step 7`: in the seventh step of learning; `rename 3`: when a third file or folder is
 about to take its place in the folder of the training; `never 0`: goes to its end, taking up what there is. With the
-budget 0 there are no trials; KEPT says which trunk is to be ahead, `moved` or `frozen`.
+budget 0 there are no trials; KEPT says which trunk is to do better, `moved` or `frozen`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if __name__ == "__main__":
     photos, out, budget, kept, when, number = sys.argv[1:]
     left = [int(number)]
     counts_as_large()
-    auto.ahead = lambda _moved, _still: kept == "moved"
+    auto.better = lambda _moved, _still, _likeness: kept == "moved"
     if when == "step":
         kill_at(left, Watch, "step", lambda _watch, _images, line: bool(line))
     elif when == "rename":

@@ -1,4 +1,4 @@
-"""Auto does what was advised, the same every time, and keeps a trunk that moved only if it is ahead."""
+"""Auto does what was advised, the same every time, and keeps a trunk that moved only if it does better."""
 
 from __future__ import annotations
 
@@ -114,18 +114,18 @@ def counts_as_large(monkeypatch):
     monkeypatch.setattr("tlkit.learn.advise.recommend.EPOCHS", 1)
 
 
-@pytest.mark.parametrize("is_ahead", [True, False])
+@pytest.mark.parametrize("is_better", [True, False])
 @pytest.mark.usefixtures("counts_as_large")
-def test_a_trunk_that_moved_is_kept_only_if_it_is_ahead(pictures, tmp_path, monkeypatch, is_ahead):
-    monkeypatch.setattr(auto, "ahead", lambda _moved, _still: is_ahead)
+def test_a_trunk_that_moved_is_kept_only_if_it_does_better(pictures, tmp_path, monkeypatch, is_better):
+    monkeypatch.setattr(auto, "better", lambda _moved, _still, _likeness: is_better)
     trained, advice = train_auto(pictures, tmp_path / "run", ask())
     record = open_bundle(tmp_path / "run").record
-    assert record.strategy.name == ("probe-then-tune" if is_ahead else "frozen")
-    assert (record.phases[-1]["moving"] > 0) is is_ahead
+    assert record.strategy.name == ("probe-then-tune" if is_better else "frozen")
+    assert (record.phases[-1]["moving"] > 0) is is_better
     assert trained.root == tmp_path / "run"
-    assert len(record.strategy.report["trials"]) == (1 if is_ahead else 2)
-    if not is_ahead:
-        assert "not ahead" in " ".join(advice.recommendation.reasons)
+    assert len(record.strategy.report["trials"]) == (1 if is_better else 2)
+    if not is_better:
+        assert "does no better" in " ".join(advice.recommendation.reasons)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -140,17 +140,42 @@ def test_a_head_that_only_learns_by_gradient_will_do(pictures, tmp_path):
     assert (advice.recommendation.head, list(advice.heads)) == ("line", [])
 
 
-def test_being_ahead_takes_more_than_one_standard_error(pictures, tmp_path):
+SAME, SURER, LESS_SURE = [0] * 8 + [1] * 8, 0.5, 1.5
+
+
+@pytest.mark.parametrize(
+    ("right", "log_loss", "likeness", "kept"),
+    [
+        ([1] * 4 + SAME[4:], LESS_SURE, "alike", True),  # four of sixteen ahead, with a standard error of two
+        ([1, *SAME[1:]], LESS_SURE, "unlike", False),  # one ahead, with a standard error of one
+        ([1, *SAME[1:]], SURER, "unlike", True),
+        (SAME, SURER, "unclear", True),
+        (SAME, SURER, "unknown", True),
+        (SAME, SURER, "alike", False),
+        (SAME, LESS_SURE, "unlike", False),
+        (SAME[:12] + [0] * 4, SURER, "unlike", False),  # four behind
+    ],
+)
+def test_where_few_images_cannot_tell_what_is_right_the_log_loss_decides(
+    pictures, tmp_path, right, log_loss, likeness, kept
+):
     trained, _ = train_auto(pictures, tmp_path / "run", ask())
 
-    def calls(right):
-        return replace(trained, right=np.array(right, bool))
+    def of(right, log_loss):
+        return replace(trained, right=np.array(right, bool), scores=replace(trained.scores, log_loss=log_loss))
 
-    none, one, four = calls([0] * 8 + [1] * 8), calls([1] + [0] * 7 + [1] * 8), calls([1] * 4 + [0] * 4 + [1] * 8)
-    assert trials.ahead(four, none)
-    assert not trials.ahead(one, none)  # 1/16 ahead, with a standard error of 1/16
-    assert not trials.ahead(none, none)
-    assert not trials.ahead(none, four)
+    assert trials.better(of(right, log_loss), of(SAME, 1.0), likeness) is kept
+
+
+@pytest.mark.parametrize(
+    ("likeness", "moves"), [("alike", False), ("unclear", True), ("unlike", True), ("unknown", True)]
+)
+def test_few_images_move_the_trunk_unless_they_are_like_those_it_knows(pictures, monkeypatch, likeness, moves):
+    monkeypatch.setattr("tlkit.learn.advise.recommend.ROOM", -1.0)
+    monkeypatch.setattr("tlkit.learn.advise.shift.judge", lambda *_measured: (likeness, "so it is"))
+    recommendation = advise(pictures, ask()).recommendation
+    assert (recommendation.strategy == "probe-then-tune") is moves
+    assert recommendation.cut == recommendation.frozen().cut
 
 
 def test_a_budget_is_spent_on_trials(pictures):

@@ -1,4 +1,4 @@
-"""`--strategy auto`: advise, then do it; a trunk that moved is kept only if it is ahead of the best that did not.
+"""`--strategy auto`: advise, then do it; a trunk that moved is kept only if it does better than the best that did not.
 
 What takes long, trial trainings and those of a trunk that moves, is done in the folder that the training of the bundle
 has beside it (see `learn.work`), part by part, so that one that was killed is taken up.
@@ -17,7 +17,7 @@ from tlkit.deploy.progress import Progress, silent
 from tlkit.errors import DataError, UsageError
 from tlkit.learn.advise.advice import Advice, Question, advise
 from tlkit.learn.advise.parts import run
-from tlkit.learn.advise.trials import ahead, recipe, try_out, words
+from tlkit.learn.advise.trials import better, recipe, try_out, words
 from tlkit.learn.loop.machine import Machine
 from tlkit.learn.plan import How, Recipe
 from tlkit.learn.result import Trained
@@ -78,19 +78,19 @@ def _compare(
     except DataError as problem:  # the images are good: frozen features were just trained on them
         why = f"moving the trunk came to nothing: {problem.what}"
     else:
-        if ahead(moved.trained, still.trained):
+        if better(moved.trained, still.trained, advice.sight.shift.likeness):
             os.rename(folder / MOVED, out)
-            return _with_advice(replace(moved.trained, root=out), seen), seen
-        why = "the trunk that moved is not ahead of frozen features on the validation images, by more than chance"
+            return _whole(replace(moved.trained, root=out), seen, still.trained), seen
+        why = "the trunk that moved does no better than frozen features on the validation images"
         lost = {"what": moved.what, "accuracy": moved.trained.scores.accuracy}
         seen = replace(seen, trials=[*seen.trials, lost])
     seen = replace(seen, recommendation=frozen.because(why))
-    return _train(out, question, seen, progress, how), seen
+    return _train(out, question, seen, progress, how, still.trained), seen
 
 
-def _train(out: Path, question: Question, advice: Advice, progress: Progress, how: How) -> Trained:
+def _train(out: Path, question: Question, advice: Advice, progress: Progress, how: How, *before: Trained) -> Trained:
     """Train what is recommended."""
-    return _with_advice(train(advice.source, out, _whole_recipe(question, advice), progress, how), advice)
+    return _whole(train(advice.source, out, _whole_recipe(question, advice), progress, how), advice, *before)
 
 
 def _whole_recipe(question: Question, advice: Advice) -> Recipe:
@@ -101,9 +101,10 @@ def _whole_recipe(question: Question, advice: Advice) -> Recipe:
     return replace(plain, strategy=configure(plain.strategy, options), advice=_kept(advice))
 
 
-def _with_advice(trained: Trained, advice: Advice) -> Trained:
-    """The images that were decoded for the advice count as decoded for it."""
-    return replace(trained, decoded=trained.decoded + advice.sight.features.decoded)
+def _whole(trained: Trained, advice: Advice, *before: Trained) -> Trained:
+    """The images that were decoded for the advice, and for what was trained before, count as decoded for it."""
+    others = advice.sight.features.decoded + sum(each.decoded for each in before)
+    return replace(trained, decoded=trained.decoded + others)
 
 
 def _kept(advice: Advice) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from tlkit.learn.advise.advice import Advice, Question
 from tlkit.learn.advise.choose import paired
 from tlkit.learn.advise.parts import run
 from tlkit.learn.advise.recommend import EPOCHS, Recommendation, epoch_seconds, offered
+from tlkit.learn.advise.shift import Likeness
 from tlkit.learn.plan import How, Recipe, facts
 from tlkit.learn.result import Trained
 from tlkit.learn.work import once
@@ -47,9 +48,17 @@ def named(question: Question, name: str) -> Strategy:
     return next(each for each in question.strategies if each.name == name)
 
 
-def ahead(one: Trained, other: Trained) -> bool:
-    """Whether one is ahead of the other on the same validation images by more than the standard error of that."""
-    return paired(one.right, other.right).sure
+def better(moved: Trained, still: Trained, likeness: Likeness) -> bool:
+    """Whether to keep a trunk that moved, by how both do on the same validation images.
+
+    More than the standard error of their lead decides. Within it, where few images can't tell by what is right, the
+    log-loss does, which knows how right; but of data like those of the pretraining the trunk stays that is known to
+    serve them.
+    """
+    if paired(moved.right, still.right).sure:
+        return True
+    behind = paired(still.right, moved.right).sure
+    return not (behind or likeness == "alike") and moved.scores.log_loss < still.scores.log_loss
 
 
 def try_out(
@@ -79,15 +88,15 @@ def try_out(
             strategy, moved = _fitted(advice, question, name, epochs)
             trial = run(advice.source, Path(room, name), words(moved), recipe(question, moved, strategy), progress, how)
             trials.append(trial)
-            if ahead(trial.trained, best.trained):
+            if better(trial.trained, best.trained, advice.sight.shift.likeness):
                 best, chosen = trial, moved
     if len(trials) == 1:
         why = f"the budget is too small to try more than frozen features: it takes {FEWEST_EPOCHS} epochs at least"
         return replace(advice, trials=[still.to_json()], recommendation=advice.recommendation.because(why))
     why = (
-        f"trials: {best.what} is ahead on the validation images"
+        f"trials: {best.what} does best on the validation images"
         if best is not still
-        else ("trials: no trunk that moved is ahead of frozen features on the validation images")
+        else "trials: no trunk that moved does better than frozen features on the validation images"
     )
     settled = replace(chosen.because(why), accuracy=best.trained.scores.interval)
     return replace(advice, trials=[trial.to_json() for trial in trials], recommendation=settled)
@@ -99,7 +108,7 @@ def _epochs(advice: Advice, question: Question, name: str, budget: float) -> int
         return 0
     if offered(question.heads, question.strategies).mover is None:
         return 0
-    trunk = advice.sight.trunk
+    trunk = advice.sight.trunk.upto(advice.recommendation.cut)
     moving = named(question, name).phases(trunk.names, facts(advice.dataset))[-1].moving
     seconds = epoch_seconds(trunk, moving, advice.facts.images, len(advice.dataset.of("val")))
     epochs = min(EPOCHS, int(budget / seconds))
