@@ -99,6 +99,7 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
         started = time.perf_counter()
         chosen, what = _auto(cell)
         seconds = time.perf_counter() - started
+        right["auto"] = chosen  # with options that none of the others has
         best = max(right, key=lambda option: right[option].mean())
         still = max(right[option].mean() for option in right if option.startswith("frozen"))
         lost.append(100 * float(right[best].mean() - chosen.mean()))

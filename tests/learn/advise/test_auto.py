@@ -168,10 +168,20 @@ def test_where_few_images_cannot_tell_what_is_right_the_log_loss_decides(
 
 
 @pytest.mark.parametrize(
-    ("likeness", "moves"), [("alike", False), ("unclear", True), ("unlike", True), ("unknown", True)]
+    ("likeness", "most", "moves"),
+    [
+        ("alike", 1.0, False),
+        ("alike", -1.0, True),
+        ("unclear", 1.0, True),
+        ("unlike", 1.0, True),
+        ("unknown", 1.0, True),
+    ],
 )
-def test_few_images_move_the_trunk_unless_they_are_like_those_it_knows(pictures, monkeypatch, likeness, moves):
+def test_few_images_like_those_it_knows_move_the_trunk_only_if_much_is_to_be_gained(
+    pictures, monkeypatch, likeness, most, moves
+):
     monkeypatch.setattr("tlkit.learn.advise.recommend.ROOM", -1.0)
+    monkeypatch.setattr("tlkit.learn.advise.recommend.ROOM_OF_FEW", most)
     monkeypatch.setattr("tlkit.learn.advise.shift.judge", lambda *_measured: (likeness, "so it is"))
     recommendation = advise(pictures, ask()).recommendation
     assert (recommendation.strategy == "probe-then-tune") is moves

@@ -25,7 +25,7 @@ from tlkit.learn.train import train
 from tlkit.learn.work import check_unfinished, folder_of, workplace
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Offer
-from tlkit.plugin.settings import configure, to_json
+from tlkit.plugin.settings import to_json
 
 NAME = "auto"
 TRIALS, FROZEN, MOVED = "trials", "frozen", "moved"  # the parts of it, in its folder
@@ -94,11 +94,8 @@ def _train(out: Path, question: Question, advice: Advice, progress: Progress, ho
 
 
 def _whole_recipe(question: Question, advice: Advice) -> Recipe:
-    """How to train what is recommended, with the options that go with it, and with the advice for the bundle."""
-    chosen = advice.recommendation
-    plain = recipe(question, chosen)
-    options = {name.removeprefix("strategy."): value for name, value in chosen.settings.items()}
-    return replace(plain, strategy=configure(plain.strategy, options), advice=_kept(advice))
+    """How to train what is recommended, with the advice for the bundle."""
+    return replace(recipe(question, advice.recommendation), advice=_kept(advice))
 
 
 def _whole(trained: Trained, advice: Advice, *before: Trained) -> Trained:

@@ -25,11 +25,12 @@ FEWEST_EPOCHS = 2
 HALF = 0.5  # of the budget, for each
 
 
-def recipe(question: Question, recommendation: Recommendation, strategy: Strategy | None = None) -> Recipe:
-    """How to train what is recommended; with another strategy than that, if one is given."""
+def recipe(question: Question, recommendation: Recommendation) -> Recipe:
+    """How to train what is recommended, with the options that go with it."""
     backbone = next(each for each in question.backbones if each.name == recommendation.backbone)
     head: Head = next(each for each in question.heads if each.name == recommendation.head)
-    chosen = strategy or named(question, recommendation.strategy)
+    options = {name.removeprefix("strategy."): value for name, value in recommendation.settings.items()}
+    chosen = configure(named(question, recommendation.strategy), options)
     return Recipe(
         backbone,
         chosen,
@@ -85,8 +86,8 @@ def try_out(
             epochs, _ = once(Path(room, f"{name}.epochs.json"), fit)
             if not epochs:
                 continue
-            strategy, moved = _fitted(advice, question, name, epochs)
-            trial = run(advice.source, Path(room, name), words(moved), recipe(question, moved, strategy), progress, how)
+            moved = _fitted(advice, question, name, epochs)
+            trial = run(advice.source, Path(room, name), words(moved), recipe(question, moved), progress, how)
             trials.append(trial)
             if better(trial.trained, best.trained, advice.sight.shift.likeness):
                 best, chosen = trial, moved
@@ -115,11 +116,10 @@ def _epochs(advice: Advice, question: Question, name: str, budget: float) -> int
     return epochs if epochs >= FEWEST_EPOCHS else 0
 
 
-def _fitted(advice: Advice, question: Question, name: str, epochs: int) -> tuple[Strategy, Recommendation]:
-    """A strategy with so many epochs, and the recommendation to take it."""
+def _fitted(advice: Advice, question: Question, name: str, epochs: int) -> Recommendation:
+    """The recommendation to take a strategy with so many epochs."""
     strategy, head = named(question, name), offered(question.heads, question.strategies).head
-    moved = advice.recommendation.moved(strategy, head, advice.sight.trunk.names, facts(advice.dataset), epochs)
-    return configure(strategy, {"epochs": epochs}), moved
+    return advice.recommendation.moved(strategy, head, advice.sight.trunk.names, facts(advice.dataset), epochs)
 
 
 def words(recommendation: Recommendation) -> str:
