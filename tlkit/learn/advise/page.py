@@ -46,7 +46,7 @@ def _facts(advice: Advice) -> Iterator[str]:
 def _likeness(sight: Sight) -> Iterator[str]:
     shift = sight.shift
     figure = "" if shift.overall is None else f", shift {shift.overall:.3f} over {shift.images} images"
-    yield f"{sight.backbone.name}: {shift.likeness.upper()} to the images of its pretraining{figure}"
+    yield f"{sight.backbone.name}, against the images of its pretraining: {shift.likeness.upper()}{figure}"
     yield f"  {shift.reason}"
     if shift.kind:
         yield f"  {shift.kind}"
