@@ -14,7 +14,14 @@ from PIL import Image
 def test_the_page_and_the_command_it_ends_with(story, tlkit):
     said = tlkit("advise", "photos/", "--audit", cwd=story.root, env=story.env)
     assert said.code == 0, said.err
-    for part in ("images", "efficientnet-lite0, against", "stage7", "RECOMMENDED", "expected accuracy", "audit of 60 images"):
+    for part in (
+        "images",
+        "efficientnet-lite0, against",
+        "stage7",
+        "RECOMMENDED",
+        "expected accuracy",
+        "audit of 60 images",
+    ):
         assert part in said.out
     assert said.next.startswith("tlkit train photos -o run/ --backbone efficientnet-lite0 --strategy ")
 
