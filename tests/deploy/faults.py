@@ -59,6 +59,8 @@ def normalise(which, change):
         tensor = constants(graph)[which]
         array = numpy_helper.to_array(tensor)
         changed = np.asarray(change(array.astype(np.float32))).astype(array.dtype)
+        if np.array_equal(changed, array):  # another way to write the same down is no fault
+            return
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(changed).reshape(array.shape), tensor.name))
 
     return plant
