@@ -124,8 +124,8 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
         print(report.rows[-1], file=sys.stderr, flush=True)
     report.figures |= {"regret": lost, "corrected regret": corrected}
     report.notes.append(
-        "How auto moves a trunk (its rate, the average of its weights, from what share of wrong answers on) was chosen on "
-        "these held-out images with 100 and 500 to learn from; those with more were not looked at before."
+        "How auto moves a trunk (its rate, the average of its weights, from what share of wrong answers on) was chosen "
+        "on these held-out images with 100 and 500 to learn from; those with more were not looked at before."
     )
     for what, values in (("regret", lost), ("corrected regret", corrected)):
         report.bars.append(Bar(f"mean {what}, points", [statistics.mean(values)], "≤", 0.7))
