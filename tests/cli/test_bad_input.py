@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import pickle  # noqa: TID251  # to plant one where weights belong, and see that nobody reads it
@@ -514,6 +515,17 @@ def test_embed_keeps_what_it_could_use_and_lists_the_rest(tlkit, place, allowed,
     assert (finished.json["rows"], list(finished.json["rejected"])) == (35, ["photos/dark/00.png"])
     assert len(np.load(place / "f.npy")) == 35
     assert "photos/dark/00.png" in (place / "f.npy.rejects.csv").read_text()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="tensorrt is installed")
+def test_a_target_that_is_not_installed_is_refused_before_any_graph_is_made(tlkit, story, tmp_path):
+    bundle = tmp_path / "run"
+    shutil.copytree(story.run, bundle, ignore=lambda *_: ["onnx"])
+    before = sorted(bundle.iterdir())
+    finished = tlkit("export", bundle, "--tensorrt", "--precision", "fp16")
+    assert finished.code == 5
+    assert 'tensorrt is not installed; run: pip install "tensorrt"' in finished.err
+    assert sorted(bundle.iterdir()) == before
 
 
 def test_train_goes_on_without_a_few_bad_images_and_names_them(tlkit, story, place):

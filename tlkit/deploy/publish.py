@@ -134,8 +134,6 @@ def publish_target(
 ) -> Published:
     """Build a target's files from the ONNX graphs of a bundle and hold them against these where they can be run."""
     wanted = graphs_for(target, precision)
-    if (why := target.missing()) is not None:
-        raise ResourceError(f"target {target.name} can't be built here: {why}")
     images, drawn_from = parity_images(bundle, data)
     sources = {name: built.graph_file(bundle.root, name, precision=wanted) for name in built.GRAPHS}
     expected = OnnxSession(sources["model"]).run(images)
@@ -181,13 +179,19 @@ def publish_target(
 
 
 def graphs_for(target: Target, precision: str) -> str:
-    """The precision of the ONNX graphs that a target wants for one; refuses one that it has no use for."""
-    for flavour in (precision, built.SYMMETRIC) if precision == "int8" else (precision,):
-        if flavour in target.precisions:
-            return flavour
-    known = dict.fromkeys(map(built.plain, target.precisions))
-    what = f"target {target.name} takes no {precision} graph"
-    raise UsageError(what, do=f"choose one of {', '.join(known)} with --precision")
+    """The precision of the ONNX graphs that a target wants for one.
+
+    Refuses one that it has no use for, and a target that can't be built here.
+    """
+    flavours = (precision, built.SYMMETRIC) if precision == "int8" else (precision,)
+    wanted = next((flavour for flavour in flavours if flavour in target.precisions), None)
+    if wanted is None:
+        known = dict.fromkeys(map(built.plain, target.precisions))
+        what = f"target {target.name} takes no {precision} graph"
+        raise UsageError(what, do=f"choose one of {', '.join(known)} with --precision")
+    if (why := target.missing()) is not None:
+        raise ResourceError(f"target {target.name} can't be built here: {why}")
+    return wanted
 
 
 def _keep_expected(bundle: Bundle, session: Session, place: Path, precision: str) -> None:
