@@ -120,9 +120,11 @@ class TestRTX:
         assert 0 < done <= total
         assert any(re.fullmatch(r"Optimizing graph \d+/\d+", each) for each in said)
 
-    def test_ctrl_c_stops_a_build_and_leaves_nothing(self, own_run, monkeypatch):
+    def test_ctrl_c_stops_a_build_and_leaves_nothing(self, own_run, monkeypatch, request):
         """The signal comes in the middle of the build, as the monitor's first step is done, and takes effect there."""
         seen, monitors = [], []
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
+        request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
         def progress(_what, _total):
             def tick(_more, said=""):
