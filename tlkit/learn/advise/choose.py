@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Labels = NDArray[np.int64]
 
-MOST_SOLVED = 600  # images that heads are compared on
+MOST_SOLVED = 300  # images that heads are compared on: more would take longer than looking at them
 PREFERRED = "logistic"  # where no other is ahead: the smallest to deploy, with the best probabilities
 
 

@@ -13,7 +13,7 @@ from tlkit.learn.loop.gradients import narrow_kernels
 from tlkit.learn.loop.network import Network
 from tlkit.model.trunk import Trunk
 
-BATCH, STEPS = 4, 2
+BATCH, STEPS = 4, 1
 
 
 def seconds_an_image(trunk: Trunk, moving: int) -> float:
