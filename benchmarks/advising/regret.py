@@ -35,7 +35,7 @@ from tlkit.plugin.settings import configure
 HEADS = ("logistic", "svm", "rbf-svm", "knn", "nearest-mean", "mlp")
 COUNTS = (100, 500, 2000)
 # Every strategy that moves a pretrained trunk, with its own options and a head that learns by gradient, by cut; and up
-# to how many images it is tried: those that are far behind on a few take as long as the others on many.
+# to how many images it is tried: on many, each takes minutes.
 MOVING: tuple[tuple[str, Mapping[str, Any], str, int], ...] = (
     ("probe-then-tune", {}, "last", 2000),
     ("full", {}, "last", 2000),

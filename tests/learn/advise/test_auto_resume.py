@@ -18,6 +18,7 @@ from tlkit.learn.loop.watch import Watch
 from tlkit.learn.plan import How
 from tlkit.learn.train import train
 from tlkit.learn.work import DONE, folder_of, is_unfinished
+from tlkit.model.bundle import open_bundle
 
 
 @pytest.fixture(scope="module")
@@ -131,5 +132,6 @@ def test_what_is_done_is_not_done_again(left_off, pictures, monkeypatch):
 
 
 def test_with_nothing_to_go_on_from_it_begins(pictures, tmp_path):
-    trained, _ = auto.train_auto(pictures, tmp_path / "run", ask(), How(resume=True))
+    trained, advice = auto.train_auto(pictures, tmp_path / "run", ask(), How(resume=True))
     assert trained.root == tmp_path / "run"
+    assert open_bundle(trained.root).record.strategy.name == advice.recommendation.strategy

@@ -1,4 +1,4 @@
-"""How long an image takes to learn from on this machine, from a few steps on black pictures."""
+"""How long an image takes to learn from on this machine, from a step on black pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tlkit.learn.loop.gradients import narrow_kernels
 from tlkit.learn.loop.network import Network
 from tlkit.model.trunk import Trunk
 
-BATCH, STEPS = 4, 1
+BATCH = 4
 
 
 def seconds_an_image(trunk: Trunk, moving: int) -> float:
@@ -36,6 +36,5 @@ def seconds_an_image(trunk: Trunk, moving: int) -> float:
     with memory.kept(), narrow_kernels(torch.device("cpu")):
         step()  # the first one reserves memory
         started = time.perf_counter()
-        for _ in range(STEPS):
-            step()
-        return (time.perf_counter() - started) / (STEPS * BATCH)
+        step()
+        return (time.perf_counter() - started) / BATCH
