@@ -94,8 +94,8 @@ class TestHead:
         verdict = compare(expected, Linear(self.noisy), INPUTS, head=amplified)
         assert verdict.passed
         assert verdict.comparisons[0].logit_error > 0.01
-        assert verdict.comparisons[0].head_error == 0
-        assert "head error 0," in verdict.summary() + ","
+        assert verdict.comparisons[0].head_error == pytest.approx(0, abs=1e-5)  # sums differ by processor
+        assert ", head error " in verdict.summary()
 
     more = FAULTS | {"a shifted logit": spoiled(LOGITS, lambda x: x + np.array([1, 0, 0], np.float32))}
 
