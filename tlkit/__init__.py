@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tlkit.deploy.runtime import Model
     from tlkit.errors import TlkitError
     from tlkit.plugin.contract import Backbone, Facts, Head, Phase, Pixels, Session, Strategy, Target, option
     from tlkit.plugin.hooks import hookimpl
+    from tlkit.runtime.model import Model
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "option",
 ]
 
-_PLACES = {"Model": "tlkit.deploy.runtime", "TlkitError": "tlkit.errors", "hookimpl": "tlkit.plugin.hooks"}
+_PLACES = {"Model": "tlkit.runtime.model", "TlkitError": "tlkit.errors", "hookimpl": "tlkit.plugin.hooks"}
 
 
 def __getattr__(name: str) -> Any:

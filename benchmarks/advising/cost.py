@@ -13,14 +13,14 @@ from _bench import Bar, Report, spread, workroom
 
 from advising.sets import BACKBONES, ask, backbone, quiet, table
 from advising.sets import load as load_set
-from tlkit.data import folder
-from tlkit.deploy import export
-from tlkit.deploy.moments import moments_graph
-from tlkit.files import cache_dir
-from tlkit.learn.advise.advice import advise
-from tlkit.learn.features import extract
+from tlkit.advice.run import advise
+from tlkit.data import dataset
+from tlkit.graph import trace
+from tlkit.graph.moments import moments_graph
 from tlkit.model import trunk as trunks
 from tlkit.model.norms import norms
+from tlkit.runtime.features import extract
+from tlkit.util.files import cache_dir
 
 
 def cost(root: Path, repeat: int) -> int:
@@ -33,12 +33,12 @@ def cost(root: Path, repeat: int) -> int:
     ratios: list[float] = []
     with workroom() as room:
         trunk = trunks.build(backbone(BACKBONES[0]))
-        graph = export.taps_graph(trunk)
+        graph = trace.taps_graph(trunk)
         moments_graph(graph, norms(trunk))
         for each, count in (("ants_bees", 244), ("cifar10", 500), ("cifar10", 2000), ("sign_digits", 1500)):
             data = load_set(root, each)
             source = table(room / "set.csv", data, all=data.draw(count, 0))
-            paths = [sample.path for sample in folder.read(source).of("train")]
+            paths = [sample.path for sample in dataset.read(source).of("train")]
             one_pass = partial(extract, paths, graph, trunk.pixels, trunk.names, None, quiet)
             passes, advices = [], []
             for _ in range(repeat):

@@ -16,8 +16,8 @@ from PIL import Image
 
 from advising.sets import BACKBONES, NAMES, Set, ask
 from advising.sets import load as load_set
-from tlkit.learn.advise.advice import advise
-from tlkit.learn.audit.audit import audit
+from tlkit.advice.run import advise
+from tlkit.audit.run import audit
 
 
 def audits(root: Path, repeat: int) -> int:

@@ -17,20 +17,20 @@ from _bench import SIZES, Bar, Report
 
 from advising.sets import BACKBONES, NAMES, Set, ask, backbone, quiet, table
 from advising.sets import load as load_set
-from tlkit.data import folder
-from tlkit.deploy import export
-from tlkit.learn.advise.auto import train_auto
-from tlkit.learn.features import extract
-from tlkit.learn.loop.fit import Setting
-from tlkit.learn.loop.heads import logits, solve_or_fit
-from tlkit.learn.loop.inputs import Examples
-from tlkit.learn.plan import How, Recipe
-from tlkit.learn.train import Choice, train
+from tlkit.advice.auto import train_auto
+from tlkit.data import dataset as folder
+from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import Facts, Head
-from tlkit.plugin.host import load as load_plugins
-from tlkit.plugin.settings import configure
+from tlkit.plugin.options import configure
+from tlkit.plugin.registry import load as load_plugins
+from tlkit.runtime.features import extract
+from tlkit.training.config import How, Recipe
+from tlkit.training.heads import logits, solve_or_fit
+from tlkit.training.inputs import Examples
+from tlkit.training.run import Choice, train
+from tlkit.training.trainer import Setting
 
 HEADS = ("logistic", "svm", "rbf-svm", "knn", "nearest-mean", "mlp")
 COUNTS = (100, 500, 2000)
@@ -203,7 +203,7 @@ def _trunk(cell: Cell) -> trunks.Trunk:
 
 
 def _features(files: Sequence[Path], trunk: trunks.Trunk, cut: str | None = None) -> Any:
-    return extract(files, export.taps_graph(trunk), trunk.pixels, trunk.names, cut, quiet)
+    return extract(files, trace.taps_graph(trunk), trunk.pixels, trunk.names, cut, quiet)
 
 
 def _moved(cell: Cell, name: str, settings: Mapping[str, Any], cut: str) -> np.ndarray:
@@ -232,7 +232,7 @@ def _called(cell: Cell, bundle: Path) -> np.ndarray:
     """Which held-out images a bundle calls right."""
     opened = open_bundle(bundle)
     head: Head = load_plugins().get("head", opened.record.head.name)
-    trunk, module = export.modules(opened, backbone(BACKBONES[0]), head)
+    trunk, module = trace.modules(opened, backbone(BACKBONES[0]), head)
     return logits(module, _features(cell.test, trunk, opened.record.cut).array).argmax(1) == cell.truth
 
 

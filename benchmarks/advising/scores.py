@@ -14,15 +14,15 @@ from scipy.stats import spearmanr
 
 from advising.sets import BACKBONES, NAMES, backbone, seen
 from advising.sets import load as load_set
-from tlkit.deploy import export
-from tlkit.deploy.moments import moments_graph
-from tlkit.learn.advise import confidence
-from tlkit.learn.advise.probes import nearest_mean, ridge
-from tlkit.learn.advise.scores import h_score, logme
-from tlkit.learn.advise.shift import Moments
-from tlkit.learn.loop.heads import logits
+from tlkit.advice import confidence
+from tlkit.advice.domain_shift import Moments
+from tlkit.advice.probes import nearest_mean, ridge
+from tlkit.advice.scores import h_score, logme
+from tlkit.graph import trace
+from tlkit.graph.moments import moments_graph
 from tlkit.model.norms import norms
-from tlkit.plugin.host import load as load_plugins
+from tlkit.plugin.registry import load as load_plugins
+from tlkit.training.heads import logits
 
 SCORES = ("ridge probe", "nearest mean", "LogME", "H-score", "LEEP", "NCE", "shift")
 
@@ -44,7 +44,7 @@ def scores(root: Path, count: int = 500) -> int:
             rows, classes = data.draw(count, 0), len(data.classes)
             labels = data.labels[rows]
             moments = Moments(norms(trunk))
-            graph = moments_graph(export.taps_graph(trunk), moments.norms)
+            graph = moments_graph(trace.taps_graph(trunk), moments.norms)
             moments.look(graph, trunk.pixels, [data.files[row] for row in rows[:96]])
             distance = moments.shift().stages
             sure = confidence.measure(offered.classifier(), features.stage(-1)[rows])

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from tlkit.advice.run import Question
 from tlkit.cli.common import question
 from tlkit.data.split import fraction
-from tlkit.deploy import export
-from tlkit.learn.advise.advice import Question
-from tlkit.learn.features import Features, extract
+from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Backbone
-from tlkit.plugin.host import load as load_plugins
+from tlkit.plugin.registry import load as load_plugins
+from tlkit.runtime.features import Features, extract
 
 NAMES = ("ants_bees", "sign_digits", "cifar10", "fashion_mnist")
 PER_CLASS = 200  # images to learn from of the large sets, by the hash of their names
@@ -93,7 +93,7 @@ def backbone(name: str) -> Backbone:
 def seen(offered: Backbone, data: Set) -> tuple[trunks.Trunk, Features]:
     """A backbone's features of all stages of all images of a set."""
     trunk = trunks.build(offered)
-    return trunk, extract(data.files, export.taps_graph(trunk), trunk.pixels, trunk.names, None, quiet)
+    return trunk, extract(data.files, trace.taps_graph(trunk), trunk.pixels, trunk.names, None, quiet)
 
 
 def ask(**options: Any) -> Question:

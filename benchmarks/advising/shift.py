@@ -11,9 +11,9 @@ from _bench import Bar, Report, spread
 
 from advising.sets import BACKBONES, NAMES, backbone
 from advising.sets import load as load_set
-from tlkit.deploy import export
-from tlkit.deploy.moments import MEAN, SQUARE, moments_graph
-from tlkit.learn.advise.shift import ALIKE, FEWEST, LEAST, UNLIKE, Moments, Shift
+from tlkit.advice.domain_shift import ALIKE, FEWEST, LEAST, UNLIKE, Moments, Shift
+from tlkit.graph import trace
+from tlkit.graph.moments import MEAN, SQUARE, moments_graph
 from tlkit.model import trunk as trunks
 from tlkit.model.norms import norms
 
@@ -40,7 +40,7 @@ def _sides(root: Path, repeat: int) -> int:
     for name in BACKBONES:
         trunk = trunks.build(backbone(name))
         remembered = norms(trunk)
-        graph = moments_graph(export.taps_graph(trunk), remembered)
+        graph = moments_graph(trace.taps_graph(trunk), remembered)
         for each in NAMES:
             data = load_set(root, each)
             values, sides = {}, []
@@ -95,7 +95,7 @@ def _stability(root: Path) -> int:
     )
     trunk = trunks.build(backbone(BACKBONES[0]))
     remembered = norms(trunk)
-    graph = moments_graph(export.taps_graph(trunk), remembered)
+    graph = moments_graph(trace.taps_graph(trunk), remembered)
     off: dict[int, list[float]] = {count: [] for count in COUNTS}
     wrong: dict[int, int] = dict.fromkeys(COUNTS, 0)
     for each in NAMES:

@@ -40,9 +40,9 @@ class Busy:
 
 
 def ours(images: Path, epochs: int) -> list[float]:
-    from tlkit.learn.train import Choice, How, Recipe, train
-    from tlkit.plugin.host import load
-    from tlkit.plugin.settings import configure
+    from tlkit.plugin.options import configure
+    from tlkit.plugin.registry import load
+    from tlkit.training.run import Choice, How, Recipe, train
 
     host = load()
     offers: dict[str, Any] = {
@@ -63,7 +63,7 @@ def plain(images: Path, epochs: int) -> list[float]:
     from torchvision.transforms import v2
 
     from tlkit.model.trunk import build
-    from tlkit.plugin.host import load
+    from tlkit.plugin.registry import load
 
     see = [v2.RandomResizedCrop(224, scale=(0.35, 1.0)), v2.RandomHorizontalFlip(), v2.PILToTensor()]
     found = ImageFolder(str(images / "train"), v2.Compose(see))

@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 from tlkit_standard.heads.rbf_svm import RbfSvm
 
-from tlkit.deploy.export import head_graph
+from tlkit.graph.trace import head_graph
 
 C, COMPONENTS = 3.0, 128
 BATCHES = (1, 64)

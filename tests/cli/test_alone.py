@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.distribution import beyond, hide
+from tests.kit.distribution import beyond, hide
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from onnx import TensorProto, helper
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from tests.conftest import Finished
-from tests.distribution import install
-from tests.tiny import forget_source, resign_bundle
+from tests.kit.distribution import install
+from tests.kit.fixtures import Finished
+from tests.kit.tiny import forget_source, resign_bundle
 from tlkit import cli
 
 

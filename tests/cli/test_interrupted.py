@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distribution import at_start
-from tests.tiny import write_images
+from tests.kit.distribution import at_start
+from tests.kit.tiny import write_images
 
 # Everything is written and nothing has taken its place yet when a result is first made durable.
 SIGNAL_ITSELF = """

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tlkit.data.folder import read
+from tlkit.data.dataset import read
 from tlkit.errors import DataError, ResourceError
 
 FILES = ["1.jpg", "2.jpg", "3.jpg", "4.jpg", "deep/5.jpg", "a, b.jpg"]

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tlkit import files
 from tlkit.errors import ArtefactError, DataError, ResourceError, UsageError
 from tlkit.model import bundle as bundles
 from tlkit.plugin.contract import Pixels
+from tlkit.util import files
 
 MADE = bundles.Made("some", "somewhere", "1.0", {"c": None}, {"accuracy": 0.5})
 RECORD = bundles.Record(

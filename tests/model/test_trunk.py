@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny import WIDTHS, Tiny
+from tests.kit.tiny import WIDTHS, Tiny
 from tlkit.errors import ArtefactError, UsageError
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Pixels

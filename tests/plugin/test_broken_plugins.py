@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.distribution import install
+from tests.kit.distribution import install
 
 GOOD = """
 from dataclasses import dataclass
@@ -109,8 +109,8 @@ CASES = {
 
 REPORT = """
 import json
-from tlkit.plugin import host
-loaded = host.load()
+from tlkit.plugin import registry
+loaded = registry.load()
 plugins = [
     {
         "distribution": plugin.distribution,

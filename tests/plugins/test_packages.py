@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import alone, finish
+from tests.kit.fixtures import alone, finish
 
 NEEDS = {"tlkit-example": "torch", "tlkit-openvino": "openvino", "tlkit-timm": "timm"}
 
@@ -82,7 +82,7 @@ def test_it_is_listed_with_what_it_offers(tlkit, unpacked, name):
 
 
 def test_no_framework_is_needed_to_list_them(unpacked):
-    code = "import sys; from tlkit.plugin.host import load; load(); print(*sys.modules)"
+    code = "import sys; from tlkit.plugin.registry import load; load(); print(*sys.modules)"
     said = finish([sys.executable, "-c", code], None, unpacked(*NEEDS))
     assert "tlkit_openvino" in said.out.split()
     assert {"torch", "timm", "openvino", "onnx"}.isdisjoint(said.out.split())

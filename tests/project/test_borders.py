@@ -27,13 +27,12 @@ BORDERS = (
         (
             "tlkit.model.trunk",
             "tlkit.model.norms",
-            "tlkit.deploy.export",
-            "tlkit.learn.train",
-            "tlkit.learn.loop",
-            "tlkit.check",
+            "tlkit.graph.trace",
+            "tlkit.training",
+            "tlkit.conformance",
             "plugins",
         ),
-        "compose networks in tlkit.model.trunk, trace in tlkit.deploy.export, train in tlkit.learn.train and its loop; "
+        "compose networks in tlkit.model.trunk, trace in tlkit.graph.trace, train in tlkit.training.run and its loop; "
         "elsewhere work on NumPy arrays, and import torch for type checkers only",
     ),
     Border(
@@ -43,23 +42,23 @@ BORDERS = (
     ),
     Border(
         "pluggy",
-        ("tlkit.plugin.host", "tlkit.plugin.hooks"),
-        "ask tlkit.plugin.host.load() for offers; a plugin marks its hooks with tlkit.plugin.hooks.hookimpl",
+        ("tlkit.plugin.registry", "tlkit.plugin.hooks"),
+        "ask tlkit.plugin.registry.load() for offers; a plugin marks its hooks with tlkit.plugin.hooks.hookimpl",
     ),
     Border(
         "tlkit_standard",
         ("plugins.tlkit_standard",),
-        "ask tlkit.plugin.host for the offer by kind and name: the host has no favourite plugin",
+        "ask tlkit.plugin.registry for the offer by kind and name: the host has no favourite plugin",
     ),
     Border(
         "sklearn",
-        ("tlkit.learn", "plugins"),
-        "fit in a head's `solve` (a plugin) or in tlkit.learn; what is deployed runs without scikit-learn",
+        ("tlkit.training", "tlkit.advice", "tlkit.audit", "plugins"),
+        "fit in a head's `solve` (a plugin) or in tlkit.training; what is deployed runs without scikit-learn",
     ),
     Border(
         "scipy",
-        ("tlkit.learn", "plugins"),
-        "use it in a head's `solve` (a plugin) or in tlkit.learn; it comes with scikit-learn, which trains",
+        ("tlkit.training", "tlkit.advice", "tlkit.audit", "plugins"),
+        "use it in a head's `solve` (a plugin) or in tlkit.training; it comes with scikit-learn, which trains",
     ),
 )
 
@@ -108,16 +107,16 @@ def test_each_package_is_imported_only_where_it_may_be(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "module", "trespass"),
     [
-        ("import torch.nn", "tlkit.data.images", True),
-        ("def f():\n    from torch import nn", "tlkit.data.images", True),
+        ("import torch.nn", "tlkit.data.preprocessing", True),
+        ("def f():\n    from torch import nn", "tlkit.data.preprocessing", True),
         ("from torch import nn", "tlkit.model.trunk", False),
         ("from torch import nn", "tlkit.model.trunk.pooling", False),
         ("from torch import nn", "tlkit.model.trunks", True),
-        ("import torchvision_like", "tlkit.data.images", False),
-        ("if TYPE_CHECKING:\n    import torch", "tlkit.data.images", False),
-        ("if TYPE_CHECKING:\n    pass\nelse:\n    import torch", "tlkit.data.images", True),
+        ("import torchvision_like", "tlkit.data.preprocessing", False),
+        ("if TYPE_CHECKING:\n    import torch", "tlkit.data.preprocessing", False),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    import torch", "tlkit.data.preprocessing", True),
         ("import click", "plugins.tlkit_standard.heads", True),
-        ("from tlkit_standard.heads import HEADS", "tlkit.plugin.host", True),
+        ("from tlkit_standard.heads import HEADS", "tlkit.plugin.registry", True),
         ("from tlkit_standard.heads import HEADS", "plugins.tlkit_standard", False),
     ],
 )
@@ -149,8 +148,8 @@ def imported_with(prefixes: tuple[str, ...], packages: tuple[str, ...]) -> tuple
 
 
 def test_what_every_command_and_plugin_imports_is_light() -> None:
-    modules, loaded = imported_with(("tlkit.errors", "tlkit.files", "tlkit.plugin"), HEAVY)
-    assert {"tlkit.errors", "tlkit.plugin.contract", "tlkit.plugin.host", "tlkit.plugin.settings"} <= set(modules)
+    modules, loaded = imported_with(("tlkit.errors", "tlkit.util.files", "tlkit.plugin"), HEAVY)
+    assert {"tlkit.errors", "tlkit.plugin.contract", "tlkit.plugin.registry", "tlkit.plugin.options"} <= set(modules)
     assert len(modules) >= 7
     assert loaded == []
 
@@ -167,7 +166,7 @@ def test_the_command_line_and_the_public_names_load_no_framework() -> None:
 
 def test_what_is_deployed_runs_without_what_trains() -> None:
     verbs = ("predict", "embed", "eval", "verify", "inspect", "plugins")
-    deployed = ("tlkit.data", "tlkit.deploy.runtime", "tlkit.model.bundle", *(f"tlkit.cli.{verb}" for verb in verbs))
+    deployed = ("tlkit.data", "tlkit.runtime.model", "tlkit.model.bundle", *(f"tlkit.cli.{verb}" for verb in verbs))
     modules, loaded = imported_with(deployed, ("scipy", "sklearn", "torch"))
     assert len(modules) >= 10
     assert loaded == []

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from tlkit.plugin.host import CONTRACTS, load
+from tlkit.plugin.registry import CONTRACTS, load
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.distribution import describe, entry_points
+from tests.kit.distribution import describe, entry_points
 from tlkit.plugin import hooks
 
 

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import tlkit
-from tests.conftest import alone
+from tests.kit.fixtures import alone
 
 # What using an exported graph takes. Whoever adds to it makes every deployment larger.
 BASE = {

@@ -19,7 +19,7 @@ from tlkit.cli.common import (
     show,
     wrote,
 )
-from tlkit.files import quoted
+from tlkit.util.files import quoted
 
 
 @click.command(short_help="Say which strategy, cut and head fit a folder of images, and why.")
@@ -72,12 +72,12 @@ def command(
     plugins = host()
     chosen = [plugins.get("backbone", name.strip()) for name in dict.fromkeys(backbones.split(","))]
 
-    from tlkit.data import folder
-    from tlkit.learn.advise import html
-    from tlkit.learn.advise.advice import advise
-    from tlkit.learn.advise.page import lines
-    from tlkit.learn.advise.trials import try_out
-    from tlkit.learn.audit import audit as audits
+    from tlkit.advice import html
+    from tlkit.advice.page import lines
+    from tlkit.advice.run import advise
+    from tlkit.advice.trials import try_out
+    from tlkit.audit import run as audits
+    from tlkit.data import dataset
 
     if page is not None:
         html.check(page)
@@ -90,7 +90,7 @@ def command(
     for name, reason in advice.rejected.items():
         rejected(name, reason)
     then = " ".join(["tlkit train", quoted(source), "-o run/", *advice.recommendation.arguments()])
-    if not folder.is_learnable(source, val):
+    if not dataset.is_learnable(source, val):
         then = f"tlkit advise {quoted(source)}"  # again, when there are more images
     result = advice.to_json() | ({} if found is None else {"audit": found.to_json()}) | {"next": then}
     show(result, [*lines(advice), *([] if found is None else ["", *found.lines()])], as_json)

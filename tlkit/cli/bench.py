@@ -23,12 +23,12 @@ from tlkit.cli.common import (
     wrote,
 )
 from tlkit.errors import ArtefactError, TlkitError
-from tlkit.files import quoted
 from tlkit.plugin.contract import option_fields
+from tlkit.util.files import quoted
 
 if TYPE_CHECKING:
-    from tlkit.deploy.bench import Benchmark
-    from tlkit.deploy.tuning import Tuned
+    from tlkit.benchmarking.run import Benchmark
+    from tlkit.benchmarking.tuning import Tuned
     from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import Progress, Session
 
@@ -105,16 +105,16 @@ def command(
       tlkit bench run/ --tune
     """
     if picture is not None:
-        from tlkit.deploy.plot import check_plot
+        from tlkit.evaluation.plot import check_plot
 
         check_plot(picture)
-    from tlkit.deploy import built
-    from tlkit.deploy.bench import benchmark
+    from tlkit.benchmarking.run import benchmark
+    from tlkit.model import exports
     from tlkit.model.bundle import open_bundle
 
     opened = open_bundle(bundle)
     found = _by_products(opened, targets, precisions)
-    tunable = [precision for target, precision in found if target == built.TARGET] if tune else []
+    tunable = [precision for target, precision in found if target == exports.TARGET] if tune else []
     if tune and not tunable:
         raise click.UsageError("--tune is for ONNX graphs, and none of them is among what was asked for")
     where = partial(on_device, device=device, allow_cpu=allow_cpu)
@@ -123,7 +123,7 @@ def command(
     with progress_bars() as bars:
         result = benchmark(opened, openers, batches, lacking=None if explicit else _passed_over, progress=bars)
         # Last, as memory that it has used would be told of none of the sides.
-        tuned = {f"{built.TARGET}/{precision}": _tune(opened, precision, bars) for precision in tunable}
+        tuned = {f"{exports.TARGET}/{precision}": _tune(opened, precision, bars) for precision in tunable}
 
     exported = [speed for speed in result.speeds if not speed.name.startswith(TORCH)]
     then = f"tlkit export {quoted(bundle)} --onnx"
@@ -138,7 +138,7 @@ def command(
     }
     show(facts, [*_lines(result), *(f"{place}: {tuning.summary()}" for place, tuning in tuned.items())], as_json)
     if picture is not None:
-        from tlkit.deploy.plot import plot_speeds
+        from tlkit.evaluation.plot import plot_speeds
 
         plot_speeds(result.speeds, picture)
     wrote(picture, then=then)
@@ -148,20 +148,20 @@ def _by_products(
     bundle: Bundle, targets: tuple[str, ...] | None, precisions: tuple[str, ...] | None
 ) -> list[tuple[str, str]]:
     """The target and precision of each by-product that was asked for, and PyTorch's."""
-    from tlkit.deploy import built
+    from tlkit.model import exports
 
-    known = built.found(bundle.root)
+    known = exports.found(bundle.root)
     if TORCH in (targets or ()):
-        known.insert(0, (TORCH, built.PRECISION))
+        known.insert(0, (TORCH, exports.PRECISION))
     wanted = [place for place in known if place[0] in (targets or place) and place[1] in (precisions or place)]
     named = [("--target", name) for name in targets or () if name not in {place[0] for place in wanted}]
     named += [("--precision", name) for name in precisions or () if name not in {place[1] for place in wanted}]
     if named:
         option, name = named[0]
-        do = built.command(bundle.root, **({"target": name} if option == "--target" else {}))
+        do = exports.command(bundle.root, **({"target": name} if option == "--target" else {}))
         raise ArtefactError(f"nothing was exported from it for {name} yet", file=bundle.root, do=do)
     if not wanted:
-        raise ArtefactError("nothing was exported from it yet", file=bundle.root, do=built.command(bundle.root))
+        raise ArtefactError("nothing was exported from it yet", file=bundle.root, do=exports.command(bundle.root))
     return wanted
 
 
@@ -173,16 +173,16 @@ def _openers(
     where: Callable[[Callable[[str], Session]], Session],
 ) -> Iterator[tuple[str, Callable[[], Session]]]:
     """What opens the model of each, by the by-product's name; `where` opens on the device that was asked for."""
-    from tlkit.deploy import built
-    from tlkit.deploy.opening import Elsewhere, open_target
+    from tlkit.model import exports
+    from tlkit.runtime.engine import Elsewhere, open_target
 
     for target, precision in found:
         if target == TORCH:
-            from tlkit.deploy.trained import TrainedSession
+            from tlkit.verification.trained import TrainedSession
 
             yield f"{TORCH}/{precision}", partial(TrainedSession, bundle, *offers(bundle))
             continue
-        file = built.graph_file(bundle.root, "model", target, precision)
+        file = exports.graph_file(bundle.root, "model", target, precision)
         try:
             offer: Any = target_of(target)  # a dataclass, whose fields depend on the target
         except Elsewhere as error:
@@ -191,7 +191,7 @@ def _openers(
         options = {field.name for field in option_fields(offer)}
 
         def opened(device: str, offer: Any, file: Path = file) -> Session:
-            on = replace(offer, device=device) if offer.name == built.TARGET else offer
+            on = replace(offer, device=device) if offer.name == exports.TARGET else offer
             return open_target(on, file, trust=trust)
 
         for number in threads if threads and "threads" in options else (0,):
@@ -211,7 +211,7 @@ def _passed_over(name: str, error: TlkitError) -> None:
 
 def _tune(bundle: Bundle, precision: str, progress: Progress) -> Tuned:
     """What was found best for the ONNX graphs of a precision, which keep it."""
-    from tlkit.deploy.tuning import tune
+    from tlkit.benchmarking.tuning import tune
 
     return tune(bundle, precision, progress=progress)
 

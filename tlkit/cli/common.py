@@ -18,11 +18,11 @@ import click
 from tlkit.errors import DataError, ResourceError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from tlkit.deploy.runtime import Model
-    from tlkit.learn.advise.advice import Question
+    from tlkit.advice.run import Question
     from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import Backbone, Head, Target
-    from tlkit.plugin.host import Host
+    from tlkit.plugin.registry import Host
+    from tlkit.runtime.model import Model
 
 CPU = "cpu"
 WIDTH, TIME = 20, 24  # of a progress bar, in characters, and of the time left with what stands around both
@@ -64,7 +64,7 @@ def on_device(opening: Callable[[str], Opened], *, device: str, allow_cpu: bool)
 
 def open_model(path: Path, *, device: str, allow_cpu: bool, **options: Any) -> Model:
     """A model on a device, see `on_device`."""
-    from tlkit.deploy.runtime import Model
+    from tlkit.runtime.model import Model
 
     return on_device(lambda chosen: Model.open(path, device=chosen, **options), device=device, allow_cpu=allow_cpu)
 
@@ -150,7 +150,7 @@ def _fit(room: int, said: str | None) -> str:
 @functools.cache
 def host() -> Host:
     """The plugins; what is wrong with some of them is said once on stderr."""
-    from tlkit.plugin.host import load
+    from tlkit.plugin.registry import load
 
     loaded = load()
     for warning in loaded.warnings:
@@ -169,7 +169,7 @@ def question(
     **options: Any,
 ) -> Question:
     """What to advise on: every strategy that plugins offer, and every head, or the one that the user has chosen."""
-    from tlkit.learn.advise.advice import Question
+    from tlkit.advice.run import Question
 
     plugins = host()
     heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
@@ -179,7 +179,7 @@ def question(
 
 def target_of(by_product: str) -> Target:
     """The target that a by-product was built for; one that no plugin offers here is as good as of another machine."""
-    from tlkit.deploy.opening import Elsewhere
+    from tlkit.runtime.engine import Elsewhere
 
     try:
         found: Target = host().get("target", by_product)
@@ -192,7 +192,7 @@ def complete_offer(kind: str) -> Callable[[click.Context, click.Parameter, str],
     """For a shell that completes a word: the names that the plugins offer of one kind."""
 
     def names(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
-        from tlkit.plugin.host import load
+        from tlkit.plugin.registry import load
 
         return [name for name in load().names(kind) if name.startswith(typed)]
 

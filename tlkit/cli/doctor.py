@@ -11,7 +11,7 @@ from tlkit.cli.common import host, json_option, show, wrote
 from tlkit.errors import ResourceError
 
 if TYPE_CHECKING:
-    from tlkit.deploy.doctor import Diagnosis
+    from tlkit.doctor import Diagnosis
 
 
 @click.command(short_help="Find out what this machine can run, and what is wrong with the installation.")
@@ -27,7 +27,7 @@ def command(as_json: bool) -> None:
       tlkit doctor
       tlkit doctor --json
     """
-    from tlkit.deploy.doctor import diagnose
+    from tlkit.doctor import diagnose
 
     found = diagnose()
     loaded = host()

@@ -18,7 +18,7 @@ from tlkit.cli.common import (
     show,
     wrote,
 )
-from tlkit.files import quoted
+from tlkit.util.files import quoted
 
 
 @click.command(short_help="Write the features of images to a Parquet or npy file.")
@@ -42,8 +42,8 @@ def command(
       tlkit embed run/ photos/ -o features.parquet
       tlkit embed run/onnx/fp32/trunk.onnx a.jpg b.jpg -o features.npy
     """
-    from tlkit.data.folder import images as find
-    from tlkit.deploy.embed import embed
+    from tlkit.data.dataset import images as find
+    from tlkit.runtime.embedding import embed
 
     opened = open_model(model, device=device, allow_cpu=allow_cpu, graph="trunk")
     files = find(images)

@@ -21,10 +21,10 @@ from tlkit.cli.common import (
     show,
     wrote,
 )
-from tlkit.files import quoted
+from tlkit.util.files import quoted
 
 if TYPE_CHECKING:
-    from tlkit.deploy.score import Scores
+    from tlkit.evaluation.metrics import Scores
 
 WIDEST_TABLE = 12  # classes; the confusion of more is shown as its most frequent pairs
 PAIRS = 10
@@ -61,10 +61,10 @@ def command(
       tlkit eval run/onnx/fp32/model.onnx photos/ --split val --json
       tlkit eval run/ test/ --plot scores.png
     """
-    from tlkit.deploy.evaluate import evaluate, labelled
+    from tlkit.evaluation.evaluate import evaluate, labelled
 
     if picture is not None:
-        from tlkit.deploy.plot import check_plot
+        from tlkit.evaluation.plot import check_plot
 
         check_plot(picture)
     opened = open_model(model, device=device, allow_cpu=allow_cpu, head=head)
@@ -95,7 +95,7 @@ def command(
         as_json,
     )
     if picture is not None:
-        from tlkit.deploy.plot import plot
+        from tlkit.evaluation.plot import plot
 
         plot(scores, opened.labels, picture)
     wrote(picture, then=then)

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, show, wrote
-from tlkit.files import quoted
 from tlkit.plugin.contract import Shapes, option_fields
+from tlkit.util.files import quoted
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from tlkit.deploy.parity import Verdict
-    from tlkit.deploy.precision.ladder import Again, Climbed
-    from tlkit.deploy.publish import Published
+    from tlkit.exporting.precision_search import Again, Climbed
+    from tlkit.exporting.run import Published
     from tlkit.model.bundle import Bundle
+    from tlkit.verification.parity import Verdict
 
 GPU = "gpu"  # the option of a target that `--gpu` sets
-LAYERS_SHOWN = 10  # all of them are in built.json and in the JSON
+LAYERS_SHOWN = 10  # all of them are in exports.json and in the JSON
 
 
 def _shapes(_context: click.Context, _parameter: click.Parameter, given: str | None) -> Shapes | None:
@@ -178,33 +178,33 @@ def _export(
     as_json: bool,
 ) -> None:
     """The by-products of one bundle."""
-    from tlkit.plugin.settings import parse
+    from tlkit.plugin.options import parse
 
     targets = [parse(settings, {"target": host().get("target", name)})["target"] for name in names]
 
-    from tlkit.deploy import built
-    from tlkit.deploy.publish import graphs_for, publish_target
+    from tlkit.exporting.run import graphs_for, publish_target
+    from tlkit.model import exports
     from tlkit.model.bundle import open_bundle
 
     wanted = {target.name: graphs_for(target, precision) for target in targets}
     opened = open_bundle(bundle)
     published: list[Published] = []
     climbed: dict[str, Climbed] = {}  # by the flavour of the graphs
-    if ("onnx" in names and precision == built.PRECISION) or not built.current(opened):
+    if ("onnx" in names and precision == exports.PRECISION) or not exports.current(opened):
         published.append(_onnx(opened, data))
-    taken = {built.PRECISION: built.PRECISION}  # for each that was asked for, where the ladder ended
+    taken = {exports.PRECISION: exports.PRECISION}  # for each that was asked for, where the ladder ended
     for flavour in dict.fromkeys(wanted.values()):
-        if flavour != built.PRECISION:
+        if flavour != exports.PRECISION:
             one, climbed[flavour] = climb(opened, flavour, data)
             published.append(one)
-            taken[flavour] = built.plain(one.place.name)
+            taken[flavour] = exports.plain(one.place.name)
     with progress_bars() as bars:
         published += [
             publish_target(
                 opened, target, precision=taken[wanted[target.name]], shapes=shapes, data=data, progress=bars
             )
             for target in targets
-            if target.name != built.TARGET
+            if target.name != exports.TARGET
         ]
 
     golden = bool(opened.record.golden)
@@ -222,8 +222,8 @@ def _export(
 
 def _share(bundles: Sequence[Path], out: Path, data: Path | None, as_json: bool) -> None:
     """One graph of several bundles."""
-    from tlkit.deploy.built import PRECISION
-    from tlkit.deploy.shared import share
+    from tlkit.exporting.shared_trunk import share
+    from tlkit.model.exports import PRECISION
 
     made = share(_exported(bundles, PRECISION, data), out)
     first = next(iter(made.verdicts))
@@ -239,7 +239,7 @@ def _share(bundles: Sequence[Path], out: Path, data: Path | None, as_json: bool)
 
 def _serve(bundles: Sequence[Path], repository: Path, precision: str, data: Path | None, as_json: bool) -> None:
     """A model repository of several bundles."""
-    from tlkit.deploy.triton import publish_triton
+    from tlkit.exporting.triton import publish_triton
 
     made = publish_triton(_exported(bundles, precision, data), repository, precision=precision)
     then = f"tritonserver --model-repository {quoted(repository.absolute())}"
@@ -254,14 +254,14 @@ def _serve(bundles: Sequence[Path], repository: Path, precision: str, data: Path
 
 def _exported(bundles: Sequence[Path], precision: str, data: Path | None) -> list[Bundle]:
     """The bundles, each of which is exported in fp32 and in this precision where it is not yet."""
-    from tlkit.deploy import built
+    from tlkit.model import exports
     from tlkit.model.bundle import open_bundle
 
     opened = [open_bundle(bundle) for bundle in bundles]
     for each in opened:
-        if not built.current(each):
+        if not exports.current(each):
             _onnx(each, data)
-        if not built.current(each, precision):
+        if not exports.current(each, precision):
             _precise(each, precision, data, max_drop=None, fallback=False, refit_head=False)
     return opened
 
@@ -276,7 +276,7 @@ def _parity(verdicts: Mapping[str, Verdict]) -> tuple[dict[str, Any], list[str]]
 
 def _onnx(bundle: Bundle, data: Path | None) -> Published:
     """The ONNX graphs, traced from the modules of the plugins that the bundle names."""
-    from tlkit.deploy.publish import publish_onnx
+    from tlkit.exporting.run import publish_onnx
 
     return publish_onnx(bundle, *offers(bundle), data=data)
 
@@ -291,9 +291,9 @@ def _precise(
     refit_head: bool,
 ) -> tuple[Published, Climbed]:
     """The ONNX graphs in another precision than fp32."""
-    from tlkit.deploy.precision.publish import publish_precision
-    from tlkit.deploy.publish import half_trunk
-    from tlkit.deploy.refit import fit
+    from tlkit.exporting.head_refit import fit
+    from tlkit.exporting.precision import publish_precision
+    from tlkit.exporting.run import half_trunk
 
     def half() -> ModelProto:
         return half_trunk(bundle, *offers(bundle))

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tlkit.cli.common import FilePath, json_option, show, wrote
-from tlkit.files import quoted
+from tlkit.util.files import quoted
 
 
 @click.command(short_help="Show what a bundle or an exported graph is.")
@@ -35,8 +35,8 @@ def command(path: Path, as_json: bool) -> None:
 def _bundle(root: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from tlkit.deploy.built import found
     from tlkit.model.bundle import open_bundle
+    from tlkit.model.exports import found
 
     bundle = open_bundle(root)
     record = bundle.record
@@ -71,8 +71,8 @@ def _graph(file: Path) -> dict[str, Any]:
     import json
     from dataclasses import asdict
 
-    from tlkit.deploy.metadata import PREFIX
-    from tlkit.deploy.runtime import Model
+    from tlkit.graph.metadata import PREFIX
+    from tlkit.runtime.model import Model
 
     model = Model.open(file, workers=1)
     known = {key.removeprefix(PREFIX): value for key, value in model.session.metadata.items()}

@@ -10,7 +10,7 @@ import click
 
 from tlkit.cli.common import FilePath, check_max_bad, device_options, head_option, open_model, rejected, wrote
 from tlkit.errors import one_line
-from tlkit.files import quoted
+from tlkit.util.files import quoted
 
 MOST_IMAGES = 3  # that are repeated in the next command; more of them would bury it
 
@@ -36,8 +36,8 @@ def command(
       tlkit predict run/onnx/fp32/model.onnx a.jpg b/
       tlkit predict run/ photos/ --topk 3 --json
     """
-    from tlkit.data.folder import images as find
-    from tlkit.deploy.session import cores
+    from tlkit.data.dataset import images as find
+    from tlkit.runtime.session import cores
 
     files = find(images)
     opened = open_model(

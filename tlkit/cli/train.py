@@ -24,10 +24,10 @@ from tlkit.cli.common import (
     wrote,
 )
 from tlkit.errors import UsageError, one_line
-from tlkit.files import quoted
+from tlkit.util.files import quoted
 
 if TYPE_CHECKING:
-    from tlkit.learn.advise.advice import Advice
+    from tlkit.advice.run import Advice
 
 AUTO, HEAD = "auto", "logistic"
 
@@ -168,12 +168,12 @@ def command(
         named["strategy"], head = strategy, head or HEAD
     offers, origins = _configured(named | ({"head": head} if head else {}), settings)
 
-    from tlkit.learn.train import Choice, How, Recipe, train
+    from tlkit.training.run import Choice, How, Recipe, train
 
     how = How(Choice(device, precision, compiled, tf32), resume, tensorboard, warn=warn)
     with progress_bars() as bars, _told_how_to_go_on(out):
         if strategy == AUTO:
-            from tlkit.learn.advise.auto import train_auto
+            from tlkit.advice.auto import train_auto
 
             asked = question([offers["backbone"]], head=offers.get("head"), **common)
             trained, advice = train_auto(source, out, asked, how, budget, bars)
@@ -224,7 +224,7 @@ def command(
 @contextmanager
 def _told_how_to_go_on(out: Path) -> Iterator[None]:
     """Say, when a training is interrupted, how it is taken up."""
-    from tlkit.learn.work import is_unfinished
+    from tlkit.training.run_directory import is_unfinished
 
     try:
         yield
@@ -242,7 +242,7 @@ def _changed(provenance: Mapping[str, str]) -> list[str]:
 
 def _advised(advice: Advice) -> list[str]:
     """Why it was done so."""
-    from tlkit.learn.advise.page import summary
+    from tlkit.advice.page import summary
 
     return summary(advice.recommendation)
 
@@ -261,7 +261,7 @@ def _configured(named: Mapping[str, str], settings: Sequence[str]) -> tuple[dict
 
     Raises one UsageError for all names that nobody offers.
     """
-    from tlkit.plugin.settings import parse
+    from tlkit.plugin.options import parse
 
     plugins = host()
     offers, problems = dict[str, Any](), []

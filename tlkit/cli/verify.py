@@ -23,13 +23,13 @@ from tlkit.cli.common import (
     wrote,
 )
 from tlkit.errors import ArtefactError, GateError, ResourceError
-from tlkit.files import quoted
+from tlkit.util.files import quoted
 
 if TYPE_CHECKING:
-    from tlkit.deploy.survey import Survey
-    from tlkit.deploy.verify import Replay
     from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import Session
+    from tlkit.verification.dataset import Survey
+    from tlkit.verification.replay import Replay
 
     Opener = Callable[[Path], Session]
 
@@ -73,13 +73,13 @@ def command(
     """
     if split is not None and data is None:
         raise click.UsageError("--split is of --data")
-    from tlkit.deploy import built
+    from tlkit.model import exports
 
     where = partial(on_device, device=device, allow_cpu=allow_cpu)
     if against is not None:
         if data is not None:
             raise click.UsageError("--data is for a bundle; to measure one graph on a folder, use: tlkit eval")
-        _file(path, against, _opener(built.TARGET, trust_engine, where), as_json)
+        _file(path, against, _opener(exports.TARGET, trust_engine, where), as_json)
     elif path.is_file():
         raise click.UsageError(f"say with --against which bundle {path} comes from")
     else:
@@ -87,15 +87,15 @@ def command(
 
 
 def _file(file: Path, against: Path, opener: Opener, as_json: bool) -> None:
-    from tlkit.deploy import built
-    from tlkit.deploy.verify import replay_file
+    from tlkit.model import exports
     from tlkit.model.bundle import open_bundle
+    from tlkit.verification.replay import replay_file
 
     opened = open_bundle(against)
-    result = replay_file(opened, built.graph_file(file, "model"), opener)
+    result = replay_file(opened, exports.graph_file(file, "model"), opener)
     show(result.to_json(), list(_lines(str(file), result)), as_json)
     if not result.passed:
-        raise GateError(f"it does not give what was trained in {against}", file=file, do=built.command(against))
+        raise GateError(f"it does not give what was trained in {against}", file=file, do=exports.command(against))
     wrote(None, then=f"tlkit predict {quoted(file)} IMAGE...")
 
 
@@ -108,14 +108,14 @@ def _bundle(
     opener: Callable[[str], Opener],
     as_json: bool,
 ) -> None:
-    from tlkit.deploy import built
-    from tlkit.deploy.opening import Elsewhere
-    from tlkit.deploy.verify import replay
+    from tlkit.model import exports
     from tlkit.model.bundle import GOLDEN, open_bundle
+    from tlkit.runtime.engine import Elsewhere
+    from tlkit.verification.replay import replay
 
     opened = open_bundle(bundle)
-    again = built.command(bundle, target or built.TARGET, precision or built.PRECISION)
-    found = [place for place in built.found(bundle) if target in (None, place[0]) and precision in (None, place[1])]
+    again = exports.command(bundle, target or exports.TARGET, precision or exports.PRECISION)
+    found = [place for place in exports.found(bundle) if target in (None, place[0]) and precision in (None, place[1])]
     if not found:
         asked = "".join(f" {each}" for each in (target, precision) if each)
         raise ArtefactError(f"nothing was exported from it{' for' if asked else ''}{asked} yet", file=bundle, do=again)
@@ -139,7 +139,7 @@ def _bundle(
     failed = [place for place, each in replays.items() if not (each.passed and (not surveys or surveys[place].passed))]
     if failed:
         raise GateError(f"{', '.join(failed)} does not give what was trained", file=bundle, do=again)
-    model = built.graph_file(bundle, "model")
+    model = exports.graph_file(bundle, "model")
     wrote(None, then=f"tlkit predict {quoted(model)} {quoted(bundle / GOLDEN)}")
 
 
@@ -147,12 +147,13 @@ def _survey(
     bundle: Bundle, places: Sequence[str], data: Path, split: str | None, opener: Callable[[str], Opener]
 ) -> dict[str, Survey]:
     """What each by-product answers for a folder, against the modules of the plugins that the bundle names."""
-    from tlkit.deploy import built, refit
-    from tlkit.deploy.evaluate import answers, labelled
-    from tlkit.deploy.parity import TOLERANCES
-    from tlkit.deploy.runtime import Model
-    from tlkit.deploy.survey import OUTPUTS, survey
-    from tlkit.deploy.trained import TrainedSession
+    from tlkit.evaluation.evaluate import answers, labelled
+    from tlkit.exporting import head_refit
+    from tlkit.model import exports
+    from tlkit.runtime.model import Model
+    from tlkit.verification.dataset import OUTPUTS, survey
+    from tlkit.verification.parity import TOLERANCES
+    from tlkit.verification.trained import TrainedSession
 
     _, samples = labelled(data, bundle.record.labels, split)
     found = {}
@@ -162,9 +163,9 @@ def _survey(
         trained = answers(model, samples, bars("trained modules", len(samples)), OUTPUTS)
         for place in places:
             target, precision = place.split("/")
-            file = built.graph_file(bundle.root, "model", target, precision)
+            file = exports.graph_file(bundle.root, "model", target, precision)
             deployed = answers(Model(opener(target)(file), file), samples, bars(place, len(samples)), OUTPUTS)
-            its_head = refit.deployed(bundle, head, target, precision) if precision != built.PRECISION else None
+            its_head = head_refit.deployed(bundle, head, target, precision) if precision != exports.PRECISION else None
             found[place] = survey(trained, deployed, TOLERANCES[precision], its_head)
     for name, reason in trained.rejected.items():
         rejected(name, reason)
@@ -184,7 +185,7 @@ def _surveyed(place: str, each: Survey) -> Iterator[str]:
 
 
 def _lines(place: str, result: Replay) -> Iterator[str]:
-    from tlkit.deploy.built import FROM_BUNDLE
+    from tlkit.model.exports import FROM_BUNDLE
 
     wrong = f"pixels differ for {', '.join(result.pixels)}" if result.pixels else "pixels identical"
     yield f"{place}: {result.images} golden images, {wrong}"
@@ -197,8 +198,8 @@ def _lines(place: str, result: Replay) -> Iterator[str]:
 
 def _opener(target: str, trust: bool, where: Callable[[Callable[[str], Session]], Session]) -> Opener:
     """What opens a file of a target; ONNX needs no plugin, and is opened on the device that was asked for."""
-    from tlkit.deploy.opening import open_target
-    from tlkit.deploy.session import OnnxSession
+    from tlkit.runtime.engine import open_target
+    from tlkit.runtime.session import OnnxSession
 
     if target == "onnx":
         return lambda file: where(lambda device: OnnxSession(file, device=device))

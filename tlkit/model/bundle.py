@@ -20,9 +20,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from tlkit import __version__, files
+from tlkit import __version__
 from tlkit.errors import ArtefactError, DataError
 from tlkit.plugin.contract import Pixels
+from tlkit.util import files
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # The tensors that graphs exchange. Export, targets and runtime use these names and no others.
-IMAGES = "images"  # uint8   (N, S, S, 3), RGB, as `tlkit.data.images.load` returns them
+IMAGES = "images"  # uint8   (N, S, S, 3), RGB, as `tlkit.data.preprocessing.load` returns them
 FEATURES = "features"  # float32 (N, width)
 LOGITS = "logits"  # float32 (N, classes)
 PROBABILITIES = "probabilities"  # float32 (N, classes), rows sum to 1
@@ -134,6 +134,11 @@ class Tick(Protocol):
 Progress = Callable[[str, int], Tick]  # how long work says how far it is: (what, how many) -> tick
 
 
+def silent(_what: str, _total: int) -> Tick:
+    """Return a tick that nobody watches."""
+    return lambda _more, _said="": None
+
+
 class Offer(ABC):
     """What every offer has: a name (lower case, its words joined by `-`, `_`, `.` or `/`), its kind, its options."""
 
@@ -141,7 +146,7 @@ class Offer(ABC):
     kind: ClassVar[str]
 
     def exempt(self) -> Mapping[str, str]:
-        """The checks of `tlkit.check` that it fails for a good reason, each with the reason."""
+        """The checks of `tlkit.conformance` that it fails for a good reason, each with the reason."""
         return {}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from tlkit_example import Edges
 
-from tlkit.check import checks
+from tlkit.conformance import checks
 
 
 @pytest.mark.parametrize(("name", "check"), checks(Edges(), pretrained=True))

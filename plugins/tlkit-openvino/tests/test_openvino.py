@@ -12,11 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 from tlkit_openvino import OpenVino
 from tlkit_openvino.session import OpenVinoSession
 
-from tlkit.check import checks
-from tlkit.deploy.parity import relative_error
-from tlkit.deploy.session import OnnxSession
+from tlkit.conformance import checks
 from tlkit.errors import ArtefactError
 from tlkit.plugin.contract import Shapes
+from tlkit.runtime.session import OnnxSession
+from tlkit.verification.parity import relative_error
 
 
 @pytest.mark.parametrize(("name", "check"), checks(OpenVino()))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tlkit import Session, Target, hookimpl, option
 from tlkit.errors import ResourceError
-from tlkit.files import explained
 from tlkit.plugin.contract import Shapes
+from tlkit.util.files import explained
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import openvino
 
 from tlkit import Session
-from tlkit.deploy.session import cores, read_graph
 from tlkit.errors import ArtefactError
+from tlkit.runtime.session import cores, read_graph
 
 if TYPE_CHECKING:
     import numpy as np

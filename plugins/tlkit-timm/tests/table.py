@@ -1,7 +1,7 @@
 """Take architectures of every family apart, examine them, and keep the table: `python table.py --out FILE.md [NAMES]`.
 
 With random weights, `vary`ed so that no layer is without effect. What was found before is kept beside the table and
-completed, so that it can be made in several runs; `--check` runs all checks of `tlkit.check` too, an export among them.
+completed, so that it can be made in several runs; `--check` runs all checks of `tlkit.conformance`, export among them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import timm
 import torch
 from tlkit_timm.backbone import PREFIX, Timm
 
-from tlkit.check import run
-from tlkit.check.backbone.vary import vary
+from tlkit.conformance import run
+from tlkit.conformance.backbone.vary import vary
 from tlkit.model.trunk import build
 
 # By family; an architecture may be followed by the size of the images where its own is large.
@@ -151,7 +151,7 @@ INTRODUCTION = (
     (
         "Taken apart by tlkit-timm, with random weights. *difference* is the largest between what the chained stages "
         "give and what timm's own forward pass gives, as a share of the largest value; *checks* are those of "
-        "`tlkit.check`; *exported* means that all stages trace to one ONNX graph with a dynamic batch. Cells are empty "
+        "`tlkit.conformance`; *exported* says that all stages trace to one graph with a dynamic batch. Cells are empty "
         "where an architecture was only held against timm: where it is large, and where PyTorch itself crashes "
         "(RepVGG, GENet, MobileOne and FastViT with PyTorch 2.15 on the CPU: a backward pass of timm's own model on "
         "images with channels last ends in corrupted memory)."

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tlkit_timm.backbone import Timm
 
-from tlkit.check import checks
+from tlkit.conformance import checks
 from tlkit.errors import UsageError
 from tlkit.model.trunk import build
 

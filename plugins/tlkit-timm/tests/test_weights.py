@@ -15,11 +15,11 @@ from sklearn.datasets import load_sample_images
 from tlkit_timm.backbone import Timm
 from torch import nn
 
-from tlkit.deploy.parity import cosines
 from tlkit.errors import ArtefactError, ResourceError, UsageError
-from tlkit.files import sha256
 from tlkit.model.trunk import build
-from tlkit.plugin.host import load
+from tlkit.plugin.registry import load
+from tlkit.util.files import sha256
+from tlkit.verification.parity import cosines
 
 NAME = "test_resnet"
 

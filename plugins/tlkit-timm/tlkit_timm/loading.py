@@ -12,11 +12,11 @@ import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
 
-from tlkit import files
 from tlkit.errors import ArtefactError, ResourceError, UsageError
 from tlkit.model.trunk import load_tensors
 from tlkit.plugin.contract import Pixels, Source
-from tlkit.plugin.settings import did_you_mean
+from tlkit.plugin.options import did_you_mean
+from tlkit.util import files
 
 UNKNOWN_LICENCE = "LicenseRef-unknown"
 

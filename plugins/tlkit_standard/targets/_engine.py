@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlkit.deploy.cuda import Channel, Replayed, gpu, runtime
 from tlkit.errors import ArtefactError
 from tlkit.plugin.contract import Session
+from tlkit.runtime.cuda import Channel, Replayed, gpu, runtime
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tlkit.deploy.progress import silent
 from tlkit.errors import ArtefactError, ResourceError, UsageError, one_line
-from tlkit.files import explained
-from tlkit.plugin.contract import Progress, Session, Shapes, Target, option
+from tlkit.plugin.contract import Progress, Session, Shapes, Target, option, silent
+from tlkit.util.files import explained
 from tlkit_standard.targets._watch import stoppable, watch
 
 MIB = 1 << 20
@@ -86,7 +85,7 @@ class NvidiaTarget(Target):
 
     def machine(self) -> Mapping[str, str]:
         """The library's version: it reads no other's engines. The driver's, where there is one, to be read."""
-        from tlkit.deploy.doctor import gpus
+        from tlkit.doctor import gpus
 
         seen = gpus()
         return {self.name: str(self._library().__version__), **({DRIVER: seen[0].driver} if seen else {})}

@@ -11,8 +11,8 @@ from typing import Any
 from packaging.version import Version
 
 from tlkit.errors import ArtefactError
-from tlkit.files import atomic_file, explained
 from tlkit.plugin.contract import option
+from tlkit.util.files import atomic_file, explained
 from tlkit_standard.targets._nvidia import NvidiaTarget
 
 # Which major version reads the version-compatible engines of an earlier one (support matrix of TensorRT 11.4.1).
@@ -60,7 +60,7 @@ class TensorRT(NvidiaTarget):
 
     def machine(self) -> Mapping[str, str]:
         """An engine holds kernels for one kind of GPU."""
-        from tlkit.deploy.cuda import gpu
+        from tlkit.runtime.cuda import gpu
 
         if self.hardware_compatible:
             return super().machine()

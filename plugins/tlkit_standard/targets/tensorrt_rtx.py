@@ -38,7 +38,7 @@ class TensorRTRTX(NvidiaTarget):
         why = super().unfit(built_on)
         if why is not None or self.gpu is None:
             return why
-        from tlkit.deploy.cuda import gpu
+        from tlkit.runtime.cuda import gpu
 
         here = gpu()
         kind = f"sm{here.capability.replace('.', '')}"

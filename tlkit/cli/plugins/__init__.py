@@ -11,10 +11,10 @@ import click
 from tlkit.cli import Verbs
 from tlkit.cli.common import host, json_option, show, wrote
 from tlkit.plugin.contract import Backbone, Head, Strategy, Target
-from tlkit.plugin.found import provenance
+from tlkit.plugin.discovery import provenance
 
 if TYPE_CHECKING:
-    from tlkit.plugin.host import Offered, Plugin
+    from tlkit.plugin.registry import Offered, Plugin
 
 
 COMMANDS = {
@@ -72,7 +72,7 @@ def _plugin(plugin: Plugin) -> dict[str, Any]:
 
 
 def _offer(offered: Offered) -> dict[str, Any]:
-    from tlkit.plugin.settings import describe, to_json
+    from tlkit.plugin.options import describe, to_json
 
     facts: dict[str, Any] = {
         "kind": offered.kind,

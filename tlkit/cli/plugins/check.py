@@ -14,13 +14,13 @@ from tlkit.cli.plugins import COMMANDS, KINDS
 from tlkit.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from tlkit.check import Result
-    from tlkit.plugin.host import Offered
+    from tlkit.conformance import Result
+    from tlkit.plugin.registry import Offered
 
 
 def _names(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
     """For a shell that completes a word: what there is to check."""
-    from tlkit.plugin.host import load
+    from tlkit.plugin.registry import load
 
     plugins = load().plugins
     known = {*(plugin.name for plugin in plugins), *(offered.name for plugin in plugins for offered in plugin.offers)}
@@ -45,7 +45,7 @@ def command(name: str, kind: str | None, pretrained: bool, as_json: bool) -> Non
       tlkit plugins check 'timm/resnet*' --json
       tlkit plugins check tlkit-mynet --kind head
     """
-    from tlkit.check.select import select
+    from tlkit.conformance.select import select
 
     selection = select(host(), name, kind)
     with progress_bars() as bars:
@@ -70,7 +70,7 @@ def command(name: str, kind: str | None, pretrained: bool, as_json: bool) -> Non
 
 
 def _results(offered: Offered, pretrained: bool, bars: Any) -> list[Result]:
-    from tlkit.check import Result, checks, run
+    from tlkit.conformance import Result, checks, run
 
     refusal = offered.reason
     if refusal is None:

@@ -9,7 +9,7 @@ import click
 from tlkit.cli.common import FilePath, host, json_option, show, wrote
 from tlkit.cli.plugins import COMMANDS, KINDS
 from tlkit.errors import UsageError
-from tlkit.files import quoted
+from tlkit.util.files import quoted
 
 
 @click.command(short_help=COMMANDS["new"])
@@ -27,7 +27,7 @@ def command(name: str, kind: str, out: Path | None, as_json: bool) -> None:
       tlkit plugins new tlkit-mynet --kind backbone
       tlkit plugins new tlkit-myhead --kind head -o somewhere/else/
     """
-    from tlkit.check import scaffold
+    from tlkit.conformance import scaffold
 
     found = scaffold.names(name, kind)
     if found.offer in host().names(kind):

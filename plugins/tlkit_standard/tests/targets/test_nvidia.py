@@ -1,0 +1,408 @@
+"""Real TensorRT-RTX engines, built from our own graphs on a machine without a GPU."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from tlkit_standard.targets import _engine, _nvidia, _watch, tensorrt, tensorrt_rtx
+from tlkit_standard.targets.tensorrt import TensorRT
+from tlkit_standard.targets.tensorrt_rtx import TensorRTRTX
+
+from tests.kit.fake_cuda import Cuda, needs_rtx
+from tlkit import cli, doctor
+from tlkit.errors import ArtefactError, ResourceError, UsageError
+from tlkit.exporting.run import publish_target
+from tlkit.model.bundle import open_bundle
+from tlkit.plugin.contract import Session, Shapes
+from tlkit.runtime import cuda
+from tlkit.runtime.engine import Elsewhere, open_target
+
+MODULES = (_engine, _nvidia, _watch, tensorrt, tensorrt_rtx)
+
+
+def gpu_here():
+    try:
+        return bool(cuda.gpu())
+    except ResourceError:
+        return False
+
+
+no_gpu = pytest.mark.skipif(gpu_here(), reason="is about machines without a GPU")
+
+
+@needs_rtx
+class TestRTX:
+    @pytest.mark.parametrize("graph", ["trunk", "head", "model"])
+    def test_every_graph_builds(self, tiny_run, tmp_path, graph):
+        out = tmp_path / f"{graph}.engine"
+        TensorRTRTX().build(tiny_run / f"onnx/fp32/{graph}.onnx", out, Shapes())
+        assert out.stat().st_size > 1000
+
+    def test_for_chosen_gpus(self, tiny_run, tmp_path):
+        out = tmp_path / "trunk.engine"
+        replace(TensorRTRTX(), gpu="sm86, SM120").build(tiny_run / "onnx/fp32/trunk.onnx", out, Shapes())
+        assert out.stat().st_size > 1000
+
+    def test_the_verb_takes_batch_sizes(self, own_run, tlkit):
+        done = tlkit("export", own_run, "--tensorrt-rtx", "--batch", "1,3,5", "--gpu", "sm86,sm120")
+        assert done.code == 0, done.err
+        record = json.loads((own_run / "tensorrt-rtx/fp32/built.json").read_text())
+        assert record["shapes"] == {"smallest": 1, "typical": 3, "largest": 5}
+        assert record["options"]["gpu"] == "sm86,sm120"
+        assert tlkit("export", own_run, "--tensorrt-rtx", "--batch", "3,1,5").code == 2
+
+    def test_an_unknown_gpu_names_those_there_are(self, tiny_run, tmp_path):
+        with pytest.raises(UsageError, match=r"knows no GPU 'sm1'.*sm120, .*sm86"):
+            replace(TensorRTRTX(), gpu="sm86,sm1").build(
+                tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", Shapes()
+            )
+
+    def test_a_graph_the_parser_refuses_names_its_node(self, tmp_path):
+        node = helper.make_node("NonZero", ["features"], ["y"], name="odd")
+        graph = helper.make_graph(
+            [node],
+            "g",
+            [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 3])],
+            [helper.make_tensor_value_info("y", TensorProto.INT64, [2, "k"])],
+        )
+        opsets = [helper.make_opsetid("", 20)]
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "g.onnx")
+        with pytest.raises(ArtefactError, match=r"g\.onnx: tensorrt-rtx refuses it: NonZero 'odd'"):
+            TensorRTRTX().build(tmp_path / "g.onnx", tmp_path / "g.engine", Shapes())
+        assert not (tmp_path / "g.engine").exists()
+
+    @pytest.mark.parametrize("target", ["onnx", "tensorrt"])
+    def test_gpus_are_chosen_for_targets_that_can_build_for_them(self, own_run, capsys, target):
+        assert cli.run(["export", str(own_run), f"--{target}", "--gpu", "sm86"]) == 2
+        assert f"--gpu is for targets that build for chosen GPUs, as tensorrt-rtx does, not {target} (" in (
+            capsys.readouterr().err
+        )
+        assert cli.run(["export", str(own_run), "--triton", "r", "--gpu", "sm86"]) == 2
+        assert cli.run(["export", str(own_run), "--tensorrt-rtx", "--gpu", "sm86,sm1"]) == 2
+        assert "knows no GPU 'sm1'" in capsys.readouterr().err
+        assert sorted(place.name for place in own_run.iterdir() if place.is_dir()) == ["golden", "onnx", "tensorrt-rtx"]
+        assert not list((own_run / "tensorrt-rtx").iterdir())
+
+    def test_a_build_says_how_far_it_is(self, tiny_run, tmp_path):
+        bars = {}
+
+        def progress(what, total):
+            bars[what] = [total, 0, []]
+
+            def tick(more, said=""):
+                bars[what][1] += more
+                bars[what][2].append(said)
+
+            return tick
+
+        TensorRTRTX().build_watched(tiny_run / "onnx/fp32/model.onnx", tmp_path / "x.engine", Shapes(), progress)
+        ((what, (total, done, said)),) = bars.items()
+        assert what == "tensorrt-rtx model: building engine"
+        assert 0 < done <= total
+        assert any(re.fullmatch(r"Optimizing graph \d+/\d+", each) for each in said)
+
+    def test_ctrl_c_stops_a_build_and_leaves_nothing(self, own_run, monkeypatch, request):
+        """The signal comes in the middle of the build, as the monitor's first step is done, and takes effect there."""
+        seen, monitors = [], []
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
+        request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
+        def progress(_what, _total):
+            def tick(_more, said=""):
+                if not seen:
+                    os.kill(os.getpid(), signal.SIGINT)
+                seen.append(said)
+                while not monitors[0].stopped:
+                    time.sleep(0.001)
+
+            return tick
+
+        def watch(*args):
+            monitors.append(_watch.watch(*args))
+            return monitors[-1]
+
+        log = _nvidia._log(importlib.import_module("tensorrt_rtx"))
+        monkeypatch.setattr(_nvidia, "_log", lambda _: log)
+        monkeypatch.setattr(_nvidia, "watch", watch)
+        with pytest.raises(KeyboardInterrupt):
+            publish_target(open_bundle(own_run), TensorRTRTX(), progress=progress)
+        assert seen
+        assert "anceled by user" in log.worst
+        assert not list((own_run / "tensorrt-rtx").iterdir())
+
+    def test_a_full_disk_is_told_of_by_the_files_own_name_and_nothing_stays(self, own_run, tlkit):
+        def no_larger_files():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+        before = sorted(own_run.rglob("*"))
+        done = tlkit("export", own_run, "--tensorrt-rtx", preexec_fn=no_larger_files)
+        assert (done.code, done.out) == (5, "")
+        assert f"{own_run}/tensorrt-rtx/fp32/trunk.engine: can't write: file too large" in done.err
+        assert done.err.count("\n") == 1
+        assert [path for path in sorted(own_run.rglob("*")) if path.name != "tensorrt-rtx"] == before
+
+    def test_a_graph_that_was_changed_after_export_is_not_built_from(self, own_run):
+        (own_run / "onnx/fp32/model.onnx").write_bytes(b"other")
+        with pytest.raises(ArtefactError, match=r"model is missing or was changed after export; run: tlkit export"):
+            publish_target(open_bundle(own_run), TensorRTRTX())
+        assert not (own_run / "tensorrt-rtx").exists()
+
+    def test_batches_must_rise(self, tiny_run, tmp_path):
+        with pytest.raises(UsageError, match="must rise"):
+            TensorRTRTX().build(tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", Shapes(4, 2, 8))
+
+    @no_gpu
+    def test_a_bundle_is_published_and_says_that_it_is_unproven(self, own_run):
+        published = publish_target(open_bundle(own_run), TensorRTRTX())
+        assert published.place == own_run / "tensorrt-rtx/fp32"
+        assert "no NVIDIA GPU" in str(published.unproven)
+        record = json.loads((published.place / "built.json").read_text())
+        assert record["machine"] == TensorRTRTX().machine()
+        assert json.loads(record["metadata"]["model"]["tlkit.labels"]) == ["dark", "light", "middle"]
+        names = sorted(file.name for file in published.place.iterdir())
+        assert names == ["built.json", "head.engine", "model.engine", "trunk.engine"]
+
+
+class Kept(Session):
+    """A session of a format that keeps no metadata."""
+
+    input, outputs = "images", ("features",)
+    metadata: ClassVar[dict[str, str]] = {}
+
+    def run(self, array, outputs=None):
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Engine(TensorRTRTX):
+    """Real engines, not run; `opens` says whether there is something to open them."""
+
+    version: ClassVar[str] = "1.0"
+    opens: ClassVar[bool] = False
+
+    def machine(self):
+        return {"GPU": f"GeForce {self.version}"}
+
+    def open(self, file):
+        if not self.opens:
+            raise ResourceError("no GPU")
+        return Kept()
+
+
+@needs_rtx
+class TestOpening:
+    @pytest.fixture
+    def file(self, own_run, monkeypatch):
+        place = publish_target(open_bundle(own_run), Engine()).place
+        monkeypatch.setattr(Engine, "opens", True)
+        return place / "model.engine"
+
+    def test_what_was_built_here_opens_and_knows_its_labels(self, file):
+        session = open_target(Engine(), file)
+        assert json.loads(session.metadata["tlkit.labels"]) == ["dark", "light", "middle"]
+
+    def test_a_strangers_engine_is_not_opened_unless_trusted(self, file, monkeypatch, tmp_path):
+        monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "of another machine"))
+        with pytest.raises(ArtefactError, match=r"executable code.* --tensorrt-rtx; or, .* --trust-engine"):
+            open_target(Engine(), file)
+        assert open_target(Engine(), file, trust=True).metadata
+
+    def test_another_driver_will_do(self, file, monkeypatch):
+        record = json.loads((file.parent / "built.json").read_text())
+        record["machine"]["driver"] = "570.1"
+        (file.parent / "built.json").write_text(json.dumps(record))
+        assert open_target(Engine(), file).metadata
+
+    def test_verify_and_bench_pass_over_what_was_built_elsewhere(self, own_run, tlkit, monkeypatch, tmp_path):
+        publish_target(open_bundle(own_run), TensorRTRTX())
+        env = {"TLKIT_CACHE": str(tmp_path / "of another machine")}
+        done = tlkit("verify", own_run, env=env)
+        assert done.code == 0, done.err
+        assert "tensorrt-rtx/fp32: not verified here: a file of tensorrt-rtx is executable code" in done.out
+        assert tlkit("verify", own_run, "--target", "tensorrt-rtx", env=env).code == 4
+        done = tlkit("bench", own_run, "--batch", "1", env=env)
+        assert done.code == 0, done.err
+        assert "passed over tensorrt-rtx/fp32: a file of tensorrt-rtx is executable code" in done.err
+        assert tlkit("bench", own_run, "--target", "tensorrt-rtx", env=env).code == 4
+
+    @pytest.mark.parametrize("verb", ["verify", "bench"])
+    def test_what_no_plugin_here_was_built_by_is_passed_over(self, own_run, capsys, verb):
+        publish_target(open_bundle(own_run), TensorRTRTX())
+        (own_run / "tensorrt-rtx").rename(own_run / "strange")
+        options = ["--batch", "1"] if verb == "bench" else []
+        assert cli.run([verb, str(own_run), *options]) == 0
+        assert "strange/fp32: " in "".join(capsys.readouterr())
+        assert cli.run([verb, str(own_run), "--target", "strange"]) == 4
+        assert "there is no target 'strange'; installed: " in capsys.readouterr().err
+
+    def test_an_engine_for_another_gpu_is_refused_with_the_command(self, file, monkeypatch):
+        monkeypatch.setattr(Engine, "version", "2.0")
+        with pytest.raises(ArtefactError, match=r"for GPU GeForce 1.0, and here is GeForce 2.0; run: tlkit e"):
+            open_target(Engine(), file)
+
+    @no_gpu
+    def test_without_a_gpu_it_says_so_and_verify_names_it(self, own_run, tlkit):
+        publish_target(open_bundle(own_run), TensorRTRTX())
+        with pytest.raises(ResourceError, match="no NVIDIA GPU that can be used here"):
+            TensorRTRTX().open(own_run / "tensorrt-rtx/fp32/model.engine")
+        done = tlkit("verify", own_run, "--target", "tensorrt-rtx")
+        assert (done.code, done.out) == (5, "")
+        assert "no NVIDIA GPU" in done.err
+
+
+class TestMachines:
+    """What an engine was built on and for, against what is here, by libraries of any version and GPUs of any kind."""
+
+    @pytest.fixture
+    def here(self, monkeypatch):
+        """A machine with this version of the library, this GPU and this driver."""
+
+        def make(version="10.5.0", name="RTX A6000", capability="8.6", driver="570.1"):
+            monkeypatch.setattr(_nvidia.NvidiaTarget, "_library", lambda _self: SimpleNamespace(__version__=version))
+            monkeypatch.setattr(cuda, "gpu", lambda: cuda.Gpu(name, capability))
+            monkeypatch.setattr(doctor, "gpus", lambda: [doctor.Gpu(name, driver, capability, "48 GiB")])
+
+        return make
+
+    def test_it_says_gpu_driver_and_version(self, here):
+        here()
+        assert TensorRT().machine() == {
+            "tensorrt": "10.5.0",
+            "driver": "570.1",
+            "GPU": "RTX A6000",
+            "compute capability": "8.6",
+        }
+        assert TensorRT(hardware_compatible=True).machine() == {"tensorrt": "10.5.0", "driver": "570.1"}
+        assert TensorRTRTX().machine() == {"tensorrt-rtx": "10.5.0", "driver": "570.1"}
+
+    def test_the_same_machine_with_a_newer_driver_fits(self, here):
+        here()
+        built = TensorRT().machine()
+        here(driver="580.2")
+        assert TensorRT().unfit(built) is None
+
+    @pytest.mark.parametrize(
+        ("built", "here_now", "fits"),
+        [
+            ("10.5.0", "10.5.0", True),
+            ("10.5.0", "10.13.2", True),
+            ("10.5.0", "10.4.9", False),
+            ("8.6.1", "10.0.1", True),
+            ("10.5.0", "11.4.1", True),
+            ("8.6.1", "11.0.0", False),
+            ("11.0.0", "10.9.0", False),
+        ],
+    )
+    def test_later_versions_read_what_was_built_for_them(self, here, built, here_now, fits):
+        here(version=built)
+        compatible, plain = TensorRT(version_compatible=True), TensorRT()
+        facts, plain_facts = compatible.machine(), plain.machine()
+        here(version=here_now)
+        assert (compatible.unfit(facts) is None) == fits
+        assert (plain.unfit(plain_facts) is None) == (built == here_now)
+        if not fits:
+            assert compatible.unfit(facts) == f"it was built for tensorrt {built}, and here is {here_now}"
+
+    def test_a_version_compatible_engine_is_for_one_gpu_all_the_same(self, here):
+        here()
+        target = TensorRT(version_compatible=True)
+        built = target.machine()
+        here(version="10.6.0", name="RTX 4090", capability="8.9")
+        assert target.unfit(built) == "it was built for GPU RTX A6000, and here is RTX 4090"
+
+    def test_rtx_engines_are_for_the_gpus_that_were_named(self, here):
+        here(version="1.2")
+        built = TensorRTRTX().machine()
+        assert TensorRTRTX().unfit(built) is None
+        assert TensorRTRTX(gpu="sm89, SM86").unfit(built) is None
+        assert TensorRTRTX(gpu="sm89").unfit(built) == "it was built for sm89, and here is sm86 (RTX A6000)"
+        here(version="1.3")
+        assert TensorRTRTX(gpu="sm89").unfit(built) == "it was built for tensorrt-rtx 1.2, and here is 1.3"
+
+    def test_an_export_for_other_gpus_is_unproven_and_opened_nowhere_else(self, own_run, monkeypatch):
+        pytest.importorskip("tensorrt_rtx")
+        monkeypatch.setattr(cuda, "gpu", lambda: cuda.Gpu("RTX A6000", "8.6"))
+        published = publish_target(open_bundle(own_run), TensorRTRTX(gpu="sm120"))
+        assert published.unproven == "it was built for sm120, and here is sm86 (RTX A6000)"
+        with pytest.raises(Elsewhere, match=r"for sm120, and here is sm86 .*; run: tlkit export .* --tensorrt-rtx$"):
+            open_target(TensorRTRTX(), published.place / "model.engine")
+
+
+def attributes(file):
+    """The names `x.y` that a module's code uses of a variable called x."""
+    tree = ast.parse(Path(file).read_text())
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    return {(node.value.id, node.attr) for node in found}
+
+
+class TestBindings:
+    """What can't be run without a GPU uses only what NVIDIA's bindings really have."""
+
+    @needs_rtx
+    def test_of_tensorrt(self):
+        import tensorrt_rtx as trt
+
+        kinds = {"trt": trt, "engine": trt.ICudaEngine, "loader": trt.Runtime, "builder": trt.Builder}
+        kinds |= {"config": trt.IBuilderConfig, "parser": trt.OnnxParser, "profile": trt.IOptimizationProfile}
+        used = {
+            each
+            for module in (_engine, _nvidia, _watch, tensorrt, tensorrt_rtx)
+            for each in attributes(module.__file__)
+            if each[0] in kinds
+        }
+        assert len(used) > 15
+        assert [f"{owner}.{name}" for owner, name in sorted(used) if not hasattr(kinds[owner], name)] == []
+        text = Path(_engine.__file__).read_text()
+        calls = set(re.findall(r"\bcontext\.(\w+)", text))
+        assert calls == {"set_input_shape", "set_tensor_address", "execute_async_v3"}
+        assert all(hasattr(trt.IExecutionContext, call) for call in calls)
+
+    def test_of_cuda(self):
+        bindings = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
+        used = {name for owner, name in attributes(cuda.__file__) if owner == "cuda"}
+        used |= set(re.findall(r"self\._cuda\.(\w+)", Path(cuda.__file__).read_text()))
+        assert len(used) > 20
+        assert [name for name in sorted(used) if not hasattr(bindings, name)] == []
+        assert [name for name in sorted(used) if not hasattr(Cuda, name)] == []  # the stand-in knows them all
+
+    def test_without_its_bindings_the_command_is_named(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+        with pytest.raises(ResourceError, match='run: pip install "cuda-bindings"'):
+            cuda.gpu()
+
+
+def test_a_missing_builder_names_the_command(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(_nvidia.importlib.util, "find_spec", lambda _: None)
+    for target, package in ((TensorRT(), "tensorrt"), (TensorRTRTX(), "tensorrt-rtx-cu13")):
+        assert f'pip install "{package}"' in str(target.missing())
+        with pytest.raises(ResourceError, match=package):
+            target.build(tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", Shapes())
+        with pytest.raises(ResourceError, match="can't be built here"):
+            publish_target(open_bundle(tiny_run), target)
+
+
+def test_a_library_that_does_not_load_is_told_apart_from_a_missing_one(monkeypatch):
+    def broken(_name):
+        raise OSError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(_nvidia.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(_nvidia.importlib, "import_module", broken)
+    assert str(TensorRT().missing()) == (
+        "tensorrt is installed and can't be loaded (libnvinfer.so.10: cannot open shared object file); "
+        'run: pip install --force-reinstall "tensorrt"'
+    )

@@ -1,0 +1,87 @@
+"""Leaving one out in closed form is leaving one out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import softmax
+from sklearn.linear_model import Ridge
+from sklearn.metrics import log_loss
+
+from tlkit.advice.probes import SHARPNESS, STRENGTHS, front, nearest_mean, ridge
+from tlkit.advice.scores import one_hot
+
+
+def blobs(images, width, classes, seed=0, spread=1.0):
+    random = np.random.default_rng(seed)
+    labels = np.arange(images) % classes
+    rows = 1.5 * random.normal(size=(classes, width))[labels] + spread * random.normal(size=(images, width))
+    return rows.astype(np.float32), labels
+
+
+@pytest.mark.parametrize(("images", "width"), [(24, 4), (15, 40)])
+def test_ridge_calls_each_image_as_a_fit_to_the_others_does(images, width):
+    features, labels = blobs(images, width, 3)
+    rows, targets = front(features), one_hot(labels, 3)
+    total = ((rows - rows.mean(axis=0)) ** 2).sum()
+    best, scores = np.inf, None
+    for strength in STRENGTHS:
+        predicted = np.stack(
+            [
+                Ridge(alpha=strength * total)
+                .fit(np.delete(rows, image, 0), np.delete(targets, image, 0))
+                .predict(rows[image : image + 1])[0]
+                for image in range(images)
+            ]
+        )
+        if (error := ((predicted - targets) ** 2).mean()) < best:
+            best, scores = error, predicted
+    probe = ridge(features, labels, 3)
+    assert np.array_equal(probe.called, scores.argmax(axis=1))
+    assert probe.accuracy == np.mean(probe.called == labels)
+    losses = [log_loss(labels, softmax(sharpness * scores, axis=1)) for sharpness in SHARPNESS]
+    assert probe.log_loss == pytest.approx(min(losses))
+
+
+def test_the_nearest_mean_is_without_the_image_itself():
+    features, labels = blobs(21, 5, 3, spread=2.0)
+    rows = front(features)
+    called = []
+    for image in range(len(rows)):
+        others = np.arange(len(rows)) != image
+        means = np.stack([rows[others & (labels == label)].mean(axis=0) for label in range(3)])
+        called.append(((rows[image] - means) ** 2).sum(axis=1).argmin())
+    assert np.array_equal(nearest_mean(features, labels, 3).called, called)
+
+
+def test_a_class_of_one_image_is_never_called_right():
+    features, labels = blobs(13, 4, 2)
+    labels = np.where(np.arange(13) == 12, 2, labels)
+    assert not nearest_mean(features, labels, 3).right[12]
+
+
+def test_the_interval_is_around_the_accuracy():
+    probe = ridge(*blobs(40, 6, 2, spread=2.0), 2)
+    low, high = probe.interval
+    assert 0.0 <= low <= probe.accuracy <= high <= 1.0
+
+
+@given(st.integers(2, 5), st.integers(0, 1000))
+def test_labels_that_have_nothing_to_do_with_the_features_are_not_predicted(classes, seed):
+    random = np.random.default_rng(seed)
+    features = random.normal(size=(200, 3)).astype(np.float32)
+    labels = random.integers(0, classes, 200)
+    assert ridge(features, labels, classes).accuracy < 1 / classes + 0.25
+
+
+@given(st.integers(0, 1000), st.floats(0.01, 100))
+def test_the_scale_of_the_features_changes_nothing(seed, scale):
+    features, labels = blobs(20, 4, 2, seed)
+    assert np.array_equal(ridge(features, labels, 2).called, ridge(features * np.float32(scale), labels, 2).called)
+
+
+def test_features_that_do_not_vary_are_no_bug():
+    probe = ridge(np.ones((12, 4), np.float32), np.arange(12) % 2, 2)
+    assert 0.0 <= probe.accuracy <= 1.0

@@ -1,0 +1,212 @@
+"""Speeds by a clock that only the sessions and the decoder move, so that every figure is known beforehand."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tlkit import cli
+from tlkit.benchmarking import run as bench
+from tlkit.benchmarking.run import ROUNDS, WARM_UP, benchmark
+from tlkit.errors import ResourceError, UsageError
+from tlkit.model.bundle import open_bundle
+from tlkit.plugin.contract import FEATURES, IMAGES, Session
+from tlkit.runtime.engine import Elsewhere
+
+
+class Time:
+    """A clock that stands still unless it is moved."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Steady(Session):
+    """Takes so many seconds a call; every tenth one takes ten times as long."""
+
+    input, outputs, metadata = IMAGES, (FEATURES,), {}
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds, self.batches, self.measured = clock, seconds, [], 0
+
+    def run(self, array, outputs=None):
+        self.batches.append(len(array))
+        if len(self.batches) > WARM_UP:
+            self.measured += 1
+        self.clock.now += self.seconds * (10 if self.measured % 10 == 9 else 1)
+        return {FEATURES: np.zeros((len(array), 1), np.float32)}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Time()
+
+    def load(_content, pixels):
+        made.now += 0.002
+        return np.zeros((pixels.size, pixels.size, 3), np.uint8)
+
+    def decoded(_content, pixels):
+        made.now += 0.0015
+        return pixels.size, pixels.size
+
+    monkeypatch.setattr(bench, "load", load)
+    monkeypatch.setattr(bench, "decoded", decoded)
+    return made
+
+
+def test_percentiles_rates_and_calls(tiny_run, clock):
+    session = Steady(clock, 0.01)
+    cpu = lambda: 2 * clock()  # noqa: E731 - two cores at work
+    result = benchmark(open_bundle(tiny_run), {"it": lambda: session}, [4], seconds=0.19, clock=clock, cpu_clock=cpu)
+    (speed,) = result.speeds
+    assert session.batches == [4] * (WARM_UP + speed.calls)
+    assert (speed.name, speed.batch, speed.calls) == ("it", 4, ROUNDS * 10)
+    assert speed.latency["p50"] == pytest.approx(10)
+    assert speed.latency["p99"] == pytest.approx(100)
+    assert speed.rates == pytest.approx([4 * 10 / 0.19] * ROUNDS)
+    assert speed.cpu == pytest.approx(2 * 19)
+    assert speed.gpu is None
+    decode, resize = result.stages
+    assert (decode.name, resize.name) == ("decode", "crop and resize")
+    assert decode.latency["p50"] == pytest.approx(1.5)
+    assert resize.latency["p50"] == pytest.approx(0.5)
+    assert resize.rates == pytest.approx([2000] * ROUNDS)
+
+
+def test_the_time_of_the_gpu_is_told_apart(tiny_run, clock):
+    class Gpu(Steady):
+        def run(self, array, outputs=None):
+            self.gpu_seconds = 0.004
+            return super().run(array, outputs)
+
+    (speed,) = benchmark(open_bundle(tiny_run), {"it": lambda: Gpu(clock, 0.01)}, [4], seconds=0.19, clock=clock).speeds
+    assert speed.gpu == pytest.approx(4)
+
+
+def test_each_side_is_opened_once_and_one_that_is_missing_is_told_of(tiny_run, clock):
+    opened, told = [], []
+
+    def opener(name, error=None):
+        def open_():
+            opened.append(name)
+            if error:
+                raise error
+            return Steady(clock, 1.0)
+
+        return open_
+
+    openers = {"no": opener("no", ResourceError("no GPU")), "yes": opener("yes"), "not": opener("not", Elsewhere("x"))}
+    bundle = open_bundle(tiny_run)
+    result = benchmark(
+        bundle, openers, [1], seconds=0, clock=clock, lacking=lambda name, error: told.append((name, error.what))
+    )
+    assert opened == ["no", "yes", "not"]
+    assert told == [("no", "no GPU"), ("not", "x")]
+    assert [speed.name for speed in result.speeds] == ["yes"]
+    with pytest.raises(ResourceError, match="no GPU"):
+        benchmark(bundle, openers, [1], seconds=0, clock=clock)
+    with pytest.raises(ResourceError, match="no GPU"):
+        benchmark(bundle, {"no": openers["no"]}, [1], clock=clock, lacking=lambda *_: None)
+
+
+def test_sides_take_turns_and_a_slow_one_is_called_at_least_once_a_round(tiny_run, clock):
+    order = []
+
+    class Noted(Steady):
+        def run(self, array, outputs=None):
+            order.append(self.seconds)
+            return super().run(array, outputs)
+
+    openers = {"slow": lambda: Noted(clock, 3.0), "fast": lambda: Noted(clock, 1.0)}
+    result = benchmark(open_bundle(tiny_run), openers, [1], seconds=0, clock=clock)
+    assert [speed.calls for speed in result.speeds] == [ROUNDS, ROUNDS]
+    assert order == [3.0] * WARM_UP + [1.0] * WARM_UP + [3.0, 1.0] * ROUNDS
+
+
+def test_the_golden_images_serve_where_the_others_are_gone(tiny_run):
+    bundle = open_bundle(tiny_run)
+    gone = replace(bundle, record=replace(bundle.record, data={**bundle.record.data, "source": "/nowhere"}))
+    assert bench.pictures(gone) == bundle.golden_bytes()
+    with pytest.raises(UsageError, match=r"no images to run: .*put them back at /nowhere"):
+        bench.pictures(replace(gone, record=replace(gone.record, golden=())))
+
+
+class TestCommand:
+    @pytest.fixture
+    def run(self, tiny_run, monkeypatch, capsys):
+        monkeypatch.setattr(bench, "SECONDS", 0)
+        monkeypatch.setattr(bench.benchmark, "__kwdefaults__", bench.benchmark.__kwdefaults__ | {"seconds": 0})
+
+        def run(*args):
+            code = cli.run(["bench", str(tiny_run), *map(str, args)])
+            return code, *capsys.readouterr()
+
+        return run
+
+    def test_a_line_for_each_side_and_batch(self, run):
+        code, out, err = run("--batch", "1,3")
+        assert code == 0, err
+        lines = out.splitlines()
+        assert [line.split()[:2] for line in lines[1:3]] == [["onnx/fp32", "1"], ["onnx/fp32", "3"]]
+        assert re.match(r"decode, one thread, \d+ pictures: p50 ", lines[-2])
+        assert re.match(r"crop and resize, one thread, \d+ pictures: p50 ", lines[-1])
+        assert "CPU ms" in lines[0]
+        assert "GPU ms" not in lines[0]
+        assert err.splitlines()[0] == "wrote nothing"
+
+    def test_json(self, run, tiny_run):
+        code, out, _ = run("--target", "onnx", "--precision", "fp32", "--batch", "2", "--json")
+        facts = json.loads(out)
+        assert code == 0
+        (speed,) = facts["speeds"]
+        assert (speed["name"], speed["batch"]) == ("onnx/fp32", 2)
+        assert 0 < speed["latency"]["p50"] <= speed["latency"]["p90"] <= speed["latency"]["p99"]
+        assert min(speed["rates"]) <= speed["rate"] <= max(speed["rates"])
+        assert facts["next"] == f"tlkit predict {tiny_run}/onnx/fp32 IMAGE..."
+
+    def test_sides_by_threads_and_the_trained_modules(self, run, tiny_run, monkeypatch):
+        from tests.kit.tiny import Line, Tiny
+        from tlkit.cli import bench
+
+        monkeypatch.setattr(bench, "offers", lambda _bundle: (Tiny(), Line()))
+        code, out, err = run("--target", "onnx,torch", "--threads", "1,2", "--batch", "2", "--json")
+        assert code == 0, err
+        facts = json.loads(out)
+        names = [speed["name"] for speed in facts["speeds"]]
+        assert names == ["torch/fp32", "onnx/fp32, 1 thread", "onnx/fp32, 2 threads"]
+        assert facts["next"] == f"tlkit predict {tiny_run}/onnx/fp32 IMAGE..."
+        code, out, err = run("--target", "torch", "--batch", "1", "--json")
+        assert json.loads(out)["next"] == f"tlkit export {tiny_run} --onnx"
+
+    def test_a_picture(self, run, tmp_path):
+        assert run("--batch", "1,2", "--plot", tmp_path / "speed.svg")[0] == 0
+        text = (tmp_path / "speed.svg").read_text()
+        assert "<svg" in text
+
+    @pytest.mark.parametrize(
+        ("args", "code", "says"),
+        [
+            (("--batch", "0"), 2, "--batch"),
+            (("--batch", "1,x"), 2, "--batch"),
+            (
+                ("--target", "tensorrt"),
+                4,
+                "nothing was exported from it for tensorrt yet; run: tlkit export {run} --tensorrt",
+            ),
+            (("--target", "torch", "--tune"), 2, "--tune is for ONNX graphs"),
+            (("--target", "onnx", "--device", "cuda"), 5, "ExecutionProvider"),
+            (("--precision", "fp7"), 4, "nothing was exported from it for fp7 yet"),
+            (("--plot", "speed.txt"), 2, "not a kind of picture"),
+        ],
+    )
+    def test_what_cannot_be_measured_is_refused(self, run, tiny_run, args, code, says):
+        got, out, err = run(*args)
+        assert (got, out) == (code, "")
+        assert says.format(run=tiny_run) in err
+        assert err.count("\n") == 1

@@ -1,0 +1,124 @@
+"""What runs a graph fastest is found, kept, and heeded on machines like this one."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from tlkit import cli
+from tlkit.benchmarking import tuning
+from tlkit.benchmarking.tuning import ROUNDS, tune
+from tlkit.model.bundle import open_bundle
+from tlkit.runtime import config
+from tlkit.runtime.config import Setting, read, usual
+from tlkit.runtime.model import Model
+from tlkit.runtime.session import LEVELS, OnnxSession, cores
+
+
+@pytest.fixture
+def file(own_run):
+    return own_run / "onnx/fp32/model.onnx"
+
+
+@pytest.fixture
+def speeds(monkeypatch):
+    """Has settings take as many images a second as a function of them and of their turn says; gives what was tried."""
+
+    def fake(rate):
+        tried = []
+
+        def measure(_session, _images, each, _seconds, _clock):
+            tried.append(each)
+            return rate(each, tried.count(each))
+
+        monkeypatch.setattr(tuning, "_rate", measure)
+        return tried
+
+    return fake
+
+
+def test_the_fastest_setting_is_kept_and_used(own_run, file, speeds):
+    tried = speeds(lambda each, turn: 100 + 50 * (each.level == "basic") + each.batch + turn / 10)
+    tuned = tune(open_bundle(own_run))
+    assert tuned.best == Setting(cores(), 16, "basic")
+    assert tuned.rates == pytest.approx((166.1, 166.2, 166.3))
+    assert tuned.usual == pytest.approx((102.4, 102.5, 102.6))
+    assert tuned.gain == pytest.approx(166.2 / 102.5)
+    assert {tried.count(each) for each in tried} == {ROUNDS, 2 * ROUNDS}
+    assert json.loads((file.parent / "built.json").read_text())["tuning"]["best"]["batch"] == 16
+    assert read(file) == tuned.best
+    session = Model.open(own_run).session
+    assert (session.workers, session.batch) == (cores(), 16)
+    assert Model.open(own_run, workers=1).session.batch == OnnxSession.batch  # one image at once is another matter
+
+
+def test_what_is_no_faster_beyond_the_spread_leaves_all_as_it_was(own_run, speeds):
+    speeds(lambda each, turn: 100 + 10 * turn + (each.batch == 8))
+    assert tune(open_bundle(own_run)).best == usual()
+    assert Model.open(own_run).session.batch == OnnxSession.batch
+
+
+def test_a_setting_that_gives_other_results_is_left_out(own_run, speeds, monkeypatch):
+    tried = speeds(lambda each, _turn: 1000 if each.level == "basic" else 100)
+    real = Setting.open
+
+    def opened(self, file):
+        session = real(self, file)
+        session.level = self.level
+        return session
+
+    def compare(_expected, session, *_, **__):
+        return SimpleNamespace(passed=session.level != "basic")
+
+    monkeypatch.setattr(Setting, "open", opened)
+    monkeypatch.setattr(tuning, "compare", compare)
+    assert tune(open_bundle(own_run)).best == usual()
+    assert {each.level for each in tried} == {"all", "extended"}
+
+
+def test_another_machine_passes_it_over(own_run, file, speeds, monkeypatch):
+    speeds(lambda each, _turn: each.batch)
+    tune(open_bundle(own_run))
+    assert read(file) is not None
+    monkeypatch.setattr(config, "machine", lambda: "another")
+    assert read(file) is None
+    assert Model.open(own_run).session.batch == OnnxSession.batch
+
+
+@pytest.mark.parametrize(
+    "best",
+    [
+        None,
+        {},
+        {"workers": 10**6, "batch": 2, "level": "all"},
+        {"workers": "1", "batch": 2, "level": "all"},
+        {"workers": 1, "batch": 2, "level": "wild"},
+    ],
+)
+def test_a_record_that_makes_no_sense_is_passed_over(own_run, file, best):
+    record = json.loads((file.parent / "built.json").read_text())
+    tuned = {"machine": config.machine(), "best": best}
+    (file.parent / "built.json").write_text(json.dumps({**record, "tuning": tuned}))
+    assert read(file) is None
+    assert read(own_run / "nowhere/model.onnx") is None
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level_opens(file, level):
+    assert Setting(1, 2, level).open(file).outputs == OnnxSession(file).outputs
+
+
+def test_the_verb_tunes_for_real(own_run, capsys, monkeypatch):
+    from tlkit.benchmarking import run as bench
+
+    for function, seconds in ((tuning.tune, 0.001), (bench.benchmark, 0)):
+        monkeypatch.setattr(function, "__kwdefaults__", function.__kwdefaults__ | {"seconds": seconds})
+    assert cli.run(["bench", str(own_run), "--batch", "1", "--tune"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("onnx/fp32: tuned to ")
+    record = json.loads((own_run / "onnx/fp32/built.json").read_text())["tuning"]
+    assert record["machine"] == config.machine()
+    assert len(record["rates"]) == len(record["usual"]) == ROUNDS
+    assert min(record["rates"]) > 0
+    assert cli.run(["verify", str(own_run)]) == 0  # the record may say more; the graphs are as they were

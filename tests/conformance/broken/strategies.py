@@ -1,0 +1,75 @@
+"""Strategies with one thing wrong each, by the check that has to find it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.conformance.broken.registry import Registry
+from tlkit.plugin.contract import Phase, Strategy
+
+BROKEN = Registry()
+breaks = BROKEN.breaks
+
+
+@dataclass(frozen=True)
+class Plan(Strategy):
+    name = "plan"
+    phase = Phase(3, 1e-3)
+
+    def phases(self, stages, facts):
+        return (self.phase,)
+
+
+@breaks("answers", r"for 1 stages and Facts\(images=2, .*it returns \(\)")
+class Idle(Plan):
+    def phases(self, stages, facts):
+        return ()
+
+
+@breaks("cut-is-a-stage", "it cuts at 'stage3'")
+class Cutting(Plan):
+    def cut(self, stages, facts):
+        return "stage3"
+
+
+@breaks("pure", "it says one thing and then another")
+class Wavering(Plan):
+    asked: list[int] = []  # noqa: RUF012
+
+    def phases(self, stages, facts):
+        self.asked.append(1)
+        return (Phase(len(self.asked), 1e-3),)
+
+
+@breaks("leaves-its-arguments-alone", r"it changes its stages to \['stem', 'body'\]")
+class Popping(Plan):
+    def phases(self, stages, facts):
+        if isinstance(stages, list):
+            stages.pop()
+        return super().phases(stages, facts)
+
+
+@breaks("epochs-are-positive", "a phase has 0 epochs")
+class Hasty(Plan):
+    def phases(self, stages, facts):
+        return (Phase(min(10, 1_000_000 // facts.images), 1e-3),)
+
+
+@breaks("rates-are-positive", r"a phase has the learning rates \(0.001, 0.0\)")
+class Rateless(Plan):
+    phase = Phase(3, 1e-3, moving=1)
+
+
+@breaks("moves-what-there-is", "for 1 stages .*, a phase moves 2 of 1; bound it by")
+class Restless(Plan):
+    phase = Phase(3, 1e-3, 1e-4, moving=2)
+
+
+@breaks("restarts-what-moves", "a phase restarts 2 stages and moves 1")
+class Forgetful(Plan):
+    phase = Phase(3, 1e-3, 1e-4, moving=1, restart=2)
+
+
+@breaks("decay-is-a-factor", "a phase has the decay 1.5")
+class Growing(Plan):
+    phase = Phase(3, 1e-3, decay=1.5)

@@ -1,0 +1,176 @@
+"""`tlkit plugins check`: every check by name, and the verdict as the exit code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from tests.kit.distribution import install
+from tlkit.conformance.select import select
+from tlkit.errors import UsageError
+from tlkit.plugin import hooks
+from tlkit.plugin.contract import Head, Strategy
+from tlkit.plugin.discovery import Found
+from tlkit.plugin.registry import Host
+
+PLANS = """
+from dataclasses import dataclass
+from tlkit import Phase, Strategy, hookimpl
+
+@dataclass(frozen=True)
+class Plan(Strategy):
+    name: str
+    epochs: int = 3
+
+    def phases(self, stages, facts):
+        print("thinking")
+        return (Phase(self.epochs, 1e-3),)
+
+class Confused(Plan):
+    def exempt(self):
+        return {"everything": "please"}
+
+class Exempt(Plan):
+    def exempt(self):
+        return {"epochs-are-positive": "it never trains"}
+
+@hookimpl
+def tlkit_strategies():
+    plans = [Plan("good"), Plan("lazy", 0), Plan("Bad Name")]
+    return [*plans, Exempt("excused", 0), Exempt("needless"), Confused("confused")]
+"""
+
+
+@pytest.fixture
+def env(tmp_path):
+    """The environment of a process with a plugin of good and bad plans."""
+    install(tmp_path, "tlkit-plans", PLANS)
+    install(tmp_path, "tlkit-broken", "raise OSError('no driver')")
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_every_check_by_name(tlkit, env):
+    finished = tlkit("plugins", "check", "good", env=env)
+    assert finished.code == 0, finished.err
+    title, *lines = finished.out.splitlines()
+    assert title == "strategy good (tlkit-plans 1.0): 15 pass"
+    assert lines[0] == "  pass   named"
+    assert all(line.startswith("  pass   ") for line in lines)
+    assert finished.next == "tlkit plugins"
+    assert "thinking" in finished.err
+
+
+def test_a_failure_is_the_exit_code_and_is_said_on_one_line(tlkit, env):
+    finished = tlkit("plugins", "check", "lazy", env=env)
+    assert finished.code == 6
+    assert "  fail   epochs-are-positive: for 1 stages" in finished.out
+    last = finished.err.splitlines()[-1]
+    assert last.startswith("tlkit: lazy does not keep the contract: strategy 'lazy' fails epochs-are-positive;")
+
+
+def test_an_exemption_stands_with_its_reason_and_must_be_needed(tlkit, env):
+    finished = tlkit("plugins", "check", "excused", env=env)
+    assert finished.code == 0
+    assert "  exempt epochs-are-positive: it never trains" in finished.out
+    needless = tlkit("plugins", "check", "needless", env=env)
+    assert needless.code == 6
+    assert "it passes, though it is exempt (it never trains); remove the exemption" in needless.out
+
+
+def test_a_plugin_with_all_it_offers_as_json(tlkit, env):
+    finished = tlkit("plugins", "check", "Tlkit_Plans", "--json", env=env)
+    assert finished.code == 6
+    facts = finished.json
+    assert (facts["name"], facts["passed"], facts["problems"]) == ("Tlkit_Plans", False, [])
+    verdicts = {offer["name"]: offer["passed"] for offer in facts["offers"]}
+    assert verdicts == {
+        "good": True,
+        "lazy": False,
+        "excused": True,
+        "Bad Name": False,
+        "needless": False,
+        "confused": False,
+    }
+    refused = next(offer for offer in facts["offers"] if offer["name"] == "Bad Name")
+    assert [check["name"] for check in refused["checks"]] == ["accepted"]
+    check = facts["offers"][0]["checks"][0]
+    assert check.keys() == {"name", "about", "state", "reason"}
+
+
+def test_an_exemption_from_nothing_known_fails(tlkit, env):
+    finished = tlkit("plugins", "check", "confused", env=env)
+    assert finished.code == 6
+    assert "accepted: strategy 'confused': there is no check 'everything' to be exempt from" in finished.out
+
+
+def test_a_shell_completes_the_name(tlkit, env):
+    line = {"_TLKIT_COMPLETE": "bash_complete", "COMP_WORDS": "tlkit plugins check goo", "COMP_CWORD": "3"}
+    assert tlkit(env={**env, **line}).out == "plain,good\n"
+
+
+def test_a_broken_plugin_fails(tlkit, env):
+    finished = tlkit("plugins", "check", "tlkit-broken", env=env)
+    assert finished.code == 6
+    assert "is broken: it failed to load: OSError: no driver" in finished.out
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("goood", "there is no offer or plugin 'goood' (did you mean 'good'?); see: tlkit plugins"),
+        ("good --kind head", "there is no head 'good'"),
+        ("tlkit-plans --kind head", "plugin 'tlkit-plans' offers no head"),
+        ("good --kind hat", "'hat' is not one of"),
+    ],
+)
+def test_what_is_not_there_is_a_usage_error(tlkit, env, line, said):
+    finished = tlkit("plugins", "check", *line.split(), env=env)
+    assert finished.code == 2
+    assert said in finished.err.splitlines()[-1]
+
+
+@dataclass(frozen=True)
+class Plan(Strategy):
+    name: str
+
+    def phases(self, stages, facts):
+        return ()
+
+
+@dataclass(frozen=True)
+class Line(Head):
+    name: str
+
+    def module(self, width, classes):
+        raise NotImplementedError
+
+
+class Toys:
+    @hooks.hookimpl
+    def tlkit_strategies(self):
+        return [Plan("a"), Plan("lib/one"), Plan("lib/two")]
+
+    @hooks.hookimpl
+    def tlkit_heads(self):
+        return [Line("a")]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "found"),
+    [
+        ("a", None, ["head a", "strategy a"]),
+        ("a", "head", ["head a"]),
+        ("lib/*", None, ["strategy lib/one", "strategy lib/two"]),
+        ("toys", None, ["head a", "strategy a", "strategy lib/one", "strategy lib/two"]),
+        ("tlkit.toys", "head", ["head a"]),
+    ],
+)
+def test_names_patterns_and_plugins(name, kind, found):
+    host = Host([Found("toys", "tlkit-toys", "1", "toys", Toys)])
+    assert [f"{each.kind} {each.name}" for each in select(host, name, kind).offers] == found
+
+
+def test_no_such_pattern():
+    with pytest.raises(UsageError, match=r"there is no offer or plugin 'lab/\*'"):
+        select(Host([Found("toys", "tlkit-toys", "1", "toys", Toys)]), "lab/*")

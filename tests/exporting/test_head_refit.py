@@ -1,0 +1,207 @@
+"""A head fitted again on the features in int8: kept where it does better, proven with what it is in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from tests.kit.faults import FAULTS, planted
+from tests.kit.tiny import Line, forget_source, resign
+from tlkit import cli
+from tlkit.errors import ArtefactError, DataError, UsageError
+from tlkit.evaluation.evaluate import Answers
+from tlkit.exporting import head_refit
+from tlkit.exporting.precision import publish_precision
+from tlkit.exporting.precision_search import better
+from tlkit.exporting.run import half_trunk, publish_target
+from tlkit.model import exports
+from tlkit.model.bundle import open_bundle
+from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
+from tlkit.runtime.session import OnnxSession
+from tlkit.verification.parity import softmax
+from tlkit.verification.replay import replay, replay_file
+
+
+@dataclass(frozen=True)
+class Means(Line):
+    """The nearest class mean as a linear head, so sure of itself that its log loss is low where it is right."""
+
+    sharpness: float = 1000.0
+
+    def solve(self, features, labels, classes, seed):
+        means = np.stack([features[labels == label].mean(0) for label in range(classes)])
+        solved = nn.Linear(features.shape[1], classes)
+        with torch.no_grad():
+            solved.weight.copy_(torch.from_numpy(means) * self.sharpness)
+            solved.bias.copy_(torch.from_numpy(-np.square(means).sum(1) / 2) * self.sharpness)
+        return solved
+
+
+@pytest.fixture
+def climb(own_run, tiny_recipe):
+    """Climbs from a precision with a head to fit again; what is written is in `own_run`."""
+
+    def run(head, precision="int8", **options):
+        bundle = open_bundle(own_run)
+        half = lambda: half_trunk(bundle, tiny_recipe.backbone, tiny_recipe.head)  # noqa: E731
+        return publish_precision(bundle, precision, half, fit=partial(head_refit.fit, bundle, head), **options)
+
+    return run
+
+
+def metadata(file):
+    return OnnxSession(file).metadata
+
+
+def record(run, place="onnx/int8"):
+    return json.loads((run / place / "exports.json").read_text())
+
+
+class TestKept:
+    def test_a_better_head_is_in_the_graphs_and_the_bundle_stays_as_it_was(self, own_run, climb):
+        before = open_bundle(own_run)
+        published, climbed = climb(Means())
+        rung = climbed.rungs[0]
+        assert rung.head.kept
+        assert (rung.head.accuracy, -rung.head.log_loss) > (rung.head.own_accuracy, -rung.head.own_log_loss)
+        assert rung.accuracy == rung.head.accuracy
+        assert all(verdict.passed for verdict in published.verdicts.values())
+        assert record(own_run)["head_from"] == "export"
+        assert record(own_run)["ladder"]["rungs"][0]["head"]["kept"] is True
+        after = open_bundle(own_run)
+        assert after.digest == before.digest
+        kept = exports.refitted(own_run / "onnx/int8")
+        assert not np.allclose(kept["weight"], before.head["weight"])
+        weight = next(t for t in onnx.load(own_run / "onnx/int8/head.onnx").graph.initializer if len(t.dims) == 2)
+        assert np.array_equal(np.sort(onnx.numpy_helper.to_array(weight).ravel()), np.sort(kept["weight"].ravel()))
+
+    def test_it_was_fitted_on_the_features_of_the_quantised_trunk(self, own_run, climb):
+        seen = []
+
+        class Watched(Means):
+            def solve(self, features, labels, classes, seed):
+                seen.append((features, labels, seed))
+                return super().solve(features, labels, classes, seed)
+
+        climb(Watched())
+        ((features, labels, seed),) = seen
+        bundle = open_bundle(own_run)
+        from tlkit.data.preprocessing import load
+        from tlkit.model import reference_images
+
+        train = reference_images.dataset(bundle)[1].of("train")
+        images = np.stack([load(sample.path, bundle.record.pixels) for sample in train])
+        given = OnnxSession(own_run / "onnx/int8/trunk.onnx").run(images)[FEATURES]
+        assert np.allclose(features, given, atol=1e-6)
+        assert labels.tolist() == [sample.label for sample in train]
+        assert seed == bundle.record.seed
+
+    def test_a_worse_head_is_told_of_and_left_out(self, own_run, climb):
+        _, climbed = climb(Means(sharpness=0.0))
+        assert climbed.rungs[0].head.kept is False
+        assert climbed.rungs[0].accuracy == climbed.rungs[0].head.own_accuracy
+        assert record(own_run)["head_from"] == "bundle"
+        assert exports.refitted(own_run / "onnx/int8") is None
+        assert metadata(own_run / "onnx/int8/model.onnx")["tlkit.head_from"] == "bundle"
+        assert replay(open_bundle(own_run), "onnx", "int8").passed
+
+    def test_where_both_call_as_many_rightly_the_log_loss_decides(self):
+        features, truth = np.eye(3, dtype=np.float32), np.arange(3)
+
+        class Given:
+            def __init__(self, sharpness):
+                self.logits = lambda features: features * np.float32(sharpness)
+
+        own = Answers({FEATURES: features, PROBABILITIES: softmax(features * 5)}, truth, {})
+        for sharpness, kept in ((6, True), (5, False), (4, False), (-6, False)):
+            head, again, chosen = better(own, Given(sharpness))
+            assert (head is not None, again.kept) == (kept, kept)
+            assert again.own_accuracy == 1
+            assert np.array_equal(chosen.arrays[PROBABILITIES], softmax(features * (sharpness if kept else 5)))
+
+
+class TestRefused:
+    def test_a_head_that_learns_by_gradient(self, own_run, climb):
+        with pytest.raises(UsageError, match=r"head line learns by gradient, .*leave out --refit-head"):
+            climb(Line())
+        assert not (own_run / "onnx/int8").exists()
+
+    def test_images_that_are_gone(self, own_run, climb):
+        forget_source(own_run)
+        with pytest.raises(DataError, match="not there any more"):
+            climb(Means())
+
+    def test_other_precisions(self, own_run, capsys):
+        assert cli.run(["export", str(own_run), "--onnx", "--precision", "fp16", "--refit-head"]) == 2
+        assert "--refit-head is for --precision int8" in capsys.readouterr().err
+
+    def test_fp16_keeps_the_bundles_head(self, own_run, climb):
+        _, climbed = climb(Means(), "fp16")
+        assert climbed.rungs[0].head is None
+        assert record(own_run, "onnx/fp16")["head_from"] == "bundle"
+
+
+class TestVerify:
+    @pytest.fixture
+    def refitted(self, own_run, climb):
+        climb(Means())
+        return own_run
+
+    def test_it_passes_and_says_whose_head_it_is(self, refitted):
+        result = replay(open_bundle(refitted), "onnx", "int8")
+        assert (result.passed, result.problems, result.head_from) == (True, (), "export")
+        alone = replay_file(open_bundle(refitted), refitted / "onnx/int8/model.onnx")
+        assert (alone.passed, alone.problems) == (True, ())
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_planted_faults_are_caught(self, refitted, fault):
+        file = refitted / "onnx/int8/model.onnx"
+        assert planted(fault, file)
+        resign(refitted, "model.onnx", "int8")
+        assert not replay(open_bundle(refitted), "onnx", "int8").passed
+
+    def test_the_bundles_own_head_in_its_place_is_caught(self, refitted, tmp_path, climb):
+        shutil.copytree(refitted / "onnx/int8", tmp_path / "refitted")
+        climb(Means(sharpness=0.0))  # not kept
+        result = replay_file(open_bundle(refitted), tmp_path / "refitted/model.onnx")
+        assert not result.passed
+        assert "its head is not the one from the bundle, which its record speaks of" in result.problems[0]
+
+    def test_alone_without_the_record_of_what_it_gave_it_can_not_be_proven(self, refitted, tmp_path):
+        shutil.move(refitted / "onnx/int8", tmp_path / "deployed")
+        with pytest.raises(ArtefactError, match=r"its head was fitted again at export, and .*int8.* is not there"):
+            replay_file(open_bundle(refitted), tmp_path / "deployed/model.onnx")
+
+    def test_a_changed_head_beside_the_graphs_is_refused(self, refitted):
+        (refitted / "onnx/int8" / exports.REFITTED).write_bytes(b"")
+        with pytest.raises(ArtefactError, match="its head is missing or was changed after export"):
+            head_refit.deployed(open_bundle(refitted), Means(), "onnx", "int8")
+
+    def test_modules_with_that_head_give_the_same(self, refitted):
+        features = open_bundle(refitted).expected()[FEATURES]
+        given = OnnxSession(refitted / "onnx/int8/head.onnx").run(features)[LOGITS]
+        its, own = (head_refit.deployed(open_bundle(refitted), Means(), "onnx", name) for name in ("int8", "fp32"))
+        assert np.allclose(its(features), given, rtol=1e-4, atol=1e-3)
+        assert not np.allclose(own(features), given, rtol=1e-4, atol=1e-3)
+
+    def test_another_target_has_that_head_too(self, refitted):
+        from tlkit_standard.targets.onnx import Onnx
+
+        class Copy(Onnx):
+            name = "copy"
+
+        bundle = open_bundle(refitted)
+        publish_target(bundle, Copy(), precision="int8")
+        assert record(refitted, "copy/int8")["head_from"] == "export"
+        assert np.array_equal(
+            exports.refitted(refitted / "copy/int8")["weight"], exports.refitted(refitted / "onnx/int8")["weight"]
+        )
+        assert replay(bundle, "copy", "int8").passed

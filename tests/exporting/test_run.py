@@ -1,0 +1,193 @@
+"""Graphs: one trace, cut and joined without another, and held against the modules."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from tests.kit.tiny import WIDTHS, Tiny
+from tlkit.errors import DataError, GateError, UsageError
+from tlkit.exporting import run as publish
+from tlkit.exporting.run import publish_onnx
+from tlkit.graph import trace as export
+from tlkit.model import exports
+from tlkit.model import trunk as trunks
+from tlkit.model.bundle import open_bundle
+from tlkit.model.reference_images import parity_images
+from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
+from tlkit.runtime.session import OnnxSession
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return trunks.build(Tiny())
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+
+
+def shapes(values):
+    return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+
+
+@pytest.mark.parametrize("cut", WIDTHS)
+def test_every_cut_gives_what_the_module_gives(tiny, images, cut, tmp_path):
+    graph = export.trunk_graph(onnx.load(export.taps_graph(tiny)), cut)
+    onnx.save(graph, tmp_path / "trunk.onnx")
+    with torch.inference_mode():
+        expected = tiny.upto(cut)(torch.from_numpy(images)).numpy()
+    session = OnnxSession(tmp_path / "trunk.onnx")
+    for batch in (1, 2, 5):
+        assert np.allclose(session.run(images[:batch])[FEATURES], expected[:batch], atol=1e-5)
+    assert shapes(graph.graph.output) == {FEATURES: ["batch", WIDTHS[cut]]}
+
+
+def test_a_shallow_cut_holds_no_deeper_weights(tiny):
+    taps = onnx.load(export.taps_graph(tiny))
+    sizes = [sum(np.prod(t.dims) for t in export.trunk_graph(taps, cut).graph.initializer) for cut in WIDTHS]
+    assert sizes == sorted(set(sizes))
+
+
+def test_a_trunk_is_traced_once(tiny, monkeypatch):
+    file = export.taps_graph(tiny)
+    monkeypatch.setattr(export, "trace", None)  # calling it would fail
+    assert export.taps_graph(trunks.build(Tiny())) == file
+    part = export.keep_cut(tiny, "second")
+    assert export.taps_graph(tiny.upto("second")) == part
+
+
+def test_what_is_kept_for_a_cut_is_a_graph_of_its_stages(tiny):
+    graph = onnx.load(export.keep_cut(tiny, "second"))
+    assert [o.name for o in graph.graph.output] == [export.tap("first"), export.tap("second")]
+    onnx.checker.check_model(graph, full_check=True)
+
+
+def test_the_published_graphs_have_the_names_types_and_shapes_of_the_contract(tiny_run):
+    graph = onnx.load(tiny_run / "onnx/fp32/model.onnx").graph
+    assert shapes(graph.input) == {"images": ["batch", 32, 32, 3]}
+    assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert shapes(graph.output) == {FEATURES: ["batch", 8], LOGITS: ["batch", 3], PROBABILITIES: ["batch", 3]}
+    head = onnx.load(tiny_run / "onnx/fp32/head.onnx").graph
+    assert (shapes(head.input), shapes(head.output)) == ({FEATURES: ["batch", 8]}, {LOGITS: ["batch", 3]})
+
+
+@pytest.mark.parametrize("name", ["trunk", "head", "model"])
+def test_a_graph_is_one_file_of_core_operators_that_tells_nothing_of_this_machine(tiny_run, name):
+    file = tiny_run / f"onnx/fp32/{name}.onnx"
+    graph = onnx.load(file)
+    onnx.checker.check_model(graph, full_check=True)
+    assert {node.domain for node in graph.graph.node} == {""}
+    assert b".py" not in file.read_bytes()
+    facts = {prop.key: prop.value for prop in graph.metadata_props}
+    assert json.loads(facts["tlkit.labels"]) == ["dark", "light", "middle"]
+    assert facts["tlkit.bundle"] == open_bundle(tiny_run).digest
+
+
+def test_the_three_graphs_agree(tiny_run, images):
+    run = {name: OnnxSession(tiny_run / f"onnx/fp32/{name}.onnx").run for name in ("trunk", "head", "model")}
+    whole, features = run["model"](images), run["trunk"](images)[FEATURES]
+    logits = run["head"](features)[LOGITS]
+    assert np.allclose(whole[FEATURES], features, atol=1e-6)
+    assert np.allclose(whole[LOGITS], logits, atol=1e-5)
+    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert np.allclose(whole[PROBABILITIES], softmax, atol=1e-5)
+
+
+def test_the_modules_of_a_bundle_are_those_that_were_trained(tiny_run, tiny_recipe):
+    bundle = open_bundle(tiny_run)
+    trunk, head = export.modules(bundle, tiny_recipe.backbone, tiny_recipe.head)
+    expected = bundle.expected()
+    pixels = np.stack([publish.load(content, bundle.record.pixels) for content in bundle.golden_bytes()])
+    got = export.reference(trunk, head, pixels)
+    assert np.allclose(got[FEATURES], expected[FEATURES], atol=1e-4)
+    assert np.allclose(got[LOGITS], expected[LOGITS], atol=1e-4)
+
+
+class TestPublish:
+    def test_the_record_says_what_was_checked(self, tiny_run):
+        record = exports.read(tiny_run / "onnx/fp32", again="")
+        assert record["bundle"] == open_bundle(tiny_run).digest
+        assert record["parity_images"]["count"] >= 3
+        assert set(record["parity"]) == {"trunk", "head", "model"}
+        assert all(verdict["passed"] for verdict in record["parity"].values())
+        assert [c["batch"] for c in record["parity"]["model"]["comparisons"]][:3] == [1, 2, 7]
+
+    def test_a_graph_that_computes_something_else_is_not_published(self, own_run, tiny_recipe, monkeypatch):
+        before = (own_run / "onnx/fp32/model.onnx").read_bytes()
+        real = export.trunk_graph
+
+        def spoiled(taps, cut):
+            graph = real(taps, cut)
+            weight = next(t for t in graph.graph.initializer if len(t.dims) == 4)
+            weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.05, weight.name))
+            return graph
+
+        monkeypatch.setattr(export, "trunk_graph", spoiled)
+        with pytest.raises(GateError, match="trunk does not compute what was trained"):
+            publish_onnx(open_bundle(own_run), tiny_recipe.backbone, tiny_recipe.head)
+        assert (own_run / "onnx/fp32/model.onnx").read_bytes() == before
+        assert [place.name for place in (own_run / "onnx").iterdir()] == ["fp32"]
+
+    def test_another_plugin_of_the_same_name_is_found_out(self, own_run, tiny_recipe):
+        class Wider(Tiny):
+            def stages(self, *, pretrained):
+                stages = dict(super().stages(pretrained=pretrained))
+                stages["second"] = torch.nn.Sequential(torch.nn.Conv2d(6, 9, 3), torch.nn.BatchNorm2d(9))
+                return stages
+
+        from tlkit.errors import ArtefactError
+
+        with pytest.raises(ArtefactError, match=r"shape .* not "):
+            publish_onnx(open_bundle(own_run), Wider(), tiny_recipe.head)
+
+
+class TestParityImages:
+    def test_come_from_the_folder_that_was_trained_on(self, tiny_run, pictures):
+        images, source = parity_images(open_bundle(tiny_run))
+        assert source == f"the validation split of {pictures}"
+        assert images.shape[1:] == (32, 32, 3)
+
+    def test_or_from_another_that_is_named(self, tiny_run, pictures, tmp_path):
+        import shutil
+
+        shutil.copytree(pictures, tmp_path / "other")
+        assert parity_images(open_bundle(tiny_run), tmp_path / "other")[1].endswith("other")
+
+    def test_a_folder_that_is_named_must_be_usable(self, tiny_run, tmp_path):
+        with pytest.raises(DataError):
+            parity_images(open_bundle(tiny_run), tmp_path / "none")
+
+    def test_or_else_are_the_golden_images(self, tiny_recipe, tmp_path):
+        from dataclasses import replace
+
+        from tests.kit.tiny import write_images
+        from tlkit.training.run import train
+
+        photos = write_images(tmp_path / "photos")
+        train(photos, tmp_path / "run", tiny_recipe)
+        train(photos, tmp_path / "private", replace(tiny_recipe, golden=0))
+        photos.rename(tmp_path / "away")
+        images, source = parity_images(open_bundle(tmp_path / "run"))
+        assert (len(images), source) == (4, "the golden images")
+        with pytest.raises(UsageError, match="--data"):
+            parity_images(open_bundle(tmp_path / "private"))
+
+
+def test_a_head_keeps_its_operators_when_joined(tmp_path):
+    head = torch.nn.Sequential(torch.nn.Linear(8, 5), torch.nn.GELU(), torch.nn.Linear(5, 2)).eval()
+    trunk = trunks.build(Tiny()).upto("second")
+    joined = export.model_graph(
+        export.trunk_graph(onnx.load(export.taps_graph(trunk)), "second"), export.head_graph(head, 8)
+    )
+    onnx.checker.check_model(joined, full_check=True)
+    onnx.save(joined, tmp_path / "m.onnx")
+    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    expected = export.reference(trunk, head, images)
+    got = OnnxSession(tmp_path / "m.onnx").run(images)
+    assert np.allclose(got[LOGITS], expected[LOGITS], atol=1e-5)

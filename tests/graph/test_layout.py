@@ -1,0 +1,177 @@
+"""How an int8 graph begins: the shorter ways give the same values bit for bit, and are what ONNX Runtime then runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from torch import nn
+
+from tests.kit.tiny import Tiny
+from tlkit.exporting import calibration
+from tlkit.graph import layout, trace
+from tlkit.graph.quantize import FLAVOURS, OPERATORS, layers, quantise
+from tlkit.model.trunk import build
+from tlkit.plugin.contract import FEATURES, IMAGES, Backbone, Pixels, Source
+from tlkit.runtime.session import OnnxSession
+
+LITE = Pixels(32, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+OTHER = Tiny.pixels
+
+
+@dataclass(frozen=True)
+class Stem(Backbone):
+    """A network that begins as it is told to."""
+
+    name = "stem"
+    pixels = LITE
+    source = Source("nowhere: random weights", "Apache-2.0")
+    kernel: int = 3
+    stride: int = 2
+    padding: int = 1
+    same: bool = False  # padded on the right and below alone, as TensorFlow does
+
+    def stages(self, *, pretrained):
+        torch.manual_seed(3)
+        pad = nn.ZeroPad2d((0, 1, 0, 1)) if self.same else nn.Identity()
+        first = nn.Conv2d(3, 6, self.kernel, self.stride, 0 if self.same else self.padding)
+        return {
+            "first": nn.Sequential(pad, first, nn.ReLU6()).eval(),
+            "second": nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU6()).eval(),
+        }
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture
+def quantised(images, monkeypatch):
+    """The int8 graph of a network, and the same one as it was before `straight`."""
+
+    def make(backbone, pixels=LITE, size=32, **options):
+        recipe = replace(pixels, size=size)
+        trunk = trace.trunk_graph(
+            onnx.load(trace.taps_graph(build(backbone, pretrained=True, pixels=recipe))), "second"
+        )
+        ranges = calibration.ranges(trunk, images[:, :size, :size], recipe, OPERATORS)
+        made = quantise(trunk, ranges, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(layout, "straight", lambda graph: graph)
+            return made, quantise(trunk, ranges, **options)
+
+    return make
+
+
+def features(graph, images, tmp_path):
+    onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, tmp_path / "graph.onnx")
+    return OnnxSession(tmp_path / "graph.onnx").run(images)[FEATURES]
+
+
+def run_by_onnx_runtime(graph, tmp_path):
+    """The operators that ONNX Runtime makes of a graph, in order."""
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    settings.log_severity_level = 4
+    onnxruntime.InferenceSession(graph.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+
+
+def kinds(graph):
+    return [node.op_type for node in graph.graph.node]
+
+
+def widths(graph):
+    """How many channels each convolution reads."""
+    return [tensor.dims[1] for tensor in graph.graph.initializer if len(tensor.dims) == 4]
+
+
+BEGINNINGS = {
+    "EfficientNet's": Stem(),
+    "EfficientNet-Lite's": Stem(same=True),
+    "ResNet's": Stem(kernel=7, padding=3),
+    "not padded, even": Stem(kernel=2, padding=0),
+}
+
+
+@pytest.mark.parametrize("pixels", [LITE, OTHER], ids=["lossless", "normalised"])
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+def test_columns_are_merged_and_every_value_stays(quantised, images, tmp_path, beginning, pixels):
+    graph, before = quantised(BEGINNINGS[beginning], pixels)
+    assert sorted(widths(before)) == [3, 6]
+    assert sorted(widths(graph)) == [6, 12]
+    assert np.array_equal(features(graph, images, tmp_path), features(before, images, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("beginning", "size"),
+    [
+        (Stem(stride=1), 32),
+        (Stem(kernel=4, stride=4, padding=0), 32),
+        (Stem(), 30),  # no whole number of fours
+        (Stem(padding=0), 32),  # makes 15 columns of 32
+    ],
+)
+def test_other_beginnings_are_left_as_they_are(quantised, images, tmp_path, beginning, size):
+    graph, before = quantised(beginning, size=size)
+    assert sorted(widths(graph)) == sorted(widths(before)) == [3, 6]
+    shown = images[:, :size, :size]
+    assert np.array_equal(features(graph, shown, tmp_path), features(before, shown, tmp_path))
+
+
+def test_pixels_that_are_levels_already_are_not_computed_with(quantised, tmp_path):
+    graph, before = quantised(Stem())
+    assert {"Cast", "Sub", "Mul"} <= set(kinds(before))
+    assert not {"Cast", "Sub", "Mul"} & set(kinds(graph))
+    assert not [tensor.name for tensor in graph.graph.initializer if "normalise" in tensor.name]
+    assert run_by_onnx_runtime(graph, tmp_path)[:4] == ["Reshape", "QLinearConv", "Reshape", "QLinearConv"]
+
+
+def test_other_pixels_are_normalised_by_rows_and_quantised_before_they_are_moved(quantised, tmp_path):
+    graph, _ = quantised(Stem(), OTHER)
+    begun = ["Cast", "Sub", "Mul", "QuantizeLinear", "Reshape", "QLinearConv", "Reshape", "QLinearConv"]
+    assert run_by_onnx_runtime(graph, tmp_path)[: len(begun)] == begun
+
+
+def test_a_mean_between_two_levels_is_computed_with(quantised):
+    graph, _ = quantised(Stem(), Pixels(32, mean=(0.5,) * 3, std=(0.5,) * 3))
+    assert {"Cast", "Sub", "Mul"} <= set(kinds(graph))
+
+
+def test_a_first_layer_left_in_float_is_left_alone(quantised, images, tmp_path):
+    whole, _ = quantised(Stem())
+    graph, before = quantised(Stem(), keep=layers(whole)[:1])
+    assert sorted(widths(graph)) == [3, 6]
+    assert {"Cast", "Sub", "Mul"} <= set(kinds(graph))
+    assert np.array_equal(features(graph, images, tmp_path), features(before, images, tmp_path))
+
+
+def test_it_is_for_the_flavour_that_has_channels_last(quantised):
+    assert [name for name, flavour in FLAVOURS.items() if flavour.channels_last] == ["int8"]
+    graph, _ = quantised(Stem(), flavour="int8-symmetric")
+    assert [kind for kind in kinds(graph) if kind in ("Cast", "Transpose")] == ["Cast", "Transpose"]
+
+
+class TestByRows:
+    def test_it_gives_the_same_bits(self, images):
+        trunk = trace.trunk_graph(onnx.load(trace.taps_graph(build(Tiny(), pretrained=True))), "second")
+        name = calibration.normalised(trunk)
+        values = []
+        for graph in (trunk, layout.by_rows(trunk)):
+            shown = onnx.shape_inference.infer_shapes(graph)
+            shown.graph.output.extend(value for value in shown.graph.value_info if value.name == name)
+            values.append(ReferenceEvaluator(shown).run([name], {IMAGES: images})[0])
+        assert np.array_equal(*values)
+
+    def test_a_graph_with_another_beginning_is_an_error_of_ours(self):
+        trunk = trace.trunk_graph(onnx.load(trace.taps_graph(build(Tiny(), pretrained=True))), "second")
+        trunk.graph.node[2].op_type = "Add"
+        with pytest.raises(ValueError, match="not the normalisation"):
+            layout.by_rows(trunk)

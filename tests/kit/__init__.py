@@ -1,0 +1,1 @@
+"""Fixtures, tiny components and planted faults, for tests and benchmarks."""

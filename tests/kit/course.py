@@ -1,0 +1,128 @@
+"""A training of the tiny backbone in which stages move, small enough to be done again and again.
+
+As a script it is killed at a moment that is told: `course.py photos/ work/ step 7`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.kit.tiny import Line, Seeded
+from tlkit.data.preprocessing import load
+from tlkit.model import trunk as trunks
+from tlkit.plugin.contract import Phase
+from tlkit.training.checkpoint import Checkpoints
+from tlkit.training.device import Machine
+from tlkit.training.history import Watch
+from tlkit.training.inputs import Examples, Images
+from tlkit.training.trainer import Fitted, Setting
+from tlkit.training.tune import Split, Store, tune
+
+PHASES = (
+    Phase(3, 0.05),
+    Phase(3, 0.05, trunk_lr=0.02, moving=1, batch=8, augment=True, patience=5),
+    Phase(3, 0.05, trunk_lr=0.02, moving=3, batch=8, augment=True, ema=0.5, restart=1),
+)
+
+
+class Stopped(Exception):
+    """The training was stopped after an epoch."""
+
+
+class Stops(Watch):
+    """Stops a training after so many epochs."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def epoch(self, line: Any) -> None:
+        super().epoch(line)
+        self.left -= 1
+
+    def step(self, images: int, line: Any) -> None:
+        super().step(images, line)
+        if self.left <= 0 and line:
+            raise Stopped
+
+
+class Killed(Watch):
+    """Kills its own process, as the system does, in a step of a number."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def step(self, images: int, line: Any) -> None:
+        super().step(images, line)
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def splits(photos: Path, trunk: trunks.Trunk) -> list[Split]:
+    """Three images of four to train on, the others to validate on."""
+    files = sorted(photos.rglob("*.png"))
+    classes = sorted({file.parent.name for file in files})
+    found = []
+    for chosen in ([n for n in range(len(files)) if n % 4], range(0, len(files), 4)):
+        paths = [files[n] for n in chosen]
+        labels = np.array([classes.index(path.parent.name) for path in paths])
+        pixels = torch.from_numpy(np.stack([load(path, trunk.pixels) for path in paths]))
+        with torch.no_grad():
+            features = trunk(pixels).numpy()
+        found.append(Split(Images(paths, labels, trunk.pixels), Examples(features, labels)))
+    return found
+
+
+def course(
+    photos: Path,
+    work: Path | None = None,
+    *,
+    phases: tuple[Phase, ...] = PHASES,
+    watch: Watch | None = None,
+    views: int = 2,
+    cache: bool = True,
+    machine: Machine | None = None,
+    warn: Any = print,
+) -> tuple[dict[str, torch.Tensor], Fitted]:
+    """The whole training, or the rest of one that was begun in `work`; all weights in the end, and the history."""
+    torch.manual_seed(3)
+    trunk, head = trunks.build(Seeded()), Line().module(12, 3)
+    checkpoints = None if work is None else Checkpoints(work, warn=warn, seconds=0)
+    setting = Setting(0, watch or Watch(), machine or Machine(), checkpoints)
+    store = Store(work if cache else None, views)
+    fitted, _ = tune(trunk, head, phases, Seeded(), *splits(photos, trunk), store, setting)
+    return {**trunk.state_dict(), **head.state_dict(prefix="head.")}, fitted
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether all weights are the same to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def killed_in_a_checkpoint(at: int) -> None:
+    """Have the process killed when a checkpoint is about to take its place."""
+    replace, left = os.replace, [at]
+
+    def last(source: Any, target: Any) -> None:
+        left[0] -= "checkpoint" in str(target)
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = last  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    photos, work, when, number = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    if when == "checkpoint":
+        killed_in_a_checkpoint(number)
+    course(photos, work, watch=Killed(number) if when == "step" else None)

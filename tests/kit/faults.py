@@ -1,0 +1,129 @@
+"""Faults that deployment can bring in, to plant them into exported model graphs.
+
+One that changes nothing in a graph is none: channels of the same mean can't be mistaken for each other.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from tlkit.runtime.session import OnnxSession
+
+
+def facts(graph):
+    return {prop.key: prop.value for prop in graph.metadata_props}
+
+
+def recipe(**change):
+    """Another pixel recipe in what the graph says of itself."""
+
+    def plant(graph):
+        pixels = json.loads(facts(graph)["tlkit.pixels"]) | change
+        helper.set_model_props(graph, {**facts(graph), "tlkit.pixels": json.dumps(pixels)})
+
+    return plant
+
+
+def constants(graph):
+    """What pixels are normalised with, mean and factor: for each channel, or in int8 for each place of a row.
+
+    An int8 graph that takes pixels as they are has a zero point and a scale instead.
+    """
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    named = [
+        tensor for part in ("mean", "scale") for name, tensor in tensors.items() if name.endswith(f"normalise.{part}")
+    ]
+    if named:
+        return named
+    name = "images"
+    while True:
+        reader = next(node for node in graph.graph.node if name in node.input)
+        if reader.op_type == "DequantizeLinear":
+            return [tensors[reader.input[2]], tensors[reader.input[1]]]
+        name = reader.output[0]
+
+
+def turned_round(mean):
+    """Blue's for red."""
+    return np.flip(mean, list(mean.shape).index(3)) if mean.ndim else mean
+
+
+def normalise(which, change):
+    """Another mean or standard deviation inside the graph."""
+
+    def plant(graph):
+        tensor = constants(graph)[which]
+        array = numpy_helper.to_array(tensor)
+        changed = np.asarray(change(array.astype(np.float32))).astype(array.dtype)
+        if np.array_equal(changed, array):  # another way to write the same down is no fault
+            return
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(changed).reshape(array.shape), tensor.name))
+
+    return plant
+
+
+def swap_channels(graph):
+    """Blue for red, as a picture library that reads BGR would have it."""
+    for node in graph.graph.node:
+        node.input[:] = ["images.bgr" if name == "images" else name for name in node.input]
+    order = numpy_helper.from_array(np.array([2, 1, 0]), "bgr")
+    graph.graph.initializer.append(order)
+    graph.graph.node.insert(0, helper.make_node("Gather", ["images", "bgr"], ["images.bgr"], name="bgr", axis=3))
+
+
+def swap_labels(graph):
+    labels = json.loads(facts(graph)["tlkit.labels"])
+    helper.set_model_props(graph, {**facts(graph), "tlkit.labels": json.dumps([labels[1], labels[0], *labels[2:]])})
+
+
+def swap_logits(graph):
+    """The head's first two outputs the other way round."""
+    for node in graph.graph.node:
+        node.output[:] = ["logits.trained" if name == "logits" else name for name in node.output]
+    order = [1, 0, *range(2, len(json.loads(facts(graph)["tlkit.labels"])))]
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(order), "order"))
+    last = helper.make_node("Gather", ["logits.trained", "order"], ["logits"], name="order", axis=1)
+    softmax = next(index for index, node in enumerate(graph.graph.node) if "logits" in node.input)
+    graph.graph.node.insert(softmax, last)
+
+
+def change_weight(graph):
+    """The largest weight of the head, doubled; below fp32, the tolerance for other machines lets less pass."""
+    tensor = next(t for t in graph.graph.initializer if len(t.dims) == 2 and t.name.startswith("head/"))
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[np.abs(array).argmax()] *= 2
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+FAULTS = {
+    "another mean": normalise(0, lambda mean: mean * 0.9),
+    "another std": normalise(1, lambda scale: scale * 0.9),
+    "mean of the channels turned round": normalise(0, turned_round),
+    "swapped channels": swap_channels,
+    "another resize filter": recipe(filter="nearest"),
+    "another crop": recipe(crop=0.8),
+    "swapped labels": swap_labels,
+    "swapped logits": swap_logits,
+    "a changed weight": change_weight,
+}
+
+
+def planted(fault, file):
+    """Plant a fault into a graph; whether that changed anything."""
+    graph = onnx.load(file)
+    before = graph.SerializeToString()
+    FAULTS[fault](graph)
+    onnx.save(graph, file)
+    return graph.SerializeToString() != before
+
+
+class Drops(OnnxSession):
+    """A server that forgets the last batch where it is not full."""
+
+    def run(self, array, outputs=None):
+        whole = len(array) - len(array) % 2 or 1
+        return super().run(array[:whole], outputs)

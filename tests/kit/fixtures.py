@@ -1,0 +1,224 @@
+"""What every test may use: real images, a cache of its own, and the command as a user starts it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+import pytest
+
+from tests.kit import tiny
+
+if TYPE_CHECKING:
+    from tlkit.training.run import Recipe
+
+# A machine may be slow; that is no reason to fail.
+hypothesis.settings.register_profile("tlkit", deadline=None)
+hypothesis.settings.load_profile("tlkit")
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DIGITS = ("0", "1", "5", "6")
+SHARED_DATA = Path(os.environ.get("TLKIT_SHARED_DATA") or CHECKOUT.parent / "shared" / "data")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed with `--json`."""
+        return json.loads(self.out)
+
+    @property
+    def next(self) -> str:
+        """The command it named as the next."""
+        return self.err.splitlines()[-1].removeprefix("next: ")
+
+
+@dataclass(frozen=True)
+class Story:
+    """A real run, made by the commands a user types, and what these said; not to be changed."""
+
+    root: Path  # where they ran: photos/, test/ (other images of the same classes), a.jpg, b.jpg, run/
+    env: dict[str, str]  # names the cache they filled
+    said: dict[str, Finished]  # by verb: train and export
+
+    @property
+    def run(self) -> Path:
+        """The bundle, exported."""
+        return self.root / "run"
+
+    @property
+    def model(self) -> Path:
+        """Its graph from images to probabilities."""
+        return self.run / "onnx/fp32/model.onnx"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "shared_data" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared_data")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache that starts empty, and no plugin disabled, whatever the developer's own shell says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("TLKIT_DISABLE_PLUGINS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The root of the repository."""
+    return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images: `ants_bees/{train,val}`, `sign_digits`, `cifar10/…`, `fashion_mnist/…`."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs real images in {SHARED_DATA}, or TLKIT_SHARED_DATA naming another folder")
+    return SHARED_DATA
+
+
+def finish(command: list[Any], cwd: Path | None, env: dict[str, str] | None, **options: Any) -> Finished:
+    """Run a command to its end, with `env` added to the environment and the project's own commands on the path."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    process = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, "PATH": path, **(env or {})},
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",  # names of files may be any bytes
+        check=False,
+        **options,
+    )
+    return Finished(process.returncode, process.stdout, process.stderr)
+
+
+@pytest.fixture(scope="session")
+def tlkit() -> Callable[..., Finished]:
+    """Runs the installed console script in a process of its own: `tlkit("predict", bundle, cwd=…, env={…})`."""
+    script = Path(sys.executable).with_name("tlkit")
+
+    def run(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None, **options: Any) -> Finished:
+        return finish([script, *map(str, args)], cwd, env, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shell() -> Callable[..., Finished]:
+    """Runs a command line as one types it: `shell("tlkit predict run/ a.jpg | head -1", cwd=…, env={…})`."""
+
+    def run(line: str, *, cwd: Path, env: dict[str, str] | None = None) -> Finished:
+        return finish(["bash", "-c", f"set -o pipefail; {line}"], cwd, env)
+
+    return run
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """One process at a time; the workers of pytest-xdist are processes."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def common_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers share, where what is dear is made once."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def story(common_tmp: Path, shell: Callable[..., Finished]) -> Story:
+    """EfficientNet-Lite0 with its real weights, trained on handwritten digits and exported, with nothing cached."""
+    root, env = common_tmp / "story", {"TLKIT_CACHE": str(common_tmp / "story-cache")}
+    record = root / "said.json"
+    with alone(common_tmp / "story.lock"):
+        if not record.exists():
+            shutil.rmtree(root, ignore_errors=True)  # of a worker that was killed
+            shutil.rmtree(env["TLKIT_CACHE"], ignore_errors=True)
+            write_digits(root)
+            train = shell("tlkit train photos/ -o run/ --strategy frozen", cwd=root, env=env)
+            export = shell(train.next, cwd=root, env=env) if train.code == 0 else train
+            record.write_text(json.dumps({"train": asdict(train), "export": asdict(export)}))
+    said = {verb: Finished(**facts) for verb, facts in json.loads(record.read_text()).items()}
+    assert [finished.code for finished in said.values()] == [0, 0], said
+    return Story(root, env, said)
+
+
+def write_digits(root: Path) -> None:
+    """What the README speaks of: photos/ and test/ with class folders (here of four digits), a.jpg and b.jpg.
+
+    The digits are four that are easily told apart, so that a test may expect most answers to be right.
+    """
+    from PIL import Image
+
+    runpy.run_path(str(CHECKOUT / "demo/digits.py"))["write"](root / "all", 20)
+    for label in DIGITS:
+        for number, file in enumerate(sorted((root / "all" / label).iterdir())):
+            place = root / ("photos" if number < 15 else "test") / label
+            place.mkdir(parents=True, exist_ok=True)
+            file.rename(place / file.name)
+    for name, label in (("a.jpg", "1"), ("b.jpg", "5")):
+        with Image.open(min((root / "test" / label).iterdir())) as image:
+            image.save(root / name, quality=95)
+    shutil.rmtree(root / "all")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three classes of twelve pictures."""
+    return tiny.write_images(tmp_path_factory.mktemp("pictures") / "photos")
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Recipe:
+    """The tiny backbone, cut at its second stage, with a head that learns by gradient."""
+    from tlkit_standard.strategies import STRATEGIES
+
+    from tlkit.training.run import Recipe
+
+    strategy = replace(STRATEGIES[0], epochs=200, lr=0.1)
+    return Recipe(tiny.Tiny(), strategy, tiny.Line(), tiny.ORIGINS, cut="second", golden=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(pictures: Path, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny backbone, exported; not to be changed (see `own_run`)."""
+    from tlkit.exporting.run import publish_onnx
+    from tlkit.model.bundle import open_bundle
+    from tlkit.training.run import train
+
+    run = tmp_path_factory.mktemp("tiny") / "run"
+    train(pictures, run, tiny_recipe)
+    publish_onnx(open_bundle(run), tiny_recipe.backbone, tiny_recipe.head)
+    return run
+
+
+@pytest.fixture
+def own_run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_run` to do with as one likes."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))

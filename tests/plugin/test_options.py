@@ -1,0 +1,202 @@
+"""Options: described, read from `--set`, checked, and carried through JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Optional
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlkit.errors import ArtefactError, DataError, UsageError
+from tlkit.plugin.contract import Facts, Head, Phase, Strategy, option
+from tlkit.plugin.options import configure, describe, from_json, option_fault, parse, to_json
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+
+@dataclass(frozen=True)
+class Every(Head):
+    """An option of each type."""
+
+    name = "every"
+    cache: ClassVar[dict[str, Decimal]] = {}  # never resolved: it is no option
+
+    pca: int | None = option(None, "components")
+    scale: float = option(1.0, "factor")
+    whiten: bool = option(False, "whether to whiten")
+    metric: Literal["cosine", "l2"] = option("cosine", "distance")
+    weights: Optional[Path] = option(None, "a file")  # noqa: UP045  # plugins may spell it so
+    label: str | None = option(None, "a text")
+    gamma: Literal["auto"] | float = option("auto", "kernel width")
+    neighbours: int = option(5, "how many", choices=(1, 5, 10))
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"scale must be above 0, not {self.scale}")
+        if self.whiten and self.pca is None:
+            raise DataError("whiten needs pca")
+
+    def module(self, width: int, classes: int) -> Any:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Bare(Strategy):
+    name = "bare"
+
+    def phases(self, stages: Any, facts: Facts) -> list[Phase]:
+        return []
+
+
+OFFERS = {"head": Every(), "strategy": Bare()}
+
+
+def set_(*pairs: str) -> Any:
+    return parse(pairs, OFFERS)["head"]
+
+
+def test_what_is_not_set_stays() -> None:
+    assert parse([], OFFERS) == OFFERS
+
+
+@pytest.mark.parametrize(
+    ("pair", "value"),
+    [
+        ("pca=128", 128),
+        ("pca=none", None),
+        ("scale=2", 2.0),
+        ("scale=1e-3", 1e-3),
+        ("metric=l2", "l2"),
+        ("weights=a/b=c.npz", Path("a/b=c.npz")),
+        ("weights=none", None),
+        ("label=none", None),
+        ("label=12", "12"),
+        ("gamma=auto", "auto"),
+        ("gamma=0.5", 0.5),
+        ("neighbours=10", 10),
+        ("scale = 3 ", 3.0),
+    ],
+)
+def test_a_text_becomes_what_the_option_is_annotated_with(pair: str, value: object) -> None:
+    set_to = getattr(set_(f"head.{pair}"), pair.partition("=")[0].strip())
+    assert set_to == value
+    assert type(set_to) is type(value)
+
+
+@pytest.mark.parametrize(("words", "value"), [(("true", "yes", "on", "1"), True), (("false", "no", "off", "0"), False)])
+def test_switches(words: tuple[str, ...], value: bool) -> None:
+    for word in words:
+        assert set_("head.pca=3", f"head.whiten={word}").whiten is value
+
+
+@pytest.mark.parametrize(
+    ("pair", "problem"),
+    [
+        ("head.pca", "is not of the form kind.option=value"),
+        ("pca=3", "is not of the form kind.option=value"),
+        ("haed.pca=3", "no 'haed' to set here, only head, strategy (did you mean 'head'?)"),
+        ("target.x=3", "no 'target' to set here, only head, strategy"),
+        ("strategy.epochs=3", "no such option, it has none"),
+        ("head.pcs=3", "(did you mean 'pca'?)"),
+        ("head.pca=many", "must be int | none, not 'many'"),
+        ("head.pca=1.5", "must be int | none, not '1.5'"),
+        ("head.scale=nan", "must be float, not 'nan'"),
+        ("head.scale=inf", "must be float, not 'inf'"),
+        ("head.whiten=maybe", "must be bool, not 'maybe'"),
+        ("head.metric=l1", "must be cosine | l2, not 'l1'"),
+        ("head.gamma=scale", "must be auto | float, not 'scale'"),
+        ("head.neighbours=3", "must be one of 1, 5, 10, not '3'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(pair: str, problem: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        set_(pair)
+    assert str(raised.value).startswith(f"--set {pair}: ")
+    assert problem in str(raised.value)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(UsageError) as raised:
+        set_("head.pca=x", "nonsense", "head.pcb=1", "head.metric=l1", "head.scale=-1")
+    for part in ("head.pca=x", "nonsense", "head.pcb=1", "head.metric=l1", "scale must be above 0"):
+        assert part in str(raised.value)
+
+
+def test_the_same_option_twice_has_to_agree() -> None:
+    assert set_("head.scale=2", "head.scale=2.0").scale == 2.0
+    with pytest.raises(UsageError, match=r"--set head.scale=3: was set to 2.0 before"):
+        set_("head.scale=2", "head.scale=3")
+
+
+def test_what_an_offer_itself_refuses_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="head 'every': whiten needs pca"):
+        set_("head.whiten=yes")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"pca": True}, {"pca": 1.0}, {"pca": "3"}, {"whiten": 1}, {"scale": "1"}, {"scale": 10**400}, {"metric": "l1"}],
+)
+def test_values_are_checked_like_texts_but_never_converted_from_them(values: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="must be"):
+        configure(Every(), values)
+    with pytest.raises(ArtefactError, match="must be"):
+        from_json(Every(), values)
+
+
+def test_an_int_is_a_float_and_a_str_a_path_where_that_is_meant() -> None:
+    offer = configure(Every(), {"scale": 2, "weights": "a.npz"})
+    assert (offer.scale, offer.weights) == (2.0, Path("a.npz"))
+    assert type(offer.scale) is float
+
+
+@given(
+    pca=st.none() | st.integers(),
+    scale=st.floats(min_value=1e-300, allow_infinity=False),
+    metric=st.sampled_from(["cosine", "l2"]),
+    weights=st.none() | st.sampled_from([Path("a"), Path("/b/c.npz")]),
+    label=st.none() | st.text(),
+    gamma=st.just("auto") | st.floats(allow_nan=False, allow_infinity=False),
+    neighbours=st.sampled_from([1, 5, 10]),
+)
+def test_options_survive_json(**values: Any) -> None:
+    offer = Every(**values)
+    assert from_json(Every(), json.loads(json.dumps(to_json(offer)))) == offer
+
+
+def test_an_option_that_a_bundle_has_and_the_offer_has_not() -> None:
+    with pytest.raises(ArtefactError, match=r"head 'every': warmup: no such option, only pca, scale"):
+        from_json(Every(), {"warmup": 3})
+
+
+def test_describe() -> None:
+    options = {option.name: option for option in describe(Every(pca=3))}
+    assert list(options) == ["pca", "scale", "whiten", "metric", "weights", "label", "gamma", "neighbours"]
+    assert (options["pca"].type, options["pca"].default, options["pca"].help) == ("int | none", 3, "components")
+    assert options["weights"].type == "path | none"
+    assert options["neighbours"].choices == (1, 5, 10)
+    assert options["metric"].type == "cosine | l2"
+
+
+def test_an_option_that_can_t_be_set_is_explained_to_its_author() -> None:
+    @dataclass(frozen=True)
+    class Unresolved(Bare):
+        rate: Decimal = option(1, "rate")
+
+    @dataclass(frozen=True)
+    class Tuple(Bare):
+        sizes: tuple[int, ...] = option((), "sizes")
+
+    @dataclass(frozen=True)
+    class Endless(Bare):
+        rate: float = option(float("inf"), "rate")
+
+    assert option_fault(Every()) is None
+    assert "can't be resolved (name 'Decimal' is not defined)" in str(option_fault(Unresolved()))
+    assert "its type tuple[int, ...] can't be set; use bool, int" in str(option_fault(Tuple()))
+    assert option_fault(Endless()) == "option rate: its default must be float, not inf"

@@ -1,0 +1,156 @@
+"""Several processes that share every batch learn what one learns, and only the first of them writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.kit.course import course, same
+from tlkit.plugin.contract import Phase
+
+PHASES = (
+    Phase(2, 0.05, batch=9, optimiser="sgd"),
+    # Not by AdamW, which makes whole steps of the rounding errors that are a bias's only gradient before a batch norm.
+    Phase(
+        3,
+        0.05,
+        trunk_lr=0.02,
+        moving=2,
+        batch=9,
+        optimiser="sgd",
+        augment=True,
+        clip=1.0,
+        smoothing=0.1,
+        norms="follow",
+    ),
+)
+
+SMALL = ("--golden", "1", "--device", "cpu")
+SET = ("moving=1", "epochs=2", "augment=false", "optimiser=sgd")
+TUNED = [word for name in SET for word in ("--set", f"strategy.{name}")]
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from safetensors.torch import save_file
+from tests.kit.course import course
+from tests.training.test_processes import PHASES
+from tlkit.training.device import Choice, Machine, processes
+
+machine = Machine(Choice("cpu", "fp32"))
+work = Path(sys.argv[2])
+with processes(machine):
+    weights, fitted = course(Path(sys.argv[1]), work, phases=PHASES, machine=machine)
+save_file({name: value.contiguous() for name, value in weights.items()}, work / f"{machine.rank}.weights")
+(work / f"{machine.rank}.json").write_text(json.dumps(fitted.history))
+"""
+
+
+@pytest.fixture
+def together(pictures, tmp_path, checkout):
+    """Two processes, started as torchrun does; the history of each, and their weights."""
+    from safetensors.torch import load_file
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-c", SCRIPT, str(pictures), str(tmp_path)]
+    started = [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank), "PYTHONPATH": path}, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    said = [process.communicate()[1].decode() for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    histories = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    return histories, [load_file(tmp_path / f"{rank}.weights") for rank in range(2)]
+
+
+def test_two_processes_give_the_loss_curve_of_one(pictures, together, tmp_path):
+    histories, weights = together
+    (tmp_path / "alone").mkdir()
+    alone, found = course(pictures, tmp_path / "alone", phases=PHASES)
+    assert histories[0] == histories[1]
+    assert same(*weights)
+    for ours, theirs in zip(found.history, histories[0], strict=True):
+        for name in ours:
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-3, abs=1e-4), name
+    statistics = {name for name in alone if "running" in name}
+    assert statistics
+    for name in (*statistics, "head.weight"):
+        assert torch.allclose(alone[name], weights[0][name], atol=2e-3), name
+
+
+def test_only_the_first_keeps_checkpoints_and_views(together, tmp_path):
+    assert together
+    checkpoints = sorted(file.name for file in tmp_path.glob("checkpoint-*"))
+    assert checkpoints == ["checkpoint-0002-000002.safetensors", "checkpoint-0002-000003.safetensors"]
+    views = [file.name for file in tmp_path.glob("*.npy")]
+    assert len(views) == 3  # two to train on, one to validate on
+    assert not list(tmp_path.glob(".*"))
+
+
+class TestTrain:
+    """Whole runs, in the places that torchrun gives to its processes."""
+
+    def run(self, pictures, out, strategy, *, world, more=()):
+        """`tlkit train` in so many processes at once; the exit code and what was said, of each."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "-m", "tlkit", "train", str(pictures), "-o", str(out), "--size", "32", *SMALL]
+        command += ["--strategy", strategy, *more]
+        started = [
+            subprocess.Popen(
+                command,
+                env={**shared, "WORLD_SIZE": str(world), "RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+        said = [process.communicate() for process in started]
+        return [(process.returncode, *each) for process, each in zip(started, said, strict=True)]
+
+    def test_the_first_writes_and_speaks_and_its_curve_is_that_of_one(self, pictures, tmp_path):
+        runs = {
+            world: self.run(pictures, tmp_path / str(world), "partial", world=world, more=TUNED) for world in (1, 2)
+        }
+        for found in runs.values():
+            assert [code for code, _, _ in found] == [0] * len(found), found
+            assert "validation accuracy" in found[0][1]
+        assert runs[2][1][1:] == ("", "")
+        curves = {
+            world: [json.loads(line) for line in (tmp_path / str(world) / "history.jsonl").read_text().splitlines()]
+            for world in runs
+        }
+        for ours, theirs in zip(curves[1][:2], curves[2][:2], strict=True):
+            for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "lr"):
+                assert theirs[name] == pytest.approx(ours[name], rel=1e-2, abs=1e-3), name
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+    def test_where_nothing_moves_the_first_does_it_alone(self, pictures, tmp_path):
+        found = self.run(pictures, tmp_path / "run", "frozen", world=2)
+        assert [code for code, _, _ in found] == [0, 0], found
+        assert "validation accuracy" in found[0][1]
+        assert found[1][1:] == ("", "")
+
+    def test_each_says_what_it_ended_for_with_its_number(self, pictures, tmp_path):
+        found = self.run(pictures, tmp_path / "run", "partial", world=2, more=["--set", "strategy.moving=20"])
+        assert [code for code, _, _ in found] == [2, 2]
+        problem = "the strategy can't be run: phase 1 moves 20 stages of 9\n"
+        assert [said for _, _, said in found] == [f"tlkit: {problem}", f"tlkit (process 1): {problem}"]
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there/file").touch()
+        found = self.run(pictures, tmp_path / "there", "partial", world=2)
+        assert [code for code, _, _ in found] == [2, 2]
+        assert all("it exists already" in said for _, _, said in found)

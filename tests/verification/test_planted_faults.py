@@ -1,0 +1,121 @@
+"""Each fault that deployment can bring in is planted, and `verify` has to find it; without one it finds nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import onnx
+import pytest
+from onnx import helper
+
+from tests.kit.faults import FAULTS, Drops, facts, planted
+from tests.kit.tiny import resign
+from tlkit import cli
+from tlkit.errors import ArtefactError
+from tlkit.exporting.precision import publish_precision
+from tlkit.exporting.run import half_trunk
+from tlkit.model.bundle import open_bundle
+from tlkit.verification.replay import replay, replay_file
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run, tiny_recipe, tmp_path_factory):
+    """A bundle exported in every precision; not to be changed."""
+    run = tmp_path_factory.mktemp("exported") / "run"
+    shutil.copytree(tiny_run, run)
+    bundle = open_bundle(run)
+    for precision in ("fp16", "int8"):
+        publish_precision(bundle, precision, lambda: half_trunk(bundle, tiny_recipe.backbone, tiny_recipe.head))
+    return run
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(exported, tmp_path, fault, precision):
+    run = tmp_path / "run"
+    shutil.copytree(exported, run)
+    file = run / "onnx" / precision / "model.onnx"
+    assert planted(fault, file)
+    with pytest.raises(ArtefactError, match="changed after export"):  # the hash says so at once
+        replay(open_bundle(run), "onnx", precision)
+    resign(run, "model.onnx", precision)  # and where it is no help, the images do
+    result = replay(open_bundle(run), "onnx", precision)
+    assert not result.passed
+    assert not replay_file(open_bundle(run), file).passed
+    assert result.verdicts["trunk"].passed
+    assert result.verdicts["head"].passed
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_dropped_last_batch_is_caught(exported, precision):
+    assert not replay(open_bundle(exported), "onnx", precision, Drops).passed
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_without_a_fault_there_is_no_alarm(exported, precision):
+    result = replay(open_bundle(exported), "onnx", precision)
+    assert (result.passed, result.problems, result.pixels) == (True, (), ())
+
+
+class TestAgainst:
+    """One graph, wherever it lies, against its bundle; as commands, in this process."""
+
+    @pytest.fixture
+    def place(self, exported, tmp_path, monkeypatch):
+        shutil.copytree(exported, tmp_path / "run")
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    @pytest.mark.parametrize("precision", PRECISIONS)
+    @pytest.mark.parametrize("name", ["trunk.onnx", "head.onnx", "model.onnx"])
+    def test_what_was_exported_passes(self, place, capsys, precision, name):
+        shutil.copy(place / "run/onnx" / precision / name, place / "deployed.onnx")
+        assert cli.run(["verify", "deployed.onnx", "--against", "run"]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == "deployed.onnx: 4 golden images, pixels identical"
+
+    @pytest.mark.parametrize("fault", ["swapped channels", "another crop", "swapped labels"])
+    def test_what_was_changed_fails(self, place, capsys, fault):
+        graph = onnx.load(place / "run/onnx/fp32/model.onnx")
+        FAULTS[fault](graph)
+        onnx.save(graph, place / "deployed.onnx")
+        assert cli.run(["verify", "deployed.onnx", "--against", "run", "--json"]) == 6
+        out, err = capsys.readouterr()
+        assert json.loads(out)["passed"] is False
+        assert err == ("tlkit: deployed.onnx: it does not give what was trained in run; run: tlkit export run --onnx\n")
+
+    def test_another_bundles_graph_fails(self, place, pictures, tiny_recipe, capsys):
+        from dataclasses import replace
+
+        from tlkit.training.run import train
+
+        train(pictures, place / "other", replace(tiny_recipe, cut="third"))
+        assert cli.run(["verify", "run/onnx/fp32/head.onnx", "--against", "other"]) != 0
+        graph = onnx.load(place / "run/onnx/fp32/model.onnx")
+        helper.set_model_props(graph, {**facts(graph), "tlkit.bundle": "0" * 64})
+        onnx.save(graph, place / "deployed.onnx")
+        assert cli.run(["verify", "deployed.onnx", "--against", "run"]) == 6
+        assert "it says that it was exported from another bundle" in capsys.readouterr().out
+
+    def test_a_graph_alone_is_asked_for_its_bundle(self, place, capsys):
+        assert cli.run(["verify", "run/onnx/fp32/model.onnx"]) == 2
+        assert "--against" in capsys.readouterr().err
+
+    def test_a_by_product_can_be_named(self, place):
+        assert cli.run(["verify", "run/onnx/int8", "--against", "run"]) == 0
+
+    def test_a_graph_without_facts_is_refused(self, place, capsys):
+        graph = onnx.load(place / "run/onnx/fp32/model.onnx")
+        del graph.metadata_props[:]
+        onnx.save(graph, place / "deployed.onnx")
+        assert cli.run(["verify", "deployed.onnx", "--against", "run"]) == 4
+        assert "what the graph says of itself can't be read" in capsys.readouterr().err
+
+    def test_a_precision_that_is_none_is_refused(self, place, capsys):
+        graph = onnx.load(place / "run/onnx/fp32/model.onnx")
+        helper.set_model_props(graph, {**facts(graph), "tlkit.precision": "fp7"})
+        onnx.save(graph, place / "deployed.onnx")
+        assert cli.run(["verify", "deployed.onnx", "--against", "run"]) == 4
+        assert "'fp7'" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+"""The golden images, replayed from bytes to logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tests.kit.tiny import resign
+from tlkit.data.preprocessing import load
+from tlkit.errors import ArtefactError, UsageError
+from tlkit.model import exports
+from tlkit.model.bundle import open_bundle
+from tlkit.training.run import train
+from tlkit.verification import replay as verifying
+from tlkit.verification.replay import replay
+
+
+def test_what_was_exported_is_what_was_trained(tiny_run):
+    result = replay(open_bundle(tiny_run))
+    assert result.passed
+    assert (result.images, result.pixels) == (4, ())
+    assert set(result.verdicts) == {"trunk", "head", "model"}
+
+
+@pytest.mark.parametrize("name", ["trunk.onnx", "head.onnx", "model.onnx"])
+def test_a_changed_weight_is_caught(own_run, name):
+    file = own_run / "onnx/fp32" / name
+    graph = onnx.load(file)
+    weight = next(t for t in graph.graph.initializer if len(t.dims) >= 2)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.02), weight.name))
+    onnx.save(graph, file)
+    with pytest.raises(ArtefactError, match="changed after export"):
+        replay(open_bundle(own_run))
+    resign(own_run, name)
+    result = replay(open_bundle(own_run))
+    assert [graph for graph, verdict in result.verdicts.items() if not verdict.passed] == [name.split(".")[0]]
+
+
+@pytest.mark.parametrize("change", [{"filter": "lanczos"}, {"crop": 0.8}, {"filter": "nearest"}], ids=str)
+def test_other_pixels_are_caught(tiny_run, monkeypatch, change):
+    real = verifying.load
+    monkeypatch.setattr(verifying, "load", lambda content, pixels: real(content, replace(pixels, **change)))
+    result = replay(open_bundle(tiny_run))
+    assert len(result.pixels) == 4
+    assert not result.passed
+
+
+def test_swapped_channels_are_caught(tiny_run, monkeypatch):
+    monkeypatch.setattr(verifying, "load", _bgr)
+    assert not replay(open_bundle(tiny_run)).passed
+
+
+def _bgr(content, pixels):
+    return load(content, pixels)[..., ::-1]
+
+
+def test_without_golden_images_there_is_nothing_to_replay(pictures, tiny_recipe, tmp_path):
+    train(pictures, tmp_path / "run", replace(tiny_recipe, golden=0))
+    with pytest.raises(UsageError, match="no golden images"):
+        replay(open_bundle(tmp_path / "run"))
+
+
+def test_what_was_not_exported_names_the_command(own_run):
+    with pytest.raises(ArtefactError, match="tlkit export"):
+        replay(open_bundle(own_run), "tensorrt", "fp32")
+    assert exports.found(own_run) == [("onnx", "fp32")]

@@ -1,0 +1,1 @@
+"""Recommend a backbone, cut, strategy and head, with the evidence."""

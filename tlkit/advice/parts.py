@@ -1,0 +1,63 @@
+"""Trainings that are parts of something longer: each is done once, and what was killed finds again what is done."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlkit.evaluation.metrics import Scores
+from tlkit.plugin.contract import Progress
+from tlkit.training.config import How, Recipe
+from tlkit.training.result import Trained
+from tlkit.training.run import train
+from tlkit.training.run_directory import DONE, once
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training, measured on the validation images."""
+
+    what: str
+    trained: Trained
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        return {"what": self.what, "accuracy": self.trained.scores.accuracy, "seconds": self.seconds}
+
+
+def run(source: Path, out: Path, what: str, recipe: Recipe, progress: Progress, how: How | None = None) -> Trial:
+    """Train to `out` and measure.
+
+    What was done is noted beside `out` and found there by a later run; what was begun is taken up. The same folder must
+    not be used for anything else (see `work.workplace`).
+    """
+
+    def trial() -> dict[str, Any]:
+        shutil.rmtree(out, ignore_errors=True)  # written in the moment before the note would have been
+        started = time.perf_counter()
+        trained = train(source, out, recipe, progress, replace(how or How(), resume=True))
+        return {"trained": _to_json(trained), "seconds": time.perf_counter() - started}
+
+    known, fresh = once(out.with_name(f"{out.name}{DONE}"), trial)
+    trained = _from_json(known["trained"], out)
+    return Trial(what, trained if fresh else replace(trained, decoded=0), known["seconds"])
+
+
+def _to_json(trained: Trained) -> dict[str, Any]:
+    facts = {name: value for name, value in asdict(trained).items() if name not in ("root", "scores", "right")}
+    return {**facts, "scores": trained.scores.to_json(), "right": trained.right.tolist()}
+
+
+def _from_json(facts: dict[str, Any], root: Path) -> Trained:
+    scores = facts["scores"] | {
+        "interval": tuple(facts["scores"]["interval"]),
+        "confusion": np.array(facts["scores"]["confusion"], np.int64),
+        "reliability": np.array(facts["scores"]["reliability"], np.float64),
+    }
+    return Trained(**facts | {"root": root, "scores": Scores(**scores), "right": np.array(facts["right"], np.bool_)})

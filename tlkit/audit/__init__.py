@@ -1,0 +1,1 @@
+"""Dataset audit: duplicates, leakage, label errors and shortcuts."""

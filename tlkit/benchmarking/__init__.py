@@ -1,0 +1,1 @@
+"""Measure and tune throughput and latency."""

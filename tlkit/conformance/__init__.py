@@ -1,0 +1,152 @@
+"""Conformance: named checks of any offer, whose failures speak to the plugin's author.
+
+In the tests of a plugin:
+
+    from tlkit.conformance import checks
+
+    @pytest.mark.parametrize(("name", "check"), checks(MyNet()))
+    def test_it_keeps_the_contract(name, check):
+        check()
+
+What `check()` can't look at here it skips, and so it does what is exempt: what the offer's own `exempt()` names, and
+what is passed as `exempt={check: reason}`. Exemptions are strict: one that isn't needed fails.
+
+Where they are useful, backbones have random weights unless `pretrained=True`; checks of the weights need that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+from tlkit.conformance.subject import CheckFailed, Exempt, Function, Skipped, Subject
+from tlkit.errors import UsageError
+from tlkit.plugin.contract import Offer
+from tlkit.plugin.options import did_you_mean
+from tlkit.plugin.registry import CONTRACTS
+
+__all__ = ["Check", "CheckFailed", "Exempt", "Result", "Skipped", "checks", "run"]
+
+# By kind, the modules whose public functions are its checks, in order; the first of them has its SUBJECT.
+_BACKBONE = ("subject", "declared", "stages", "state", "weights", "running", "learning", "graph")
+_MODULES = {
+    "backbone": tuple(f"tlkit.conformance.backbone.{module}" for module in _BACKBONE),
+    "head": ("tlkit.conformance.head",),
+    "strategy": ("tlkit.conformance.strategy",),
+    "target": ("tlkit.conformance.target",),
+}
+
+
+class Check(NamedTuple):
+    """A check by name. Calling it raises `CheckFailed`, or `Skipped`, which pytest and unittest take for a skip."""
+
+    name: str
+    call: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a check: `reason` is why it failed, was exempt or was skipped; `about` is what it asks for."""
+
+    name: str
+    about: str
+    state: Literal["pass", "fail", "exempt", "skip"]
+    reason: str | None = None
+
+
+def checks(offer: Offer, exempt: Mapping[str, str] | None = None, *, pretrained: bool = False) -> tuple[Check, ...]:
+    """Every check of an offer, in order, the simple ones first. Raises UsageError for an unknown exemption.
+
+    They share what is expensive to make, so use one set of checks for one offer, and let go of it.
+    """
+    if not isinstance(offer, Offer) or offer.kind not in _MODULES:
+        raise UsageError(
+            f"{offer!r} is no offer",
+            do=f"give an instance of a subclass of {', '.join(contract.__name__ for contract in CONTRACTS.values())}",
+        )
+    modules = [import_module(name) for name in ("tlkit.conformance.offer", *_MODULES[offer.kind])]  # some import torch
+    functions = {_name(function): function for module in modules for function in _functions(module)}
+    exemptions = _exemptions(offer, exempt or {}, functions)
+    subject: Subject[Any] = modules[1].SUBJECT(offer, pretrained=pretrained, exempt=exemptions)
+    return tuple(Check(name, _bind(name, function, subject)) for name, function in functions.items())
+
+
+def run(
+    offer: Offer,
+    exempt: Mapping[str, str] | None = None,
+    *,
+    pretrained: bool = False,
+    tick: Callable[[int], object] = lambda _more: None,
+) -> list[Result]:
+    """The results of every check of an offer, in order. `tick(1)` is called after each."""
+    results = []
+    for check in checks(offer, exempt, pretrained=pretrained):
+        with contextlib.redirect_stdout(sys.stderr):  # results belong on stdout, and nothing a plugin prints
+            results.append(_result(check))
+        tick(1)
+    return results
+
+
+def _result(check: Check) -> Result:
+    about = (check.call.__doc__ or "").partition("\n")[0]
+    try:
+        check.call()
+    except Exempt as exempt:
+        return Result(check.name, about, "exempt", str(exempt))
+    except Skipped as skipped:
+        return Result(check.name, about, "skip", str(skipped))
+    except CheckFailed as failure:
+        return Result(check.name, about, "fail", str(failure))
+    return Result(check.name, about, "pass")
+
+
+def _functions(module: ModuleType) -> Iterator[Function]:
+    """The public functions that a module defines, in the order of the source: each is a check."""
+    for value in vars(module).values():
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not value.__name__.startswith("_"):
+            yield value
+
+
+def _name(function: Function) -> str:
+    return function.__name__.replace("_", "-")
+
+
+def _exemptions(offer: Offer, more: Mapping[str, str], known: Mapping[str, Function]) -> dict[str, str]:
+    try:
+        exemptions = {**offer.exempt(), **more}
+    except Exception as error:
+        raise UsageError(f"{offer.kind} {offer.name!r}: its `exempt` raised {type(error).__name__}: {error}") from error
+    problems = [
+        f"there is no check {name!r} to be exempt from{did_you_mean(name, known)}"
+        for name in exemptions
+        if name not in known
+    ]
+    problems += [f"the exemption from {name!r} lacks its reason" for name, reason in exemptions.items() if not reason]
+    if problems:
+        raise UsageError(f"{offer.kind} {offer.name!r}: {'; '.join(problems)}")
+    return exemptions
+
+
+def _bind(name: str, function: Function, subject: Subject[Any]) -> Callable[[], None]:
+    reason = subject.exempt.get(name)
+
+    def check() -> None:
+        __tracebackhide__ = True  # pytest goes on to the check itself
+        try:
+            subject.examine(name, function)
+        except CheckFailed as failure:
+            if reason is None:
+                raise
+            raise Exempt(reason) from failure
+        if reason is not None:
+            raise CheckFailed(f"it passes, though it is exempt ({reason})", do="remove the exemption")
+
+    check.__name__ = str(subject.offer.name)  # pytest puts it behind the name of the check
+    check.__doc__ = function.__doc__
+    return check

@@ -1,0 +1,72 @@
+"""What a backbone says of itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tlkit.conformance.backbone.subject import BackboneSubject
+from tlkit.conformance.subject import CheckFailed, expect, some
+from tlkit.conformance.watch import Watch, watching
+from tlkit.plugin.contract import Source
+
+SIZES = range(8, 4097)
+_SPDX = re.compile(r"\(*[A-Za-z0-9][A-Za-z0-9.+-]*\)*(?: (?:AND|OR|WITH) \(*[A-Za-z0-9][A-Za-z0-9.+-]*\)*)*")
+_NO_LICENCE = frozenset({"", "-", "?", "n-a", "none", "other", "tbd", "todo", "unknown", "unlicensed"})
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def pixel_recipe(subject: BackboneSubject) -> None:
+    """The pixel recipe is a `Pixels` whose mean and deviation are on the scale 0..1."""
+    pixels = subject.pixels
+    expect(pixels.size in SIZES, f"images of {pixels.size} x {pixels.size} pixels", do="check the recipe's size")
+    expect(
+        all(0.0 <= mean <= 1.0 for mean in pixels.mean) and all(0.0 < std <= 1.0 for std in pixels.std),
+        f"mean {pixels.mean} and std {pixels.std} are not on the scale 0..1",
+        do="divide by 255 what is meant for 0..255",
+    )
+
+
+def origin_of_the_weights(subject: BackboneSubject) -> None:
+    """It says where the weights come from, in a way that means something on another machine."""
+    origin = _source(subject).origin.strip()
+    expect(bool(origin), "the source has no origin", do="name the package or address, as in 'pypi:name==1.0'")
+    expect(
+        not (Path(origin).is_absolute() or origin.startswith(("file:", "~", "."))),
+        f"the origin {origin!r} is a place on one machine",
+        do="name the package or address that the weights were published at",
+    )
+
+
+def licence_of_the_weights(subject: BackboneSubject) -> None:
+    """The licence of the weights is recorded, as an SPDX expression."""
+    licence = _source(subject).licence.strip()
+    expect(
+        licence.lower() not in _NO_LICENCE and bool(_SPDX.fullmatch(licence)),
+        f"the licence {licence!r} is none",
+        do="record it by its SPDX name, as in 'Apache-2.0'; where there is none, 'LicenseRef-...' with a word for it",
+    )
+
+
+def hash_of_the_weights(subject: BackboneSubject) -> None:
+    """The SHA-256 of the weights file is recorded; without one, the weights come from no file and no network."""
+    sha256 = _source(subject).sha256
+    if sha256 is not None:
+        right = bool(_SHA256.fullmatch(sha256))
+        expect(right, f"{sha256!r} is no SHA-256", do="record the 64 hex digits of: sha256sum FILE")
+        return
+    watch, do = Watch(), "record the file's hash in `Source(..., sha256=...)`, and check it before the file is read"
+    try:
+        with watching(watch):
+            subject.offer.stages(pretrained=True)
+    except Exception as error:
+        raise CheckFailed("there is no hash, and without a file there are no weights", do=do) from error
+    read = [*watch.files, *watch.addresses]
+    expect(not read, f"there is no hash, but weights are read from {some(read)}", do=do)
+
+
+def _source(subject: BackboneSubject) -> Source:
+    source = getattr(subject.offer, "source", None)
+    if not isinstance(source, Source):
+        raise CheckFailed(f"source is {source!r}", do="declare: source = Source(origin, licence, sha256)")
+    return source

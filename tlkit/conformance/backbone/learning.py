@@ -1,0 +1,73 @@
+"""That a backbone can be trained, wholly or in part."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tlkit.conformance.backbone.subject import BackboneSubject
+from tlkit.conformance.subject import expect, some
+from tlkit.model.trunk import Trunk
+
+RATE = 1e-3
+
+
+def gradient_reaches_every_parameter(subject: BackboneSubject) -> None:
+    """Every parameter has a part in the deepest features."""
+    trunk = subject.fresh()
+    _loss(trunk, subject.images[:2]).backward()  # type: ignore[no-untyped-call]
+    idle = [name for name, p in trunk.named_parameters() if p.grad is None or not p.grad.any()]
+    do = "leave out of the stages what they don't use, and detach nothing"
+    expect(not idle, f"parameters without a gradient: {some(idle)}", do=do)
+
+
+def trains(subject: BackboneSubject) -> None:
+    """In training mode a step changes every stage that has parameters, and leaves all of it finite."""
+    trunk = subject.fresh().train()
+    before = _state(trunk)
+    _step(trunk, subject.images[:3])
+    still = []
+    for stage, module in trunk.stages.items():
+        parameters = [(f"stages.{stage}.{name}", parameter) for name, parameter in module.named_parameters()]
+        if parameters and all(torch.equal(parameter, before[name]) for name, parameter in parameters):
+            still.append(stage)
+    expect(not still, f"a training step does not change {some(still)}", do="look for what is detached or frozen")
+    odd = [name for name, tensor in trunk.state_dict().items() if not torch.isfinite(tensor.float()).all()]
+    expect(not odd, f"a training step leaves {some(odd)} not finite", do="check the stages in training mode")
+
+
+def frozen_stages_stay(subject: BackboneSubject) -> None:
+    """While deeper stages learn, those that are frozen and in eval mode stay the same to the bit, buffers and all."""
+    trunk = subject.fresh()
+    names = trunk.names[: (len(trunk.names) + 1) // 2]
+    for name, stage in trunk.stages.items():
+        stage.train(name not in names).requires_grad_(name not in names)
+    before = _state(trunk)
+    _step(trunk, subject.images[:3])
+    prefixes = tuple(f"stages.{name}." for name in names)
+    changed = [
+        name for name, t in _state(trunk).items() if name.startswith(prefixes) and not torch.equal(t, before[name])
+    ]
+    expect(
+        not changed, f"training changed what was frozen: {some(changed)}", do="update statistics in training mode only"
+    )
+
+
+def _loss(trunk: Trunk, images: Tensor) -> Tensor:
+    """A number that every feature has a different weight in."""
+    features: Tensor = trunk(images)
+    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+    return (features * weights).mean() + features.square().mean()
+
+
+def _step(trunk: Trunk, images: Tensor) -> None:
+    """One step of gradient descent on whatever is not frozen."""
+    loss = _loss(trunk, images)
+    learning = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
+    if learning:
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.optim.SGD(learning, lr=RATE).step()
+
+
+def _state(trunk: Trunk) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in trunk.state_dict().items()}

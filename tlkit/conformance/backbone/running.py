@@ -1,0 +1,187 @@
+"""What a backbone computes, in eval mode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tlkit.conformance.backbone.subject import BATCHES, BackboneSubject
+from tlkit.conformance.backbone.vary import vary
+from tlkit.conformance.subject import Skipped, expect, some
+from tlkit.model import trunk as trunks
+from tlkit.verification.parity import cosines, relative_error
+
+SAME = 1e-4  # relative; sums in another order differ by less, and whatever is wrong differs by more
+HALF_COSINE = 0.99  # of features in half precision to those in single
+
+
+def chains(subject: BackboneSubject) -> None:
+    """The first stage takes the recipe's input, each next what the last one gives: one float32 tensor, a row an image.
+
+    The default pooling takes `(N, C, H, W)`, `(N, T, C)` or `(N, C)`.
+    """
+    for name, x in zip(subject.trunk.names, subject.maps, strict=True):
+        fits = x.dtype == torch.float32 and len(x) == len(subject.images)
+        shape = f"{name} gives {x.dtype} {tuple(x.shape)} for {len(subject.images)} images"
+        expect(fits, shape, do="keep float32, and the first axis for the images")
+
+
+def pools(subject: BackboneSubject) -> None:
+    """What any stage gives is pooled to float32 features `(N, width)`, so that any stage can be the cut."""
+    for name, features in zip(subject.trunk.names, subject.features, strict=True):
+        expect(
+            features.ndim == 2 and len(features) == len(subject.images) and features.dtype == np.float32,
+            f"{name} is pooled to {features.dtype} {features.shape}",
+            do="give maps as `(N, C, H, W)`, tokens as `(N, T, C)`, or override `pool`",
+        )
+
+
+def width_is_constant(subject: BackboneSubject) -> None:
+    """The width of the features depends on the cut alone: not on the batch, and not on the build."""
+    widths = [features.shape[1:] for features in subject.features]
+    for features in (*(part for _, part in subject.parts), subject.run(subject.random_trunk(), BATCHES[0])):
+        got = [stage.shape[1:] for stage in features]
+        expect(got == widths, f"the widths {widths} may become {got}", do="fix the shapes of every stage")
+
+
+def features_are_finite(subject: BackboneSubject) -> None:
+    """Features are finite at every cut for batches of 1, 2 and 5, black and white images among them."""
+    for part in (*(part for _, part in subject.parts), subject.features):
+        for name, features in zip(subject.trunk.names, part, strict=True):
+            do = "look for a division by zero, a logarithm or an overflow"
+            expect(bool(np.isfinite(features).all()), f"{name} gives values that are not finite", do=do)
+
+
+def tells_images_apart(subject: BackboneSubject) -> None:
+    """Different images have different features at the deepest stage."""
+    features = subject.features[-1]
+    alike = [
+        f"{i} and {j}"
+        for i in range(len(features))
+        for j in range(i)
+        if relative_error(features[i : i + 1], features[j : j + 1]) < 1e-6
+    ]
+    expect(not alike, f"test images have the same features: {some(alike)}", do="check recipe and initial weights")
+
+
+def rows_are_independent(subject: BackboneSubject) -> None:
+    """The features of an image are the same alone and among others."""
+    for rows, apart in subject.parts:
+        for name, one, all_ in zip(subject.trunk.names, apart, subject.features, strict=True):
+            error = relative_error(all_[rows], one)
+            do = "use no statistics of the batch in eval mode, and no reshape that mixes rows"
+            expect(error <= SAME, f"{name} depends on the other images of the batch (error {error:.2g})", do=do)
+
+
+def repeats_itself(subject: BackboneSubject) -> None:
+    """The same images give the same features, to the bit."""
+    again = subject.run(subject.trunk)
+    pairs = zip(subject.trunk.names, again, subject.features, strict=True)
+    differing = [name for name, one, other in pairs if not np.array_equal(one, other)]
+    expect(not differing, f"a second run differs from {some(differing)} on", do="leave dropout to training mode")
+
+
+def draws_nothing_at_random(subject: BackboneSubject) -> None:
+    """Running it draws no random number in eval mode."""
+    before = torch.get_rng_state()
+    subject.run(subject.trunk, BATCHES[0])
+    drawn = not torch.equal(before, torch.get_rng_state())
+    expect(not drawn, "it draws random numbers in eval mode", do="guard dropout and noise with `self.training`")
+
+
+def leaves_its_state_alone(subject: BackboneSubject) -> None:
+    """Running it changes no parameter and no buffer in eval mode."""
+    trunk = subject.fresh()
+    before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
+    subject.run(trunk, BATCHES[0])
+    changed = [name for name, tensor in trunk.state_dict().items() if not torch.equal(tensor, before[name])]
+    expect(not changed, f"running it changes {some(changed)}", do="update statistics in training mode only")
+
+
+def leaves_its_input_alone(subject: BackboneSubject) -> None:
+    """No stage writes into its input: that is what the stage before it gave, and may be the cut."""
+    with torch.inference_mode():
+        inputs = [subject.trunk.normalise(subject.images), *subject.maps]
+        for (name, stage), given in zip(subject.trunk.stages.items(), inputs, strict=False):
+            x = given.clone()
+            stage(x)
+            expect(torch.equal(x, given), f"{name} changes its input", do="let no stage begin with `inplace=True`")
+
+
+def together_the_whole_network(subject: BackboneSubject) -> None:
+    """The chained stages give what the network gives in its own library, where the offer has that as `whole`."""
+    whole, trunk = _of_the_same_weights(subject)
+    with torch.inference_mode():
+        inputs = trunk.normalise(subject.images)
+        if not subject.pretrained:
+            vary(whole, lambda: whole(inputs.clone()))
+            subject.vary(trunk)
+        expected, got = whole(inputs.clone()), inputs
+        for stage in trunk.stages.values():
+            got = stage(got)
+    do = "check order and content of the stages; without pretrained weights, build both with the same code"
+    expect(expected.shape == got.shape, f"the network gives {expected.shape}, its stages {got.shape}", do=do)
+    error = relative_error(expected.numpy(), got.numpy())
+    expect(error <= SAME, f"the chained stages differ from the whole network by {error:.2g}", do=do)
+
+
+def moves_to_another_device(subject: BackboneSubject) -> None:
+    """Moved to another device, it runs there: no tensor stays behind, and none is made on the CPU."""
+    moved = copy.deepcopy(subject.trunk).to("meta")  # where tensors have a shape and a device, but no values
+    with torch.inference_mode():
+        features = moved(subject.images[:1].to("meta"))
+    expect(features.device.type == "meta", "its features come from the CPU", do="make tensors with `device=x.device`")
+
+
+def keeps_half_precision(subject: BackboneSubject) -> None:
+    """Made half precision, every module gives half precision: no float32 is made on the way."""
+    stages = copy.deepcopy(subject.trunk.stages).to("meta", torch.float16)
+    turned: list[str] = []
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point() and output.dtype != torch.float16:
+                turned.append(f"{name} gives {output.dtype}")
+
+        return hook
+
+    for name, module in stages.named_modules():
+        module.register_forward_hook(look(name))
+    with torch.inference_mode():
+        x = subject.trunk.normalise(subject.images[:1]).to("meta", torch.float16)
+        for stage in stages.values():
+            x = stage(x)
+    expect(not turned, f"it leaves half precision: {some(turned)}", do="make tensors with `dtype=x.dtype`")
+
+
+def fits_half_precision(subject: BackboneSubject) -> None:
+    """Weights and what each layer gives fit float16: rounded to it, features keep their direction (cosine 0.99)."""
+
+    def round_(_module: nn.Module, _inputs: object, output: object) -> object:
+        return output.half().float() if isinstance(output, Tensor) and output.is_floating_point() else output
+
+    trunk = subject.fresh().half().float()
+    for module in trunk.stages.modules():
+        if next(module.children(), None) is None:
+            module.register_forward_hook(round_)
+    features = subject.run(trunk, BATCHES[0])[-1]
+    do = "exempt it, with the reason, where values beyond 65504 are meant; such a network is deployed as fp32"
+    expect(bool(np.isfinite(features).all()), "it leaves the range of float16", do=do)
+    cosine = float(cosines(subject.features[-1][BATCHES[0]], features).min())
+    expect(cosine >= HALF_COSINE, f"in float16, the cosine to its features is {cosine:.4f}", do=do)
+
+
+def _of_the_same_weights(subject: BackboneSubject) -> tuple[nn.Module, trunks.Trunk]:
+    """The network of the offer's library and a trunk, before any of them was run."""
+    trunk = subject.trunk if subject.pretrained else None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = subject.offer.whole(pretrained=subject.pretrained)
+        if whole is None:
+            raise Skipped("it has no `whole` to hold the stages against")
+        torch.manual_seed(0)
+        return whole.eval(), trunk or subject.random_trunk()

@@ -1,0 +1,77 @@
+"""Where a backbone's weights come from, and that only the pretrained ones do."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+
+from tlkit.conformance.backbone.subject import BackboneSubject
+from tlkit.conformance.subject import Skipped, expect, some
+from tlkit.model import trunk as trunks
+
+SEED = 20_260_101  # none that a plugin would use itself
+
+
+def touches_no_network(subject: BackboneSubject) -> None:
+    """`stages(pretrained=False)` reaches for no network: that is how a bundle is opened, anywhere."""
+    _attempt(subject)
+    do = "download only with `pretrained=True`"
+    expect(not subject.watch.addresses, f"it tried to reach {some(subject.watch.addresses)}", do=do)
+
+
+def touches_no_weights(subject: BackboneSubject) -> None:
+    """`stages(pretrained=False)` opens no weights file: where a bundle is opened there need be none."""
+    _attempt(subject)
+    do = "read weights only with `pretrained=True`"
+    expect(not subject.watch.files, f"it opened {some(subject.watch.files)}", do=do)
+
+
+def pretrained_has_the_same_structure(subject: BackboneSubject) -> None:
+    """With and without pretrained weights, the stages have the same names and tensors."""
+    pretrained, random = subject.pretrained_trunk(), subject.random_trunk()
+    do = "build the same structure either way: the bundle's weights are loaded into the random one"
+    expect(pretrained.names == random.names, f"stages {pretrained.names}, but {random.names} without", do=do)
+    one, other = ({name: t.shape for name, t in trunk.state_dict().items()} for trunk in (pretrained, random))
+    different = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    expect(not different, f"tensors differ: {some(different)}", do=do)
+
+
+def pretrained_is_always_the_same(subject: BackboneSubject) -> None:
+    """Two builds with pretrained weights are the same to the bit."""
+    one, other = (trunks.fingerprint(subject.pretrained_trunk()) for _ in range(2))
+    expect(one == other, "two builds with pretrained weights differ", do="load every tensor of every stage")
+
+
+def pretrained_is_not_random(subject: BackboneSubject) -> None:
+    """Every matrix and filter comes from the weights: none is left as it was initialised."""
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        pretrained = dict(subject.pretrained_trunk().named_parameters())
+        torch.manual_seed(SEED)
+        random = dict(subject.random_trunk().named_parameters())
+    left = [name for name, p in pretrained.items() if p.ndim >= 2 and torch.equal(p, random[name])]
+    expect(not left, f"tensors have random weights: {some(left)}", do="load every tensor of every stage")
+
+
+def classifier_fits(subject: BackboneSubject) -> None:
+    """The pretrained classifier, where there is one, maps the deepest features to two logits or more, in eval mode."""
+    trunk = subject.pretrained_trunk()
+    classifier = subject.offer.classifier()
+    if classifier is None:
+        raise Skipped("it offers no classifier")
+    with torch.inference_mode():
+        logits = classifier(trunk(subject.images))
+    expect(
+        logits.ndim == 2 and logits.shape[0] == len(subject.images) and logits.shape[1] >= 2,
+        f"it gives logits of shape {tuple(logits.shape)} for {len(subject.images)} images",
+        do="return a module from `(N, width)` to `(N, classes)`",
+    )
+    expect(bool(torch.isfinite(logits).all()), "its logits are not finite", do="check its weights")
+    expect(not any(m.training for m in classifier.modules()), "it is in training mode", do="return it after `.eval()`")
+
+
+def _attempt(subject: BackboneSubject) -> None:
+    """Have the stages built; whether that works is for other checks to say."""
+    with suppress(Exception):
+        _ = subject.stages

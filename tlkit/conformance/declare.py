@@ -1,0 +1,63 @@
+"""What declaring an offer costs, found out in a fresh process."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from tlkit.conformance.subject import CheckFailed
+from tlkit.plugin import hooks
+from tlkit.plugin.discovery import find
+from tlkit.plugin.registry import Host
+
+# Each takes from a fifth of a second to several seconds to import.
+HEAVY = (
+    *("cv2", "jax", "keras", "onnx", "onnxruntime", "openvino", "pandas", "scipy", "sklearn", "tensorflow"),
+    *("tensorrt", "tensorrt_rtx", "timm", "torch", "torchvision", "transformers"),
+)
+
+_CODE = "import sys; from tlkit.conformance.declare import main; main(*sys.argv[1:])"
+
+
+def declare(kind: type) -> list[str] | None:
+    """Those of the heavy packages that declaring offers of that class imports; None where it has no file."""
+    try:
+        file = inspect.getfile(kind)
+    except (OSError, TypeError):
+        return None
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", _CODE, kind.__module__, file]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    if process.returncode != 0:
+        reason = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise CheckFailed(f"its module can't be imported in a fresh process: {reason}", do="install the plugin")
+    imported: list[str] = json.loads(process.stdout.splitlines()[-1])
+    return imported
+
+
+def main(module: str, file: str) -> None:
+    """Import a module and list the offers of the plugin it belongs to; print the heavy packages this imported."""
+    before = set(sys.modules)
+    package = module.partition(".")[0]
+    Host(found for found in find(hooks.NAMESPACE) if found.module.partition(".")[0] == package)
+    try:
+        import_module(module if module != "__main__" else "")
+    except (ImportError, ValueError):  # a script, or a test that pytest found by its path
+        _import_file(Path(file))
+    loaded = set(sys.modules) - before
+    print(json.dumps([name for name in HEAVY if name in loaded]))  # noqa: T201 - read by the process that asks
+
+
+def _import_file(file: Path) -> None:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no Python module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # where dataclasses look for the types of annotations
+    spec.loader.exec_module(module)

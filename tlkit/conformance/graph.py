@@ -1,0 +1,44 @@
+"""Tracing in silence, and what is asked of a graph, whatever it was traced from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import onnx
+
+from tlkit.graph import trace as export
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CORE = frozenset({"", "ai.onnx"})
+
+
+def trace(module: nn.Module, example: Tensor, name: str, outputs: Sequence[str]) -> onnx.ModelProto:
+    """As `tlkit.graph.trace.trace`, but without the programs that PyTorch prints where it can't trace one."""
+    nowhere = io.StringIO()
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            return export.trace(module, example, name, outputs)
+    finally:
+        logging.disable(before)
+
+
+def foreign_operators(model: onnx.ModelProto) -> list[str]:
+    """The operators of a graph, and of those inside its nodes, that are not ONNX's own."""
+    found = [f"{node.domain}::{node.op_type}" for node in _nodes(model.graph.node) if node.domain not in CORE]
+    return sorted({*found, *(f"{function.domain}::{function.name}" for function in model.functions)})
+
+
+def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner.node)

@@ -1,0 +1,278 @@
+"""What is asked of a head."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tlkit.conformance.graph import foreign_operators, trace
+from tlkit.conformance.subject import Skipped, Subject, expect, prepared, some
+from tlkit.errors import DataError, UsageError
+from tlkit.plugin.contract import FEATURES, LOGITS, Head, Phase
+from tlkit.runtime.session import OnnxSession
+from tlkit.training.inputs import Examples
+from tlkit.training.trainer import Setting, fit_head
+from tlkit.verification.parity import compare, relative_error
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WIDTH, CLASSES, PER_CLASS = 24, 3, 20
+BATCHES = (1, 2, 5)
+LEARNING = Phase(epochs=200, head_lr=1e-2)  # ample for what lies this far apart
+ACCURACY = 0.95
+SAME_PROBABILITY = 0.1  # between two fits that differ by the names of the classes alone
+SAME = 1e-5  # relative
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Features `(N, width)` in well separated clusters, and the cluster of each; like a network's, none is negative."""
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    @classmethod
+    def make(cls, sizes: list[int], *, width: int = WIDTH, seed: int = 0) -> Blobs:
+        """`sizes[c]` rows of each class c, in random order; `seed` draws other rows of the same clusters."""
+        centres = np.random.default_rng(len(sizes)).exponential(2.0, (len(sizes), width))
+        random = np.random.default_rng(seed)
+        labels = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
+        features = np.maximum(centres[labels] + random.normal(0.0, 0.3, (len(labels), width)), 0.0)
+        features[:, 0] = 0.0  # dead channels are common
+        return cls(features.astype(np.float32), labels.astype(np.int64))
+
+
+class HeadSubject(Subject[Head]):
+    """A head under examination. What is prepared here is not to be changed."""
+
+    blobs = Blobs.make([PER_CLASS] * CLASSES)
+    others = Blobs.make([PER_CLASS] * CLASSES, seed=1)
+
+    @prepared("module-or-refusal")
+    def untrained(self) -> nn.Module:
+        """The untrained module. Skips the check where the head can only be solved."""
+        try:
+            return self.offer.module(WIDTH, CLASSES)
+        except UsageError as refusal:
+            raise Skipped(f"it can only be solved: {refusal}") from refusal
+
+    def fitted(self, blobs: Blobs, classes: int, seed: int = 0) -> nn.Module:
+        """The head fitted as training does it: solved, or else trained by gradient."""
+        module = self.offer.solve(blobs.features, blobs.labels, classes, seed)
+        if module is None:
+            torch.manual_seed(seed)
+            module = self.offer.module(blobs.features.shape[1], classes)
+            examples = Examples(blobs.features, blobs.labels)
+            module, _ = fit_head(module, [LEARNING], examples, examples, Setting(seed))
+        return module
+
+    @prepared("fits")
+    def module(self) -> nn.Module:
+        """The head fitted to the blobs."""
+        return self.fitted(self.blobs, CLASSES)
+
+    @prepared("traces")
+    def graph(self) -> onnx.ModelProto:
+        """The fitted head as a graph."""
+        return trace(self.module, torch.zeros(2, WIDTH), FEATURES, [LOGITS])
+
+
+def module_or_refusal(subject: HeadSubject) -> None:
+    """`module` returns an `nn.Module` from features to logits, or refuses with a UsageError that says why."""
+    logits = _logits(subject.untrained.eval(), subject.others.features)
+    wrong = f"untrained, it gives {logits.dtype} {logits.shape} for {len(subject.others.labels)} rows"
+    expect(_is_logits(logits, subject.others, CLASSES), wrong, do="give float32 `(N, classes)`")
+
+
+def gradient_reaches_every_parameter(subject: HeadSubject) -> None:
+    """An untrained module learns with all of its parameters."""
+    module = subject.untrained.train()
+    logits = module(torch.from_numpy(subject.blobs.features))
+    nn.functional.cross_entropy(logits, torch.from_numpy(subject.blobs.labels)).backward()  # type: ignore[no-untyped-call]
+    idle = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
+    expect(any(True for _ in module.parameters()), "it has no parameters", do="refuse with a UsageError")
+    expect(not idle, f"parameters without a gradient: {some(idle)}", do="make constants buffers, and detach nothing")
+
+
+def fits(subject: HeadSubject) -> None:
+    """It can be fitted, solved or by gradient, and is then a module in eval mode."""
+    module = subject.module
+    expect(isinstance(module, nn.Module), f"`solve` returned {type(module).__name__}", do="return a module, or None")
+    training = any(inner.training for inner in module.modules())
+    expect(not training, "the solved module is in training mode", do="return it after `.eval()`")
+
+
+def leaves_its_data_alone(subject: HeadSubject) -> None:
+    """Solving changes neither features nor labels: other heads are fitted to the same."""
+    mine = Blobs(subject.blobs.features.copy(), subject.blobs.labels.copy())
+    subject.offer.solve(mine.features, mine.labels, CLASSES, 0)
+    same = np.array_equal(mine.features, subject.blobs.features) and np.array_equal(mine.labels, subject.blobs.labels)
+    expect(same, "`solve` writes into its arguments", do="work on a copy")
+
+
+def separates_blobs(subject: HeadSubject) -> None:
+    """It tells well separated clusters apart: column c of the logits speaks for class c."""
+    accuracy = _accuracy(subject.module, subject.others)
+    expect(accuracy >= ACCURACY, f"it gets {accuracy:.0%} of well separated rows right", do="check fit and label order")
+
+
+def two_classes(subject: HeadSubject) -> None:
+    """Two classes have two logits, not one."""
+    _check_classes(subject, 2)
+
+
+def fifty_classes(subject: HeadSubject) -> None:
+    """Fifty classes of six rows each are told apart."""
+    _check_classes(subject, 50, per_class=6)
+
+
+def one_row_of_a_class(subject: HeadSubject) -> None:
+    """With a single row of a class it gives finite logits for every class, or refuses with a DataError."""
+    blobs = Blobs.make([PER_CLASS, PER_CLASS, 1])
+    try:
+        logits = _logits(subject.fitted(blobs, CLASSES), blobs.features)
+    except (DataError, UsageError):
+        return
+    wrong = f"with one row of a class it gives {logits.shape}, not finite everywhere"
+    expect(_is_logits(logits, blobs, CLASSES), wrong, do="cope, or raise tlkit.errors.DataError with what it needs")
+
+
+def permuted_labels_permute_logits(subject: HeadSubject) -> None:
+    """The names of the classes don't matter: with labels exchanged, the same columns are exchanged."""
+    permutation = np.array([1, 2, 0])
+    module = subject.fitted(Blobs(subject.blobs.features, permutation[subject.blobs.labels]), CLASSES)
+    before, after = (_probabilities(m, subject.others.features) for m in (subject.module, module))
+    difference = float(np.abs(before - after[:, permutation]).max())
+    expect(
+        difference <= SAME_PROBABILITY,
+        f"with its labels exchanged, probabilities differ by up to {difference:.2f}",
+        do="treat all classes alike, whatever their number",
+    )
+
+
+def repeats_itself(subject: HeadSubject) -> None:
+    """The same data and seed give the same head, to the bit."""
+    torch.manual_seed(1)  # not the seed that it is given
+    again = subject.fitted(subject.blobs, CLASSES).state_dict()
+    changed = [name for name, t in subject.module.state_dict().items() if not torch.equal(t, again[name])]
+    expect(not changed, f"a second fit gives other values of {some(changed)}", do="draw all randomness from `seed`")
+
+
+def logits_are_float32(subject: HeadSubject) -> None:
+    """Logits are float32 `(N, classes)` for 1, 2 and 5 rows."""
+    for batch in BATCHES:
+        rows = Blobs(subject.others.features[:batch], subject.others.labels[:batch])
+        logits = _logits(subject.module, rows.features)
+        wrong = f"for {batch} rows it gives {logits.dtype} {logits.shape}"
+        expect(_is_logits(logits, rows, CLASSES), wrong, do="give float32 `(N, classes)`")
+
+
+def finite_far_away(subject: HeadSubject) -> None:
+    """Logits are finite for rows far from all it was fitted to, and for zeros."""
+    rows = np.concatenate([np.zeros((1, WIDTH), np.float32), 100 * subject.others.features[:4]])
+    finite = bool(np.isfinite(_logits(subject.module, rows)).all())
+    expect(finite, "logits of unusual rows are not finite", do="guard divisions, logarithms and exponentials")
+
+
+def rows_are_independent(subject: HeadSubject) -> None:
+    """The logits of a row are the same alone and among others."""
+    together = _logits(subject.module, subject.others.features)
+    alone = np.concatenate([_logits(subject.module, row[None]) for row in subject.others.features])
+    error = relative_error(together, alone)
+    do = "use no statistics of the batch in eval mode"
+    expect(error <= SAME, f"logits depend on the other rows of the batch (error {error:.2g})", do=do)
+
+
+def restores(subject: HeadSubject) -> None:
+    """Its state goes through a safetensors file, and `restore` makes the same head of it, in eval mode."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "head.safetensors")
+        save_file({name: t.contiguous() for name, t in subject.module.state_dict().items()}, file)
+        restored = subject.offer.restore(WIDTH, CLASSES, load_file(file))
+    do = "override `restore` where `module` gives another structure than `solve`, and keep all that matters as buffers"
+    before, after = (_logits(module, subject.others.features) for module in (subject.module, restored))
+    expect(np.array_equal(before, after), "restored from its tensors, it gives other logits", do=do)
+    expect(not any(module.training for module in restored.modules()), "restored, it is in training mode", do=do)
+
+
+def state_is_finite(subject: HeadSubject) -> None:
+    """Every stored value is finite: a bundle that holds anything else is refused."""
+    state = subject.module.state_dict()
+    odd = [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]
+    expect(not odd, f"values are not finite: {some(odd)}", do="store what is finite, and compute the rest of it")
+
+
+def report_is_json(subject: HeadSubject) -> None:
+    """What it reports of its fit, in the attribute `report`, is JSON: it stands in the bundle."""
+    report = getattr(subject.module, "report", {})
+    try:
+        again = json.loads(json.dumps(report, allow_nan=False))
+    except (TypeError, ValueError) as problem:
+        again = problem
+    expect(again == report, f"its report is no JSON: {again!r}", do="report plain numbers and texts, by name")
+
+
+def traces(subject: HeadSubject) -> None:
+    """It traces to an ONNX graph."""
+    _ = subject.graph
+
+
+def core_operators_only(subject: HeadSubject) -> None:
+    """The graph is made of ONNX's own operators, which every target knows."""
+    foreign = foreign_operators(subject.graph)
+    expect(not foreign, f"it needs operators that are not ONNX's: {some(foreign)}", do="write it in plain operators")
+
+
+def graph_agrees(subject: HeadSubject) -> None:
+    """In ONNX Runtime it gives the same logits, for batches of 1, 2 and 5."""
+    expected = {LOGITS: _logits(subject.module, subject.others.features)}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "head.onnx")
+        onnx.save_model(subject.graph, file)
+        verdict = compare(expected, OnnxSession(file), subject.others.features, batches=BATCHES)
+    do = "look for code that depends on Python values or on the batch: a trace keeps them as constants"
+    expect(verdict.passed, f"the graph differs: {verdict.summary()}", do=do)
+
+
+def _check_classes(subject: HeadSubject, classes: int, per_class: int = PER_CLASS) -> None:
+    blobs, others = (Blobs.make([per_class] * classes, seed=seed) for seed in (0, 1))
+    module = subject.fitted(blobs, classes)
+    logits = _logits(module, others.features)
+    expect(_is_logits(logits, others, classes), f"it gives {logits.shape}", do="give a logit for each class")
+    accuracy = _accuracy(module, others)
+    expect(accuracy >= ACCURACY, f"it gets {accuracy:.0%} of {classes} separated classes right", do="check the fit")
+
+
+def _logits(module: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = module(torch.from_numpy(features)).numpy()
+    return logits
+
+
+def _is_logits(logits: NDArray[np.float32], blobs: Blobs, classes: int) -> bool:
+    right = logits.dtype == np.float32 and logits.shape == (len(blobs.labels), classes)
+    return right and bool(np.isfinite(logits).all())
+
+
+def _accuracy(module: nn.Module, blobs: Blobs) -> float:
+    return float((_logits(module, blobs.features).argmax(1) == blobs.labels).mean())
+
+
+def _probabilities(module: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float64]:
+    logits = _logits(module, features).astype(np.float64)
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    result: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
+    return result
+
+
+SUBJECT = HeadSubject

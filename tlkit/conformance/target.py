@@ -1,0 +1,245 @@
+"""What is asked of a target: what it builds from a small graph has to give what ONNX Runtime gives."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from tlkit.conformance import small
+from tlkit.conformance.subject import CheckFailed, Skipped, Subject, expect, prepared
+from tlkit.errors import ArtefactError, ResourceError, TlkitError
+from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, Session, Shapes, Target
+from tlkit.runtime.session import OnnxSession
+from tlkit.verification.parity import TOLERANCES, compare
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PRECISIONS = ("fp32", "fp16", "int8", "int8-symmetric")
+SHAPES = Shapes(smallest=1, typical=4, largest=9)
+BATCHES = (1, 2, 5, 9)
+PIXELS = small.images(SHAPES.largest)
+
+
+class TargetSubject(Subject[Target]):
+    """A target under examination, and what it made of a small graph of each kind."""
+
+    def __init__(self, offer: Target, **how: Any) -> None:
+        super().__init__(offer, **how)
+        self.root = Path(tempfile.mkdtemp(prefix="tlkit-"))
+        weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
+
+    def need(self) -> None:
+        """Skip the check where the target can't run."""
+        if missing := self.offer.missing():
+            raise Skipped(missing)
+
+    def need_single_precision(self) -> None:
+        """Skip the check where the target takes no graph like the small ones."""
+        if "fp32" not in self.offer.precisions:
+            raise Skipped("it takes no fp32 graph, and the small ones are")
+
+    def graph(self, name: str) -> Path:
+        """The ONNX file of the small `model` (images to features and logits) or `head` (features to logits)."""
+        file = self.root / f"{name}.onnx"
+        if not file.exists():
+            onnx.save_model(small.model() if name == "model" else small.head(), file)
+        return file
+
+    def built(self, name: str) -> Path:
+        """What the target builds from it."""
+
+        def build() -> Path:
+            self.need()
+            out = self.root / f"built-{name}{self.offer.suffix}"
+            self.offer.build(self.graph(name), out, SHAPES)
+            if not out.is_file():
+                raise FileNotFoundError(f"`build` wrote no {out.name}")
+            return out
+
+        return self.prepare(f"built-{name}", "builds", build)
+
+    def session(self, name: str) -> Session:
+        """That, opened."""
+        return self.prepare(f"session-{name}", "opens", lambda: self.open(self.built(name)))
+
+    def open(self, file: Path) -> Session:
+        """A session of a file. Skips the check where only building is possible here."""
+        try:
+            return self.offer.open(file)
+        except ResourceError as missing:
+            raise Skipped(missing.what) from missing
+
+    @prepared("opens")
+    def expected(self) -> dict[str, NDArray[np.float32]]:
+        """What ONNX Runtime gives for the images."""
+        return OnnxSession(self.graph("model")).run(PIXELS)
+
+
+def suffix_of_its_files(subject: TargetSubject) -> None:
+    """Its files have a suffix: a dot and what follows it."""
+    suffix = getattr(subject.offer, "suffix", None)
+    fits = isinstance(suffix, str) and re.fullmatch(r"\.[a-z0-9_]+", suffix) is not None
+    expect(fits, f"the suffix is {suffix!r}", do="declare it as in: suffix = '.engine'")
+
+
+def precisions_are_known(subject: TargetSubject) -> None:
+    """It lists the precisions of the graphs it can build, each of them once."""
+    given = tuple(subject.offer.precisions)
+    fits = 0 < len(given) == len(set(given)) and set(given) <= set(PRECISIONS)
+    expect(fits, f"the precisions are {given}", do=f"declare some of {', '.join(PRECISIONS)}")
+
+
+def missing_says_what_to_install(subject: TargetSubject) -> None:
+    """`missing()` is None where it can run, and otherwise says why not, with the command that would install it."""
+    missing = subject.offer.missing()
+    fits = missing is None or (isinstance(missing, str) and " install " in missing)
+    expect(fits, f"`missing()` returns {missing!r}", do="end it with the command, as in: 'run: pip install NAME'")
+    expect(subject.offer.missing() == missing, "`missing()` changes its mind", do="look at what is installed alone")
+
+
+def builds(subject: TargetSubject) -> None:
+    """`build` writes the file it is told to, from a graph of images and from one of features."""
+    for name in ("model", "head"):
+        subject.built(name)
+
+
+def leaves_the_graph_alone(subject: TargetSubject) -> None:
+    """`build` changes nothing of the graph it reads, and takes no other name for what it writes."""
+    before = small.model().SerializeToString()
+    subject.built("model")
+    same = onnx.load_model(subject.graph("model")).SerializeToString() == before
+    expect(same, "`build` changed the ONNX file that it was given", do="read it only")
+
+
+def opens(subject: TargetSubject) -> None:
+    """`open` gives a `Session` whose input and outputs are the graph's, in their order."""
+    wanted = {"model": (IMAGES, (FEATURES, LOGITS)), "head": (FEATURES, (LOGITS,))}
+    for name, (input_, outputs) in wanted.items():
+        session = subject.session(name)
+        expect(isinstance(session, Session), f"`open` returns {type(session).__name__}", do="subclass tlkit.Session")
+        got = (session.input, tuple(session.outputs))
+        expect(got == (input_, outputs), f"the {name} has input and outputs {got}", do=f"give {(input_, outputs)}")
+
+
+def metadata_passes_through(subject: TargetSubject) -> None:
+    """The session has the metadata of the graph: labels, pixel recipe and hash travel with the file."""
+    found = subject.session("model").metadata
+    lacking = [key for key, value in small.FACTS.items() if found.get(key) != value]
+    do = "store the graph's metadata_props in the file that `build` writes"
+    expect(not lacking, f"metadata is lost: {', '.join(lacking)}", do=do)
+
+
+def agrees_with_onnx_runtime(subject: TargetSubject) -> None:
+    """Features and logits are those of ONNX Runtime within the tolerance, for every batch it is built for."""
+    subject.need_single_precision()
+    verdict = compare(subject.expected, subject.session("model"), PIXELS, batches=BATCHES)
+    do = "compute in the precision of the graph; keep the channels' order"
+    expect(verdict.passed, f"it differs from ONNX Runtime: {verdict.summary()}", do=do)
+
+
+def head_agrees_with_onnx_runtime(subject: TargetSubject) -> None:
+    """So are the logits of a graph that begins at features."""
+    subject.need_single_precision()
+    features = subject.expected[FEATURES]
+    expected = OnnxSession(subject.graph("head")).run(features)
+    verdict = compare(expected, subject.session("head"), features, batches=BATCHES)
+    expect(verdict.passed, f"the head differs from ONNX Runtime: {verdict.summary()}", do="feed it float32")
+
+
+def arrays_are_float32(subject: TargetSubject) -> None:
+    """Outputs are float32 NumPy arrays by name, a row for each image."""
+    for batch in BATCHES:
+        for name, array in subject.session("model").run(PIXELS[:batch]).items():
+            fits = isinstance(array, np.ndarray) and array.dtype == np.float32 and len(array) == batch
+            shape = getattr(array, "shape", type(array).__name__)
+            expect(fits, f"for {batch} images, {name} is {shape}", do="return float32 arrays `(N, ...)`")
+
+
+def gives_what_is_asked_for(subject: TargetSubject) -> None:
+    """`run(array, names)` gives those outputs only, and all of them unless told."""
+    session = subject.session("model")
+    for names in ((FEATURES,), (LOGITS,), (LOGITS, FEATURES), None):
+        got = set(session.run(PIXELS[:1], names))
+        wanted = set(names or (FEATURES, LOGITS))
+        expect(got == wanted, f"asked for {names}, it gives {sorted(got)}", do="heed the argument `outputs`")
+
+
+def results_are_kept(subject: TargetSubject) -> None:
+    """An array that was returned stays as it is when the session runs again."""
+    session = subject.session("model")
+    first = session.run(PIXELS[:1])
+    kept = {name: array.copy() for name, array in first.items()}
+    session.run(PIXELS[1:2])
+    changed = [name for name, array in first.items() if not np.array_equal(array, kept[name])]
+    expect(not changed, f"a later run changes {', '.join(changed)}", do="return copies of reused buffers")
+
+
+def runs_in_threads(subject: TargetSubject) -> None:
+    """As many threads as `workers` says may run it at once."""
+    session = subject.session("model")
+    fits = type(session.workers) is int and session.workers >= 1
+    expect(fits, f"workers is {session.workers!r}", do="say how many threads gain by calling `run` at once; 1 if none")
+    fits = type(session.batch) is int and session.batch >= 1
+    expect(fits, f"batch is {session.batch!r}", do="say how many images a call had best be given")
+    batches = [PIXELS[index : index + 1] for index in range(SHAPES.largest)] * 4
+    alone = [session.run(batch)[LOGITS] for batch in batches]
+    with ThreadPoolExecutor(session.workers) as pool:
+        together = list(pool.map(lambda batch: session.run(batch)[LOGITS], batches))
+    error = max(float(np.abs(one - other).max()) for one, other in zip(alone, together, strict=True))
+    expect(
+        error <= TOLERANCES["fp32"].error, f"in threads its results differ by {error:.2g}", do="guard what is shared"
+    )
+
+
+def two_sessions_at_once(subject: TargetSubject) -> None:
+    """A file can be opened twice, and the sessions don't disturb each other."""
+    one = subject.session("model")
+    before = one.run(PIXELS[:2])[LOGITS]
+    subject.open(subject.built("model")).run(PIXELS[2:4])
+    same = np.array_equal(one.run(PIXELS[:2])[LOGITS], before)
+    expect(same, "a second session of the same file changes the first", do="share no buffers between sessions")
+
+
+def refuses_what_it_did_not_write(subject: TargetSubject) -> None:
+    """`open` raises an ArtefactError for a file of something else, for half a file, and for an empty one."""
+    whole = subject.built("model").read_bytes()
+    for what, content in (("something else", b"no engine" * 99), ("half a file", whole[:-64]), ("nothing", b"")):
+        file = subject.root / f"spoiled{subject.offer.suffix}"
+        file.write_bytes(content)
+        do = "check what you read, and raise tlkit.errors.ArtefactError(what, file=file, do=...)"
+        try:
+            subject.open(file)
+        except ArtefactError:
+            continue
+        except Skipped:
+            raise
+        except Exception as error:
+            raise CheckFailed(f"given {what}, `open` raises {type(error).__name__}", do=do) from error
+        raise CheckFailed(f"given {what}, `open` accepts it", do=do)
+
+
+def says_that_a_file_is_missing(subject: TargetSubject) -> None:
+    """`open` raises a TlkitError for a file that is not there."""
+    subject.need()
+    try:
+        subject.open(subject.root / f"missing{subject.offer.suffix}")
+    except TlkitError:
+        return
+    except Skipped:
+        raise
+    except Exception as error:
+        what = f"for a file that isn't there, `open` raises {type(error).__name__}"
+        raise CheckFailed(what, do="raise tlkit.errors.DataError") from error
+    raise CheckFailed("`open` opens a file that isn't there", do="raise tlkit.errors.DataError")
+
+
+SUBJECT = TargetSubject

@@ -1,1 +1,0 @@
-"""From bundle to running graph."""

@@ -1,0 +1,91 @@
+"""Scores as a picture: the confusion matrix, and how far probabilities can be believed. Speeds as another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tlkit.errors import ResourceError, UsageError
+from tlkit.evaluation.metrics import Scores
+from tlkit.util.files import atomic_file
+
+if TYPE_CHECKING:
+    from tlkit.benchmarking.run import Speed
+
+MOST_NUMBERS = 20  # classes; the cells of more are too small to write into
+FORMATS = ("png", "svg", "pdf")
+
+
+def check_plot(file: Path) -> None:
+    """Refuse, before any work, a picture that could not be drawn."""
+    if file.suffix.lower().removeprefix(".") not in FORMATS:
+        raise UsageError("not a kind of picture", file=file, do=f"end its name in .{', .'.join(FORMATS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ResourceError("drawing needs matplotlib", file=file, do='run: pip install "tlkit[plot]"') from error
+
+
+def plot(scores: Scores, labels: Sequence[str], file: Path) -> None:
+    """Draw the confusion matrix, as shares of each true class, beside the reliability diagram."""
+    check_plot(file)
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+    size = max(4.5, 0.3 * len(labels) + 2)
+    figure = Figure(figsize=(size + 5, max(4.5, size)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[size, 4.5])
+    _confusion(left, scores, labels)
+    _reliability(right, scores)
+    with atomic_file(file) as temporary:
+        figure.savefig(temporary, format=file.suffix.lower().removeprefix("."), dpi=150)
+
+
+def plot_speeds(speeds: Sequence[Speed], file: Path) -> None:
+    """Draw throughput against latency: a line for each side, a point for each batch size."""
+    check_plot(file)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes: Any = figure.subplots()
+    for name in dict.fromkeys(speed.name for speed in speeds):
+        points = sorted((speed for speed in speeds if speed.name == name), key=lambda speed: speed.batch)
+        latencies, rates = [point.latency["p50"] for point in points], [point.rate for point in points]
+        axes.plot(latencies, rates, marker="o", label=name)
+        for point, latency, rate in zip(points, latencies, rates, strict=True):
+            axes.annotate(f" {point.batch}", (latency, rate), fontsize=8)
+    axes.set(xscale="log", xlabel="latency of a call, median (ms)", ylabel="images a second")
+    axes.set_ylim(bottom=0)
+    axes.set_title("throughput against latency; numbers are batch sizes")
+    axes.legend()
+    with atomic_file(file) as temporary:
+        figure.savefig(temporary, format=file.suffix.lower().removeprefix("."), dpi=150)
+
+
+def _confusion(axes: Any, scores: Scores, labels: Sequence[str]) -> None:
+    counts = scores.confusion
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(labels))
+    axes.set_xticks(ticks, labels, rotation=45, ha="right")
+    axes.set_yticks(ticks, labels)
+    axes.set(xlabel="called", ylabel="is", title=f"accuracy {scores.accuracy:.1%} of {scores.images} images")
+    if len(labels) <= MOST_NUMBERS:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+
+
+def _reliability(axes: Any, scores: Scores) -> None:
+    """Per bin of confidence, the share that was right; on the diagonal, probabilities mean what they say."""
+    images, confidence, right = scores.reliability.T
+    filled = images > 0
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
+    axes.scatter(
+        confidence[filled], right[filled], s=20 + 180 * images[filled] / images.sum(), alpha=0.7, edgecolor="none"
+    )
+    axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axes.set(xlabel="confidence", ylabel="share that was right", title=f"calibration error {scores.ece:.3f}")

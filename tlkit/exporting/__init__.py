@@ -1,0 +1,1 @@
+"""From a bundle to exported graphs, each checked before it is written."""

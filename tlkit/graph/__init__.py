@@ -1,0 +1,1 @@
+"""ONNX in, ONNX out: tracing, composing, metadata, quantization. No session is opened here."""

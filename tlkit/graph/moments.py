@@ -1,0 +1,90 @@
+"""The graph of all stages with more outputs: mean and mean square of what every batch norm gives, image by image.
+
+The exporter folds most batch norms into the convolution before them, so a norm is found by its numbers: the bias of
+the folded convolution follows from the norm. What the convolution then gives is what the norm gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from tlkit.plugin.contract import BATCH
+from tlkit.util.files import atomic_file
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tlkit.model.norms import Norm
+
+MEAN, SQUARE = "moments.mean.", "moments.square."
+_RELATIVE, _ABSOLUTE = 1e-3, 1e-4  # between the exporter's single precision and our double
+
+
+def moments_graph(taps: Path, norms: Sequence[Norm]) -> Path:
+    """The file of the graph `taps` (of `export.taps_graph`), with the outputs `moments.mean.I` and `moments.square.I`.
+
+    Both are float32 `(N, channels)`, for each `norms[I]` that could be found in the graph.
+    """
+    file = taps.with_name(f"{taps.stem}-moments.onnx")
+    if not file.exists():
+        graph = onnx.load_model(taps)
+        for index, tensor in _found(graph, norms):
+            _add(graph.graph, index, tensor, len(norms[index].bias))
+        with atomic_file(file) as temporary:
+            onnx.save_model(graph, temporary)
+    return file
+
+
+def watched(outputs: Sequence[str]) -> list[int]:
+    """Which norms the outputs of such a graph are of."""
+    return [int(name.removeprefix(MEAN)) for name in outputs if name.startswith(MEAN)]
+
+
+def _found(model: onnx.ModelProto, norms: Sequence[Norm]) -> Iterator[tuple[int, str]]:
+    """The index of each norm that is found, and the name of the tensor that holds what it gives."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def constant(node: onnx.NodeProto, place: int) -> NDArray[np.float64] | None:
+        name = node.input[place] if place < len(node.input) else ""
+        return numpy_helper.to_array(constants[name]).astype(np.float64) if name in constants else None
+
+    def shift(node: onnx.NodeProto) -> NDArray[np.float64] | None:
+        """What a node adds to each channel, where it is one that a norm may have become."""
+        if node.op_type == "Conv":
+            return constant(node, 2)
+        if node.op_type != "BatchNormalization":
+            return None
+        scale, bias, mean, variance = (constant(node, place) for place in (1, 2, 3, 4))
+        if scale is None or bias is None or mean is None or variance is None:
+            return None
+        epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
+        moved: NDArray[np.float64] = bias - mean * scale / np.sqrt(variance + epsilon)
+        return moved
+
+    left = [(node.output[0], told) for node in model.graph.node if (told := shift(node)) is not None]
+    for index, norm in enumerate(norms):
+        for place, (tensor, told) in enumerate(left):
+            if any(told.shape == each.shape and np.allclose(told, each, _RELATIVE, _ABSOLUTE) for each in norm.folded):
+                del left[place]
+                yield index, tensor
+                break
+
+
+def _add(graph: onnx.GraphProto, index: int, tensor: str, channels: int) -> None:
+    """Mean and mean square over height and width of a tensor `(N, C, H, W)` as two more outputs.
+
+    By operators that ONNX Runtime has for its own layout of channels on a CPU: with others it would convert all maps.
+    """
+    squared = f"moments.squared.{index}"
+    graph.node.append(helper.make_node("Mul", [tensor, tensor], [squared]))
+    for prefix, maps in ((MEAN, tensor), (SQUARE, squared)):
+        output = f"{prefix}{index}"
+        graph.node.append(helper.make_node("GlobalAveragePool", [maps], [f"{output}.map"]))
+        graph.node.append(helper.make_node("Flatten", [f"{output}.map"], [output]))
+        graph.output.append(helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, [BATCH, channels]))

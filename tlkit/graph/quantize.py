@@ -1,0 +1,139 @@
+"""int8 as QuantizeLinear and DequantizeLinear around operators, in the flavour that the runtime wants.
+
+Weights are int8 with a scale for each channel, without which depthwise convolutions fall apart. What else differs by
+runtime is a `Flavour`. The quantiser is ONNX Runtime's own.
+
+One file is one model on every processor. Without VNNI, x86 multiplies uint8 by int8 with an instruction that adds two
+neighbouring products in 16 bits (`vpmaddubsw`), and saturates: a sum is then whatever fits. `weight_scales` chooses
+each channel's scale so that no two neighbours can exceed it, and sums are exact everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.onnx_model import ONNXModel
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from tlkit.graph import layout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LEVELS = 127  # of a weight on either side of zero
+WEIGHTED = ("Conv", "Gemm", "MatMul")  # the layers that can be left in float one by one
+# An activation is absorbed by the layer before it, whose output then needs no range but the activation's own: without
+# that, ReLU6 would leave its six units a few levels. No Mul and no Sub: they are the normalisation, which stays float.
+ACTIVATIONS = ("Clip", "Relu")
+OPERATORS = (*WEIGHTED, *ACTIVATIONS, "Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool")
+
+
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """How a runtime wants its int8: the type of activations, and what ONNX Runtime's quantiser calls the rest.
+
+    With `channels_last` its convolutions read them so, and the graph begins accordingly: see `entry`.
+    """
+
+    activations: QuantType
+    channels_last: bool
+    options: Mapping[str, bool] = field(default_factory=dict)
+
+
+FLAVOURS = {
+    # ONNX Runtime's CPU: uint8 with a zero point, so that what comes after a ReLU has all 256 levels; int32 biases.
+    "int8": Flavour(QuantType.QUInt8, channels_last=True),
+    # TensorRT: int8 about zero, and biases stay float; it parses no other.
+    "int8-symmetric": Flavour(
+        QuantType.QInt8,
+        channels_last=False,
+        options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+    ),
+}
+
+
+def layers(graph: onnx.ModelProto) -> tuple[str, ...]:
+    """The names of the operators with weights, in order."""
+    return tuple(node.name for node in graph.graph.node if node.op_type in WEIGHTED)
+
+
+def quantise(
+    graph: onnx.ModelProto,
+    ranges: Any,
+    *,
+    flavour: str = "int8",
+    keep: Collection[str] = (),
+    only: Collection[str] = (),
+) -> onnx.ModelProto:
+    """The graph in int8, but for the nodes named in `keep`; or with the nodes named in `only` in int8 and nothing else.
+
+    `ranges` are those of `calibrate.ranges`.
+    """
+    wanted = FLAVOURS[flavour]
+    if wanted.channels_last:
+        graph = layout.by_rows(graph)
+    quantiser = QDQQuantizer(
+        onnx.shape_inference.infer_shapes(graph),  # a copy, with the shapes that it goes by
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=wanted.activations,
+        tensors_range=ranges,
+        nodes_to_quantize=[*only, *_activations(graph, only)],
+        nodes_to_exclude=list(keep),
+        op_types_to_quantize=list(OPERATORS),
+        extra_options={**wanted.options, "TensorQuantOverrides": weight_scales(graph)},
+    )
+    quantiser.quantize_model()
+    made: onnx.ModelProto = quantiser.model.model
+    if wanted.channels_last:
+        made = layout.straight(made)
+    ONNXModel(made).topological_sort()  # what was inserted was appended
+    return made
+
+
+def weight_scales(graph: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
+    """A symmetric scale per output channel for every weight, as ONNX Runtime's quantiser takes overrides.
+
+    It is the least with which neither a weight exceeds 127 levels nor the sum of two that are multiplied side by side:
+    rounded, such a sum is at most 128, and 255 * 128 < 2**15. Neighbours are taken in the order in which ONNX Runtime
+    sums, channels innermost, wherever the first pair begins. Depthwise convolutions are summed in 32 bits.
+    """
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    scales = {}
+    for node in graph.graph.node:
+        if node.op_type in WEIGHTED and node.input[1] in constants:
+            axis, rows, pairs = _summed(node, numpy_helper.to_array(constants[node.input[1]]))
+            largest = np.abs(rows).max(1, initial=0)
+            if pairs and rows.shape[1] > 1:
+                largest = np.maximum(largest, np.abs(rows[:, 1:] + rows[:, :-1]).max(1))
+            scales[node.input[1]] = [
+                {"axis": axis, "scale": np.float32(each / LEVELS if each else 1), "zero_point": np.int8(0)}
+                for each in largest
+            ]
+    return scales
+
+
+def _summed(node: onnx.NodeProto, weights: NDArray[np.float32]) -> tuple[int, NDArray[np.float32], bool]:
+    """The axis of a layer's output channels, its weights `(channels, K)` as they are summed, and whether by pairs."""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if node.op_type == "Conv":
+        outputs, inputs = weights.shape[:2]
+        rows = np.moveaxis(weights, 1, -1).reshape(outputs, -1)
+        depthwise = inputs == 1 < attributes.get("group", 1) == outputs
+        return 0, rows, not depthwise
+    if node.op_type == "Gemm" and attributes.get("transB"):
+        return 0, weights, True
+    return 1, np.moveaxis(weights, 1, 0).reshape(weights.shape[1], -1), True
+
+
+def _activations(graph: onnx.ModelProto, names: Collection[str]) -> list[str]:
+    """The activations directly behind the nodes named."""
+    outputs = {output for node in graph.graph.node if node.name in names for output in node.output}
+    return [node.name for node in graph.graph.node if node.op_type in ACTIVATIONS and node.input[0] in outputs]

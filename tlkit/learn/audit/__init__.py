@@ -1,1 +1,0 @@
-"""Mistakes in a set of images: duplicates, leaks, wrong labels, imbalance, shortcuts."""

@@ -1,0 +1,1 @@
+"""Run exported graphs: sessions, providers, engines, and the model on top of them. Never torch."""

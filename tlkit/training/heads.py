@@ -1,0 +1,74 @@
+"""Heads on features that are there: solved or trained by gradient, and solved again on those of a trunk that moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tlkit.errors import DataError
+from tlkit.evaluation.metrics import score
+from tlkit.plugin.contract import Head, Phase
+from tlkit.training.inputs import Examples
+from tlkit.training.steps import Line
+from tlkit.training.trainer import Fitted, Setting, fit_head
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+
+def solve_or_fit(
+    head: Head,
+    phases: Sequence[Phase],
+    train: Examples,
+    val: Examples,
+    classes: int,
+    setting: Setting,
+) -> tuple[nn.Module, Fitted]:
+    """The head, solved where it can be, otherwise trained by gradient; and the history of that."""
+    solved = head.solve(train.features, train.labels, classes, setting.seed)
+    if solved is not None:
+        return solved.eval(), Fitted([{"phase": 1, "solved": head.name, **report(solved)}])
+    module = head.module(train.features.shape[1], classes)
+    return fit_head(module, phases, train, val, setting)
+
+
+def refit(
+    head: Head, trained: nn.Module, train: Examples, val: Examples, classes: int, seed: int
+) -> tuple[nn.Module, list[Line]]:
+    """The head solved on the features of the deployed trunk, if that loses neither accuracy nor log-loss on `val`.
+
+    Otherwise, and where it can't be solved, the one that was trained; and what to add to the history.
+    """
+    try:
+        solved = head.solve(train.features, train.labels, classes, seed)
+    except DataError as problem:
+        return trained, [{"solved": head.name, "kept": False, "because": problem.what}]
+    if solved is None:
+        return trained, []
+    before, after = (score(probabilities(module.eval(), val.features), val.labels) for module in (trained, solved))
+    kept = after.accuracy >= before.accuracy and after.log_loss <= before.log_loss
+    seen = {"val_loss": after.log_loss, "val_accuracy": after.accuracy}
+    trained_seen = {"trained_val_loss": before.log_loss, "trained_val_accuracy": before.accuracy}
+    return solved if kept else trained, [{"solved": head.name, "kept": kept, **seen, **trained_seen, **report(solved)}]
+
+
+def report(head: nn.Module) -> dict[str, Any]:
+    """What a head found out while it was solved."""
+    return dict(getattr(head, "report", {}))
+
+
+def logits(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a head gives for features `(N, width)`: `(N, classes)`."""
+    with torch.inference_mode():
+        given: NDArray[np.float32] = head(torch.from_numpy(features)).numpy()
+    return given
+
+
+def probabilities(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As `logits`, each row as shares of 1."""
+    shares: NDArray[np.float32] = torch.from_numpy(logits(head, features)).softmax(1).numpy()
+    return shares

@@ -1,0 +1,146 @@
+"""What came of a training: its scores, and the bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlkit.data.dataset import Dataset, Sample
+from tlkit.data.preprocessing import load
+from tlkit.evaluation.metrics import Scores, score
+from tlkit.model import bundle as bundles
+from tlkit.model import trunk as trunks
+from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head, Strategy
+from tlkit.plugin.options import to_json
+from tlkit.runtime.features import Features
+from tlkit.training.config import Plan, Recipe
+from tlkit.training.curves import draw
+from tlkit.training.heads import logits, probabilities, report
+from tlkit.training.inputs import Examples
+from tlkit.training.phases import provenance
+from tlkit.training.trainer import Fitted
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came of it. `rejected` maps the names of images that could not be used to the reasons."""
+
+    root: Path
+    digest: str
+    cut: str
+    images: Mapping[str, int]  # by split
+    decoded: int
+    rejected: Mapping[str, str]
+    ignored: Sequence[str]
+    scores: Scores
+    provenance: Mapping[str, str]  # of each stage: "original", "moved" or "new"
+    right: NDArray[np.bool_]  # which of the images to validate on that can be used, in order
+    report: Mapping[str, Any] = field(default_factory=dict)
+    epochs: Sequence[Mapping[str, Any]] = ()  # of this run: loss, accuracy, rates, seconds and images a second
+    diverged: str | None = None  # where the loss ended as no number; the weights are the best before that
+
+
+def write(
+    plan: Plan,
+    features: Features,
+    val_set: Examples,
+    head: nn.Module,
+    fitted: Fitted,
+    changed: Sequence[str],
+    epochs: Sequence[Mapping[str, Any]],
+    conditions: Mapping[str, Any],
+) -> Trained:
+    """Score the head on the features of the deployed trunk, `val_set` those of val, and write the bundle."""
+    recipe, trunk, dataset, samples, phases = plan.recipe, plan.trunk, plan.dataset, plan.samples, plan.phases
+    train_samples, val_samples = dataset.of("train"), dataset.of("val")
+    given = probabilities(head, val_set.features)
+    scores = score(given, val_set.labels)
+
+    kept = _golden(val_samples, features.usable[len(train_samples) :], recipe.golden)
+    contents = [val_samples[index].path.read_bytes() for index in kept]
+    expected = features.array[[len(train_samples) + index for index in kept]]
+    record = bundles.Record(
+        labels=dataset.labels,
+        pixels=trunk.pixels,
+        backbone=_made(recipe, recipe.backbone),
+        source=asdict(recipe.backbone.source),
+        stages=trunk.names,
+        width=features.array.shape[1],
+        head=_made(recipe, recipe.head, report(head)),
+        strategy=_made(recipe, recipe.strategy, recipe.advice),
+        phases=tuple(asdict(phase) for phase in phases),
+        seed=recipe.seed,
+        data=_data(plan.source, dataset, features, samples, recipe),
+        scores={"val": scores.to_json()},
+        golden=tuple(
+            bundles.Golden(
+                file=f"{bundles.GOLDEN}/{number}{val_samples[index].path.suffix.lower()}",
+                name=val_samples[index].name,
+                label=val_samples[index].label,
+                pixels=hashlib.sha256(load(content, trunk.pixels).tobytes()).hexdigest(),
+            )
+            for number, (index, content) in enumerate(zip(kept, contents, strict=True))
+        ),
+        provenance=provenance(trunk.names, phases, changed),
+        training=conditions,
+    )
+    digest = bundles.write(
+        plan.out,
+        record,
+        trunk=trunks.tensors(trunk),
+        head=trunks.tensors(head),
+        history=fitted.history,
+        golden=contents,
+        expected={FEATURES: expected, LOGITS: logits(head, expected)},
+    )
+    draw(fitted.history, plan.out)
+    return Trained(
+        root=plan.out,
+        digest=digest,
+        cut=trunk.names[-1],
+        images={split: len(dataset.of(split)) for split in ("train", "val", "test")},
+        decoded=features.decoded,
+        rejected={samples[index].name: reason for index, reason in features.rejected.items()},
+        ignored=dataset.ignored,
+        scores=scores,
+        provenance=record.provenance,
+        right=given.argmax(axis=1) == val_set.labels,
+        report=report(head),
+        epochs=epochs,
+        diverged=fitted.diverged,
+    )
+
+
+def _golden(samples: Sequence[Sample], usable: NDArray[np.bool_], count: int) -> list[int]:
+    """Which validation images to keep: by turns from each class, in the order of their names."""
+    queues: dict[int, list[int]] = {}
+    for index, sample in enumerate(samples):
+        if usable[index]:
+            queues.setdefault(sample.label, []).append(index)
+    turns = [queue[turn] for turn in range(count) for _, queue in sorted(queues.items()) if turn < len(queue)]
+    return turns[:count]
+
+
+def _made(recipe: Recipe, offer: Backbone | Head | Strategy, report: Mapping[str, Any] | None = None) -> bundles.Made:
+    distribution, version = recipe.origins[offer.kind]
+    return bundles.Made(offer.name, distribution, version, to_json(offer), report or {})
+
+
+def _data(
+    source: Path, dataset: Dataset, features: Features, samples: Sequence[Sample], recipe: Recipe
+) -> dict[str, Any]:
+    return {
+        "source": str(source.absolute()),
+        "given_split": dataset.given_split,
+        "val": recipe.val,
+        "images": {split: len(dataset.of(split)) for split in ("train", "val", "test")},
+        "rejected": {samples[index].name: reason for index, reason in features.rejected.items()},
+    }

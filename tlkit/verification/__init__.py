@@ -1,0 +1,1 @@
+"""Prove that what is deployed is what was trained."""
