@@ -96,7 +96,7 @@ def boundary(args: Any, work: Path) -> int:
     def strategy(moving: int | None, *more: str) -> Callable[[], Run]:
         moved = ["--strategy", "full", *chosen(epochs=2)]
         if moving is not None:
-            moved = ["--strategy", "partial", *chosen(moving=moving, epochs=epochs), "--views", str(args.views)]
+            moved = ["--strategy", "partial", *chosen(trainable=moving, epochs=epochs), "--views", str(args.views)]
         return lambda: train(data, *moved, *more, *CPU, "--seed", next(seeds[moving, more]))
 
     cases: list[tuple[int | None, tuple[str, ...]]] = [(None, ())]

@@ -42,13 +42,13 @@ def main() -> int:
         "The 1000-way top-1 of EfficientNet-Lite0 as tlkit deploys it (ONNX Runtime) against the reference "
         "implementation and timm (PyTorch), same weights and same pixels. A flip is another argmax; a tie is an image "
         f"whose two largest reference logits are less than {TIE:g} apart.",
-        {"images": " ".join(map(shown, folders)), "limit": args.limit or "none", "batch": args.batch},
+        {"images": " ".join(map(shown, folders)), "limit": args.limit or "none", "batch": args.batch_size},
     )
     with workroom() as work:
         load, networks = _networks(weights(work), args.threads)
         for folder in folders:
             files = _files(folder, args.limit)
-            counts = _compare(_batches(files, load, args.batch, args.threads), networks)
+            counts = _compare(_batches(files, load, args.batch_size, args.threads), networks)
             print(f"{folder.name}: {counts[REFERENCE]}", file=sys.stderr)
             report.figures[folder.name] = dict(counts)
             report.rows += [_row(folder.name, other, counts[other]) for other in (REFERENCE, TIMM)]
@@ -83,9 +83,9 @@ def _networks(file: Path, threads: int) -> tuple[Callable[[Path], NDArray[np.uin
     session = OnnxSession(trace.taps_graph(trunk))
     classifier = backbone.classifier()
 
-    def ours(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def ours(preprocessing: NDArray[np.uint8]) -> NDArray[np.float32]:
         name = trace.tap(trunk.names[-1])
-        features = torch.from_numpy(session.run(pixels, [name])[name])
+        features = torch.from_numpy(session.run(preprocessing, [name])[name])
         with torch.inference_mode():
             logits: NDArray[np.float32] = classifier(features).numpy()
         return logits
@@ -93,10 +93,10 @@ def _networks(file: Path, threads: int) -> tuple[Callable[[Path], NDArray[np.uin
     def eager(model: torch.nn.Module) -> Network:
         model = model.eval().to(memory_format=torch.channels_last)
 
-        def logits(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def logits(preprocessing: NDArray[np.uint8]) -> NDArray[np.float32]:
             with torch.inference_mode():
-                normalised = torch.from_numpy((pixels.astype(np.float32) - 127) / 128).permute(0, 3, 1, 2)
-                given: NDArray[np.float32] = model(normalised).numpy()
+                normalized = torch.from_numpy((preprocessing.astype(np.float32) - 127) / 128).permute(0, 3, 1, 2)
+                given: NDArray[np.float32] = model(normalized).numpy()
             return given
 
         return logits
@@ -106,7 +106,7 @@ def _networks(file: Path, threads: int) -> tuple[Callable[[Path], NDArray[np.uin
     reference.load_state_dict(published)
     timm_model = timm.create_model("tf_efficientnet_lite0", pretrained=True, pretrained_cfg_overlay={"file": str(file)})
     networks = {OURS: ours, REFERENCE: eager(reference), TIMM: eager(timm_model)}
-    return lambda path: images.load(path, backbone.pixels), networks
+    return lambda path: images.load(path, backbone.preprocessing), networks
 
 
 def _files(folder: Path, limit: int | None) -> list[Path]:
@@ -133,14 +133,14 @@ def _compare(batches: Iterator[NDArray[np.uint8]], networks: dict[str, Network])
     import numpy as np
 
     counts: dict[str, dict[str, Any]] = defaultdict(lambda: _sum([]))
-    for pixels in batches:
-        ours = networks[OURS](pixels)
+    for preprocessing in batches:
+        ours = networks[OURS](preprocessing)
         for other in (REFERENCE, TIMM):
-            theirs = networks[other](pixels)
+            theirs = networks[other](preprocessing)
             second, first = np.partition(theirs, -2, axis=1)[:, -2:].T
             tie, differs = first - second < TIE, ours.argmax(1) != theirs.argmax(1)
             here = {
-                "images": len(pixels),
+                "images": len(preprocessing),
                 "ties": int(tie.sum()),
                 "flips": int((differs & ~tie).sum()),
                 "flips in ties": int((differs & tie).sum()),

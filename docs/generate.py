@@ -13,9 +13,9 @@ from typing import Any
 
 from tlkit.conformance import checks
 from tlkit.plugin import hooks
-from tlkit.plugin.contract import Offer
+from tlkit.plugin.contract import Component
 from tlkit.plugin.options import describe, to_json
-from tlkit.plugin.registry import CONTRACTS, Host, load
+from tlkit.plugin.registry import BASE_CLASSES, Host, load
 
 HERE = Path(__file__).parent
 PREFIX = "tlkit_"  # of every hook
@@ -26,11 +26,11 @@ def pages(host: Host) -> dict[str, str]:
     """The text of every page by its file name."""
     return {
         f"{hook.removeprefix(PREFIX)}.md": "\n".join(_page(hook, contract, host)) + "\n"
-        for hook, contract in CONTRACTS.items()
+        for hook, contract in BASE_CLASSES.items()
     }
 
 
-def _page(hook: str, contract: type[Offer], host: Host) -> Iterator[str]:
+def _page(hook: str, contract: type[Component], host: Host) -> Iterator[str]:
     kind = contract.kind
     yield f"# {hook.removeprefix(PREFIX).capitalize()}\n"
     yield f"{inspect.getdoc(contract)}\n"
@@ -61,8 +61,8 @@ def _offer(offer: Any) -> Iterator[str]:
     yield f"### `{offer.name}`\n"
     yield f"{_explanation(type(offer))}\n"
     if offer.kind == "backbone":
-        pixels = offer.pixels
-        yield f"{pixels.size} x {pixels.size} pixels; weights: {offer.source.origin} ({offer.source.licence}).\n"
+        size, weights = offer.preprocessing.size, offer.weights
+        yield f"{size} x {size} pixels; weights: {weights.origin} ({weights.license}).\n"
     options = describe(offer)
     if not options:
         return

@@ -5,24 +5,38 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tlkit.version import __version__
+
 if TYPE_CHECKING:
     from tlkit.errors import TlkitError
-    from tlkit.plugin.contract import Backbone, Facts, Head, Phase, Pixels, Session, Strategy, Target, option
+    from tlkit.plugin.contract import (
+        Backbone,
+        DatasetStatistics,
+        Head,
+        Phase,
+        Preprocessing,
+        Session,
+        Strategy,
+        Target,
+        Weights,
+        option,
+    )
     from tlkit.plugin.hooks import hookimpl
     from tlkit.runtime.model import Model
 
-__version__ = "0.1.0"
 __all__ = [
     "Backbone",
-    "Facts",
+    "DatasetStatistics",
     "Head",
     "Model",
     "Phase",
-    "Pixels",
+    "Preprocessing",
     "Session",
     "Strategy",
     "Target",
     "TlkitError",
+    "Weights",
+    "__version__",
     "hookimpl",
     "option",
 ]

@@ -18,7 +18,7 @@ from tlkit.data import dataset
 from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
 from tlkit.model import trunk as trunks
-from tlkit.model.norms import norms
+from tlkit.model.batchnorm import norms
 from tlkit.runtime.features import extract
 from tlkit.util.files import cache_dir
 
@@ -39,7 +39,7 @@ def cost(root: Path, repeat: int) -> int:
             data = load_set(root, each)
             source = table(room / "set.csv", data, all=data.draw(count, 0))
             paths = [sample.path for sample in dataset.read(source).of("train")]
-            one_pass = partial(extract, paths, graph, trunk.pixels, trunk.names, None, quiet)
+            one_pass = partial(extract, paths, graph, trunk.preprocessing, trunk.names, None, quiet)
             passes, advices = [], []
             for _ in range(repeat):
                 passes.append(_timed(one_pass))

@@ -22,7 +22,7 @@ from tlkit.data import dataset as folder
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
-from tlkit.plugin.contract import Facts, Head
+from tlkit.plugin.contract import DatasetStatistics, Head
 from tlkit.plugin.options import configure
 from tlkit.plugin.registry import load as load_plugins
 from tlkit.runtime.features import extract
@@ -192,18 +192,18 @@ def _frozen(cell: Cell, index: int, name: str) -> np.ndarray:
         sides.append(Examples(features, np.array([sample.label for sample in samples])))
     head: Head = load_plugins().get("head", name)
     strategy = load_plugins().get("strategy", "frozen")
-    phases = strategy.phases(trunk.names, Facts(len(sides[0].labels), len(dataset.labels), 1, 1))
+    phases = strategy.phases(trunk.names, DatasetStatistics(len(sides[0].labels), len(dataset.labels), 1, 1))
     module, _ = solve_or_fit(head, phases, *sides, len(dataset.labels), Setting(0))
     return logits(module, _features(cell.test, trunk).stage(index)).argmax(1) == cell.truth
 
 
 def _trunk(cell: Cell) -> trunks.Trunk:
     offered = backbone(BACKBONES[0])
-    return trunks.build(offered, pixels=None if cell.size is None else trunks.resized(offered, cell.size))
+    return trunks.build(offered, preprocessing=None if cell.size is None else trunks.resized(offered, cell.size))
 
 
 def _features(files: Sequence[Path], trunk: trunks.Trunk, cut: str | None = None) -> Any:
-    return extract(files, trace.taps_graph(trunk), trunk.pixels, trunk.names, cut, quiet)
+    return extract(files, trace.taps_graph(trunk), trunk.preprocessing, trunk.names, cut, quiet)
 
 
 def _moved(cell: Cell, name: str, settings: Mapping[str, Any], cut: str) -> np.ndarray:

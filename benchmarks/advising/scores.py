@@ -20,7 +20,7 @@ from tlkit.advice.probes import nearest_mean, ridge
 from tlkit.advice.scores import h_score, logme
 from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
-from tlkit.model.norms import norms
+from tlkit.model.batchnorm import norms
 from tlkit.plugin.registry import load as load_plugins
 from tlkit.training.heads import logits
 
@@ -44,8 +44,8 @@ def scores(root: Path, count: int = 500) -> int:
             rows, classes = data.draw(count, 0), len(data.classes)
             labels = data.labels[rows]
             moments = Moments(norms(trunk))
-            graph = moments_graph(trace.taps_graph(trunk), moments.norms)
-            moments.look(graph, trunk.pixels, [data.files[row] for row in rows[:96]])
+            graph = moments_graph(trace.taps_graph(trunk), moments.batchnorm)
+            moments.look(graph, trunk.preprocessing, [data.files[row] for row in rows[:96]])
             distance = moments.shift().stages
             sure = confidence.measure(offered.classifier(), features.stage(-1)[rows])
             head = load_plugins().get("head", "logistic")

@@ -15,7 +15,7 @@ from tlkit.advice.domain_shift import ALIKE, FEWEST, LEAST, UNLIKE, Moments, Shi
 from tlkit.graph import trace
 from tlkit.graph.moments import MEAN, SQUARE, moments_graph
 from tlkit.model import trunk as trunks
-from tlkit.model.norms import norms
+from tlkit.model.batchnorm import norms
 
 SIDES = {"ants_bees": "alike", "sign_digits": "unlike", "cifar10": "unlike", "fashion_mnist": "unlike"}
 
@@ -48,7 +48,7 @@ def _sides(root: Path, repeat: int) -> int:
                 found = []
                 for seed in range(repeat):
                     moments = Moments(remembered)
-                    moments.look(graph, trunk.pixels, [data.files[row] for row in data.draw(count, seed)])
+                    moments.look(graph, trunk.preprocessing, [data.files[row] for row in data.draw(count, seed)])
                     found.append(moments.shift(seed))
                 values[count] = [float(one.overall or 0.0) for one in found]
                 sides += [one.likeness for one in found]
@@ -101,7 +101,7 @@ def _stability(root: Path) -> int:
     for each in NAMES:
         data = load_set(root, each)
         seen = _Kept(remembered)
-        seen.look(graph, trunk.pixels, [data.files[row] for row in data.draw(ALL, 0)])
+        seen.look(graph, trunk.preprocessing, [data.files[row] for row in data.draw(ALL, 0)])
         whole = seen.some(np.arange(seen.count), 0)
         row = {"data": f"{each}, {seen.count} images: {whole.overall:.3f}"}
         for count in COUNTS:
@@ -134,7 +134,7 @@ class _Kept(Moments):
 
     def some(self, rows: np.ndarray, seed: int) -> Shift:
         """The shift of a few of the images seen."""
-        few = Moments(self.norms)
+        few = Moments(self.batchnorm)
         for index, parts in self._parts.items():
             means, squares = (np.concatenate(side)[rows] for side in zip(*parts, strict=True))
             few.see({f"{MEAN}{index}": means, f"{SQUARE}{index}": squares})

@@ -14,12 +14,15 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 facts = session.get_modelmeta().custom_metadata_map
-labels, pixels = json.loads(facts["tlkit.labels"]), json.loads(facts["tlkit.pixels"])
+labels, preprocessing = json.loads(facts["tlkit.labels"]), json.loads(facts["tlkit.preprocessing"])
 
 picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
-side = pixels["crop"] * min(picture.size)
+side = preprocessing["crop_pct"] * min(picture.size)
 left, top = (picture.width - side) / 2, (picture.height - side) / 2
-size, resampling = (pixels["size"], pixels["size"]), Image.Resampling[pixels["filter"].upper()]
+size, resampling = (
+    (preprocessing["size"], preprocessing["size"]),
+    Image.Resampling[preprocessing["interpolation"].upper()],
+)
 image = np.asarray(picture.resize(size, resampling, box=(left, top, left + side, top + side)))
 
 probabilities = session.run(["probabilities"], {"images": image[None]})[0][0]

@@ -71,7 +71,7 @@ def plain(images: Path, epochs: int) -> list[float]:
     trunk = build(load().get("backbone", "efficientnet-lite0"))
     model = nn.Sequential(*trunk.stages.values(), trunk.pool, nn.Linear(1280, len(found.classes)))
     model.train().cuda().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.1)
     speeds = []
     for _ in range(epochs):
@@ -81,10 +81,10 @@ def plain(images: Path, epochs: int) -> list[float]:
             with torch.autocast("cuda", torch.bfloat16):
                 logits = model(x)
             loss = loss_of(logits.float(), labels.cuda(non_blocking=True))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
         torch.cuda.synchronize()
         speeds.append(len(found) / (time.perf_counter() - started))
     return speeds[1:]

@@ -40,17 +40,17 @@ def main() -> None:
     train = DataLoader(found, batch_size=32, shuffle=True, num_workers=2, drop_last=True)
     val = DataLoader(seen, batch_size=64, num_workers=2)
 
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     epochs = args.epochs + 1
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * len(train))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(train))
     loss_of = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     accuracies = []
     for _ in range(epochs):
         model.train()
         for images, labels in train:
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss_of(model(images), labels).backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
         model.eval()
         with torch.inference_mode():

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-from tlkit import Backbone, Pixels, hookimpl, option
-from tlkit.plugin.contract import Source
+from tlkit import Backbone, Preprocessing, hookimpl, option
+from tlkit.plugin.contract import Weights
 
 
 @dataclass(frozen=True)
 class Edges(Backbone):
     name = "edges"
-    pixels = Pixels(64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), crop=1.0)
-    source = Source("computed from a formula", licence="Apache-2.0")
+    preprocessing = Preprocessing(64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), crop_pct=1.0)
+    weights = Weights("computed from a formula", license="Apache-2.0")
     orientations: int = option(8, "directions to look for edges in")
 
     def stages(self, *, pretrained):

@@ -100,7 +100,7 @@ def test_what_was_left_off_is_begun_anew_by_nobody_who_does_not_say_so(left_off,
     from tests.training.test_tune import tuned
     from tlkit.plugin.contract import Phase
 
-    moving = replace(tiny_recipe, **tuned(Phase(1, 0.05, trunk_lr=0.02, moving=1)))
+    moving = replace(tiny_recipe, **tuned(Phase(1, 0.05, trunk_lr=0.02, trainable=1)))
     with pytest.raises(UsageError, match="was left off; go on with --resume"):
         auto.train_auto(pictures, left_off, ask())
     with pytest.raises(UsageError, match="was left off; go on with --resume"):

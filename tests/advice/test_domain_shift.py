@@ -18,7 +18,7 @@ from tlkit.data.preprocessing import load
 from tlkit.graph import trace
 from tlkit.graph.moments import MEAN, SQUARE, moments_graph, watched
 from tlkit.model import trunk as trunks
-from tlkit.model.norms import norms
+from tlkit.model.batchnorm import norms
 from tlkit.runtime.session import OnnxSession
 
 
@@ -29,7 +29,7 @@ def files(pictures, tmp_path, monkeypatch):
 
 
 def images_of(files):
-    return np.stack([load(file, Tiny.pixels) for file in files])
+    return np.stack([load(file, Tiny.preprocessing) for file in files])
 
 
 def pretrained_on(files):
@@ -49,7 +49,7 @@ def pretrained_on(files):
 def shift_of(trunk, files, seed=0):
     remembered = norms(trunk)
     moments = Moments(remembered)
-    moments.look(moments_graph(trace.taps_graph(trunk), remembered), trunk.pixels, files)
+    moments.look(moments_graph(trace.taps_graph(trunk), remembered), trunk.preprocessing, files)
     return moments.shift(seed)
 
 

@@ -142,14 +142,14 @@ def look(page, tmp_path, *options):
     shot = tmp_path / "shot.png"
     subprocess.run([*browser, *options, f"--screenshot={shot}", page.as_uri()], capture_output=True, check=True)
     with Image.open(shot) as picture:
-        colours = picture.convert("RGB").getcolors(1 << 24)
-    return json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', dumped.stdout, re.DOTALL)[1])), len(colours)
+        colors = picture.convert("RGB").getcolors(1 << 24)
+    return json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', dumped.stdout, re.DOTALL)[1])), len(colors)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1100, 500])  # no browser of this kind is narrower
 def test_a_real_browser_shows_it(page, tmp_path, width):
-    seen, colours = look(page, tmp_path, f"--window-size={width},2400")
+    seen, colors = look(page, tmp_path, f"--window-size={width},2400")
     assert seen["title"].startswith("Advice for")
     assert seen["room"] <= width
     assert seen["wide"] <= 0  # nothing sticks out at the side
@@ -161,7 +161,7 @@ def test_a_real_browser_shows_it(page, tmp_path, width):
     assert {"left-out accuracy", "100%", "shift, nats", "first", "second", "third"} <= set(seen["texts"])
     assert seen["rows"] == 2
     assert {"Accuracy and shift against depth", "Principal components", "t-SNE", "Audit"} <= set(seen["heads"])
-    assert colours > 500  # a page without its pictures has a handful
+    assert colors > 500  # a page without its pictures has a handful
 
 
 @pytest.mark.slow

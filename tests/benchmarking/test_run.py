@@ -47,13 +47,13 @@ class Steady(Session):
 def clock(monkeypatch):
     made = Time()
 
-    def load(_content, pixels):
+    def load(_content, preprocessing):
         made.now += 0.002
-        return np.zeros((pixels.size, pixels.size, 3), np.uint8)
+        return np.zeros((preprocessing.size, preprocessing.size, 3), np.uint8)
 
-    def decoded(_content, pixels):
+    def decoded(_content, preprocessing):
         made.now += 0.0015
-        return pixels.size, pixels.size
+        return preprocessing.size, preprocessing.size
 
     monkeypatch.setattr(bench, "load", load)
     monkeypatch.setattr(bench, "decoded", decoded)
@@ -66,7 +66,7 @@ def test_percentiles_rates_and_calls(tiny_run, clock):
     result = benchmark(open_bundle(tiny_run), {"it": lambda: session}, [4], seconds=0.19, clock=clock, cpu_clock=cpu)
     (speed,) = result.speeds
     assert session.batches == [4] * (WARM_UP + speed.calls)
-    assert (speed.name, speed.batch, speed.calls) == ("it", 4, ROUNDS * 10)
+    assert (speed.name, speed.batch_size, speed.calls) == ("it", 4, ROUNDS * 10)
     assert speed.latency["p50"] == pytest.approx(10)
     assert speed.latency["p99"] == pytest.approx(100)
     assert speed.rates == pytest.approx([4 * 10 / 0.19] * ROUNDS)

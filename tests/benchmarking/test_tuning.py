@@ -40,7 +40,7 @@ def speeds(monkeypatch):
 
 
 def test_the_fastest_setting_is_kept_and_used(own_run, file, speeds):
-    tried = speeds(lambda each, turn: 100 + 50 * (each.level == "basic") + each.batch + turn / 10)
+    tried = speeds(lambda each, turn: 100 + 50 * (each.level == "basic") + each.batch_size + turn / 10)
     tuned = tune(open_bundle(own_run))
     assert tuned.best == Setting(cores(), 16, "basic")
     assert tuned.rates == pytest.approx((166.1, 166.2, 166.3))
@@ -50,14 +50,16 @@ def test_the_fastest_setting_is_kept_and_used(own_run, file, speeds):
     assert json.loads((file.parent / "built.json").read_text())["tuning"]["best"]["batch"] == 16
     assert read(file) == tuned.best
     session = Model.open(own_run).session
-    assert (session.workers, session.batch) == (cores(), 16)
-    assert Model.open(own_run, workers=1).session.batch == OnnxSession.batch  # one image at once is another matter
+    assert (session.workers, session.batch_size) == (cores(), 16)
+    assert (
+        Model.open(own_run, workers=1).session.batch_size == OnnxSession.batch_size
+    )  # one image at once is another matter
 
 
 def test_what_is_no_faster_beyond_the_spread_leaves_all_as_it_was(own_run, speeds):
-    speeds(lambda each, turn: 100 + 10 * turn + (each.batch == 8))
+    speeds(lambda each, turn: 100 + 10 * turn + (each.batch_size == 8))
     assert tune(open_bundle(own_run)).best == usual()
-    assert Model.open(own_run).session.batch == OnnxSession.batch
+    assert Model.open(own_run).session.batch_size == OnnxSession.batch_size
 
 
 def test_a_setting_that_gives_other_results_is_left_out(own_run, speeds, monkeypatch):
@@ -79,12 +81,12 @@ def test_a_setting_that_gives_other_results_is_left_out(own_run, speeds, monkeyp
 
 
 def test_another_machine_passes_it_over(own_run, file, speeds, monkeypatch):
-    speeds(lambda each, _turn: each.batch)
+    speeds(lambda each, _turn: each.batch_size)
     tune(open_bundle(own_run))
     assert read(file) is not None
     monkeypatch.setattr(config, "machine", lambda: "another")
     assert read(file) is None
-    assert Model.open(own_run).session.batch == OnnxSession.batch
+    assert Model.open(own_run).session.batch_size == OnnxSession.batch_size
 
 
 @pytest.mark.parametrize(

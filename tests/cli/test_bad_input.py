@@ -259,7 +259,7 @@ CASES = {
     ),
     # phases
     "more moving stages than there are": Case(
-        "train photos -o out --strategy partial --set strategy.moving=20",
+        "train photos -o out --strategy partial --set strategy.trainable=20",
         2,
         "the strategy can't be run: phase 1 moves 20 stages of 9",
     ),

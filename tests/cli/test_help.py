@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 import tlkit.cli
-from tlkit import __version__
 from tlkit.cli import VERBS, cli
+from tlkit.version import __version__
 
 HEAVY = {"numpy", "onnx", "onnxruntime", "PIL", "pyarrow", "safetensors", "scipy", "sklearn", "torch"}
 

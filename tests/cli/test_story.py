@@ -82,7 +82,7 @@ def test_another_backbone_cut_head_and_option_go_all_the_way(do, tmp_path):
     facts = do("inspect", bundle, "--json").json
     assert facts["digest"] == trained["digest"]
     assert facts["stages"] == ["stem", "stage1", "stage2", "stage3", "stage4"]
-    assert (facts["width"], facts["pixels"]["size"], facts["head"]["options"]["pca"]) == (80, 240, 128)
+    assert (facts["width"], facts["preprocessing"]["size"], facts["head"]["options"]["pca"]) == (80, 240, 128)
     assert facts["exported"] == ["onnx/fp32"]
 
 
@@ -165,7 +165,7 @@ def test_inspect_tells_what_a_bundle_and_a_graph_are(do, story):
     assert bundle["digest"] == graph["bundle"]
     assert bundle["backbone"]["name"] == graph["backbone"] == "efficientnet-lite0"
     assert bundle["weights"]["licence"] == "Apache-2.0"
-    assert bundle["pixels"] == graph["pixels"]
+    assert bundle["preprocessing"] == graph["preprocessing"]
     assert graph["outputs"] == ["features", "logits", "probabilities"]
     lines = do("inspect", "run").out.splitlines()
     assert [line.split()[0] for line in lines] == list(bundle)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.kit.distribution import install_project
-from tlkit import __version__
 from tlkit.conformance.scaffold import contract_range, names, write
 from tlkit.errors import UsageError
+from tlkit.version import __version__
 
 KINDS = ("backbone", "head", "strategy", "target")
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 from tlkit.data.augmentation import AREA, RATIO, View, draw
 from tlkit.data.preprocessing import load
-from tlkit.plugin.contract import Pixels
+from tlkit.plugin.contract import Preprocessing
 
-PIXELS = Pixels(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop=1.0, filter="bilinear")
+PREPROCESSING = Preprocessing(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop_pct=1.0, interpolation="bilinear")
 EXTENTS = [(640, 480), (33, 500), (7.5, 3.25), (1, 1)]
 
 
@@ -48,7 +48,7 @@ def test_seed_number_and_index_decide_and_nothing_else():
 
 
 def test_the_view_of_everything_is_the_whole_picture(picture):
-    whole = load(picture, PIXELS, view=View(1.0, 64 / 48, 0.3, 0.7, mirrored=False))
+    whole = load(picture, PREPROCESSING, view=View(1.0, 64 / 48, 0.3, 0.7, mirrored=False))
     with Image.open(picture) as opened:
         expected = np.asarray(opened.resize((16, 16), Image.Resampling.BILINEAR))
     assert np.array_equal(whole, expected)
@@ -56,19 +56,21 @@ def test_the_view_of_everything_is_the_whole_picture(picture):
 
 def test_the_place_of_a_view_is_where_its_pixels_come_from(picture):
     for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        part = load(picture, PIXELS, view=View(0.1, 1.0, x, y, mirrored=False))
+        part = load(picture, PREPROCESSING, view=View(0.1, 1.0, x, y, mirrored=False))
         assert (part[..., 0].mean() > 127) == bool(x)
         assert (part[..., 1].mean() > 127) == bool(y)
 
 
 def test_a_mirrored_view_is_the_other_from_right_to_left(picture):
-    plain, mirrored = (load(picture, PIXELS, view=View(0.5, 1.2, 0.4, 0.9, mirrored=side)) for side in (False, True))
+    plain, mirrored = (
+        load(picture, PREPROCESSING, view=View(0.5, 1.2, 0.4, 0.9, mirrored=side)) for side in (False, True)
+    )
     assert np.array_equal(mirrored, plain[:, ::-1])
     assert not np.array_equal(mirrored, plain)
 
 
 def test_without_a_view_nothing_is_random(picture):
-    assert np.array_equal(load(picture, PIXELS), load(picture, PIXELS, view=None))
+    assert np.array_equal(load(picture, PREPROCESSING), load(picture, PREPROCESSING, view=None))
 
 
 def test_a_small_view_of_a_large_jpeg_keeps_its_detail(tmp_path):
@@ -76,5 +78,5 @@ def test_a_small_view_of_a_large_jpeg_keeps_its_detail(tmp_path):
     Image.fromarray(noise).save(tmp_path / "noise.jpg", quality=100)
     Image.fromarray(np.asarray(Image.open(tmp_path / "noise.jpg"))).save(tmp_path / "noise.png")
     view = View(0.004, 1.0, 0.5, 0.5, mirrored=False)  # 32 x 32 pixels: nothing may be decoded at reduced scale
-    jpeg, png = (load(tmp_path / name, PIXELS, view=view) for name in ("noise.jpg", "noise.png"))
+    jpeg, png = (load(tmp_path / name, PREPROCESSING, view=view) for name in ("noise.jpg", "noise.png"))
     assert np.abs(jpeg.astype(int) - png.astype(int)).max() <= 1

@@ -15,7 +15,7 @@ from tlkit.data import scan as walking
 from tlkit.data.dataset import Dataset, Sample, images, read
 from tlkit.data.preprocessing import SUFFIXES, load
 from tlkit.errors import DataError, UsageError
-from tlkit.plugin.contract import Pixels
+from tlkit.plugin.contract import Preprocessing
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
@@ -61,11 +61,11 @@ def test_class_folders(tmp_path: Path) -> None:
 
 
 def test_samples_can_be_loaded(tmp_path: Path) -> None:
-    for label, colour in (("ant", "red"), ("bee", "blue")):
+    for label, color in (("ant", "red"), ("bee", "blue")):
         plant(tmp_path, [f"{label}/"])
         for index in range(2):
-            Image.new("RGB", (9, 9), colour).save(tmp_path / label / f"{index}.png")
-    reds = [load(sample.path, Pixels(2, (0, 0, 0), (1, 1, 1)))[0, 0, 0] for sample in read(tmp_path).samples]
+            Image.new("RGB", (9, 9), color).save(tmp_path / label / f"{index}.png")
+    reds = [load(sample.path, Preprocessing(2, (0, 0, 0), (1, 1, 1)))[0, 0, 0] for sample in read(tmp_path).samples]
     assert reds == [255, 255, 0, 0]
 
 

@@ -26,10 +26,10 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin, TiffImage
 from tlkit.data.dataset import images
 from tlkit.data.preprocessing import Rejected, load
 from tlkit.errors import DataError, UsageError
-from tlkit.plugin.contract import FILTERS, Pixels
+from tlkit.plugin.contract import INTERPOLATIONS, Preprocessing
 
 Array = NDArray[np.uint8]
-SMOOTH = [name for name in FILTERS if name not in ("nearest", "box")]
+SMOOTH = [name for name in INTERPOLATIONS if name not in ("nearest", "box")]
 STEPPED = ["nearest", "box"]
 
 REFUSED_BY_OLD_PILLOW = pytest.mark.skipif(
@@ -37,8 +37,8 @@ REFUSED_BY_OLD_PILLOW = pytest.mark.skipif(
 )
 
 
-def recipe(size: int = 16, crop: float = 1.0, filter: str = "bilinear") -> Pixels:
-    return Pixels(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop, filter)
+def recipe(size: int = 16, crop: float = 1.0, filter: str = "bilinear") -> Preprocessing:
+    return Preprocessing(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop, filter)
 
 
 def encoded(picture: Image.Image, format: str, **options: Any) -> bytes:
@@ -61,8 +61,8 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
 
 def patches() -> Array:
     """(8, 8, 3): four flat quadrants of strong colours, so that mixed-up channels, axes or palettes show."""
-    colours = np.array([[[200, 30, 60], [20, 180, 90]], [[40, 70, 220], [240, 230, 40]]], np.uint8)
-    return colours.repeat(4, axis=0).repeat(4, axis=1)
+    colors = np.array([[[200, 30, 60], [20, 180, 90]], [[40, 70, 220], [240, 230, 40]]], np.uint8)
+    return colors.repeat(4, axis=0).repeat(4, axis=1)
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -112,7 +112,7 @@ def test_the_content_decides_the_format_not_the_suffix(tmp_path: Path) -> None:
     assert np.array_equal(load(tmp_path / "a.jpg", recipe(8)), patches())
 
 
-@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize("filter", INTERPOLATIONS)
 def test_size_of_the_picture_and_whole_crop_change_nothing(filter: str) -> None:
     picture = photo(32, 32)
     assert np.array_equal(load(encoded(picture, "PNG"), recipe(32, 1.0, filter)), np.asarray(picture))
@@ -152,7 +152,7 @@ def test_the_square_is_at_least_a_pixel() -> None:
 
 
 @given(
-    st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.floats(0.01, 1), st.sampled_from(FILTERS),
+    st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.floats(0.01, 1), st.sampled_from(INTERPOLATIONS),
     st.sampled_from(["JPEG", "PNG", "GIF"]),
 )  # fmt: skip
 def test_any_size_crop_and_filter_keep_a_flat_colour(
@@ -243,7 +243,7 @@ def test_reduced_decoding_keeps_colours_of_other_modes(mode: str, drafts: list[t
 
 
 @pytest.mark.parametrize("value", range(1, 9))
-@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize("filter", INTERPOLATIONS)
 @pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})])
 def test_orientation_equals_turning_first(value: int, filter: str, format: str, options: dict[str, Any]) -> None:
     turned = encoded(photo(61, 43), format, exif=oriented(value), **options)
@@ -294,9 +294,9 @@ def test_broken_exif_does_not_break_the_load(format: str, exif: bytes) -> None:
 # --- colours ---
 
 
-def on_white(colour: Array, alpha: Array) -> NDArray[np.float64]:
+def on_white(color: Array, alpha: Array) -> NDArray[np.float64]:
     share = alpha[..., None] / 255
-    return colour * share + 255 * (1 - share)
+    return color * share + 255 * (1 - share)
 
 
 ALPHA = np.tile(np.array([0, 64, 128, 255], np.uint8), (8, 2))
@@ -331,8 +331,8 @@ def test_one_bit_is_black_and_white(format: str) -> None:
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "TIFF"])
 def test_palette_becomes_colours_before_resampling(format: str) -> None:
-    colours = Image.fromarray(patches()).quantize(4)
-    data = encoded(colours, format)
+    colors = Image.fromarray(patches()).quantize(4)
+    data = encoded(colors, format)
     assert Image.open(BytesIO(data)).mode == "P"
     assert np.array_equal(load(data, recipe(8)), patches())
     mean = load(data, recipe(1, 1.0, "box"))[0, 0]  # the mean of colours, not the colour of a mean index
@@ -380,15 +380,15 @@ def test_multiplied_alpha_of_a_tiff_is_seen_on_white() -> None:
 
 
 def test_what_lies_under_full_transparency_does_not_bleed() -> None:
-    colours = np.zeros((8, 8, 4), np.uint8)  # black, invisible
-    colours[:, :4] = (200, 100, 50, 255)
-    assert np.array_equal(load(encoded(Image.fromarray(colours), "PNG"), recipe(2, 1.0, "box"))[:, 1], [[255] * 3] * 2)
+    colors = np.zeros((8, 8, 4), np.uint8)  # black, invisible
+    colors[:, :4] = (200, 100, 50, 255)
+    assert np.array_equal(load(encoded(Image.fromarray(colors), "PNG"), recipe(2, 1.0, "box"))[:, 1], [[255] * 3] * 2)
 
 
 def test_a_transparent_colour_or_grey_is_seen_on_white() -> None:
-    colour = load(png(patches(), 8, 2, before=chunk(b"tRNS", struct.pack(">3H", 20, 180, 90))), recipe(8))
-    assert np.array_equal(colour[:4, 4:], np.full((4, 4, 3), 255))
-    assert np.array_equal(colour[4:], patches()[4:])
+    color = load(png(patches(), 8, 2, before=chunk(b"tRNS", struct.pack(">3H", 20, 180, 90))), recipe(8))
+    assert np.array_equal(color[:4, 4:], np.full((4, 4, 3), 255))
+    assert np.array_equal(color[4:], patches()[4:])
     grey = load(png(GREY, 8, 0, before=chunk(b"tRNS", struct.pack(">H", int(GREY[0, 0])))), recipe(8))
     assert (grey[0, 0] == 255).all()
     assert np.array_equal(grey[1:], grey_rgb(GREY)[1:])

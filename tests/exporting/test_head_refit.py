@@ -98,7 +98,7 @@ class TestKept:
         from tlkit.model import reference_images
 
         train = reference_images.dataset(bundle)[1].of("train")
-        images = np.stack([load(sample.path, bundle.record.pixels) for sample in train])
+        images = np.stack([load(sample.path, bundle.record.preprocessing) for sample in train])
         given = OnnxSession(own_run / "onnx/int8/trunk.onnx").run(images)[FEATURES]
         assert np.allclose(features, given, atol=1e-6)
         assert labels.tolist() == [sample.label for sample in train]

@@ -53,7 +53,7 @@ def bad_int8(monkeypatch):
     class Spoiler:
         enough = 99
 
-    real = precision_search.quantise
+    real = precision_search.quantize
 
     def spoiled(graph, ranges, *, keep=(), **more):
         return real(graph, ranges, keep=keep, **more) if len(keep) >= Spoiler.enough else blind(graph)

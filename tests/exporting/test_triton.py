@@ -15,7 +15,7 @@ from tlkit.errors import UsageError
 from tlkit.exporting.triton import publish_triton, quoted
 from tlkit.model.bundle import open_bundle
 from tlkit.model.reference_images import golden_pixels
-from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Pixels
+from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Preprocessing
 from tlkit.runtime.session import OnnxSession
 
 TYPES = {np.dtype(np.uint8): 2, np.dtype(np.float32): 11}  # of model_config.proto
@@ -68,9 +68,9 @@ def test_a_client_finds_labels_and_the_pixel_recipe(tiny_run, repository):
     assert labelled.name == PROBABILITIES
     bundle = open_bundle(tiny_run)
     assert (repository / "run" / labelled.label_filename).read_text().splitlines() == list(bundle.record.labels)
-    recipe = json.loads(wanted.parameters["tlkit.pixels"].string_value)
-    recipe = Pixels(**{**recipe, "mean": tuple(recipe["mean"]), "std": tuple(recipe["std"])})
-    assert recipe == bundle.record.pixels
+    recipe = json.loads(wanted.parameters["tlkit.preprocessing"].string_value)
+    recipe = Preprocessing(**{**recipe, "mean": tuple(recipe["mean"]), "std": tuple(recipe["std"])})
+    assert recipe == bundle.record.preprocessing
     content = bundle.golden_bytes()[0]
     assert np.array_equal(load(content, recipe), golden_pixels(bundle)[0])
     assert wanted.parameters["tlkit.bundle"].string_value == bundle.digest

@@ -15,13 +15,13 @@ from torch import nn
 from tests.kit.tiny import Tiny
 from tlkit.exporting import calibration
 from tlkit.graph import layout, trace
-from tlkit.graph.quantize import FLAVOURS, OPERATORS, layers, quantise
+from tlkit.graph.quantize import FLAVOURS, OPERATORS, layers, quantize
 from tlkit.model.trunk import build
-from tlkit.plugin.contract import FEATURES, IMAGES, Backbone, Pixels, Source
+from tlkit.plugin.contract import FEATURES, IMAGES, Backbone, Preprocessing, Weights
 from tlkit.runtime.session import OnnxSession
 
-LITE = Pixels(32, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-OTHER = Tiny.pixels
+LITE = Preprocessing(32, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+OTHER = Tiny.preprocessing
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Stem(Backbone):
     """A network that begins as it is told to."""
 
     name = "stem"
-    pixels = LITE
-    source = Source("nowhere: random weights", "Apache-2.0")
+    preprocessing = LITE
+    weights = Weights("nowhere: random weights", "Apache-2.0")
     kernel: int = 3
     stride: int = 2
     padding: int = 1
@@ -52,19 +52,19 @@ def images():
 
 
 @pytest.fixture
-def quantised(images, monkeypatch):
+def quantized(images, monkeypatch):
     """The int8 graph of a network, and the same one as it was before `straight`."""
 
-    def make(backbone, pixels=LITE, size=32, **options):
-        recipe = replace(pixels, size=size)
+    def make(backbone, preprocessing=LITE, size=32, **options):
+        recipe = replace(preprocessing, size=size)
         trunk = trace.trunk_graph(
-            onnx.load(trace.taps_graph(build(backbone, pretrained=True, pixels=recipe))), "second"
+            onnx.load(trace.taps_graph(build(backbone, pretrained=True, preprocessing=recipe))), "second"
         )
         ranges = calibration.ranges(trunk, images[:, :size, :size], recipe, OPERATORS)
-        made = quantise(trunk, ranges, **options)
+        made = quantize(trunk, ranges, **options)
         with monkeypatch.context() as patch:
             patch.setattr(layout, "straight", lambda graph: graph)
-            return made, quantise(trunk, ranges, **options)
+            return made, quantize(trunk, ranges, **options)
 
     return make
 
@@ -103,8 +103,8 @@ BEGINNINGS = {
 
 @pytest.mark.parametrize("pixels", [LITE, OTHER], ids=["lossless", "normalised"])
 @pytest.mark.parametrize("beginning", BEGINNINGS)
-def test_columns_are_merged_and_every_value_stays(quantised, images, tmp_path, beginning, pixels):
-    graph, before = quantised(BEGINNINGS[beginning], pixels)
+def test_columns_are_merged_and_every_value_stays(quantized, images, tmp_path, beginning, preprocessing):
+    graph, before = quantized(BEGINNINGS[beginning], preprocessing)
     assert sorted(widths(before)) == [3, 6]
     assert sorted(widths(graph)) == [6, 12]
     assert np.array_equal(features(graph, images, tmp_path), features(before, images, tmp_path))
@@ -119,50 +119,50 @@ def test_columns_are_merged_and_every_value_stays(quantised, images, tmp_path, b
         (Stem(padding=0), 32),  # makes 15 columns of 32
     ],
 )
-def test_other_beginnings_are_left_as_they_are(quantised, images, tmp_path, beginning, size):
-    graph, before = quantised(beginning, size=size)
+def test_other_beginnings_are_left_as_they_are(quantized, images, tmp_path, beginning, size):
+    graph, before = quantized(beginning, size=size)
     assert sorted(widths(graph)) == sorted(widths(before)) == [3, 6]
     shown = images[:, :size, :size]
     assert np.array_equal(features(graph, shown, tmp_path), features(before, shown, tmp_path))
 
 
-def test_pixels_that_are_levels_already_are_not_computed_with(quantised, tmp_path):
-    graph, before = quantised(Stem())
+def test_pixels_that_are_levels_already_are_not_computed_with(quantized, tmp_path):
+    graph, before = quantized(Stem())
     assert {"Cast", "Sub", "Mul"} <= set(kinds(before))
     assert not {"Cast", "Sub", "Mul"} & set(kinds(graph))
     assert not [tensor.name for tensor in graph.graph.initializer if "normalise" in tensor.name]
     assert run_by_onnx_runtime(graph, tmp_path)[:4] == ["Reshape", "QLinearConv", "Reshape", "QLinearConv"]
 
 
-def test_other_pixels_are_normalised_by_rows_and_quantised_before_they_are_moved(quantised, tmp_path):
-    graph, _ = quantised(Stem(), OTHER)
+def test_other_pixels_are_normalised_by_rows_and_quantised_before_they_are_moved(quantized, tmp_path):
+    graph, _ = quantized(Stem(), OTHER)
     begun = ["Cast", "Sub", "Mul", "QuantizeLinear", "Reshape", "QLinearConv", "Reshape", "QLinearConv"]
     assert run_by_onnx_runtime(graph, tmp_path)[: len(begun)] == begun
 
 
-def test_a_mean_between_two_levels_is_computed_with(quantised):
-    graph, _ = quantised(Stem(), Pixels(32, mean=(0.5,) * 3, std=(0.5,) * 3))
+def test_a_mean_between_two_levels_is_computed_with(quantized):
+    graph, _ = quantized(Stem(), Preprocessing(32, mean=(0.5,) * 3, std=(0.5,) * 3))
     assert {"Cast", "Sub", "Mul"} <= set(kinds(graph))
 
 
-def test_a_first_layer_left_in_float_is_left_alone(quantised, images, tmp_path):
-    whole, _ = quantised(Stem())
-    graph, before = quantised(Stem(), keep=layers(whole)[:1])
+def test_a_first_layer_left_in_float_is_left_alone(quantized, images, tmp_path):
+    whole, _ = quantized(Stem())
+    graph, before = quantized(Stem(), keep=layers(whole)[:1])
     assert sorted(widths(graph)) == [3, 6]
     assert {"Cast", "Sub", "Mul"} <= set(kinds(graph))
     assert np.array_equal(features(graph, images, tmp_path), features(before, images, tmp_path))
 
 
-def test_it_is_for_the_flavour_that_has_channels_last(quantised):
+def test_it_is_for_the_flavour_that_has_channels_last(quantized):
     assert [name for name, flavour in FLAVOURS.items() if flavour.channels_last] == ["int8"]
-    graph, _ = quantised(Stem(), flavour="int8-symmetric")
+    graph, _ = quantized(Stem(), flavour="int8-symmetric")
     assert [kind for kind in kinds(graph) if kind in ("Cast", "Transpose")] == ["Cast", "Transpose"]
 
 
 class TestByRows:
     def test_it_gives_the_same_bits(self, images):
         trunk = trace.trunk_graph(onnx.load(trace.taps_graph(build(Tiny(), pretrained=True))), "second")
-        name = calibration.normalised(trunk)
+        name = calibration.normalized(trunk)
         values = []
         for graph in (trunk, layout.by_rows(trunk)):
             shown = onnx.shape_inference.infer_shapes(graph)

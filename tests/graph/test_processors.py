@@ -14,12 +14,12 @@ from onnx import helper, numpy_helper
 
 from tests.kit.processors import KINDS, compiled, environment
 from tlkit.exporting import calibration
-from tlkit.graph.quantize import FLAVOURS, OPERATORS, quantise
-from tlkit.plugin.contract import FEATURES, IMAGES, Pixels
+from tlkit.graph.quantize import FLAVOURS, OPERATORS, quantize
+from tlkit.plugin.contract import FEATURES, IMAGES, Preprocessing
 
 # Its pairs saturate with 8 bits: all of a channel's weights are alike, and so are the pixels.
 SIZE, WIDTH = 16, 32
-LOUD = Pixels(SIZE, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+LOUD = Preprocessing(SIZE, mean=(0.0,) * 3, std=(1 / 255,) * 3)
 RUN = """
 import hashlib, json, sys
 import numpy as np, onnxruntime
@@ -38,11 +38,11 @@ def loud_network():
     def weight(name, *shape):
         return numpy_helper.from_array((random.uniform(0.5, 1, shape) / np.prod(shape[1:])).astype(np.float32), name)
 
-    normalise = [
+    normalize = [
         helper.make_node("Cast", [IMAGES], ["float"], to=onnx.TensorProto.FLOAT),
         helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("Sub", ["planes", "mean"], ["centred"]),
-        helper.make_node("Mul", ["centred", "factor"], ["pixels"]),
+        helper.make_node("Mul", ["centred", "factor"], ["preprocessing"]),
     ]
     layers = [
         helper.make_node("Conv", ["pixels", "w1"], ["c1"], name="first", **convolution(1)),
@@ -61,7 +61,7 @@ def loud_network():
         weight("w3", WIDTH, 8),
     ]
     graph = helper.make_graph(
-        [*normalise, *layers],
+        [*normalize, *layers],
         "loud",
         [helper.make_tensor_value_info(IMAGES, onnx.TensorProto.UINT8, ["batch", SIZE, SIZE, 3])],
         [helper.make_tensor_value_info(FEATURES, onnx.TensorProto.FLOAT, ["batch", 8])],
@@ -87,7 +87,7 @@ def fp32():
 @pytest.fixture(scope="module", params=FLAVOURS)
 def int8(request, fp32, images):
     found = calibration.ranges(fp32, images, LOUD, OPERATORS)
-    return quantise(fp32, found, flavour=request.param)
+    return quantize(fp32, found, flavour=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_they_are_those_of_fp32(fp32, files, images):
 def test_plain_eight_bits_are_another_model_there(library, fp32, images, files, kind, monkeypatch, tmp_path):
     """What is shown above is shown by something: the network does saturate."""
     monkeypatch.setattr("tlkit.graph.quantize.weight_scales", lambda _graph: {})
-    onnx.save(quantise(fp32, calibration.ranges(fp32, images, LOUD, OPERATORS)), tmp_path / "plain.onnx")
+    onnx.save(quantize(fp32, calibration.ranges(fp32, images, LOUD, OPERATORS)), tmp_path / "plain.onnx")
     plain = [str(tmp_path / "plain.onnx"), files[1]]
     elsewhere, expected = (np.array(features(files, environment(library, kind))) for files in (plain, files))
     assert np.abs(elsewhere - expected).max() > 0.1 * expected.max()

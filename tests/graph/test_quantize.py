@@ -16,10 +16,10 @@ from tests.kit.tiny import Tiny
 from tlkit.errors import DataError
 from tlkit.exporting import calibration as calibrate
 from tlkit.exporting.sensitivity import sensitivity
-from tlkit.graph.quantize import ACTIVATIONS, OPERATORS, WEIGHTED, layers, quantise
+from tlkit.graph.quantize import ACTIVATIONS, OPERATORS, WEIGHTED, layers, quantize
 from tlkit.model import reference_images
 from tlkit.model.bundle import open_bundle
-from tlkit.plugin.contract import FEATURES, Pixels
+from tlkit.plugin.contract import FEATURES, Preprocessing
 from tlkit.runtime.session import OnnxSession
 from tlkit.verification.parity import cosines
 
@@ -36,17 +36,17 @@ def calibration(tiny_run):
 
 @pytest.fixture(scope="module")
 def ranges(trunk, calibration):
-    return calibrate.ranges(trunk, calibration.images, Tiny.pixels, OPERATORS)
+    return calibrate.ranges(trunk, calibration.images, Tiny.preprocessing, OPERATORS)
 
 
 @pytest.fixture(scope="module")
 def int8(trunk, ranges):
-    return quantise(trunk, ranges)
+    return quantize(trunk, ranges)
 
 
 @pytest.fixture(scope="module")
 def symmetric(trunk, ranges):
-    return quantise(trunk, ranges, flavour="int8-symmetric")
+    return quantize(trunk, ranges, flavour="int8-symmetric")
 
 
 def features(graph, images, tmp_path):
@@ -97,10 +97,10 @@ class TestCalibration:
             calibrate.draw(gone)
 
     def test_the_range_of_the_pixels_is_known_and_not_measured(self, trunk, ranges):
-        name = calibrate.normalised(trunk)
+        name = calibrate.normalized(trunk)
         assert next(node for node in trunk.graph.node if name in node.input).op_type == "Conv"
         assert ranges[name].range_value == pytest.approx((-2.5, 2.5))
-        lite = Pixels(224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+        lite = Preprocessing(224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
         assert calibrate.pixel_range(lite) == pytest.approx((-127 / 128, 1))  # 256 levels of 1/128: nothing is lost
 
     def test_other_ranges_are_those_of_the_values(self, trunk, ranges, calibration):
@@ -129,7 +129,7 @@ class TestQuantise:
         first = next(node for node in int8.graph.node if node.op_type == "QuantizeLinear")
         assert first.input[0] == "images/normalised"
         scale = next(t for t in int8.graph.initializer if t.name == first.input[1])
-        low, high = calibrate.pixel_range(Tiny.pixels)
+        low, high = calibrate.pixel_range(Tiny.preprocessing)
         assert numpy_helper.to_array(scale) == pytest.approx((high - low) / 255)
 
     def test_features_are_nearly_those_of_fp32(self, int8, trunk, calibration, tmp_path):
@@ -139,14 +139,14 @@ class TestQuantise:
 
     def test_the_graph_it_is_made_from_stays_as_it_is(self, trunk, ranges):
         before = trunk.SerializeToString()
-        quantise(trunk, ranges)
+        quantize(trunk, ranges)
         assert trunk.SerializeToString() == before
 
     def test_layers_can_be_left_in_float(self, trunk, ranges):
         names = layers(trunk)
         assert len(names) == 2
-        kept = quantise(trunk, ranges, keep=[names[0]])
-        alone = quantise(trunk, ranges, only=[names[1]])
+        kept = quantize(trunk, ranges, keep=[names[0]])
+        alone = quantize(trunk, ranges, only=[names[1]])
         for graph in (kept, alone):
             weights = [tensor for tensor in graph.graph.initializer if len(tensor.dims) == 4]
             assert sorted(tensor.data_type for tensor in weights) == [TensorProto.FLOAT, TensorProto.INT8]
@@ -155,9 +155,9 @@ class TestQuantise:
 @pytest.mark.parametrize("worst", [0, 1])
 def test_the_layer_that_is_quantised_worst_is_the_most_sensitive(trunk, calibration, worst):
     names, ticks = layers(trunk), []
-    spoiled = calibrate.ranges(trunk, calibration.images, Tiny.pixels, OPERATORS)
+    spoiled = calibrate.ranges(trunk, calibration.images, Tiny.preprocessing, OPERATORS)
     # What goes into the first layer, or comes out of the last, concerns that one alone. A range so wide has few levels.
-    tensor = calibrate.normalised(trunk) if worst == 0 else last_activation(trunk)
+    tensor = calibrate.normalized(trunk) if worst == 0 else last_activation(trunk)
     spoiled[tensor] = TensorData(lowest=np.float32(-100), highest=np.float32(100))
     found = sensitivity(trunk, spoiled, calibration.images, ticks.append)
     assert {layer.name for layer in found} == set(names)

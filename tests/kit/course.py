@@ -27,8 +27,8 @@ from tlkit.training.tune import Split, Store, tune
 
 PHASES = (
     Phase(3, 0.05),
-    Phase(3, 0.05, trunk_lr=0.02, moving=1, batch=8, augment=True, patience=5),
-    Phase(3, 0.05, trunk_lr=0.02, moving=3, batch=8, augment=True, ema=0.5, restart=1),
+    Phase(3, 0.05, trunk_lr=0.02, trainable=1, batch_size=8, augment=True, patience=5),
+    Phase(3, 0.05, trunk_lr=0.02, trainable=3, batch_size=8, augment=True, ema=0.5, reinit=1),
 )
 
 
@@ -75,10 +75,10 @@ def splits(photos: Path, trunk: trunks.Trunk) -> list[Split]:
     for chosen in ([n for n in range(len(files)) if n % 4], range(0, len(files), 4)):
         paths = [files[n] for n in chosen]
         labels = np.array([classes.index(path.parent.name) for path in paths])
-        pixels = torch.from_numpy(np.stack([load(path, trunk.pixels) for path in paths]))
+        pixels = torch.from_numpy(np.stack([load(path, trunk.preprocessing) for path in paths]))
         with torch.no_grad():
             features = trunk(pixels).numpy()
-        found.append(Split(Images(paths, labels, trunk.pixels), Examples(features, labels)))
+        found.append(Split(Images(paths, labels, trunk.preprocessing), Examples(features, labels)))
     return found
 
 

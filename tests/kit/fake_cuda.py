@@ -153,8 +153,8 @@ class Engine:
 
     num_io_tensors = 2
 
-    def __init__(self, cuda, batch=4, width=5):
-        self.cuda, self.batch, self.width, self.contexts = cuda, batch, width, []
+    def __init__(self, cuda, batch_size=4, width=5):
+        self.cuda, self.batch_size, self.width, self.contexts = cuda, batch_size, width, []
 
     def get_tensor_name(self, index):
         return ("images", "features")[index]
@@ -163,7 +163,7 @@ class Engine:
         return name == "images"
 
     def get_tensor_profile_shape(self, _name, _profile):
-        return [(1, self.width), (2, self.width), (self.batch, self.width)]
+        return [(1, self.width), (2, self.width), (self.batch_size, self.width)]
 
     def get_tensor_shape(self, name):
         return (-1, self.width if name == "images" else 1)

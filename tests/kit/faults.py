@@ -22,8 +22,8 @@ def recipe(**change):
     """Another pixel recipe in what the graph says of itself."""
 
     def plant(graph):
-        pixels = json.loads(facts(graph)["tlkit.pixels"]) | change
-        helper.set_model_props(graph, {**facts(graph), "tlkit.pixels": json.dumps(pixels)})
+        preprocessing = json.loads(facts(graph)["tlkit.preprocessing"]) | change
+        helper.set_model_props(graph, {**facts(graph), "tlkit.preprocessing": json.dumps(preprocessing)})
 
     return plant
 
@@ -52,7 +52,7 @@ def turned_round(mean):
     return np.flip(mean, list(mean.shape).index(3)) if mean.ndim else mean
 
 
-def normalise(which, change):
+def normalize(which, change):
     """Another mean or standard deviation inside the graph."""
 
     def plant(graph):
@@ -100,12 +100,12 @@ def change_weight(graph):
 
 
 FAULTS = {
-    "another mean": normalise(0, lambda mean: mean * 0.9),
-    "another std": normalise(1, lambda scale: scale * 0.9),
-    "mean of the channels turned round": normalise(0, turned_round),
+    "another mean": normalize(0, lambda mean: mean * 0.9),
+    "another std": normalize(1, lambda scale: scale * 0.9),
+    "mean of the channels turned round": normalize(0, turned_round),
     "swapped channels": swap_channels,
-    "another resize filter": recipe(filter="nearest"),
-    "another crop": recipe(crop=0.8),
+    "another resize filter": recipe(interpolation="nearest"),
+    "another crop": recipe(crop_pct=0.8),
     "swapped labels": swap_labels,
     "swapped logits": swap_logits,
     "a changed weight": change_weight,

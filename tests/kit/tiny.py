@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tlkit.model import bundle as bundles
-from tlkit.plugin.contract import Backbone, Head, Pixels, Source
+from tlkit.plugin.contract import Backbone, Head, Preprocessing, Weights
 from tlkit.util import files
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ class Tiny(Backbone):
     """Three convolutions of different widths."""
 
     name = "tiny"
-    pixels = Pixels(32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop=0.9, filter="bilinear")
-    source = Source("nowhere: random weights", "Apache-2.0")
+    preprocessing = Preprocessing(32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop_pct=0.9, interpolation="bilinear")
+    weights = Weights("nowhere: random weights", "Apache-2.0")
 
     def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:
         import torch
@@ -76,8 +76,8 @@ def write_images(root: Path, per_class: int = 12, classes: Sequence[str] = ("dar
         (root / name).mkdir(parents=True)
         level = {"dark": 40, "light": 210, "middle": 125}.get(name, 60 * label)
         for number in range(per_class):
-            pixels = np.clip(random.normal(level, 25, (40 + number, 48, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{number:02}.png")
+            noise = np.clip(random.normal(level, 25, (40 + number, 48, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(noise).save(root / name / f"{number:02}.png")
     return root
 
 

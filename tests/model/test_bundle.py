@@ -14,15 +14,15 @@ from safetensors.numpy import load_file, save_file
 
 from tlkit.errors import ArtefactError, DataError, ResourceError, UsageError
 from tlkit.model import bundle as bundles
-from tlkit.plugin.contract import Pixels
+from tlkit.plugin.contract import Preprocessing
 from tlkit.util import files
 
 MADE = bundles.Made("some", "somewhere", "1.0", {"c": None}, {"accuracy": 0.5})
 RECORD = bundles.Record(
     labels=("ants", "bees"),
-    pixels=Pixels(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop=0.9, filter="bilinear"),
+    preprocessing=Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.9, interpolation="bilinear"),
     backbone=MADE,
-    source={"origin": "x", "licence": "y", "sha256": None},
+    weights={"origin": "x", "license": "y", "sha256": None},
     stages=("first", "second"),
     width=4,
     head=MADE,
@@ -199,7 +199,7 @@ class TestSignedAgain:
 
     def test_a_pixel_recipe_that_makes_no_sense_is_refused(self, root):
         content = json.loads((root / "bundle.json").read_text())
-        sign_again(root, pixels=content["pixels"] | {"size": 0})
+        sign_again(root, preprocessing=content["preprocessing"] | {"size": 0})
         with pytest.raises(ArtefactError, match="size must be at least 1"):
             bundles.open_bundle(root)
 

@@ -10,7 +10,7 @@ from torch import nn
 from tests.kit.tiny import WIDTHS, Tiny
 from tlkit.errors import ArtefactError, UsageError
 from tlkit.model import trunk as trunks
-from tlkit.plugin.contract import Pixels
+from tlkit.plugin.contract import Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +24,16 @@ def images():
 
 
 def test_normalise_is_the_recipe_and_moves_channels_first(images):
-    pixels = Tiny.pixels
-    expected = (images.double() / 255 - torch.tensor(pixels.mean)) / torch.tensor(pixels.std)
-    assert torch.allclose(trunks.Normalise(pixels)(images), expected.permute(0, 3, 1, 2).float(), atol=1e-5)
+    preprocessing = Tiny.preprocessing
+    expected = (images.double() / 255 - torch.tensor(preprocessing.mean)) / torch.tensor(preprocessing.std)
+    assert torch.allclose(trunks.Normalize(preprocessing)(images), expected.permute(0, 3, 1, 2).float(), atol=1e-5)
 
 
 def test_the_published_recipe_of_efficientnet_lite_is_exact():
     grey = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
-    pixels = Pixels(16, (127 / 255,) * 3, (128 / 255,) * 3)
+    preprocessing = Preprocessing(16, (127 / 255,) * 3, (128 / 255,) * 3)
     expected = (torch.arange(256).float() - 127) / 128
-    assert torch.equal(trunks.Normalise(pixels)(grey)[0, 0].flatten(), expected)
+    assert torch.equal(trunks.Normalize(preprocessing)(grey)[0, 0].flatten(), expected)
 
 
 @pytest.mark.parametrize("cut", WIDTHS)
@@ -87,7 +87,7 @@ class TestFingerprint:
         assert trunks.fingerprint(other) != trunks.fingerprint(tiny)
 
     def test_changes_with_the_recipe_the_cut_and_the_structure(self, tiny):
-        recipe = trunks.build(Tiny(), pixels=Pixels(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop=0.8))
+        recipe = trunks.build(Tiny(), preprocessing=Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.8))
         structure = trunks.build(Tiny())
         structure.stages["third"][2] = nn.ReLU6()
         prints = {trunks.fingerprint(t) for t in (tiny, recipe, structure, tiny.upto("second"))}

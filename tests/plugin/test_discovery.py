@@ -18,10 +18,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def unfit(site: Path, *requires: str) -> str | None:
+def incompatible(site: Path, *requires: str) -> str | None:
     install(site, "some-plugin", "raise RuntimeError", requires=requires)
     (found,) = (found for found in find("tlkit") if found.distribution == "some-plugin")
-    return found.unfit
+    return found.incompatible
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def unfit(site: Path, *requires: str) -> str | None:
     ],
 )
 def test_a_plugin_for_this_version_is_fit(site: Path, requires: tuple[str, ...]) -> None:
-    assert unfit(site, *requires) is None
+    assert incompatible(site, *requires) is None
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_plugin_for_this_version_is_fit(site: Path, requires: tuple[str, ...])
     ],
 )
 def test_a_plugin_for_another_version_is_not(site: Path, requires: tuple[str, ...], range_: str) -> None:
-    assert unfit(site, *requires) == f"it was made for tlkit {range_}, and this is 0.1.0"
+    assert incompatible(site, *requires) == f"it was made for tlkit {range_}, and this is 0.1.0"
 
 
 @pytest.mark.parametrize(

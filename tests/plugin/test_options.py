@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlkit.errors import ArtefactError, DataError, UsageError
-from tlkit.plugin.contract import Facts, Head, Phase, Strategy, option
+from tlkit.plugin.contract import DatasetStatistics, Head, Phase, Strategy, option
 from tlkit.plugin.options import configure, describe, from_json, option_fault, parse, to_json
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Every(Head):
 class Bare(Strategy):
     name = "bare"
 
-    def phases(self, stages: Any, facts: Facts) -> list[Phase]:
+    def phases(self, stages: Any, facts: DatasetStatistics) -> list[Phase]:
         return []
 
 

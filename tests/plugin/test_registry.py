@@ -11,9 +11,9 @@ import pytest
 
 from tlkit.errors import ArtefactError, UsageError
 from tlkit.plugin import hooks
-from tlkit.plugin.contract import Facts, Head, Offer, Phase, Strategy, option
+from tlkit.plugin.contract import Component, DatasetStatistics, Head, Phase, Strategy, option
 from tlkit.plugin.discovery import Found
-from tlkit.plugin.registry import CONTRACTS, Host
+from tlkit.plugin.registry import BASE_CLASSES, Host
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Plain(Strategy):
     name = "plain"
     epochs: int = option(3, "how many epochs")
 
-    def phases(self, stages: Any, facts: Facts) -> list[Phase]:
+    def phases(self, stages: Any, facts: DatasetStatistics) -> list[Phase]:
         return [Phase(self.epochs, 1e-3)]
 
 
@@ -35,7 +35,7 @@ class Family(Head):
         raise NotImplementedError
 
 
-def found(name: str, distribution: str = "tlkit-toys", version: str = "1.2", **offers: list[Offer]) -> Found:
+def found(name: str, distribution: str = "tlkit-toys", version: str = "1.2", **offers: list[Component]) -> Found:
     """A plugin whose hooks return `offers`, by hook without its prefix."""
 
     def load() -> object:
@@ -60,8 +60,8 @@ def host() -> Host:
 
 
 def test_every_hook_has_its_contract() -> None:
-    assert set(CONTRACTS) == {name for name in vars(hooks) if name.startswith("tlkit_")}
-    assert len({contract.kind for contract in CONTRACTS.values()}) == len(CONTRACTS)
+    assert set(BASE_CLASSES) == {name for name in vars(hooks) if name.startswith("tlkit_")}
+    assert len({contract.kind for contract in BASE_CLASSES.values()}) == len(BASE_CLASSES)
 
 
 def test_an_offer_is_found_by_kind_and_name(host: Host) -> None:

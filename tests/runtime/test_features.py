@@ -41,12 +41,12 @@ def files(pictures, tmp_path):
 
 
 def run(files, graph, cut="third", tick=lambda _: None):
-    return extract(files, graph, Tiny.pixels, STAGES, cut, tick)
+    return extract(files, graph, Tiny.preprocessing, STAGES, cut, tick)
 
 
 def direct(files, graph, cut):
     session = OnnxSession(graph)
-    images = np.stack([load(file, Tiny.pixels) for file in files])
+    images = np.stack([load(file, Tiny.preprocessing) for file in files])
     return session.run(images)[trace.tap(cut)]
 
 
@@ -118,7 +118,7 @@ def test_another_recipe_or_graph_shares_nothing(files, graph):
     from dataclasses import replace
 
     run(files, graph)
-    other = extract(files, graph, replace(Tiny.pixels, crop=0.5), STAGES, "third", lambda _: None)
+    other = extract(files, graph, replace(Tiny.preprocessing, crop_pct=0.5), STAGES, "third", lambda _: None)
     assert other.decoded == len(files)
     assert not np.allclose(other.array, run(files, graph).array)
 

@@ -12,7 +12,7 @@ import pytest
 
 from tlkit.data.preprocessing import load
 from tlkit.errors import ArtefactError, DataError
-from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Pixels, Session
+from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Preprocessing, Session
 from tlkit.runtime import model as runtime
 from tlkit.runtime.model import Model, stream
 from tlkit.runtime.session import OnnxSession
@@ -47,17 +47,17 @@ class Counting(Session):
         return {"mean": mean}
 
 
-PIXELS = Pixels(16, (0.5,) * 3, (0.5,) * 3)
+PREPROCESSING = Preprocessing(16, (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_rows_come_in_the_order_of_the_files(files, workers):
     session = Counting(workers)
-    chunks = list(stream(session, PIXELS, files, hashed=True))
+    chunks = list(stream(session, PREPROCESSING, files, hashed=True))
     rows = [row for chunk in chunks for row in chunk.rows]
     assert [row.file for row in rows] == files
     assert [row.sha256 for row in rows] == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    expected = [load(file, PIXELS).mean(dtype=np.float64) for file in files]
+    expected = [load(file, PREPROCESSING).mean(dtype=np.float64) for file in files]
     assert np.concatenate([chunk.arrays["mean"] for chunk in chunks])[:, 0] == pytest.approx(expected)
     if workers == 1:
         assert session.most == 1  # they take turns
@@ -67,7 +67,7 @@ def test_rejects_stand_in_their_place(files, tmp_path):
     broken, missing = tmp_path / "broken.jpg", tmp_path / "missing.jpg"
     broken.write_bytes(b"no image")
     mixed = [broken, files[0], missing, *files[1:10], broken]
-    chunks = list(stream(Counting(2), PIXELS, mixed, hashed=True))
+    chunks = list(stream(Counting(2), PREPROCESSING, mixed, hashed=True))
     rows = [row for chunk in chunks for row in chunk.rows]
     assert [row.file for row in rows] == mixed
     assert [index for index, row in enumerate(rows) if row.reason] == [0, 2, 12]
@@ -77,16 +77,16 @@ def test_rejects_stand_in_their_place(files, tmp_path):
 
 
 def test_without_being_asked_no_file_is_hashed(files):
-    assert {row.sha256 for chunk in stream(Counting(2), PIXELS, files) for row in chunk.rows} == {""}
+    assert {row.sha256 for chunk in stream(Counting(2), PREPROCESSING, files) for row in chunk.rows} == {""}
 
 
 def test_a_chunk_without_a_usable_image_has_no_arrays(tmp_path):
-    chunks = list(stream(Counting(1), PIXELS, [tmp_path / "none.jpg"]))
+    chunks = list(stream(Counting(1), PREPROCESSING, [tmp_path / "none.jpg"]))
     assert [chunk.arrays for chunk in chunks] == [{}]
 
 
 def test_no_files_give_no_chunks():
-    assert list(stream(Counting(1), PIXELS, [])) == []
+    assert list(stream(Counting(1), PREPROCESSING, [])) == []
 
 
 def test_only_so_many_files_are_read_ahead(files):
@@ -97,8 +97,8 @@ def test_only_so_many_files_are_read_ahead(files):
             asked.append(file)
             yield file
 
-    next(stream(Counting(2), PIXELS, source()))
-    assert len(asked) <= (2 * max(2, runtime.cores()) + 1) * Counting.batch
+    next(stream(Counting(2), PREPROCESSING, source()))
+    assert len(asked) <= (2 * max(2, runtime.cores()) + 1) * Counting.batch_size
 
 
 def test_an_error_in_the_session_reaches_the_caller(files):
@@ -107,12 +107,12 @@ def test_an_error_in_the_session_reaches_the_caller(files):
             raise ArtefactError("broken engine")
 
     with pytest.raises(ArtefactError, match="broken engine"):
-        list(stream(Failing(2), PIXELS, files))
+        list(stream(Failing(2), PREPROCESSING, files))
 
 
 def test_model_carries_labels_and_recipe(model, tiny_recipe):
     assert model.labels == ("dark", "light", "middle")
-    assert model.pixels == tiny_recipe.backbone.pixels
+    assert model.preprocessing == tiny_recipe.backbone.preprocessing
     assert model.session.outputs == (FEATURES, LOGITS, PROBABILITIES)
 
 
@@ -159,7 +159,7 @@ def test_a_graph_of_somebody_else_is_refused(tiny_run, tmp_path):
 def test_a_graph_whose_facts_make_no_sense_is_refused(tiny_run, tmp_path, value):
     graph = onnx.load(tiny_run / "onnx/fp32/model.onnx")
     for prop in graph.metadata_props:
-        if prop.key == "tlkit.pixels":
+        if prop.key == "tlkit.preprocessing":
             prop.value = value
     onnx.save(graph, tmp_path / "odd.onnx")
     with pytest.raises(ArtefactError):
@@ -197,7 +197,7 @@ class TestByProducts:
 
 def test_sessions_run_from_many_threads_at_once(tiny_run, files, tiny_recipe):
     session = OnnxSession(tiny_run / "onnx/fp32/trunk.onnx", workers=4)
-    images = np.stack([load(file, tiny_recipe.backbone.pixels) for file in files[:4]])
+    images = np.stack([load(file, tiny_recipe.backbone.preprocessing) for file in files[:4]])
     expected = session.run(images)[FEATURES]
     results: list[np.ndarray] = []
     threads = [threading.Thread(target=lambda: results.append(session.run(images)[FEATURES])) for _ in range(8)]

@@ -47,7 +47,7 @@ def edge(trunk, frozen):
 
 @pytest.fixture
 def kept(tmp_path, train, edge):
-    return Stored(tmp_path, "train", train, Variety(0, crop=True, views=2), edge, Machine(), silent)
+    return Stored(tmp_path, "train", train, Variety(0, crop_pct=True, views=2), edge, Machine(), silent)
 
 
 def test_it_gives_what_decoding_and_the_frozen_stages_give(kept, train, frozen):
@@ -92,7 +92,7 @@ def test_another_run_finds_what_is_there_and_computes_the_rest(kept, train, edge
 
 
 def test_values_beyond_half_precision_are_kept_in_single(kept, train, edge, tmp_path):
-    large = edge.__class__(lambda images: edge.give(images) + 1e6, edge.batch, edge.workers, edge.key, edge.shape)
+    large = edge.__class__(lambda images: edge.give(images) + 1e6, edge.batch_size, edge.workers, edge.key, edge.shape)
     there = Stored(tmp_path, "large", train, kept.variety, large, Machine(), silent)
     given, plain = (torch.cat(list(each.batches(ROWS, 1))) for each in (there, kept))
     assert torch.allclose(given, plain + 1e6, rtol=1e-6)
@@ -118,7 +118,7 @@ def test_a_disk_that_fills_up_leaves_no_half_view(kept, monkeypatch, tmp_path):
 
 
 def test_training_with_it_and_without_it_comes_to_the_same(pictures, tmp_path):
-    phases = (Phase(4, 0.01, trunk_lr=0.002, moving=1, batch=8, augment=True),)
+    phases = (Phase(4, 0.01, trunk_lr=0.002, trainable=1, batch_size=8, augment=True),)
     (tmp_path / "kept").mkdir()
     (_, with_it), (_, without) = (course(pictures, work, phases=phases) for work in (tmp_path / "kept", None))
     losses = [[line["val_loss"] for line in fitted.history] for fitted in (with_it, without)]
@@ -127,7 +127,7 @@ def test_training_with_it_and_without_it_comes_to_the_same(pictures, tmp_path):
 
 
 def test_the_output_of_other_borders_is_forgotten(pictures, tmp_path):
-    phases = [Phase(2, 0.05, trunk_lr=0.02, moving=moving, batch=8, augment=True) for moving in (1, 2)]
+    phases = [Phase(2, 0.05, trunk_lr=0.02, trainable=moving, batch_size=8, augment=True) for moving in (1, 2)]
     course(pictures, tmp_path, phases=tuple(phases))
     assert len({file.name.split("-")[0] for file in tmp_path.glob("*.npy")}) == 1
 

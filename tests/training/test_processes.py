@@ -15,24 +15,24 @@ from tests.kit.course import course, same
 from tlkit.plugin.contract import Phase
 
 PHASES = (
-    Phase(2, 0.05, batch=9, optimiser="sgd"),
+    Phase(2, 0.05, batch_size=9, optimizer="sgd"),
     # Not by AdamW, which makes whole steps of the rounding errors that are a bias's only gradient before a batch norm.
     Phase(
         3,
         0.05,
         trunk_lr=0.02,
-        moving=2,
-        batch=9,
-        optimiser="sgd",
+        trainable=2,
+        batch_size=9,
+        optimizer="sgd",
         augment=True,
-        clip=1.0,
-        smoothing=0.1,
-        norms="follow",
+        gradient_clipping=1.0,
+        label_smoothing=0.1,
+        batchnorm="update",
     ),
 )
 
 SMALL = ("--golden", "1", "--device", "cpu")
-SET = ("moving=1", "epochs=2", "augment=false", "optimiser=sgd")
+SET = ("trainable=1", "epochs=2", "augment=false", "optimizer=sgd")
 TUNED = [word for name in SET for word in ("--set", f"strategy.{name}")]
 
 SCRIPT = """
@@ -145,7 +145,7 @@ class TestTrain:
         assert found[1][1:] == ("", "")
 
     def test_each_says_what_it_ended_for_with_its_number(self, pictures, tmp_path):
-        found = self.run(pictures, tmp_path / "run", "partial", world=2, more=["--set", "strategy.moving=20"])
+        found = self.run(pictures, tmp_path / "run", "partial", world=2, more=["--set", "strategy.trainable=20"])
         assert [code for code, _, _ in found] == [2, 2]
         problem = "the strategy can't be run: phase 1 moves 20 stages of 9\n"
         assert [said for _, _, said in found] == [f"tlkit: {problem}", f"tlkit (process 1): {problem}"]

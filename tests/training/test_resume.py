@@ -73,8 +73,8 @@ def test_killed_at_any_time_it_reaches_the_same_weights(pictures, work, checkout
     "way",
     [
         {"mixup": 0.4, "cutmix": 1.0, "ema": 0.9},
-        {"balance": "sampling", "randaugment": 9, "smoothing": 0.1, "clip": 0.5},
-        {"balance": "weights", "optimiser": "sgd", "warmup": 0.3, "norms": "follow", "decay": 0.5},
+        {"balance": "sampling", "randaugment": 9, "label_smoothing": 0.1, "gradient_clipping": 0.5},
+        {"balance": "weights", "optimizer": "sgd", "warmup": 0.3, "batchnorm": "update", "lr_decay": 0.5},
     ],
     ids="-".join,
 )
@@ -84,7 +84,7 @@ def test_whatever_it_learns_by_it_is_taken_up_as_it_was(pictures, work, way):
     def learnt(folder, watch=None):
         machine = Machine()
         machine.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3)
-        phases = (Phase(1, 0.05), Phase(3, 0.05, trunk_lr=0.02, moving=2, batch=8, augment=True, **way))
+        phases = (Phase(1, 0.05), Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True, **way))
         weights, fitted = course(pictures, folder, phases=phases, cache=False, watch=watch, machine=machine)
         return weights, fitted.history, machine.scaler.state_dict()
 
@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(work, monkeypatch):
 
 def test_a_checkpoint_comes_back_to_the_bit(work):
     state = State(2, 3, 1, 0.5, [{"phase": 1, "val_loss": 0.1 + 0.2}], {"a": torch.rand(3, 4, 2, 2)})
-    state.optimiser = {"0.step": torch.tensor(5.0), "0.exp_avg": torch.rand(2)}
+    state.optimizer = {"0.step": torch.tensor(5.0), "0.exp_avg": torch.rand(2)}
     state.best = {"a": state.now["a"], "n": torch.tensor(7)}
     checkpoints = Checkpoints(work, warn=print)
     checkpoints.save(state)
@@ -193,7 +193,7 @@ def test_a_whole_run_is_taken_up_and_gives_the_same_bundle(pictures, tiny_recipe
     from tests.training.test_tune import tuned
     from tlkit.training.history import Watch
 
-    phases = (Phase(2, 0.05), Phase(2, 0.05, trunk_lr=0.02, moving=2, batch=8, augment=True))
+    phases = (Phase(2, 0.05), Phase(2, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True))
     recipe = replace(tiny_recipe, **tuned(*phases))
     how = How(checkpoint_every=0)
     expected = train(pictures, tmp_path / "expected", recipe, how=how).digest

@@ -15,7 +15,7 @@ from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, UsageError
 from tlkit.graph import trace
 from tlkit.model.bundle import open_bundle
-from tlkit.plugin.contract import FEATURES, LOGITS, Facts, Phase, Strategy
+from tlkit.plugin.contract import FEATURES, LOGITS, DatasetStatistics, Phase, Strategy
 from tlkit.training.inputs import Examples
 from tlkit.training.phases import check_phases
 from tlkit.training.run import train
@@ -26,7 +26,7 @@ def test_the_record_says_what_was_done(tiny_run, tiny_recipe, pictures):
     record = open_bundle(tiny_run).record
     assert record.labels == ("dark", "light", "middle")
     assert (record.stages, record.cut, record.width) == (("first", "second"), "second", 8)
-    assert record.pixels == tiny_recipe.backbone.pixels
+    assert record.preprocessing == tiny_recipe.backbone.preprocessing
     assert (record.backbone.name, record.backbone.distribution) == ("tiny", "tiny")
     assert record.strategy.options == {"epochs": 200, "lr": 0.1}
     assert record.phases[0]["epochs"] == 200
@@ -48,8 +48,8 @@ def test_golden_images_are_one_of_each_class_by_turns_with_what_they_give(tiny_r
     labels = [golden.label for golden in bundle.record.golden]
     assert labels == [0, 1, 2, 0]
     trunk, head = trace.modules(bundle, tiny_recipe.backbone, tiny_recipe.head)
-    images = [load(content, bundle.record.pixels) for content in bundle.golden_bytes()]
-    assert [hashlib.sha256(i.tobytes()).hexdigest() for i in images] == [g.pixels for g in bundle.record.golden]
+    images = [load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()]
+    assert [hashlib.sha256(i.tobytes()).hexdigest() for i in images] == [g.pixels_sha256 for g in bundle.record.golden]
     got, expected = trace.reference(trunk, head, np.stack(images)), bundle.expected()
     for name in (FEATURES, LOGITS):
         assert np.allclose(got[name], expected[name], atol=1e-4)
@@ -118,7 +118,7 @@ def test_an_existing_output_is_refused_before_any_work(tiny_recipe, tmp_path):
     [
         ((), "no phases"),
         ((Phase(0, 1e-3),), "phase 1 has 0 epochs"),
-        ((Phase(1, 1e-3), Phase(1, 1e-3, moving=3)), "phase 2 moves 3 stages of 2"),
+        ((Phase(1, 1e-3), Phase(1, 1e-3, trainable=3)), "phase 2 moves 3 stages of 2"),
     ],
 )
 def test_phases_that_can_not_be_run_are_refused(pictures, tiny_recipe, tmp_path, phases, problem):
@@ -127,7 +127,7 @@ def test_phases_that_can_not_be_run_are_refused(pictures, tiny_recipe, tmp_path,
         name = "odd"
 
         def phases(self, stages, facts):
-            assert facts == Facts(
+            assert facts == DatasetStatistics(
                 images=facts.images, classes=3, smallest_class=facts.smallest_class, largest_class=facts.largest_class
             )
             return phases
@@ -173,4 +173,4 @@ class TestLoop:
 
     def test_all_problems_of_phases_are_named_at_once(self):
         with pytest.raises(UsageError, match=r"phase 1 has 0 epochs; phase 2 moves 9 stages of 2"):
-            check_phases([Phase(0, 1), Phase(1, 1, moving=9)], ["a", "b"])
+            check_phases([Phase(0, 1), Phase(1, 1, trainable=9)], ["a", "b"])

@@ -42,7 +42,7 @@ class Placed(Tiny):
 def test_weights_that_fit_are_used_at_another_size(pictures, tiny_recipe, tmp_path):
     train(pictures, tmp_path / "run", replace(tiny_recipe, size=48))
     bundle = open_bundle(tmp_path / "run")
-    assert bundle.record.pixels == replace(Tiny.pixels, size=48)
+    assert bundle.record.preprocessing == replace(Tiny.preprocessing, size=48)
     publish_onnx(bundle, tiny_recipe.backbone, tiny_recipe.head)
     assert replay(bundle).passed
 

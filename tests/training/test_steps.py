@@ -97,7 +97,7 @@ class TestMixing:
 
     @pytest.mark.parametrize("mix", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
     def test_a_trunk_learns_from_mixed_maps(self, pictures, mix):
-        _, found = course(pictures, phases=(Phase(6, 0.05, trunk_lr=0.02, moving=2, batch=8, **mix),))
+        _, found = course(pictures, phases=(Phase(6, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, **mix),))
         losses = [line["val_loss"] for line in found.history]
         assert min(losses) < losses[0]
 
@@ -125,7 +125,7 @@ class TestRandAugment:
         file = min(pictures.rglob("*.png"))
         variety = Variety(0, magnitude=9)
         assert variety.varies
-        views = {variety.see(file, Tiny.pixels, number, 0).tobytes() for number in range(6)}
+        views = {variety.see(file, Tiny.preprocessing, number, 0).tobytes() for number in range(6)}
         assert len(views) > 3
 
 
@@ -142,7 +142,7 @@ class TestAverage:
 
 class TestMemory:
     def test_a_batch_in_parts_gives_the_same_gradients(self):
-        examples, phase = blobs([30, 30]), Phase(3, 0.1, batch=16)
+        examples, phase = blobs([30, 30]), Phase(3, 0.1, batch_size=16)
         whole, parted = Machine(), Machine()
         parted.parts = 4
         one, other = (fitted(phase, examples, machine=machine)[0] for machine in (whole, parted))
@@ -150,7 +150,7 @@ class TestMemory:
 
     @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
     def test_a_batch_that_is_too_large_is_learnt_from_in_parts(self, monkeypatch, kind):
-        examples, phase, machine = blobs([30, 30]), Phase(2, 0.1, batch=16), Machine()
+        examples, phase, machine = blobs([30, 30]), Phase(2, 0.1, batch_size=16), Machine()
         forward = nn.Linear.forward
 
         def small_only(self, x):
@@ -172,7 +172,7 @@ class TestMemory:
         with pytest.raises(
             ResourceError, match=r"not enough memory to learn from 1 image\(s\) at once; take a smaller"
         ):
-            fitted(Phase(1, 0.1, batch=16), blobs([10, 10]))
+            fitted(Phase(1, 0.1, batch_size=16), blobs([10, 10]))
 
     def test_other_errors_are_not_taken_for_it(self):
         def wrong(_parts):
@@ -184,7 +184,7 @@ class TestMemory:
 
 class TestMachine:
     def test_bf16_learns_as_well(self, pictures):
-        phases = (Phase(3, 0.05, trunk_lr=0.02, moving=3, batch=8),)
+        phases = (Phase(3, 0.05, trunk_lr=0.02, trainable=3, batch_size=8),)
         plain, half = (
             course(pictures, phases=phases, machine=Machine(Choice("cpu", precision)))[1].history
             for precision in ("fp32", "bf16")
@@ -206,7 +206,7 @@ class TestMachine:
 
     @pytest.mark.slow
     def test_compiled_it_learns_the_same(self, pictures):
-        phases = (Phase(2, 0.05, trunk_lr=0.02, moving=3, batch=8),)
+        phases = (Phase(2, 0.05, trunk_lr=0.02, trainable=3, batch_size=8),)
         plain, compiled = (
             course(pictures, phases=phases, machine=Machine(Choice("cpu", "fp32", each)))[1].history
             for each in (False, True)
@@ -225,7 +225,9 @@ class TestNorm:
     def test_the_trained_trunk_is_known_by_the_structure_of_the_original(self, pictures):
         """Otherwise `export` would trace it a second time."""
         trunk = trunks.build(Tiny())
-        weights, _ = course(pictures, phases=(Phase(1, 0.05, trunk_lr=0.02, moving=3, batch=8, norms="follow"),))
+        weights, _ = course(
+            pictures, phases=(Phase(1, 0.05, trunk_lr=0.02, trainable=3, batch_size=8, batchnorm="update"),)
+        )
         trunk.load_state_dict({name: value for name, value in weights.items() if not name.startswith("head.")})
         again = trunks.build(Tiny())
         again.load_state_dict(trunk.state_dict())

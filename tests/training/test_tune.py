@@ -20,7 +20,7 @@ from tlkit.exporting.run import publish_onnx
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
-from tlkit.plugin.contract import FEATURES, LOGITS, Facts, Phase, Strategy
+from tlkit.plugin.contract import FEATURES, LOGITS, DatasetStatistics, Phase, Strategy
 from tlkit.runtime.model import Model
 from tlkit.training import steps
 from tlkit.training import trainer as loop
@@ -76,7 +76,7 @@ def tuned(*phases, **others):
 @pytest.fixture
 def recipe(tiny_recipe):
     """Two stages of three learn."""
-    return replace(tiny_recipe, **tuned(Phase(3, 0.05, trunk_lr=0.02, moving=2, batch=8, augment=True)))
+    return replace(tiny_recipe, **tuned(Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True)))
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def changed_stages(bundle, original):
 
 @pytest.mark.parametrize("moving", [1, 2, 3])
 def test_the_deepest_stages_move_and_the_others_stay_to_the_bit(pictures, recipe, original, tmp_path, moving):
-    phase = Phase(2, 0.05, trunk_lr=0.02, moving=moving, batch=8)
+    phase = Phase(2, 0.05, trunk_lr=0.02, trainable=moving, batch_size=8)
     trained = train(pictures, tmp_path / "run", replace(recipe, **tuned(phase)))
     bundle = open_bundle(tmp_path / "run")
     assert changed_stages(bundle, original) == set(STAGES[-moving:])
@@ -110,7 +110,7 @@ def test_the_deepest_stages_move_and_the_others_stay_to_the_bit(pictures, recipe
 def test_batch_statistics_of_moving_stages_learn_and_those_of_frozen_ones_do_not(
     pictures, tiny_recipe, original, tmp_path
 ):
-    follow = Phase(3, 0.05, trunk_lr=0.02, moving=2, batch=8, augment=True, norms="follow")
+    follow = Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True, batchnorm="update")
     train(pictures, tmp_path / "run", replace(tiny_recipe, **tuned(follow)))
     before, after = trunks.tensors(original), open_bundle(tmp_path / "run").trunk
     still = {stage_of(name) for name in after if "running_mean" in name and np.array_equal(before[name], after[name])}
@@ -123,7 +123,7 @@ def test_batch_statistics_of_moving_stages_learn_and_those_of_frozen_ones_do_not
 def test_batch_statistics_of_the_pretraining_are_kept_and_those_of_new_stages_learn(
     pictures, tiny_recipe, original, tmp_path, restart
 ):
-    phases = [Phase(2, 0.05, trunk_lr=0.02, moving=3, restart=again, batch=8) for again in (restart, 0)]
+    phases = [Phase(2, 0.05, trunk_lr=0.02, trainable=3, reinit=again, batch_size=8) for again in (restart, 0)]
     train(pictures, tmp_path / "run", replace(tiny_recipe, **tuned(*phases)))
     before, after = trunks.tensors(original), open_bundle(tmp_path / "run").trunk
     kept = {stage_of(name) for name in after if "running_mean" in name and np.array_equal(before[name], after[name])}
@@ -137,7 +137,7 @@ def test_what_was_trained_is_what_is_deployed(pictures, recipe, tmp_path):
     assert all(verdict.passed for verdict in published.verdicts.values())
     assert replay(bundle).passed
     expected, model = bundle.expected(), Model.open(tmp_path / "run")
-    images = np.stack([load(content, bundle.record.pixels) for content in bundle.golden_bytes()])
+    images = np.stack([load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()])
     got = model.session.run(images)
     for name in (FEATURES, LOGITS):
         assert np.allclose(got[name], expected[name], atol=1e-4)
@@ -167,7 +167,7 @@ def test_every_strategy_learns(pictures, tiny_recipe, tmp_path, name):
 
 @pytest.mark.parametrize("restart", [0, 2])
 def test_the_same_seed_gives_the_same_bundle(pictures, recipe, tmp_path, restart):
-    phases = (Phase(2, 0.05), Phase(2, 0.05, trunk_lr=0.02, moving=2, batch=8, augment=True, restart=restart))
+    phases = (Phase(2, 0.05), Phase(2, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True, reinit=restart))
     recipe, digests = replace(recipe, backbone=Seeded()), []
     for number, seed in enumerate((0, 0, 1)):
         torch.rand(number)  # what happened before is no part of it
@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_bundle(pictures, recipe, tmp_path, restart
 
 def test_restarted_stages_owe_nothing_to_the_original(pictures, recipe, original, tmp_path):
     """A rate of next to nothing, so that what is there afterwards is what it began with."""
-    phase = Phase(1, 0.05, trunk_lr=1e-12, moving=2, restart=1, batch=8)
+    phase = Phase(1, 0.05, trunk_lr=1e-12, trainable=2, reinit=1, batch_size=8)
     train(pictures, tmp_path / "run", replace(recipe, **tuned(phase)))
     bundle, before = open_bundle(tmp_path / "run"), trunks.tensors(original)
     assert bundle.record.provenance == {"first": "original", "second": "moved", "third": "new"}
@@ -187,7 +187,7 @@ def test_restarted_stages_owe_nothing_to_the_original(pictures, recipe, original
 
 
 def test_a_phase_with_nothing_moving_leaves_a_moved_trunk_as_it_is(pictures, recipe, tmp_path):
-    moves = Phase(2, 0.05, trunk_lr=0.02, moving=2, batch=8)
+    moves = Phase(2, 0.05, trunk_lr=0.02, trainable=2, batch_size=8)
     train(pictures, tmp_path / "one", replace(recipe, **tuned(moves)))
     train(pictures, tmp_path / "two", replace(recipe, **tuned(moves, Phase(5, 0.01))))
     one, two = (open_bundle(tmp_path / name) for name in ("one", "two"))
@@ -254,20 +254,20 @@ class TestRefit:
 class TestInputs:
     def test_each_epoch_sees_another_view_and_validation_the_deployed_pixels(self, pictures, original):
         files = sorted(pictures.rglob("*.png"))[:4]
-        images = Images(files, np.zeros(4, np.int64), Tiny.pixels)
+        images = Images(files, np.zeros(4, np.int64), Tiny.preprocessing)
         rows = [np.array([2, 0]), np.array([1, 3])]
-        varied, plain = (Decoded(images, original.normalise, Variety(0, crop)) for crop in (True, False))
+        varied, plain = (Decoded(images, original.normalize, Variety(0, crop)) for crop in (True, False))
         first, again, second = (torch.cat(list(varied.batches(rows, epoch))) for epoch in (1, 1, 2))
         assert torch.equal(first, again)
         assert not torch.equal(first, second)
-        deployed = torch.from_numpy(np.stack([load(files[row], Tiny.pixels) for row in (2, 0, 1, 3)]))
+        deployed = torch.from_numpy(np.stack([load(files[row], Tiny.preprocessing) for row in (2, 0, 1, 3)]))
         for epoch in (1, 2):
-            assert torch.equal(torch.cat(list(plain.batches(rows, epoch))), original.normalise(deployed))
+            assert torch.equal(torch.cat(list(plain.batches(rows, epoch))), original.normalize(deployed))
 
     def test_an_image_that_is_gone_is_named(self, pictures, original, tmp_path):
-        images = Images([tmp_path / "gone.png"], np.zeros(1, np.int64), Tiny.pixels)
+        images = Images([tmp_path / "gone.png"], np.zeros(1, np.int64), Tiny.preprocessing)
         with pytest.raises(DataError, match=r"gone\.png: no such file"):
-            list(Decoded(images, original.normalise, Variety(0)).batches([np.array([0])], 1))
+            list(Decoded(images, original.normalize, Variety(0)).batches([np.array([0])], 1))
 
     def test_a_last_image_alone_joins_those_before_it(self):
         assert [len(part) for part in split(np.arange(9), 4)] == [4, 5]
@@ -278,7 +278,7 @@ class TestInputs:
 class TestNetwork:
     def test_rates_fall_from_stage_to_stage(self, original):
         head = Line().module(12, 3)
-        groups = Network(original, head).rates(Phase(1, 0.1, trunk_lr=0.01, moving=3, decay=0.5))
+        groups = Network(original, head).rates(Phase(1, 0.1, trunk_lr=0.01, trainable=3, lr_decay=0.5))
         assert [group["lr"] for group in groups] == [0.1, 0.01, 0.005, 0.0025]
         owners = [head, *[original.stages[name] for name in reversed(STAGES)]]
         for group, owner in zip(groups, owners, strict=True):
@@ -293,7 +293,9 @@ class TestNetwork:
         assert modes == [False] * (3 - moving) + [True] * moving
         needs = [all(p.requires_grad for p in stage.parameters()) for stage in original.stages.values()]
         assert needs == modes
-        optimised = {id(p) for group in network.rates(Phase(1, 1, trunk_lr=1, moving=moving)) for p in group["params"]}
+        optimised = {
+            id(p) for group in network.rates(Phase(1, 1, trunk_lr=1, trainable=moving)) for p in group["params"]
+        }
         assert not optimised & {id(parameter) for parameter in frozen.parameters()}
         assert optimised == {id(parameter) for parameter in learning.parameters()}
 
@@ -332,7 +334,7 @@ class TestLoop:
         assert [line["lr"] for line in fitted.history] == pytest.approx([1 / 7, 4 / 7, 1.0, 0.5])
 
     def test_sgd_learns_as_well(self, examples):
-        _, fitted = self.fitted(examples, Phase(20, 0.5, optimiser="sgd"))
+        _, fitted = self.fitted(examples, Phase(20, 0.5, optimizer="sgd"))
         assert fitted.history[-1]["val_accuracy"] > 0.9
         _, other = self.fitted(examples, Phase(20, 0.5))
         assert other.history[-1]["val_loss"] != fitted.history[-1]["val_loss"]
@@ -356,13 +358,15 @@ class TestLoop:
         def moved(clip):
             start = Line().module(5, 2)
             before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
-            head, _ = fit_head(start, [Phase(1, 1.0, optimiser="sgd", clip=clip, batch=150)], *examples, Setting(0))
+            head, _ = fit_head(
+                start, [Phase(1, 1.0, optimizer="sgd", gradient_clipping=clip, batch_size=150)], *examples, Setting(0)
+            )
             return sum(((head.state_dict()[name] - old) ** 2).sum() for name, old in before.items()) ** 0.5
 
         assert moved(1e-6) < 1e-3 < moved(0.0)
 
     def test_smoothing_keeps_the_loss_from_nought_and_is_no_part_of_validation(self, examples):
-        (_, plain), (_, smooth) = (self.fitted(examples, Phase(60, 0.1, smoothing=share)) for share in (0.0, 0.3))
+        (_, plain), (_, smooth) = (self.fitted(examples, Phase(60, 0.1, label_smoothing=share)) for share in (0.0, 0.3))
         assert plain.history[-1]["train_loss"] < 0.15
         assert smooth.history[-1]["train_loss"] > 0.4
         assert smooth.history[-1]["val_loss"] < smooth.history[-1]["train_loss"]
@@ -384,7 +388,7 @@ class TestLoop:
 
 
 def test_a_rate_that_ruins_the_trunk_is_named(pictures, recipe, tmp_path):
-    ruinous = Phase(2, 0.05, trunk_lr=1e30, moving=2, batch=8)
+    ruinous = Phase(2, 0.05, trunk_lr=1e30, trainable=2, batch_size=8)
     with pytest.raises(
         DataError, match=r"the loss is \S+ at step 2 of phase 2, epoch 1, at rate .* of the head and \S+e"
     ):
@@ -423,7 +427,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("name", ["partial", "probe-then-tune"])
     def test_more_moving_stages_than_there_are(self, pictures, tiny_recipe, tmp_path, name):
-        strategy = replace(OFFERED[name], moving=3)
+        strategy = replace(OFFERED[name], trainable=3)
         with pytest.raises(UsageError, match=r"phase \d moves 3 stages of 2"):
             train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=strategy))
 
@@ -455,21 +459,21 @@ class TestBadInput:
         ],
     )
     def test_a_phase_that_makes_no_sense(self, wrong, problem):
-        good = Phase(1, 0.1, trunk_lr=0.1, moving=1)
+        good = Phase(1, 0.1, trunk_lr=0.1, trainable=1)
         check_phases([good], STAGES)
         with pytest.raises(UsageError, match=f"phase 1 {problem}"):
             check_phases([replace(good, **wrong)], STAGES)
 
 
 def test_what_becomes_of_stages():
-    phases = [Phase(1, 1), Phase(1, 1, trunk_lr=1, moving=1, restart=1), Phase(1, 1, trunk_lr=1, moving=2)]
+    phases = [Phase(1, 1), Phase(1, 1, trunk_lr=1, trainable=1, reinit=1), Phase(1, 1, trunk_lr=1, trainable=2)]
     changed = ("second", "third")
     assert provenance(STAGES, phases, changed) == {"first": "original", "second": "moved", "third": "new"}
     assert set(provenance(STAGES, phases, ()).values()) == {"original"}
 
 
 def test_a_trunk_that_was_better_before_it_moved_is_said_to_be_the_original(pictures, recipe, original, tmp_path):
-    ruinous = Phase(1, 10.0, trunk_lr=10.0, moving=2, batch=8)
+    ruinous = Phase(1, 10.0, trunk_lr=10.0, trainable=2, batch_size=8)
     trained = train(pictures, tmp_path / "run", replace(recipe, **tuned(Phase(100, 0.05), ruinous)))
     assert set(trained.provenance.values()) == {"original"}
     assert changed_stages(open_bundle(tmp_path / "run"), original) == set()
@@ -487,8 +491,8 @@ def test_a_trunk_that_was_better_before_it_moved_is_said_to_be_the_original(pict
     ],
 )
 def test_strategies_ask_for_what_they_are_named_for(name, moving, restart):
-    phases = OFFERED[name].phases(STAGES, Facts(100, 2, 50, 50))
-    assert [phase.moving for phase in phases] == moving
-    assert {phase.restart for phase in phases} == {restart}
+    phases = OFFERED[name].phases(STAGES, DatasetStatistics(100, 2, 50, 50))
+    assert [phase.trainable for phase in phases] == moving
+    assert {phase.reinit for phase in phases} == {restart}
     if not restart:
         assert all(phase.trunk_lr < phase.head_lr for phase in phases)

@@ -35,7 +35,7 @@ def test_the_same_passes_at_every_batch_size():
     session = Linear()
     verdict = compare(EXPECTED, session, INPUTS)
     assert verdict.passed
-    assert [c.batch for c in verdict.comparisons] == list(BATCHES)
+    assert [c.batch_size for c in verdict.comparisons] == list(BATCHES)
     assert {1, 2, 7, 16, 4, 6} == set(session.batches)  # the last batch of a pass is what is left over
 
 
@@ -107,7 +107,9 @@ class TestHead:
 
 
 def test_few_images_are_compared_at_the_batch_sizes_there_are():
-    assert [c.batch for c in compare({k: v[:3] for k, v in EXPECTED.items()}, Linear(), INPUTS[:3]).comparisons] == [
+    assert [
+        c.batch_size for c in compare({k: v[:3] for k, v in EXPECTED.items()}, Linear(), INPUTS[:3]).comparisons
+    ] == [
         1,
         2,
         3,

@@ -57,7 +57,7 @@ def test_a_dropped_last_batch_is_caught(exported, precision):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_without_a_fault_there_is_no_alarm(exported, precision):
     result = replay(open_bundle(exported), "onnx", precision)
-    assert (result.passed, result.problems, result.pixels) == (True, (), ())
+    assert (result.passed, result.problems, result.changed_images) == (True, (), ())
 
 
 class TestAgainst:

@@ -22,7 +22,7 @@ from tlkit.verification.replay import replay
 def test_what_was_exported_is_what_was_trained(tiny_run):
     result = replay(open_bundle(tiny_run))
     assert result.passed
-    assert (result.images, result.pixels) == (4, ())
+    assert (result.images, result.changed_images) == (4, ())
     assert set(result.verdicts) == {"trunk", "head", "model"}
 
 
@@ -43,9 +43,11 @@ def test_a_changed_weight_is_caught(own_run, name):
 @pytest.mark.parametrize("change", [{"filter": "lanczos"}, {"crop": 0.8}, {"filter": "nearest"}], ids=str)
 def test_other_pixels_are_caught(tiny_run, monkeypatch, change):
     real = verifying.load
-    monkeypatch.setattr(verifying, "load", lambda content, pixels: real(content, replace(pixels, **change)))
+    monkeypatch.setattr(
+        verifying, "load", lambda content, preprocessing: real(content, replace(preprocessing, **change))
+    )
     result = replay(open_bundle(tiny_run))
-    assert len(result.pixels) == 4
+    assert len(result.changed_images) == 4
     assert not result.passed
 
 
@@ -54,8 +56,8 @@ def test_swapped_channels_are_caught(tiny_run, monkeypatch):
     assert not replay(open_bundle(tiny_run)).passed
 
 
-def _bgr(content, pixels):
-    return load(content, pixels)[..., ::-1]
+def _bgr(content, preprocessing):
+    return load(content, preprocessing)[..., ::-1]
 
 
 def test_without_golden_images_there_is_nothing_to_replay(pictures, tiny_recipe, tmp_path):

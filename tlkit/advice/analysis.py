@@ -23,7 +23,7 @@ from tlkit.data.dataset import Sample
 from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
 from tlkit.model import trunk as trunks
-from tlkit.model.norms import norms
+from tlkit.model.batchnorm import norms
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Backbone, Tick
 from tlkit.runtime.features import Features, extract
@@ -77,11 +77,11 @@ class Sight:
 
 def look(backbone: Backbone, size: int | None, samples: Sequence[Sample], seed: int, tick: Tick) -> Sight:
     """One pass of the images through all stages, some of them through the graph that tells the shift as well."""
-    trunk = trunks.build(backbone, pixels=None if size is None else trunks.resized(backbone, size))
+    trunk = trunks.build(backbone, preprocessing=None if size is None else trunks.resized(backbone, size))
     taps = trace.taps_graph(trunk)
     paths = [sample.path for sample in samples]
     started = time.perf_counter()
-    features = extract(paths, taps, trunk.pixels, trunk.names, None, tick)
+    features = extract(paths, taps, trunk.preprocessing, trunk.names, None, tick)
     seconds = time.perf_counter() - started
     shift = _shift(trunk, taps, paths, features, seed)
     sure = confidence.measure(backbone.classifier(), features.stage(-1)[features.usable])
@@ -100,10 +100,10 @@ def _shift(trunk: Trunk, taps: Path, paths: Sequence[Path], features: Features, 
     def find_out() -> dict[str, Any]:
         moments = Moments(remembered)
         # A graph of its own, as what is watched is not fused: its features differ in their last bits, and are not kept.
-        moments.look(moments_graph(taps, remembered), trunk.pixels, [paths[index] for index in drawn])
+        moments.look(moments_graph(taps, remembered), trunk.preprocessing, [paths[index] for index in drawn])
         return asdict(moments.shift(seed))
 
-    key = json.dumps([taps.stem, asdict(trunk.pixels), seed, [features.sha256[index] for index in drawn]])
+    key = json.dumps([taps.stem, asdict(trunk.preprocessing), seed, [features.sha256[index] for index in drawn]])
     known, _ = once(cache_dir("shifts") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json", find_out)
     if known["overall"] is None:
         return Shift(**known)

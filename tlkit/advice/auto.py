@@ -12,13 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tlkit import __version__
 from tlkit.advice.parts import run
 from tlkit.advice.run import Advice, Question, advise
 from tlkit.advice.trials import better, recipe, try_out, words
 from tlkit.errors import DataError, UsageError
 from tlkit.model import trunk as trunks
-from tlkit.plugin.contract import Offer, Progress, silent
+from tlkit.plugin.contract import Component, Progress, silent
 from tlkit.plugin.options import to_json
 from tlkit.training.config import How, Recipe
 from tlkit.training.device import Machine
@@ -26,6 +25,7 @@ from tlkit.training.result import Trained
 from tlkit.training.run import train
 from tlkit.training.run_directory import check_unfinished, folder_of, workplace
 from tlkit.util import files
+from tlkit.version import __version__
 
 NAME = "auto"
 TRIALS, FROZEN, MOVED = "trials", "frozen", "moved"  # the parts of it, in its folder
@@ -118,7 +118,7 @@ def _begun_with(advice: Advice, question: Question, how: How, budget: float | No
     """All that decides the outcome, as JSON: what a run that is taken up must have been begun with."""
     machine = Machine(how.choice)  # refused at once where it can't be had
 
-    def named(offers: tuple[Offer, ...]) -> dict[str, Any]:
+    def named(offers: tuple[Component, ...]) -> dict[str, Any]:
         return {offer.name: to_json(offer) for offer in offers}
 
     return {

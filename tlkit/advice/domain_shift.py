@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from tlkit.graph.moments import MEAN, SQUARE, watched
-from tlkit.plugin.contract import Pixels
+from tlkit.plugin.contract import Preprocessing
 from tlkit.runtime.model import stream
 from tlkit.runtime.session import OnnxSession, cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tlkit.model.norms import Norm
+    from tlkit.model.batchnorm import Norm
 
     Channels = NDArray[np.float64]
 
@@ -74,14 +74,14 @@ class Moments:
     """Gathers the moments of every image as they come from the graph of `deploy.moments`."""
 
     def __init__(self, norms: Sequence[Norm]) -> None:
-        self.norms = norms
+        self.batchnorm = norms
         self._parts: dict[int, list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = {}
 
-    def look(self, graph: Path, pixels: Pixels, files: Sequence[Path]) -> None:
+    def look(self, graph: Path, preprocessing: Preprocessing, files: Sequence[Path]) -> None:
         """Run images through such a graph; those that can't be used are left out."""
         session = OnnxSession(graph, workers=cores())
         wanted = [name for name in session.outputs if name.startswith((MEAN, SQUARE))]
-        for chunk in stream(session, pixels, files, wanted):
+        for chunk in stream(session, preprocessing, files, wanted):
             if chunk.kept():
                 self.see(chunk.arrays)
 
@@ -98,12 +98,14 @@ class Moments:
             for index, parts in self._parts.items()
         }
         images = len(next(iter(seen.values()))[0]) if seen else 0
-        if not self.norms:
+        if not self.batchnorm:
             return unknown("the network has no batch norm", images)
-        if len(seen) < SEEN * len(self.norms):
-            return unknown(f"only {len(seen)} of {len(self.norms)} batch norms are to be found in its graph", images)
+        if len(seen) < SEEN * len(self.batchnorm):
+            return unknown(
+                f"only {len(seen)} of {len(self.batchnorm)} batch norms are to be found in its graph", images
+            )
         layers = [
-            (self.norms[index].stage, _Layer(self.norms[index], means, squares))
+            (self.batchnorm[index].stage, _Layer(self.batchnorm[index], means, squares))
             for index, (means, squares) in sorted(seen.items())
         ]
         random = np.random.default_rng(seed)

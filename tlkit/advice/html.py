@@ -81,9 +81,9 @@ def _verdict(advice: Advice, then: str) -> str:
     if chosen.seconds is not None:
         figures["time on this machine"] = f"about {seconds(chosen.seconds)}"
     figures["the images and those of the pretraining"] = advice.sight.shift.likeness
-    if chosen.moving:
+    if chosen.trainable:
         rates = "".join(f", {name} {rate:g}" for name, rate in chosen.rates.items())
-        figures["stages that move"] = f"{chosen.moving}{rates}"
+        figures["stages that move"] = f"{chosen.trainable}{rates}"
     cards = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in figures.items())
     rule = [] if chosen.case is None else [f"the rule: {chosen.case}: {chosen.rule}"]
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*rule, *chosen.reasons))
@@ -171,7 +171,7 @@ def _maps(advice: Advice) -> Iterator[str]:
         return
     labels = advice.dataset.labels
     yield f"<h2>The images, by their features at {escape(advice.recommendation.cut)}</h2>"
-    yield pictures.legend(dict(zip(labels, pictures.colours(len(labels)), strict=True)))
+    yield pictures.legend(dict(zip(labels, pictures.colors(len(labels)), strict=True)))
     figures = "".join(
         f"<figure><h3>{each.title}</h3>{each.svg}<figcaption>{each.axes}</figcaption></figure>" for each in found
     )

@@ -103,10 +103,10 @@ def _verdict(recommendation: Recommendation) -> Iterator[str]:
 
 
 def _moving(recommendation: Recommendation) -> str:
-    if not recommendation.moving:
+    if not recommendation.trainable:
         return ""
     rates = ", ".join(f"{what} {rate:g}" for what, rate in recommendation.rates.items())
-    return f"; {recommendation.moving} stages move ({rates})"
+    return f"; {recommendation.trainable} stages move ({rates})"
 
 
 def seconds(value: float) -> str:

@@ -17,7 +17,7 @@ from tlkit.advice.analysis import Sight, draw
 from tlkit.advice.probes import front
 from tlkit.advice.run import Advice
 from tlkit.data.preprocessing import Rejected, load
-from tlkit.plugin.contract import Pixels
+from tlkit.plugin.contract import Preprocessing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,7 @@ LEFT, TOP, WIDE, HIGH, GAP, LOW = (
 )  # of the picture of depth: its two parts and what is between
 SIDE, THUMBNAIL = 460, 30  # of a map, and of what is shown in it
 # Told apart by most who see colours differently (Okabe and Ito 2008), and on light and dark alike.
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c7a00", "#7a5fb0")
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c7a00", "#7a5fb0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +125,10 @@ def maps(advice: Advice, seed: int = 0) -> list[Map]:
     return found
 
 
-def colours(count: int) -> list[str]:
+def colors(count: int) -> list[str]:
     """A colour for each class."""
-    if count <= len(COLOURS):
-        return list(COLOURS[:count])
+    if count <= len(COLORS):
+        return list(COLORS[:count])
     return [f"hsl({360 * number / count:.0f} 65% {(42, 58)[number % 2]}%)" for number in range(count)]
 
 
@@ -138,7 +138,7 @@ def _map(advice: Advice, rows: NDArray[np.int64], points: NDArray[Any], what: st
     places = THUMBNAIL + room * (points - low) / np.maximum(high - low, 1e-12)
     places[:, 1] = SIDE - places[:, 1]
     samples, labels = advice.dataset.of("train"), advice.dataset.labels
-    colour = colours(len(labels))
+    color = colors(len(labels))
     parts = [f'<rect class="frame" x="0.5" y="0.5" width="{SIDE - 1}" height="{SIDE - 1}"/>']
     shown = 0
     # Those with a picture come last, so that they lie on top.
@@ -147,13 +147,13 @@ def _map(advice: Advice, rows: NDArray[np.int64], points: NDArray[Any], what: st
         told = f"<title>{escape(f'{sample.name} ({labels[sample.label]})')}</title>"
         picture = thumbnail(sample.path, 2 * THUMBNAIL) if number < MOST_THUMBNAILS else None
         if picture is None:
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour[sample.label]}">{told}</circle>')
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color[sample.label]}">{told}</circle>')
             continue
         shown += 1
         box = f'x="{x - THUMBNAIL / 2:.1f}" y="{y - THUMBNAIL / 2:.1f}" width="{THUMBNAIL}" height="{THUMBNAIL}"'
         parts.append(
             f'<g>{told}<image {box} href="{picture}"/>'
-            f'<rect {box} fill="none" stroke="{colour[sample.label]}" stroke-width="2.5"/></g>'
+            f'<rect {box} fill="none" stroke="{color[sample.label]}" stroke-width="2.5"/></g>'
         )
     said = f"{len(rows)} images by {what} of their features, coloured by class, {shown} of them with their picture"
     return _svg(SIDE, SIDE, said, parts)
@@ -162,7 +162,9 @@ def _map(advice: Advice, rows: NDArray[np.int64], points: NDArray[Any], what: st
 def thumbnail(path: Path, size: int) -> str | None:
     """A small picture as a `data:` address; None for an image that can't be used."""
     try:
-        picture = Image.fromarray(load(path, Pixels(size, (0.5,) * 3, (0.5,) * 3, crop=1.0, filter="bilinear")))
+        picture = Image.fromarray(
+            load(path, Preprocessing(size, (0.5,) * 3, (0.5,) * 3, crop_pct=1.0, interpolation="bilinear"))
+        )
     except Rejected:
         return None
     buffer = BytesIO()
@@ -172,9 +174,7 @@ def thumbnail(path: Path, size: int) -> str | None:
 
 def legend(names: Mapping[str, str]) -> str:
     """Names with a spot of their colour each."""
-    spots = "".join(
-        f'<li><span style="background:{colour}"></span>{escape(name)}</li>' for name, colour in names.items()
-    )
+    spots = "".join(f'<li><span style="background:{color}"></span>{escape(name)}</li>' for name, color in names.items())
     return f'<ul class="legend">{spots}</ul>'
 
 

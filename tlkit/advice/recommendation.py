@@ -13,7 +13,7 @@ from tlkit.advice.statistics import DataFacts
 from tlkit.errors import TlkitError
 from tlkit.evaluation.metrics import wilson
 from tlkit.model.trunk import Trunk
-from tlkit.plugin.contract import Facts, Head, Strategy
+from tlkit.plugin.contract import DatasetStatistics, Head, Strategy
 from tlkit.plugin.options import configure
 from tlkit.training.speed import seconds_an_image
 
@@ -41,7 +41,7 @@ class Recommendation:
     strategy: str
     cut: str
     head: str
-    moving: int = 0
+    trainable: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     case: str | None = None
@@ -56,9 +56,11 @@ class Recommendation:
         """The best without moving the trunk."""
         if self.still is None:
             return self
-        return replace(self, strategy="frozen", head=self.still, moving=0, settings={}, rates={}, still=None)
+        return replace(self, strategy="frozen", head=self.still, trainable=0, settings={}, rates={}, still=None)
 
-    def moved(self, strategy: Strategy, head: str, stages: Sequence[str], known: Facts, epochs: int) -> Recommendation:
+    def moved(
+        self, strategy: Strategy, head: str, stages: Sequence[str], known: DatasetStatistics, epochs: int
+    ) -> Recommendation:
         """With the trunk moved by a strategy, cut where it is, under a head that learns by gradient.
 
         On a few hundred images the best cut for frozen features is the best for a trunk that moves, too: to what a
@@ -70,9 +72,9 @@ class Recommendation:
             self,
             strategy=strategy.name,
             head=head,
-            moving=last.moving,
+            trainable=last.trainable,
             settings={f"strategy.{name}": value for name, value in options.items()},
-            rates={"head": last.head_lr, self.cut: last.trunk_lr, "factor a stage": last.decay},
+            rates={"head": last.head_lr, self.cut: last.trunk_lr, "factor a stage": last.lr_decay},
             still=self.frozen().head,
         )
 
@@ -98,21 +100,21 @@ class Recommendation:
 
 
 @dataclass(frozen=True, slots=True)
-class Offered:
+class Available:
     """What can be recommended: a head where none is ahead, and the strategy to move a trunk with, if there is one."""
 
     head: str
     mover: Strategy | None
 
 
-def offered(heads: Sequence[Head], strategies: Sequence[Strategy]) -> Offered:
+def offered(heads: Sequence[Head], strategies: Sequence[Strategy]) -> Available:
     """The preferred head, or else the first; nothing moves under a head that can't learn by gradient."""
     head = next((head for head in heads if head.name == PREFERRED), heads[0])
     try:
         head.module(2, 2)
     except TlkitError:
-        return Offered(head.name, None)
-    return Offered(head.name, next((strategy for strategy in strategies if strategy.name == MOVER), None))
+        return Available(head.name, None)
+    return Available(head.name, next((strategy for strategy in strategies if strategy.name == MOVER), None))
 
 
 def cautious(sight: Sight, head: str, lacking: Sequence[str]) -> Recommendation:
@@ -121,7 +123,7 @@ def cautious(sight: Sight, head: str, lacking: Sequence[str]) -> Recommendation:
 
 
 def recommend(
-    facts: DataFacts, sight: Sight, heads: Sequence[HeadEvidence], offers: Offered, known: Facts, val: int
+    facts: DataFacts, sight: Sight, heads: Sequence[HeadEvidence], offers: Available, known: DatasetStatistics, val: int
 ) -> Recommendation:
     """The recommendation for one backbone; `val` counts the images to validate on."""
     cut = best_stage(sight.stages)
@@ -148,12 +150,12 @@ def recommend(
     if mover is None:
         return frozen.because(f"the trunk stays: {why_still}")
     moved = frozen.moved(mover, offers.head, sight.trunk.names, known, EPOCHS)
-    took = EPOCHS * epoch_seconds(sight.trunk.upto(cut.name), moved.moving, facts.images, val)
+    took = EPOCHS * epoch_seconds(sight.trunk.upto(cut.name), moved.trainable, facts.images, val)
     why = f"frozen features leave {room:.1%} to be gained; auto keeps a moved trunk only if it does better on val"
     return replace(moved, accuracy=(cut.probe.interval[0], 1.0), seconds=(frozen.seconds or 0.0) + took).because(why)
 
 
-def _why_still(facts: DataFacts, sight: Sight, room: float, offers: Offered) -> str:
+def _why_still(facts: DataFacts, sight: Sight, room: float, offers: Available) -> str:
     """Why the trunk had better stay as it is; empty where moving it is worth a trial.
 
     By the rule of the craft few images never move a trunk. In trials with 100 and 500 images of two sets that are not
@@ -169,9 +171,9 @@ def _why_still(facts: DataFacts, sight: Sight, room: float, offers: Offered) -> 
     return ""
 
 
-def epoch_seconds(trunk: Trunk, moving: int, images: int, val: int) -> float:
+def epoch_seconds(trunk: Trunk, trainable: int, images: int, val: int) -> float:
     """Seconds for an epoch in which stages move, by a few measured steps; forward alone is a third of a step."""
-    step = seconds_an_image(trunk, moving)
+    step = seconds_an_image(trunk, trainable)
     return images * step + val * step / 3
 
 

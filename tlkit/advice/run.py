@@ -17,7 +17,7 @@ from tlkit.advice.selection import HeadEvidence, best_stage, compare_heads, lead
 from tlkit.advice.statistics import DataFacts
 from tlkit.data import dataset as folder
 from tlkit.data.dataset import Dataset
-from tlkit.plugin.contract import Backbone, Head, Offer, Progress, Strategy, silent
+from tlkit.plugin.contract import Backbone, Component, Head, Progress, Strategy, silent
 from tlkit.runtime.features import check_rejected
 from tlkit.training.config import facts as strategy_facts
 
@@ -32,7 +32,7 @@ class Question:
     backbones: Sequence[Backbone]
     heads: Sequence[Head]
     strategies: Sequence[Strategy]
-    origin: Callable[[Offer], tuple[str, str]]  # distribution and version of the plugin that an offer comes from
+    origin: Callable[[Component], tuple[str, str]]  # distribution and version of the plugin that an offer comes from
     val: float = 0.2
     max_bad: float = 0.01
     seed: int = 0

@@ -109,8 +109,8 @@ def _epochs(advice: Advice, question: Question, name: str, budget: float) -> int
     if offered(question.heads, question.strategies).mover is None:
         return 0
     trunk = advice.sight.trunk.upto(advice.recommendation.cut)
-    moving = named(question, name).phases(trunk.names, facts(advice.dataset))[-1].moving
-    seconds = epoch_seconds(trunk, moving, advice.facts.images, len(advice.dataset.of("val")))
+    trainable = named(question, name).phases(trunk.names, facts(advice.dataset))[-1].trainable
+    seconds = epoch_seconds(trunk, trainable, advice.facts.images, len(advice.dataset.of("val")))
     epochs = min(EPOCHS, int(budget / seconds))
     return epochs if epochs >= FEWEST_EPOCHS else 0
 

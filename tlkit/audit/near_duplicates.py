@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # pictures encoded anew were within 0.019 (thumbnails of 32 pixels made smaller; photographs within 0.006), and others
 # beyond 0.017 (garments), 0.046 (hands), 0.17 (thumbnails) and 0.37 (photographs).
 DIFFERENCE = 0.013
-COLOURS = 24.0  # levels by which the mean of a colour may differ: the same shape in another colour is another picture
+COLORS = 24.0  # levels by which the mean of a colour may differ: the same shape in another colour is another picture
 CONTRAST = 2.0  # levels of grey; in what has less there is nothing to compare
 BLOCK = 1024  # rows compared at once
 
@@ -59,7 +59,7 @@ def _near(looks: Sequence[Look], rows: NDArray[np.int64]) -> Iterator[tuple[int,
     if len(rows) < 2:
         return
     sketches = np.stack([looks[row].sketch for row in rows])
-    shapes, colours = sketches[:, :SHAPES], sketches[:, SHAPES:]
+    shapes, colors = sketches[:, :SHAPES], sketches[:, SHAPES:]
     power = (shapes**2).sum(axis=1)
     contrast = np.sqrt(power)
     plain = contrast < CONTRAST
@@ -69,5 +69,5 @@ def _near(looks: Sequence[Look], rows: NDArray[np.int64]) -> Iterator[tuple[int,
         near = difference < DIFFERENCE * contrast[block, None] * contrast
         near &= ~(plain[block, None] | plain)
         for i, j in zip(*np.nonzero(near), strict=True):
-            if start + i < j and np.abs(colours[start + i] - colours[j]).max() <= COLOURS:
+            if start + i < j and np.abs(colors[start + i] - colors[j]).max() <= COLORS:
                 yield start + int(i), int(j)

@@ -121,7 +121,7 @@ def audit(advice: Advice, progress: Progress = silent, seed: int = 0) -> Audit:
     trunk = advice.sight.trunk
     paths = [sample.path for sample in samples]
     tick = progress("features", len(paths))
-    features = extract(paths, trace.taps_graph(trunk), trunk.pixels, trunk.names, trunk.names[-1], tick)
+    features = extract(paths, trace.taps_graph(trunk), trunk.preprocessing, trunk.names, trunk.names[-1], tick)
     progress("files", len(paths))
     looks = look_at(paths)
     found = pairs(looks)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tlkit.data.preprocessing import Header, Rejected, header, load
-from tlkit.plugin.contract import Pixels
+from tlkit.plugin.contract import Preprocessing
 from tlkit.runtime.session import cores
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Labels = NDArray[np.int64]
     Shares = NDArray[np.float64]
 
-SMALL = Pixels(32, mean=(0.5,) * 3, std=(0.5,) * 3, crop=1.0, filter="bilinear")
+SMALL = Preprocessing(32, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bilinear")
 EXPLAINED = 0.15  # share of the doubt about the class that a property must take away to be a suspect
 BETRAYED = 0.5  # the same of the doubt whether it is one certain class: among ten, knowing one of them explains little
 FOLDS = 5

@@ -16,7 +16,7 @@ from tlkit.data.preprocessing import decoded, load
 from tlkit.errors import ResourceError, TlkitError, UsageError
 from tlkit.model import reference_images
 from tlkit.model.bundle import Bundle
-from tlkit.plugin.contract import Pixels, Progress, Session, silent
+from tlkit.plugin.contract import Preprocessing, Progress, Session, silent
 from tlkit.runtime.engine import Elsewhere
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Speed(Timed):
     """
 
     name: str
-    batch: int
+    batch_size: int
     calls: int
     cpu: float
     gpu: float | None
@@ -106,7 +106,7 @@ def benchmark(
     without that an error, as it is when none is left.
     """
     contents = pictures(bundle)
-    pixels = np.stack([load(content, bundle.record.pixels) for content in contents])
+    pixels = np.stack([load(content, bundle.record.preprocessing) for content in contents])
     sides: dict[str, Session] = {}
     memory: dict[str, float | None] = {}
     for name, opener in openers.items():
@@ -128,7 +128,7 @@ def benchmark(
     prepared: dict[str, list[list[float]]] = {}
     tick = progress("rounds", ROUNDS)
     for _ in range(ROUNDS):
-        for stage, times in _prepare(contents, bundle.record.pixels, clock).items():
+        for stage, times in _prepare(contents, bundle.record.preprocessing, clock).items():
             prepared.setdefault(stage, []).append(times)
         for (name, batch), rounds in calls.items():
             rounds.append(_calls(sides[name], _batch(pixels, batch), seconds, clock, cpu_clock))
@@ -177,7 +177,7 @@ def _speed(name: str, batch: int, rounds: Sequence[_Round], memory: float | None
     gpus = [each.gpu for each in rounds if each.gpu is not None]
     return Speed(
         name=name,
-        batch=batch,
+        batch_size=batch,
         calls=calls,
         latency=_percentiles(times),
         rates=_rates(times, batch),
@@ -202,7 +202,7 @@ def _calls(session: Session, images: NDArray[np.uint8], seconds: float, clock: C
     return done
 
 
-def _prepare(contents: Sequence[bytes], recipe: Pixels, clock: Clock) -> dict[str, list[float]]:
+def _prepare(contents: Sequence[bytes], recipe: Preprocessing, clock: Clock) -> dict[str, list[float]]:
     """The seconds of each stage from a file's bytes to pixels, picture by picture.
 
     `load` is timed as a whole, and its decoding once more by itself: a picture that is decoded is resized at once.

@@ -54,7 +54,7 @@ class Tuned:
         threads = f"{self.best.workers} thread{'s' if self.best.workers > 1 else ''}"
         rate, usual = statistics.median(self.rates), statistics.median(self.usual)
         return (
-            f"tuned to {threads}, batch {self.best.batch}, graph level {self.best.level}: {rate:.1f} images/s "
+            f"tuned to {threads}, batch {self.best.batch_size}, graph level {self.best.level}: {rate:.1f} images/s "
             f"({min(self.rates):.1f} to {max(self.rates):.1f}), {self.gain:.2f} times the usual {usual:.1f}"
         )
 
@@ -80,7 +80,7 @@ def tune(
 
     def same(session: OnnxSession) -> bool:
         tolerance = TOLERANCES[precision]
-        return compare(expected, session, images, tolerance=tolerance, batches=[session.batch]).passed
+        return compare(expected, session, images, tolerance=tolerance, batches=[session.batch_size]).passed
 
     def first(settings: Sequence[Setting]) -> tuple[Setting, Mapping[Setting, tuple[float, ...]]]:
         sessions = {each: each.open(file) for each in settings}
@@ -94,7 +94,7 @@ def tune(
 
     ways = dict.fromkeys((cores(), 1))
     best, _ = first([replace(start, workers=workers, level=level) for workers in ways for level in TRIED_LEVELS])
-    best, rates = first(list(dict.fromkeys([start, *(replace(best, batch=batch) for batch in BATCHES)])))
+    best, rates = first(list(dict.fromkeys([start, *(replace(best, batch_size=batch) for batch in BATCHES)])))
     if min(rates[best]) <= max(rates[start]):
         best = start
     tuned = Tuned(machine(), best, rates[best], rates[start])
@@ -104,7 +104,7 @@ def tune(
 
 def _rate(session: OnnxSession, images: NDArray[np.uint8], setting: Setting, seconds: float, clock: Clock) -> float:
     """Images a second with as many calls at once as the setting has workers."""
-    batch = images[np.arange(setting.batch) % len(images)]
+    batch = images[np.arange(setting.batch_size) % len(images)]
 
     def work(_worker: int) -> int:
         calls = 0
@@ -118,4 +118,4 @@ def _rate(session: OnnxSession, images: NDArray[np.uint8], setting: Setting, sec
         start = clock()
         end = start + seconds
         calls = sum(pool.map(work, range(setting.workers)))
-    return setting.batch * calls / (clock() - start)
+    return setting.batch_size * calls / (clock() - start)

@@ -17,8 +17,8 @@ from typing import Any
 
 import click
 
-from tlkit import __version__
 from tlkit.errors import ResourceError, TlkitError, UsageError
+from tlkit.version import __version__
 
 # The one-line helps stand here so that `tlkit --help` imports no verb; a test holds them against the verbs' own.
 VERBS = {

@@ -227,7 +227,7 @@ def _lines(result: Benchmark) -> Iterator[str]:
             latency += f"{'-':>9}" if speed.gpu is None else f"{speed.gpu:>9.2f}"
         rate = f"{speed.rate:.1f} ({min(speed.rates):.1f} to {max(speed.rates):.1f})"
         memory = "-" if speed.memory is None else f"{speed.memory:.0f}"
-        yield f"{speed.name:<{width}}  {speed.batch:>5}{latency}  {rate:<28}  {memory:>10}"
+        yield f"{speed.name:<{width}}  {speed.batch_size:>5}{latency}  {rate:<28}  {memory:>10}"
     for stage in result.stages:
         rate = f"{stage.rate:.1f} ({min(stage.rates):.1f} to {max(stage.rates):.1f})"
         yield f"{stage.name}, one thread, {stage.pictures} pictures: p50 {stage.latency['p50']:.2f} ms, {rate} images/s"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, show, wrote
-from tlkit.plugin.contract import Shapes, option_fields
+from tlkit.plugin.contract import OptimizationProfile, option_fields
 from tlkit.util.files import quoted
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ GPU = "gpu"  # the option of a target that `--gpu` sets
 LAYERS_SHOWN = 10  # all of them are in exports.json and in the JSON
 
 
-def _shapes(_context: click.Context, _parameter: click.Parameter, given: str | None) -> Shapes | None:
+def _shapes(_context: click.Context, _parameter: click.Parameter, given: str | None) -> OptimizationProfile | None:
     """Three rising batch sizes separated by commas."""
     if given is None:
         return None
     numbers = [int(word) for word in given.split(",") if word.strip().isdecimal()]
     if len(numbers) != 3 or given.count(",") != 2 or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
         raise click.BadParameter(f"{given!r} is not three rising numbers, as in 1,8,32")
-    return Shapes(*numbers)
+    return OptimizationProfile(*numbers)
 
 
 @click.command(short_help="Turn a bundle into graphs for deployment, each checked on real images.")
@@ -85,7 +85,7 @@ def command(
     refit_head: bool,
     shared_trunk: bool,
     out: Path | None,
-    shapes: Shapes | None,
+    shapes: OptimizationProfile | None,
     gpu: str | None,
     settings: tuple[str, ...],
     data: Path | None,
@@ -173,7 +173,7 @@ def _export(
     settings: Sequence[str],
     precision: str,
     climb: Callable[[Bundle, str, Path | None], tuple[Published, Climbed]],
-    shapes: Shapes | None,
+    shapes: OptimizationProfile | None,
     data: Path | None,
     as_json: bool,
 ) -> None:

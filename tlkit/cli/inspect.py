@@ -45,12 +45,12 @@ def _bundle(root: Path) -> dict[str, Any]:
         "digest": bundle.digest,
         "labels": list(record.labels),
         "backbone": asdict(record.backbone),
-        "weights": dict(record.source),
+        "weights": dict(record.weights),
         "stages": list(record.stages),
         "provenance": dict(record.provenance),
         "cut": record.cut,
         "width": record.width,
-        "pixels": asdict(record.pixels),
+        "pixels": asdict(record.preprocessing),
         "head": asdict(record.head),
         "strategy": {name: value for name, value in asdict(record.strategy).items() if name != "report"},
         **({"advice": dict(record.strategy.report["recommendation"])} if record.strategy.report else {}),
@@ -82,7 +82,7 @@ def _graph(file: Path) -> dict[str, Any]:
         "outputs": list(model.session.outputs),
         **known,
         "labels": json.loads(known["labels"]),
-        "pixels": asdict(model.pixels),
+        "pixels": asdict(model.preprocessing),
     }
 
 

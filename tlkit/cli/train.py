@@ -153,7 +153,7 @@ def command(
       tlkit train photos/ -o run/ --resume
       tlkit train photos/ -o run/ --backbone efficientnet-lite1 --cut stage4 --head svm --set head.pca=128
       tlkit train photos.csv -o run/ --strategy frozen --head mlp --set head.hidden=256 --seed 7
-      tlkit train photos/ -o run/ --strategy partial --set strategy.moving=2 --set strategy.epochs=5
+      tlkit train photos/ -o run/ --strategy partial --set strategy.trainable=2 --set strategy.epochs=5
       torchrun --nproc-per-node 4 -m tlkit train photos/ -o run/ --strategy full
     """
     common: dict[str, Any] = {"val": val, "max_bad": max_bad, "golden": golden, "seed": seed}

@@ -187,7 +187,7 @@ def _surveyed(place: str, each: Survey) -> Iterator[str]:
 def _lines(place: str, result: Replay) -> Iterator[str]:
     from tlkit.model.exports import FROM_BUNDLE
 
-    wrong = f"pixels differ for {', '.join(result.pixels)}" if result.pixels else "pixels identical"
+    wrong = f"pixels differ for {', '.join(result.changed_images)}" if result.changed_images else "pixels identical"
     yield f"{place}: {result.images} golden images, {wrong}"
     if result.head_from != FROM_BUNDLE:
         yield "  its head was fitted again at export"

@@ -27,9 +27,9 @@ from typing import Any, Literal, NamedTuple
 
 from tlkit.conformance.subject import CheckFailed, Exempt, Function, Skipped, Subject
 from tlkit.errors import UsageError
-from tlkit.plugin.contract import Offer
+from tlkit.plugin.contract import Component
 from tlkit.plugin.options import did_you_mean
-from tlkit.plugin.registry import CONTRACTS
+from tlkit.plugin.registry import BASE_CLASSES
 
 __all__ = ["Check", "CheckFailed", "Exempt", "Result", "Skipped", "checks", "run"]
 
@@ -60,15 +60,15 @@ class Result:
     reason: str | None = None
 
 
-def checks(offer: Offer, exempt: Mapping[str, str] | None = None, *, pretrained: bool = False) -> tuple[Check, ...]:
+def checks(offer: Component, exempt: Mapping[str, str] | None = None, *, pretrained: bool = False) -> tuple[Check, ...]:
     """Every check of an offer, in order, the simple ones first. Raises UsageError for an unknown exemption.
 
     They share what is expensive to make, so use one set of checks for one offer, and let go of it.
     """
-    if not isinstance(offer, Offer) or offer.kind not in _MODULES:
+    if not isinstance(offer, Component) or offer.kind not in _MODULES:
         raise UsageError(
             f"{offer!r} is no offer",
-            do=f"give an instance of a subclass of {', '.join(contract.__name__ for contract in CONTRACTS.values())}",
+            do=f"give an instance of {', '.join(contract.__name__ for contract in BASE_CLASSES.values())}",
         )
     modules = [import_module(name) for name in ("tlkit.conformance.offer", *_MODULES[offer.kind])]  # some import torch
     functions = {_name(function): function for module in modules for function in _functions(module)}
@@ -78,7 +78,7 @@ def checks(offer: Offer, exempt: Mapping[str, str] | None = None, *, pretrained:
 
 
 def run(
-    offer: Offer,
+    offer: Component,
     exempt: Mapping[str, str] | None = None,
     *,
     pretrained: bool = False,
@@ -117,7 +117,7 @@ def _name(function: Function) -> str:
     return function.__name__.replace("_", "-")
 
 
-def _exemptions(offer: Offer, more: Mapping[str, str], known: Mapping[str, Function]) -> dict[str, str]:
+def _exemptions(offer: Component, more: Mapping[str, str], known: Mapping[str, Function]) -> dict[str, str]:
     try:
         exemptions = {**offer.exempt(), **more}
     except Exception as error:

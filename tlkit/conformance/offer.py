@@ -12,7 +12,7 @@ from tlkit.conformance.declare import declare
 from tlkit.conformance.subject import Skipped, Subject, expect
 from tlkit.plugin import validation
 from tlkit.plugin.options import describe, from_json, option_fault, to_json
-from tlkit.plugin.registry import CONTRACTS
+from tlkit.plugin.registry import BASE_CLASSES
 
 
 def named(subject: Subject[Any]) -> None:
@@ -23,7 +23,7 @@ def named(subject: Subject[Any]) -> None:
 
 def frozen_dataclass(subject: Subject[Any]) -> None:
     """The offer is a frozen dataclass of its contract: nothing changes it under way."""
-    contract = next(contract for contract in CONTRACTS.values() if contract.kind == subject.offer.kind)
+    contract = next(contract for contract in BASE_CLASSES.values() if contract.kind == subject.offer.kind)
     fault = validation.kind_fault(subject.offer, contract) or validation.frozen_fault(subject.offer)
     expect(fault is None, str(fault), do=f"declare: @dataclass(frozen=True) class ...({contract.__name__})")
 

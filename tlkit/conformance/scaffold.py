@@ -11,9 +11,9 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from tlkit import __version__
 from tlkit.errors import UsageError
 from tlkit.util.files import atomic_dir
+from tlkit.version import __version__
 
 PREFIX = "tlkit-"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from tlkit.errors import UsageError
-from tlkit.plugin.discovery import normalise
+from tlkit.plugin.discovery import normalize
 from tlkit.plugin.options import did_you_mean
-from tlkit.plugin.registry import Host, Offered
+from tlkit.plugin.registry import Host, RegisteredComponent
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Offers to look at, refused ones among them, and what keeps a plugin from making more."""
 
-    offers: tuple[Offered, ...]
+    offers: tuple[RegisteredComponent, ...]
     problems: tuple[str, ...] = ()
 
 
@@ -27,7 +27,7 @@ def select(host: Host, name: str, kind: str | None = None) -> Selection:
     offers = [each for plugin in host.plugins for each in plugin.offers if kind in (None, each.kind)]
     if named := [each for each in offers if fnmatchcase(each.name, name)]:
         return Selection(tuple(named))
-    plugins = [each for each in host.plugins if normalise(name) in (normalise(each.name), normalise(each.distribution))]
+    plugins = [each for each in host.plugins if normalize(name) in (normalize(each.name), normalize(each.distribution))]
     own = tuple(each for plugin in plugins for each in plugin.offers if kind in (None, each.kind))
     problems = tuple(f"{plugin} is {plugin.state}: {plugin.reason}" for plugin in plugins if plugin.state != "ok")
     if own or problems:

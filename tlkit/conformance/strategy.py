@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tlkit.conformance.subject import Subject, expect, prepared
-from tlkit.plugin.contract import Facts, Phase, Strategy
+from tlkit.plugin.contract import DatasetStatistics, Phase, Strategy
 
 STAGES = range(1, 21)
 FACTS = (
-    Facts(images=2, classes=2, smallest_class=1, largest_class=1),
-    Facts(images=100, classes=100, smallest_class=1, largest_class=1),
-    Facts(images=40, classes=2, smallest_class=20, largest_class=20),
-    Facts(images=5_000, classes=10, smallest_class=500, largest_class=500),
-    Facts(images=100_000, classes=2, smallest_class=1, largest_class=99_999),
-    Facts(images=50_000, classes=1_000, smallest_class=3, largest_class=9_000),
-    Facts(images=10_000_000, classes=1_000, smallest_class=10_000, largest_class=10_000),
+    DatasetStatistics(images=2, classes=2, smallest_class=1, largest_class=1),
+    DatasetStatistics(images=100, classes=100, smallest_class=1, largest_class=1),
+    DatasetStatistics(images=40, classes=2, smallest_class=20, largest_class=20),
+    DatasetStatistics(images=5_000, classes=10, smallest_class=500, largest_class=500),
+    DatasetStatistics(images=100_000, classes=2, smallest_class=1, largest_class=99_999),
+    DatasetStatistics(images=50_000, classes=1_000, smallest_class=3, largest_class=9_000),
+    DatasetStatistics(images=10_000_000, classes=1_000, smallest_class=10_000, largest_class=10_000),
 )
 MOST_EPOCHS = 10_000
 
@@ -27,7 +27,7 @@ class Answer:
     """What a strategy said for some stages and facts."""
 
     stages: tuple[str, ...]
-    facts: Facts
+    facts: DatasetStatistics
     cut: str
     phases: Sequence[Phase]
 
@@ -43,7 +43,7 @@ class StrategySubject(Subject[Strategy]):
         """What it says for all stages and facts."""
         return [self.ask(count, facts) for count in STAGES for facts in FACTS]
 
-    def ask(self, count: int, facts: Facts) -> Answer:
+    def ask(self, count: int, facts: DatasetStatistics) -> Answer:
         """What it says for a number of stages; as in training, the phases are for the stages up to the cut."""
         stages = [f"stage{number}" for number in range(1, count + 1)]
         cut = self.offer.cut(tuple(stages), facts)
@@ -98,7 +98,7 @@ def epochs_are_positive(subject: StrategySubject) -> None:
 def rates_are_positive(subject: StrategySubject) -> None:
     """Learning rates are finite and positive: the head's always, the trunk's where stages move."""
     for answer, phase, _ in subject.phases():
-        rates = (phase.head_lr, phase.trunk_lr) if phase.moving else (phase.head_lr,)
+        rates = (phase.head_lr, phase.trunk_lr) if phase.trainable else (phase.head_lr,)
         fits = all(math.isfinite(rate) and rate > 0.0 for rate in rates)
         expect(fits, f"{answer}, a phase has the learning rates {rates}", do="keep them above 0, and finite")
 
@@ -106,23 +106,23 @@ def rates_are_positive(subject: StrategySubject) -> None:
 def moves_what_there_is(subject: StrategySubject) -> None:
     """A phase moves from none to all of the stages up to the cut."""
     for answer, phase, kept in subject.phases():
-        fits = type(phase.moving) is int and 0 <= phase.moving <= kept
-        expect(fits, f"{answer}, a phase moves {phase.moving!r} of {kept}", do="bound it by len(stages)")
+        fits = type(phase.trainable) is int and 0 <= phase.trainable <= kept
+        expect(fits, f"{answer}, a phase moves {phase.trainable!r} of {kept}", do="bound it by len(stages)")
 
 
 def restarts_what_moves(subject: StrategySubject) -> None:
     """Only stages that move begin from random weights: others would stay random."""
     for answer, phase, _ in subject.phases():
-        fits = type(phase.restart) is int and 0 <= phase.restart <= phase.moving
-        wrong = f"{answer}, a phase restarts {phase.restart!r} stages and moves {phase.moving}"
+        fits = type(phase.reinit) is int and 0 <= phase.reinit <= phase.trainable
+        wrong = f"{answer}, a phase restarts {phase.reinit!r} stages and moves {phase.trainable}"
         expect(fits, wrong, do="restart no more than you move")
 
 
 def decay_is_a_factor(subject: StrategySubject) -> None:
     """The decay of the learning rate from stage to stage lies in (0, 1]."""
     for answer, phase, _ in subject.phases():
-        fits = 0.0 < phase.decay <= 1.0
-        expect(fits, f"{answer}, a phase has the decay {phase.decay!r}", do="keep it above 0, and 1 at most")
+        fits = 0.0 < phase.lr_decay <= 1.0
+        expect(fits, f"{answer}, a phase has the decay {phase.lr_decay!r}", do="keep it above 0, and 1 at most")
 
 
 SUBJECT = StrategySubject

@@ -12,9 +12,9 @@ from typing import Any, Generic, TypeVar
 from unittest import SkipTest
 
 from tlkit.errors import GateError, TlkitError
-from tlkit.plugin.contract import Offer
+from tlkit.plugin.contract import Component
 
-AnyOffer = TypeVar("AnyOffer", bound=Offer)
+AnyComponent = TypeVar("AnyComponent", bound=Component)
 Made = TypeVar("Made")
 _MESSAGE = 300  # characters of what a plugin raised; libraries put whole shapes and configurations there
 
@@ -49,10 +49,12 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-class Subject(Generic[AnyOffer]):
+class Subject(Generic[AnyComponent]):
     """An offer under examination. What checks share is `prepared` once, whether that succeeds or fails."""
 
-    def __init__(self, offer: AnyOffer, *, pretrained: bool = False, exempt: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, offer: AnyComponent, *, pretrained: bool = False, exempt: Mapping[str, str] | None = None
+    ) -> None:
         self.offer = offer
         self.pretrained = pretrained
         self.exempt = exempt or {}

@@ -16,7 +16,7 @@ import onnx
 from tlkit.conformance import small
 from tlkit.conformance.subject import CheckFailed, Skipped, Subject, expect, prepared
 from tlkit.errors import ArtefactError, ResourceError, TlkitError
-from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, Session, Shapes, Target
+from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, OptimizationProfile, Session, Target
 from tlkit.runtime.session import OnnxSession
 from tlkit.verification.parity import TOLERANCES, compare
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-symmetric")
-SHAPES = Shapes(smallest=1, typical=4, largest=9)
+SHAPES = OptimizationProfile(smallest=1, typical=4, largest=9)
 BATCHES = (1, 2, 5, 9)
-PIXELS = small.images(SHAPES.largest)
+PREPROCESSING = small.images(SHAPES.largest)
 
 
 class TargetSubject(Subject[Target]):
@@ -81,7 +81,7 @@ class TargetSubject(Subject[Target]):
     @prepared("opens")
     def expected(self) -> dict[str, NDArray[np.float32]]:
         """What ONNX Runtime gives for the images."""
-        return OnnxSession(self.graph("model")).run(PIXELS)
+        return OnnxSession(self.graph("model")).run(PREPROCESSING)
 
 
 def suffix_of_its_files(subject: TargetSubject) -> None:
@@ -141,7 +141,7 @@ def metadata_passes_through(subject: TargetSubject) -> None:
 def agrees_with_onnx_runtime(subject: TargetSubject) -> None:
     """Features and logits are those of ONNX Runtime within the tolerance, for every batch it is built for."""
     subject.need_single_precision()
-    verdict = compare(subject.expected, subject.session("model"), PIXELS, batches=BATCHES)
+    verdict = compare(subject.expected, subject.session("model"), PREPROCESSING, batches=BATCHES)
     do = "compute in the precision of the graph; keep the channels' order"
     expect(verdict.passed, f"it differs from ONNX Runtime: {verdict.summary()}", do=do)
 
@@ -158,7 +158,7 @@ def head_agrees_with_onnx_runtime(subject: TargetSubject) -> None:
 def arrays_are_float32(subject: TargetSubject) -> None:
     """Outputs are float32 NumPy arrays by name, a row for each image."""
     for batch in BATCHES:
-        for name, array in subject.session("model").run(PIXELS[:batch]).items():
+        for name, array in subject.session("model").run(PREPROCESSING[:batch]).items():
             fits = isinstance(array, np.ndarray) and array.dtype == np.float32 and len(array) == batch
             shape = getattr(array, "shape", type(array).__name__)
             expect(fits, f"for {batch} images, {name} is {shape}", do="return float32 arrays `(N, ...)`")
@@ -168,7 +168,7 @@ def gives_what_is_asked_for(subject: TargetSubject) -> None:
     """`run(array, names)` gives those outputs only, and all of them unless told."""
     session = subject.session("model")
     for names in ((FEATURES,), (LOGITS,), (LOGITS, FEATURES), None):
-        got = set(session.run(PIXELS[:1], names))
+        got = set(session.run(PREPROCESSING[:1], names))
         wanted = set(names or (FEATURES, LOGITS))
         expect(got == wanted, f"asked for {names}, it gives {sorted(got)}", do="heed the argument `outputs`")
 
@@ -176,9 +176,9 @@ def gives_what_is_asked_for(subject: TargetSubject) -> None:
 def results_are_kept(subject: TargetSubject) -> None:
     """An array that was returned stays as it is when the session runs again."""
     session = subject.session("model")
-    first = session.run(PIXELS[:1])
+    first = session.run(PREPROCESSING[:1])
     kept = {name: array.copy() for name, array in first.items()}
-    session.run(PIXELS[1:2])
+    session.run(PREPROCESSING[1:2])
     changed = [name for name, array in first.items() if not np.array_equal(array, kept[name])]
     expect(not changed, f"a later run changes {', '.join(changed)}", do="return copies of reused buffers")
 
@@ -188,9 +188,9 @@ def runs_in_threads(subject: TargetSubject) -> None:
     session = subject.session("model")
     fits = type(session.workers) is int and session.workers >= 1
     expect(fits, f"workers is {session.workers!r}", do="say how many threads gain by calling `run` at once; 1 if none")
-    fits = type(session.batch) is int and session.batch >= 1
-    expect(fits, f"batch is {session.batch!r}", do="say how many images a call had best be given")
-    batches = [PIXELS[index : index + 1] for index in range(SHAPES.largest)] * 4
+    fits = type(session.batch_size) is int and session.batch_size >= 1
+    expect(fits, f"batch is {session.batch_size!r}", do="say how many images a call had best be given")
+    batches = [PREPROCESSING[index : index + 1] for index in range(SHAPES.largest)] * 4
     alone = [session.run(batch)[LOGITS] for batch in batches]
     with ThreadPoolExecutor(session.workers) as pool:
         together = list(pool.map(lambda batch: session.run(batch)[LOGITS], batches))
@@ -203,9 +203,9 @@ def runs_in_threads(subject: TargetSubject) -> None:
 def two_sessions_at_once(subject: TargetSubject) -> None:
     """A file can be opened twice, and the sessions don't disturb each other."""
     one = subject.session("model")
-    before = one.run(PIXELS[:2])[LOGITS]
-    subject.open(subject.built("model")).run(PIXELS[2:4])
-    same = np.array_equal(one.run(PIXELS[:2])[LOGITS], before)
+    before = one.run(PREPROCESSING[:2])[LOGITS]
+    subject.open(subject.built("model")).run(PREPROCESSING[2:4])
+    same = np.array_equal(one.run(PREPROCESSING[:2])[LOGITS], before)
     expect(same, "a second session of the same file changes the first", do="share no buffers between sessions")
 
 

@@ -43,7 +43,7 @@ from PIL import (  # noqa: F401
 
 from tlkit.data.augmentation import Box, View
 from tlkit.errors import DataError, UsageError
-from tlkit.plugin.contract import Pixels
+from tlkit.plugin.contract import Preprocessing
 
 # Every further decoder is attack surface. "JPEG" includes MPO, which phones write as .jpg.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -96,7 +96,7 @@ class Rejected(DataError):
 
 
 def load(
-    source: Path | bytes, pixels: Pixels, *, view: View | None = None, max_pixels: int = MAX_PIXELS
+    source: Path | bytes, preprocessing: Preprocessing, *, view: View | None = None, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
     """The picture as a network sees it: uint8 `(S, S, 3)`, RGB, C-contiguous, writable.
 
@@ -108,18 +108,18 @@ def load(
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so half a picture would pass", do="turn it off")
     if isinstance(source, bytes):
-        return _load(source, pixels, view, max_pixels)
+        return _load(source, preprocessing, view, max_pixels)
     try:
-        return _load(_read(source), pixels, view, max_pixels)
+        return _load(_read(source), preprocessing, view, max_pixels)
     except Rejected as problem:
         raise Rejected(problem.what, file=source) from problem
 
 
-def decoded(source: bytes, pixels: Pixels) -> tuple[int, int]:
+def decoded(source: bytes, preprocessing: Preprocessing) -> tuple[int, int]:
     """The size of a picture that `load` accepts, decoded as there and taken no further: to time the stages apart."""
     _loading.now = True
     try:
-        return _decode(source, pixels, None, MAX_PIXELS)[0].size
+        return _decode(source, preprocessing, None, MAX_PIXELS)[0].size
     finally:
         _loading.now = False
 
@@ -170,10 +170,10 @@ def _read(path: Path) -> bytes:
         raise Rejected(f"can't be read ({error.strerror or error})") from error
 
 
-def _load(data: bytes, pixels: Pixels, view: View | None, max_pixels: int) -> NDArray[np.uint8]:
+def _load(data: bytes, preprocessing: Preprocessing, view: View | None, max_pixels: int) -> NDArray[np.uint8]:
     _loading.now = True
     try:
-        return _render(data, pixels, view, max_pixels)
+        return _render(data, preprocessing, view, max_pixels)
     except Rejected:
         raise
     except MemoryError as error:
@@ -186,26 +186,28 @@ def _load(data: bytes, pixels: Pixels, view: View | None, max_pixels: int) -> ND
 
 
 def _decode(
-    data: bytes, pixels: Pixels, view: View | None, max_pixels: int
+    data: bytes, preprocessing: Preprocessing, view: View | None, max_pixels: int
 ) -> tuple[ImageFile.ImageFile, tuple[float, float] | None]:
     """The picture with its pixels, and what `_draft` says of it."""
     picture = _open(data)
     width, height = picture.size
     if width * height > max_pixels:
         raise Rejected(f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
-    extent = _draft(picture, pixels, view)
+    extent = _draft(picture, preprocessing, view)
     picture.load()
     return picture, extent
 
 
-def _render(data: bytes, pixels: Pixels, view: View | None, max_pixels: int) -> NDArray[np.uint8]:
-    picture, extent = _decode(data, pixels, view, max_pixels)
+def _render(data: bytes, preprocessing: Preprocessing, view: View | None, max_pixels: int) -> NDArray[np.uint8]:
+    picture, extent = _decode(data, preprocessing, view, max_pixels)
     turn = _turn(picture)  # after loading, for PNG may keep its EXIF behind the pixels
     flat = _flatten(picture)
-    if turn is not None and pixels.filter in _STEPPED:
+    if turn is not None and preprocessing.interpolation in _STEPPED:
         flat, turn = flat.transpose(turn), None
-    box = _box(extent or flat.size, pixels, view)
-    small = flat.resize((pixels.size, pixels.size), Image.Resampling[pixels.filter.upper()], box=box)
+    box = _box(extent or flat.size, preprocessing, view)
+    small = flat.resize(
+        (preprocessing.size, preprocessing.size), Image.Resampling[preprocessing.interpolation.upper()], box=box
+    )
     if turn is not None:  # the square is centred, so turning the small picture is the same, and far cheaper
         small = small.transpose(turn)
     if view is not None and view.mirrored:
@@ -222,16 +224,16 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     raise Rejected(f"is not a picture ({', '.join(FORMATS)})" if data else "is an empty file")
 
 
-def _draft(picture: ImageFile.ImageFile, pixels: Pixels, view: View | None) -> tuple[float, float] | None:
+def _draft(picture: ImageFile.ImageFile, preprocessing: Preprocessing, view: View | None) -> tuple[float, float] | None:
     """Have a large JPEG decoded at reduced scale; its exact extent there, or None where nothing was reduced.
 
     The decoded size is rounded up to whole pixels, of which the last may be only partly picture.
     """
-    if pixels.filter in _STEPPED:
+    if preprocessing.interpolation in _STEPPED:
         return None
     width, height = picture.size
-    left, top, right, bottom = _box(picture.size, pixels, view)
-    spare = min(right - left, bottom - top) / (_DRAFT_MARGIN * pixels.size)
+    left, top, right, bottom = _box(picture.size, preprocessing, view)
+    spare = min(right - left, bottom - top) / (_DRAFT_MARGIN * preprocessing.size)
     scale = next((scale for scale in (8, 4, 2) if spare >= scale), 1)
     drafted = picture.draft(None, (width // scale, height // scale)) if scale > 1 else None
     return None if drafted is None else drafted[1][2:]
@@ -245,12 +247,12 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _box(extent: tuple[float, float], pixels: Pixels, view: View | None) -> Box:
+def _box(extent: tuple[float, float], preprocessing: Preprocessing, view: View | None) -> Box:
     """What is shown: the view, or the centred square of side crop x the shorter side, and never less than a pixel."""
     if view is not None:
         return view.box(extent)
     width, height = extent
-    side = max(1.0, pixels.crop * min(width, height))
+    side = max(1.0, preprocessing.crop_pct * min(width, height))
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 

@@ -51,11 +51,11 @@ def plot_speeds(speeds: Sequence[Speed], file: Path) -> None:
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes: Any = figure.subplots()
     for name in dict.fromkeys(speed.name for speed in speeds):
-        points = sorted((speed for speed in speeds if speed.name == name), key=lambda speed: speed.batch)
+        points = sorted((speed for speed in speeds if speed.name == name), key=lambda speed: speed.batch_size)
         latencies, rates = [point.latency["p50"] for point in points], [point.rate for point in points]
         axes.plot(latencies, rates, marker="o", label=name)
         for point, latency, rate in zip(points, latencies, rates, strict=True):
-            axes.annotate(f" {point.batch}", (latency, rate), fontsize=8)
+            axes.annotate(f" {point.batch_size}", (latency, rate), fontsize=8)
     axes.set(xscale="log", xlabel="latency of a call, median (ms)", ylabel="images a second")
     axes.set_ylim(bottom=0)
     axes.set_title("throughput against latency; numbers are batch sizes")
@@ -75,8 +75,8 @@ def _confusion(axes: Any, scores: Scores, labels: Sequence[str]) -> None:
     if len(labels) <= MOST_NUMBERS:
         for (row, column), count in np.ndenumerate(counts):
             if count:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+                color = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
 
 
 def _reliability(axes: Any, scores: Scores) -> None:

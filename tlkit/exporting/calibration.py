@@ -16,7 +16,7 @@ from tlkit.data.preprocessing import Rejected, load
 from tlkit.errors import DataError
 from tlkit.model import reference_images
 from tlkit.model.bundle import Bundle
-from tlkit.plugin.contract import IMAGES, Pixels
+from tlkit.plugin.contract import IMAGES, Preprocessing
 from tlkit.runtime.session import on_disk
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def draw(bundle: Bundle, data: Path | None = None) -> Calibration:
     names, images = [], []
     for sample in reference_images.spread(dataset.of("train"), MOST):
         try:
-            images.append(load(sample.path, bundle.record.pixels))
+            images.append(load(sample.path, bundle.record.preprocessing))
         except Rejected:
             continue
         names.append(sample.name)
@@ -55,7 +55,9 @@ def draw(bundle: Bundle, data: Path | None = None) -> Calibration:
     return Calibration(tuple(names), np.stack(images), f"the training split of {place}")
 
 
-def ranges(graph: onnx.ModelProto, images: NDArray[np.uint8], pixels: Pixels, operators: tuple[str, ...]) -> Any:
+def ranges(
+    graph: onnx.ModelProto, images: NDArray[np.uint8], preprocessing: Preprocessing, operators: tuple[str, ...]
+) -> Any:
     """The least and the greatest value of every tensor at the `operators` of a graph, as `quantise` takes them."""
     with on_disk(graph) as file, tempfile.TemporaryDirectory(prefix="tlkit-") as temporary:
         observed = Path(temporary, "observed.onnx")
@@ -63,13 +65,13 @@ def ranges(graph: onnx.ModelProto, images: NDArray[np.uint8], pixels: Pixels, op
         calibrator.collect_data(_Batches(images))
         found = calibrator.compute_data()
         del calibrator  # it holds its files open
-    if (name := normalised(graph)) in found:
-        low, high = pixel_range(pixels)
+    if (name := normalized(graph)) in found:
+        low, high = pixel_range(preprocessing)
         found[name] = TensorData(lowest=np.float32(low), highest=np.float32(high))
     return found
 
 
-def normalised(graph: onnx.ModelProto) -> str:
+def normalized(graph: onnx.ModelProto) -> str:
     """The tensor that the normalised images are: what the first operator reads that is no part of normalising."""
     name, steps = IMAGES, ("Cast", "Transpose", "Sub", "Mul", "Add", "Div")
     while True:
@@ -79,10 +81,10 @@ def normalised(graph: onnx.ModelProto) -> str:
         name = readers[0].output[0]
 
 
-def pixel_range(pixels: Pixels) -> tuple[float, float]:
+def pixel_range(preprocessing: Preprocessing) -> tuple[float, float]:
     """What pixels of 0 and 255 become: known, not measured, so no picture is cut off that is darker than the others."""
-    low = min(-mean / std for mean, std in zip(pixels.mean, pixels.std, strict=True))
-    high = max((1 - mean) / std for mean, std in zip(pixels.mean, pixels.std, strict=True))
+    low = min(-mean / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True))
+    high = max((1 - mean) / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True))
     return low, high
 
 

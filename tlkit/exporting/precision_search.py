@@ -21,7 +21,7 @@ from tlkit.evaluation.evaluate import Answers, answers
 from tlkit.evaluation.metrics import score, wilson
 from tlkit.exporting.calibration import Calibration, draw, ranges
 from tlkit.exporting.sensitivity import Layer, sensitivity
-from tlkit.graph.quantize import FLAVOURS, OPERATORS, layers, quantise
+from tlkit.graph.quantize import FLAVOURS, OPERATORS, layers, quantize
 from tlkit.model import exports, reference_images
 from tlkit.model.bundle import Bundle
 from tlkit.plugin.contract import FEATURES, PROBABILITIES, Progress
@@ -125,14 +125,14 @@ class Ladder:
     def _int8(self, flavour: str) -> Iterator[Candidate]:
         self.calibration = draw(self.bundle, self.data)
         images = self.calibration.images
-        found = ranges(self.fp32, images, self.bundle.record.pixels, OPERATORS)
-        yield Candidate(flavour, quantise(self.fp32, found, flavour=flavour))
+        found = ranges(self.fp32, images, self.bundle.record.preprocessing, OPERATORS)
+        yield Candidate(flavour, quantize(self.fp32, found, flavour=flavour))
         names = layers(self.fp32)
         tick = self.progress("sensitivity of layers", len(names))
         self.sensitivity = sensitivity(self.fp32, found, images, tick, flavour=flavour)
         for count in sorted({math.ceil(share * len(names)) for share in SHARES}):
             kept = tuple(layer.name for layer in self.sensitivity[:count])
-            yield Candidate(flavour, quantise(self.fp32, found, flavour=flavour, keep=kept), kept)
+            yield Candidate(flavour, quantize(self.fp32, found, flavour=flavour, keep=kept), kept)
 
 
 class Trial:

@@ -13,18 +13,28 @@ import numpy as np
 import onnx
 from safetensors.numpy import save
 
-from tlkit import __version__
 from tlkit.errors import GateError, ResourceError, UsageError
 from tlkit.exporting.head_refit import Refitted
 from tlkit.graph import metadata, trace
 from tlkit.model import exports
 from tlkit.model.bundle import Bundle
 from tlkit.model.reference_images import golden_pixels, parity_images
-from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head, Progress, Session, Shapes, Target, silent
+from tlkit.plugin.contract import (
+    FEATURES,
+    LOGITS,
+    Backbone,
+    Head,
+    OptimizationProfile,
+    Progress,
+    Session,
+    Target,
+    silent,
+)
 from tlkit.plugin.options import to_json
 from tlkit.runtime import engine
 from tlkit.runtime.session import OnnxSession
 from tlkit.verification.parity import TOLERANCES, HeadOf, Verdict, compare, head_of
+from tlkit.version import __version__
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,7 +90,7 @@ def graphs_of(
         metadata.PRECISION: precision,
     }
     for graph in graphs.values():
-        trace.describe(graph, metadata.facts(record.pixels, record.labels, names))
+        trace.describe(graph, metadata.facts(record.preprocessing, record.labels, names))
     return graphs
 
 
@@ -127,7 +137,7 @@ def publish_target(
     target: Target,
     *,
     precision: str = exports.PRECISION,
-    shapes: Shapes | None = None,
+    shapes: OptimizationProfile | None = None,
     data: Path | None = None,
     progress: Progress = silent,
 ) -> Published:
@@ -145,9 +155,9 @@ def publish_target(
         head: HeadOf | None = None
         for name, graph in sources.items():
             file = place / f"{name}{target.suffix}"
-            target.build_watched(graph, file, shapes or Shapes(), progress)
+            target.build_with_progress(graph, file, shapes or OptimizationProfile(), progress)
             try:
-                if (why := target.unfit(machine)) is not None:  # built for others than this one
+                if (why := target.incompatible(machine)) is not None:  # built for others than this one
                     unproven.append(why)
                     continue
                 session = target.open(file)
@@ -167,7 +177,7 @@ def publish_target(
 
     facts = _facts(bundle, len(images), drawn_from) | {
         "options": to_json(target),
-        "shapes": asdict(shapes or Shapes()),
+        "shapes": asdict(shapes or OptimizationProfile()),
         "machine": machine,
         exports.HEAD_FROM: exports.head_from(origin),
         **engine.facts(target, sources),

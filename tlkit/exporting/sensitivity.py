@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from tlkit.graph.quantize import layers, quantise
+from tlkit.graph.quantize import layers, quantize
 from tlkit.plugin.contract import FEATURES
 from tlkit.runtime.session import OnnxSession, on_disk
 
@@ -41,7 +41,7 @@ def sensitivity(
     scale = float(np.sqrt(np.square(expected).mean())) or 1.0
     found = []
     for name in layers(graph):
-        error = _features(quantise(graph, ranges, flavour=flavour, only=[name]), images) - expected
+        error = _features(quantize(graph, ranges, flavour=flavour, only=[name]), images) - expected
         found.append(Layer(name, float(np.sqrt(np.square(error).mean())) / scale))
         tick(1)
     return tuple(sorted(found, key=lambda layer: -layer.noise))

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import compose
 
-from tlkit import __version__
 from tlkit.errors import ArtefactError, GateError, UsageError
 from tlkit.graph import metadata, trace
 from tlkit.model import exports
@@ -29,6 +28,7 @@ from tlkit.runtime.heads import OneHead, of_head
 from tlkit.runtime.session import OnnxSession
 from tlkit.util import files
 from tlkit.verification.parity import Verdict, compare
+from tlkit.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -121,7 +121,7 @@ def _trunk(bundle: Bundle) -> dict[str, Any]:
     return {
         "backbone": (record.backbone.name, record.backbone.options),
         "cut": record.cut,
-        "pixel recipe": record.pixels,
+        "pixel recipe": record.preprocessing,
         "state of the weights": read_record(bundle.root)["files"][TRUNK],
     }
 
@@ -141,7 +141,7 @@ def _describe(graph: onnx.ModelProto, bundle: Bundle, named: Mapping[str, Bundle
                 for name, each in named.items()
             }
         )
-    trace.describe(graph, metadata.facts(record.pixels, (), facts))
+    trace.describe(graph, metadata.facts(record.preprocessing, (), facts))
 
 
 def _verdict(bundle: Bundle, file: Path, name: str) -> Verdict:

@@ -61,7 +61,7 @@ def publish_triton(bundles: Sequence[Bundle], repository: Path, *, precision: st
         trace.add_probabilities(graphs["head"].graph, LOGITS, PROBABILITIES)
         for model in (trunk, head, name):
             _check_ours(repository / model)
-        size, width, classes = bundle.record.pixels.size, bundle.record.width, len(bundle.record.labels)
+        size, width, classes = bundle.record.preprocessing.size, bundle.record.width, len(bundle.record.labels)
         shapes = {IMAGES: (UINT8, (size, size, 3)), FEATURES: (FP32, (width,))}
         answers = {LOGITS: (FP32, (classes,)), PROBABILITIES: (FP32, (classes,))}
         verdicts[name] = _verdict(bundle, graphs, precision)
@@ -137,9 +137,9 @@ def _write_ensemble(
         steps = [_step(trunk, [IMAGES], [FEATURES]), _step(head, [FEATURES], [LOGITS, PROBABILITIES])]
         return ['platform: "ensemble"', f"ensemble_scheduling {{\n  step [\n{','.join(steps)}\n  ]\n}}"]
 
-    recipe = metadata.recipe(bundle.record.pixels)
+    recipe = metadata.recipe(bundle.record.preprocessing)
     outputs = {**pick(shapes, FEATURES), **answers}
-    _write(repository / name, pick(shapes, IMAGES), outputs, {**facts, metadata.PIXELS: recipe}, fill)
+    _write(repository / name, pick(shapes, IMAGES), outputs, {**facts, metadata.PREPROCESSING: recipe}, fill)
 
 
 def _write(

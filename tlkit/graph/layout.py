@@ -44,9 +44,9 @@ def by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
         constant = constants[step.input[1]]
         row = np.tile(numpy_helper.to_array(constant).reshape(1, CHANNELS), (width, 1))
         constant.CopyFrom(numpy_helper.from_array(row, constant.name))
-    pixels, planes = f"{IMAGES}/normalised", multiply.output[0]
-    subtract.input[0], multiply.output[0] = cast.output[0], pixels
-    transpose.input[0], transpose.output[0] = pixels, planes
+    preprocessing, planes = f"{IMAGES}/normalised", multiply.output[0]
+    subtract.input[0], multiply.output[0] = cast.output[0], preprocessing
+    transpose.input[0], transpose.output[0] = preprocessing, planes
     order = [cast, subtract, multiply, transpose, *graph.node[4:]]
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in order]
     del graph.node[:], graph.value_info[:]  # the shapes between are others now, and are inferred again
@@ -54,7 +54,7 @@ def by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
-def straight(model: onnx.ModelProto) -> onnx.ModelProto:
+def merge_columns(model: onnx.ModelProto) -> onnx.ModelProto:
     """A graph normalised `by_rows` and then quantised, without what it need not do: the same values bit for bit.
 
     Its nodes are in no order.
@@ -64,12 +64,12 @@ def straight(model: onnx.ModelProto) -> onnx.ModelProto:
     beginning = _Beginning.of(graph)
     if beginning is None:  # its first layer was left in float
         return changed
-    read = beginning.pixels(graph)
-    stem = _Stem.of(graph, beginning.dequantise)
+    read = beginning.quantized_input(graph)
+    stem = _Stem.of(graph, beginning.dequantize)
     if stem is not None:
         read = stem.merge(graph, read)
     beginning.transpose.input[0] = read
-    beginning.dequantise.input[0] = beginning.transpose.output[0]
+    beginning.dequantize.input[0] = beginning.transpose.output[0]
     _prune(graph)
     del graph.value_info[:]  # the shapes between are others now
     return changed
@@ -83,8 +83,8 @@ class _Beginning:
     subtract: onnx.NodeProto
     multiply: onnx.NodeProto
     transpose: onnx.NodeProto
-    quantise: onnx.NodeProto
-    dequantise: onnx.NodeProto
+    quantize: onnx.NodeProto
+    dequantize: onnx.NodeProto
 
     @classmethod
     def of(cls, graph: onnx.GraphProto) -> _Beginning | None:
@@ -97,19 +97,19 @@ class _Beginning:
             nodes.append(node)
         return cls(*nodes)
 
-    def pixels(self, graph: onnx.GraphProto) -> str:
+    def quantized_input(self, graph: onnx.GraphProto) -> str:
         """Have pixels quantised with channels last; the name of the tensor that they are then."""
         if self._lossless(graph):
-            for node in (self.cast, self.subtract, self.multiply, self.quantise):
+            for node in (self.cast, self.subtract, self.multiply, self.quantize):
                 graph.node.remove(node)
             return IMAGES
-        self.quantise.input[0] = self.multiply.output[0]
-        return str(self.quantise.output[0])
+        self.quantize.input[0] = self.multiply.output[0]
+        return str(self.quantize.output[0])
 
     def _lossless(self, graph: onnx.GraphProto) -> bool:
         """Whether each of the 256 values of a pixel, normalised and quantised, is that value again."""
         mean, factor, scale, zero = (
-            _tensor(graph, name) for name in (self.subtract.input[1], self.multiply.input[1], *self.quantise.input[1:])
+            _tensor(graph, name) for name in (self.subtract.input[1], self.multiply.input[1], *self.quantize.input[1:])
         )
         values = np.arange(256, dtype=np.float32)[:, None]
         levels = np.rint((values - mean[0]) * factor[0] / scale) + zero.astype(np.float32)
@@ -121,20 +121,20 @@ class _Stem:
     """The convolution that reads the pixels, of stride 2, and the nodes that quantise its output."""
 
     convolution: onnx.NodeProto
-    quantise: onnx.NodeProto
-    dequantise: onnx.NodeProto
+    quantize: onnx.NodeProto
+    dequantize: onnx.NodeProto
     columns: _Columns
     rows: int  # of the images
     rows_made: int
     width: int
 
     @classmethod
-    def of(cls, graph: onnx.GraphProto, pixels: onnx.NodeProto) -> _Stem | None:
+    def of(cls, graph: onnx.GraphProto, preprocessing: onnx.NodeProto) -> _Stem | None:
         """That of a graph whose pixels come from this node, or None where their columns can't be merged for it."""
-        convolution = _reader(graph, pixels.output[0], "Conv")
-        quantise = convolution and _reader(graph, convolution.output[0], "QuantizeLinear")
-        dequantise = quantise and _reader(graph, quantise.output[0], "DequantizeLinear")
-        if convolution is None or quantise is None or dequantise is None:
+        convolution = _reader(graph, preprocessing.output[0], "Conv")
+        quantize = convolution and _reader(graph, convolution.output[0], "QuantizeLinear")
+        dequantize = quantize and _reader(graph, quantize.output[0], "DequantizeLinear")
+        if convolution is None or quantize is None or dequantize is None:
             return None
         how = {attribute.name: helper.get_attribute_value(attribute) for attribute in convolution.attribute}
         _, rows, width, channels = (size.dim_value for size in graph.input[0].type.tensor_type.shape.dim)
@@ -151,9 +151,9 @@ class _Stem:
         if not fits:
             return None
         made = (rows + top + bottom - tall) // down + 1
-        return cls(convolution, quantise, dequantise, _Columns.of(wide, left), rows, made, width)
+        return cls(convolution, quantize, dequantize, _Columns.of(wide, left), rows, made, width)
 
-    def merge(self, graph: onnx.GraphProto, pixels: str) -> str:
+    def merge(self, graph: onnx.GraphProto, preprocessing: str) -> str:
         """Have it read several columns of `pixels` at a time; the name of the tensor that these are."""
         weights, *biases = _weights(graph, self.convolution)
         stored = _tensor(graph, weights.input[0])
@@ -174,16 +174,16 @@ class _Stem:
                     attribute.ints[1], attribute.ints[3] = self.columns.left, self.columns.right
         self._part(graph, outputs)
         merged = [0, self.rows, self.width // MERGED, MERGED * CHANNELS]
-        return self._reshape(graph, pixels, f"{IMAGES}/columns", merged)
+        return self._reshape(graph, preprocessing, f"{IMAGES}/columns", merged)
 
     def _part(self, graph: onnx.GraphProto, outputs: int) -> None:
         """Put the columns that it makes at once side by side."""
-        made = str(self.quantise.output[0])
+        made = str(self.quantize.output[0])
         last, apart, first = (f"{made}/{name}" for name in ("last", "apart", "first"))
         graph.node.append(helper.make_node("Transpose", [made], [last], name=last, perm=[0, 2, 3, 1]))
         self._reshape(graph, last, apart, [0, self.rows_made, self.width // STRIDE, outputs])
         graph.node.append(helper.make_node("Transpose", [apart], [first], name=first, perm=[0, 3, 1, 2]))
-        self.dequantise.input[0] = first
+        self.dequantize.input[0] = first
 
     def _reshape(self, graph: onnx.GraphProto, given: str, made: str, shape: list[int]) -> str:
         graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"{made}/shape"))

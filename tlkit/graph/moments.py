@@ -20,7 +20,7 @@ from tlkit.util.files import atomic_file
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tlkit.model.norms import Norm
+    from tlkit.model.batchnorm import Norm
 
 MEAN, SQUARE = "moments.mean.", "moments.square."
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-4  # between the exporter's single precision and our double

@@ -63,7 +63,7 @@ def layers(graph: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(node.name for node in graph.graph.node if node.op_type in WEIGHTED)
 
 
-def quantise(
+def quantize(
     graph: onnx.ModelProto,
     ranges: Any,
     *,
@@ -93,7 +93,7 @@ def quantise(
     quantiser.quantize_model()
     made: onnx.ModelProto = quantiser.model.model
     if wanted.channels_last:
-        made = layout.straight(made)
+        made = layout.merge_columns(made)
     ONNXModel(made).topological_sort()  # what was inserted was appended
     return made
 

@@ -20,11 +20,11 @@ import torch
 from onnx import compose, helper
 from torch import nn
 
-from tlkit import __version__
 from tlkit.model.bundle import Bundle, Tensors
 from tlkit.model.trunk import Half, LastMap, Taps, Trunk, build, fingerprint, load_tensors
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head
 from tlkit.util.files import atomic_file, cache_dir
+from tlkit.version import __version__
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -155,7 +155,7 @@ def reference(trunk: Trunk, head: nn.Module, images: NDArray[np.uint8]) -> dict[
 def modules(bundle: Bundle, backbone: Backbone, head: Head) -> tuple[Trunk, nn.Module]:
     """The trunk and the head of a bundle in PyTorch, with the bundle's weights, in eval mode."""
     record = bundle.record
-    trunk = build(backbone, pretrained=False, pixels=record.pixels).upto(record.cut)
+    trunk = build(backbone, pretrained=False, preprocessing=record.preprocessing).upto(record.cut)
     load_tensors(trunk, bundle.trunk, what="trunk")
     return trunk, head_module(bundle, head, bundle.head)
 
@@ -175,7 +175,7 @@ def head_logits(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.fl
 
 def _example(trunk: Trunk) -> torch.Tensor:
     """Two black images, to trace with."""
-    size = trunk.pixels.size
+    size = trunk.preprocessing.size
     return torch.zeros(2, size, size, 3, dtype=torch.uint8)
 
 

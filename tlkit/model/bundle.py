@@ -20,10 +20,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from tlkit import __version__
 from tlkit.errors import ArtefactError, DataError
-from tlkit.plugin.contract import Pixels
+from tlkit.plugin.contract import Preprocessing
 from tlkit.util import files
+from tlkit.version import __version__
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class Golden:
     file: str
     name: str
     label: int
-    pixels: str
+    pixels_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,9 @@ class Record:
     """What `bundle.json` says, apart from hashes."""
 
     labels: tuple[str, ...]
-    pixels: Pixels
+    preprocessing: Preprocessing
     backbone: Made
-    source: Mapping[str, Any]
+    weights: Mapping[str, Any]
     stages: tuple[str, ...]  # up to the cut, which is the last
     width: int
     head: Made
@@ -178,8 +178,10 @@ def read_record(root: Path) -> dict[str, Any]:
 
 def _record(content: Mapping[str, Any]) -> Record:
     known = {field.name: content[field.name] for field in dataclasses.fields(Record) if field.name in content}
-    pixels = dict(known["pixels"])
-    known["pixels"] = Pixels(**{**pixels, "mean": tuple(pixels["mean"]), "std": tuple(pixels["std"])})
+    preprocessing = dict(known["preprocessing"])
+    known["preprocessing"] = Preprocessing(
+        **{**preprocessing, "mean": tuple(preprocessing["mean"]), "std": tuple(preprocessing["std"])}
+    )
     for name in ("backbone", "head", "strategy"):
         known[name] = Made(**known[name])
     known["golden"] = tuple(Golden(**golden) for golden in known["golden"])

@@ -64,7 +64,7 @@ def parity_images(bundle: Bundle, data: Path | None = None) -> tuple[NDArray[np.
 
 def golden_pixels(bundle: Bundle) -> NDArray[np.uint8]:
     """The golden images `(N, S, S, 3)` as they are loaded here."""
-    return np.stack([load(content, bundle.record.pixels) for content in bundle.golden_bytes()])
+    return np.stack([load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()])
 
 
 def _load_some(bundle: Bundle, files: Sequence[Path]) -> NDArray[np.uint8]:
@@ -72,10 +72,10 @@ def _load_some(bundle: Bundle, files: Sequence[Path]) -> NDArray[np.uint8]:
     images = []
     for file in spread(files, PARITY_IMAGES):
         try:
-            images.append(load(file, bundle.record.pixels))
+            images.append(load(file, bundle.record.preprocessing))
         except Rejected:
             continue
     if files and not images:
         raise DataError("none of its validation images can be used", file=files[0].parent)
-    size = bundle.record.pixels.size
+    size = bundle.record.preprocessing.size
     return np.stack(images) if images else np.empty((0, size, size, 3), np.uint8)

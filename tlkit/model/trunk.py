@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tlkit.errors import ArtefactError, UsageError
-from tlkit.plugin.contract import Backbone, Pixels
+from tlkit.plugin.contract import Backbone, Preprocessing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,17 +35,17 @@ class MeanPool(nn.Module):
         return x.mean((2, 3)) if x.ndim == 4 else x.mean(1) if x.ndim == 3 else x
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """From pixels, uint8 `(N, S, S, 3)`, to a network's input, float32 `(N, 3, S, S)`."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, pixels: Pixels) -> None:
+    def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
         # Folded in double precision, and no part of the state: the recipe in the bundle is the one source.
-        mean = torch.tensor([255 * m for m in pixels.mean], dtype=torch.float64)
-        scale = torch.tensor([1 / (255 * s) for s in pixels.std], dtype=torch.float64)
+        mean = torch.tensor([255 * m for m in preprocessing.mean], dtype=torch.float64)
+        scale = torch.tensor([1 / (255 * s) for s in preprocessing.std], dtype=torch.float64)
         self.register_buffer("mean", mean.float().view(3, 1, 1), persistent=False)
         self.register_buffer("scale", scale.float().view(3, 1, 1), persistent=False)
 
@@ -58,10 +58,10 @@ class Normalise(nn.Module):
 class Trunk(nn.Module):
     """Pixels, uint8 `(N, S, S, 3)`, to features, float32 `(N, width)`."""
 
-    def __init__(self, pixels: Pixels, stages: Mapping[str, nn.Module], pool: nn.Module) -> None:
+    def __init__(self, preprocessing: Preprocessing, stages: Mapping[str, nn.Module], pool: nn.Module) -> None:
         super().__init__()
-        self.pixels = pixels
-        self.normalise = Normalise(pixels)
+        self.preprocessing = preprocessing
+        self.normalize = Normalize(preprocessing)
         self.stages = nn.ModuleDict(stages)
         self.pool = pool
 
@@ -71,7 +71,7 @@ class Trunk(nn.Module):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The output of every stage, shallow to deep, not pooled."""
-        outputs, x = [], self.normalise(images)
+        outputs, x = [], self.normalize(images)
         for stage in self.stages.values():
             x = stage(x)
             outputs.append(x)
@@ -86,12 +86,14 @@ class Trunk(nn.Module):
     def width(self) -> int:
         """How many features an image has, from running a black one."""
         with torch.inference_mode():
-            return int(self(torch.zeros(1, self.pixels.size, self.pixels.size, 3, dtype=torch.uint8)).shape[1])
+            return int(
+                self(torch.zeros(1, self.preprocessing.size, self.preprocessing.size, 3, dtype=torch.uint8)).shape[1]
+            )
 
     def upto(self, cut: str) -> Trunk:
         """The trunk that ends at `cut`; it shares its stages with this one."""
         names = self.names[: self.names.index(check_cut(cut, self.names)) + 1]
-        return Trunk(self.pixels, {name: self.stages[name] for name in names}, self.pool).eval()
+        return Trunk(self.preprocessing, {name: self.stages[name] for name in names}, self.pool).eval()
 
 
 class Half(nn.Module):
@@ -99,12 +101,12 @@ class Half(nn.Module):
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
-        self.normalise = trunk.normalise
+        self.normalize = trunk.normalize
         self.stages = copy.deepcopy(trunk.stages).half()
         self.pool = trunk.pool  # a mean over many values would lose the digits that float16 has
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.normalise(images).half()
+        x = self.normalize(images).half()
         for stage in self.stages.values():
             x = stage(x)
         features: Tensor = self.pool(x.float())
@@ -134,7 +136,7 @@ class LastMap(nn.Module):
         return last.permute(0, 2, 3, 1) if last.ndim == 4 else last
 
 
-def build(backbone: Backbone, *, pretrained: bool = True, pixels: Pixels | None = None) -> Trunk:
+def build(backbone: Backbone, *, pretrained: bool = True, preprocessing: Preprocessing | None = None) -> Trunk:
     """The whole network of a backbone as a trunk in eval mode, cut at its deepest stage.
 
     `pixels` takes the place of the backbone's own recipe: a bundle keeps the one it was trained with.
@@ -144,18 +146,18 @@ def build(backbone: Backbone, *, pretrained: bool = True, pixels: Pixels | None 
     if not stages or bad:
         wrong = f"stages can't be named {', '.join(map(repr, bad))}" if bad else "it has no stages"
         raise UsageError(f"backbone {backbone.name!r}: {wrong}", do="this is for the author of the plugin to mend")
-    return Trunk(pixels or backbone.pixels, stages, backbone.pool() or MeanPool()).eval()
+    return Trunk(preprocessing or backbone.preprocessing, stages, backbone.pool() or MeanPool()).eval()
 
 
-def resized(backbone: Backbone, size: int) -> Pixels:
+def resized(backbone: Backbone, size: int) -> Preprocessing:
     """The pixel recipe of a backbone at another input size, in the same proportions.
 
     Raises a UsageError, with the stage and the reason, where its weights fit no images of that size.
     """
-    pixels = replace(backbone.pixels, size=size)
-    trunk = build(backbone, pixels=pixels)
+    preprocessing = replace(backbone.preprocessing, size=size)
+    trunk = build(backbone, preprocessing=preprocessing)
     with torch.inference_mode():
-        x = trunk.normalise(torch.zeros(2, size, size, 3, dtype=torch.uint8))
+        x = trunk.normalize(torch.zeros(2, size, size, 3, dtype=torch.uint8))
         for name, stage in trunk.stages.items():
             try:
                 x = stage(x)
@@ -165,9 +167,9 @@ def resized(backbone: Backbone, size: int) -> Pixels:
             if not fits:
                 raise UsageError(
                     f"{backbone.name} can't take images of {size} pixels: stage {name!r} fails: {reason}",
-                    do=f"leave out --size, for {backbone.pixels.size} pixels, or take another backbone",
+                    do=f"leave out --size, for {backbone.preprocessing.size} pixels, or take another backbone",
                 )
-    return pixels
+    return preprocessing
 
 
 def bad_names(stages: Iterable[str]) -> list[str]:
@@ -209,7 +211,7 @@ def fingerprint(trunk: Trunk) -> str:
 
     The source of every module class is hashed, so that a plugin author who edits a layer gets a new graph.
     """
-    digest = hashlib.sha256(f"{torch.__version__} {trunk.pixels} {trunk!r}".encode())
+    digest = hashlib.sha256(f"{torch.__version__} {trunk.preprocessing} {trunk!r}".encode())
     for file in sorted({_source_file(module) for module in trunk.modules()}):
         digest.update(Path(file).read_bytes() if file else b"")
     _feed(digest, trunk.state_dict())

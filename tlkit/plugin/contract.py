@@ -30,10 +30,10 @@ PROBABILITIES = "probabilities"  # float32 (N, classes), rows sum to 1
 BATCH = "batch"  # the name of the dynamic axis N
 
 RGB = tuple[float, float, float]
-OPTIMISERS = ("adamw", "sgd")
+OPTIMIZERS = ("adamw", "sgd")
 BALANCES = ("none", "weights", "sampling")
-NORMS = ("keep", "follow")
-FILTERS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
+BATCHNORMS = ("freeze", "update")
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 
 
 def option(default: Any, help: str, *, choices: Sequence[Any] | None = None) -> Any:
@@ -42,7 +42,7 @@ def option(default: Any, help: str, *, choices: Sequence[Any] | None = None) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Pixels:
+class Preprocessing:
     """The recipe from a decoded picture to a network's input. It travels with the weights.
 
     The centred square of side `crop` x the shorter side is resampled with `filter` to `size` x `size` pixels;
@@ -52,17 +52,17 @@ class Pixels:
     size: int
     mean: RGB
     std: RGB
-    crop: float = 0.875
-    filter: str = "bicubic"
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
         problems = []
         if self.size < 1:
             problems.append(f"size must be at least 1 pixel, not {self.size}")
-        if not 0.0 < self.crop <= 1.0:
-            problems.append(f"crop must lie in (0, 1], not {self.crop}")
-        if self.filter not in FILTERS:
-            problems.append(f"filter must be one of {', '.join(FILTERS)}, not {self.filter!r}")
+        if not 0.0 < self.crop_pct <= 1.0:
+            problems.append(f"crop must lie in (0, 1], not {self.crop_pct}")
+        if self.interpolation not in INTERPOLATIONS:
+            problems.append(f"filter must be one of {', '.join(INTERPOLATIONS)}, not {self.interpolation!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0.0:
             problems.append("mean and std must have three entries, std above 0")
         if problems:
@@ -70,16 +70,16 @@ class Pixels:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class Weights:
     """Where pretrained weights come from: a package or address, their licence, and the file's SHA-256 (hex)."""
 
     origin: str
-    licence: str
+    license: str
     sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class DatasetStatistics:
     """What a strategy may know of the data: counts over the training split."""
 
     images: int
@@ -98,26 +98,26 @@ class Phase:
     epochs: int
     head_lr: float
     trunk_lr: float = 0.0  # of the deepest stage
-    moving: int = 0
-    decay: float = 1.0
-    restart: int = 0
-    batch: int = 64  # images a step
-    optimiser: str = "adamw"  # or another of OPTIMISERS
+    trainable: int = 0
+    lr_decay: float = 1.0
+    reinit: int = 0
+    batch_size: int = 64
+    optimizer: str = "adamw"  # or another of OPTIMISERS
     warmup: float = 0.0  # share of the steps in which the rates rise; in the rest they fall, along a cosine
-    smoothing: float = 0.0  # of the labels
-    clip: float = 0.0  # the norm that longer gradients are scaled to; 0 for none
+    label_smoothing: float = 0.0  # of the labels
+    gradient_clipping: float = 0.0  # the norm that longer gradients are scaled to; 0 for none
     patience: int = 0  # epochs without a lower validation loss that end it; 0 for none
     augment: bool = False  # whether every epoch sees a random crop of each image, mirrored or not, where stages move
     randaugment: int = 0  # magnitude, up to 30, of two random distortions of each image, where stages move; 0 for none
     mixup: float = 0.0  # images are mixed in pairs, by shares drawn from Beta(this, this); 0 for none
     cutmix: float = 0.0  # the same with pieces cut out of one and put into the other, where there is space
     balance: str = "none"  # or another of BALANCES: what makes up for classes with few images
-    norms: str = "keep"  # or "follow": what batch norms of moving stages do with the statistics of the pretraining
+    batchnorm: str = "freeze"  # or "update": running statistics of batch norms in trainable stages
     ema: float = 0.0  # the share that a moving average of the weights keeps in a step; 0 for the weights themselves
 
 
 @dataclass(frozen=True, slots=True)
-class Shapes:
+class OptimizationProfile:
     """The batch sizes that an engine is built for."""
 
     smallest: int = 1
@@ -139,7 +139,7 @@ def silent(_what: str, _total: int) -> Tick:
     return lambda _more, _said="": None
 
 
-class Offer(ABC):
+class Component(ABC):
     """What every offer has: a name (lower case, its words joined by `-`, `_`, `.` or `/`), its kind, its options."""
 
     name: str
@@ -150,12 +150,12 @@ class Offer(ABC):
         return {}
 
 
-class Backbone(Offer):
+class Backbone(Component):
     """A pretrained network as an ordered list of named stages, shallow to deep; chaining them is the network."""
 
     kind = "backbone"
-    pixels: Pixels
-    source: Source
+    preprocessing: Preprocessing
+    weights: Weights
 
     @abstractmethod
     def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:
@@ -185,7 +185,7 @@ class Backbone(Offer):
         return None
 
 
-class Head(Offer):
+class Head(Component):
     """From features to logits, as a module made of standard operators, however its weights came about."""
 
     kind = "head"
@@ -210,16 +210,16 @@ class Head(Offer):
         return module.eval()
 
 
-class Strategy(Offer):
+class Strategy(Component):
     """A pure function from facts to a list of phases."""
 
     kind = "strategy"
 
     @abstractmethod
-    def phases(self, stages: Sequence[str], facts: Facts) -> Sequence[Phase]:
+    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
         """What to train, in order; `stages` names the trunk's stages, shallow to deep."""
 
-    def cut(self, stages: Sequence[str], facts: Facts) -> str:
+    def cut(self, stages: Sequence[str], facts: DatasetStatistics) -> str:
         """The last stage to keep, unless the user names one."""
         return stages[-1]
 
@@ -231,7 +231,7 @@ class Session(ABC):
     outputs: tuple[str, ...]
     metadata: Mapping[str, str]
     workers: int = 1  # how many threads gain by calling `run` at the same time
-    batch: int = 8  # how many images a call had best be given where there are many
+    batch_size: int = 8  # how many images a call had best be given where there are many
     gpu_seconds: float | None = None  # of the last call: how long the GPU took, by its own clock, where one can tell
 
     @abstractmethod
@@ -239,7 +239,7 @@ class Session(ABC):
         """Float32 arrays by name (all of `outputs` unless told), row for row as in `array` `(N, ...)`."""
 
 
-class Target(Offer):
+class Target(Component):
     """A runtime format: how an ONNX graph becomes a file it runs, and how that file is opened."""
 
     kind = "target"
@@ -256,10 +256,10 @@ class Target(Offer):
         return None
 
     @abstractmethod
-    def build(self, graph: Path, out: Path, shapes: Shapes) -> None:
+    def build(self, graph: Path, out: Path, shapes: OptimizationProfile) -> None:
         """Write the file `out` from the ONNX file `graph`."""
 
-    def build_watched(self, graph: Path, out: Path, shapes: Shapes, progress: Progress) -> None:
+    def build_with_progress(self, graph: Path, out: Path, shapes: OptimizationProfile, progress: Progress) -> None:
         """As `build`, which it calls unless overridden, for what takes long enough to say how far it is."""
         self.build(graph, out, shapes)
 
@@ -267,7 +267,7 @@ class Target(Offer):
     def open(self, file: Path) -> Session:
         """Open a file that `build` wrote."""
 
-    def unfit(self, built_on: Mapping[str, str]) -> str | None:
+    def incompatible(self, built_on: Mapping[str, str]) -> str | None:
         """Why a file can't be opened here that was built by this offer, with these options, on such a machine.
 
         `built_on` is what `machine` said there. Unless overridden, every fact has to be the same here.
@@ -279,7 +279,7 @@ class Target(Offer):
         return None
 
 
-def option_fields(offer: Offer) -> tuple[dataclasses.Field[Any], ...]:
+def option_fields(offer: Component) -> tuple[dataclasses.Field[Any], ...]:
     """The dataclass fields that are options: those declared with `option`."""
     if not dataclasses.is_dataclass(offer):
         return ()

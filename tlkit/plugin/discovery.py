@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import NoReturn
 
-from tlkit import __version__
+from tlkit.version import __version__
 
 OWN_DISTRIBUTION = "tlkit"
 
@@ -30,7 +30,7 @@ class Found:
     version: str
     module: str
     load: Callable[[], object]
-    unfit: str | None = None
+    incompatible: str | None = None
 
 
 def find(group: str) -> list[Found]:
@@ -42,11 +42,11 @@ def find(group: str) -> list[Found]:
     for distribution in metadata.distributions():
         if _declares(distribution, group):
             # The first on sys.path shadows others of the same name, as it does for imports.
-            by_distribution.setdefault(normalise(_identity(distribution)[0]), _read(distribution, group))
+            by_distribution.setdefault(normalize(_identity(distribution)[0]), _read(distribution, group))
     return sorted(itertools.chain.from_iterable(by_distribution.values()), key=_order)
 
 
-def normalise(name: str) -> str:
+def normalize(name: str) -> str:
     """The one spelling of a distribution's name (Python packaging specifications, "Names and normalization")."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -66,7 +66,7 @@ def provenance(distribution: str) -> str:
 
 
 def _order(found: Found) -> tuple[bool, str, str]:
-    return normalise(found.distribution) != OWN_DISTRIBUTION, found.distribution, found.name
+    return normalize(found.distribution) != OWN_DISTRIBUTION, found.distribution, found.name
 
 
 def _declares(distribution: metadata.Distribution, group: str) -> bool:
@@ -82,15 +82,15 @@ def _read(distribution: metadata.Distribution, group: str) -> list[Found]:
     name, version = _identity(distribution)
     try:
         entry_points = distribution.entry_points.select(group=group)
-        unfit = _unfit(distribution, name)
-        return [Found(each.name, name, version, each.module, each.load, unfit) for each in entry_points]
+        incompatible = _unfit(distribution, name)
+        return [Found(each.name, name, version, each.module, each.load, incompatible) for each in entry_points]
     except Exception as problem:  # noqa: BLE001  # malformed text: the parser raises whatever it stumbles over
         return [Found(name, name, version, "", functools.partial(_fail, problem))]
 
 
 def _unfit(distribution: metadata.Distribution, name: str) -> str | None:
     """Why a plugin was not made for this version, by the range it requires; None where it was, or doesn't say."""
-    if normalise(name) == OWN_DISTRIBUTION:
+    if normalize(name) == OWN_DISTRIBUTION:
         return None
     for text in filter(_REQUIRES_US.match, _requirements(distribution)):
         from packaging.requirements import InvalidRequirement, Requirement  # only for who needs it: 15 ms

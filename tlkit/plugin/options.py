@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tlkit.errors import ArtefactError, TlkitError, UsageError
-from tlkit.plugin.contract import Offer, option_fields
+from tlkit.plugin.contract import Component, option_fields
 
-AnyOffer = TypeVar("AnyOffer", bound=Offer)
+AnyComponent = TypeVar("AnyComponent", bound=Component)
 
 _PLAIN = (bool, int, float, str, Path, types.NoneType)
 _SETTABLE = "bool, int, float, str, Path, Literal, or a union of these with None"
@@ -63,7 +63,7 @@ class Option:
         raise ValueError(f"must be {expected}, not {given!r}")
 
 
-def describe(offer: Offer) -> tuple[Option, ...]:
+def describe(offer: Component) -> tuple[Option, ...]:
     """The options of `offer`, in order of declaration. Raises TypeError for an annotation that can't be set."""
     return tuple(
         Option(
@@ -77,7 +77,7 @@ def describe(offer: Offer) -> tuple[Option, ...]:
     )
 
 
-def option_fault(offer: Offer) -> str | None:
+def option_fault(offer: Component) -> str | None:
     """Why an option of `offer` could not be set or stored, for the plugin's author; None where all can."""
     try:
         options = describe(offer)
@@ -91,7 +91,7 @@ def option_fault(offer: Offer) -> str | None:
     return None
 
 
-def configure(offer: AnyOffer, values: Mapping[str, object]) -> AnyOffer:
+def configure(offer: AnyComponent, values: Mapping[str, object]) -> AnyComponent:
     """`offer` with these option values. Raises one UsageError that names everything which doesn't fit."""
     options = {option.name: option for option in describe(offer)}
     accepted, problems = {}, []
@@ -108,7 +108,7 @@ def configure(offer: AnyOffer, values: Mapping[str, object]) -> AnyOffer:
     raise UsageError(f"{offer.kind} {offer.name!r}: {'; '.join(problems)}")
 
 
-def parse(pairs: Sequence[str], offers: Mapping[str, Offer]) -> dict[str, Any]:
+def parse(pairs: Sequence[str], offers: Mapping[str, Component]) -> dict[str, Any]:
     """`offers` (by kind) with the options that pairs like `head.pca=128` set.
 
     Raises one UsageError that lists every pair which doesn't fit, not only the first.
@@ -134,13 +134,13 @@ def parse(pairs: Sequence[str], offers: Mapping[str, Offer]) -> dict[str, Any]:
     return configured
 
 
-def to_json(offer: Offer) -> dict[str, bool | int | float | str | None]:
+def to_json(offer: Component) -> dict[str, bool | int | float | str | None]:
     """The options of `offer` and their values as JSON scalars."""
     values = {option.name: option.default for option in describe(offer)}
     return {name: value.as_posix() if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def from_json(offer: AnyOffer, values: Mapping[str, object]) -> AnyOffer:
+def from_json(offer: AnyComponent, values: Mapping[str, object]) -> AnyComponent:
     """`offer` with the option values that a bundle recorded. Raises ArtefactError for what it doesn't know."""
     try:
         return configure(offer, values)
@@ -172,7 +172,7 @@ def _look_up(options: Mapping[str, Option], name: str) -> Option:
 
 
 @functools.cache  # a plugin may offer a thousand instances of one class
-def _members(cls: type[Offer], field: dataclasses.Field[Any]) -> tuple[Any, ...]:
+def _members(cls: type[Component], field: dataclasses.Field[Any]) -> tuple[Any, ...]:
     """What the annotation of an option allows, one by one. Raises TypeError."""
     annotation = _annotation(cls, field) if isinstance(field.type, str) else field.type
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
@@ -183,7 +183,7 @@ def _members(cls: type[Offer], field: dataclasses.Field[Any]) -> tuple[Any, ...]
     return tuple(sorted(members, key=(str, Path).__contains__))
 
 
-def _annotation(cls: type[Offer], field: dataclasses.Field[Any]) -> Any:
+def _annotation(cls: type[Component], field: dataclasses.Field[Any]) -> Any:
     """The type of one field, resolved alone: the others may name what is imported for type checkers only."""
     owner = next(base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", ()))
     alone = types.SimpleNamespace(__annotations__={field.name: field.type})

@@ -20,13 +20,13 @@ import pluggy
 
 from tlkit.errors import ArtefactError, UsageError
 from tlkit.plugin import hooks
-from tlkit.plugin.contract import Backbone, Head, Offer, Strategy, Target
-from tlkit.plugin.discovery import Found, find, normalise
+from tlkit.plugin.contract import Backbone, Component, Head, Strategy, Target
+from tlkit.plugin.discovery import Found, find, normalize
 from tlkit.plugin.options import configure, did_you_mean, from_json
 from tlkit.plugin.validation import fault
 
 DISABLE_VARIABLE = "TLKIT_DISABLE_PLUGINS"
-CONTRACTS: dict[str, type[Offer]] = {  # by hook
+BASE_CLASSES: dict[str, type[Component]] = {  # by hook
     "tlkit_backbones": Backbone,
     "tlkit_heads": Head,
     "tlkit_strategies": Strategy,
@@ -39,7 +39,7 @@ _REASON_LENGTH = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Offered:
+class RegisteredComponent:
     """What a hook returned: an offer, or whatever was refused for `reason`."""
 
     kind: str
@@ -69,7 +69,7 @@ class Plugin:
     state: Literal["ok", "broken", "disabled", "incompatible"]
     reason: str | None = None
     traceback: str | None = None  # of what it raised, for its author
-    offers: tuple[Offered, ...] = ()
+    offers: tuple[RegisteredComponent, ...] = ()
 
     def __str__(self) -> str:
         return f"plugin {self.name!r} ({self.distribution} {self.version})"
@@ -91,8 +91,8 @@ class Host:
 
     def __init__(self, found: Iterable[Found], disabled: Collection[str] = ()) -> None:
         """Load `found` in the order given, without those whose name or distribution `disabled` has ("all": all)."""
-        self._offers: dict[tuple[str, str], Offered] = {}
-        self._disabled = {normalise(name) for name in disabled}
+        self._offers: dict[tuple[str, str], RegisteredComponent] = {}
+        self._disabled = {normalize(name) for name in disabled}
         self._idle = self._disabled - {"all"}  # names that have disabled nothing so far
         self.plugins = tuple(self._admit(each) for each in found)
 
@@ -115,7 +115,7 @@ class Host:
         """
         return configure(self._named(kind, name).offer, settings or {})
 
-    def origin(self, offer: Offer) -> tuple[str, str]:
+    def origin(self, offer: Component) -> tuple[str, str]:
         """The distribution that `offer` comes from, and its version. Raises UsageError where no plugin offers it."""
         offered = self._named(offer.kind, offer.name)
         return offered.distribution, offered.version
@@ -128,7 +128,7 @@ class Host:
         if not _REQUIREMENT.fullmatch(f"{distribution}=={version}"):  # it would end in a command to be copied
             raise ArtefactError(f"the {kind}'s plugin can't be called {distribution!r}, version {version!r}")
         offered = self._offers.get((kind, name))
-        if offered is None or normalise(offered.distribution) != normalise(distribution):
+        if offered is None or normalize(offered.distribution) != normalize(distribution):
             raise self._absent(kind, name, distribution, version)
         try:
             return from_json(offered.offer, settings)
@@ -138,7 +138,7 @@ class Host:
             what = f"{problem.what} (made with {distribution} {version}, installed is {offered.version})"
             raise ArtefactError(what, do=_install(distribution, version)) from problem
 
-    def _named(self, kind: str, name: str) -> Offered:
+    def _named(self, kind: str, name: str) -> RegisteredComponent:
         if (kind, name) in self._offers:
             return self._offers[kind, name]
         known = self.names(kind)
@@ -150,7 +150,7 @@ class Host:
     def _absent(self, kind: str, name: str, distribution: str, version: str) -> ArtefactError:
         """The error for an offer that `distribution` doesn't make here: why, and what to do."""
         other = self._offers.get((kind, name))
-        plugins = [plugin for plugin in self.plugins if normalise(plugin.distribution) == normalise(distribution)]
+        plugins = [plugin for plugin in self.plugins if normalize(plugin.distribution) == normalize(distribution)]
         problems = [plugin.problem for plugin in plugins if plugin.problem]
         if problems:
             why = "; ".join(problems)
@@ -164,13 +164,13 @@ class Host:
 
     def _admit(self, found: Found) -> Plugin:
         plugin = Plugin(found.name, found.distribution, found.version, found.module, "ok")
-        own_names = {normalise(found.name), normalise(found.distribution)}
+        own_names = {normalize(found.name), normalize(found.distribution)}
         self._idle -= own_names
         if self._disabled & {"all", *own_names}:
             return replace(plugin, state="disabled", reason=f"{DISABLE_VARIABLE} says so")
-        if found.unfit:
+        if found.incompatible:
             do = f"install a version of {found.distribution} for this one"
-            return replace(plugin, state="incompatible", reason=f"{found.unfit}; {do}")
+            return replace(plugin, state="incompatible", reason=f"{found.incompatible}; {do}")
         offers, failures = _ask(found)
         plugin = replace(plugin, offers=tuple(self._index(offered) for offered in offers))
         if not failures:
@@ -178,7 +178,7 @@ class Host:
         reasons, tracebacks = zip(*failures, strict=True)
         return replace(plugin, state="broken", reason="; ".join(reasons), traceback="\n".join(tracebacks))
 
-    def _index(self, offered: Offered) -> Offered:
+    def _index(self, offered: RegisteredComponent) -> RegisteredComponent:
         if offered.reason is not None:
             return offered
         first = self._offers.setdefault((offered.kind, offered.name), offered)
@@ -223,15 +223,15 @@ def _blaming(what: str, failures: list[_Failure]) -> Iterator[None]:
         failures.append(_Failure(textwrap.shorten(f"{what}: {line}", _REASON_LENGTH), traceback.format_exc()))
 
 
-def _ask(found: Found) -> tuple[list[Offered], list[_Failure]]:
+def _ask(found: Found) -> tuple[list[RegisteredComponent], list[_Failure]]:
     """What one plugin offers and where it failed. A hook that fails takes only its own offers with it."""
-    offers: list[Offered] = []
+    offers: list[RegisteredComponent] = []
     failures: list[_Failure] = []
     with _blaming("it failed to load", failures):
         manager = _register(found.load())
     if failures:
         return offers, failures
-    for hook, contract in CONTRACTS.items():
+    for hook, contract in BASE_CLASSES.items():
         with _blaming(f"{hook} failed", failures):
             offers += [_judge(offer, contract, found) for offer in _call(manager, hook)]
     return offers, failures
@@ -245,13 +245,13 @@ def _register(plugin: object) -> pluggy.PluginManager:
     callers = manager.get_hookcallers(plugin) or []
     for caller in callers:
         if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
-            raise _PluginFault(f"there is no hook {caller.name}{did_you_mean(caller.name, CONTRACTS)}")
+            raise _PluginFault(f"there is no hook {caller.name}{did_you_mean(caller.name, BASE_CLASSES)}")
     implemented = {caller.name for caller in callers}
-    for hook in CONTRACTS:
+    for hook in BASE_CLASSES:
         if hook not in implemented and hasattr(plugin, hook):
             raise _PluginFault(f"{hook} lacks the decorator @tlkit.plugin.hooks.hookimpl")
     if not implemented:
-        raise _PluginFault(f"it implements none of {', '.join(CONTRACTS)}")
+        raise _PluginFault(f"it implements none of {', '.join(BASE_CLASSES)}")
     return manager
 
 
@@ -265,7 +265,7 @@ def _call(manager: pluggy.PluginManager, hook: str) -> Iterator[object]:
         yield from offers
 
 
-def _judge(offer: Any, contract: type[Offer], found: Found) -> Offered:
+def _judge(offer: Any, contract: type[Component], found: Found) -> RegisteredComponent:
     name = getattr(offer, "name", None)
     label = name if isinstance(name, str) else textwrap.shorten(repr(offer), _REASON_LENGTH)
-    return Offered(contract.kind, label, offer, found.distribution, found.version, fault(offer, contract))
+    return RegisteredComponent(contract.kind, label, offer, found.distribution, found.version, fault(offer, contract))

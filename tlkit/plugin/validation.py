@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from tlkit.plugin.contract import Offer
+from tlkit.plugin.contract import Component
 from tlkit.plugin.options import option_fault
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[./]|[-_]+)[a-z0-9]+)*")
 
 
-def kind_fault(offer: object, contract: type[Offer]) -> str | None:
+def kind_fault(offer: object, contract: type[Component]) -> str | None:
     """Why `offer` is not what `contract` says; None where it is."""
     if isinstance(offer, contract) and offer.kind == contract.kind:
         return None
@@ -33,8 +33,8 @@ def frozen_fault(offer: object) -> str | None:
     return f"{type(offer).__name__} is not a frozen dataclass"
 
 
-def fault(offer: object, contract: type[Offer]) -> str | None:
+def fault(offer: object, contract: type[Component]) -> str | None:
     """The first reason not to give `offer` out as what `contract` says; None where there is none."""
-    if (wrong := kind_fault(offer, contract)) or not isinstance(offer, Offer):
+    if (wrong := kind_fault(offer, contract)) or not isinstance(offer, Component):
         return wrong
     return name_fault(offer) or frozen_fault(offer) or option_fault(offer)

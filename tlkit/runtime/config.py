@@ -24,19 +24,19 @@ class Setting:
     """How many threads run a graph at once, one core each (1: one call on all cores), and what each call gets."""
 
     workers: int
-    batch: int
+    batch_size: int
     level: str
 
     def open(self, file: Path) -> OnnxSession:
         """A graph opened to be run like this."""
         session = OnnxSession(file, workers=self.workers, level=self.level)
-        session.batch = self.batch
+        session.batch_size = self.batch_size
         return session
 
 
 def usual() -> Setting:
     """What is used where nothing was tuned and there are many images."""
-    return Setting(cores(), OnnxSession.batch, LEVELS[0])
+    return Setting(cores(), OnnxSession.batch_size, LEVELS[0])
 
 
 def machine() -> str:
@@ -49,7 +49,7 @@ def read(file: Path) -> Setting | None:
     try:
         record = json.loads((file.parent / exports.BUILT).read_text())[TUNING]
         setting = Setting(**record["best"])
-        sound = setting.level in LEVELS and 0 < setting.workers <= cores() and setting.batch > 0
+        sound = setting.level in LEVELS and 0 < setting.workers <= cores() and setting.batch_size > 0
         return setting if sound and record["machine"] == machine() else None
     except (OSError, ValueError, KeyError, TypeError):  # it was not tuned, or lies alone
         return None

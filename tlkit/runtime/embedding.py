@@ -181,7 +181,7 @@ def _utf8(file: Path) -> str:
 def _provenance(model: Model) -> dict[str, str]:
     """What the features are of, for whoever finds the file later."""
     facts = {key: value for key, value in model.session.metadata.items() if key != metadata.LABELS}
-    return {**facts, metadata.PIXELS: metadata.recipe(model.pixels)}
+    return {**facts, metadata.PREPROCESSING: metadata.recipe(model.preprocessing)}
 
 
 def _write_rejects(file: Path, rejected: dict[str, str]) -> None:

@@ -32,7 +32,7 @@ def open_target(target: Target, file: Path, *, trust: bool = False) -> Session:
         what = f"a file of {target.name} is executable code, and this one was not built on this machine"
         raise Elsewhere(what, file=file, do=f"{again}; or, if you trust it, add --trust-engine")
     built_on: Mapping[str, str] = record.get("machine", {})
-    if built_on and (why := from_json(target, record.get("options", {})).unfit(built_on)) is not None:
+    if built_on and (why := from_json(target, record.get("options", {})).incompatible(built_on)) is not None:
         raise Elsewhere(why, file=file, do=again)
     session = target.open(file)
     if not session.metadata:  # a format that keeps none: what the graph said that it was built from

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from tlkit.errors import DataError, ResourceError
-from tlkit.plugin.contract import Pixels
+from tlkit.plugin.contract import Preprocessing
 from tlkit.runtime.model import stream
 from tlkit.runtime.session import OnnxSession, cores
 from tlkit.util.files import cache_dir
@@ -60,7 +60,7 @@ class Features:
 def extract(
     files: Sequence[Path],
     graph: Path,
-    pixels: Pixels,
+    preprocessing: Preprocessing,
     stages: Sequence[str],
     cut: str | None,
     tick: Callable[[int], object],
@@ -72,9 +72,9 @@ def extract(
     """
     session = OnnxSession(graph, workers=cores())
     taps = session.outputs  # one a stage, in their order
-    with _Store(graph, pixels) as store:
+    with _Store(graph, preprocessing) as store:
         identities = [_identity(file) for file in files]  # before they are read: a later change gives another
-        widths = store.widths or _widths(session, pixels)
+        widths = store.widths or _widths(session, preprocessing)
         store.widths = widths
         start = 0 if cut is None else sum(widths[: stages.index(cut)])
         width = sum(widths) if cut is None else widths[stages.index(cut)]
@@ -90,7 +90,7 @@ def extract(
 
         rejected: dict[int, str] = {}
         place = iter(todo)
-        chunks = stream(session, pixels, [files[index] for index in todo], taps, hashed=True)
+        chunks = stream(session, preprocessing, [files[index] for index in todo], taps, hashed=True)
         for number, chunk in enumerate(chunks, start=1):
             rows = iter(np.concatenate([chunk.arrays[name] for name in taps], axis=1) if chunk.kept() else ())
             for row in chunk.rows:
@@ -118,17 +118,17 @@ def check_rejected(features: Features, files: Sequence[Path], max_bad: float) ->
         )
 
 
-def _widths(session: OnnxSession, pixels: Pixels) -> list[int]:
+def _widths(session: OnnxSession, preprocessing: Preprocessing) -> list[int]:
     """The width of each stage's features, from running one black image."""
-    black = np.zeros((1, pixels.size, pixels.size, 3), np.uint8)
+    black = np.zeros((1, preprocessing.size, preprocessing.size, 3), np.uint8)
     return [array.shape[1] for array in session.run(black).values()]
 
 
 class _Store:
     """The cache on disk for one graph and pixel recipe; a context manager that saves on leaving, error or not."""
 
-    def __init__(self, graph: Path, pixels: Pixels) -> None:
-        recipe = hashlib.sha256(json.dumps(asdict(pixels)).encode()).hexdigest()[:16]
+    def __init__(self, graph: Path, preprocessing: Preprocessing) -> None:
+        recipe = hashlib.sha256(json.dumps(asdict(preprocessing)).encode()).hexdigest()[:16]
         self.file = cache_dir("features") / f"{graph.stem}-{recipe}.sqlite"
         self._opened_ns = time.time_ns()
         with self._explained():

@@ -43,7 +43,7 @@ class OneHead(Session):
             BUNDLE: own["bundle"],
             HEAD: own["head"],
         }
-        self.workers, self.batch = session.workers, session.batch
+        self.workers, self.batch_size = session.workers, session.batch_size
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         names = list(outputs or self.outputs)

@@ -21,11 +21,11 @@ from tlkit.data.preprocessing import Rejected, load
 from tlkit.errors import ArtefactError, DataError, UsageError
 from tlkit.graph import metadata
 from tlkit.model.exports import graph_file
-from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Pixels, Session
+from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Preprocessing, Session
 from tlkit.runtime import config
 from tlkit.runtime.heads import OneHead, heads
 from tlkit.runtime.session import OnnxSession, cores
-from tlkit.util.prefetch import ahead
+from tlkit.util.prefetch import prefetch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class Prediction:
 
 def stream(
     session: Session,
-    pixels: Pixels,
+    preprocessing: Preprocessing,
     files: Iterable[Path],
     outputs: Sequence[str] | None = None,
     *,
@@ -78,7 +78,7 @@ def stream(
     turn = nullcontext() if session.workers > 1 else threading.Lock()
 
     def work(chunk: tuple[Path, ...]) -> Chunk:
-        prepared = [_prepare(file, pixels, hashed) for file in chunk]
+        prepared = [_prepare(file, preprocessing, hashed) for file in chunk]
         images = [image for _, image in prepared if image is not None]
         rows = tuple(row for row, _ in prepared)
         if not images:
@@ -89,11 +89,11 @@ def stream(
 
     workers = max(session.workers, cores())
     source = iter(files)
-    chunks = iter(lambda: tuple(islice(source, session.batch)), ())
-    yield from ahead(work, chunks, workers=workers, most=2 * workers)
+    chunks = iter(lambda: tuple(islice(source, session.batch_size)), ())
+    yield from prefetch(work, chunks, workers=workers, most=2 * workers)
 
 
-def _prepare(file: Path, pixels: Pixels, hashed: bool) -> tuple[Row, NDArray[np.uint8] | None]:
+def _prepare(file: Path, preprocessing: Preprocessing, hashed: bool) -> tuple[Row, NDArray[np.uint8] | None]:
     """Read a file once, for its pixels and, where it is asked for, its hash."""
     try:
         if file.exists() and not file.is_file():  # to read a pipe or a device could take for ever
@@ -103,7 +103,7 @@ def _prepare(file: Path, pixels: Pixels, hashed: bool) -> tuple[Row, NDArray[np.
         return Row(file, "", f"can't be read: {(error.strerror or str(error)).lower()}"), None
     digest = hashlib.sha256(content).hexdigest() if hashed else ""
     try:
-        return Row(file, digest), load(content, pixels)
+        return Row(file, digest), load(content, preprocessing)
     except Rejected as error:
         return Row(file, digest, error.what), None
 
@@ -112,13 +112,13 @@ class Model:
     """An exported graph: `Model.open("run/onnx/fp32/model.onnx").predict(["a.jpg"])`."""
 
     def __init__(self, session: Session, file: Path) -> None:
-        if session.input != IMAGES or metadata.PIXELS not in session.metadata:
+        if session.input != IMAGES or metadata.PREPROCESSING not in session.metadata:
             raise ArtefactError(
                 "not a graph that tlkit exported from images (its pixel recipe is not in it)",
                 file=file,
                 do="give trunk.onnx or model.onnx of: tlkit export run/ --onnx",
             )
-        self.pixels, self.labels = metadata.described(session.metadata, file)
+        self.preprocessing, self.labels = metadata.described(session.metadata, file)
         self.session = session
         self.file = file
 
@@ -193,7 +193,7 @@ class Model:
                 file=self.file,
                 do="use model.onnx",
             )
-        for chunk in stream(self.session, self.pixels, files, outputs, hashed=hashed):
+        for chunk in stream(self.session, self.preprocessing, files, outputs, hashed=hashed):
             probabilities = chunk.arrays.get(PROBABILITIES)
             if probabilities is not None and probabilities.shape[1] != len(self.labels):
                 what = f"it gives {probabilities.shape[1]} probabilities for {len(self.labels)} labels"

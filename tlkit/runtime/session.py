@@ -40,7 +40,7 @@ class OnnxSession(Session):
     `threads` says how many cores a call uses instead. `level` is one of LEVELS.
     """
 
-    batch = 2  # the maps of two images stay in a core's cache; in eights, EfficientNet-Lite0 takes a tenth longer
+    batch_size = 2  # the maps of two images stay in a core's cache; in eights, EfficientNet-Lite0 takes a tenth longer
 
     def __init__(
         self, file: Path, *, workers: int = 1, threads: int = 0, device: str = "cpu", level: str = "all"
@@ -63,7 +63,7 @@ class OnnxSession(Session):
         self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
         self.workers = workers if device == "cpu" else 1
         if device != "cpu":
-            self.batch = bound.BATCH
+            self.batch_size = bound.BATCH
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         names = list(outputs or self.outputs)

@@ -25,7 +25,7 @@ from tlkit.runtime.session import OnnxSession, cores
 from tlkit.training.device import Machine
 from tlkit.training.inputs import Batches, Images, Inputs, Variety
 from tlkit.util.files import atomic_file, explained
-from tlkit.util.prefetch import ahead
+from tlkit.util.prefetch import prefetch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +41,7 @@ class Border:
     """The frozen stages of a trunk: what they give for images, and a name that changes with their weights."""
 
     give: Give
-    batch: int  # images a call
+    batch_size: int  # images a call
     workers: int  # that call at the same time
     key: str
     shape: tuple[int, ...]  # of one image's map, channels last
@@ -53,7 +53,7 @@ def border(part: Trunk, frozen: nn.Module, machine: Machine) -> Border:
         session = OnnxSession(map_graph(part), workers=cores())
         (output,) = session.outputs
         give: Give = lambda images: session.run(images)[output]  # noqa: E731
-        batch, workers = session.batch, session.workers
+        batch, workers = session.batch_size, session.workers
     else:
         batch, workers = GPU_BATCH, 1
 
@@ -63,7 +63,7 @@ def border(part: Trunk, frozen: nn.Module, machine: Machine) -> Border:
                 last = given.permute(0, 2, 3, 1) if given.ndim == 4 else given
                 return last.float().cpu().numpy()
 
-    size = part.pixels.size
+    size = part.preprocessing.size
     shape = give(np.zeros((1, size, size, 3), np.uint8)).shape[1:]
     return Border(give, batch, workers, fingerprint(part)[:16], shape)
 
@@ -135,14 +135,14 @@ class Stored(Inputs):
         }
 
         def work(rows: range) -> NDArray[np.float32]:
-            seen = [self.variety.see(self.images.paths[row], self.images.pixels, number, row) for row in rows]
+            seen = [self.variety.see(self.images.paths[row], self.images.preprocessing, number, row) for row in rows]
             return self.edge.give(np.stack(seen))
 
-        chunks = (rows[start : start + self.edge.batch] for start in range(0, len(rows), self.edge.batch))
+        chunks = (rows[start : start + self.edge.batch_size] for start in range(0, len(rows), self.edge.batch_size))
         # Written from front to back and not through a map of memory, where a full disk would end the process.
         with atomic_file(file) as temporary, explained(file), temporary.open("wb") as stream:
             np.lib.format.write_array_header_1_0(stream, header)
-            for maps in ahead(work, chunks, workers=max(self.edge.workers, 1), most=2 * self.edge.workers):
+            for maps in prefetch(work, chunks, workers=max(self.edge.workers, 1), most=2 * self.edge.workers):
                 with np.errstate(over="ignore"):
                     kept = maps.astype(self.kind)
                 if np.isinf(kept).any() and not np.isinf(maps).any():

@@ -43,21 +43,21 @@ class State:
     now: Tensors
     best: Tensors = field(default_factory=dict)
     average: Tensors = field(default_factory=dict)
-    optimiser: Tensors = field(default_factory=dict)  # "0.exp_avg", …: what it remembers of each parameter
+    optimizer: Tensors = field(default_factory=dict)  # "0.exp_avg", …: what it remembers of each parameter
     scaler: dict[str, Any] = field(default_factory=dict)
 
     GROUPS = ("now", "best", "average", "optimiser")
 
 
-def memories(optimiser: Optimizer) -> Tensors:
+def memories(optimizer: Optimizer) -> Tensors:
     """What an optimiser remembers, by the number of the parameter and the name of the memory."""
-    state: Mapping[int, Mapping[str, Any]] = optimiser.state_dict()["state"]
+    state: Mapping[int, Mapping[str, Any]] = optimizer.state_dict()["state"]
     return {f"{number}.{name}": value for number, each in state.items() for name, value in each.items()}
 
 
-def remember(optimiser: Optimizer, memories: Tensors) -> None:
+def remember(optimizer: Optimizer, memories: Tensors) -> None:
     """Give an optimiser of the same parameters these memories."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in memories.items():
         number, _, name = key.partition(".")
@@ -65,7 +65,7 @@ def remember(optimiser: Optimizer, memories: Tensors) -> None:
         # Fused steps go through memory in its order, so that of a parameter's memories has to be the parameter's.
         placed = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
         state.setdefault(int(number), {})[name] = placed
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 class Checkpoints:

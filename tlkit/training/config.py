@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from tlkit import __version__
 from tlkit.data.dataset import Dataset, Sample
 from tlkit.errors import DataError
 from tlkit.graph import trace
 from tlkit.model.trunk import Trunk, fingerprint
-from tlkit.plugin.contract import Backbone, Facts, Head, Phase, Progress, Strategy, Tick, silent
+from tlkit.plugin.contract import Backbone, DatasetStatistics, Head, Phase, Progress, Strategy, Tick, silent
 from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features, check_rejected, extract
 from tlkit.training.checkpoint import SECONDS
 from tlkit.training.device import Choice, Machine
 from tlkit.training.inputs import Examples, Images
 from tlkit.training.tune import Split
+from tlkit.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Plan:
         """The features of all samples from the deployed graph of a trunk, which ends at the cut or behind it."""
         graph, samples = trace.taps_graph(trunk), self.samples
         paths = [sample.path for sample in samples]
-        features = extract(paths, graph, trunk.pixels, trunk.names, self.trunk.names[-1], tick)
+        features = extract(paths, graph, trunk.preprocessing, trunk.names, self.trunk.names[-1], tick)
         check_rejected(features, paths, self.recipe.max_bad)
         _check_classes(features, samples)
         return features
@@ -84,12 +84,12 @@ class Plan:
     def splits(self, features: Features) -> tuple[Split, Split]:
         """What there is to learn from, and what to validate on: the images that can be used, with their features."""
 
-        samples, pixels = self.samples, self.trunk.pixels
+        samples, preprocessing = self.samples, self.trunk.preprocessing
 
         def split(name: str) -> Split:
             rows = [row for row, sample in enumerate(samples) if sample.split == name and features.usable[row]]
             labels = np.array([samples[row].label for row in rows], np.int64)
-            images = Images([samples[row].path for row in rows], labels, pixels)
+            images = Images([samples[row].path for row in rows], labels, preprocessing)
             return Split(images, Examples(features.array[rows], labels))
 
         return split("train"), split("val")
@@ -112,7 +112,7 @@ class Plan:
             "tlkit": __version__,
             "backbone": {"name": recipe.backbone.name, **to_json(recipe.backbone)},
             "cut": self.trunk.names[-1],
-            "size": self.trunk.pixels.size,
+            "size": self.trunk.preprocessing.size,
             **offers,
             **{name: getattr(recipe, name) for name in ("val", "seed", "refit")},
             **self.conditions(machine),
@@ -125,11 +125,11 @@ class Plan:
         }
 
 
-def facts(dataset: Dataset) -> Facts:
+def facts(dataset: Dataset) -> DatasetStatistics:
     """What a strategy may know of the data."""
     samples = dataset.of("train")
     counts = np.bincount([sample.label for sample in samples], minlength=len(dataset.labels))
-    return Facts(len(samples), len(dataset.labels), int(counts.min()), int(counts.max()))
+    return DatasetStatistics(len(samples), len(dataset.labels), int(counts.min()), int(counts.max()))
 
 
 def _check_classes(features: Features, samples: Sequence[Sample]) -> None:

@@ -21,15 +21,15 @@ class Network:
         self.trunk = trunk.to(device or "cpu").to(memory_format=torch.channels_last)  # twice as fast on a CPU
         self.head = head.to(device or "cpu")
 
-    def part(self, moving: int) -> tuple[nn.Module, nn.Module]:
+    def part(self, trainable: int) -> tuple[nn.Module, nn.Module]:
         """What stays, from images on, and what learns, up to logits, while the `moving` deepest stages learn.
 
         The former is in eval mode, so that no statistic drifts, and without gradients.
         """
         stages, pool = list(self.trunk.stages.values()), self.trunk.pool
-        border = len(stages) - moving
-        above, below = [self.trunk.normalise, *stages[:border]], [*stages[border:]]
-        if moving:
+        border = len(stages) - trainable
+        above, below = [self.trunk.normalize, *stages[:border]], [*stages[border:]]
+        if trainable:
             below += [LastInOrder(), pool]
         else:
             above.append(pool)
@@ -43,18 +43,18 @@ class Network:
         """What learns at which highest rate, for an optimiser: the head first, then stage by stage, deepest first."""
         groups: list[dict[str, Any]] = [{"params": list(self.head.parameters()), "lr": phase.head_lr}]
         deepest_first = list(self.trunk.stages.values())[::-1]
-        for depth, stage in enumerate(deepest_first[: phase.moving]):
+        for depth, stage in enumerate(deepest_first[: phase.trainable]):
             modules = (stage, self.trunk.pool) if depth == 0 else (stage,)
             parameters = [parameter for module in modules for parameter in module.parameters()]
-            groups.append({"params": parameters, "lr": phase.trunk_lr * phase.decay**depth})
+            groups.append({"params": parameters, "lr": phase.trunk_lr * phase.lr_decay**depth})
         return [group for group in groups if group["params"]]
 
-    def changing(self, moving: int) -> nn.Module:
+    def changing(self, trainable: int) -> nn.Module:
         """All that the `moving` deepest stages' learning changes, as one module."""
         stages = list(self.trunk.stages.values())
-        return nn.ModuleList([*stages[len(stages) - moving :], self.trunk.pool, self.head])
+        return nn.ModuleList([*stages[len(stages) - trainable :], self.trunk.pool, self.head])
 
-    def restart(self, fresh: Mapping[str, nn.Module], count: int) -> None:
+    def reinit(self, fresh: Mapping[str, nn.Module], count: int) -> None:
         """Give the `count` deepest stages the weights of `fresh` ones."""
         for name in self.trunk.names[len(self.trunk.names) - count :]:
             self.trunk.stages[name].load_state_dict(fresh[name].state_dict())

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tlkit.data.augmentation import draw
 from tlkit.data.preprocessing import load
 from tlkit.data.randaugment import randaugment
-from tlkit.plugin.contract import Phase, Pixels
+from tlkit.plugin.contract import Phase, Preprocessing
 from tlkit.runtime.session import cores
-from tlkit.util.prefetch import ahead
+from tlkit.util.prefetch import prefetch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class Images:
 
     paths: Sequence[Path]
     labels: NDArray[np.int64]
-    pixels: Pixels
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,9 @@ class Variety:
         """The number of the view in an epoch."""
         return (epoch - 1) % self.views if self.views else epoch
 
-    def see(self, path: Path, pixels: Pixels, number: int, row: int) -> NDArray[np.uint8]:
+    def see(self, path: Path, preprocessing: Preprocessing, number: int, row: int) -> NDArray[np.uint8]:
         """View `number` of an image, uint8 `(S, S, 3)`."""
-        image = load(path, pixels, view=draw(self.seed, number, row) if self.crop else None)
+        image = load(path, preprocessing, view=draw(self.seed, number, row) if self.crop else None)
         return randaugment(image, self.magnitude, [self.seed, number, row, 1]) if self.magnitude else image
 
 
@@ -107,11 +107,11 @@ class Decoded(Inputs):
         number = self.variety.number(epoch)
 
         def see(row: int) -> NDArray[np.uint8]:
-            return self.variety.see(self.images.paths[row], self.images.pixels, number, row)
+            return self.variety.see(self.images.paths[row], self.images.preprocessing, number, row)
 
         rows = (int(row) for batch in batches for row in batch)
         most = cores() + AHEAD * max(map(len, batches))
-        seen = ahead(see, rows, workers=cores(), most=most)
+        seen = prefetch(see, rows, workers=cores(), most=most)
         for batch in batches:
             yield self._through(np.stack([next(seen) for _ in batch]))
 

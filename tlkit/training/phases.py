@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from tlkit.data.randaugment import STRONGEST
 from tlkit.errors import UsageError
-from tlkit.plugin.contract import BALANCES, NORMS, OPTIMISERS, Phase
+from tlkit.plugin.contract import BALANCES, BATCHNORMS, OPTIMIZERS, Phase
 
 ORIGINAL, MOVED, NEW = "original", "moved", "new"
 
@@ -27,24 +27,24 @@ def check_phases(phases: Sequence[Phase], stages: Sequence[str]) -> None:
 
 def _problems(phase: Phase, stages: int) -> Iterator[str]:
     """What is wrong with a phase, each as the end of a sentence about it."""
-    rates = [phase.head_lr, phase.trunk_lr] if phase.moving else [phase.head_lr]
+    rates = [phase.head_lr, phase.trunk_lr] if phase.trainable else [phase.head_lr]
     wrong = {
         f"has {phase.epochs} epochs": phase.epochs < 1,
-        f"moves {phase.moving} stages of {stages}": not 0 <= phase.moving <= stages,
-        f"restarts {phase.restart} stages and moves {phase.moving}": not 0 <= phase.restart <= phase.moving,
+        f"moves {phase.trainable} stages of {stages}": not 0 <= phase.trainable <= stages,
+        f"restarts {phase.reinit} stages and moves {phase.trainable}": not 0 <= phase.reinit <= phase.trainable,
         f"has a learning rate of {min(rates):g}": not all(math.isfinite(rate) and rate > 0.0 for rate in rates),
-        f"has a decay of {phase.decay:g}, not in (0, 1]": not 0.0 < phase.decay <= 1.0,
-        f"has {phase.batch} images a step": phase.batch < 1,
-        f"has the optimiser {phase.optimiser!r}, not {' or '.join(OPTIMISERS)}": phase.optimiser not in OPTIMISERS,
+        f"has a decay of {phase.lr_decay:g}, not in (0, 1]": not 0.0 < phase.lr_decay <= 1.0,
+        f"has {phase.batch_size} images a step": phase.batch_size < 1,
+        f"has the optimiser {phase.optimizer!r}, not {' or '.join(OPTIMIZERS)}": phase.optimizer not in OPTIMIZERS,
         f"has a warmup of {phase.warmup:g}, not in [0, 1)": not 0.0 <= phase.warmup < 1.0,
-        f"has a smoothing of {phase.smoothing:g}, not in [0, 1)": not 0.0 <= phase.smoothing < 1.0,
-        f"clips gradients to {phase.clip:g}": phase.clip < 0.0,
+        f"has a smoothing of {phase.label_smoothing:g}, not in [0, 1)": not 0.0 <= phase.label_smoothing < 1.0,
+        f"clips gradients to {phase.gradient_clipping:g}": phase.gradient_clipping < 0.0,
         f"has a patience of {phase.patience} epochs": phase.patience < 0,
         f"has a randaugment of {phase.randaugment}, not from 0 to {STRONGEST}": not 0 <= phase.randaugment <= STRONGEST,
         f"has a mixup of {phase.mixup:g}": not 0.0 <= phase.mixup < math.inf,
         f"has a cutmix of {phase.cutmix:g}": not 0.0 <= phase.cutmix < math.inf,
         f"has the balance {phase.balance!r}, not {' or '.join(BALANCES)}": phase.balance not in BALANCES,
-        f"has the norms {phase.norms!r}, not {' or '.join(NORMS)}": phase.norms not in NORMS,
+        f"has the norms {phase.batchnorm!r}, not {' or '.join(BATCHNORMS)}": phase.batchnorm not in BATCHNORMS,
         f"has an ema of {phase.ema:g}, not in [0, 1)": not 0.0 <= phase.ema < 1.0,
     }
     return (problem for problem, holds in wrong.items() if holds)
@@ -52,7 +52,7 @@ def _problems(phase: Phase, stages: int) -> Iterator[str]:
 
 def most_moving(phases: Sequence[Phase]) -> int:
     """How many of the deepest stages move in any phase; those above them stay as they are."""
-    return max(phase.moving for phase in phases)
+    return max(phase.trainable for phase in phases)
 
 
 def provenance(stages: Sequence[str], phases: Sequence[Phase], changed: Collection[str]) -> dict[str, str]:
@@ -60,5 +60,5 @@ def provenance(stages: Sequence[str], phases: Sequence[Phase], changed: Collecti
 
     `changed` names those that are not the original's: the best weights may be those before a stage moved.
     """
-    new = stages[len(stages) - max(phase.restart for phase in phases) :]
+    new = stages[len(stages) - max(phase.reinit for phase in phases) :]
     return {stage: ORIGINAL if stage not in changed else NEW if stage in new else MOVED for stage in stages}

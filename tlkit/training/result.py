@@ -69,9 +69,9 @@ def write(
     expected = features.array[[len(train_samples) + index for index in kept]]
     record = bundles.Record(
         labels=dataset.labels,
-        pixels=trunk.pixels,
+        preprocessing=trunk.preprocessing,
         backbone=_made(recipe, recipe.backbone),
-        source=asdict(recipe.backbone.source),
+        weights=asdict(recipe.backbone.weights),
         stages=trunk.names,
         width=features.array.shape[1],
         head=_made(recipe, recipe.head, report(head)),
@@ -85,7 +85,7 @@ def write(
                 file=f"{bundles.GOLDEN}/{number}{val_samples[index].path.suffix.lower()}",
                 name=val_samples[index].name,
                 label=val_samples[index].label,
-                pixels=hashlib.sha256(load(content, trunk.pixels).tobytes()).hexdigest(),
+                pixels_sha256=hashlib.sha256(load(content, trunk.preprocessing).tobytes()).hexdigest(),
             )
             for number, (index, content) in enumerate(zip(kept, contents, strict=True))
         ),

@@ -16,13 +16,13 @@ from tlkit.util import memory
 BATCH = 4
 
 
-def seconds_an_image(trunk: Trunk, moving: int) -> float:
+def seconds_an_image(trunk: Trunk, trainable: int) -> float:
     """Seconds to learn from one image while the `moving` deepest stages learn, decoding not counted.
 
     The trunk stays as it is: a copy of it learns.
     """
-    size, width = trunk.pixels.size, trunk.width
-    frozen, learning = Network(copy.deepcopy(trunk), nn.Linear(width, 2)).part(moving)
+    size, width = trunk.preprocessing.size, trunk.width
+    frozen, learning = Network(copy.deepcopy(trunk), nn.Linear(width, 2)).part(trainable)
     learning.train()
     images = torch.zeros(BATCH, size, size, 3, dtype=torch.uint8)
     labels = torch.zeros(BATCH, dtype=torch.int64)

@@ -58,10 +58,10 @@ class Epoch:
     view: int
 
 
-def optimiser(phase: Phase, lesson: Lesson) -> torch.optim.Optimizer:
+def optimizer(phase: Phase, lesson: Lesson) -> torch.optim.Optimizer:
     """The optimiser of a phase, each group of parameters with its highest rate."""
     groups = [{**group, "highest": group["lr"]} for group in lesson.rates]
-    if phase.optimiser == "sgd":
+    if phase.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=SGD_WEIGHT_DECAY, fused=True)
     return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)  # one pass over the weights, not ten
 
@@ -74,7 +74,7 @@ class Learner:
     ) -> None:
         self.phase, self.lesson, self.machine, self.seed = phase, lesson, machine, seed
         self.average, self.whole = average, whole
-        self.optimiser = optimiser(phase, lesson)
+        self.optimizer = optimizer(phase, lesson)
         self.learning = machine.prepare(lesson.learning)
         counts = np.bincount(lesson.train.labels)
         self.classes = len(counts)
@@ -97,7 +97,7 @@ class Learner:
         inputs = train.batches([mine for mine, _ in shares], at.view)
         for step, (rows, (mine, weight), given) in enumerate(zip(whole_batches, shares, inputs, strict=True), first):
             share = rate(step, steps, phase.warmup)
-            for group in self.optimiser.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = share * group["highest"]
             loss, good = self._step(given, train.labels[mine], weight)
             loss, good = self.machine.summed([loss * len(rows) / self.machine.world, good])
@@ -113,8 +113,8 @@ class Learner:
         labels = self.lesson.train.labels
         if self.phase.balance == "sampling":  # as many draws as images, each class as likely as any
             shares = self.balance[labels] / self.balance[labels].sum()
-            return split(random.choice(len(labels), len(labels), p=shares), self.phase.batch)
-        return split(random.permutation(len(labels)), self.phase.batch)
+            return split(random.choice(len(labels), len(labels), p=shares), self.phase.batch_size)
+        return split(random.permutation(len(labels)), self.phase.batch_size)
 
     def _step(self, given: Tensor, labels: NDArray[np.int64], weight: float) -> tuple[float, float]:
         """One step; returns the mean loss of this process's images, times `weight`, and how many it got right."""
@@ -122,11 +122,11 @@ class Learner:
         given, target = self.mix(self.machine.put(given), truth) if self.mix else (self.machine.put(given), truth)
         loss, right = self.machine.retried(lambda parts: self._gradients(given, target, weight, parts), len(labels))
         if math.isfinite(loss):
-            if self.phase.clip:
-                self.machine.scaler.unscale_(self.optimiser)
-                learnt = [p for group in self.optimiser.param_groups for p in group["params"]]
-                nn.utils.clip_grad_norm_(learnt, self.phase.clip)
-            self.machine.scaler.step(self.optimiser)
+            if self.phase.gradient_clipping:
+                self.machine.scaler.unscale_(self.optimizer)
+                learnt = [p for group in self.optimizer.param_groups for p in group["params"]]
+                nn.utils.clip_grad_norm_(learnt, self.phase.gradient_clipping)
+            self.machine.scaler.step(self.optimizer)
             self.machine.scaler.update()
             if self.average is not None:
                 self.average.update_parameters(self.whole)
@@ -134,7 +134,7 @@ class Learner:
 
     def _gradients(self, given: Tensor, target: Tensor, weight: float, parts: int) -> tuple[float, float]:
         """Gradients of the mean loss over a batch, taken in so many parts."""
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss_sum = right = 0.0
         for x, y in zip(given.tensor_split(parts), target.tensor_split(parts), strict=True):
             with self.machine.autocast():
@@ -146,7 +146,7 @@ class Learner:
         return loss_sum, right
 
     def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        losses = F.cross_entropy(logits, target, label_smoothing=self.phase.smoothing, reduction="none")
+        losses = F.cross_entropy(logits, target, label_smoothing=self.phase.label_smoothing, reduction="none")
         if self.phase.balance != "weights":
             return losses
         return losses * (self.weights[target] if target.ndim == 1 else target @ self.weights)
@@ -181,7 +181,7 @@ def rate(step: int, steps: int, warmup: float) -> float:
 
 def rates(phase: Phase, share: float) -> Line:
     """The rates of the head and of the deepest stage, where that learns, as the history has them."""
-    return {"lr": share * phase.head_lr} | ({"trunk_lr": share * phase.trunk_lr} if phase.moving else {})
+    return {"lr": share * phase.head_lr} | ({"trunk_lr": share * phase.trunk_lr} if phase.trainable else {})
 
 
 def _in_words(rates: Line) -> str:

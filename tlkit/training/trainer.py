@@ -122,7 +122,7 @@ class _Course:
         if begun is not None:
             self.whole.load_state_dict(begun.now)  # what is frozen in this phase may have moved in one before
         given = lesson(self.number)
-        if self.phase.restart:
+        if self.phase.reinit:
             self.best.forget()
         if self.phase.ema:
             average = get_ema_multi_avg_fn(self.phase.ema)  # type: ignore[no-untyped-call]
@@ -175,7 +175,7 @@ class _Course:
                 now=self.whole.state_dict(),
                 best=self.best.state or {},
                 average=average,
-                optimiser=memories(learner.optimiser),
+                optimizer=memories(learner.optimizer),
                 scaler=machine.scaler.state_dict(),
             )
         )
@@ -188,5 +188,5 @@ class _Course:
         self.best.state = begun.best or None
         if self.average is not None:
             self.average.load_state_dict(begun.average)
-        remember(learner.optimiser, begun.optimiser)
+        remember(learner.optimizer, begun.optimizer)
         self.setting.machine.scaler.load_state_dict(begun.scaler)

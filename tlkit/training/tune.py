@@ -52,17 +52,17 @@ def tune(
 
     Returns the history, and the names of the stages that are no more as they were.
     """
-    moving, names = most_moving(phases), trunk.names
+    trainable, names = most_moving(phases), trunk.names
     originals = Originals(trunk)
     network = Network(trunk, head, setting.machine.device)
     lessons = Lessons(network, phases, backbone, train, val, store, setting)
-    moves = [trunk.stages[name] for name in names[len(names) - moving :]]
+    moves = [trunk.stages[name] for name in names[len(names) - trainable :]]
     machine = setting.machine
     with memory.kept(), narrow_kernels(machine.device), following(moves, shared=machine.world > 1):
-        fitted = fit(network.changing(moving), phases, lessons, setting)
+        fitted = fit(network.changing(trainable), phases, lessons, setting)
     trunk.to("cpu").to(memory_format=torch.contiguous_format)
     head.to("cpu").eval()
-    originals.prove(len(names) - moving)
+    originals.prove(len(names) - trainable)
     trunk.requires_grad_(False).eval()
     return fitted, originals.changed()
 
@@ -82,19 +82,19 @@ class Lessons:
     def __call__(self, number: int) -> Lesson:
         """As long as nothing has moved, a phase in which nothing does learns from the deployed trunk's features."""
         phase = self.phases[number - 1]
-        if phase.restart:
-            self.network.restart(fresh_stages(self.backbone, self.setting.seed), phase.restart)
+        if phase.reinit:
+            self.network.reinit(fresh_stages(self.backbone, self.setting.seed), phase.reinit)
         rates = self.network.rates(phase)
-        if not any(each.moving for each in self.phases[:number]):
+        if not any(each.trainable for each in self.phases[:number]):
             return Lesson(self.network.head, rates, self.train.features, self.val.features)
-        frozen, learning = self.network.part(phase.moving)
+        frozen, learning = self.network.part(phase.trainable)
         return Lesson(learning, rates, *self._inputs(phase, frozen), self._still(number))
 
     def _still(self, number: int) -> Sequence[nn.Module]:
         """The batch norms that keep the statistics of the pretraining: those of stages that still have its weights."""
         phase, stages = self.phases[number - 1], list(self.network.trunk.stages.values())
-        restarted = max(each.restart for each in self.phases[:number])
-        return batch_norms(stages[: len(stages) - restarted]) if phase.norms == "keep" else ()
+        restarted = max(each.reinit for each in self.phases[:number])
+        return batch_norms(stages[: len(stages) - restarted]) if phase.batchnorm == "freeze" else ()
 
     def _inputs(self, phase: Phase, frozen: nn.Module) -> tuple[Inputs, Inputs]:
         """The training and the validation images as the frozen stages give them on."""
@@ -107,7 +107,7 @@ class Lessons:
             )
         names, folder = self.network.trunk.names, self.store.folder
         assert folder is not None  # noqa: S101 - see `_stores`
-        edge = border(self.network.trunk.upto(names[len(names) - phase.moving - 1]), frozen, machine)
+        edge = border(self.network.trunk.upto(names[len(names) - phase.trainable - 1]), frozen, machine)
         if machine.leads:
             forget_others(folder, edge.key)
         progress = self.setting.watch.progress
@@ -122,9 +122,9 @@ class Lessons:
 
     def _stores(self, phase: Phase) -> bool:
         """Whether it pays to keep what the frozen stages give: there are some, and an image is seen again as it was."""
-        frozen = len(self.network.trunk.names) - phase.moving
+        frozen = len(self.network.trunk.names) - phase.trainable
         repeats = phase.epochs > 1 and (self.store.views > 0 or not Variety.of(phase, 0, 0).varies)
-        return self.store.folder is not None and frozen > 0 and phase.moving > 0 and repeats
+        return self.store.folder is not None and frozen > 0 and phase.trainable > 0 and repeats
 
 
 def fresh_stages(backbone: Backbone, seed: int) -> dict[str, nn.Module]:

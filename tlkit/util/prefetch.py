@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(work: Callable[[Item], Result], items: Iterable[Item], *, workers: int, most: int) -> Iterator[Result]:
+def prefetch(work: Callable[[Item], Result], items: Iterable[Item], *, workers: int, most: int) -> Iterator[Result]:
     """`work(item)` of each item, in order, by `workers` threads, of which at most `most` wait to be taken.
 
     What a call raises is raised where its result would have come. Nothing is begun before the first is asked for.

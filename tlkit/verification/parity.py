@@ -53,7 +53,7 @@ class Comparison:
     fp32 a head makes much or little of the rounding of its features, and neither is a fault.
     """
 
-    batch: int
+    batch_size: int
     images: int
     cosine: float | None  # the least over images, where there are features
     feature_error: float | None  # the largest, relative
@@ -137,7 +137,7 @@ def _sizes(batches: Sequence[int], images: int) -> list[int]:
 
 
 def compared(
-    batch: int,
+    batch_size: int,
     images: int,
     expected: Mapping[str, NDArray[np.float32]],
     got: Mapping[str, NDArray[np.float32]],
@@ -149,7 +149,7 @@ def compared(
     flips = 0
     if any(got[name].shape != expected[LOGITS if name == PROBABILITIES else name].shape for name in got):
         # a dropped row, or another width
-        return Comparison(batch, images, None, None, None, None, None, None, flips, passed=False)
+        return Comparison(batch_size, images, None, None, None, None, None, None, flips, passed=False)
     if PROBABILITIES in got:
         probability_error = float(np.abs(got[PROBABILITIES] - softmax(got[LOGITS])).max())
     if FEATURES in got:
@@ -176,7 +176,7 @@ def compared(
         and (probability_error is None or probability_error <= SOFTMAX_ERROR)
     )
     return Comparison(
-        batch, images, cosine, feature_error, logit_error, head_error, probability_error, agreement, flips, passed
+        batch_size, images, cosine, feature_error, logit_error, head_error, probability_error, agreement, flips, passed
     )
 
 

@@ -15,7 +15,7 @@ from tlkit.errors import ArtefactError, UsageError
 from tlkit.graph import metadata
 from tlkit.model import exports
 from tlkit.model.bundle import Bundle, Tensors
-from tlkit.plugin.contract import FEATURES, IMAGES, Pixels, Session
+from tlkit.plugin.contract import FEATURES, IMAGES, Preprocessing, Session
 from tlkit.runtime.session import OnnxSession
 from tlkit.verification.parity import HEAD_ERROR, REPLAYS, TOLERANCES, HeadOf, Verdict, compare, head_of
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """`pixels` names the golden images whose pixels differ; `verdicts` has one for each graph.
+    """`changed_images` names the golden images whose pixels differ; `verdicts` has one for each graph.
 
     `problems` says what else a graph has that is not the bundle's: labels, pixel recipe. `head_from` says whether the
     head is the bundle's own or was fitted again at export.
     """
 
     images: int
-    pixels: tuple[str, ...]
+    changed_images: tuple[str, ...]
     problems: tuple[str, ...]
     verdicts: dict[str, Verdict]
     head_from: str = exports.FROM_BUNDLE
@@ -40,14 +40,16 @@ class Replay:
     @property
     def passed(self) -> bool:
         """The gate: the same facts, the same pixels, and the same values within the tolerance."""
-        return not self.pixels and not self.problems and all(verdict.passed for verdict in self.verdicts.values())
+        return (
+            not self.changed_images and not self.problems and all(verdict.passed for verdict in self.verdicts.values())
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON knows it."""
         return {
             "passed": self.passed,
             "images": self.images,
-            "pixels_differ": list(self.pixels),
+            "pixels_differ": list(self.changed_images),
             "problems": list(self.problems),
             exports.HEAD_FROM: self.head_from,
             "graphs": {name: verdict.to_json() for name, verdict in self.verdicts.items()},
@@ -120,12 +122,12 @@ def _replay(
     verdicts = {}
     for name, file in graphs.items():
         session = open_session(file)
-        pixels, labels = metadata.described(session.metadata, file)
-        problems += (f"{name}: {problem}" for problem in _problems(bundle, session.metadata, pixels, labels))
+        preprocessing, labels = metadata.described(session.metadata, file)
+        problems += (f"{name}: {problem}" for problem in _problems(bundle, session.metadata, preprocessing, labels))
         if session.metadata.get(metadata.HEAD_FROM, exports.FROM_BUNDLE) != head_from:
             problems.append(f"{name}: its head is not the one from the {head_from}, which its record speaks of")
         if session.input == IMAGES:
-            inputs, wrong = _pixels(bundle, pixels)
+            inputs, wrong = _pixels(bundle, preprocessing)
             differing |= dict.fromkeys(wrong)
             verdicts[name] = compare(expected, session, inputs, tolerance=tolerance, head=head)
         else:
@@ -136,7 +138,9 @@ def _replay(
     return Replay(len(bundle.record.golden), tuple(differing), tuple(problems), verdicts, head_from)
 
 
-def _problems(bundle: Bundle, says: Mapping[str, str], pixels: Pixels, labels: tuple[str, ...]) -> Iterator[str]:
+def _problems(
+    bundle: Bundle, says: Mapping[str, str], preprocessing: Preprocessing, labels: tuple[str, ...]
+) -> Iterator[str]:
     """What a graph says of itself that its bundle does not."""
     record = bundle.record
     if says.get(metadata.BUNDLE) != bundle.digest:
@@ -144,20 +148,20 @@ def _problems(bundle: Bundle, says: Mapping[str, str], pixels: Pixels, labels: t
     if labels != record.labels:
         wrong = [f"{a!r} for {b!r}" for a, b in zip(labels, record.labels, strict=False) if a != b]
         yield f"its labels are others: {', '.join(wrong[:3]) or f'{len(labels)} of {len(record.labels)}'}"
-    theirs, ours = asdict(pixels), asdict(record.pixels)
+    theirs, ours = asdict(preprocessing), asdict(record.preprocessing)
     for fact in (fact for fact in ours if theirs[fact] != ours[fact]):
         yield f"its pixel recipe is another: {fact} {theirs[fact]}, not {ours[fact]}"
 
 
-def _pixels(bundle: Bundle, pixels: Pixels) -> tuple[NDArray[np.uint8], list[str]]:
+def _pixels(bundle: Bundle, preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], list[str]]:
     """The golden images as `load` gives them here by a graph's own recipe, and the names of those that differ."""
     images, differing = [], []
     for golden, content in zip(bundle.record.golden, bundle.golden_bytes(), strict=True):
         try:
-            image = load(content, pixels)
+            image = load(content, preprocessing)
         except Rejected:
-            image = np.zeros((pixels.size, pixels.size, 3), np.uint8)
-        if hashlib.sha256(image.tobytes()).hexdigest() != golden.pixels:
+            image = np.zeros((preprocessing.size, preprocessing.size, 3), np.uint8)
+        if hashlib.sha256(image.tobytes()).hexdigest() != golden.pixels_sha256:
             differing.append(golden.name)
         images.append(image)
     return np.stack(images), differing

@@ -20,12 +20,12 @@ class TrainedSession(Session):
 
     input = IMAGES
     outputs = (FEATURES, LOGITS, PROBABILITIES)
-    batch = 16
+    batch_size = 16
 
     def __init__(self, bundle: Bundle, backbone: Backbone, head: Head) -> None:
         self._trunk, self._head = trace.modules(bundle, backbone, head)
         record = bundle.record
-        self.metadata = metadata.facts(record.pixels, record.labels, {metadata.BUNDLE: bundle.digest})
+        self.metadata = metadata.facts(record.preprocessing, record.labels, {metadata.BUNDLE: bundle.digest})
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         got = trace.reference(self._trunk, self._head, array)

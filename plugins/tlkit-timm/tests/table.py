@@ -66,10 +66,10 @@ def chained(backbone: Timm) -> dict[str, Any]:
     whole = backbone.whole(pretrained=False)
     torch.manual_seed(0)
     trunk = build(backbone, pretrained=False)
-    size = backbone.pixels.size
+    size = backbone.preprocessing.size
     images = torch.randint(0, 256, (2, size, size, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     with torch.inference_mode():
-        inputs = trunk.normalise(images)
+        inputs = trunk.normalize(images)
         vary(whole, lambda: whole(inputs))
         vary(trunk, lambda: trunk(images))
         expected, got = whole(inputs), trunk.maps(images)[-1]
@@ -115,7 +115,16 @@ def _row(entry: str, family: str, row: Mapping[str, Any]) -> str:
     checks += f", not {', '.join(failed)}" if failed else ""
     exported = {True: "yes", False: "no", None: ""}[row.get("exports")]
     name, million = f"`timm/{entry.partition(':')[0]}`", f"{row['parameters'] / 1e6:.1f}"
-    cells = (name, family, row["pixels"], row["stages"], million, row["width"], f"{row['difference']:.1g}", checks)
+    cells = (
+        name,
+        family,
+        row["preprocessing"],
+        row["stages"],
+        million,
+        row["width"],
+        f"{row['difference']:.1g}",
+        checks,
+    )
     return " | ".join(map(str, (*cells, exported)))
 
 

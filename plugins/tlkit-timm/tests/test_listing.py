@@ -51,32 +51,32 @@ def test_every_configuration_becomes_a_recipe_or_is_refused() -> None:
     for name in names:
         known = get_pretrained_cfg(name)
         try:
-            pixels = loading.recipe(known, None)
+            preprocessing = loading.recipe(known, None)
         except UsageError as problem:
             refused.add(str(problem))
         else:
-            assert (pixels.size, pixels.mean) == (known.input_size[1], known.mean)
+            assert (preprocessing.size, preprocessing.mean) == (known.input_size[1], known.mean)
     assert len(names) > 1500
     assert len(refused) < 20
 
 
 def test_the_recipe_is_that_of_the_tag() -> None:
-    inception = Timm("timm/tf_efficientnet_b0", tag="ap_in1k").pixels
-    imagenet = Timm("timm/tf_efficientnet_b0", tag="aa_in1k").pixels
+    inception = Timm("timm/tf_efficientnet_b0", tag="ap_in1k").preprocessing
+    imagenet = Timm("timm/tf_efficientnet_b0", tag="aa_in1k").preprocessing
     assert (inception.mean, imagenet.mean) == ((0.5, 0.5, 0.5), (0.485, 0.456, 0.406))
-    assert Timm("timm/resnet18", size=160).pixels.size == 160
+    assert Timm("timm/resnet18", size=160).preprocessing.size == 160
 
 
 def test_licence_and_origin_are_those_of_the_tag() -> None:
-    source = Timm("timm/convnextv2_atto", tag="fcmae_ft_in1k").source
-    assert (source.origin, source.licence) == ("hf-hub:timm/convnextv2_atto.fcmae_ft_in1k", "cc-by-nc-4.0")
+    source = Timm("timm/convnextv2_atto", tag="fcmae_ft_in1k").weights
+    assert (source.origin, source.license) == ("hf-hub:timm/convnextv2_atto.fcmae_ft_in1k", "cc-by-nc-4.0")
 
 
 def test_a_tag_that_timm_does_not_have_names_those_it_has() -> None:
     with pytest.raises(UsageError, match=r"no weights 'a1_in1kk' .*did you mean 'a1_in1k'.*choose one of .*tv_in1k"):
-        _ = Timm("timm/resnet50", tag="a1_in1kk").pixels
+        _ = Timm("timm/resnet50", tag="a1_in1kk").preprocessing
 
 
 def test_what_is_not_square_or_has_a_border_is_refused() -> None:
     with pytest.raises(UsageError, match="3 x 1024 x 768"):
-        _ = Timm("timm/vit_base_patch16_sapiens2").pixels
+        _ = Timm("timm/vit_base_patch16_sapiens2").preprocessing

@@ -82,7 +82,7 @@ def test_tokens_are_pooled_at_every_cut_as_at_the_deepest(
     name: str, tokens: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     trunk = build(member(name), pretrained=False)
-    size = trunk.pixels.size
+    size = trunk.preprocessing.size
     images = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
     with torch.inference_mode():
         shallow = trunk.maps(images)[2]

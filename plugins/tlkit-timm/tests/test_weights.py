@@ -48,24 +48,24 @@ def logits(backbone: Timm, images: torch.Tensor) -> torch.Tensor:
 def test_a_file_gives_the_logits_that_timm_gives(tmp_path: Path, name: str, suffix: str) -> None:
     file = tmp_path / f"weights{suffix}"
     model = saved(file, name)
-    backbone = Timm(f"timm/{name}", weights=file)
-    size = backbone.pixels.size
+    backbone = Timm(f"timm/{name}", checkpoint=file)
+    size = backbone.preprocessing.size
     images = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        expected = model(build(backbone).normalise(images))
+        expected = model(build(backbone).normalize(images))
     assert torch.allclose(logits(backbone, images), expected, atol=1e-5)
 
 
 def test_a_file_is_recorded_by_its_name_and_hash(tmp_path: Path) -> None:
     saved(tmp_path / "mine.safetensors")
-    source = Timm(f"timm/{NAME}", weights=tmp_path / "mine.safetensors").source
+    source = Timm(f"timm/{NAME}", checkpoint=tmp_path / "mine.safetensors").weights
     assert (source.origin, source.sha256) == ("the local file mine.safetensors", sha256(tmp_path / "mine.safetensors"))
 
 
 @pytest.mark.parametrize("classes", [0, 7])
 def test_a_classifier_of_ones_own_may_have_any_classes_or_be_missing(tmp_path: Path, classes: int) -> None:
     model = saved(tmp_path / "w.safetensors", num_classes=classes)
-    backbone = Timm(f"timm/{NAME}", weights=tmp_path / "w.safetensors")
+    backbone = Timm(f"timm/{NAME}", checkpoint=tmp_path / "w.safetensors")
     stem = backbone.stages(pretrained=True)["stem"].state_dict()
     assert torch.equal(stem["model.conv1.0.weight"], model.state_dict()["conv1.0.weight"])
     classifier = backbone.classifier()
@@ -74,14 +74,14 @@ def test_a_classifier_of_ones_own_may_have_any_classes_or_be_missing(tmp_path: P
 
 def test_another_size_interpolates_the_positions(tmp_path: Path) -> None:
     saved(tmp_path / "w.safetensors", "test_vit")
-    trunk = build(Timm("timm/test_vit", weights=tmp_path / "w.safetensors", size=96))
+    trunk = build(Timm("timm/test_vit", checkpoint=tmp_path / "w.safetensors", size=96))
     assert trunk(torch.zeros(1, 96, 96, 3, dtype=torch.uint8)).shape == (1, 64)
 
 
 def test_weights_of_another_architecture_name_the_tensors_that_differ(tmp_path: Path) -> None:
     saved(tmp_path / "w.safetensors", "test_vit")
     with pytest.raises(ArtefactError, match=r"w\.safetensors: .*timm/test_resnet.*conv1\.0\.weight is missing.*more"):
-        Timm(f"timm/{NAME}", weights=tmp_path / "w.safetensors").stages(pretrained=True)
+        Timm(f"timm/{NAME}", checkpoint=tmp_path / "w.safetensors").stages(pretrained=True)
 
 
 def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
     state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"][:3].clone()
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(ArtefactError, match=r"layer1\.0\.conv1\.weight has shape \(3, "):
-        Timm(f"timm/{NAME}", weights=tmp_path / "w.safetensors").stages(pretrained=True)
+        Timm(f"timm/{NAME}", checkpoint=tmp_path / "w.safetensors").stages(pretrained=True)
 
 
 class Hostile:
@@ -105,19 +105,19 @@ def test_what_is_no_weights_file_is_refused_and_never_run(
     for content in (b"", b"nonsense", pickle.dumps({"state_dict": Hostile()})):
         file.write_bytes(content)
         with pytest.raises(ArtefactError, match="without running code"):
-            Timm(f"timm/{NAME}", weights=file).stages(pretrained=True)
+            Timm(f"timm/{NAME}", checkpoint=file).stages(pretrained=True)
     assert "was run" not in capsys.readouterr().out
 
 
 def test_a_missing_file_is_named_and_not_looked_for_without_need(tmp_path: Path) -> None:
-    backbone = Timm(f"timm/{NAME}", weights=tmp_path / "none.safetensors")
+    backbone = Timm(f"timm/{NAME}", checkpoint=tmp_path / "none.safetensors")
     backbone.stages(pretrained=False)
     with pytest.raises(UsageError, match=r"none\.safetensors: no such weights file"):
         backbone.stages(pretrained=True)
 
 
 def test_without_the_hub_both_ways_are_named() -> None:
-    with pytest.raises(ResourceError, match=r"connect to the internet, or .*--set backbone\.weights=FILE"):
+    with pytest.raises(ResourceError, match=r"connect to the internet, or .*--set backbone\.checkpoint=FILE"):
         Timm(f"timm/{NAME}").stages(pretrained=True)
 
 
@@ -140,10 +140,10 @@ def photographs(size: int) -> torch.Tensor:
 
 def test_efficientnet_lite0_is_the_standard_backbone(tmp_path: Path) -> None:
     standard = load().get("backbone", "efficientnet-lite0")
-    backbone = Timm("timm/tf_efficientnet_lite0", weights=published_lite0(tmp_path / "lite0.safetensors"))
+    backbone = Timm("timm/tf_efficientnet_lite0", checkpoint=published_lite0(tmp_path / "lite0.safetensors"))
     # timm's recipe for these weights is (x - 127.5) / 127.5, the published one (x - 127) / 128: take the latter.
-    trunks = build(standard), build(backbone, pixels=standard.pixels)
-    images = photographs(standard.pixels.size)
+    trunks = build(standard), build(backbone, preprocessing=standard.preprocessing)
+    images = photographs(standard.preprocessing.size)
     with torch.inference_mode():
         one, other = (trunk(images).numpy() for trunk in trunks)
         logits = [offer.classifier()(torch.from_numpy(one)) for offer in (standard, backbone)]

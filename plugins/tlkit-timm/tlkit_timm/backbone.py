@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit.plugin.contract import Backbone, Pixels, Source, option
+from tlkit.plugin.contract import Backbone, Preprocessing, Weights, option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +30,7 @@ class Timm(Backbone):
     """timm's network of that name. Until it is used, the name is all that is known of it."""
 
     name: str
-    weights: Path | None = option(None, "a file of weights (.safetensors, .pth); without one, timm fetches its own")
+    checkpoint: Path | None = option(None, "a file of weights (.safetensors, .pth); without one, timm fetches its own")
     tag: str | None = option(None, "which of timm's weights, as in a1_in1k, and so which pixel recipe")
     size: int | None = option(None, "pixels a side of the images; by default as in training")
 
@@ -53,7 +53,7 @@ class Timm(Backbone):
 
     def exempt(self) -> Mapping[str, str]:
         reasons = {check: reason for prefix, check, reason in EXEMPT if self.name.startswith(PREFIX + prefix)}
-        if self.weights is None:
+        if self.checkpoint is None:
             reasons["hash-of-the-weights"] = (
                 "timm names the repository that it fetches weights from, but no hash of them"
             )
@@ -61,18 +61,18 @@ class Timm(Backbone):
 
     # Importing timm takes seconds, so what it knows is looked up when it is asked for.
     @cached_property
-    def pixels(self) -> Pixels:  # type: ignore[override]
+    def preprocessing(self) -> Preprocessing:  # type: ignore[override]
         """The recipe that timm has for the weights."""
         from tlkit_timm import loading
 
         return loading.recipe(self._known, self.size)
 
     @cached_property
-    def source(self) -> Source:  # type: ignore[override]
+    def weights(self) -> Weights:  # type: ignore[override]
         """The file of weights, or where timm fetches them."""
         from tlkit_timm import loading
 
-        return loading.source(self._known, self.weights)
+        return loading.source(self._known, self.checkpoint)
 
     @property
     def _known(self) -> Any:
@@ -83,10 +83,10 @@ class Timm(Backbone):
     def _model(self, *, pretrained: bool) -> nn.Module:
         from tlkit_timm import loading
 
-        return loading.model(self._known, self.size, self.weights, pretrained=pretrained)
+        return loading.model(self._known, self.size, self.checkpoint, pretrained=pretrained)
 
     def _taken_apart(self, *, pretrained: bool) -> Staged:
         from tlkit_timm import stages
 
-        size = self.pixels.size  # refused before a model is built
+        size = self.preprocessing.size  # refused before a model is built
         return stages.take_apart(self._model(pretrained=pretrained), size)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tlkit.errors import ArtefactError, ResourceError, UsageError
 from tlkit.model.trunk import load_tensors
-from tlkit.plugin.contract import Pixels, Source
+from tlkit.plugin.contract import Preprocessing, Weights
 from tlkit.plugin.options import did_you_mean
 from tlkit.util import files
 
@@ -36,7 +36,7 @@ def configuration(architecture: str, tag: str | None) -> Any:
     return known[tag]
 
 
-def recipe(known: Any, size: int | None) -> Pixels:
+def recipe(known: Any, size: int | None) -> Preprocessing:
     """The pixel recipe of a configuration; `size` takes the place of its own. Raises UsageError."""
     channels, height, width = known.input_size
     if channels != 3 or (height != width and size is None):
@@ -44,16 +44,16 @@ def recipe(known: Any, size: int | None) -> Pixels:
     elif known.crop_pct > 1.0:
         why = "its recipe puts a border around images, which tlkit's can't"
     else:
-        return Pixels(size or height, tuple(known.mean), tuple(known.std), known.crop_pct, known.interpolation)
+        return Preprocessing(size or height, tuple(known.mean), tuple(known.std), known.crop_pct, known.interpolation)
     raise UsageError(f"backbone 'timm/{known.architecture}': {why}")
 
 
-def source(known: Any, weights: Path | None) -> Source:
+def source(known: Any, weights: Path | None) -> Weights:
     """The weights file; or else the place that timm fetches from, whose licence it knows, but no hash."""
     if weights is not None:
-        return Source(f"the local file {weights.name}", UNKNOWN_LICENCE, _read(weights, files.sha256))
+        return Weights(f"the local file {weights.name}", UNKNOWN_LICENCE, _read(weights, files.sha256))
     origin = f"hf-hub:{known.hf_hub_id}" if known.hf_hub_id else known.url or "none published"
-    return Source(origin, known.license if known.license not in {None, "unknown"} else UNKNOWN_LICENCE)
+    return Weights(origin, known.license if known.license not in {None, "unknown"} else UNKNOWN_LICENCE)
 
 
 def model(known: Any, size: int | None, weights: Path | None, *, pretrained: bool) -> nn.Module:
@@ -68,7 +68,7 @@ def model(known: Any, size: int | None, weights: Path | None, *, pretrained: boo
     except Exception as error:  # each of the libraries below timm has its own
         raise ResourceError(
             f"the pretrained weights of timm/{known.architecture} can't be fetched: {error}",
-            do="connect to the internet, or give them as a file: --set backbone.weights=FILE.safetensors",
+            do="connect to the internet, or give them as a file: --set backbone.checkpoint=FILE.safetensors",
         ) from error
 
 

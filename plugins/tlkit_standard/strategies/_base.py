@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tlkit.plugin.contract import BALANCES, NORMS, OPTIMISERS, Phase, Strategy, option
+from tlkit.plugin.contract import BALANCES, BATCHNORMS, OPTIMIZERS, Phase, Strategy, option
 
 
 @dataclass(frozen=True)
@@ -22,26 +22,26 @@ class Tuning(Strategy):
     epochs: int = option(10, "epochs in which stages move")
     head_lr: float = option(3e-3, "highest learning rate of the head")
     trunk_lr: float = option(5e-4, "highest learning rate of the deepest stage")
-    decay: float = option(0.8, "factor on the learning rate from a stage to the one above it")
-    batch: int = option(32, "images a step")
-    optimiser: str = option("adamw", "how weights follow their gradients", choices=OPTIMISERS)
+    lr_decay: float = option(0.8, "factor on the learning rate from a stage to the one above it")
+    batch_size: int = option(32, "images a step")
+    optimizer: str = option("adamw", "how weights follow their gradients", choices=OPTIMIZERS)
     warmup: float = option(0.1, "share of the steps in which the rates rise; then they fall along a cosine")
-    smoothing: float = option(0.1, "share of each label that is spread over all classes")
-    clip: float = option(1.0, "norm that longer gradients are scaled to; 0 for none")
+    label_smoothing: float = option(0.1, "share of each label that is spread over all classes")
+    gradient_clipping: float = option(1.0, "norm that longer gradients are scaled to; 0 for none")
     patience: int = option(0, "epochs without a lower validation loss that end the training; 0 for none")
     augment: bool = option(True, "see a random crop of each image in each epoch, mirrored or not")
     randaugment: int = option(0, "magnitude, up to 30, of two random distortions of each image; 0 for none")
     mixup: float = option(0.0, "mix images in pairs, by shares from Beta(this, this); 0 for none")
     cutmix: float = option(0.0, "put a piece of one image into another, its share from Beta(this, this); 0 for none")
     balance: str = option("none", "make up for rare classes by loss weights or by sampling", choices=BALANCES)
-    norms: str = option("keep", "what batch norms do with the statistics of the pretraining", choices=NORMS)
+    batchnorm: str = option("freeze", "what batch norms do with the statistics of the pretraining", choices=BATCHNORMS)
     ema: float = option(0.0, "share that a moving average of the weights keeps in a step; 0 for none")
 
-    def phase(self, moving: int, **others: Any) -> Phase:
+    def phase(self, trainable: int, **others: Any) -> Phase:
         """A phase in which `moving` stages learn, by the options and what else is said."""
         names = {field.name for field in fields(Phase)} & {field.name for field in fields(Tuning)}
         facts = {name: getattr(self, name) for name in names}
-        return Phase(**{**facts, "moving": moving, **others})
+        return Phase(**{**facts, "trainable": trainable, **others})
 
 
 @dataclass(frozen=True)
@@ -52,4 +52,4 @@ class Probing(Tuning):
 
     def probe(self) -> Phase:
         """The phase in which no stage moves."""
-        return Phase(epochs=self.probe_epochs, head_lr=self.head_lr, smoothing=self.smoothing)
+        return Phase(epochs=self.probe_epochs, head_lr=self.head_lr, label_smoothing=self.label_smoothing)

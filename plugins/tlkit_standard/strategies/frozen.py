@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tlkit.plugin.contract import Facts, Phase, Strategy, option
+from tlkit.plugin.contract import DatasetStatistics, Phase, Strategy, option
 
 
 @dataclass(frozen=True)
@@ -19,5 +19,5 @@ class Frozen(Strategy):
     epochs: int = option(100, "epochs for a head that learns by gradient")
     lr: float = option(1e-3, "its learning rate")
 
-    def phases(self, stages: Sequence[str], facts: Facts) -> Sequence[Phase]:
+    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
         return (Phase(epochs=self.epochs, head_lr=self.lr),)

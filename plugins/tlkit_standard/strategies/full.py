@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tlkit.plugin.contract import Facts, Phase
+from tlkit.plugin.contract import DatasetStatistics, Phase
 from tlkit_standard.strategies._base import Tuning
 
 
@@ -19,5 +19,5 @@ from tlkit_standard.strategies._base import Tuning
 class Full(Tuning):
     name = "full"
 
-    def phases(self, stages: Sequence[str], facts: Facts) -> Sequence[Phase]:
+    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
         return (self.phase(len(stages)),)

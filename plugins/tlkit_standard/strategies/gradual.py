@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tlkit.plugin.contract import Facts, Phase, option
+from tlkit.plugin.contract import DatasetStatistics, Phase, option
 from tlkit_standard.strategies._base import Probing
 
 
@@ -19,9 +19,9 @@ from tlkit_standard.strategies._base import Probing
 class Gradual(Probing):
     name = "gradual"
     epochs: int = option(1, "epochs after each stage that joins in")
-    decay: float = option(0.385, "factor on the learning rate from a stage to the one above it; 1 / 2.6")
-    moving: int | None = option(None, "deepest stages that learn in the end; none: all")
+    lr_decay: float = option(0.385, "factor on the learning rate from a stage to the one above it; 1 / 2.6")
+    trainable: int | None = option(None, "deepest stages that learn in the end; none: all")
 
-    def phases(self, stages: Sequence[str], facts: Facts) -> Sequence[Phase]:
-        most = len(stages) if self.moving is None else self.moving
-        return self.probe(), *(self.phase(moving) for moving in range(1, most + 1))
+    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
+        most = len(stages) if self.trainable is None else self.trainable
+        return self.probe(), *(self.phase(trainable) for trainable in range(1, most + 1))

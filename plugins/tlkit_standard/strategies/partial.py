@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tlkit.plugin.contract import Facts, Phase, option
+from tlkit.plugin.contract import DatasetStatistics, Phase, option
 from tlkit_standard.strategies._base import Tuning
 
 
 @dataclass(frozen=True)
 class Partial(Tuning):
     name = "partial"
-    moving: int | None = option(None, "deepest stages that learn; none: two, or the only one there is")
+    trainable: int | None = option(None, "deepest stages that learn; none: two, or the only one there is")
 
-    def phases(self, stages: Sequence[str], facts: Facts) -> Sequence[Phase]:
-        return (self.phase(min(2, len(stages)) if self.moving is None else self.moving),)
+    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
+        return (self.phase(min(2, len(stages)) if self.trainable is None else self.trainable),)

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tlkit.plugin.contract import Facts, Phase, option
+from tlkit.plugin.contract import DatasetStatistics, Phase, option
 from tlkit_standard.strategies._base import Probing
 
 
 @dataclass(frozen=True)
 class ProbeThenTune(Probing):
     name = "probe-then-tune"
-    moving: int | None = option(None, "deepest stages that learn in the end; none: all")
+    trainable: int | None = option(None, "deepest stages that learn in the end; none: all")
 
-    def phases(self, stages: Sequence[str], facts: Facts) -> Sequence[Phase]:
-        return self.probe(), self.phase(len(stages) if self.moving is None else self.moving)
+    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
+        return self.probe(), self.phase(len(stages) if self.trainable is None else self.trainable)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tlkit.plugin.contract import Facts, Phase, option
+from tlkit.plugin.contract import DatasetStatistics, Phase, option
 from tlkit_standard.strategies._base import Tuning
 
 
@@ -20,9 +20,9 @@ class Replace(Tuning):
     name = "replace"
     epochs: int = option(20, "epochs in which stages move")
     trunk_lr: float = option(1e-3, "highest learning rate of the deepest stage")
-    restart: int = option(1, "deepest stages that begin from random weights")
-    moving: int | None = option(None, "deepest stages that learn; none: those that begin again")
+    reinit: int = option(1, "deepest stages that begin from random weights")
+    trainable: int | None = option(None, "deepest stages that learn; none: those that begin again")
 
-    def phases(self, stages: Sequence[str], facts: Facts) -> Sequence[Phase]:
-        moving = self.restart if self.moving is None else self.moving
-        return (self.phase(moving, restart=self.restart),)
+    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
+        trainable = self.reinit if self.trainable is None else self.trainable
+        return (self.phase(trainable, reinit=self.reinit),)

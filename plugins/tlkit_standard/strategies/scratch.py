@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tlkit.plugin.contract import Facts, Phase, option
+from tlkit.plugin.contract import DatasetStatistics, Phase, option
 from tlkit_standard.strategies._base import Tuning
 
 
@@ -20,7 +20,7 @@ class Scratch(Tuning):
     name = "scratch"
     epochs: int = option(100, "epochs")
     trunk_lr: float = option(1e-3, "highest learning rate of the deepest stage")
-    decay: float = option(1.0, "factor on the learning rate from a stage to the one above it")
+    lr_decay: float = option(1.0, "factor on the learning rate from a stage to the one above it")
 
-    def phases(self, stages: Sequence[str], facts: Facts) -> Sequence[Phase]:
-        return (self.phase(len(stages), restart=len(stages)),)
+    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
+        return (self.phase(len(stages), reinit=len(stages)),)

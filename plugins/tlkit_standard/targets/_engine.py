@@ -45,12 +45,12 @@ class EngineSession(Session):
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         (self.input,) = inputs
         self.outputs = tuple(name for name in names if name != self.input)
-        self.batch = int(engine.get_tensor_profile_shape(self.input, 0)[2][0])
+        self.batch_size = int(engine.get_tensor_profile_shape(self.input, 0)[2][0])
         self.metadata: Mapping[str, str] = {}
         self._channel = Channel(cuda)
         for name in names:
             rest = tuple(engine.get_tensor_shape(name))[1:]
-            self._channel.room(name, (self.batch, *rest), trt.nptype(engine.get_tensor_dtype(name)))
+            self._channel.room(name, (self.batch_size, *rest), trt.nptype(engine.get_tensor_dtype(name)))
         self._context = self._make_context()
         self._fixed: dict[int, Replayed] = {}
         self._replayed = partial(Replayed, cuda, self._channel.stream)
@@ -60,7 +60,8 @@ class EngineSession(Session):
         with self._one_at_a_time:
             self.gpu_seconds = 0.0
             parts = [
-                self._part(array[start : start + self.batch], wanted) for start in range(0, len(array), self.batch)
+                self._part(array[start : start + self.batch_size], wanted)
+                for start in range(0, len(array), self.batch_size)
             ]
         return {name: np.concatenate([part[name] for part in parts]) for name in wanted}
 
@@ -68,7 +69,7 @@ class EngineSession(Session):
         """At most as many rows as there is room for."""
         rows = len(array)
         compute: Callable[[], None]
-        if rows in self._fixed or rows == self.batch or len(self._fixed) < GRAPHS:
+        if rows in self._fixed or rows == self.batch_size or len(self._fixed) < GRAPHS:
             if rows not in self._fixed:
                 self._fixed[rows] = self._fix(array.shape)
             compute = self._fixed[rows]

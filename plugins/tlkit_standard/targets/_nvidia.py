@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tlkit.errors import ArtefactError, ResourceError, UsageError, one_line
-from tlkit.plugin.contract import Progress, Session, Shapes, Target, option, silent
+from tlkit.plugin.contract import OptimizationProfile, Progress, Session, Target, option, silent
 from tlkit.util.files import explained
 from tlkit_standard.targets._watch import stoppable, watch
 
@@ -44,10 +44,10 @@ class NvidiaTarget(Target):
             return f"{self.package} is installed and can't be loaded ({one_line(str(error))}); {again}"
         return None
 
-    def build(self, graph: Path, out: Path, shapes: Shapes) -> None:
-        self.build_watched(graph, out, shapes, silent)
+    def build(self, graph: Path, out: Path, shapes: OptimizationProfile) -> None:
+        self.build_with_progress(graph, out, shapes, silent)
 
-    def build_watched(self, graph: Path, out: Path, shapes: Shapes, progress: Progress) -> None:
+    def build_with_progress(self, graph: Path, out: Path, shapes: OptimizationProfile, progress: Progress) -> None:
         """Parse, and build for every batch size from `shapes.smallest` to `shapes.largest`. Needs no GPU with RTX."""
         trt = self._library()
         log = _log(trt)
@@ -90,9 +90,9 @@ class NvidiaTarget(Target):
         seen = gpus()
         return {self.name: str(self._library().__version__), **({DRIVER: seen[0].driver} if seen else {})}
 
-    def unfit(self, built_on: Mapping[str, str]) -> str | None:
+    def incompatible(self, built_on: Mapping[str, str]) -> str | None:
         """As for any target, but that every driver will do that the library here is content with."""
-        return super().unfit({fact: value for fact, value in built_on.items() if fact != DRIVER})
+        return super().incompatible({fact: value for fact, value in built_on.items() if fact != DRIVER})
 
     def _library(self) -> Any:
         if (why := self.missing()) is not None:
@@ -128,7 +128,7 @@ def _refusals(parser: Any) -> Iterator[str]:
         yield where + error.desc().split("\n")[0]
 
 
-def _profile(builder: Any, network: Any, shapes: Shapes) -> Any:
+def _profile(builder: Any, network: Any, shapes: OptimizationProfile) -> Any:
     """The dynamic first axis of every input, from the smallest batch to the largest."""
     if not 1 <= shapes.smallest <= shapes.typical <= shapes.largest:
         raise UsageError(f"batch sizes must rise from at least 1: {shapes}")

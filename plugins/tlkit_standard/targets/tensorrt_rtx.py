@@ -33,9 +33,9 @@ class TensorRTRTX(NvidiaTarget):
         for index, name in enumerate(wanted):
             config.set_compute_capability(known[name], index)
 
-    def unfit(self, built_on: Mapping[str, str]) -> str | None:
+    def incompatible(self, built_on: Mapping[str, str]) -> str | None:
         """TensorRT-RTX reads the engines of no other version, and runs those that were built for this kind of GPU."""
-        why = super().unfit(built_on)
+        why = super().incompatible(built_on)
         if why is not None or self.gpu is None:
             return why
         from tlkit.runtime.cuda import gpu

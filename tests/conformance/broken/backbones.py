@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tests.conformance.broken import heavy
 from tests.conformance.broken.registry import Registry
 from tests.kit.tiny import Tiny
-from tlkit.plugin.contract import Backbone, Source, option
+from tlkit.plugin.contract import Backbone, Weights, option
 
 BROKEN = Registry()
 breaks = BROKEN.breaks
@@ -55,7 +55,7 @@ class Shouting(Tiny):
 
 @breaks("frozen-dataclass", r"Plain is not a frozen dataclass; declare: @dataclass\(frozen=True\) class ...\(Backbone")
 class Plain(Backbone):
-    name, pixels, source = "plain", Tiny.pixels, Tiny.source
+    name, preprocessing, weights = "plain", Tiny.preprocessing, Tiny.weights
 
     def stages(self, *, pretrained):
         return Tiny().stages(pretrained=pretrained)
@@ -87,17 +87,17 @@ BROKEN["declared-cheaply"] = (heavy.Heavy(), "declaring it imports .*torch")
 
 @breaks("pixel-recipe", "not on the scale 0..1; divide by 255")
 class OtherScale(Tiny):
-    pixels = replace(Tiny.pixels, mean=(124.0, 117.0, 104.0))
+    preprocessing = replace(Tiny.preprocessing, mean=(124.0, 117.0, 104.0))
 
 
 @breaks("origin-of-the-weights", "is a place on one machine")
 class AtHome(Tiny):
-    source = Source("/elsewhere/weights.pth", "MIT")
+    weights = Weights("/elsewhere/weights.pth", "MIT")
 
 
 @breaks("licence-of-the-weights", "the licence 'unknown' is none")
 class Unlicensed(Tiny):
-    source = Source("pypi:x==1", "unknown")
+    weights = Weights("pypi:x==1", "unknown")
 
 
 @breaks("hash-of-the-weights", "weights are read from somewhere.safetensors")

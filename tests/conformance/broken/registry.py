@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from tlkit.plugin.contract import Offer
+from tlkit.plugin.contract import Component
 
-Broken = TypeVar("Broken", bound=Offer)
+Broken = TypeVar("Broken", bound=Component)
 
 
-class Registry(dict[str, tuple[Offer, str]]):
+class Registry(dict[str, tuple[Component, str]]):
     """By check: the offer that fails it, and a pattern for what is said of it."""
 
     def breaks(self, check: str, saying: str) -> Callable[[type[Broken]], type[Broken]]:

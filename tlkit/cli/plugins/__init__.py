@@ -14,7 +14,7 @@ from tlkit.plugin.contract import Backbone, Head, Strategy, Target
 from tlkit.plugin.discovery import provenance
 
 if TYPE_CHECKING:
-    from tlkit.plugin.registry import Offered, Plugin
+    from tlkit.plugin.registry import Plugin, RegisteredComponent
 
 
 COMMANDS = {
@@ -71,7 +71,7 @@ def _plugin(plugin: Plugin) -> dict[str, Any]:
     }
 
 
-def _offer(offered: Offered) -> dict[str, Any]:
+def _offer(offered: RegisteredComponent) -> dict[str, Any]:
     from tlkit.plugin.options import describe, to_json
 
     facts: dict[str, Any] = {
@@ -110,7 +110,7 @@ def _plugin_lines(plugin: Plugin) -> Iterator[str]:
             yield f"  {kind:<9} ... and {count - SHOWN} more, see: tlkit plugins --json"
 
 
-def _offer_lines(offered: Offered) -> Iterator[str]:
+def _offer_lines(offered: RegisteredComponent) -> Iterator[str]:
     facts = _offer(offered)
     refused = f"  refused: {offered.reason}" if offered.reason else ""
     yield f"  {offered.kind:<9} {offered.name}{refused}"

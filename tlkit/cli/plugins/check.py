@@ -15,7 +15,7 @@ from tlkit.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from tlkit.conformance import Result
-    from tlkit.plugin.registry import Offered
+    from tlkit.plugin.registry import RegisteredComponent
 
 
 def _names(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
@@ -69,7 +69,7 @@ def command(name: str, kind: str | None, pretrained: bool, as_json: bool) -> Non
     wrote(None, then="tlkit plugins")
 
 
-def _results(offered: Offered, pretrained: bool, bars: Any) -> list[Result]:
+def _results(offered: RegisteredComponent, pretrained: bool, bars: Any) -> list[Result]:
     from tlkit.conformance import Result, checks, run
 
     refusal = offered.reason
@@ -82,13 +82,13 @@ def _results(offered: Offered, pretrained: bool, bars: Any) -> list[Result]:
     return [Result("accepted", "It is given out, and what it is exempt from is known.", "fail", refusal)]
 
 
-def _failures(offered: Offered, results: list[Result]) -> Iterator[str]:
+def _failures(offered: RegisteredComponent, results: list[Result]) -> Iterator[str]:
     names = [result.name for result in results if result.state == "fail"]
     if names:
         yield f"{offered.kind} {offered.name!r} fails {', '.join(names)}"
 
 
-def _lines(offered: Offered, results: list[Result]) -> Iterator[str]:
+def _lines(offered: RegisteredComponent, results: list[Result]) -> Iterator[str]:
     counts = Counter(result.state for result in results)
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     yield f"{offered.kind} {offered.name} ({offered.distribution} {offered.version}): {summary}"
@@ -97,7 +97,7 @@ def _lines(offered: Offered, results: list[Result]) -> Iterator[str]:
         yield f"  {result.state:<7}{result.name}{reason}"
 
 
-def _offer(offered: Offered, results: list[Result]) -> dict[str, Any]:
+def _offer(offered: RegisteredComponent, results: list[Result]) -> dict[str, Any]:
     return {
         "kind": offered.kind,
         "name": offered.name,

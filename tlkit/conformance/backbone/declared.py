@@ -8,7 +8,7 @@ from pathlib import Path
 from tlkit.conformance.backbone.subject import BackboneSubject
 from tlkit.conformance.subject import CheckFailed, expect, some
 from tlkit.conformance.watch import Watch, watching
-from tlkit.plugin.contract import Source
+from tlkit.plugin.contract import Weights
 
 SIZES = range(8, 4097)
 _SPDX = re.compile(r"\(*[A-Za-z0-9][A-Za-z0-9.+-]*\)*(?: (?:AND|OR|WITH) \(*[A-Za-z0-9][A-Za-z0-9.+-]*\)*)*")
@@ -18,18 +18,22 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def pixel_recipe(subject: BackboneSubject) -> None:
     """The pixel recipe is a `Pixels` whose mean and deviation are on the scale 0..1."""
-    pixels = subject.pixels
-    expect(pixels.size in SIZES, f"images of {pixels.size} x {pixels.size} pixels", do="check the recipe's size")
+    preprocessing = subject.preprocessing
     expect(
-        all(0.0 <= mean <= 1.0 for mean in pixels.mean) and all(0.0 < std <= 1.0 for std in pixels.std),
-        f"mean {pixels.mean} and std {pixels.std} are not on the scale 0..1",
+        preprocessing.size in SIZES,
+        f"images of {preprocessing.size} x {preprocessing.size} pixels",
+        do="check the recipe's size",
+    )
+    expect(
+        all(0.0 <= mean <= 1.0 for mean in preprocessing.mean) and all(0.0 < std <= 1.0 for std in preprocessing.std),
+        f"mean {preprocessing.mean} and std {preprocessing.std} are not on the scale 0..1",
         do="divide by 255 what is meant for 0..255",
     )
 
 
 def origin_of_the_weights(subject: BackboneSubject) -> None:
     """It says where the weights come from, in a way that means something on another machine."""
-    origin = _source(subject).origin.strip()
+    origin = _weights(subject).origin.strip()
     expect(bool(origin), "the source has no origin", do="name the package or address, as in 'pypi:name==1.0'")
     expect(
         not (Path(origin).is_absolute() or origin.startswith(("file:", "~", "."))),
@@ -38,19 +42,19 @@ def origin_of_the_weights(subject: BackboneSubject) -> None:
     )
 
 
-def licence_of_the_weights(subject: BackboneSubject) -> None:
+def license_of_the_weights(subject: BackboneSubject) -> None:
     """The licence of the weights is recorded, as an SPDX expression."""
-    licence = _source(subject).licence.strip()
+    spdx = _weights(subject).license.strip()
     expect(
-        licence.lower() not in _NO_LICENCE and bool(_SPDX.fullmatch(licence)),
-        f"the licence {licence!r} is none",
+        spdx.lower() not in _NO_LICENCE and bool(_SPDX.fullmatch(spdx)),
+        f"the licence {spdx!r} is none",
         do="record it by its SPDX name, as in 'Apache-2.0'; where there is none, 'LicenseRef-...' with a word for it",
     )
 
 
 def hash_of_the_weights(subject: BackboneSubject) -> None:
     """The SHA-256 of the weights file is recorded; without one, the weights come from no file and no network."""
-    sha256 = _source(subject).sha256
+    sha256 = _weights(subject).sha256
     if sha256 is not None:
         right = bool(_SHA256.fullmatch(sha256))
         expect(right, f"{sha256!r} is no SHA-256", do="record the 64 hex digits of: sha256sum FILE")
@@ -65,8 +69,8 @@ def hash_of_the_weights(subject: BackboneSubject) -> None:
     expect(not read, f"there is no hash, but weights are read from {some(read)}", do=do)
 
 
-def _source(subject: BackboneSubject) -> Source:
-    source = getattr(subject.offer, "source", None)
-    if not isinstance(source, Source):
-        raise CheckFailed(f"source is {source!r}", do="declare: source = Source(origin, licence, sha256)")
+def _weights(subject: BackboneSubject) -> Weights:
+    source = getattr(subject.offer, "weights", None)
+    if not isinstance(source, Weights):
+        raise CheckFailed(f"weights is {source!r}", do="declare: weights = Weights(origin, license, sha256)")
     return source

@@ -105,7 +105,7 @@ def leaves_its_state_alone(subject: BackboneSubject) -> None:
 def leaves_its_input_alone(subject: BackboneSubject) -> None:
     """No stage writes into its input: that is what the stage before it gave, and may be the cut."""
     with torch.inference_mode():
-        inputs = [subject.trunk.normalise(subject.images), *subject.maps]
+        inputs = [subject.trunk.normalize(subject.images), *subject.maps]
         for (name, stage), given in zip(subject.trunk.stages.items(), inputs, strict=False):
             x = given.clone()
             stage(x)
@@ -116,7 +116,7 @@ def together_the_whole_network(subject: BackboneSubject) -> None:
     """The chained stages give what the network gives in its own library, where the offer has that as `whole`."""
     whole, trunk = _of_the_same_weights(subject)
     with torch.inference_mode():
-        inputs = trunk.normalise(subject.images)
+        inputs = trunk.normalize(subject.images)
         if not subject.pretrained:
             vary(whole, lambda: whole(inputs.clone()))
             subject.vary(trunk)
@@ -152,7 +152,7 @@ def keeps_half_precision(subject: BackboneSubject) -> None:
     for name, module in stages.named_modules():
         module.register_forward_hook(look(name))
     with torch.inference_mode():
-        x = subject.trunk.normalise(subject.images[:1]).to("meta", torch.float16)
+        x = subject.trunk.normalize(subject.images[:1]).to("meta", torch.float16)
         for stage in stages.values():
             x = stage(x)
     expect(not turned, f"it leaves half precision: {some(turned)}", do="make tensors with `dtype=x.dtype`")

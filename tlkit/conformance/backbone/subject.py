@@ -21,7 +21,7 @@ from tlkit.conformance.watch import Watch, watching
 from tlkit.errors import ResourceError
 from tlkit.graph import trace as export
 from tlkit.model import trunk as trunks
-from tlkit.plugin.contract import IMAGES, Backbone, Pixels
+from tlkit.plugin.contract import IMAGES, Backbone, Preprocessing
 from tlkit.runtime.session import OnnxSession
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ class BackboneSubject(Subject[Backbone]):
             return self.offer.stages(pretrained=False)
 
     @prepared("pixel-recipe")
-    def pixels(self) -> Pixels:
+    def preprocessing(self) -> Preprocessing:
         """The pixel recipe."""
-        if not isinstance(self.offer.pixels, Pixels):
-            raise TypeError(f"pixels is {self.offer.pixels!r}, not a Pixels")
-        return self.offer.pixels
+        if not isinstance(self.offer.preprocessing, Preprocessing):
+            raise TypeError(f"pixels is {self.offer.preprocessing!r}, not a Pixels")
+        return self.offer.preprocessing
 
     @prepared("stage-names")
     def built(self) -> trunks.Trunk:
@@ -71,14 +71,14 @@ class BackboneSubject(Subject[Backbone]):
 
     def random_trunk(self) -> trunks.Trunk:
         """A trunk with the random weights that the plugin gives it."""
-        _ = self.stages, self.pixels  # whose own checks fail where these can't be had
+        _ = self.stages, self.preprocessing  # whose own checks fail where these can't be had
         return trunks.build(self.offer, pretrained=False)
 
     def pretrained_trunk(self) -> trunks.Trunk:
         """A trunk with the pretrained weights. Skips the check where these can't be had."""
         if not self.pretrained:
             raise Skipped("it needs the pretrained weights, which are looked for only when asked to")
-        _ = self.pixels
+        _ = self.preprocessing
         try:
             return trunks.build(self.offer, pretrained=True)
         except ResourceError as missing:
@@ -87,7 +87,7 @@ class BackboneSubject(Subject[Backbone]):
     @property
     def images(self) -> Tensor:
         """Five images, uint8 `(5, S, S, 3)`: noise, coarse noise, a gradient, black and white."""
-        return self.prepare("images", "pixel-recipe", lambda: _images(self.pixels.size))
+        return self.prepare("images", "pixel-recipe", lambda: _images(self.preprocessing.size))
 
     @prepared("chains")
     def maps(self) -> list[Tensor]:
@@ -97,7 +97,7 @@ class BackboneSubject(Subject[Backbone]):
 
     def chain(self, trunk: trunks.Trunk) -> list[Tensor]:
         """What each stage of a trunk gives; copies, whatever the next stage does to it."""
-        x, outputs = trunk.normalise(self.images), []
+        x, outputs = trunk.normalize(self.images), []
         for name, stage in trunk.stages.items():
             x = stage(x.clone())
             expect(isinstance(x, Tensor), f"{name} gives {type(x).__name__}", do="have each stage return one tensor")
@@ -123,7 +123,7 @@ class BackboneSubject(Subject[Backbone]):
     @prepared("traces")
     def graph(self) -> onnx.ModelProto:
         """The graph of all stages, traced once."""
-        size = self.pixels.size
+        size = self.preprocessing.size
         example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
         taps = [export.tap(name) for name in self.trunk.names]
         return trace(trunks.Taps(self.fresh()), example, IMAGES, taps)

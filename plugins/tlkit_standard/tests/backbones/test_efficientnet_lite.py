@@ -36,7 +36,7 @@ def test_stages_are_named_shallow_to_deep_and_together_have_the_published_size(b
 
 @each
 def test_every_published_tensor_has_its_place(backbone):
-    published = _efficientnet_lite.weights(backbone.variant, backbone.source)
+    published = _efficientnet_lite.weights(backbone.variant, backbone.weights)
     held = [t for stage in backbone.stages(pretrained=True).values() for t in stage.state_dict().values()]
     held += backbone.classifier().state_dict().values()
 
@@ -49,7 +49,7 @@ def test_every_published_tensor_has_its_place(backbone):
 @each
 def test_a_photograph_of_a_palace_is_called_one(backbone, tmp_path):
     Image.fromarray(load_sample_image("china.jpg")).save(tmp_path / "china.png")
-    image = load(tmp_path / "china.png", backbone.pixels)
+    image = load(tmp_path / "china.png", backbone.preprocessing)
     with torch.inference_mode():
         logits = backbone.classifier()(trunks.build(backbone)(torch.from_numpy(image[None])))
     assert PALACE in logits[0].topk(3).indices

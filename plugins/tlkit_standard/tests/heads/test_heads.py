@@ -274,13 +274,13 @@ def test_learns_by_gradient(name):
     features, labels = blobs(3)
     torch.manual_seed(0)
     module = BY_NAME[name].module(features.shape[1], 3)
-    optimiser = torch.optim.Adam(module.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
     losses = []
     for _ in range(40):
         loss = torch.nn.functional.cross_entropy(module(torch.from_numpy(features)), torch.from_numpy(labels))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters())

@@ -130,14 +130,14 @@ def test_a_perceptron_learns_and_is_restored(standardise):
     head = replace(BY_NAME["mlp"], hidden=16, standardise=standardise)
     assert head.solve(features, labels, 3, 0) is None
     module = head.module(80, 3)
-    optimiser = torch.optim.Adam(module.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     for rows in (*[slice(None)] * 40, slice(0, 1)):  # the last batch of an epoch may be a single row
         loss = torch.nn.functional.cross_entropy(
             module(torch.from_numpy(features[rows])), torch.from_numpy(labels[rows])
         )
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     found = logits(module.eval(), features)
     assert (found.argmax(1) == labels).mean() > 0.9
     other = replace(BY_NAME["mlp"], standardise=standardise)  # the tensors say how many units are hidden

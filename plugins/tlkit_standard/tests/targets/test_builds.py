@@ -19,11 +19,11 @@ from tlkit_standard.targets.tensorrt_rtx import TensorRTRTX
 
 from tests.kit.fake_cuda import needs_rtx
 from tlkit.exporting.calibration import ranges
-from tlkit.graph.quantize import OPERATORS, quantise
+from tlkit.graph.quantize import OPERATORS, quantize
 from tlkit.graph.trace import half_graph, head_graph, model_graph, taps_graph, trunk_graph
 from tlkit.model.exports import PRECISIONS
 from tlkit.model.trunk import build
-from tlkit.plugin.contract import Shapes
+from tlkit.plugin.contract import OptimizationProfile
 
 ROWS, CLASSES, WIDTH = 60, 3, 1280
 
@@ -45,10 +45,10 @@ def trunks():
         fp32 = trunk_graph(onnx.load(taps_graph(whole)), whole.names[-1])
         if precision == "fp32":
             return fp32
-        size = backbone.pixels.size
+        size = backbone.preprocessing.size
         images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-        found = ranges(fp32, images, backbone.pixels, OPERATORS)
-        return quantise(fp32, found, flavour="int8-symmetric")
+        found = ranges(fp32, images, backbone.preprocessing, OPERATORS)
+        return quantize(fp32, found, flavour="int8-symmetric")
 
     return trunk
 
@@ -66,7 +66,7 @@ def check_build(trunk, head, folder):
     whole = onnx.ModelProto.FromString(trunk.SerializeToString())  # joining takes it apart
     file = folder / "model.onnx"
     onnx.save(model_graph(whole, head_graph(fitted(head, width).eval(), width)), file)
-    TensorRTRTX().build(file, folder / "model.engine", Shapes(1, 2, 4))
+    TensorRTRTX().build(file, folder / "model.engine", OptimizationProfile(1, 2, 4))
     assert (folder / "model.engine").stat().st_size > 1e6
 
 
@@ -97,7 +97,7 @@ def test_every_trunk_in_every_precision_ends_where_every_head_begins(trunks):
 @pytest.mark.parametrize("head", HEADS, ids=lambda offer: offer.name)
 def test_every_head_by_itself(head, tmp_path):
     onnx.save(head_graph(fitted(head, WIDTH).eval(), WIDTH), tmp_path / "head.onnx")
-    TensorRTRTX().build(tmp_path / "head.onnx", tmp_path / "head.engine", Shapes(1, 2, 4))
+    TensorRTRTX().build(tmp_path / "head.onnx", tmp_path / "head.engine", OptimizationProfile(1, 2, 4))
     assert (tmp_path / "head.engine").stat().st_size > 1000
 
 

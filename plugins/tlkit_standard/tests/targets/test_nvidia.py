@@ -28,7 +28,7 @@ from tlkit import cli, doctor
 from tlkit.errors import ArtefactError, ResourceError, UsageError
 from tlkit.exporting.run import publish_target
 from tlkit.model.bundle import open_bundle
-from tlkit.plugin.contract import Session, Shapes
+from tlkit.plugin.contract import OptimizationProfile, Session
 from tlkit.runtime import cuda
 from tlkit.runtime.engine import Elsewhere, open_target
 
@@ -50,12 +50,12 @@ class TestRTX:
     @pytest.mark.parametrize("graph", ["trunk", "head", "model"])
     def test_every_graph_builds(self, tiny_run, tmp_path, graph):
         out = tmp_path / f"{graph}.engine"
-        TensorRTRTX().build(tiny_run / f"onnx/fp32/{graph}.onnx", out, Shapes())
+        TensorRTRTX().build(tiny_run / f"onnx/fp32/{graph}.onnx", out, OptimizationProfile())
         assert out.stat().st_size > 1000
 
     def test_for_chosen_gpus(self, tiny_run, tmp_path):
         out = tmp_path / "trunk.engine"
-        replace(TensorRTRTX(), gpu="sm86, SM120").build(tiny_run / "onnx/fp32/trunk.onnx", out, Shapes())
+        replace(TensorRTRTX(), gpu="sm86, SM120").build(tiny_run / "onnx/fp32/trunk.onnx", out, OptimizationProfile())
         assert out.stat().st_size > 1000
 
     def test_the_verb_takes_batch_sizes(self, own_run, tlkit):
@@ -69,7 +69,7 @@ class TestRTX:
     def test_an_unknown_gpu_names_those_there_are(self, tiny_run, tmp_path):
         with pytest.raises(UsageError, match=r"knows no GPU 'sm1'.*sm120, .*sm86"):
             replace(TensorRTRTX(), gpu="sm86,sm1").build(
-                tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", Shapes()
+                tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", OptimizationProfile()
             )
 
     def test_a_graph_the_parser_refuses_names_its_node(self, tmp_path):
@@ -83,7 +83,7 @@ class TestRTX:
         opsets = [helper.make_opsetid("", 20)]
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "g.onnx")
         with pytest.raises(ArtefactError, match=r"g\.onnx: tensorrt-rtx refuses it: NonZero 'odd'"):
-            TensorRTRTX().build(tmp_path / "g.onnx", tmp_path / "g.engine", Shapes())
+            TensorRTRTX().build(tmp_path / "g.onnx", tmp_path / "g.engine", OptimizationProfile())
         assert not (tmp_path / "g.engine").exists()
 
     @pytest.mark.parametrize("target", ["onnx", "tensorrt"])
@@ -110,7 +110,9 @@ class TestRTX:
 
             return tick
 
-        TensorRTRTX().build_watched(tiny_run / "onnx/fp32/model.onnx", tmp_path / "x.engine", Shapes(), progress)
+        TensorRTRTX().build_with_progress(
+            tiny_run / "onnx/fp32/model.onnx", tmp_path / "x.engine", OptimizationProfile(), progress
+        )
         ((what, (total, done, said)),) = bars.items()
         assert what == "tensorrt-rtx model: building engine"
         assert 0 < done <= total
@@ -164,7 +166,7 @@ class TestRTX:
 
     def test_batches_must_rise(self, tiny_run, tmp_path):
         with pytest.raises(UsageError, match="must rise"):
-            TensorRTRTX().build(tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", Shapes(4, 2, 8))
+            TensorRTRTX().build(tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", OptimizationProfile(4, 2, 8))
 
     @no_gpu
     def test_a_bundle_is_published_and_says_that_it_is_unproven(self, own_run):
@@ -294,7 +296,7 @@ class TestMachines:
         here()
         built = TensorRT().machine()
         here(driver="580.2")
-        assert TensorRT().unfit(built) is None
+        assert TensorRT().incompatible(built) is None
 
     @pytest.mark.parametrize(
         ("built", "here_now", "fits"),
@@ -313,26 +315,26 @@ class TestMachines:
         compatible, plain = TensorRT(version_compatible=True), TensorRT()
         facts, plain_facts = compatible.machine(), plain.machine()
         here(version=here_now)
-        assert (compatible.unfit(facts) is None) == fits
-        assert (plain.unfit(plain_facts) is None) == (built == here_now)
+        assert (compatible.incompatible(facts) is None) == fits
+        assert (plain.incompatible(plain_facts) is None) == (built == here_now)
         if not fits:
-            assert compatible.unfit(facts) == f"it was built for tensorrt {built}, and here is {here_now}"
+            assert compatible.incompatible(facts) == f"it was built for tensorrt {built}, and here is {here_now}"
 
     def test_a_version_compatible_engine_is_for_one_gpu_all_the_same(self, here):
         here()
         target = TensorRT(version_compatible=True)
         built = target.machine()
         here(version="10.6.0", name="RTX 4090", capability="8.9")
-        assert target.unfit(built) == "it was built for GPU RTX A6000, and here is RTX 4090"
+        assert target.incompatible(built) == "it was built for GPU RTX A6000, and here is RTX 4090"
 
     def test_rtx_engines_are_for_the_gpus_that_were_named(self, here):
         here(version="1.2")
         built = TensorRTRTX().machine()
-        assert TensorRTRTX().unfit(built) is None
-        assert TensorRTRTX(gpu="sm89, SM86").unfit(built) is None
-        assert TensorRTRTX(gpu="sm89").unfit(built) == "it was built for sm89, and here is sm86 (RTX A6000)"
+        assert TensorRTRTX().incompatible(built) is None
+        assert TensorRTRTX(gpu="sm89, SM86").incompatible(built) is None
+        assert TensorRTRTX(gpu="sm89").incompatible(built) == "it was built for sm89, and here is sm86 (RTX A6000)"
         here(version="1.3")
-        assert TensorRTRTX(gpu="sm89").unfit(built) == "it was built for tensorrt-rtx 1.2, and here is 1.3"
+        assert TensorRTRTX(gpu="sm89").incompatible(built) == "it was built for tensorrt-rtx 1.2, and here is 1.3"
 
     def test_an_export_for_other_gpus_is_unproven_and_opened_nowhere_else(self, own_run, monkeypatch):
         pytest.importorskip("tensorrt_rtx")
@@ -391,7 +393,7 @@ def test_a_missing_builder_names_the_command(tiny_run, tmp_path, monkeypatch):
     for target, package in ((TensorRT(), "tensorrt"), (TensorRTRTX(), "tensorrt-rtx-cu13")):
         assert f'pip install "{package}"' in str(target.missing())
         with pytest.raises(ResourceError, match=package):
-            target.build(tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", Shapes())
+            target.build(tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", OptimizationProfile())
         with pytest.raises(ResourceError, match="can't be built here"):
             publish_target(open_bundle(tiny_run), target)
 

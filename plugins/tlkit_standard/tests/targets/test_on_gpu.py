@@ -28,12 +28,12 @@ class TestEngine:
     def opened(self, tmp_path, monkeypatch):
         """A session, its engine and its CUDA."""
 
-        def make(batch=4, **options):
+        def make(batch_size=4, **options):
             cuda = Cuda(**options)
             monkeypatch.setattr(_engine, "runtime", lambda: cuda)
             monkeypatch.setattr(_engine, "gpu", lambda: None)
             (tmp_path / "x.engine").write_bytes(b"engine")
-            engine = Engine(cuda, batch)
+            engine = Engine(cuda, batch_size)
             trt = library(engine)
             session = _engine.EngineSession(trt, SimpleNamespace(worst="no engine"), tmp_path / "x.engine")
             assert trt.made[0].engine_host_code_allowed
@@ -43,7 +43,7 @@ class TestEngine:
 
     def test_any_number_of_rows_goes_through_in_parts(self, opened, images):
         session, _, _ = opened()
-        assert (session.input, session.outputs, session.batch) == ("images", ("features",), 4)
+        assert (session.input, session.outputs, session.batch_size) == ("images", ("features",), 4)
         for rows in (1, 3, 4, 8, 9, 2, 9):
             got = session.run(images[:rows])[FEATURES]
             assert got.tolist() == images[:rows].sum(axis=1, keepdims=True).tolist()
@@ -61,7 +61,7 @@ class TestEngine:
         assert fixed.shapes == [(4, 5)]  # the context that was recorded sees no other shape
 
     def test_only_a_few_sizes_are_recorded_and_the_largest_always(self, opened, images):
-        session, engine, _ = opened(batch=9)
+        session, engine, _ = opened(batch_size=9)
         for rows in (1, 2, 3, 5, 6, 9, 7):
             session.run(images[:rows])
         assert sorted(session._fixed) == [1, 2, 3, 9]
