@@ -1,0 +1,10 @@
+"""Names of the default components: the only module of `tlkit/` that contains the name of one."""
+
+from __future__ import annotations
+
+DEFAULT_BACKBONE = "efficientnet-lite0"
+DEFAULT_HEAD = "logistic"  # smallest to deploy, with the best probabilities
+DEFAULT_TARGET = "onnx"
+FROZEN = "frozen"  # strategy: no stage is trained
+MOVER = "probe-then-tune"  # strategy recommended for fine-tuning: its head is fitted before the trunk is trained
+TRIED = ("partial", "probe-then-tune")  # strategies that trials compare: the cheapest, and the one that usually wins
