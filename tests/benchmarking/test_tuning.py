@@ -47,7 +47,7 @@ def test_the_fastest_setting_is_kept_and_used(own_run, file, speeds):
     assert tuned.usual == pytest.approx((102.4, 102.5, 102.6))
     assert tuned.gain == pytest.approx(166.2 / 102.5)
     assert {tried.count(each) for each in tried} == {ROUNDS, 2 * ROUNDS}
-    assert json.loads((file.parent / "built.json").read_text())["tuning"]["best"]["batch"] == 16
+    assert json.loads((file.parent / "built.json").read_text())["tuning"]["best"]["batch_size"] == 16
     assert read(file) == tuned.best
     session = Model.open(own_run).session
     assert (session.workers, session.batch_size) == (cores(), 16)

@@ -304,7 +304,7 @@ CASES = {
     "images to calibrate on that are gone": Case(
         "export run --onnx --precision int8",
         3,
-        "/nowhere/photos: the images that run was trained on are not there any more; name others like them with --data",
+        "run: the images that it was trained on are not on this machine any more; name others like them with --data",
         lambda root: forget_source(root / "run"),
     ),
     # bundles

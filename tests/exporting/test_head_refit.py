@@ -136,7 +136,7 @@ class TestRefused:
 
     def test_images_that_are_gone(self, own_run, climb):
         forget_source(own_run)
-        with pytest.raises(DataError, match="not there any more"):
+        with pytest.raises(DataError, match="not on this machine any more"):
             climb(Means())
 
     def test_other_precisions(self, own_run, capsys):

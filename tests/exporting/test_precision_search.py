@@ -141,7 +141,7 @@ class TestPublish:
         published, climbed = climb("fp16")
         assert (published.drawn_from, climbed.rungs) == ("the golden images", ())
         for options in ({"precision": "fp16", "max_drop": 1.0}, {"precision": "int8"}):
-            with pytest.raises(DataError, match="not there any more; name others like them with --data"):
+            with pytest.raises(DataError, match="not on this machine any more; name others like them with --data"):
                 climb(**options)
 
     def test_layers_are_left_in_float_until_it_is_good_enough(self, own_run, climb, bad_int8):

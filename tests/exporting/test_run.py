@@ -150,7 +150,7 @@ class TestPublish:
 class TestParityImages:
     def test_come_from_the_folder_that_was_trained_on(self, tiny_run, pictures):
         images, source = parity_images(open_bundle(tiny_run))
-        assert source == f"the validation split of {pictures}"
+        assert source == "the validation split of photos"
         assert images.shape[1:] == (32, 32, 3)
 
     def test_or_from_another_that_is_named(self, tiny_run, pictures, tmp_path):

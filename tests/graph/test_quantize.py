@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization.calibrate import TensorData
 
-from tests.kit.tiny import Tiny
+from tests.kit.tiny import Tiny, elsewhere
 from tlkit.errors import DataError
 from tlkit.exporting import calibration as calibrate
 from tlkit.exporting.sensitivity import sensitivity
@@ -56,7 +55,7 @@ def features(graph, images, tmp_path):
 
 def moved(run, tmp_path, per_class):
     """A bundle's images in another place, with so many of each class."""
-    shutil.copytree(open_bundle(run).record.data["source"], tmp_path / "other")
+    shutil.copytree(reference_images.source(open_bundle(run)), tmp_path / "other")
     for label in (tmp_path / "other").iterdir():
         for file in sorted(label.iterdir())[per_class:]:
             file.unlink()
@@ -91,10 +90,8 @@ class TestCalibration:
             calibrate.draw(open_bundle(tiny_run), moved(tiny_run, tmp_path, 3))
 
     def test_images_that_are_gone_are_asked_for(self, tiny_run):
-        bundle = open_bundle(tiny_run)
-        gone = replace(bundle, record=replace(bundle.record, data={**bundle.record.data, "source": "/nowhere/photos"}))
-        with pytest.raises(DataError, match=r"/nowhere/photos: the images that .* not there any more; .*--data"):
-            calibrate.draw(gone)
+        with pytest.raises(DataError, match=r"run: the images that .* not on this machine any more; .*--data"):
+            calibrate.draw(elsewhere(open_bundle(tiny_run)))
 
     def test_the_range_of_the_pixels_is_known_and_not_measured(self, trunk, ranges):
         name = calibrate.normalized(trunk)

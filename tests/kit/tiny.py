@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tlkit.model import bundle as bundles
+from tlkit.model.bundle import Bundle
 from tlkit.plugin.contract import Backbone, Head, Preprocessing, Weights
 from tlkit.util import files
 
@@ -100,11 +101,18 @@ def resign_bundle(run: Path) -> None:
 
 
 def forget_source(run: Path) -> None:
-    """Make a bundle, exported, of images that are not there any more."""
+    """Make of a bundle, exported, another one whose images this machine does not know."""
     record, built = run / "bundle.json", run / "onnx/fp32/built.json"
     content = json.loads(record.read_text())
-    content["data"]["source"] = "/nowhere/photos"
+    content["data"].pop("source", None)
+    content["seed"] += 1  # another digest, of which the cache knows no folder
     record.write_text(json.dumps(content))
     resign_bundle(run)
     digest = json.loads(record.read_text())["digest"]
     built.write_text(json.dumps(json.loads(built.read_text()) | {"bundle": digest}))
+
+
+def elsewhere(bundle: Bundle) -> Bundle:
+    """Return a bundle as it is on a machine that does not know its images."""
+    data = {name: fact for name, fact in bundle.record.data.items() if name != "source"}
+    return replace(bundle, digest="0" * 64, record=replace(bundle.record, data=data))

@@ -144,15 +144,14 @@ def benchmark(
 
 def pictures(bundle: Bundle) -> list[bytes]:
     """The content of some picture files to decode: of the validation split if it is there, or else the golden ones."""
-    place = Path(bundle.record.data["source"])
-    if place.exists():
+    if reference_images.source(bundle) is not None:
         samples = reference_images.dataset(bundle)[1].of("val")
         return [sample.path.read_bytes() for sample in reference_images.spread(samples, PICTURES)]
     if not bundle.record.golden:
         raise UsageError(
-            "there are no images to run: those it was trained on are gone, and it keeps no golden ones",
+            "there are no images to run: those it was trained on are not on this machine, and it keeps no golden ones",
             file=bundle.root,
-            do=f"put them back at {place}",
+            do="train it again here",
         )
     return bundle.golden_bytes()
 

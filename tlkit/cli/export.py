@@ -309,7 +309,7 @@ def _ladder(climbed: Climbed) -> list[str]:
     """What was tried, the last of which was taken, and the layers that cost most."""
     rungs = climbed.rungs
     if not rungs:
-        return ["accuracy was not measured: the images it was trained on are not there any more"]
+        return ["accuracy was not measured: the images it was trained on are not on this machine any more"]
     width = max(len(rung.name) for rung in rungs)
     lines = [f"measured on {rungs[0].images} validation images, against fp32:"]
     lines += [

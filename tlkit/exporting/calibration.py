@@ -52,7 +52,7 @@ def draw(bundle: Bundle, data: Path | None = None) -> Calibration:
     if len(images) < LEAST:
         what = f"{len(images)} images to calibrate int8 on in its training split, and at least {LEAST} are needed"
         raise DataError(what, file=place, do="name a larger folder with --data, or choose --precision fp16")
-    return Calibration(tuple(names), np.stack(images), f"the training split of {place}")
+    return Calibration(tuple(names), np.stack(images), f"the training split of {place.absolute().name}")
 
 
 def ranges(

@@ -72,7 +72,7 @@ def share(bundles: Sequence[Bundle], out: Path) -> Shared:
     facts = {
         "bundle": None,  # of several: they stand below
         "tlkit": __version__,
-        "heads": {name: {"bundle": bundle.digest, "from": str(bundle.root)} for name, bundle in named.items()},
+        "heads": {name: {"bundle": bundle.digest} for name, bundle in named.items()},
     }
     exports.write_at(out, exports.TARGET, exports.PRECISION, facts, fill)
     return Shared(out, verdicts)

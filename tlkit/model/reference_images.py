@@ -1,7 +1,12 @@
-"""The labelled images behind a bundle: those it was trained on, as long as they are there, or others that are named."""
+"""The labelled images behind a bundle: those it was trained on, as long as they are there, or others that are named.
+
+The folder is remembered in the cache of the machine that trained, by the bundle's digest: a bundle is the same wherever
+its images lie.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +18,7 @@ from tlkit.data.dataset import Dataset
 from tlkit.data.preprocessing import Rejected, load
 from tlkit.errors import DataError, TlkitError, UsageError
 from tlkit.model.bundle import Bundle
+from tlkit.util import files
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,13 +27,32 @@ T = TypeVar("T")
 PARITY_IMAGES = 64
 
 
+def remember(digest: str, source: Path) -> None:
+    """Note on this machine where the images of a bundle lie; the bundle itself does not say."""
+    with files.atomic_file(_note(digest)) as temporary:
+        temporary.write_text(json.dumps({"source": str(source.absolute())}))
+
+
+def source(bundle: Bundle) -> Path | None:
+    """Return the folder or table that a bundle was trained on, if this machine knows it and it is still there."""
+    try:
+        known = Path(json.loads(_note(bundle.digest).read_text())["source"])
+    except (OSError, ValueError, KeyError, TypeError):  # trained elsewhere, or the cache was emptied
+        known = Path(bundle.record.data.get("source", ""))
+    return known if known.name and known.exists() else None
+
+
 def dataset(bundle: Bundle, data: Path | None = None) -> tuple[Path, Dataset]:
-    """Where the images are, and the images, labelled and split as in training; `data` names others."""
-    source = data or Path(bundle.record.data["source"])
-    if data is None and not source.exists():
-        what = f"the images that {bundle.root} was trained on are not there any more"
-        raise DataError(what, file=source, do="name others like them with --data")
-    return source, folder.read(source, labels=bundle.record.labels, val=bundle.record.data["val"])
+    """Return the place of the images, and the images, labelled and split as in training; `data` names others."""
+    place = data or source(bundle)
+    if place is None:
+        what = "the images that it was trained on are not on this machine any more"
+        raise DataError(what, file=bundle.root, do="name others like them with --data")
+    return place, folder.read(place, labels=bundle.record.labels, val=bundle.record.data["val"])
+
+
+def _note(digest: str) -> Path:
+    return files.cache_dir("datasets") / f"{digest}.json"
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:
@@ -51,7 +76,7 @@ def parity_images(bundle: Bundle, data: Path | None = None) -> tuple[NDArray[np.
             continue
         images = _load_some(bundle, [sample.path for sample in found.of("val")])
         if len(images):
-            return images, f"the validation split of {place}"
+            return images, f"the validation split of {place.absolute().name}"
     if not bundle.record.golden:
         raise UsageError(
             "there are no images to check the export on: the folder it was trained on is not there, and the bundle "
@@ -67,15 +92,15 @@ def golden_pixels(bundle: Bundle) -> NDArray[np.uint8]:
     return np.stack([load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()])
 
 
-def _load_some(bundle: Bundle, files: Sequence[Path]) -> NDArray[np.uint8]:
-    """Up to `PARITY_IMAGES` of the files, evenly spaced; one that can't be used is passed over."""
+def _load_some(bundle: Bundle, paths: Sequence[Path]) -> NDArray[np.uint8]:
+    """Up to `PARITY_IMAGES` of the files, evenly spaced; unreadable ones are skipped."""
     images = []
-    for file in spread(files, PARITY_IMAGES):
+    for file in spread(paths, PARITY_IMAGES):
         try:
             images.append(load(file, bundle.record.preprocessing))
         except Rejected:
             continue
-    if files and not images:
-        raise DataError("none of its validation images can be used", file=files[0].parent)
+    if paths and not images:
+        raise DataError("none of its validation images can be used", file=paths[0].parent)
     size = bundle.record.preprocessing.size
     return np.stack(images) if images else np.empty((0, size, size, 3), np.uint8)
