@@ -18,7 +18,7 @@ help: ## Show this list
 demo: $(READY) ## Train, export, verify and use a classifier
 	PATH="$(abspath $(BIN)):$$PATH" bash demo/run.sh
 
-# One thread a worker: each would otherwise start as many as there are cores, and they would slow each other down.
+# One thread per worker: each would otherwise start as many as there are cores, and they would slow each other down.
 test: $(READY) ## Run all tests but those marked slow or gpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
@@ -34,7 +34,7 @@ clean: ## Remove caches and builds, keep the environment
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# The stamp is touched last, so that an installation that was interrupted is taken up again.
+# The stamp is touched last, so that an interrupted installation is resumed.
 $(READY): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	  for python in $(CANDIDATES); do \
