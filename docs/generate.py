@@ -1,4 +1,4 @@
-"""Write a page for each kind of offer: what the standard plugin has of it, and what the contract asks for.
+"""Write a page for each kind of component: what the standard plugin has of it, and what the contract asks for.
 
 Run `python docs/generate.py` after changing either. A test renders the pages again and compares.
 """
@@ -19,7 +19,7 @@ from tlkit.plugin.registry import BASE_CLASSES, Host, load
 
 HERE = Path(__file__).parent
 PREFIX = "tlkit_"  # of every hook
-STANDARD = "tlkit"  # the distribution whose offers are listed
+STANDARD = "tlkit"  # the distribution whose components are listed
 
 
 def pages(host: Host) -> dict[str, str]:
@@ -34,11 +34,11 @@ def _page(hook: str, contract: type[Component], host: Host) -> Iterator[str]:
     kind = contract.kind
     yield f"# {hook.removeprefix(PREFIX).capitalize()}\n"
     yield f"{inspect.getdoc(contract)}\n"
-    yield "## What the standard plugin offers\n"
+    yield "## Components of the standard plugin\n"
     for name in host.names(kind):
-        offer = host.get(kind, name)
-        if host.origin(offer)[0] == STANDARD:
-            yield from _offer(offer)
+        component = host.get(kind, name)
+        if host.origin(component)[0] == STANDARD:
+            yield from _component(component)
     yield "## What a plugin writes\n"
     yield f"The hook: {inspect.getdoc(getattr(hooks, hook))}\n"
     yield f"```python\n@hookimpl\ndef {hook}{_signature(getattr(hooks, hook))}: ...\n```\n"
@@ -57,16 +57,16 @@ def _page(hook: str, contract: type[Component], host: Host) -> Iterator[str]:
     yield "`tlkit plugins check` runs them. The whole contract: [contract.py](../tlkit/plugin/contract.py)."
 
 
-def _offer(offer: Any) -> Iterator[str]:
-    yield f"### `{offer.name}`\n"
-    yield f"{_explanation(type(offer))}\n"
-    if offer.kind == "backbone":
-        size, weights = offer.preprocessing.size, offer.weights
+def _component(component: Any) -> Iterator[str]:
+    yield f"### `{component.name}`\n"
+    yield f"{_explanation(type(component))}\n"
+    if component.kind == "backbone":
+        size, weights = component.preprocessing.size, component.weights
         yield f"{size} x {size} pixels; weights: {weights.origin} ({weights.license}).\n"
-    options = describe(offer)
+    options = describe(component)
     if not options:
         return
-    values = to_json(offer)
+    values = to_json(component)
     yield "| option | default | type | meaning |"
     yield "|---|---|---|---|"
     for option in options:

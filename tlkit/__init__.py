@@ -52,5 +52,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What is offered for completion, the names not yet imported included."""
+    """Names for completion, the names not yet imported included."""
     return sorted({*globals(), *__all__})

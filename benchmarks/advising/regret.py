@@ -198,8 +198,8 @@ def _frozen(cell: Cell, index: int, name: str) -> np.ndarray:
 
 
 def _trunk(cell: Cell) -> trunks.Trunk:
-    offered = backbone(BACKBONES[0])
-    return trunks.build(offered, preprocessing=None if cell.size is None else trunks.resized(offered, cell.size))
+    component = backbone(BACKBONES[0])
+    return trunks.build(component, preprocessing=None if cell.size is None else trunks.resized(component, cell.size))
 
 
 def _features(files: Sequence[Path], trunk: trunks.Trunk, cut: str | None = None) -> Any:
@@ -210,8 +210,10 @@ def _moved(cell: Cell, name: str, settings: Mapping[str, Any], cut: str) -> np.n
     """A strategy that moves the trunk, as `train` runs it."""
     plugins = load_plugins()
     strategy, head = configure(plugins.get("strategy", name), settings), plugins.get("head", "logistic")
-    offers = (backbone(BACKBONES[0]), strategy, head)
-    recipe = Recipe(*offers, {offer.kind: plugins.origin(offer) for offer in offers}, cut=cut, size=cell.size)
+    components = (backbone(BACKBONES[0]), strategy, head)
+    recipe = Recipe(
+        *components, {component.kind: plugins.origin(component) for component in components}, cut=cut, size=cell.size
+    )
     with tempfile.TemporaryDirectory() as room:
         out = Path(room, "run")
         train(cell.source(Path(room)), out, recipe, how=How(Choice("cpu")))

@@ -37,17 +37,17 @@ def scores(root: Path, count: int = 500) -> int:
     )
     found: list[dict[str, Any]] = []
     for name in BACKBONES:
-        offered = backbone(name)
+        component = backbone(name)
         for each in NAMES:
             data = load_set(root, each)
-            trunk, features = seen(offered, data)
+            trunk, features = seen(component, data)
             rows, classes = data.draw(count, 0), len(data.classes)
             labels = data.labels[rows]
             moments = Moments(norms(trunk))
             graph = moments_graph(trace.taps_graph(trunk), moments.batchnorm)
             moments.look(graph, trunk.preprocessing, [data.files[row] for row in rows[:96]])
             distance = moments.shift().stages
-            sure = confidence.measure(offered.classifier(), features.stage(-1)[rows])
+            sure = confidence.measure(component.classifier(), features.stage(-1)[rows])
             head = load_plugins().get("head", "logistic")
             for index, stage in enumerate(trunk.names):
                 at = features.stage(index)

@@ -86,13 +86,13 @@ def quiet(_more: int, _said: str = "") -> None:
 
 
 def backbone(name: str) -> Backbone:
-    offered: Backbone = load_plugins().get("backbone", name)
-    return offered
+    component: Backbone = load_plugins().get("backbone", name)
+    return component
 
 
-def seen(offered: Backbone, data: Set) -> tuple[trunks.Trunk, Features]:
+def seen(component: Backbone, data: Set) -> tuple[trunks.Trunk, Features]:
     """A backbone's features of all stages of all images of a set."""
-    trunk = trunks.build(offered)
+    trunk = trunks.build(component)
     return trunk, extract(data.files, trace.taps_graph(trunk), trunk.preprocessing, trunk.names, None, quiet)
 
 

@@ -45,15 +45,15 @@ def ours(images: Path, epochs: int) -> list[float]:
     from tlkit.training.run import Choice, How, Recipe, train
 
     host = load()
-    offers: dict[str, Any] = {
+    components: dict[str, Any] = {
         "backbone": host.get("backbone", "efficientnet-lite0"),
         "strategy": configure(host.get("strategy", "full"), {"epochs": epochs, "batch": BATCH}),
         "head": host.get("head", "logistic"),
     }
-    origins = {kind: host.origin(host.get(kind, offer.name)) for kind, offer in offers.items()}
+    origins = {kind: host.origin(host.get(kind, component.name)) for kind, component in components.items()}
     with tempfile.TemporaryDirectory() as folder:
         how = How(Choice("cuda", "bf16"))
-        done = train(images, Path(folder) / "run", Recipe(**offers, origins=origins, refit=False), how=how)
+        done = train(images, Path(folder) / "run", Recipe(**components, origins=origins, refit=False), how=how)
     return [line["images_per_second"] for line in done.epochs[1:]]
 
 

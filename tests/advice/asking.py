@@ -13,5 +13,5 @@ from tlkit.advice.run import Question
 
 def ask(**changes):
     """Every standard head and strategy, and the tiny backbone."""
-    question = Question([Tiny()], HEADS, STRATEGIES, lambda offer: (offer.name, "1.0"))
+    question = Question([Tiny()], HEADS, STRATEGIES, lambda component: (component.name, "1.0"))
     return replace(question, **changes)

@@ -132,7 +132,7 @@ class Blind(Tiny):
         return stages
 
 
-def test_only_what_is_on_offer_is_recommended(pictures):
+def test_only_installed_components_are_recommended(pictures):
     advice = advise(pictures, ask(heads=[head for head in HEADS if head.name == "knn"], strategies=STRATEGIES[:1]))
     assert (advice.recommendation.head, advice.recommendation.strategy) == ("knn", "frozen")
 

@@ -175,7 +175,7 @@ class TestCommand:
         from tests.kit.tiny import Line, Tiny
         from tlkit.cli import bench
 
-        monkeypatch.setattr(bench, "offers", lambda _bundle: (Tiny(), Line()))
+        monkeypatch.setattr(bench, "components", lambda _bundle: (Tiny(), Line()))
         code, out, err = run("--target", "onnx,torch", "--threads", "1,2", "--batch", "2", "--json")
         assert code == 0, err
         facts = json.loads(out)

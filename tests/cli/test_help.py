@@ -120,7 +120,7 @@ class TestCompletion:
             subprocess.run([name, "-n", "script"], cwd=tmp_path, check=True)
 
     @pytest.mark.parametrize(
-        ("words", "offered"),
+        ("words", "expected"),
         [
             (("tlkit", "pre"), {"predict"}),
             (("tlkit", "train", "--back"), {"--backbone"}),
@@ -131,12 +131,12 @@ class TestCompletion:
         ],
         ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
     )
-    def test_bash_completes(self, tlkit, shell, tmp_path, words, offered):
+    def test_bash_completes(self, tlkit, shell, tmp_path, words, expected):
         (tmp_path / "script").write_text(tlkit("completion", "bash").out)
         typed = shlex.join(words)
         line = f"source ./script; COMP_WORDS=({typed}) COMP_CWORD={len(words) - 1}; _tlkit_completion tlkit"
         finished = shell(f'{line}; printf "%s\\n" "${{COMPREPLY[@]}}"', cwd=tmp_path)
-        assert set(finished.out.split()) >= offered
+        assert set(finished.out.split()) >= expected
         assert all(word.startswith(words[-1]) for word in finished.out.split())
 
     def test_names_are_completed_without_a_framework(self):

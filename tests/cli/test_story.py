@@ -175,9 +175,9 @@ def test_plugins_lists_what_is_there_with_its_options(do):
     facts = do("plugins", "--json").json["plugins"]
     standard = next(plugin for plugin in facts if plugin["distribution"] == "tlkit")
     assert standard["state"] == "ok"
-    offers = {(offer["kind"], offer["name"]): offer for offer in standard["offers"]}
-    assert {("backbone", "efficientnet-lite0"), ("strategy", "frozen"), ("target", "onnx")} <= offers.keys()
-    assert {name for kind, name in offers if kind == "head"} >= {
+    components = {(component["kind"], component["name"]): component for component in standard["components"]}
+    assert {("backbone", "efficientnet-lite0"), ("strategy", "frozen"), ("target", "onnx")} <= components.keys()
+    assert {name for kind, name in components if kind == "head"} >= {
         "logistic",
         "svm",
         "rbf-svm",
@@ -185,12 +185,12 @@ def test_plugins_lists_what_is_there_with_its_options(do):
         "nearest-mean",
         "mlp",
     }
-    pca = next(option for option in offers["head", "svm"]["options"] if option["name"] == "pca")
+    pca = next(option for option in components["head", "svm"]["options"] if option["name"] == "pca")
     assert pca.keys() == {"name", "type", "default", "choices", "help"}
     plain = do("plugins").out
-    for offer in offers.values():
-        assert offer["name"] in plain
-        assert all(option["help"] in plain for option in offer["options"])
+    for component in components.values():
+        assert component["name"] in plain
+        assert all(option["help"] in plain for option in component["options"])
 
 
 @pytest.mark.parametrize(

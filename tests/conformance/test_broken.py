@@ -21,25 +21,25 @@ BROKEN = {
 CASES = [(kind, check) for kind, broken in BROKEN.items() for check in broken]
 
 
-def names(offer):
-    return [check.name for check in checks(offer)]
+def names(component):
+    return [check.name for check in checks(component)]
 
 
 def test_there_is_a_broken_plugin_for_every_check():
     assert set(GOOD) == {contract.kind for contract in BASE_CLASSES.values()}
-    shared = set.intersection(*(set(names(offer)) for offer in GOOD.values()))
+    shared = set.intersection(*(set(names(component)) for component in GOOD.values()))
     assert len(shared) == 6
-    for kind, offer in GOOD.items():
-        asked_for = set(names(offer)) - (shared if kind != "backbone" else set())
+    for kind, component in GOOD.items():
+        asked_for = set(names(component)) - (shared if kind != "backbone" else set())
         assert set(BROKEN[kind]) == asked_for
     assert len(names(GOOD["backbone"])) >= 50
 
 
 @pytest.mark.parametrize(("kind", "check"), CASES, ids=map("-".join, CASES))
 def test_it_is_found_by_its_check_and_said_to_its_author(kind, check):
-    offer, saying = BROKEN[kind][check]
+    component, saying = BROKEN[kind][check]
     with pytest.raises(CheckFailed, match=saying) as failed:
-        dict(checks(offer, pretrained=_needs_weights(check)))[check]()
+        dict(checks(component, pretrained=_needs_weights(check)))[check]()
     assert failed.value.do
     assert not str(failed.value).startswith("it depends on")
 

@@ -19,8 +19,8 @@ from tlkit.plugin.contract import Phase
 HASTY = BROKEN["epochs-are-positive"][0]
 
 
-def results(offer, exempt=None, **how):
-    return {result.name: result for result in run(offer, exempt, **how)}
+def results(component, exempt=None, **how):
+    return {result.name: result for result in run(component, exempt, **how)}
 
 
 def test_names_are_words_and_each_check_says_what_it_asks_for():
@@ -51,7 +51,7 @@ class TestExemptions:
         assert result.state == "fail"
         assert result.reason == "it passes, though it is exempt (perhaps); remove the exemption"
 
-    def test_an_offer_brings_its_own(self):
+    def test_a_component_brings_its_own(self):
         class Joking(type(HASTY)):
             def exempt(self):
                 return {"epochs-are-positive": "it is a joke"}
@@ -144,8 +144,8 @@ def test_every_check_ticks_once():
 
 
 @pytest.mark.parametrize("thing", [Plan, "plan", None, Phase(1, 1e-3)])
-def test_what_is_no_offer_is_refused(thing):
-    with pytest.raises(UsageError, match="is no offer; give an instance of a subclass of Backbone, Head, Strategy"):
+def test_what_is_no_component_is_refused(thing):
+    with pytest.raises(UsageError, match="is no component; give an instance of a subclass of Backbone, Head, Strategy"):
         checks(thing)
 
 
@@ -207,7 +207,7 @@ print(json.dumps([len(run(Plan())), sorted({"torch", "onnx", "numpy"} & set(sys.
     assert loaded == []
 
 
-def test_an_offer_from_a_file_that_is_in_no_package_is_declared_again_from_there(tmp_path, checkout):
+def test_a_component_from_a_file_in_no_package_is_declared_again_from_there(tmp_path, checkout):
     script = tmp_path / "my script.py"
     script.write_text(
         "from dataclasses import dataclass\nfrom tests.conformance.broken.strategies import Plan\n"

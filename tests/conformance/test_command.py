@@ -78,12 +78,12 @@ def test_an_exemption_stands_with_its_reason_and_must_be_needed(tlkit, env):
     assert "it passes, though it is exempt (it never trains); remove the exemption" in needless.out
 
 
-def test_a_plugin_with_all_it_offers_as_json(tlkit, env):
+def test_a_plugin_with_all_its_components_as_json(tlkit, env):
     finished = tlkit("plugins", "check", "Tlkit_Plans", "--json", env=env)
     assert finished.code == 6
     facts = finished.json
     assert (facts["name"], facts["passed"], facts["problems"]) == ("Tlkit_Plans", False, [])
-    verdicts = {offer["name"]: offer["passed"] for offer in facts["offers"]}
+    verdicts = {component["name"]: component["passed"] for component in facts["components"]}
     assert verdicts == {
         "good": True,
         "lazy": False,
@@ -92,9 +92,9 @@ def test_a_plugin_with_all_it_offers_as_json(tlkit, env):
         "needless": False,
         "confused": False,
     }
-    refused = next(offer for offer in facts["offers"] if offer["name"] == "Bad Name")
+    refused = next(component for component in facts["components"] if component["name"] == "Bad Name")
     assert [check["name"] for check in refused["checks"]] == ["accepted"]
-    check = facts["offers"][0]["checks"][0]
+    check = facts["components"][0]["checks"][0]
     assert check.keys() == {"name", "about", "state", "reason"}
 
 
@@ -118,9 +118,9 @@ def test_a_broken_plugin_fails(tlkit, env):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("goood", "there is no offer or plugin 'goood' (did you mean 'good'?); see: tlkit plugins"),
+        ("goood", "there is no component or plugin 'goood' (did you mean 'good'?); see: tlkit plugins"),
         ("good --kind head", "there is no head 'good'"),
-        ("tlkit-plans --kind head", "plugin 'tlkit-plans' offers no head"),
+        ("tlkit-plans --kind head", "plugin 'tlkit-plans' has no head"),
         ("good --kind hat", "'hat' is not one of"),
     ],
 )
@@ -168,9 +168,9 @@ class Toys:
 )
 def test_names_patterns_and_plugins(name, kind, found):
     host = Host([Found("toys", "tlkit-toys", "1", "toys", Toys)])
-    assert [f"{each.kind} {each.name}" for each in select(host, name, kind).offers] == found
+    assert [f"{each.kind} {each.name}" for each in select(host, name, kind).components] == found
 
 
 def test_no_such_pattern():
-    with pytest.raises(UsageError, match=r"there is no offer or plugin 'lab/\*'"):
+    with pytest.raises(UsageError, match=r"there is no component or plugin 'lab/\*'"):
         select(Host([Found("toys", "tlkit-toys", "1", "toys", Toys)]), "lab/*")

@@ -88,16 +88,16 @@ def test_names_that_a_package_can_t_have(name, said):
 
 
 @pytest.mark.parametrize(
-    ("name", "module", "offer", "class_"),
+    ("name", "module", "component", "class_"),
     [
         ("tlkit-mynet", "tlkit_mynet", "mynet", "MynetHead"),
         ("my-net2", "my_net2", "my-net2", "MyNet2Head"),
         ("tlkit-head", "tlkit_head", "head", "HeadHead"),
     ],
 )
-def test_names_follow_from_the_distribution(name, module, offer, class_):
+def test_names_follow_from_the_distribution(name, module, component, class_):
     found = names(name, "head")
-    assert (found.module, found.offer, found.class_) == (module, offer, class_)
+    assert (found.module, found.component, found.class_) == (module, component, class_)
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,11 @@ def begin(tlkit, shell, tmp_path, pictures):
 def test_from_nothing_to_a_deployed_backbone(begin):
     do = begin("backbone")
     listed = {plugin["distribution"]: plugin for plugin in do("tlkit plugins --json").json["plugins"]}
-    assert [offer["name"] for offer in listed["tlkit-mybackbone"]["offers"]] == ["mybackbone"]
+    assert [component["name"] for component in listed["tlkit-mybackbone"]["components"]] == ["mybackbone"]
     assert listed["tlkit-mybackbone"]["allowed"].startswith("everything")
     checked = do("tlkit plugins check mybackbone --pretrained --json").json
     assert checked["passed"]
-    states = {check["name"]: check["state"] for check in checked["offers"][0]["checks"]}
+    states = {check["name"]: check["state"] for check in checked["components"][0]["checks"]}
     assert {name for name, state in states.items() if state == "skip"} == {
         "together-the-whole-network",
         "classifier-fits",

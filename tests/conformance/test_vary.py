@@ -86,8 +86,8 @@ class Taken(Tiny):
         return network()
 
 
-def together(offer):
-    dict(checks(offer))["together-the-whole-network"]()
+def together(component):
+    dict(checks(component))["together-the-whole-network"]()
 
 
 def test_stages_that_are_together_the_whole_network_pass():

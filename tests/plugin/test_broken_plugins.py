@@ -37,8 +37,8 @@ class Case:
 
     source: str
     state: str = "broken"
-    reason: str = ""  # a regular expression for the plugin's reason, or for that of its refused offer
-    offers: tuple[str, ...] = ()
+    reason: str = ""  # a regular expression for the plugin's reason, or for that of its refused component
+    components: tuple[str, ...] = ()
     entry_point: str = ""
     requires: tuple[str, ...] = ()
 
@@ -48,8 +48,8 @@ def toy(name: str) -> str:
 
 
 CASES = {
-    "fine": Case(toy("fine-toy") + HEADS, "ok", offers=("fine-toy",)),
-    "prints": Case("print('hello from import')\n" + toy("printing-toy") + HEADS, "ok", offers=("printing-toy",)),
+    "fine": Case(toy("fine-toy") + HEADS, "ok", components=("fine-toy",)),
+    "prints": Case("print('hello from import')\n" + toy("printing-toy") + HEADS, "ok", components=("printing-toy",)),
     "raises": Case("import no_such_package", reason="failed to load: ModuleNotFoundError: .*no_such_package"),
     "exits": Case("import sys\nsys.exit(3)", reason="failed to load: SystemExit: 3"),
     "rebels": Case("class Odd(BaseException): ...\nraise Odd", reason="failed to load: .*Odd"),
@@ -69,12 +69,12 @@ CASES = {
     "newer": Case(
         toy("newer-toy") + HEADS + "@hookimpl(optionalhook=True)\ndef tlkit_samplers():\n    return []",
         "ok",
-        offers=("newer-toy",),
+        components=("newer-toy",),
     ),
     "raising": Case(
         toy("raising-toy") + HEADS + "@hookimpl\ndef tlkit_targets():\n    yield Toy()\n    raise OSError('no driver')",
         reason="tlkit_targets failed: OSError: no driver",
-        offers=("raising-toy",),  # a hook that fails takes only its own offers with it
+        components=("raising-toy",),  # a hook that fails takes only its own components with it
     ),
     "nothing": Case(toy("x") + "@hookimpl\ndef tlkit_heads():\n    Toy()", reason="tlkit_heads returned NoneType"),
     "single": Case(toy("x") + "@hookimpl\ndef tlkit_heads():\n    return Toy()", reason="tlkit_heads returned Toy"),
@@ -89,14 +89,14 @@ CASES = {
     "plain": Case(toy("plain").replace("@dataclass(frozen=True)", "") + HEADS, "ok", "Toy is not a frozen dataclass"),
     "untyped": Case(toy("untyped").replace("int", "list[int]") + HEADS, "ok", r"option size: .*list\[int\]"),
     "default": Case(toy("default").replace("option(3", "option('3'") + HEADS, "ok", "size: its default must be int"),
-    "twin": Case(toy("fine-toy") + HEADS, "ok", "both broken-fine 1.0 and broken-twin 1.0 offer it"),
+    "twin": Case(toy("fine-toy") + HEADS, "ok", "both broken-fine 1.0 and broken-twin 1.0 provide it"),
     "impostor": Case(
         toy("efficientnet-lite0").replace("Head", "Backbone").replace("def module", "def stages")
         + "@hookimpl\ndef tlkit_backbones():\n    return [Toy()]",
         "ok",
-        "both tlkit .* and broken-impostor 1.0 offer it",  # though it would come first by name
+        "both tlkit .* and broken-impostor 1.0 provide it",  # though it would come first by name
     ),
-    "fitting": Case(toy("fitting-toy") + HEADS, "ok", offers=("fitting-toy",), requires=("tlkit[train]>=0.1",)),
+    "fitting": Case(toy("fitting-toy") + HEADS, "ok", components=("fitting-toy",), requires=("tlkit[train]>=0.1",)),
     "later": Case(
         "raise RuntimeError('it was imported')",
         "incompatible",
@@ -104,7 +104,7 @@ CASES = {
         requires=("numpy", "tlkit[train]>=2,<3"),
     ),
     "earlier": Case("raise RuntimeError", "incompatible", "made for tlkit ==0.0.9", requires=("Tlkit (==0.0.9)",)),
-    "namesake": Case(toy("namesake-toy") + HEADS, "ok", offers=("namesake-toy",), entry_point="fine"),
+    "namesake": Case(toy("namesake-toy") + HEADS, "ok", components=("namesake-toy",), entry_point="fine"),
 }
 
 REPORT = """
@@ -119,8 +119,8 @@ plugins = [
         "state": plugin.state,
         "reason": plugin.reason,
         "traceback": plugin.traceback,
-        "offers": [offered.name for offered in plugin.offers if offered.state == "ok"],
-        "refused": [offered.reason for offered in plugin.offers if offered.state == "refused"],
+        "components": [registered.name for registered in plugin.components if registered.state == "ok"],
+        "refused": [registered.reason for registered in plugin.components if registered.state == "refused"],
     }
     for plugin in loaded.plugins
 ]
@@ -166,7 +166,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Report:
 def test_each_plugin_is_judged_by_itself(everything: Report, name: str) -> None:
     case, plugin = CASES[name], everything.plugins[f"broken-{name}"]
     assert plugin["state"] == case.state
-    assert tuple(plugin["offers"]) == case.offers
+    assert tuple(plugin["components"]) == case.components
     reasons = [*plugin["refused"], *([plugin["reason"]] if plugin["reason"] else [])]
     assert len(reasons) == bool(case.reason)
     assert all(re.search(case.reason, reason) for reason in reasons)
@@ -182,7 +182,7 @@ def test_each_trouble_is_one_warning_with_distribution_and_version(everything: R
 
 def test_the_rest_works(everything: Report) -> None:
     assert everything.plugins["tlkit"]["state"] == "ok"
-    assert everything.plugins["tlkit"]["offers"]
+    assert everything.plugins["tlkit"]["components"]
     assert {"fine-toy", "printing-toy", "newer-toy", "raising-toy", "namesake-toy"} <= set(everything.heads)
 
 

@@ -53,15 +53,15 @@ class Bare(Strategy):
         return []
 
 
-OFFERS = {"head": Every(), "strategy": Bare()}
+COMPONENTS = {"head": Every(), "strategy": Bare()}
 
 
 def set_(*pairs: str) -> Any:
-    return parse(pairs, OFFERS)["head"]
+    return parse(pairs, COMPONENTS)["head"]
 
 
 def test_what_is_not_set_stays() -> None:
-    assert parse([], OFFERS) == OFFERS
+    assert parse([], COMPONENTS) == COMPONENTS
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_the_same_option_twice_has_to_agree() -> None:
         set_("head.scale=2", "head.scale=3")
 
 
-def test_what_an_offer_itself_refuses_is_a_usage_error() -> None:
+def test_what_a_component_itself_refuses_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="head 'every': whiten needs pca"):
         set_("head.whiten=yes")
 
@@ -150,9 +150,9 @@ def test_values_are_checked_like_texts_but_never_converted_from_them(values: dic
 
 
 def test_an_int_is_a_float_and_a_str_a_path_where_that_is_meant() -> None:
-    offer = configure(Every(), {"scale": 2, "weights": "a.npz"})
-    assert (offer.scale, offer.weights) == (2.0, Path("a.npz"))
-    assert type(offer.scale) is float
+    component = configure(Every(), {"scale": 2, "weights": "a.npz"})
+    assert (component.scale, component.weights) == (2.0, Path("a.npz"))
+    assert type(component.scale) is float
 
 
 @given(
@@ -165,11 +165,11 @@ def test_an_int_is_a_float_and_a_str_a_path_where_that_is_meant() -> None:
     neighbours=st.sampled_from([1, 5, 10]),
 )
 def test_options_survive_json(**values: Any) -> None:
-    offer = Every(**values)
-    assert from_json(Every(), json.loads(json.dumps(to_json(offer)))) == offer
+    component = Every(**values)
+    assert from_json(Every(), json.loads(json.dumps(to_json(component)))) == component
 
 
-def test_an_option_that_a_bundle_has_and_the_offer_has_not() -> None:
+def test_an_option_that_a_bundle_has_and_the_component_has_not() -> None:
     with pytest.raises(ArtefactError, match=r"head 'every': warmup: no such option, only pca, scale"):
         from_json(Every(), {"warmup": 3})
 

@@ -35,13 +35,13 @@ class Family(Head):
         raise NotImplementedError
 
 
-def found(name: str, distribution: str = "tlkit-toys", version: str = "1.2", **offers: list[Component]) -> Found:
-    """A plugin whose hooks return `offers`, by hook without its prefix."""
+def found(name: str, distribution: str = "tlkit-toys", version: str = "1.2", **components: list[Component]) -> Found:
+    """A plugin whose hooks return `components`, by hook without its prefix."""
 
     def load() -> object:
         plugin = types.SimpleNamespace()
-        for hook, offered in offers.items():
-            setattr(plugin, f"tlkit_{hook}", hooks.hookimpl(lambda offered=offered: offered))
+        for hook, registered in components.items():
+            setattr(plugin, f"tlkit_{hook}", hooks.hookimpl(lambda registered=registered: registered))
         return plugin
 
     return Found(name, distribution, version, "toys", load)
@@ -64,7 +64,7 @@ def test_every_hook_has_its_contract() -> None:
     assert len({contract.kind for contract in BASE_CLASSES.values()}) == len(BASE_CLASSES)
 
 
-def test_an_offer_is_found_by_kind_and_name(host: Host) -> None:
+def test_a_component_is_found_by_kind_and_name(host: Host) -> None:
     assert host.names("strategy") == ("plain",)
     assert host.get("strategy", "plain") == Plain()
     assert host.get("strategy", "plain", {"epochs": 7}) == Plain(epochs=7)
@@ -92,7 +92,7 @@ def test_nothing_installed_of_a_kind_is_said(host: Host) -> None:
         host.origin(type("Other", (Plain,), {"name": "other"})())
 
 
-def test_a_thousand_offers_are_not_listed_in_a_message() -> None:
+def test_a_thousand_components_are_not_listed_in_a_message() -> None:
     host = Host([found("many", heads=[Family(f"timm/resnet{depth}.a1_in1k") for depth in range(1200)])])
     assert host.warnings == ()
     assert len(host.names("head")) == 1200
@@ -108,7 +108,7 @@ def test_plugins_of_the_same_name_from_two_distributions_both_load() -> None:
     (warning,) = host.warnings
     assert warning == (
         "plugin 'toys' (other-toys 1.2): its head 'a' was refused: "
-        "both tlkit-toys 1.2 and other-toys 1.2 offer it, and the first keeps the name"
+        "both tlkit-toys 1.2 and other-toys 1.2 provide it, and the first keeps the name"
     )
 
 
@@ -116,7 +116,7 @@ def test_many_refusals_are_one_warning() -> None:
     host = Host([found("toys", heads=[Family(f"No {number}") for number in range(5)])])
     assert len(host.warnings) == 1
     assert "4 more were refused" in host.warnings[0]
-    assert [offered.state for offered in host.plugins[0].offers] == ["refused"] * 5
+    assert [registered.state for registered in host.plugins[0].components] == ["refused"] * 5
 
 
 @pytest.mark.parametrize("name", ["a", "ridge", "efficientnet-lite0", "timm/resnet50.a1_in1k", "a__b"])
@@ -144,7 +144,7 @@ def test_a_disabled_plugin_is_said_to_be_what_might_be_missing() -> None:
         host.get("strategy", "plain")
 
 
-def test_a_bundle_gets_its_offer_back(host: Host) -> None:
+def test_a_bundle_gets_its_component_back(host: Host) -> None:
     assert host.require("strategy", "plain", "tlkit-toys", "1.2", {"epochs": 7}) == Plain(epochs=7)
     assert host.require("strategy", "plain", "Tlkit_Toys", "0.1", {}) == Plain()
 
@@ -153,8 +153,8 @@ def test_a_bundle_gets_its_offer_back(host: Host) -> None:
     ("distribution", "name", "why"),
     [
         ("tlkit-gone", "x", 'it is not installed; run: pip install "tlkit-gone==2.0"'),
-        ("tlkit-gone", "plain", 'here, tlkit-toys 1.2 offers that name; run: pip install "tlkit-gone==2.0"'),
-        ("tlkit-toys", "x", '1.2 is installed and doesn\'t offer it; run: pip install "tlkit-toys==2.0"'),
+        ("tlkit-gone", "plain", 'here, tlkit-toys 1.2 provides that name; run: pip install "tlkit-gone==2.0"'),
+        ("tlkit-toys", "x", '1.2 is installed and doesn\'t provide it; run: pip install "tlkit-toys==2.0"'),
         ("tlkit-bad", "x", "plugin 'bad' (tlkit-bad 0.9) is broken: it failed to load: OSError: libtoy.so.3: no such "),
     ],
 )

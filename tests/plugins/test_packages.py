@@ -71,14 +71,14 @@ def test_the_wheel_holds_the_modules_and_nothing_else(built, checkout, name):
 
 
 @each
-def test_it_is_listed_with_what_it_offers(tlkit, unpacked, name):
+def test_it_is_listed_with_its_components(tlkit, unpacked, name):
     if name == "tlkit-timm":
         need("timm")
     said = tlkit("plugins", "--json", env=unpacked(name))
     (plugin,) = [found for found in said.json["plugins"] if found["distribution"] == name]
     assert (plugin["state"], plugin["reason"]) == ("ok", None)
-    assert {offer["state"] for offer in plugin["offers"]} == {"ok"}
-    assert len(plugin["offers"]) > (1000 if name == "tlkit-timm" else 0)
+    assert {component["state"] for component in plugin["components"]} == {"ok"}
+    assert len(plugin["components"]) > (1000 if name == "tlkit-timm" else 0)
 
 
 def test_no_framework_is_needed_to_list_them(unpacked):

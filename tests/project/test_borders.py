@@ -43,12 +43,12 @@ BORDERS = (
     Border(
         "pluggy",
         ("tlkit.plugin.registry", "tlkit.plugin.hooks"),
-        "ask tlkit.plugin.registry.load() for offers; a plugin marks its hooks with tlkit.plugin.hooks.hookimpl",
+        "ask tlkit.plugin.registry.load() for components; a plugin marks its hooks with tlkit.plugin.hooks.hookimpl",
     ),
     Border(
         "tlkit_standard",
         ("plugins.tlkit_standard",),
-        "ask tlkit.plugin.registry for the offer by kind and name: the host has no favourite plugin",
+        "ask tlkit.plugin.registry for the component by kind and name: the host has no favourite plugin",
     ),
     Border(
         "sklearn",

@@ -23,7 +23,7 @@ def test_every_page_is_as_it_would_be_written_now(pages, checkout):
         assert (checkout / "docs" / name).read_text() == text, f"docs/{name} is stale; run: python docs/generate.py"
 
 
-def test_every_offer_and_option_has_a_line(pages):
+def test_every_component_and_option_has_a_line(pages):
     text = "\n".join(pages.values())
     for name in ("efficientnet-lite0", "logistic", "frozen", "tensorrt-rtx"):
         assert f"### `{name}`" in text

@@ -34,7 +34,7 @@ from tlkit.training.steps import rate, split
 from tlkit.training.trainer import Setting, fit_head
 from tlkit.verification.replay import replay
 
-OFFERED = {strategy.name: strategy for strategy in STRATEGIES}
+BY_NAME = {strategy.name: strategy for strategy in STRATEGIES}
 STAGES = tuple(WIDTHS)
 
 
@@ -154,10 +154,10 @@ def test_the_scores_are_those_of_the_deployed_graph(pictures, recipe, tmp_path):
     assert bundle.record.scores["val"]["log_loss"] == trained.scores.log_loss
 
 
-@pytest.mark.parametrize("name", [name for name in OFFERED if name != "frozen"])
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name != "frozen"])
 def test_every_strategy_learns(pictures, tiny_recipe, tmp_path, name):
     fast = {"epochs": 3, "head_lr": 0.05, "trunk_lr": 0.01, "batch": 8}
-    strategy = replace(OFFERED[name], **fast)
+    strategy = replace(BY_NAME[name], **fast)
     trained = train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=strategy, cut="third"))
     losses = [line["train_loss"] for line in history(tmp_path / "run")]
     assert losses[-1] < losses[0]
@@ -414,7 +414,7 @@ def test_after_a_loss_that_is_no_number_the_bundle_holds_what_was_good(pictures,
 class TestBadInput:
     @pytest.mark.parametrize("head", ["knn", "rbf-svm"])
     def test_a_head_that_can_not_learn_is_refused_before_any_work(self, pictures, recipe, tmp_path, head):
-        offered = next(each for each in HEADS if each.name == head)
+        chosen = next(each for each in HEADS if each.name == head)
         watched = []
 
         def progress(*what):
@@ -422,19 +422,19 @@ class TestBadInput:
             return lambda _more: None
 
         with pytest.raises(UsageError, match=f"the head '{head}' is solved and can't be trained by gradient; take"):
-            train(pictures, tmp_path / "run", replace(recipe, head=offered), progress)
+            train(pictures, tmp_path / "run", replace(recipe, head=chosen), progress)
         assert watched == []
 
     @pytest.mark.parametrize("name", ["partial", "probe-then-tune"])
     def test_more_moving_stages_than_there_are(self, pictures, tiny_recipe, tmp_path, name):
-        strategy = replace(OFFERED[name], trainable=3)
+        strategy = replace(BY_NAME[name], trainable=3)
         with pytest.raises(UsageError, match=r"phase \d moves 3 stages of 2"):
             train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=strategy))
 
-    @pytest.mark.parametrize("name", OFFERED)
+    @pytest.mark.parametrize("name", BY_NAME)
     def test_no_epochs(self, pictures, tiny_recipe, tmp_path, name):
         with pytest.raises(UsageError, match=r"phase \d has 0 epochs"):
-            train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=replace(OFFERED[name], epochs=0)))
+            train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=replace(BY_NAME[name], epochs=0)))
 
     @pytest.mark.parametrize(
         ("wrong", "problem"),
@@ -491,7 +491,7 @@ def test_a_trunk_that_was_better_before_it_moved_is_said_to_be_the_original(pict
     ],
 )
 def test_strategies_ask_for_what_they_are_named_for(name, moving, restart):
-    phases = OFFERED[name].phases(STAGES, DatasetStatistics(100, 2, 50, 50))
+    phases = BY_NAME[name].phases(STAGES, DatasetStatistics(100, 2, 50, 50))
     assert [phase.trainable for phase in phases] == moving
     assert {phase.reinit for phase in phases} == {restart}
     if not restart:

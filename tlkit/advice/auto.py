@@ -118,8 +118,8 @@ def _begun_with(advice: Advice, question: Question, how: How, budget: float | No
     """All that decides the outcome, as JSON: what a run that is taken up must have been begun with."""
     machine = Machine(how.choice)  # refused at once where it can't be had
 
-    def named(offers: tuple[Component, ...]) -> dict[str, Any]:
-        return {offer.name: to_json(offer) for offer in offers}
+    def named(components: tuple[Component, ...]) -> dict[str, Any]:
+        return {component.name: to_json(component) for component in components}
 
     return {
         "tlkit": __version__,

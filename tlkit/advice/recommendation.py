@@ -33,7 +33,7 @@ SURE, UNSURE = "recommended", "not enough to tell"
 class Recommendation:
     """What to train and why. `accuracy` is the range to expect (95 %), None where nobody can say.
 
-    `settings` are options of the offers, by `kind.option`; `moving` counts the deepest stages that learn.
+    `settings` are options of the components, by `kind.option`; `moving` counts the deepest stages that learn.
     """
 
     verdict: str
@@ -107,7 +107,7 @@ class Available:
     mover: Strategy | None
 
 
-def offered(heads: Sequence[Head], strategies: Sequence[Strategy]) -> Available:
+def available(heads: Sequence[Head], strategies: Sequence[Strategy]) -> Available:
     """The preferred head, or else the first; nothing moves under a head that can't learn by gradient."""
     head = next((head for head in heads if head.name == PREFERRED), heads[0])
     try:
@@ -123,15 +123,20 @@ def cautious(sight: Sight, head: str, lacking: Sequence[str]) -> Recommendation:
 
 
 def recommend(
-    facts: DataFacts, sight: Sight, heads: Sequence[HeadEvidence], offers: Available, known: DatasetStatistics, val: int
+    facts: DataFacts,
+    sight: Sight,
+    heads: Sequence[HeadEvidence],
+    installed: Available,
+    known: DatasetStatistics,
+    val: int,
 ) -> Recommendation:
     """The recommendation for one backbone; `val` counts the images to validate on."""
     cut = best_stage(sight.stages)
     head = best_head(heads, cut.name)
     case = case_of(facts.large, sight.shift.likeness)
     room = 1.0 - sum(cut.probe.interval) / 2
-    why_still = _why_still(facts, sight, room, offers)
-    mover = None if why_still else offers.mover
+    why_still = _why_still(facts, sight, room, installed)
+    mover = None if why_still else installed.mover
     agrees, said = _agreement(case, sight, cut, room, tunes=mover is not None)
     measured = cut.probe.interval if head is None else wilson(round(head.accuracy * head.images), head.images)
     frozen = Recommendation(
@@ -139,7 +144,7 @@ def recommend(
         sight.backbone.name,
         "frozen",
         cut.name,
-        offers.head if head is None else head.head,
+        installed.head if head is None else head.head,
         case=None if case is None else case.name,
         rule="" if case is None else case.says,
         agrees=agrees,
@@ -149,13 +154,13 @@ def recommend(
     )
     if mover is None:
         return frozen.because(f"the trunk stays: {why_still}")
-    moved = frozen.moved(mover, offers.head, sight.trunk.names, known, EPOCHS)
+    moved = frozen.moved(mover, installed.head, sight.trunk.names, known, EPOCHS)
     took = EPOCHS * epoch_seconds(sight.trunk.upto(cut.name), moved.trainable, facts.images, val)
     why = f"frozen features leave {room:.1%} to be gained; auto keeps a moved trunk only if it does better on val"
     return replace(moved, accuracy=(cut.probe.interval[0], 1.0), seconds=(frozen.seconds or 0.0) + took).because(why)
 
 
-def _why_still(facts: DataFacts, sight: Sight, room: float, offers: Available) -> str:
+def _why_still(facts: DataFacts, sight: Sight, room: float, installed: Available) -> str:
     """Why the trunk had better stay as it is; empty where moving it is worth a trial.
 
     By the rule of the craft few images never move a trunk. In trials with 100 and 500 images of two sets that are not
@@ -166,8 +171,8 @@ def _why_still(facts: DataFacts, sight: Sight, room: float, offers: Available) -
         return f"frozen features call {1 - room:.1%} right, little is left to gain"
     if not facts.large and sight.shift.likeness == "alike" and room <= ROOM_OF_FEW:
         return f"few images, like those it has learnt from, of which frozen features call {1 - room:.1%} right"
-    if offers.mover is None:
-        return "of what is on offer nothing moves it under a head that learns by gradient"
+    if installed.mover is None:
+        return "no installed strategy trains it under a head that learns by gradient"
     return ""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tlkit.advice import analysis as evidences
 from tlkit.advice import statistics as data_facts
 from tlkit.advice.analysis import Sight, StageEvidence
-from tlkit.advice.recommendation import Recommendation, cautious, offered, recommend
+from tlkit.advice.recommendation import Recommendation, available, cautious, recommend
 from tlkit.advice.selection import HeadEvidence, best_stage, compare_heads, lead
 from tlkit.advice.statistics import DataFacts
 from tlkit.data import dataset as folder
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What to advise on: backbones, the first one preferred, heads to choose from, and the strategies on offer."""
+    """What to advise on: backbones, the first one preferred, heads to choose from, and the installed strategies."""
 
     backbones: Sequence[Backbone]
     heads: Sequence[Head]
     strategies: Sequence[Strategy]
-    origin: Callable[[Component], tuple[str, str]]  # distribution and version of the plugin that an offer comes from
+    origin: Callable[[Component], tuple[str, str]]  # distribution and version of the plugin that a component comes from
     val: float = 0.2
     max_bad: float = 0.01
     seed: int = 0
@@ -116,9 +116,9 @@ def advise(source: Path, question: Question, progress: Progress = silent, *, lea
     # The same features are the same picture, unless the backbone sees nothing.
     seen = [data_facts.gather(dataset, samples, usable, sight.features.stage(-1)) for sight in sights]
     facts = max(seen, key=lambda each: each.distinct)
-    offers = offered(question.heads, question.strategies)
+    installed = available(question.heads, question.strategies)
     lacking = facts.lacking()
-    advice = Advice(source, dataset, facts, sights, (), labels, cautious(sights[0], offers.head, lacking), rejected)
+    advice = Advice(source, dataset, facts, sights, (), labels, cautious(sights[0], installed.head, lacking), rejected)
     if lacking:
         return _cut_as_asked(advice, question.cut)
     rows = evidences.draw(labels, usable, evidences.MOST_PROBED, question.seed)
@@ -126,10 +126,10 @@ def advise(source: Path, question: Question, progress: Progress = silent, *, lea
     sights = [replace(sight, stages=evidences.weigh(sight, rows, labels[rows], classes)) for sight in sights]
     chosen = best_sight(sights)
     if question.cut is not None:
-        chosen, offers = chosen.only(question.cut), replace(offers, mover=None)
+        chosen, installed = chosen.only(question.cut), replace(installed, mover=None)
     several = question.heads if len(question.heads) > 1 else ()
     heads = compare_heads(chosen, best_stage(chosen.stages), several, labels, classes, question.seed)
-    recommendation = recommend(facts, chosen, heads, offers, strategy_facts(dataset), len(dataset.of("val")))
+    recommendation = recommend(facts, chosen, heads, installed, strategy_facts(dataset), len(dataset.of("val")))
     advice = replace(advice, sights=sights, heads=heads, recommendation=recommendation)
     return _cut_as_asked(advice, question.cut)
 

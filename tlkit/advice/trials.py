@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tlkit.advice.domain_shift import Likeness
 from tlkit.advice.parts import run
-from tlkit.advice.recommendation import EPOCHS, Recommendation, epoch_seconds, offered
+from tlkit.advice.recommendation import EPOCHS, Recommendation, available, epoch_seconds
 from tlkit.advice.run import Advice, Question
 from tlkit.advice.selection import paired
 from tlkit.plugin.contract import Head, Progress, Strategy, silent
@@ -34,7 +34,7 @@ def recipe(question: Question, recommendation: Recommendation) -> Recipe:
         backbone,
         chosen,
         head,
-        {offer.kind: question.origin(offer) for offer in (backbone, chosen, head)},
+        {component.kind: question.origin(component) for component in (backbone, chosen, head)},
         cut=recommendation.cut,
         val=question.val,
         max_bad=question.max_bad,
@@ -44,7 +44,7 @@ def recipe(question: Question, recommendation: Recommendation) -> Recipe:
 
 
 def named(question: Question, name: str) -> Strategy:
-    """The strategy of a name that is on offer."""
+    """The strategy of a name that is installed."""
     return next(each for each in question.strategies if each.name == name)
 
 
@@ -103,10 +103,10 @@ def try_out(
 
 
 def _epochs(advice: Advice, question: Question, name: str, budget: float) -> int:
-    """How many epochs of a strategy fit the budget; 0 where it is not on offer or too few do."""
+    """How many epochs of a strategy fit the budget; 0 where it is not installed or too few do."""
     if name not in {each.name for each in question.strategies}:
         return 0
-    if offered(question.heads, question.strategies).mover is None:
+    if available(question.heads, question.strategies).mover is None:
         return 0
     trunk = advice.sight.trunk.upto(advice.recommendation.cut)
     trainable = named(question, name).phases(trunk.names, facts(advice.dataset))[-1].trainable
@@ -117,7 +117,7 @@ def _epochs(advice: Advice, question: Question, name: str, budget: float) -> int
 
 def _fitted(advice: Advice, question: Question, name: str, epochs: int) -> Recommendation:
     """The recommendation to take a strategy with so many epochs."""
-    strategy, head = named(question, name), offered(question.heads, question.strategies).head
+    strategy, head = named(question, name), available(question.heads, question.strategies).head
     return advice.recommendation.moved(strategy, head, advice.sight.trunk.names, facts(advice.dataset), epochs)
 
 

@@ -31,7 +31,7 @@ VERBS = {
     "eval": "Measure an exported model on labelled images.",
     "bench": "Measure how fast what was exported from a bundle is.",
     "inspect": "Show what a bundle or an exported graph is.",
-    "plugins": "List the plugins and what they offer; check one, or begin one.",
+    "plugins": "List the plugins and their components; check one, or start a new one.",
     "doctor": "Find out what this machine can run, and what is wrong with the installation.",
     "completion": "Print the shell's completion script.",
 }

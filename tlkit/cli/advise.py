@@ -9,7 +9,7 @@ import click
 from tlkit.cli.common import (
     FilePath,
     Seconds,
-    complete_offer,
+    complete_component,
     host,
     json_option,
     max_bad_option,
@@ -30,7 +30,7 @@ from tlkit.util.files import quoted
     default="efficientnet-lite0",
     show_default=True,
     help="The pretrained network, or several with commas between them.",
-    shell_complete=complete_offer("backbone"),
+    shell_complete=complete_component("backbone"),
 )
 @click.option("--budget", type=Seconds(), help="Time for short trial runs, such as 90s or 2m; none unless given.")
 @click.option("--audit", is_flag=True, help="Look for duplicates, leaks, wrong labels and shortcuts as well.")

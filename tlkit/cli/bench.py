@@ -12,9 +12,9 @@ import click
 
 from tlkit.cli.common import (
     FilePath,
+    components,
     device_options,
     json_option,
-    offers,
     on_device,
     progress_bars,
     show,
@@ -180,24 +180,24 @@ def _openers(
         if target == TORCH:
             from tlkit.verification.trained import TrainedSession
 
-            yield f"{TORCH}/{precision}", partial(TrainedSession, bundle, *offers(bundle))
+            yield f"{TORCH}/{precision}", partial(TrainedSession, bundle, *components(bundle))
             continue
         file = exports.graph_file(bundle.root, "model", target, precision)
         try:
-            offer: Any = target_of(target)  # a dataclass, whose fields depend on the target
+            component: Any = target_of(target)  # a dataclass, whose fields depend on the target
         except Elsewhere as error:
             yield f"{target}/{precision}", partial(_refuse, error)
             continue
-        options = {field.name for field in option_fields(offer)}
+        options = {field.name for field in option_fields(component)}
 
-        def opened(device: str, offer: Any, file: Path = file) -> Session:
-            on = replace(offer, device=device) if offer.name == exports.TARGET else offer
+        def opened(device: str, component: Any, file: Path = file) -> Session:
+            on = replace(component, device=device) if component.name == exports.TARGET else component
             return open_target(on, file, trust=trust)
 
         for number in threads if threads and "threads" in options else (0,):
             name = f"{target}/{precision}" + (f", {number} thread{'s' if number > 1 else ''}" if number else "")
-            chosen = replace(offer, threads=number) if number else offer
-            yield name, partial(where, partial(opened, offer=chosen))
+            chosen = replace(component, threads=number) if number else component
+            yield name, partial(where, partial(opened, component=chosen))
 
 
 def _refuse(error: TlkitError) -> Session:

@@ -168,7 +168,7 @@ def question(
     cut: str | None = None,
     **options: Any,
 ) -> Question:
-    """What to advise on: every strategy that plugins offer, and every head, or the one that the user has chosen."""
+    """What to advise on: every installed strategy, and every head, or the one that the user has chosen."""
     from tlkit.advice.run import Question
 
     plugins = host()
@@ -178,18 +178,18 @@ def question(
 
 
 def target_of(by_product: str) -> Target:
-    """The target that a by-product was built for; one that no plugin offers here is as good as of another machine."""
+    """The target that a by-product was built for; one that no plugin provides here is as good as of another machine."""
     from tlkit.runtime.engine import Elsewhere
 
     try:
         found: Target = host().get("target", by_product)
     except UsageError as error:
-        raise Elsewhere(error.what, do="install the plugin that offers it") from error
+        raise Elsewhere(error.what, do="install the plugin that provides it") from error
     return found
 
 
-def complete_offer(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """For a shell that completes a word: the names that the plugins offer of one kind."""
+def complete_component(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """For a shell that completes a word: the names of the installed components of one kind."""
 
     def names(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
         from tlkit.plugin.registry import load
@@ -199,12 +199,12 @@ def complete_offer(kind: str) -> Callable[[click.Context, click.Parameter, str],
     return names
 
 
-def offers(bundle: Bundle) -> tuple[Backbone, Head]:
+def components(bundle: Bundle) -> tuple[Backbone, Head]:
     """The backbone and the head that a bundle was made with."""
     made = {"backbone": bundle.record.backbone, "head": bundle.record.head}
     backbone, head = (
-        host().require(kind, offer.name, offer.distribution, offer.version, offer.options)
-        for kind, offer in made.items()
+        host().require(kind, component.name, component.distribution, component.version, component.options)
+        for kind, component in made.items()
     )
     return backbone, head
 

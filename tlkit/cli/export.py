@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlkit.cli.common import FilePath, host, json_option, offers, progress_bars, show, wrote
+from tlkit.cli.common import FilePath, components, host, json_option, progress_bars, show, wrote
 from tlkit.plugin.contract import OptimizationProfile, option_fields
 from tlkit.util.files import quoted
 
@@ -43,7 +43,7 @@ def _shapes(_context: click.Context, _parameter: click.Parameter, given: str | N
 @click.option(
     "--triton", type=FilePath, metavar="DIRECTORY", help="Write a model repository for Triton, from the ONNX graphs."
 )
-@click.option("--target", "named", multiple=True, metavar="NAME", help="Any target that a plugin offers; repeatable.")
+@click.option("--target", "named", multiple=True, metavar="NAME", help="Any installed target; repeatable.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8"]),
@@ -278,7 +278,7 @@ def _onnx(bundle: Bundle, data: Path | None) -> Published:
     """The ONNX graphs, traced from the modules of the plugins that the bundle names."""
     from tlkit.exporting.run import publish_onnx
 
-    return publish_onnx(bundle, *offers(bundle), data=data)
+    return publish_onnx(bundle, *components(bundle), data=data)
 
 
 def _precise(
@@ -296,9 +296,9 @@ def _precise(
     from tlkit.exporting.run import half_trunk
 
     def half() -> ModelProto:
-        return half_trunk(bundle, *offers(bundle))
+        return half_trunk(bundle, *components(bundle))
 
-    again = partial(fit, bundle, offers(bundle)[1]) if refit_head else None
+    again = partial(fit, bundle, components(bundle)[1]) if refit_head else None
     with progress_bars() as bars:
         return publish_precision(
             bundle, precision, half, max_drop=max_drop, fallback=fallback, data=data, progress=bars, fit=again

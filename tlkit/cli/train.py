@@ -12,7 +12,7 @@ import click
 from tlkit.cli.common import (
     FilePath,
     Seconds,
-    complete_offer,
+    complete_component,
     host,
     json_option,
     max_bad_option,
@@ -40,7 +40,7 @@ AUTO, HEAD = "auto", "logistic"
     default="efficientnet-lite0",
     show_default=True,
     help="The pretrained network.",
-    shell_complete=complete_offer("backbone"),
+    shell_complete=complete_component("backbone"),
 )
 @click.option("--size", type=click.IntRange(1), help="Pixels of the network's input; the backbone's own unless given.")
 @click.option(
@@ -51,15 +51,15 @@ AUTO, HEAD = "auto", "logistic"
     default=AUTO,
     show_default=True,
     help="How to train; auto does what `tlkit advise` recommends, and keeps the advice in the bundle.",
-    shell_complete=complete_offer("strategy"),
+    shell_complete=complete_component("strategy"),
 )
 @click.option(
     "--head",
     help=f"The classifier on the features; auto decides unless given, and with another strategy it is {HEAD}.",
-    shell_complete=complete_offer("head"),
+    shell_complete=complete_component("head"),
 )
 @click.option(
-    "--set", "settings", multiple=True, metavar="KIND.OPTION=VALUE", help="An option of an offer; repeatable."
+    "--set", "settings", multiple=True, metavar="KIND.OPTION=VALUE", help="An option of a component; repeatable."
 )
 @click.option(
     "--val",
@@ -166,7 +166,7 @@ def command(
         _check_settings(settings, head)
     else:
         named["strategy"], head = strategy, head or HEAD
-    offers, origins = _configured(named | ({"head": head} if head else {}), settings)
+    components, origins = _configured(named | ({"head": head} if head else {}), settings)
 
     from tlkit.training.run import Choice, How, Recipe, train
 
@@ -175,11 +175,11 @@ def command(
         if strategy == AUTO:
             from tlkit.advice.auto import train_auto
 
-            asked = question([offers["backbone"]], head=offers.get("head"), **common)
+            asked = question([components["backbone"]], head=components.get("head"), **common)
             trained, advice = train_auto(source, out, asked, how, budget, bars)
             strategy, head = advice.recommendation.strategy, advice.recommendation.head
         else:
-            trained = train(source, out, Recipe(**offers, origins=origins, **common), bars, how)
+            trained = train(source, out, Recipe(**components, origins=origins, **common), bars, how)
 
     for line in trained.ignored:
         click.echo(one_line(f"passed over {line}"), err=True)
@@ -257,20 +257,20 @@ def _check_settings(settings: Sequence[str], head: str | None) -> None:
 
 
 def _configured(named: Mapping[str, str], settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
-    """The offers of these names by kind, with their options, and where they come from.
+    """The components of these names by kind, with their options, and where they come from.
 
-    Raises one UsageError for all names that nobody offers.
+    Raises one UsageError for all names that no plugin provides.
     """
     from tlkit.plugin.options import parse
 
     plugins = host()
-    offers, problems = dict[str, Any](), []
+    components, problems = dict[str, Any](), []
     for kind, name in named.items():
         try:
-            offers[kind] = plugins.get(kind, name)
+            components[kind] = plugins.get(kind, name)
         except UsageError as problem:
             problems.append(problem.what)
     if problems:
         raise UsageError("; ".join(problems))
-    origins = {kind: plugins.origin(offer) for kind, offer in offers.items()}
-    return offers | parse(settings, offers), origins
+    origins = {kind: plugins.origin(component) for kind, component in components.items()}
+    return components | parse(settings, components), origins

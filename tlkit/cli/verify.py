@@ -11,9 +11,9 @@ import click
 
 from tlkit.cli.common import (
     FilePath,
+    components,
     device_options,
     json_option,
-    offers,
     on_device,
     progress_bars,
     rejected,
@@ -158,7 +158,7 @@ def _survey(
     _, samples = labelled(data, bundle.record.labels, split)
     found = {}
     with progress_bars() as bars:
-        backbone, head = offers(bundle)
+        backbone, head = components(bundle)
         model = Model(TrainedSession(bundle, backbone, head), bundle.root)
         trained = answers(model, samples, bars("trained modules", len(samples)), OUTPUTS)
         for place in places:

@@ -1,4 +1,4 @@
-"""Conformance: named checks of any offer, whose failures speak to the plugin's author.
+"""Conformance: named checks of any component, whose failures speak to the plugin's author.
 
 In the tests of a plugin:
 
@@ -8,8 +8,8 @@ In the tests of a plugin:
     def test_it_keeps_the_contract(name, check):
         check()
 
-What `check()` can't look at here it skips, and so it does what is exempt: what the offer's own `exempt()` names, and
-what is passed as `exempt={check: reason}`. Exemptions are strict: one that isn't needed fails.
+A check that can't run here is skipped. So is one that the component's own `exempt()` or the argument
+`exempt={check: reason}` names. Exemptions are strict: one that isn't needed fails.
 
 Where they are useful, backbones have random weights unless `pretrained=True`; checks of the weights need that.
 """
@@ -60,33 +60,37 @@ class Result:
     reason: str | None = None
 
 
-def checks(offer: Component, exempt: Mapping[str, str] | None = None, *, pretrained: bool = False) -> tuple[Check, ...]:
-    """Every check of an offer, in order, the simple ones first. Raises UsageError for an unknown exemption.
+def checks(
+    component: Component, exempt: Mapping[str, str] | None = None, *, pretrained: bool = False
+) -> tuple[Check, ...]:
+    """Every check of a component, in order, the simple ones first. Raises UsageError for an unknown exemption.
 
-    They share what is expensive to make, so use one set of checks for one offer, and let go of it.
+    They share what is expensive to make, so use one set of checks for one component, and let go of it.
     """
-    if not isinstance(offer, Component) or offer.kind not in _MODULES:
+    if not isinstance(component, Component) or component.kind not in _MODULES:
         raise UsageError(
-            f"{offer!r} is no offer",
-            do=f"give an instance of {', '.join(contract.__name__ for contract in BASE_CLASSES.values())}",
+            f"{component!r} is no component",
+            do=f"give an instance of a subclass of {', '.join(base.__name__ for base in BASE_CLASSES.values())}",
         )
-    modules = [import_module(name) for name in ("tlkit.conformance.offer", *_MODULES[offer.kind])]  # some import torch
+    modules = [
+        import_module(name) for name in ("tlkit.conformance.component", *_MODULES[component.kind])
+    ]  # some import torch
     functions = {_name(function): function for module in modules for function in _functions(module)}
-    exemptions = _exemptions(offer, exempt or {}, functions)
-    subject: Subject[Any] = modules[1].SUBJECT(offer, pretrained=pretrained, exempt=exemptions)
+    exemptions = _exemptions(component, exempt or {}, functions)
+    subject: Subject[Any] = modules[1].SUBJECT(component, pretrained=pretrained, exempt=exemptions)
     return tuple(Check(name, _bind(name, function, subject)) for name, function in functions.items())
 
 
 def run(
-    offer: Component,
+    component: Component,
     exempt: Mapping[str, str] | None = None,
     *,
     pretrained: bool = False,
     tick: Callable[[int], object] = lambda _more: None,
 ) -> list[Result]:
-    """The results of every check of an offer, in order. `tick(1)` is called after each."""
+    """The results of every check of a component, in order. `tick(1)` is called after each."""
     results = []
-    for check in checks(offer, exempt, pretrained=pretrained):
+    for check in checks(component, exempt, pretrained=pretrained):
         with contextlib.redirect_stdout(sys.stderr):  # results belong on stdout, and nothing a plugin prints
             results.append(_result(check))
         tick(1)
@@ -117,11 +121,13 @@ def _name(function: Function) -> str:
     return function.__name__.replace("_", "-")
 
 
-def _exemptions(offer: Component, more: Mapping[str, str], known: Mapping[str, Function]) -> dict[str, str]:
+def _exemptions(component: Component, more: Mapping[str, str], known: Mapping[str, Function]) -> dict[str, str]:
     try:
-        exemptions = {**offer.exempt(), **more}
+        exemptions = {**component.exempt(), **more}
     except Exception as error:
-        raise UsageError(f"{offer.kind} {offer.name!r}: its `exempt` raised {type(error).__name__}: {error}") from error
+        raise UsageError(
+            f"{component.kind} {component.name!r}: its `exempt` raised {type(error).__name__}: {error}"
+        ) from error
     problems = [
         f"there is no check {name!r} to be exempt from{did_you_mean(name, known)}"
         for name in exemptions
@@ -129,7 +135,7 @@ def _exemptions(offer: Component, more: Mapping[str, str], known: Mapping[str, F
     ]
     problems += [f"the exemption from {name!r} lacks its reason" for name, reason in exemptions.items() if not reason]
     if problems:
-        raise UsageError(f"{offer.kind} {offer.name!r}: {'; '.join(problems)}")
+        raise UsageError(f"{component.kind} {component.name!r}: {'; '.join(problems)}")
     return exemptions
 
 
@@ -147,6 +153,6 @@ def _bind(name: str, function: Function, subject: Subject[Any]) -> Callable[[], 
         if reason is not None:
             raise CheckFailed(f"it passes, though it is exempt ({reason})", do="remove the exemption")
 
-    check.__name__ = str(subject.offer.name)  # pytest puts it behind the name of the check
+    check.__name__ = str(subject.component.name)  # pytest puts it behind the name of the check
     check.__doc__ = function.__doc__
     return check

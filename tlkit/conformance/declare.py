@@ -1,4 +1,4 @@
-"""What declaring an offer costs, found out in a fresh process."""
+"""What declaring a component costs, found out in a fresh process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CODE = "import sys; from tlkit.conformance.declare import main; main(*sys.argv[
 
 
 def declare(kind: type) -> list[str] | None:
-    """Those of the heavy packages that declaring offers of that class imports; None where it has no file."""
+    """Those of the heavy packages that declaring components of that class imports; None where it has no file."""
     try:
         file = inspect.getfile(kind)
     except (OSError, TypeError):
@@ -42,7 +42,7 @@ def declare(kind: type) -> list[str] | None:
 
 
 def main(module: str, file: str) -> None:
-    """Import a module and list the offers of the plugin it belongs to; print the heavy packages this imported."""
+    """Import a module and list the components of the plugin it belongs to; print the heavy packages this imported."""
     before = set(sys.modules)
     package = module.partition(".")[0]
     Host(found for found in find(hooks.NAMESPACE) if found.module.partition(".")[0] == package)

@@ -62,16 +62,16 @@ class HeadSubject(Subject[Head]):
     def untrained(self) -> nn.Module:
         """The untrained module. Skips the check where the head can only be solved."""
         try:
-            return self.offer.module(WIDTH, CLASSES)
+            return self.component.module(WIDTH, CLASSES)
         except UsageError as refusal:
             raise Skipped(f"it can only be solved: {refusal}") from refusal
 
     def fitted(self, blobs: Blobs, classes: int, seed: int = 0) -> nn.Module:
         """The head fitted as training does it: solved, or else trained by gradient."""
-        module = self.offer.solve(blobs.features, blobs.labels, classes, seed)
+        module = self.component.solve(blobs.features, blobs.labels, classes, seed)
         if module is None:
             torch.manual_seed(seed)
-            module = self.offer.module(blobs.features.shape[1], classes)
+            module = self.component.module(blobs.features.shape[1], classes)
             examples = Examples(blobs.features, blobs.labels)
             module, _ = fit_head(module, [LEARNING], examples, examples, Setting(seed))
         return module
@@ -115,7 +115,7 @@ def fits(subject: HeadSubject) -> None:
 def leaves_its_data_alone(subject: HeadSubject) -> None:
     """Solving changes neither features nor labels: other heads are fitted to the same."""
     mine = Blobs(subject.blobs.features.copy(), subject.blobs.labels.copy())
-    subject.offer.solve(mine.features, mine.labels, CLASSES, 0)
+    subject.component.solve(mine.features, mine.labels, CLASSES, 0)
     same = np.array_equal(mine.features, subject.blobs.features) and np.array_equal(mine.labels, subject.blobs.labels)
     expect(same, "`solve` writes into its arguments", do="work on a copy")
 
@@ -198,7 +198,7 @@ def restores(subject: HeadSubject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "head.safetensors")
         save_file({name: t.contiguous() for name, t in subject.module.state_dict().items()}, file)
-        restored = subject.offer.restore(WIDTH, CLASSES, load_file(file))
+        restored = subject.component.restore(WIDTH, CLASSES, load_file(file))
     do = "override `restore` where `module` gives another structure than `solve`, and keep all that matters as buffers"
     before, after = (_logits(module, subject.others.features) for module in (subject.module, restored))
     expect(np.array_equal(before, after), "restored from its tensors, it gives other logits", do=do)

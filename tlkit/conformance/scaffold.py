@@ -25,10 +25,10 @@ TODO = {
     "target": "Put your runtime into `build` and the session, and what it needs into `missing`.",
 }
 TRY = {
-    "backbone": "tlkit train photos/ -o run/ --backbone {offer}",
-    "head": "tlkit train photos/ -o run/ --head {offer}",
-    "strategy": "tlkit train photos/ -o run/ --strategy {offer}",
-    "target": "tlkit export run/ --{offer}",
+    "backbone": "tlkit train photos/ -o run/ --backbone {component}",
+    "head": "tlkit train photos/ -o run/ --head {component}",
+    "strategy": "tlkit train photos/ -o run/ --strategy {component}",
+    "target": "tlkit export run/ --{component}",
 }
 
 
@@ -38,7 +38,7 @@ class Names:
 
     distribution: str
     module: str
-    offer: str
+    component: str
     kind: str
     suffix: str
     range: str
@@ -47,28 +47,30 @@ class Names:
 
     @property
     def class_(self) -> str:
-        """The class of the offer; its kind at the end keeps it apart from whatever the module imports."""
-        return "".join(word.capitalize() for word in self.offer.split("-")) + self.kind.capitalize()
+        """The class of the component; its kind at the end keeps it apart from whatever the module imports."""
+        return "".join(word.capitalize() for word in self.component.split("-")) + self.kind.capitalize()
 
 
 def names(name: str, kind: str) -> Names:
     """The names that follow from that of a distribution. Raises UsageError for one that a package can't have."""
-    offer = name.removeprefix(PREFIX)
-    if not _NAME.fullmatch(offer):
+    component = name.removeprefix(PREFIX)
+    if not _NAME.fullmatch(component):
         raise UsageError(
             f"a plugin can't be called {name!r}", do="use lower-case words joined by '-', as in tlkit-mynet"
         )
     module = name.replace("-", "_")
     if keyword.iskeyword(module) or module in sys.stdlib_module_names or importlib.util.find_spec(module):
-        raise UsageError(f"there is a Python module {module!r} already", do=f"call it {PREFIX}{offer}, or otherwise")
+        raise UsageError(
+            f"there is a Python module {module!r} already", do=f"call it {PREFIX}{component}, or otherwise"
+        )
     return Names(
         distribution=name,
         module=module,
-        offer=offer,
+        component=component,
         kind=kind,
-        suffix="." + offer.replace("-", "_"),
+        suffix="." + component.replace("-", "_"),
         range=contract_range(__version__),
-        try_=TRY[kind].format(offer=offer),
+        try_=TRY[kind].format(component=component),
         todo=TODO[kind],
     )
 

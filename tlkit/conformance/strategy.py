@@ -46,9 +46,9 @@ class StrategySubject(Subject[Strategy]):
     def ask(self, count: int, facts: DatasetStatistics) -> Answer:
         """What it says for a number of stages; as in training, the phases are for the stages up to the cut."""
         stages = [f"stage{number}" for number in range(1, count + 1)]
-        cut = self.offer.cut(tuple(stages), facts)
+        cut = self.component.cut(tuple(stages), facts)
         kept = stages[: stages.index(cut) + 1] if cut in stages else stages
-        return Answer(tuple(stages), facts, cut, self.offer.phases(tuple(kept), facts))
+        return Answer(tuple(stages), facts, cut, self.component.phases(tuple(kept), facts))
 
     def phases(self) -> Iterator[tuple[Answer, Phase, int]]:
         """Every phase it asks for, with how many stages there are up to the cut."""
@@ -83,8 +83,8 @@ def pure(subject: StrategySubject) -> None:
 def leaves_its_arguments_alone(subject: StrategySubject) -> None:
     """A list of stages is as it was afterwards."""
     stages = ["stem", "body", "last"]
-    subject.offer.cut(stages, FACTS[0])
-    subject.offer.phases(stages, FACTS[0])
+    subject.component.cut(stages, FACTS[0])
+    subject.component.phases(stages, FACTS[0])
     expect(stages == ["stem", "body", "last"], f"it changes its stages to {stages}", do="work on a copy")
 
 

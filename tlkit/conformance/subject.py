@@ -1,4 +1,4 @@
-"""What the checks of an offer share: the offer, what was made of it so far, and how they fail."""
+"""What the checks of a component share: the component, what was made of it so far, and how they fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Function = Callable[[Any], None]  # a check: it takes a Subject
 
 
 class CheckFailed(GateError):
-    """What is wrong with an offer, and what its author can do about it."""
+    """What is wrong with a component, and what its author can do about it."""
 
 
 class _Depends(CheckFailed):
@@ -30,11 +30,11 @@ class _Depends(CheckFailed):
 
 
 class Skipped(SkipTest):
-    """Why a check could not look at an offer here."""
+    """Why a check could not look at a component here."""
 
 
 class Exempt(Skipped):
-    """Why an offer that fails a check may."""
+    """Why a component that fails a check may."""
 
 
 def expect(held: bool, what: str, *, do: str) -> None:
@@ -50,19 +50,19 @@ def some(names: list[str]) -> str:
 
 
 class Subject(Generic[AnyComponent]):
-    """An offer under examination. What checks share is `prepared` once, whether that succeeds or fails."""
+    """A component under examination. What checks share is `prepared` once, whether that succeeds or fails."""
 
     def __init__(
-        self, offer: AnyComponent, *, pretrained: bool = False, exempt: Mapping[str, str] | None = None
+        self, component: AnyComponent, *, pretrained: bool = False, exempt: Mapping[str, str] | None = None
     ) -> None:
-        self.offer = offer
+        self.component = component
         self.pretrained = pretrained
         self.exempt = exempt or {}
         self._running = ""
         self._prepared: dict[str, tuple[Any, Exception | None]] = {}
 
     def examine(self, name: str, function: Function) -> None:
-        """Run a check. Whatever the offer's code raises is a failure of that check."""
+        """Run a check. Whatever the component's code raises is a failure of that check."""
         __tracebackhide__ = True
         self._running = name
         try:
@@ -72,7 +72,7 @@ class Subject(Generic[AnyComponent]):
         except (Exception, SystemExit) as error:
             root = _root(error)
             what = textwrap.shorten(f"it raised {type(root).__name__}: {root}", _MESSAGE)
-            raise CheckFailed(what + _place(root, type(self.offer)), do="mend it there") from error
+            raise CheckFailed(what + _place(root, type(self.component)), do="mend it there") from error
 
     def prepare(self, name: str, owner: str, make: Callable[[], Made]) -> Made:
         """What `make` returns, made at the first call only.

@@ -32,19 +32,19 @@ PREPROCESSING = small.images(SHAPES.largest)
 class TargetSubject(Subject[Target]):
     """A target under examination, and what it made of a small graph of each kind."""
 
-    def __init__(self, offer: Target, **how: Any) -> None:
-        super().__init__(offer, **how)
+    def __init__(self, component: Target, **how: Any) -> None:
+        super().__init__(component, **how)
         self.root = Path(tempfile.mkdtemp(prefix="tlkit-"))
         weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
 
     def need(self) -> None:
         """Skip the check where the target can't run."""
-        if missing := self.offer.missing():
+        if missing := self.component.missing():
             raise Skipped(missing)
 
     def need_single_precision(self) -> None:
         """Skip the check where the target takes no graph like the small ones."""
-        if "fp32" not in self.offer.precisions:
+        if "fp32" not in self.component.precisions:
             raise Skipped("it takes no fp32 graph, and the small ones are")
 
     def graph(self, name: str) -> Path:
@@ -59,8 +59,8 @@ class TargetSubject(Subject[Target]):
 
         def build() -> Path:
             self.need()
-            out = self.root / f"built-{name}{self.offer.suffix}"
-            self.offer.build(self.graph(name), out, SHAPES)
+            out = self.root / f"built-{name}{self.component.suffix}"
+            self.component.build(self.graph(name), out, SHAPES)
             if not out.is_file():
                 raise FileNotFoundError(f"`build` wrote no {out.name}")
             return out
@@ -74,7 +74,7 @@ class TargetSubject(Subject[Target]):
     def open(self, file: Path) -> Session:
         """A session of a file. Skips the check where only building is possible here."""
         try:
-            return self.offer.open(file)
+            return self.component.open(file)
         except ResourceError as missing:
             raise Skipped(missing.what) from missing
 
@@ -86,24 +86,24 @@ class TargetSubject(Subject[Target]):
 
 def suffix_of_its_files(subject: TargetSubject) -> None:
     """Its files have a suffix: a dot and what follows it."""
-    suffix = getattr(subject.offer, "suffix", None)
+    suffix = getattr(subject.component, "suffix", None)
     fits = isinstance(suffix, str) and re.fullmatch(r"\.[a-z0-9_]+", suffix) is not None
     expect(fits, f"the suffix is {suffix!r}", do="declare it as in: suffix = '.engine'")
 
 
 def precisions_are_known(subject: TargetSubject) -> None:
     """It lists the precisions of the graphs it can build, each of them once."""
-    given = tuple(subject.offer.precisions)
+    given = tuple(subject.component.precisions)
     fits = 0 < len(given) == len(set(given)) and set(given) <= set(PRECISIONS)
     expect(fits, f"the precisions are {given}", do=f"declare some of {', '.join(PRECISIONS)}")
 
 
 def missing_says_what_to_install(subject: TargetSubject) -> None:
     """`missing()` is None where it can run, and otherwise says why not, with the command that would install it."""
-    missing = subject.offer.missing()
+    missing = subject.component.missing()
     fits = missing is None or (isinstance(missing, str) and " install " in missing)
     expect(fits, f"`missing()` returns {missing!r}", do="end it with the command, as in: 'run: pip install NAME'")
-    expect(subject.offer.missing() == missing, "`missing()` changes its mind", do="look at what is installed alone")
+    expect(subject.component.missing() == missing, "`missing()` changes its mind", do="look at what is installed alone")
 
 
 def builds(subject: TargetSubject) -> None:
@@ -213,7 +213,7 @@ def refuses_what_it_did_not_write(subject: TargetSubject) -> None:
     """`open` raises an ArtefactError for a file of something else, for half a file, and for an empty one."""
     whole = subject.built("model").read_bytes()
     for what, content in (("something else", b"no engine" * 99), ("half a file", whole[:-64]), ("nothing", b"")):
-        file = subject.root / f"spoiled{subject.offer.suffix}"
+        file = subject.root / f"spoiled{subject.component.suffix}"
         file.write_bytes(content)
         do = "check what you read, and raise tlkit.errors.ArtefactError(what, file=file, do=...)"
         try:
@@ -231,7 +231,7 @@ def says_that_a_file_is_missing(subject: TargetSubject) -> None:
     """`open` raises a TlkitError for a file that is not there."""
     subject.need()
     try:
-        subject.open(subject.root / f"missing{subject.offer.suffix}")
+        subject.open(subject.root / f"missing{subject.component.suffix}")
     except TlkitError:
         return
     except Skipped:

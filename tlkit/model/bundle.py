@@ -43,7 +43,7 @@ Tensors = Mapping[str, "NDArray[Any]"]
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An offer as a bundle remembers it: its name and options, and the plugin it came from."""
+    """A component as a bundle remembers it: its name and options, and the plugin it came from."""
 
     name: str
     distribution: str

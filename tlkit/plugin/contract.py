@@ -1,8 +1,8 @@
 """What a plugin author writes against. Standard library only.
 
-An offer (a backbone, head, strategy or target) is a frozen dataclass. Its fields declared with `option` are its
+A component (a backbone, head, strategy or target) is a frozen dataclass. Its fields declared with `option` are its
 options: `tlkit train --set head.pca=128` replaces the field `pca`, `tlkit plugins` lists it, the bundle
-stores it. Declaring an offer must be cheap: import torch and friends inside the method that needs them.
+stores it. Declaring a component must be cheap: import torch and friends inside the method that needs them.
 
 Every base class has one or two abstract methods and working defaults for the rest, so that a method added
 later breaks no plugin.
@@ -37,7 +37,7 @@ INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 
 
 def option(default: Any, help: str, *, choices: Sequence[Any] | None = None) -> Any:
-    """Declare one option of an offer: a dataclass field with its default, help text and allowed values."""
+    """Declare one option of a component: a dataclass field with its default, help text and allowed values."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
@@ -140,7 +140,7 @@ def silent(_what: str, _total: int) -> Tick:
 
 
 class Component(ABC):
-    """What every offer has: a name (lower case, its words joined by `-`, `_`, `.` or `/`), its kind, its options."""
+    """Base of every component: a name (lower case, words joined by `-`, `_`, `.` or `/`), a kind, options."""
 
     name: str
     kind: ClassVar[str]
@@ -268,7 +268,7 @@ class Target(Component):
         """Open a file that `build` wrote."""
 
     def incompatible(self, built_on: Mapping[str, str]) -> str | None:
-        """Why a file can't be opened here that was built by this offer, with these options, on such a machine.
+        """Why a file can't be opened here that was built by this component, with these options, on such a machine.
 
         `built_on` is what `machine` said there. Unless overridden, every fact has to be the same here.
         """
@@ -279,8 +279,8 @@ class Target(Component):
         return None
 
 
-def option_fields(offer: Component) -> tuple[dataclasses.Field[Any], ...]:
+def option_fields(component: Component) -> tuple[dataclasses.Field[Any], ...]:
     """The dataclass fields that are options: those declared with `option`."""
-    if not dataclasses.is_dataclass(offer):
+    if not dataclasses.is_dataclass(component):
         return ()
-    return tuple(field for field in dataclasses.fields(offer) if "help" in field.metadata)
+    return tuple(field for field in dataclasses.fields(component) if "help" in field.metadata)

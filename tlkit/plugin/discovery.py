@@ -70,7 +70,7 @@ def _order(found: Found) -> tuple[bool, str, str]:
 
 
 def _declares(distribution: metadata.Distribution, group: str) -> bool:
-    """Whether the group stands in the metadata; nothing is parsed, as most distributions offer no plugin."""
+    """Whether the group stands in the metadata; nothing is parsed, as most distributions have no plugin."""
     try:
         return f"[{group}]" in (distribution.read_text("entry_points.txt") or "")
     except (OSError, UnicodeError):

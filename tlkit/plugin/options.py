@@ -1,4 +1,4 @@
-"""The options of an offer: described, set from `--set kind.option=value`, and carried through a bundle's JSON.
+"""The options of a component: described, set from `--set kind.option=value`, and carried through a bundle's JSON.
 
 A value is checked against the type that the option is annotated with: `bool`, `int`, `float`, `str`, `Path`,
 `Literal`, or a union of these with `None`; in a bundle, all of them are JSON scalars.
@@ -30,7 +30,7 @@ _SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option of one offer. `default` is its value as the plugin offers it; no `choices` means any value."""
+    """One option of one component. `default` is its value as the plugin declares it; no `choices` means any value."""
 
     name: str
     types: tuple[Any, ...]  # the members of its annotation; `str` and `Path` last, as every text is one
@@ -63,24 +63,24 @@ class Option:
         raise ValueError(f"must be {expected}, not {given!r}")
 
 
-def describe(offer: Component) -> tuple[Option, ...]:
-    """The options of `offer`, in order of declaration. Raises TypeError for an annotation that can't be set."""
+def describe(component: Component) -> tuple[Option, ...]:
+    """The options of `component`, in order of declaration. Raises TypeError for an annotation that can't be set."""
     return tuple(
         Option(
             field.name,
-            _members(type(offer), field),
-            getattr(offer, field.name),
+            _members(type(component), field),
+            getattr(component, field.name),
             field.metadata.get("help", ""),
             tuple(field.metadata.get("choices") or ()),
         )
-        for field in option_fields(offer)
+        for field in option_fields(component)
     )
 
 
-def option_fault(offer: Component) -> str | None:
-    """Why an option of `offer` could not be set or stored, for the plugin's author; None where all can."""
+def option_fault(component: Component) -> str | None:
+    """Why an option of `component` could not be set or stored, for the plugin's author; None where all can."""
     try:
-        options = describe(offer)
+        options = describe(component)
     except TypeError as problem:
         return str(problem)
     for option in options:
@@ -91,9 +91,9 @@ def option_fault(offer: Component) -> str | None:
     return None
 
 
-def configure(offer: AnyComponent, values: Mapping[str, object]) -> AnyComponent:
-    """`offer` with these option values. Raises one UsageError that names everything which doesn't fit."""
-    options = {option.name: option for option in describe(offer)}
+def configure(component: AnyComponent, values: Mapping[str, object]) -> AnyComponent:
+    """`component` with these option values. Raises one UsageError that names everything which doesn't fit."""
+    options = {option.name: option for option in describe(component)}
     accepted, problems = {}, []
     for name, value in values.items():
         try:
@@ -102,19 +102,19 @@ def configure(offer: AnyComponent, values: Mapping[str, object]) -> AnyComponent
             problems.append(f"{name}: {problem}")
     if not problems:
         try:
-            return dataclasses.replace(offer, **accepted) if accepted else offer  # type: ignore[type-var]
-        except (ValueError, TlkitError) as problem:  # from the offer's own __post_init__
+            return dataclasses.replace(component, **accepted) if accepted else component  # type: ignore[type-var]
+        except (ValueError, TlkitError) as problem:  # from the component's own __post_init__
             problems.append(str(problem))
-    raise UsageError(f"{offer.kind} {offer.name!r}: {'; '.join(problems)}")
+    raise UsageError(f"{component.kind} {component.name!r}: {'; '.join(problems)}")
 
 
-def parse(pairs: Sequence[str], offers: Mapping[str, Component]) -> dict[str, Any]:
-    """`offers` (by kind) with the options that pairs like `head.pca=128` set.
+def parse(pairs: Sequence[str], components: Mapping[str, Component]) -> dict[str, Any]:
+    """`components` (by kind) with the options that pairs like `head.pca=128` set.
 
     Raises one UsageError that lists every pair which doesn't fit, not only the first.
     """
-    options = {kind: {option.name: option for option in describe(offer)} for kind, offer in offers.items()}
-    values: dict[str, dict[str, Any]] = {kind: {} for kind in offers}
+    options = {kind: {option.name: option for option in describe(component)} for kind, component in components.items()}
+    values: dict[str, dict[str, Any]] = {kind: {} for kind in components}
     problems = []
     for pair in pairs:
         try:
@@ -124,9 +124,9 @@ def parse(pairs: Sequence[str], offers: Mapping[str, Component]) -> dict[str, An
         except ValueError as problem:
             problems.append(f"--set {pair}: {problem}")
     configured = {}
-    for kind, offer in offers.items():
+    for kind, component in components.items():
         try:
-            configured[kind] = configure(offer, values[kind])
+            configured[kind] = configure(component, values[kind])
         except UsageError as problem:
             problems.append(problem.what)
     if problems:
@@ -134,16 +134,16 @@ def parse(pairs: Sequence[str], offers: Mapping[str, Component]) -> dict[str, An
     return configured
 
 
-def to_json(offer: Component) -> dict[str, bool | int | float | str | None]:
-    """The options of `offer` and their values as JSON scalars."""
-    values = {option.name: option.default for option in describe(offer)}
+def to_json(component: Component) -> dict[str, bool | int | float | str | None]:
+    """The options of `component` and their values as JSON scalars."""
+    values = {option.name: option.default for option in describe(component)}
     return {name: value.as_posix() if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def from_json(offer: AnyComponent, values: Mapping[str, object]) -> AnyComponent:
-    """`offer` with the option values that a bundle recorded. Raises ArtefactError for what it doesn't know."""
+def from_json(component: AnyComponent, values: Mapping[str, object]) -> AnyComponent:
+    """`component` with the option values that a bundle recorded. Raises ArtefactError for what it doesn't know."""
     try:
-        return configure(offer, values)
+        return configure(component, values)
     except UsageError as problem:
         raise ArtefactError(problem.what) from problem
 
@@ -171,7 +171,7 @@ def _look_up(options: Mapping[str, Option], name: str) -> Option:
     return options[name]
 
 
-@functools.cache  # a plugin may offer a thousand instances of one class
+@functools.cache  # a plugin may have a thousand instances of one class
 def _members(cls: type[Component], field: dataclasses.Field[Any]) -> tuple[Any, ...]:
     """What the annotation of an option allows, one by one. Raises TypeError."""
     annotation = _annotation(cls, field) if isinstance(field.type, str) else field.type

@@ -1,4 +1,4 @@
-"""Loads plugins one by one and indexes what they offer by kind and name.
+"""Loads plugins one by one and indexes their components by kind and name.
 
 A plugin that fails is remembered with its reason and is never in the way of the rest.
 """
@@ -40,11 +40,11 @@ _REASON_LENGTH = 300
 
 @dataclass(frozen=True, slots=True)
 class RegisteredComponent:
-    """What a hook returned: an offer, or whatever was refused for `reason`."""
+    """What a hook returned: a component, or whatever was refused for `reason`."""
 
     kind: str
     name: str
-    offer: Any
+    component: Any
     distribution: str
     version: str
     reason: str | None = None
@@ -59,7 +59,7 @@ class RegisteredComponent:
 class Plugin:
     """A plugin that was found: loaded, broken for `reason`, or never imported: disabled, or made for another version.
 
-    One that is broken may still have offers: those of the hooks that didn't fail.
+    One that is broken may still have components: those of the hooks that didn't fail.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Plugin:
     state: Literal["ok", "broken", "disabled", "incompatible"]
     reason: str | None = None
     traceback: str | None = None  # of what it raised, for its author
-    offers: tuple[RegisteredComponent, ...] = ()
+    components: tuple[RegisteredComponent, ...] = ()
 
     def __str__(self) -> str:
         return f"plugin {self.name!r} ({self.distribution} {self.version})"
@@ -77,7 +77,7 @@ class Plugin:
     @property
     def problem(self) -> str | None:
         """What to tell a user about it in one line; None where all is well."""
-        refused = [offered for offered in self.offers if offered.reason is not None]
+        refused = [registered for registered in self.components if registered.reason is not None]
         if self.state != "ok":
             return f"{self} is {self.state}: {self.reason}"
         if not refused:
@@ -87,77 +87,77 @@ class Plugin:
 
 
 class Host:
-    """The plugins that were found, and what they offer by kind and name."""
+    """The plugins that were found, and their components by kind and name."""
 
     def __init__(self, found: Iterable[Found], disabled: Collection[str] = ()) -> None:
         """Load `found` in the order given, without those whose name or distribution `disabled` has ("all": all)."""
-        self._offers: dict[tuple[str, str], RegisteredComponent] = {}
+        self._components: dict[tuple[str, str], RegisteredComponent] = {}
         self._disabled = {normalize(name) for name in disabled}
         self._idle = self._disabled - {"all"}  # names that have disabled nothing so far
         self.plugins = tuple(self._admit(each) for each in found)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One line for each plugin that is broken or had offers refused, and one for names that disable nothing."""
+        """One line for each plugin that is broken or had components refused, and one for names that disable nothing."""
         lines = [plugin.problem for plugin in self.plugins if plugin.problem and plugin.state != "disabled"]
         if self._idle:
             lines.append(f"{DISABLE_VARIABLE} names no installed plugin: {', '.join(sorted(self._idle))}")
         return tuple(lines)
 
     def names(self, kind: str) -> tuple[str, ...]:
-        """The names of the offers of `kind`, sorted."""
-        return tuple(sorted(name for offered_kind, name in self._offers if offered_kind == kind))
+        """The names of the components of `kind`, sorted."""
+        return tuple(sorted(name for registered_kind, name in self._components if registered_kind == kind))
 
     def get(self, kind: str, name: str, settings: Mapping[str, object] | None = None) -> Any:
-        """The offer of that kind and name, with its options set. Raises UsageError.
+        """The component of that kind and name, with its options set. Raises UsageError.
 
         Any, because only the caller knows which kind it asks for: `head: Head = host.get("head", "ridge")`.
         """
-        return configure(self._named(kind, name).offer, settings or {})
+        return configure(self._named(kind, name).component, settings or {})
 
-    def origin(self, offer: Component) -> tuple[str, str]:
-        """The distribution that `offer` comes from, and its version. Raises UsageError where no plugin offers it."""
-        offered = self._named(offer.kind, offer.name)
-        return offered.distribution, offered.version
+    def origin(self, component: Component) -> tuple[str, str]:
+        """Return the distribution that provides `component`, and its version. Raises UsageError if none does."""
+        registered = self._named(component.kind, component.name)
+        return registered.distribution, registered.version
 
     def require(self, kind: str, name: str, distribution: str, version: str, settings: Mapping[str, object]) -> Any:
-        """The offer that a bundle was made with, its options set from the bundle's JSON. Raises ArtefactError.
+        """The component that a bundle was made with, its options set from the bundle's JSON. Raises ArtefactError.
 
         Another version of the distribution will do, since verification replays the bundle's golden images.
         """
         if not _REQUIREMENT.fullmatch(f"{distribution}=={version}"):  # it would end in a command to be copied
             raise ArtefactError(f"the {kind}'s plugin can't be called {distribution!r}, version {version!r}")
-        offered = self._offers.get((kind, name))
-        if offered is None or normalize(offered.distribution) != normalize(distribution):
+        registered = self._components.get((kind, name))
+        if registered is None or normalize(registered.distribution) != normalize(distribution):
             raise self._absent(kind, name, distribution, version)
         try:
-            return from_json(offered.offer, settings)
+            return from_json(registered.component, settings)
         except ArtefactError as problem:
-            if offered.version == version:
+            if registered.version == version:
                 raise
-            what = f"{problem.what} (made with {distribution} {version}, installed is {offered.version})"
+            what = f"{problem.what} (made with {distribution} {version}, installed is {registered.version})"
             raise ArtefactError(what, do=_install(distribution, version)) from problem
 
     def _named(self, kind: str, name: str) -> RegisteredComponent:
-        if (kind, name) in self._offers:
-            return self._offers[kind, name]
+        if (kind, name) in self._components:
+            return self._components[kind, name]
         known = self.names(kind)
         installed = ", ".join(known) if len(known) <= _NAMES_IN_MESSAGE else f"{len(known)}, see `tlkit plugins`"
-        might_offer_it = [plugin.problem for plugin in self.plugins if plugin.problem]
+        maybe_there = [plugin.problem for plugin in self.plugins if plugin.problem]
         what = f"there is no {kind} {name!r}{did_you_mean(name, known)}; installed: {installed or 'none'}"
-        raise UsageError("; ".join([what, *might_offer_it]))
+        raise UsageError("; ".join([what, *maybe_there]))
 
     def _absent(self, kind: str, name: str, distribution: str, version: str) -> ArtefactError:
-        """The error for an offer that `distribution` doesn't make here: why, and what to do."""
-        other = self._offers.get((kind, name))
+        """The error for a component that `distribution` doesn't make here: why, and what to do."""
+        other = self._components.get((kind, name))
         plugins = [plugin for plugin in self.plugins if normalize(plugin.distribution) == normalize(distribution)]
         problems = [plugin.problem for plugin in plugins if plugin.problem]
         if problems:
             why = "; ".join(problems)
         elif other is not None:
-            why = f"here, {other.distribution} {other.version} offers that name"
+            why = f"here, {other.distribution} {other.version} provides that name"
         else:
-            why = f"{plugins[0].version} is installed and doesn't offer it" if plugins else "it is not installed"
+            why = f"{plugins[0].version} is installed and doesn't provide it" if plugins else "it is not installed"
         disabled = any(plugin.state == "disabled" for plugin in plugins)
         do = f"unset {DISABLE_VARIABLE}" if disabled else _install(distribution, version)
         return ArtefactError(f"needs {kind} {name!r} of {distribution} {version}: {why}", do=do)
@@ -171,21 +171,21 @@ class Host:
         if found.incompatible:
             do = f"install a version of {found.distribution} for this one"
             return replace(plugin, state="incompatible", reason=f"{found.incompatible}; {do}")
-        offers, failures = _ask(found)
-        plugin = replace(plugin, offers=tuple(self._index(offered) for offered in offers))
+        components, failures = _ask(found)
+        plugin = replace(plugin, components=tuple(self._index(registered) for registered in components))
         if not failures:
             return plugin
         reasons, tracebacks = zip(*failures, strict=True)
         return replace(plugin, state="broken", reason="; ".join(reasons), traceback="\n".join(tracebacks))
 
-    def _index(self, offered: RegisteredComponent) -> RegisteredComponent:
-        if offered.reason is not None:
-            return offered
-        first = self._offers.setdefault((offered.kind, offered.name), offered)
-        if first is offered:
-            return offered
-        both = f"{first.distribution} {first.version} and {offered.distribution} {offered.version}"
-        return replace(offered, reason=f"both {both} offer it, and the first keeps the name")
+    def _index(self, registered: RegisteredComponent) -> RegisteredComponent:
+        if registered.reason is not None:
+            return registered
+        first = self._components.setdefault((registered.kind, registered.name), registered)
+        if first is registered:
+            return registered
+        both = f"{first.distribution} {first.version} and {registered.distribution} {registered.version}"
+        return replace(registered, reason=f"both {both} provide it, and the first keeps the name")
 
 
 def _install(distribution: str, version: str) -> str:
@@ -224,17 +224,17 @@ def _blaming(what: str, failures: list[_Failure]) -> Iterator[None]:
 
 
 def _ask(found: Found) -> tuple[list[RegisteredComponent], list[_Failure]]:
-    """What one plugin offers and where it failed. A hook that fails takes only its own offers with it."""
-    offers: list[RegisteredComponent] = []
+    """The components of one plugin and where it failed. A hook that fails takes only its own components with it."""
+    components: list[RegisteredComponent] = []
     failures: list[_Failure] = []
     with _blaming("it failed to load", failures):
         manager = _register(found.load())
     if failures:
-        return offers, failures
+        return components, failures
     for hook, contract in BASE_CLASSES.items():
         with _blaming(f"{hook} failed", failures):
-            offers += [_judge(offer, contract, found) for offer in _call(manager, hook)]
-    return offers, failures
+            components += [_judge(component, contract, found) for component in _call(manager, hook)]
+    return components, failures
 
 
 def _register(plugin: object) -> pluggy.PluginManager:
@@ -259,13 +259,15 @@ def _call(manager: pluggy.PluginManager, hook: str) -> Iterator[object]:
     caller: pluggy.HookCaller = getattr(manager.hook, hook)
     if not caller.get_hookimpls():
         return
-    for offers in caller() or [None]:  # pluggy drops what returned None
-        if not isinstance(offers, Iterable):
-            raise _PluginFault(f"{hook} returned {type(offers).__name__}, not an iterable of offers")
-        yield from offers
+    for components in caller() or [None]:  # pluggy drops what returned None
+        if not isinstance(components, Iterable):
+            raise _PluginFault(f"{hook} returned {type(components).__name__}, not an iterable of components")
+        yield from components
 
 
-def _judge(offer: Any, contract: type[Component], found: Found) -> RegisteredComponent:
-    name = getattr(offer, "name", None)
-    label = name if isinstance(name, str) else textwrap.shorten(repr(offer), _REASON_LENGTH)
-    return RegisteredComponent(contract.kind, label, offer, found.distribution, found.version, fault(offer, contract))
+def _judge(component: Any, contract: type[Component], found: Found) -> RegisteredComponent:
+    name = getattr(component, "name", None)
+    label = name if isinstance(name, str) else textwrap.shorten(repr(component), _REASON_LENGTH)
+    return RegisteredComponent(
+        contract.kind, label, component, found.distribution, found.version, fault(component, contract)
+    )

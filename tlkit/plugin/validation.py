@@ -1,4 +1,4 @@
-"""What is asked of every offer, in sentences for its author. The host refuses an offer that any of these faults."""
+"""Validation of every component, in sentences for its author; the host refuses a component with any fault."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from tlkit.plugin.options import option_fault
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[./]|[-_]+)[a-z0-9]+)*")
 
 
-def kind_fault(offer: object, contract: type[Component]) -> str | None:
-    """Why `offer` is not what `contract` says; None where it is."""
-    if isinstance(offer, contract) and offer.kind == contract.kind:
+def kind_fault(component: object, contract: type[Component]) -> str | None:
+    """Why `component` is not what `contract` says; None where it is."""
+    if isinstance(component, contract) and component.kind == contract.kind:
         return None
     return f"it is not an instance of a subclass of tlkit.plugin.contract.{contract.__name__}"
 
 
-def name_fault(offer: object) -> str | None:
-    """Why `offer` can't be called what it is called; None where it can."""
-    name = getattr(offer, "name", None)
+def name_fault(component: object) -> str | None:
+    """Why `component` can't be called what it is called; None where it can."""
+    name = getattr(component, "name", None)
     if isinstance(name, str) and _NAME.fullmatch(name):
         return None
     return "its name isn't lower-case words joined by '-', '_', '.' or '/'"
 
 
-def frozen_fault(offer: object) -> str | None:
-    """Why the options of `offer` could change under way; None where they can't."""
-    parameters = getattr(offer, "__dataclass_params__", None)
+def frozen_fault(component: object) -> str | None:
+    """Why the options of `component` could change under way; None where they can't."""
+    parameters = getattr(component, "__dataclass_params__", None)
     if parameters is not None and parameters.frozen:
         return None
-    return f"{type(offer).__name__} is not a frozen dataclass"
+    return f"{type(component).__name__} is not a frozen dataclass"
 
 
-def fault(offer: object, contract: type[Component]) -> str | None:
-    """The first reason not to give `offer` out as what `contract` says; None where there is none."""
-    if (wrong := kind_fault(offer, contract)) or not isinstance(offer, Component):
+def fault(component: object, contract: type[Component]) -> str | None:
+    """The first reason not to give `component` out as what `contract` says; None where there is none."""
+    if (wrong := kind_fault(component, contract)) or not isinstance(component, Component):
         return wrong
-    return name_fault(offer) or frozen_fault(offer) or option_fault(offer)
+    return name_fault(component) or frozen_fault(component) or option_fault(component)

@@ -25,7 +25,7 @@ from tlkit.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What to train: the three offers, each with the (distribution, version) of the plugin it comes from."""
+    """What to train: the three components, each with the (distribution, version) of the plugin it comes from."""
 
     backbone: Backbone
     strategy: Strategy
@@ -107,13 +107,16 @@ class Plan:
     def begun_with(self, features: Features, machine: Machine) -> dict[str, Any]:
         """All that decides the outcome, as JSON: what a training that is taken up must have been begun with."""
         recipe = self.recipe
-        offers = {offer.kind: {"name": offer.name, **to_json(offer)} for offer in (recipe.strategy, recipe.head)}
+        components = {
+            component.kind: {"name": component.name, **to_json(component)}
+            for component in (recipe.strategy, recipe.head)
+        }
         return {
             "tlkit": __version__,
             "backbone": {"name": recipe.backbone.name, **to_json(recipe.backbone)},
             "cut": self.trunk.names[-1],
             "size": self.trunk.preprocessing.size,
-            **offers,
+            **components,
             **{name: getattr(recipe, name) for name in ("val", "seed", "refit")},
             **self.conditions(machine),
             "phase": [asdict(phase) for phase in self.phases],

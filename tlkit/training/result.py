@@ -129,9 +129,11 @@ def _golden(samples: Sequence[Sample], usable: NDArray[np.bool_], count: int) ->
     return turns[:count]
 
 
-def _made(recipe: Recipe, offer: Backbone | Head | Strategy, report: Mapping[str, Any] | None = None) -> bundles.Made:
-    distribution, version = recipe.origins[offer.kind]
-    return bundles.Made(offer.name, distribution, version, to_json(offer), report or {})
+def _made(
+    recipe: Recipe, component: Backbone | Head | Strategy, report: Mapping[str, Any] | None = None
+) -> bundles.Made:
+    distribution, version = recipe.origins[component.kind]
+    return bundles.Made(component.name, distribution, version, to_json(component), report or {})
 
 
 def _data(

@@ -54,7 +54,7 @@ ARCHITECTURES = {
 }
 
 
-def offer(entry: str) -> Timm:
+def component(entry: str) -> Timm:
     """The backbone of an entry of the list above."""
     name, _, size = entry.partition(":")
     return Timm(PREFIX + name, size=int(size) if size else None)
@@ -143,9 +143,9 @@ def main() -> None:
     for entry in given.names or left:
         try:
             if "difference" not in found.setdefault(entry, {}):
-                found[entry].update(chained(offer(entry)))
+                found[entry].update(chained(component(entry)))
             if given.check:
-                found[entry].update(examined(offer(entry)))
+                found[entry].update(examined(component(entry)))
         except Exception as refusal:  # noqa: BLE001 - whatever it is, it belongs in the table
             found[entry] = {"refused": f"{type(refusal).__name__}: {refusal}"}
         gc.collect()

@@ -28,8 +28,8 @@ def test_listing_imports_neither_timm_nor_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_every_architecture_is_offered_under_its_name() -> None:
-    assert {offer.name for offer in tlkit_backbones()} == {f"timm/{name}" for name in timm.list_models()}
+def test_every_architecture_is_a_backbone_under_its_name() -> None:
+    assert {component.name for component in tlkit_backbones()} == {f"timm/{name}" for name in timm.list_models()}
 
 
 def test_most_architectures_belong_to_a_family() -> None:

@@ -146,6 +146,6 @@ def test_efficientnet_lite0_is_the_standard_backbone(tmp_path: Path) -> None:
     images = photographs(standard.preprocessing.size)
     with torch.inference_mode():
         one, other = (trunk(images).numpy() for trunk in trunks)
-        logits = [offer.classifier()(torch.from_numpy(one)) for offer in (standard, backbone)]
+        logits = [component.classifier()(torch.from_numpy(one)) for component in (standard, backbone)]
     assert cosines(one, other).min() >= 0.9999
     assert torch.allclose(*logits)

@@ -1,4 +1,4 @@
-"""What the standard heads share: their common options, and the way from an offer to its module."""
+"""What the standard heads share: their common options, and the way from a component to its module."""
 
 from __future__ import annotations
 

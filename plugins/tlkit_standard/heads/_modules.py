@@ -1,7 +1,7 @@
 """The modules that heads are stored, trained and exported as: standard operators only.
 
-What is fitted is a tensor in the state dict; what is an option of the offer (`power`, `l2`, `metric`, ...) is an
-argument. Shapes are taken from the tensors, so an offer and a state dict are enough to rebuild a module.
+What is fitted is a tensor in the state dict; what is an option of the component (`power`, `l2`, `metric`, ...) is an
+argument. Shapes are taken from the tensors, so a component and a state dict are enough to rebuild a module.
 """
 
 from __future__ import annotations

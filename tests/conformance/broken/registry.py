@@ -1,4 +1,4 @@
-"""How a broken offer says which check has to find it."""
+"""How a broken component says which check has to find it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Broken = TypeVar("Broken", bound=Component)
 
 
 class Registry(dict[str, tuple[Component, str]]):
-    """By check: the offer that fails it, and a pattern for what is said of it."""
+    """By check: the component that fails it, and a pattern for what is said of it."""
 
     def breaks(self, check: str, saying: str) -> Callable[[type[Broken]], type[Broken]]:
-        """Enter an offer, made with its defaults, by decorating its class."""
+        """Enter a component, made with its defaults, by decorating its class."""
 
         def register(kind: type[Broken]) -> type[Broken]:
             self[check] = (kind(), saying)

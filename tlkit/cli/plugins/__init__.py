@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 COMMANDS = {
-    "check": "Check that what a plugin offers keeps its contract.",
+    "check": "Check that a plugin's components keep the contract.",
     "new": "Begin a plugin: a package that passes its checks as it stands.",
 }
 KINDS = tuple(contract.kind for contract in (Backbone, Head, Strategy, Target))
 ALLOWED = "everything: it is code that runs with your rights"
-SHOWN = 30  # offers of one kind and plugin; a library of networks may have a thousand
+SHOWN = 30  # components of one kind and plugin; a library of networks may have a thousand
 
 
 @click.command(
@@ -31,12 +31,12 @@ SHOWN = 30  # offers of one kind and plugin; a library of networks may have a th
     package=__name__,
     verbs=COMMANDS,
     invoke_without_command=True,
-    short_help="List the plugins and what they offer; check one, or begin one.",
+    short_help="List the plugins and their components; check one, or start a new one.",
 )
 @json_option
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:
-    """List the plugins, where they came from, what they offer, and the options of each offer.
+    """List the plugins, their origin, their components, and the options of each component.
 
     A plugin is code that runs with your rights; install only those you trust. One that is broken is listed with the
     reason and is not in the way of the rest. TLKIT_DISABLE_PLUGINS=name,name (or all) prevents their import.
@@ -67,22 +67,22 @@ def _plugin(plugin: Plugin) -> dict[str, Any]:
         "allowed": ALLOWED,
         "state": plugin.state,
         "reason": plugin.reason,
-        "offers": [_offer(offered) for offered in plugin.offers],
+        "components": [_component(registered) for registered in plugin.components],
     }
 
 
-def _offer(offered: RegisteredComponent) -> dict[str, Any]:
+def _component(registered: RegisteredComponent) -> dict[str, Any]:
     from tlkit.plugin.options import describe, to_json
 
     facts: dict[str, Any] = {
-        "kind": offered.kind,
-        "name": offered.name,
-        "state": offered.state,
-        "reason": offered.reason,
+        "kind": registered.kind,
+        "name": registered.name,
+        "state": registered.state,
+        "reason": registered.reason,
         "options": [],
     }
-    if offered.reason is None:
-        values = to_json(offered.offer)
+    if registered.reason is None:
+        values = to_json(registered.component)
         facts["options"] = [
             {
                 "name": option.name,
@@ -91,7 +91,7 @@ def _offer(offered: RegisteredComponent) -> dict[str, Any]:
                 "choices": list(option.choices) or None,
                 "help": option.help,
             }
-            for option in describe(offered.offer)
+            for option in describe(registered.component)
         ]
     return facts
 
@@ -101,19 +101,19 @@ def _plugin_lines(plugin: Plugin) -> Iterator[str]:
     yield f"{plugin.name} ({plugin.distribution} {plugin.version}) {plugin.state}{reason}"
     yield f"  from {provenance(plugin.distribution)}; allowed to do {ALLOWED}"
     shown: Counter[str] = Counter()
-    for offered in plugin.offers:
-        shown[offered.kind] += 1
-        if shown[offered.kind] <= SHOWN:
-            yield from _offer_lines(offered)
+    for registered in plugin.components:
+        shown[registered.kind] += 1
+        if shown[registered.kind] <= SHOWN:
+            yield from _component_lines(registered)
     for kind, count in shown.items():
         if count > SHOWN:
             yield f"  {kind:<9} ... and {count - SHOWN} more, see: tlkit plugins --json"
 
 
-def _offer_lines(offered: RegisteredComponent) -> Iterator[str]:
-    facts = _offer(offered)
-    refused = f"  refused: {offered.reason}" if offered.reason else ""
-    yield f"  {offered.kind:<9} {offered.name}{refused}"
+def _component_lines(registered: RegisteredComponent) -> Iterator[str]:
+    facts = _component(registered)
+    refused = f"  refused: {registered.reason}" if registered.reason else ""
+    yield f"  {registered.kind:<9} {registered.name}{refused}"
     for option in facts["options"]:
         default = "none" if option["default"] is None else option["default"]
         choices = f", one of {', '.join(map(str, option['choices']))}" if option["choices"] else ""

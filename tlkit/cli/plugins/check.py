@@ -23,19 +23,22 @@ def _names(_context: click.Context, _parameter: click.Parameter, typed: str) -> 
     from tlkit.plugin.registry import load
 
     plugins = load().plugins
-    known = {*(plugin.name for plugin in plugins), *(offered.name for plugin in plugins for offered in plugin.offers)}
+    known = {
+        *(plugin.name for plugin in plugins),
+        *(registered.name for plugin in plugins for registered in plugin.components),
+    }
     return sorted(name for name in known if name.startswith(typed))
 
 
 @click.command(short_help=COMMANDS["check"])
 @click.argument("name", shell_complete=_names)
-@click.option("--kind", type=click.Choice(KINDS), help="Only offers of this kind.")
+@click.option("--kind", type=click.Choice(KINDS), help="Only components of this kind.")
 @click.option("--pretrained", is_flag=True, help="Check backbones with their pretrained weights, and those weights.")
 @json_option
 def command(name: str, kind: str | None, pretrained: bool, as_json: bool) -> None:
-    """Check that offers keep the contract; each check passes, fails, is exempt with a reason, or is skipped.
+    """Check that components keep the contract; each check passes, fails, is exempt with a reason, or is skipped.
 
-    NAME is that of an offer, a pattern for several, or that of a plugin for all it offers. The exit code is the
+    NAME is that of a component, a pattern for several, or that of a plugin for all its components. The exit code is the
     verdict: 0 if none fails, 6 if one does. Backbones have random weights unless --pretrained.
 
     \b
@@ -49,15 +52,18 @@ def command(name: str, kind: str | None, pretrained: bool, as_json: bool) -> Non
 
     selection = select(host(), name, kind)
     with progress_bars() as bars:
-        reports = [(offered, _results(offered, pretrained, bars)) for offered in selection.offers]
-    failed = [*selection.problems, *(line for offered, results in reports for line in _failures(offered, results))]
+        reports = [(registered, _results(registered, pretrained, bars)) for registered in selection.components]
+    failed = [
+        *selection.problems,
+        *(line for registered, results in reports for line in _failures(registered, results)),
+    ]
     lines = [*selection.problems, *(line for report in reports for line in _lines(*report))]
     show(
         {
             "name": name,
             "passed": not failed,
             "problems": list(selection.problems),
-            "offers": [_offer(offered, results) for offered, results in reports],
+            "components": [_component(registered, results) for registered, results in reports],
         },
         lines,
         as_json,
@@ -69,40 +75,40 @@ def command(name: str, kind: str | None, pretrained: bool, as_json: bool) -> Non
     wrote(None, then="tlkit plugins")
 
 
-def _results(offered: RegisteredComponent, pretrained: bool, bars: Any) -> list[Result]:
+def _results(registered: RegisteredComponent, pretrained: bool, bars: Any) -> list[Result]:
     from tlkit.conformance import Result, checks, run
 
-    refusal = offered.reason
+    refusal = registered.reason
     if refusal is None:
         try:
-            tick = bars(offered.name, len(checks(offered.offer)))
-            return run(offered.offer, pretrained=pretrained, tick=tick)
+            tick = bars(registered.name, len(checks(registered.component)))
+            return run(registered.component, pretrained=pretrained, tick=tick)
         except UsageError as problem:  # with what it is exempt from
             refusal = problem.what
     return [Result("accepted", "It is given out, and what it is exempt from is known.", "fail", refusal)]
 
 
-def _failures(offered: RegisteredComponent, results: list[Result]) -> Iterator[str]:
+def _failures(registered: RegisteredComponent, results: list[Result]) -> Iterator[str]:
     names = [result.name for result in results if result.state == "fail"]
     if names:
-        yield f"{offered.kind} {offered.name!r} fails {', '.join(names)}"
+        yield f"{registered.kind} {registered.name!r} fails {', '.join(names)}"
 
 
-def _lines(offered: RegisteredComponent, results: list[Result]) -> Iterator[str]:
+def _lines(registered: RegisteredComponent, results: list[Result]) -> Iterator[str]:
     counts = Counter(result.state for result in results)
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    yield f"{offered.kind} {offered.name} ({offered.distribution} {offered.version}): {summary}"
+    yield f"{registered.kind} {registered.name} ({registered.distribution} {registered.version}): {summary}"
     for result in results:
         reason = "" if result.reason is None else f": {result.reason}"
         yield f"  {result.state:<7}{result.name}{reason}"
 
 
-def _offer(offered: RegisteredComponent, results: list[Result]) -> dict[str, Any]:
+def _component(registered: RegisteredComponent, results: list[Result]) -> dict[str, Any]:
     return {
-        "kind": offered.kind,
-        "name": offered.name,
-        "distribution": offered.distribution,
-        "version": offered.version,
+        "kind": registered.kind,
+        "name": registered.name,
+        "distribution": registered.distribution,
+        "version": registered.version,
         "passed": all(result.state != "fail" for result in results),
         "checks": [asdict(result) for result in results],
     }

@@ -62,7 +62,7 @@ def hash_of_the_weights(subject: BackboneSubject) -> None:
     watch, do = Watch(), "record the file's hash in `Source(..., sha256=...)`, and check it before the file is read"
     try:
         with watching(watch):
-            subject.offer.stages(pretrained=True)
+            subject.component.stages(pretrained=True)
     except Exception as error:
         raise CheckFailed("there is no hash, and without a file there are no weights", do=do) from error
     read = [*watch.files, *watch.addresses]
@@ -70,7 +70,7 @@ def hash_of_the_weights(subject: BackboneSubject) -> None:
 
 
 def _weights(subject: BackboneSubject) -> Weights:
-    source = getattr(subject.offer, "weights", None)
+    source = getattr(subject.component, "weights", None)
     if not isinstance(source, Weights):
         raise CheckFailed(f"weights is {source!r}", do="declare: weights = Weights(origin, license, sha256)")
     return source

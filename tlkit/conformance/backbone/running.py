@@ -113,7 +113,7 @@ def leaves_its_input_alone(subject: BackboneSubject) -> None:
 
 
 def together_the_whole_network(subject: BackboneSubject) -> None:
-    """The chained stages give what the network gives in its own library, where the offer has that as `whole`."""
+    """The chained stages give what the network gives in its own library, where the component has that as `whole`."""
     whole, trunk = _of_the_same_weights(subject)
     with torch.inference_mode():
         inputs = trunk.normalize(subject.images)
@@ -176,11 +176,11 @@ def fits_half_precision(subject: BackboneSubject) -> None:
 
 
 def _of_the_same_weights(subject: BackboneSubject) -> tuple[nn.Module, trunks.Trunk]:
-    """The network of the offer's library and a trunk, before any of them was run."""
+    """The network of the component's library and a trunk, before any of them was run."""
     trunk = subject.trunk if subject.pretrained else None
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        whole = subject.offer.whole(pretrained=subject.pretrained)
+        whole = subject.component.whole(pretrained=subject.pretrained)
         if whole is None:
             raise Skipped("it has no `whole` to hold the stages against")
         torch.manual_seed(0)

@@ -44,7 +44,7 @@ def same_every_time(subject: BackboneSubject) -> None:
 
 def in_eval_mode(subject: BackboneSubject) -> None:
     """Every module of every stage is in eval mode when it is handed out."""
-    stages = subject.offer.stages(pretrained=False)
+    stages = subject.component.stages(pretrained=False)
     training = [
         f"{stage}.{name}".rstrip(".")
         for stage, module in stages.items()

@@ -34,22 +34,22 @@ BATCHES = (slice(0, 1), slice(1, 3), ALL)  # of 1, 2 and 5 images
 class BackboneSubject(Subject[Backbone]):
     """A backbone under examination. What is prepared here is not to be changed: take a `fresh()` trunk for that."""
 
-    def __init__(self, offer: Backbone, **how: Any) -> None:
-        super().__init__(offer, **how)
+    def __init__(self, component: Backbone, **how: Any) -> None:
+        super().__init__(component, **how)
         self.watch = Watch()
 
     @prepared("builds")
     def stages(self) -> Mapping[str, nn.Module]:
         """The stages with random weights, as the plugin returns them at first: a cache in it can't be filled yet."""
         with watching(self.watch), torch.random.fork_rng(devices=()):  # whoever sets a seed finds it untouched
-            return self.offer.stages(pretrained=False)
+            return self.component.stages(pretrained=False)
 
     @prepared("pixel-recipe")
     def preprocessing(self) -> Preprocessing:
         """The pixel recipe."""
-        if not isinstance(self.offer.preprocessing, Preprocessing):
-            raise TypeError(f"pixels is {self.offer.preprocessing!r}, not a Pixels")
-        return self.offer.preprocessing
+        if not isinstance(self.component.preprocessing, Preprocessing):
+            raise TypeError(f"pixels is {self.component.preprocessing!r}, not a Pixels")
+        return self.component.preprocessing
 
     @prepared("stage-names")
     def built(self) -> trunks.Trunk:
@@ -72,7 +72,7 @@ class BackboneSubject(Subject[Backbone]):
     def random_trunk(self) -> trunks.Trunk:
         """A trunk with the random weights that the plugin gives it."""
         _ = self.stages, self.preprocessing  # whose own checks fail where these can't be had
-        return trunks.build(self.offer, pretrained=False)
+        return trunks.build(self.component, pretrained=False)
 
     def pretrained_trunk(self) -> trunks.Trunk:
         """A trunk with the pretrained weights. Skips the check where these can't be had."""
@@ -80,7 +80,7 @@ class BackboneSubject(Subject[Backbone]):
             raise Skipped("it needs the pretrained weights, which are looked for only when asked to")
         _ = self.preprocessing
         try:
-            return trunks.build(self.offer, pretrained=True)
+            return trunks.build(self.component, pretrained=True)
         except ResourceError as missing:
             raise Skipped(missing.what) from missing
 

@@ -57,9 +57,9 @@ def pretrained_is_not_random(subject: BackboneSubject) -> None:
 def classifier_fits(subject: BackboneSubject) -> None:
     """The pretrained classifier, where there is one, maps the deepest features to two logits or more, in eval mode."""
     trunk = subject.pretrained_trunk()
-    classifier = subject.offer.classifier()
+    classifier = subject.component.classifier()
     if classifier is None:
-        raise Skipped("it offers no classifier")
+        raise Skipped("it has no classifier")
     with torch.inference_mode():
         logits = classifier(trunk(subject.images))
     expect(

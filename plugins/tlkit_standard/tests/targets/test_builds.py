@@ -70,7 +70,7 @@ def check_build(trunk, head, folder):
     assert (folder / "model.engine").stat().st_size > 1e6
 
 
-backbones = pytest.mark.parametrize("backbone", BACKBONES, ids=lambda offer: offer.name)
+backbones = pytest.mark.parametrize("backbone", BACKBONES, ids=lambda component: component.name)
 precisions = pytest.mark.parametrize("precision", PRECISIONS)
 
 
@@ -94,7 +94,7 @@ def test_every_trunk_in_every_precision_ends_where_every_head_begins(trunks):
 
 
 @needs_rtx
-@pytest.mark.parametrize("head", HEADS, ids=lambda offer: offer.name)
+@pytest.mark.parametrize("head", HEADS, ids=lambda component: component.name)
 def test_every_head_by_itself(head, tmp_path):
     onnx.save(head_graph(fitted(head, WIDTH).eval(), WIDTH), tmp_path / "head.onnx")
     TensorRTRTX().build(tmp_path / "head.onnx", tmp_path / "head.engine", OptimizationProfile(1, 2, 4))
@@ -103,7 +103,7 @@ def test_every_head_by_itself(head, tmp_path):
 
 @needs_rtx
 @pytest.mark.slow
-@pytest.mark.parametrize("head", HEADS, ids=lambda offer: offer.name)
+@pytest.mark.parametrize("head", HEADS, ids=lambda component: component.name)
 @precisions
 @backbones
 def test_every_head_on_every_backbone_in_every_precision(trunks, backbone, precision, head, tmp_path):

@@ -1,4 +1,4 @@
-"""What is asked of an offer of any kind."""
+"""What is asked of a component of any kind."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from tlkit.plugin.registry import BASE_CLASSES
 
 def named(subject: Subject[Any]) -> None:
     """The name is lower-case words joined by `-`, `_`, `.` or `/`."""
-    fault = validation.name_fault(subject.offer)
-    expect(fault is None, f"{fault}: {getattr(subject.offer, 'name', None)!r}", do="rename it, as in 'my-net'")
+    fault = validation.name_fault(subject.component)
+    expect(fault is None, f"{fault}: {getattr(subject.component, 'name', None)!r}", do="rename it, as in 'my-net'")
 
 
 def frozen_dataclass(subject: Subject[Any]) -> None:
-    """The offer is a frozen dataclass of its contract: nothing changes it under way."""
-    contract = next(contract for contract in BASE_CLASSES.values() if contract.kind == subject.offer.kind)
-    fault = validation.kind_fault(subject.offer, contract) or validation.frozen_fault(subject.offer)
+    """The component is a frozen dataclass of its contract: nothing changes it under way."""
+    contract = next(contract for contract in BASE_CLASSES.values() if contract.kind == subject.component.kind)
+    fault = validation.kind_fault(subject.component, contract) or validation.frozen_fault(subject.component)
     expect(fault is None, str(fault), do=f"declare: @dataclass(frozen=True) class ...({contract.__name__})")
 
 
 def options_are_settable(subject: Subject[Any]) -> None:
     """Each option has a type that can be set and stored, a default of that type, and a line of help."""
-    fault = option_fault(subject.offer)
+    fault = option_fault(subject.component)
     expect(fault is None, str(fault), do="declare it: epochs: int = option(10, 'how many epochs')")
-    silent = [option.name for option in describe(subject.offer) if not option.help.strip()]
+    silent = [option.name for option in describe(subject.component) if not option.help.strip()]
     expect(not silent, f"options without help: {', '.join(silent)}", do="say in `option(..., help)` what they do")
 
 
 def options_survive_a_bundle(subject: Subject[Any]) -> None:
-    """The offer comes back from the options that a bundle records, as JSON."""
-    stored = json.loads(json.dumps(to_json(subject.offer)))
-    again = from_json(subject.offer, stored)
+    """The component comes back from the options that a bundle records, as JSON."""
+    stored = json.loads(json.dumps(to_json(subject.component)))
+    again = from_json(subject.component, stored)
     expect(
-        again == subject.offer,
+        again == subject.component,
         f"with its own options {stored} it becomes another: {again!r}",
         do="leave options as they were given: `__post_init__` may refuse values, not change them",
     )
@@ -49,10 +49,10 @@ def options_survive_a_bundle(subject: Subject[Any]) -> None:
 
 def equal_to_its_like(subject: Subject[Any]) -> None:
     """A copy is equal, has the same hash and the same `repr`, which tells nothing of this machine."""
-    copy = dataclasses.replace(subject.offer)
-    expect(copy == subject.offer, "a copy of it is not equal to it", do="leave `eq` to the dataclass")
-    expect(hash(copy) == hash(subject.offer), "a copy has another hash", do="leave `hash` to the dataclass")
-    shown = repr(subject.offer)
+    copy = dataclasses.replace(subject.component)
+    expect(copy == subject.component, "a copy of it is not equal to it", do="leave `eq` to the dataclass")
+    expect(hash(copy) == hash(subject.component), "a copy has another hash", do="leave `hash` to the dataclass")
+    shown = repr(subject.component)
     place = re.search(r"at 0x[0-9a-f]+", shown) or re.search(re.escape(str(Path.home())) + r"\b", shown)
     expect(
         shown == repr(copy) and place is None,
@@ -62,8 +62,8 @@ def equal_to_its_like(subject: Subject[Any]) -> None:
 
 
 def declared_cheaply(subject: Subject[Any]) -> None:
-    """Importing the plugin and listing its offers loads no framework (looked at in a fresh process)."""
-    heavy = declare(type(subject.offer))
+    """Importing the plugin and listing its components loads no framework (looked at in a fresh process)."""
+    heavy = declare(type(subject.component))
     if heavy is None:
         raise Skipped("it was not defined in a file")
     expect(
