@@ -14,10 +14,11 @@ import numpy as np
 from _bench import Bar, Report
 from PIL import Image
 
-from advising.sets import BACKBONES, NAMES, Set, ask
+from advising.sets import BACKBONES, NAMES, Set, backbone
 from advising.sets import load as load_set
-from tlkit.advice.run import advise
-from tlkit.audit.run import audit
+from tlkit.audit.run import Audit, audit
+from tlkit.data import dataset
+from tlkit.model import trunk
 
 
 def audits(root: Path, repeat: int) -> int:
@@ -37,9 +38,9 @@ def audits(root: Path, repeat: int) -> int:
         for seed in range(repeat):
             with tempfile.TemporaryDirectory() as name:
                 planted = _plant(Path(name), data, seed)
-                found = audit(advise(Path(name, "set"), ask()))
+                found = _audit(Path(name, "set"))
                 counts = _found(found, planted)
-                suspects = [suspect.what for suspect in found.shortcuts]
+                suspects = [shortcut.property for shortcut in found.shortcuts]
                 caught.append(float(not suspects))
             for kind in kinds:
                 every[kind].append(counts[kind])
@@ -47,7 +48,7 @@ def audits(root: Path, repeat: int) -> int:
             print(each, seed, counts, suspects, file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as name:
             _plant(Path(name), data, 0, shortcut=True)
-            told = [suspect.what for suspect in audit(advise(Path(name, "set"), ask())).shortcuts]
+            told = [shortcut.property for shortcut in _audit(Path(name, "set")).shortcuts]
         mine = {kind: np.sum(every[kind][-repeat:], axis=0) for kind in kinds}
         report.figures[f"{each} with a shortcut"] = told
         report.rows.append(
@@ -70,6 +71,10 @@ def audits(root: Path, repeat: int) -> int:
         Bar("share of sets without a planted shortcut that are not accused", [statistics.mean(caught)], "=", 1)
     )
     return report.save()
+
+
+def _audit(source: Path) -> Audit:
+    return audit(dataset.read(source), trunk.build(backbone(BACKBONES[0])))
 
 
 def _rates(counts: Sequence[int]) -> str:
@@ -126,8 +131,8 @@ def _plant(room: Path, data: Set, seed: int, *, shortcut: bool = False) -> dict[
 def _found(found: Any, planted: dict[str, set[Any]]) -> dict[str, tuple[int, int, int]]:
     """For each kind: planted and found, planted, named."""
     pairs = {
-        kind: {frozenset((twin.one, twin.other)) for twin in found.twins if twin.exact is (kind == "exact")}
+        kind: {frozenset((one.first, one.second)) for one in found.near_duplicates if one.exact is (kind == "exact")}
         for kind in ("exact", "near")
     }
-    named = {**pairs, "labels": {each.name for each in found.mislabelled}}
+    named = {**pairs, "labels": {each.name for each in found.label_issues}}
     return {kind: (len(named[kind] & planted[kind]), len(planted[kind]), len(named[kind])) for kind in named}

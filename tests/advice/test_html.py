@@ -44,7 +44,7 @@ def page(pictures, tmp_path_factory):
     shutil.copy(photos / "dark/00.png", photos / "light/copy.png")
     advice = advise(photos, ask())
     file = photos.with_name("advice.html")
-    html.write(file, advice, audit(advice), "tlkit train photos/ -o run/")
+    html.write(file, advice, audit(advice.dataset, advice.sight.trunk), "tlkit train photos/ -o run/")
     return file
 
 
@@ -83,7 +83,7 @@ def test_the_same_advice_gives_the_same_page(page, tmp_path):
 def test_a_picture_that_is_there_twice_is_shown_beside_itself(page):
     text = unescape(page.read_text())
     assert "dark/00.png = light/copy.png (exact" in text
-    assert "in two classes)" in text
+    assert "across classes)" in text
     assert text.count('alt="dark/00.png"') == text.count('alt="light/copy.png"') == 1
 
 

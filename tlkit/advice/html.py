@@ -180,20 +180,17 @@ def _maps(advice: Advice) -> Iterator[str]:
 
 def _audit(advice: Advice, found: Audit) -> Iterator[str]:
     yield "<h2>Audit</h2>"
-    lines = "\n".join(found.lines())
-    yield f"<pre>{escape(lines)}</pre>"
+    yield f"<pre>{escape(str(found))}</pre>"
     paths = {sample.name: sample.path for sample in advice.dataset.samples}
-    if found.twins:
-        yield "<h3>The same picture twice</h3>"
-        for twin in sorted(found.twins, key=lambda each: (not each.leak, not each.contradiction))[:MOST_SUSPECTS]:
-            kind = "exact" if twin.exact else "near"
-            wrong = [*(["in two splits"] if twin.leak else []), *(["in two classes"] if twin.contradiction else [])]
-            said = f"{twin.one} = {twin.other} ({', '.join([kind, *wrong])})"
-            yield _suspect(paths, [twin.one, twin.other], said)
-    if found.mislabelled:
-        yield "<h3>Likely wrong labels</h3>"
-        for each in found.mislabelled[:MOST_SUSPECTS]:
-            yield _suspect(paths, [each.name], f"{each.name}: is {each.label}, looks like {each.looks}")
+    if found.near_duplicates:
+        yield "<h3>Duplicates</h3>"
+        for pair in found.near_duplicates[:MOST_SUSPECTS]:
+            names = [pair.first, pair.second]
+            yield _suspect(paths, names, f"{' = '.join(names)} ({pair.problems})")
+    if found.label_issues:
+        yield "<h3>Label issues</h3>"
+        for issue in found.label_issues[:MOST_SUSPECTS]:
+            yield _suspect(paths, [issue.name], str(issue))
 
 
 def _suspect(paths: Mapping[str, Path], names: Sequence[str], said: str) -> str:

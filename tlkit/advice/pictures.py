@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from tlkit.advice.analysis import Sight, draw
-from tlkit.advice.probes import front
 from tlkit.advice.run import Advice
 from tlkit.data.preprocessing import Rejected, load
 from tlkit.plugin.contract import Preprocessing
+from tlkit.runtime.features import normalized
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,7 +108,7 @@ def maps(advice: Advice, seed: int = 0) -> list[Map]:
 
     sight = advice.sight
     rows = draw(advice.labels, sight.features.usable, MOST_POINTS, seed)
-    features = front(sight.features.stage(sight.trunk.names.index(advice.recommendation.cut))[rows])
+    features = normalized(sight.features.stage(sight.trunk.names.index(advice.recommendation.cut))[rows])
     few = min(COMPONENTS, len(rows) - 1, features.shape[1])
     if few < 2 or not np.ptp(features, axis=0).any():
         return []

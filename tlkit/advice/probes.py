@@ -13,6 +13,7 @@ import numpy as np
 
 from tlkit.advice.scores import one_hot
 from tlkit.evaluation.metrics import wilson
+from tlkit.runtime.features import normalized
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,21 +48,12 @@ class Probe:
         return wilson(int(self.right.sum()), len(self.right))
 
 
-def front(features: NDArray[np.floating]) -> Rows:
-    """Features as the standard heads see them: square roots where none is negative, then every image at norm 1."""
-    rows = np.asarray(features, np.float64)
-    if rows.min(initial=0.0) >= 0.0:
-        rows = np.sqrt(rows)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(norms, 1e-12))
-
-
 def ridge(features: NDArray[np.floating], labels: Labels, classes: int) -> Probe:
     """The linear probe: least squares to the classes, the penalty chosen by the left-out squared error.
 
     The class an image is called is the one with the greatest value predicted by a fit to all others.
     """
-    rows = front(features)
+    rows = normalized(features)
     rows -= rows.mean(axis=0)
     targets = one_hot(labels, classes)
     targets -= targets.mean(axis=0)
@@ -90,7 +82,7 @@ def _log_loss(logits: Rows, labels: Labels) -> float:
 
 def nearest_mean(features: NDArray[np.floating], labels: Labels, classes: int) -> Probe:
     """The nearest class mean, each image measured against means of which it is no part."""
-    rows = front(features)
+    rows = normalized(features)
     hot = one_hot(labels, classes)
     sizes = hot.sum(axis=0)
     means = (hot.T @ rows) / np.maximum(sizes, 1.0)[:, None]

@@ -1,18 +1,19 @@
-"""Labels that are likely wrong: those that a classifier which has not seen them thinks far less likely than another.
+"""Label issues: labels that a cross-validated classifier finds far less likely than another class.
 
-The least self-confidence (Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels",
-JAIR 2021, section 4.2 ranks by it), here as odds, with one threshold for all. On four sets of 600 images with 5 % wrong
-labels it found 86 % of them where the paper's thresholds, one for each class, found 74 %, with twice the precision.
+Ranked by self-confidence (Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels",
+JAIR 2021, section 4.2), here as odds, with one threshold for all classes. On four sets of 600 images with 5 % wrong
+labels it found 86 % of them where the paper's thresholds, one per class, found 74 %, with twice the precision.
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tlkit.advice.probes import front
+from tlkit.runtime.features import normalized
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,44 +21,56 @@ if TYPE_CHECKING:
     Labels = NDArray[np.int64]
 
 FOLDS = 5
-ODDS = 0.08  # of the label against the likeliest class
-INVERSE_STRENGTH = 10.0  # what suits most features at norm 1; see the heads of the standard plugin
+MAX_ODDS = 0.08  # of the label against the likeliest class
+INVERSE_STRENGTH = 10.0  # suits most features at norm 1; see the heads of the standard plugin
 
 
-def left_out_probabilities(
+@dataclass(frozen=True, slots=True)
+class LabelIssue:
+    """An image whose label is likely wrong, and the class that it is likely to have."""
+
+    name: str
+    split: str
+    label: str
+    likely_label: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.split}): labelled {self.label}, likely {self.likely_label}"
+
+
+def cross_validated_probabilities(
     features: NDArray[np.float32], labels: Labels, classes: int, seed: int, groups: NDArray[np.int64] | None = None
 ) -> NDArray[np.float64]:
-    """The probabilities `(N, classes)` of each image by logistic regression on the others, in five parts.
+    """Return the probabilities `(N, classes)` of each image by 5-fold cross-validated logistic regression.
 
-    Images of the same group `(N,)` are left out together: a twin with the same wrong label would speak for it.
+    Images of the same group `(N,)` are held out together: a duplicate with the same wrong label would confirm it.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
 
-    rows = front(features).astype(np.float32)
+    rows = normalized(features).astype(np.float32)
     rows -= rows.mean(axis=0)
     scale = float(np.sqrt((rows**2).sum(axis=1).mean())) or 1.0
-    shares = np.zeros((len(labels), classes))
+    probabilities = np.zeros((len(labels), classes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         groups = np.arange(len(labels)) if groups is None else groups
         folds = StratifiedGroupKFold(min(FOLDS, len(labels)), shuffle=True, random_state=seed)
-        parts = folds.split(rows, labels, groups)
-        for fitted, held in parts:
+        for fitted, held_out in folds.split(rows, labels, groups):
             model = LogisticRegression(C=INVERSE_STRENGTH * scale**2 * 10, tol=1e-3, max_iter=200)
             model.fit(rows[fitted] / scale, labels[fitted])
-            shares[np.ix_(held, model.classes_)] = model.predict_proba(rows[held] / scale)
-    return shares
+            probabilities[np.ix_(held_out, model.classes_)] = model.predict_proba(rows[held_out] / scale)
+    return probabilities
 
 
-def suspects(shares: NDArray[np.float64], labels: Labels) -> list[tuple[int, int]]:
-    """Index and likeliest class of each image whose label is likely wrong, the least likely label first.
+def suspects(probabilities: NDArray[np.float64], labels: Labels) -> list[tuple[int, int]]:
+    """Return index and likeliest class of each image whose label is likely wrong, the least likely label first.
 
-    `shares` `(N, classes)` are left-out probabilities.
+    `probabilities` `(N, classes)` are those of held-out images.
     """
-    odds = shares[np.arange(len(labels)), labels] / np.maximum(shares.max(axis=1), 1e-300)
-    chosen = np.flatnonzero(odds < ODDS)
-    likeliest = shares.argmax(axis=1)
+    odds = probabilities[np.arange(len(labels)), labels] / np.maximum(probabilities.max(axis=1), 1e-300)
+    chosen = np.flatnonzero(odds < MAX_ODDS)
+    likeliest = probabilities.argmax(axis=1)
     return [(int(index), int(likeliest[index])) for index in chosen[np.argsort(odds[chosen], kind="stable")]]

@@ -1,153 +1,132 @@
-"""A set of images looked over: what is there twice, in two splits or two classes, wrong, rare, or given away."""
+"""The audit of a dataset: duplicates, leakage, label issues, class imbalance and shortcuts, over all splits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlkit.advice.run import Advice
-from tlkit.audit import labels as wrong
-from tlkit.audit.near_duplicates import groups, pairs
-from tlkit.audit.shortcuts import Suspect, look_at, shortcuts
-from tlkit.data.dataset import Sample
+from tlkit.audit.fingerprints import fingerprints
+from tlkit.audit.labels import FOLDS, LabelIssue, cross_validated_probabilities, suspects
+from tlkit.audit.near_duplicates import NearDuplicate, described, find_pairs, groups
+from tlkit.audit.shortcuts import Shortcut, shortcuts
+from tlkit.data.dataset import Dataset
 from tlkit.graph import trace
+from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Progress, silent
 from tlkit.runtime.features import extract
 
-SHOWN = 10  # of each kind, in lines
-IMBALANCED = 3.0  # times as many images in the largest class as in the smallest
-FEWEST = 40  # images to say anything of labels and shortcuts
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-
-@dataclass(frozen=True, slots=True)
-class Twin:
-    """Two names of the same picture, and what about that is wrong."""
-
-    one: str
-    other: str
-    exact: bool
-    splits: tuple[str, str]
-    labels: tuple[str, str]
-
-    @property
-    def leak(self) -> bool:
-        """Whether one is learnt from and the other measured on."""
-        return self.splits[0] != self.splits[1]
-
-    @property
-    def contradiction(self) -> bool:
-        """Whether the two have different labels."""
-        return self.labels[0] != self.labels[1]
-
-
-@dataclass(frozen=True, slots=True)
-class Mislabelled:
-    """An image whose label is likely wrong, and the class that it looks like."""
-
-    name: str
-    split: str
-    label: str
-    looks: str
+SHOWN = 10  # findings of a kind that the text lists
+MIN_IMBALANCE = 3.0  # times as many images in the largest class as in the smallest
+MIN_IMAGES = 40  # distinct images that label issues and shortcuts need
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What was found. `imbalance` holds the counts of the classes where they differ much, otherwise nothing."""
+    """Findings of an audit; printed, a summary.
+
+    `class_imbalance` holds the images per class if the classes are imbalanced, otherwise nothing. Without
+    `enough_images` neither label issues nor shortcuts were looked for.
+    """
 
     images: int
-    twins: Sequence[Twin]
-    mislabelled: Sequence[Mislabelled]
-    imbalance: Mapping[str, int]
-    shortcuts: Sequence[Suspect]
-    too_few: bool
+    near_duplicates: Sequence[NearDuplicate]
+    label_issues: Sequence[LabelIssue]
+    class_imbalance: Mapping[str, int]
+    shortcuts: Sequence[Shortcut]
+    enough_images: bool
 
     @property
-    def leaks(self) -> list[Twin]:
-        """Pictures in two splits."""
-        return [twin for twin in self.twins if twin.leak]
+    def leakage(self) -> list[NearDuplicate]:
+        """Images that are in two splits."""
+        return [each for each in self.near_duplicates if each.leakage]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """Return all findings as JSON types."""
         return {
             "images": self.images,
-            "duplicates": [
-                {**asdict(twin), "leak": twin.leak, "contradiction": twin.contradiction} for twin in self.twins
+            "near_duplicates": [
+                {**asdict(each), "leakage": each.leakage, "label_conflict": each.label_conflict}
+                for each in self.near_duplicates
             ],
-            "mislabelled": [asdict(each) for each in self.mislabelled],
-            "imbalance": dict(self.imbalance),
+            "label_issues": [asdict(each) for each in self.label_issues],
+            "class_imbalance": dict(self.class_imbalance),
             "shortcuts": [asdict(each) for each in self.shortcuts],
-            "enough_for_labels_and_shortcuts": not self.too_few,
+            "enough_images": self.enough_images,
         }
 
-    def lines(self) -> list[str]:
-        """For a terminal."""
-        return list(self._lines())
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
         yield f"audit of {self.images} images"
-        for what, exact in (("exact duplicates", True), ("near duplicates", False)):
-            found = [twin for twin in self.twins if twin.exact is exact]
-            leaks, contradictions = sum(twin.leak for twin in found), sum(twin.contradiction for twin in found)
-            yield f"{what}: {len(found)}, {leaks} across splits, {contradictions} across classes"
-            found.sort(key=lambda twin: (not twin.leak, not twin.contradiction))
-            yield from _some([f"{twin.one} = {twin.other}" for twin in found])
-        if self.too_few:
-            yield f"labels and shortcuts: fewer than {FEWEST} distinct images are not enough to tell"
-        else:
-            yield f"likely wrong labels: {len(self.mislabelled)}"
-            yield from _some([f"{e.name} ({e.split}): is {e.label}, looks like {e.looks}" for e in self.mislabelled])
+        for kind, exact in (("exact duplicates", True), ("near-duplicates", False)):
+            found = [each for each in self.near_duplicates if each.exact is exact]
+            leakage, conflicts = sum(each.leakage for each in found), sum(each.label_conflict for each in found)
+            yield f"{kind}: {len(found)}, {leakage} across splits (leakage), {conflicts} across classes"
+            yield from _first([f"{each.first} = {each.second}" for each in found])
+        if self.enough_images:
+            yield f"label issues: {len(self.label_issues)}"
+            yield from _first(self.label_issues)
             yield f"shortcuts: {len(self.shortcuts)}"
-            yield from _some([each.line() for each in self.shortcuts])
-        if self.imbalance:
-            counts = sorted(self.imbalance.items(), key=lambda each: each[1])
-            yield f"imbalance: {counts[-1][0]} has {counts[-1][1]} images, {counts[0][0]} has {counts[0][1]}"
+            yield from _first(self.shortcuts)
         else:
-            yield "imbalance: none to speak of"
+            yield f"label issues and shortcuts: inconclusive, fewer than {MIN_IMAGES} distinct images"
+        if self.class_imbalance:
+            counts = sorted(self.class_imbalance.items(), key=lambda each: each[1])
+            yield f"class imbalance: {counts[-1][0]} has {counts[-1][1]} images, {counts[0][0]} has {counts[0][1]}"
+        else:
+            yield "class imbalance: none"
 
 
-def _some(lines: Sequence[str]) -> Iterator[str]:
-    for line in lines[:SHOWN]:
-        yield f"  {line}"
-    if len(lines) > SHOWN:
-        yield f"  and {len(lines) - SHOWN} more (--json lists all)"
+def _first(findings: Sequence[object]) -> Iterator[str]:
+    for finding in findings[:SHOWN]:
+        yield f"  {finding}"
+    if len(findings) > SHOWN:
+        yield f"  and {len(findings) - SHOWN} more (--json lists all)"
 
 
-def audit(advice: Advice, progress: Progress = silent, seed: int = 0) -> Audit:
-    """Look over all splits of the data that was advised on, through the backbone that was recommended."""
-    samples, labels = advice.dataset.samples, advice.dataset.labels
-    trunk = advice.sight.trunk
-    paths = [sample.path for sample in samples]
+def audit(dataset: Dataset, trunk: Trunk, progress: Progress = silent, seed: int = 0) -> Audit:
+    """Audit all splits of a dataset; label issues are found by the deepest features of a pretrained trunk."""
+    paths = [sample.path for sample in dataset.samples]
     tick = progress("features", len(paths))
     features = extract(paths, trace.taps_graph(trunk), trunk.preprocessing, trunk.names, trunk.names[-1], tick)
     progress("files", len(paths))
-    looks = look_at(paths)
-    found = pairs(looks)
-    twins = [_twin(samples[pair.one], samples[pair.other], labels, exact=pair.exact) for pair in found]
-    truth = np.array([sample.label for sample in samples], np.int64)
+    files = fingerprints(paths)
+    pairs = find_pairs(files)
+    labels = np.array([sample.label for sample in dataset.samples], np.int64)
     usable = np.flatnonzero(features.usable)
-    counts = np.bincount(truth[usable], minlength=len(labels))
-    same = groups(found, len(samples))[usable]
-    distinct = len(np.unique(same))
-    too_few = distinct < FEWEST or len(labels) < 2 or counts.max(initial=0) < wrong.FOLDS
-    mislabelled = []
-    if not too_few:
-        shares = wrong.left_out_probabilities(features.array[usable], truth[usable], len(labels), seed, same)
-        for place, looks_like in wrong.suspects(shares, truth[usable]):
-            sample = samples[usable[place]]
-            mislabelled.append(Mislabelled(sample.name, sample.split, labels[sample.label], labels[looks_like]))
-    uneven = bool(counts.max() >= IMBALANCED * max(1, counts.min()))
+    counts = np.bincount(labels[usable], minlength=len(dataset.labels))
+    same_image = groups(pairs, len(paths))[usable]
+    enough = len(np.unique(same_image)) >= MIN_IMAGES and len(dataset.labels) > 1 and counts.max(initial=0) >= FOLDS
+    imbalanced = bool(counts.max() >= MIN_IMBALANCE * max(1, counts.min()))
     return Audit(
-        images=len(samples),
-        twins=twins,
-        mislabelled=mislabelled,
-        imbalance={label: int(count) for label, count in zip(labels, counts, strict=True)} if uneven else {},
-        shortcuts=[] if too_few else shortcuts(looks, truth, labels, seed),
-        too_few=too_few,
+        images=len(paths),
+        near_duplicates=described(pairs, dataset),
+        label_issues=_label_issues(dataset, features.array, usable, same_image, seed) if enough else [],
+        class_imbalance=dict(zip(dataset.labels, counts.tolist(), strict=True)) if imbalanced else {},
+        shortcuts=shortcuts(files, labels, dataset.labels, seed) if enough else [],
+        enough_images=bool(enough),
     )
 
 
-def _twin(one: Sample, other: Sample, labels: Sequence[str], *, exact: bool) -> Twin:
-    return Twin(one.name, other.name, exact, (one.split, other.split), (labels[one.label], labels[other.label]))
+def _label_issues(
+    dataset: Dataset,
+    features: NDArray[np.float32],
+    usable: NDArray[np.int64],
+    same_image: NDArray[np.int64],
+    seed: int,
+) -> list[LabelIssue]:
+    """Return the label issues among the samples `usable`, of which those with the same number show the same image."""
+    samples, labels = [dataset.samples[row] for row in usable], dataset.labels
+    given = np.array([sample.label for sample in samples], np.int64)
+    probabilities = cross_validated_probabilities(features[usable], given, len(labels), seed, same_image)
+    return [
+        LabelIssue(samples[row].name, samples[row].split, labels[samples[row].label], labels[likely])
+        for row, likely in suspects(probabilities, given)
+    ]

@@ -86,14 +86,14 @@ def command(
         advice = advise(source, asked, bars)
         if budget is not None:
             advice = try_out(advice, asked, budget, bars)
-        found = audits.audit(advice, bars) if audit else None
+        found = audits.audit(advice.dataset, advice.sight.trunk, bars) if audit else None
     for name, reason in advice.rejected.items():
         rejected(name, reason)
     then = " ".join(["tlkit train", quoted(source), "-o run/", *advice.recommendation.arguments()])
     if not dataset.is_learnable(source, val):
         then = f"tlkit advise {quoted(source)}"  # again, when there are more images
     result = advice.to_json() | ({} if found is None else {"audit": found.to_json()}) | {"next": then}
-    show(result, [*lines(advice), *([] if found is None else ["", *found.lines()])], as_json)
+    show(result, [*lines(advice), *([] if found is None else ["", str(found)])], as_json)
     if page is not None:
         html.write(page, advice, found, then)
     wrote(page, then=then)

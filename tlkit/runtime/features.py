@@ -107,6 +107,15 @@ def extract(
     return Features(array, usable, rejected, len(todo) - len(rejected), tuple(hashes), tuple(widths))
 
 
+def normalized(features: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return features `(N, width)` as the standard heads see them: square roots if none is negative, then L2 norm 1."""
+    rows = np.asarray(features, np.float64)
+    if rows.min(initial=0.0) >= 0.0:
+        rows = np.sqrt(rows)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(norms, 1e-12))
+
+
 def check_rejected(features: Features, files: Sequence[Path], max_bad: float) -> None:
     """Raise a `DataError` where more than the share `max_bad` of the files could not be used."""
     if len(features.rejected) > max_bad * len(files):
