@@ -25,6 +25,10 @@ def _joined(text: str) -> str:
     return one_line(re.sub(r"\s*[\r\n]+\s*", " ", text.strip()))
 
 
+class TlkitWarning(UserWarning):
+    """Something a user should know although the work goes on."""
+
+
 class TlkitError(Exception):
     """A problem the user can act on: what happened, in which file, and what to do about it."""
 

@@ -274,10 +274,16 @@ CASES = {
         "the head 'knn' is solved and can't be trained by gradient; take logistic, .* or a strategy that only solves",
     ),
     "options": Case(
-        "train photos -o out --strategy frozen --set head.pac=3 --set hat.pca=3 --set head.pca=three --set head.pca",
+        "train photos -o out --strategy frozen --set head.pac=3 --set hat.pca=3 --set head.pca=three",
         2,
-        r"--set head.pac=3: no such option.*\(did you mean 'pca'\?\); --set hat.pca=3: no 'hat' to set here.*; "
-        r"--set head.pca=three: must be int, not 'three'; --set head.pca: is not of the form kind.option=value",
+        r"option head.pac: no such option.*\(did you mean 'pca'\?\); option hat.pca: no 'hat' to set here.*; "
+        r"option head.pca: must be int, not 'three'",
+    ),
+    "malformed options": Case(
+        "train photos -o out --strategy frozen --set head.pca --set pca=3 --set head.pca=3 --set head.pca=4",
+        2,
+        "--set head.pca is not of the form kind.option=value; --set pca=3 is not of the form kind.option=value; "
+        "--set head.pca=4: head.pca was set to 3 before",
     ),
     "a verb": Case("trian photos -o out", 2, f"there is no command 'trian'; did you mean 'train'. {COMMAND}"),
     "no verb like it": Case("frobnicate", 2, f"there is no command 'frobnicate'; see: tlkit --help {COMMAND}"),

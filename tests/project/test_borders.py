@@ -26,7 +26,7 @@ BORDERS = (
         "torch",
         (
             "tlkit.model.trunk",
-            "tlkit.model.norms",
+            "tlkit.model.batchnorm",
             "tlkit.graph.trace",
             "tlkit.training",
             "tlkit.conformance",

@@ -50,7 +50,9 @@ def run(source: Path, out: Path, what: str, recipe: Recipe, progress: Progress, 
 
 
 def _to_json(trained: Trained) -> dict[str, Any]:
-    facts = {name: value for name, value in asdict(trained).items() if name not in ("root", "scores", "right")}
+    facts = {
+        name: value for name, value in asdict(trained).items() if name not in ("root", "scores", "right", "advice")
+    }
     return {**facts, "scores": trained.scores.to_json(), "right": trained.right.tolist()}
 
 

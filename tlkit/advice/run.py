@@ -24,6 +24,8 @@ from tlkit.training.config import facts as strategy_facts
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from tlkit.audit.run import Audit
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -53,6 +55,11 @@ class Advice:
     recommendation: Recommendation
     rejected: Mapping[str, str] = field(default_factory=dict)
     trials: Sequence[Mapping[str, Any]] = ()
+    audit: Audit | None = None
+
+    def with_audit(self, audit: Audit) -> Advice:
+        """Return the advice with the audit of its dataset."""
+        return replace(self, audit=audit)
 
     @property
     def sight(self) -> Sight:
@@ -70,6 +77,7 @@ class Advice:
             "trials": [dict(trial) for trial in self.trials],
             "recommendation": self.recommendation.to_json(),
             "rejected": dict(self.rejected),
+            **({} if self.audit is None else {"audit": self.audit.to_json()}),
         }
 
 

@@ -69,6 +69,21 @@ def open_model(path: Path, *, device: str, allow_cpu: bool, **options: Any) -> M
     return on_device(lambda chosen: Model.open(path, device=chosen, **options), device=device, allow_cpu=allow_cpu)
 
 
+def options_of(pairs: Sequence[str]) -> dict[str, str]:
+    """Return pairs like `head.pca=128` as a mapping. Raises one UsageError for all that are malformed."""
+    options: dict[str, str] = {}
+    problems = []
+    for pair in pairs:
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or "." not in key:
+            problems.append(f"--set {pair} is not of the form kind.option=value")
+        elif options.setdefault(key, value) != value:
+            problems.append(f"--set {pair}: {key} was set to {options[key]} before")
+    if problems:
+        raise UsageError("; ".join(problems))
+    return options
+
+
 max_bad_option = click.option(
     "--max-bad",
     type=click.FloatRange(0, 1),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlkit.cli.common import FilePath, components, host, json_option, progress_bars, show, wrote
+from tlkit.cli.common import FilePath, components, host, json_option, options_of, progress_bars, show, wrote
 from tlkit.plugin.contract import OptimizationProfile, option_fields
 from tlkit.util.files import quoted
 
@@ -178,9 +178,10 @@ def _export(
     as_json: bool,
 ) -> None:
     """The by-products of one bundle."""
-    from tlkit.plugin.options import parse
+    from tlkit.plugin.options import configure_all
 
-    targets = [parse(settings, {"target": host().get("target", name)})["target"] for name in names]
+    options = options_of(settings)
+    targets = [configure_all({"target": host().get("target", name)}, options)["target"] for name in names]
 
     from tlkit.exporting.run import graphs_for, publish_target
     from tlkit.model import exports

@@ -16,6 +16,7 @@ from tlkit.cli.common import (
     host,
     json_option,
     max_bad_option,
+    options_of,
     progress_bars,
     question,
     rejected,
@@ -261,7 +262,7 @@ def _configured(named: Mapping[str, str], settings: Sequence[str]) -> tuple[dict
 
     Raises one UsageError for all names that no plugin provides.
     """
-    from tlkit.plugin.options import parse
+    from tlkit.plugin.options import configure_all
 
     plugins = host()
     components, problems = dict[str, Any](), []
@@ -273,4 +274,4 @@ def _configured(named: Mapping[str, str], settings: Sequence[str]) -> tuple[dict
     if problems:
         raise UsageError("; ".join(problems))
     origins = {kind: plugins.origin(component) for kind, component in components.items()}
-    return components | parse(settings, components), origins
+    return components | configure_all(components, options_of(settings)), origins

@@ -13,7 +13,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -108,21 +108,20 @@ def configure(component: AnyComponent, values: Mapping[str, object]) -> AnyCompo
     raise UsageError(f"{component.kind} {component.name!r}: {'; '.join(problems)}")
 
 
-def parse(pairs: Sequence[str], components: Mapping[str, Component]) -> dict[str, Any]:
-    """`components` (by kind) with the options that pairs like `head.pca=128` set.
+def configure_all(components: Mapping[str, Component], options: Mapping[str, object]) -> dict[str, Any]:
+    """Return `components` (by kind) with `options` set, as in `{"head.pca": 128}`; a text is read as on a command line.
 
-    Raises one UsageError that lists every pair which doesn't fit, not only the first.
+    Raises one UsageError that lists every option which doesn't fit, not only the first.
     """
-    options = {kind: {option.name: option for option in describe(component)} for kind, component in components.items()}
+    known = {kind: {option.name: option for option in describe(each)} for kind, each in components.items()}
     values: dict[str, dict[str, Any]] = {kind: {} for kind in components}
     problems = []
-    for pair in pairs:
+    for key, value in options.items():
         try:
-            kind, name, value = _read_pair(pair, options)
-            if (earlier := values[kind].setdefault(name, value)) != value:
-                raise ValueError(f"was set to {earlier!r} before")
+            kind, option = _find(key, known)
+            values[kind][option.name] = option.read(value.strip()) if isinstance(value, str) else option.accept(value)
         except ValueError as problem:
-            problems.append(f"--set {pair}: {problem}")
+            problems.append(f"option {key}: {problem}")
     configured = {}
     for kind, component in components.items():
         try:
@@ -154,14 +153,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
-def _read_pair(pair: str, options: Mapping[str, Mapping[str, Option]]) -> tuple[str, str, Any]:
-    key, equals, text = pair.partition("=")
+def _find(key: str, known: Mapping[str, Mapping[str, Option]]) -> tuple[str, Option]:
+    """Return the kind and the option that `kind.option` names. Raises ValueError."""
     kind, dot, name = key.strip().partition(".")
-    if not (equals and dot):
-        raise ValueError("is not of the form kind.option=value")
-    if kind not in options:
-        raise ValueError(f"no {kind!r} to set here, only {', '.join(options)}{did_you_mean(kind, options)}")
-    return kind, name, _look_up(options[kind], name).read(text.strip())
+    if not dot:
+        raise ValueError("is not of the form kind.option")
+    if kind not in known:
+        raise ValueError(f"no {kind!r} to set here, only {', '.join(known)}{did_you_mean(kind, known)}")
+    return kind, _look_up(known[kind], name)
 
 
 def _look_up(options: Mapping[str, Option], name: str) -> Option:

@@ -35,7 +35,11 @@ class Trained:
 
     root: Path
     digest: str
+    backbone: str
+    strategy: str
+    head: str
     cut: str
+    counts: Mapping[str, Mapping[str, int]]  # images of each class, by split
     images: Mapping[str, int]  # by split
     decoded: int
     rejected: Mapping[str, str]
@@ -46,6 +50,11 @@ class Trained:
     report: Mapping[str, Any] = field(default_factory=dict)
     epochs: Sequence[Mapping[str, Any]] = ()  # of this run: loss, accuracy, rates, seconds and images a second
     diverged: str | None = None  # where the loss ended as no number; the weights are the best before that
+    advice: Any = None  # what led to it, where the strategy was auto
+
+    def __fspath__(self) -> str:
+        """The bundle: a result stands wherever a path to one does."""
+        return str(self.root)
 
 
 def write(
@@ -105,6 +114,10 @@ def write(
     return Trained(
         root=plan.out,
         digest=digest,
+        backbone=recipe.backbone.name,
+        strategy=recipe.strategy.name,
+        head=recipe.head.name,
+        counts={split: dataset.counts(split) for split in ("train", "val", "test")},
         cut=trunk.names[-1],
         images={split: len(dataset.of(split)) for split in ("train", "val", "test")},
         decoded=features.decoded,

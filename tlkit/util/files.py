@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -18,6 +19,8 @@ from tlkit.errors import ResourceError, UsageError, one_line
 
 CACHE_VARIABLE = "TLKIT_CACHE"
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # a letter alone is a drive of Windows
+
 
 def cache_dir(*parts: str) -> Path:
     """A directory below the cache, made on demand; `TLKIT_CACHE` names another place than the system's own."""
@@ -26,6 +29,14 @@ def cache_dir(*parts: str) -> Path:
     with explained(path, do=f"set {CACHE_VARIABLE} to a directory that can be written"):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path; raises UsageError for the address of something that is not on this machine."""
+    text = os.fspath(path)
+    if _ADDRESS.match(text):
+        raise UsageError("only local files and folders can be read or written", file=text, do="download it first")
+    return Path(text)
 
 
 def quoted(path: Path) -> str:

@@ -1,0 +1,478 @@
+"""The Python API: one function for each verb. Keyword arguments in, dataclasses out.
+
+The command line and notebooks call these functions and nothing else. Each resolves the names of components, opens the
+paths that it is given, and calls the function of the same name in the room that does the work. Nothing here prints:
+progress goes to a callable, warnings to Python's `warnings` as `TlkitWarning`, and every problem that a user can act
+on is raised as a `TlkitError`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tlkit import defaults
+from tlkit.errors import ResourceError, TlkitWarning, UsageError
+from tlkit.plugin.contract import silent
+from tlkit.util.files import local_path
+
+if TYPE_CHECKING:
+    from tlkit.advice.run import Advice, Question
+    from tlkit.benchmarking.report import BenchmarkResult
+    from tlkit.doctor import Diagnosis
+    from tlkit.evaluation.evaluate import Evaluated as EvaluationResult
+    from tlkit.exporting.report import ExportReport
+    from tlkit.exporting.shared_trunk import Shared
+    from tlkit.exporting.triton import Repository
+    from tlkit.inspection import Inspection
+    from tlkit.model.bundle import Bundle
+    from tlkit.plugin.contract import Backbone, Head, OptimizationProfile, Progress, Target
+    from tlkit.plugin.registry import Host, RegisteredComponent
+    from tlkit.runtime.embedding import Embedded as EmbeddingResult
+    from tlkit.runtime.model import Model
+    from tlkit.training.result import Trained as TrainingResult
+    from tlkit.verification.report import Verification
+
+StrPath = str | os.PathLike[str]
+
+AUTO = "auto"  # the strategy that follows the advice
+CPU = "cpu"
+
+T = TypeVar("T")
+
+
+def advise(
+    source: StrPath,
+    *,
+    backbones: Sequence[str] | str | None = None,
+    budget: float | None = None,
+    audit: bool = False,
+    val: float = 0.2,
+    max_bad: float = 0.01,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Advice:
+    """Return the strategy, cut and head that fit a labelled dataset, with the evidence.
+
+    `backbones` names one or several pretrained networks, the first one preferred. With a `budget` in seconds, short
+    trial trainings settle close calls; `audit` adds duplicates, leakage, label errors and shortcuts. Images of the
+    validation and test splits are not looked at. Raises DataError where the dataset can't be used.
+    """
+    from tlkit.advice.run import advise
+    from tlkit.advice.trials import try_out
+    from tlkit.audit.run import audit as run_audit
+
+    named = [backbones] if isinstance(backbones, str) else backbones or [defaults.DEFAULT_BACKBONE]
+    chosen = [_plugins().get("backbone", name) for name in dict.fromkeys(named)]
+    request, progress = _request(chosen, val=val, max_bad=max_bad, seed=seed), progress or silent
+    advice = advise(local_path(source), request, progress)
+    if budget is not None:
+        advice = try_out(advice, request, budget, progress)
+    return advice.with_audit(run_audit(advice.dataset, advice.sight.trunk, progress)) if audit else advice
+
+
+def train(
+    source: StrPath,
+    out: StrPath,
+    *,
+    backbone: str | None = None,
+    strategy: str | None = None,
+    head: str | None = None,
+    options: Mapping[str, object] | None = None,
+    cut: str | None = None,
+    size: int | None = None,
+    val: float = 0.2,
+    max_bad: float = 0.01,
+    golden: int = 8,
+    seed: int = 0,
+    refit: bool = True,
+    views: int = 4,
+    cache: bool = True,
+    resume: bool = False,
+    tensorboard: StrPath | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    compile: bool = False,  # as torch.compile
+    tf32: bool = False,
+    budget: float | None = None,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Train on a labelled dataset and write the bundle `out`, which must not exist yet.
+
+    Without a `strategy`, or with "auto", the dataset is advised on first, and a `head` or `cut` that is named stays.
+    `options` sets options of the components by `kind.option`, as in `{"head.pca": 128}`. `size` is the side of the
+    network's input in pixels. `budget` in seconds goes to trial trainings, with "auto" alone. The result stands
+    wherever a bundle does.
+    """
+    from tlkit.training.run import Choice, How, Recipe
+    from tlkit.training.run import train as run
+
+    automatic = strategy in (None, AUTO)
+    if budget is not None and not automatic:
+        raise UsageError("a budget is for trial runs", do=f"use strategy {AUTO}, or leave the budget out")
+    named = {"backbone": backbone or defaults.DEFAULT_BACKBONE, "head": head}
+    if not automatic:
+        named |= {"strategy": strategy, "head": head or defaults.DEFAULT_HEAD}
+    _check_decided(options or {}, named)
+    components = _configured({kind: name for kind, name in named.items() if name is not None}, options)
+    common: dict[str, Any] = {"val": val, "max_bad": max_bad, "golden": golden, "seed": seed, "size": size, "cut": cut}
+    common |= {"refit": refit, "views": views, "cache": cache}
+    board = None if tensorboard is None else local_path(tensorboard)
+    how = How(Choice(device, precision, compile, tf32), resume, board, warn=_warn)
+    source, out, progress = local_path(source), local_path(out), progress or silent
+    if not automatic:
+        origins = {kind: _plugins().origin(component) for kind, component in components.items()}
+        return run(source, out, Recipe(**components, origins=origins, **common), progress, how)
+    from tlkit.advice.auto import train_auto
+
+    request = _request([components["backbone"]], head=components.get("head"), **common)
+    trained, advice = train_auto(source, out, request, how, budget, progress)
+    return replace(trained, advice=advice)
+
+
+def export(
+    bundle: StrPath,
+    *targets: str,
+    precision: str = "fp32",
+    max_drop: float | None = None,
+    fallback: bool = True,
+    refit_head: bool = False,
+    profile: OptimizationProfile | None = None,
+    options: Mapping[str, object] | None = None,
+    data: StrPath | None = None,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Write the graphs of a bundle for `targets` (unless named, ONNX), each checked on real images.
+
+    `max_drop` is the maximum accuracy drop in percentage points: a precision that exceeds it falls back to the next
+    higher one, or without `fallback` is an error. `options` sets options of the targets: `{"target.gpu": "sm86"}`.
+    Raises GateError, and leaves what was there before, where a graph does not compute what was trained.
+    """
+    from tlkit.exporting.report import export
+
+    chosen = [_configured({"target": name}, options)["target"] for name in targets or (defaults.DEFAULT_TARGET,)]
+    return export(
+        _bundle(bundle),
+        _made_with,
+        chosen,
+        precision=precision,
+        max_drop=max_drop,
+        fallback=fallback,
+        refit_head=refit_head,
+        profile=profile,
+        data=None if data is None else local_path(data),
+        progress=progress or silent,
+    )
+
+
+def export_shared_trunk(
+    bundles: Iterable[StrPath], out: StrPath, *, data: StrPath | None = None, progress: Progress | None = None
+) -> Shared:
+    """Write one graph with the heads of several bundles that have the same trunk into the folder `out`.
+
+    Each bundle is exported in fp32 first where it is not yet.
+    """
+    from tlkit.exporting.shared_trunk import share
+
+    for bundle in (made := list(bundles)):
+        _export_missing(bundle, "fp32", data, progress)
+    return share([_bundle(bundle) for bundle in made], local_path(out))
+
+
+def export_triton(
+    bundles: Iterable[StrPath],
+    repository: StrPath,
+    *,
+    precision: str = "fp32",
+    data: StrPath | None = None,
+    progress: Progress | None = None,
+) -> Repository:
+    """Write a Triton model repository with the ONNX graphs of several bundles.
+
+    Each bundle is exported in this precision first where it is not yet.
+    """
+    from tlkit.exporting.triton import publish_triton
+
+    for bundle in (made := list(bundles)):
+        _export_missing(bundle, precision, data, progress)
+    return publish_triton([_bundle(bundle) for bundle in made], local_path(repository), precision=precision)
+
+
+def verify(
+    bundle: StrPath,
+    *,
+    target: str | None = None,
+    precision: str | None = None,
+    data: StrPath | None = None,
+    split: str | None = None,
+    against: StrPath | None = None,
+    device: str = CPU,
+    allow_cpu: bool = False,
+    trust_engine: bool = False,
+    progress: Progress | None = None,
+) -> Verification:
+    """Replay a bundle's golden images on what was exported from it; `.passed` is the verdict.
+
+    With `against`, `bundle` is one exported graph, verified wherever it lies now against that bundle. With `data`, all
+    images of a labelled folder go through the trained modules and through every export as well. Exports that can't run
+    on this machine are skipped, and an error where they were asked for by `target`.
+    """
+    from tlkit.verification.report import verify, verify_file
+
+    def opener(name: str) -> Callable[[Path], Any]:
+        return functools.partial(_open_session, name, device, allow_cpu, trust_engine)
+
+    if against is not None:
+        if data is not None:
+            raise UsageError("data is for a bundle; evaluate() measures one graph on a folder")
+        return verify_file(local_path(bundle), _bundle(against), opener(defaults.DEFAULT_TARGET))
+    folder = None if data is None else local_path(data)
+    return verify(
+        _bundle(bundle), _made_with, opener, target, precision, data=folder, split=split, progress=progress or silent
+    )
+
+
+def load(
+    path: StrPath,
+    *,
+    graph: str = "model",
+    target: str = defaults.DEFAULT_TARGET,
+    precision: str = "fp32",
+    head: str | None = None,
+    device: str = CPU,
+    allow_cpu: bool = False,
+    workers: int | None = None,
+) -> Model:
+    """Open a bundle's export, or an exported graph, to predict, embed and evaluate with.
+
+    `graph` is "model" or "trunk"; `head` names one of several heads on a shared trunk. `workers=1` is fastest for a
+    single call; None uses every core, or what `benchmark(tune=True)` found. Where `device` can't be used and
+    `allow_cpu` is set, the CPU is used with a warning; otherwise it is a ResourceError.
+    """
+    from tlkit.model.exports import graph_file
+    from tlkit.runtime.model import Model
+
+    file = graph_file(local_path(path), graph, target, precision)
+    return _on_device(
+        lambda chosen: Model.open(file, graph=graph, workers=workers, head=head, device=chosen), device, allow_cpu
+    )
+
+
+def embed(
+    model: Model | StrPath,
+    images: Sequence[StrPath] | StrPath,
+    out: StrPath,
+    *,
+    progress: Progress | None = None,
+) -> EmbeddingResult:
+    """Write the features of image files, and of all images in folders, to the Parquet or npy file `out`.
+
+    `model` is what `load` returned, a bundle or a graph. Unreadable images are in the result and in a rejects file.
+    """
+    from tlkit.data.dataset import images as find
+    from tlkit.runtime.embedding import embed
+
+    files = find([local_path(each) for each in ([images] if isinstance(images, str | os.PathLike) else images)])
+    opened = _model(model, "trunk")
+    return embed(opened, files, local_path(out), (progress or silent)("embedding", len(files)))
+
+
+def evaluate(
+    model: Model | StrPath, source: StrPath, *, split: str | None = None, progress: Progress | None = None
+) -> EvaluationResult:
+    """Return the metrics of a model on a labelled dataset, with unreadable images and the split that was used.
+
+    `model` is what `load` returned, a bundle or a graph. Of a dataset with splits of its own the test split is used,
+    or else val, unless `split` names another; of other datasets everything.
+    """
+    from tlkit.evaluation.evaluate import evaluate, labelled
+
+    opened = _model(model, "model")
+    _, samples = labelled(local_path(source), opened.labels, split)
+    return evaluate(opened, samples, (progress or silent)("evaluating", len(samples)))
+
+
+def benchmark(
+    bundle: StrPath,
+    *,
+    targets: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    batch_sizes: Sequence[int] = (1, 8, 32),
+    threads: Sequence[int] = (),
+    tune: bool = False,
+    device: str = CPU,
+    allow_cpu: bool = False,
+    trust_engine: bool = False,
+    progress: Progress | None = None,
+) -> BenchmarkResult:
+    """Measure latency, throughput and memory of what was exported from a bundle.
+
+    Unless `targets` names some, everything that runs here is measured; "torch" stands for the trained modules.
+    `threads` measures each with several numbers of threads. `tune` finds the fastest runtime config for the ONNX
+    graphs and keeps it for machines like this one.
+    """
+    from tlkit.benchmarking.report import benchmark
+
+    return benchmark(
+        _bundle(bundle),
+        _made_with,
+        _target_of,
+        lambda opening: _on_device(opening, device, allow_cpu),
+        targets=targets,
+        precisions=precisions,
+        batch_sizes=batch_sizes,
+        threads=threads,
+        tuning=tune,
+        trust=trust_engine,
+        progress=progress or silent,
+    )
+
+
+def list_components(kind: str | None = None, pattern: str = "*") -> list[RegisteredComponent]:
+    """Return the components that plugins provide: those of one kind, or all, whose name matches a shell pattern."""
+    return [
+        component
+        for plugin in _plugins().plugins
+        for component in plugin.components
+        if component.reason is None and kind in (None, component.kind) and fnmatch.fnmatchcase(component.name, pattern)
+    ]
+
+
+def inspect(path: StrPath) -> Inspection:
+    """Return what a bundle, checked as a whole, or an exported graph says of itself."""
+    from tlkit.inspection import inspect
+
+    return inspect(local_path(path))
+
+
+def diagnose() -> Diagnosis:
+    """Return what this machine can run, and what is wrong with the installation."""
+    from tlkit.doctor import diagnose
+
+    return diagnose()
+
+
+@functools.cache
+def _plugins() -> Host:
+    """Return the plugins; problems of some of them are warned of once."""
+    from tlkit.plugin.registry import load
+
+    host = load()
+    for warning in host.warnings:
+        _warn(warning)
+    return host
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, TlkitWarning, stacklevel=3)
+
+
+def _bundle(path: StrPath) -> Bundle:
+    from tlkit.model.bundle import open_bundle
+
+    return open_bundle(local_path(path))
+
+
+def _made_with(bundle: Bundle) -> tuple[Backbone, Head]:
+    """Return the backbone and the head that a bundle was trained with."""
+    made = {"backbone": bundle.record.backbone, "head": bundle.record.head}
+    backbone, head = (
+        _plugins().require(kind, each.name, each.distribution, each.version, each.options)
+        for kind, each in made.items()
+    )
+    return backbone, head
+
+
+def _request(
+    backbones: Sequence[Backbone],
+    *,
+    val: float,
+    max_bad: float,
+    seed: int,
+    head: Head | None = None,
+    cut: str | None = None,
+    **options: Any,
+) -> Question:
+    """Return the request for advice: every strategy that plugins provide, and every head or the one that is named."""
+    from tlkit.advice.run import Question
+
+    plugins = _plugins()
+    heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
+    strategies = [plugins.get("strategy", name) for name in plugins.names("strategy")]
+    return Question(backbones, heads, strategies, plugins.origin, val, max_bad, seed, cut, options)
+
+
+def _configured(named: Mapping[str, str], options: Mapping[str, object] | None) -> dict[str, Any]:
+    """Return the components of these names by kind, with their options set.
+
+    Raises one UsageError for all names that no plugin provides.
+    """
+    from tlkit.plugin.options import configure_all
+
+    components, problems = dict[str, Any](), []
+    for kind, name in named.items():
+        try:
+            components[kind] = _plugins().get(kind, name)
+        except UsageError as problem:
+            problems.append(problem.what)
+    if problems:
+        raise UsageError("; ".join(problems))
+    return configure_all(components, options or {})
+
+
+def _check_decided(options: Mapping[str, object], named: Mapping[str, str | None]) -> None:
+    """Refuse options of what the strategy auto decides."""
+    for key in options:
+        kind = key.partition(".")[0].strip()
+        if kind in ("strategy", "head") and named.get(kind) is None:
+            raise UsageError(f"option {key}: {AUTO} decides on the {kind}", do=f"name a {kind}, or leave it out")
+
+
+def _on_device(opening: Callable[[str], T], device: str, allow_cpu: bool) -> T:
+    """Return what is opened on a device; on the CPU instead only where that is allowed, and with a warning."""
+    try:
+        return opening(device)
+    except ResourceError as error:
+        if not allow_cpu or device == CPU:
+            raise
+        _warn(f"{error.what}; the CPU is used instead")
+        return opening(CPU)
+
+
+def _open_session(target: str, device: str, allow_cpu: bool, trust: bool, file: Path) -> Any:
+    """Return a session of an exported file; ONNX needs no plugin, and is opened on the device that was asked for."""
+    from tlkit.runtime.engine import open_target
+    from tlkit.runtime.session import OnnxSession
+
+    if target == defaults.DEFAULT_TARGET:
+        return _on_device(lambda chosen: OnnxSession(file, device=chosen), device, allow_cpu)
+    return open_target(_target_of(target), file, trust=trust)
+
+
+def _target_of(name: str) -> Target:
+    """Return the target of an export; one that no plugin provides here is as good as of another machine."""
+    from tlkit.runtime.engine import Elsewhere
+
+    try:
+        found: Target = _plugins().get("target", name)
+    except UsageError as error:
+        raise Elsewhere(error.what, do="install the plugin that provides it") from error
+    return found
+
+
+def _model(model: Model | StrPath, graph: str) -> Model:
+    return load(model, graph=graph) if isinstance(model, str | os.PathLike) else model
+
+
+def _export_missing(bundle: StrPath, precision: str, data: StrPath | None, progress: Progress | None) -> None:
+    """Export a bundle's ONNX graphs where they are not there or are not its own."""
+    from tlkit.model.exports import current
+
+    if not current(_bundle(bundle), precision):
+        export(bundle, precision=precision, data=data, progress=progress)
