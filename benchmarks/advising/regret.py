@@ -39,11 +39,11 @@ COUNTS = (100, 500, 2000)
 MOVING: tuple[tuple[str, Mapping[str, Any], str, int], ...] = (
     ("probe-then-tune", {}, "last", 2000),
     ("full", {}, "last", 2000),
-    ("partial", {"moving": 4}, "last", 500),
+    ("partial", {"trainable": 4}, "last", 500),
     ("probe-then-tune", {}, "stage7", 500),
     ("probe-then-tune", {}, "stage6", 500),
     ("probe-then-tune", {}, "stage5", 100),
-    ("partial", {"moving": 2}, "last", 100),
+    ("partial", {"trainable": 2}, "last", 100),
     ("gradual", {}, "last", 100),
     ("replace", {}, "last", 100),
 )

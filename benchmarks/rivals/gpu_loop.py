@@ -47,7 +47,7 @@ def ours(images: Path, epochs: int) -> list[float]:
     host = load()
     components: dict[str, Any] = {
         "backbone": host.get("backbone", "efficientnet-lite0"),
-        "strategy": configure(host.get("strategy", "full"), {"epochs": epochs, "batch": BATCH}),
+        "strategy": configure(host.get("strategy", "full"), {"epochs": epochs, "batch_size": BATCH}),
         "head": host.get("head", "logistic"),
     }
     origins = {kind: host.origin(host.get(kind, component.name)) for kind, component in components.items()}

@@ -121,7 +121,7 @@ def test_a_trunk_that_moved_is_kept_only_if_it_does_better(pictures, tmp_path, m
     trained, advice = train_auto(pictures, tmp_path / "run", ask())
     record = open_bundle(tmp_path / "run").record
     assert record.strategy.name == ("probe-then-tune" if is_better else "frozen")
-    assert (record.phases[-1]["moving"] > 0) is is_better
+    assert (record.phases[-1]["trainable"] > 0) is is_better
     assert trained.root == tmp_path / "run"
     assert len(record.strategy.report["trials"]) == (1 if is_better else 2)
     if not is_better:

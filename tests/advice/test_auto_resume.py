@@ -27,7 +27,7 @@ def start(pictures, checkout, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def run(out, budget, kept, when="never", number=0):
-        command = [sys.executable, checkout / "tests/learn/advise/killed.py", pictures, out]
+        command = [sys.executable, checkout / "tests/advice/killed.py", pictures, out]
         path = os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run(
             [*command, str(budget), kept, when, str(number)],

@@ -94,9 +94,9 @@ def test_another_machine_passes_it_over(own_run, file, speeds, monkeypatch):
     [
         None,
         {},
-        {"workers": 10**6, "batch": 2, "level": "all"},
-        {"workers": "1", "batch": 2, "level": "all"},
-        {"workers": 1, "batch": 2, "level": "wild"},
+        {"workers": 10**6, "batch_size": 2, "level": "all"},
+        {"workers": "1", "batch_size": 2, "level": "all"},
+        {"workers": 1, "batch_size": 2, "level": "wild"},
     ],
 )
 def test_a_record_that_makes_no_sense_is_passed_over(own_run, file, best):

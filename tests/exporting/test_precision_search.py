@@ -58,7 +58,7 @@ def bad_int8(monkeypatch):
     def spoiled(graph, ranges, *, keep=(), **more):
         return real(graph, ranges, keep=keep, **more) if len(keep) >= Spoiler.enough else blind(graph)
 
-    monkeypatch.setattr(precision_search, "quantise", spoiled)
+    monkeypatch.setattr(precision_search, "quantize", spoiled)
     return Spoiler
 
 

@@ -116,7 +116,7 @@ class TestPublish:
         assert record["parity_images"]["count"] >= 3
         assert set(record["parity"]) == {"trunk", "head", "model"}
         assert all(verdict["passed"] for verdict in record["parity"].values())
-        assert [c["batch"] for c in record["parity"]["model"]["comparisons"]][:3] == [1, 2, 7]
+        assert [c["batch_size"] for c in record["parity"]["model"]["comparisons"]][:3] == [1, 2, 7]
 
     def test_a_graph_that_computes_something_else_is_not_published(self, own_run, tiny_recipe, monkeypatch):
         before = (own_run / "onnx/fp32/model.onnx").read_bytes()

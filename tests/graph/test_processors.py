@@ -42,7 +42,7 @@ def loud_network():
         helper.make_node("Cast", [IMAGES], ["float"], to=onnx.TensorProto.FLOAT),
         helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("Sub", ["planes", "mean"], ["centred"]),
-        helper.make_node("Mul", ["centred", "factor"], ["preprocessing"]),
+        helper.make_node("Mul", ["centred", "factor"], ["pixels"]),
     ]
     layers = [
         helper.make_node("Conv", ["pixels", "w1"], ["c1"], name="first", **convolution(1)),

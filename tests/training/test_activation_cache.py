@@ -47,7 +47,7 @@ def edge(trunk, frozen):
 
 @pytest.fixture
 def kept(tmp_path, train, edge):
-    return Stored(tmp_path, "train", train, Variety(0, crop_pct=True, views=2), edge, Machine(), silent)
+    return Stored(tmp_path, "train", train, Variety(0, crop=True, views=2), edge, Machine(), silent)
 
 
 def test_it_gives_what_decoding_and_the_frozen_stages_give(kept, train, frozen):

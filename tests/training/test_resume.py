@@ -59,7 +59,7 @@ def test_stopped_after_any_epoch_it_reaches_the_same_weights(pictures, whole, wo
     ("when", "number"), [("step", 2), ("step", 13), ("step", 25), ("checkpoint", 5), ("checkpoint", 7)]
 )
 def test_killed_at_any_time_it_reaches_the_same_weights(pictures, work, checkout, when, number):
-    command = [sys.executable, checkout / "tests/learn/course.py", pictures, work, when, str(number)]
+    command = [sys.executable, checkout / "tests/kit/course.py", pictures, work, when, str(number)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])}
     finished = subprocess.run(command, env=env, capture_output=True, check=False)
     assert finished.returncode == -signal.SIGKILL, finished.stderr

@@ -156,7 +156,7 @@ def test_the_scores_are_those_of_the_deployed_graph(pictures, recipe, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in BY_NAME if name != "frozen"])
 def test_every_strategy_learns(pictures, tiny_recipe, tmp_path, name):
-    fast = {"epochs": 3, "head_lr": 0.05, "trunk_lr": 0.01, "batch": 8}
+    fast = {"epochs": 3, "head_lr": 0.05, "trunk_lr": 0.01, "batch_size": 8}
     strategy = replace(BY_NAME[name], **fast)
     trained = train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=strategy, cut="third"))
     losses = [line["train_loss"] for line in history(tmp_path / "run")]
@@ -439,22 +439,22 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("wrong", "problem"),
         [
-            ({"restart": 2}, "restarts 2 stages and moves 1"),
-            ({"moving": -1}, "moves -1 stages of 3"),
+            ({"reinit": 2}, "restarts 2 stages and moves 1"),
+            ({"trainable": -1}, "moves -1 stages of 3"),
             ({"trunk_lr": 0.0}, "has a learning rate of 0"),
             ({"head_lr": float("nan")}, "has a learning rate of nan"),
-            ({"decay": 1.5}, "has a decay of 1.5"),
-            ({"batch": 0}, "has 0 images a step"),
-            ({"optimiser": "adam"}, "has the optimiser 'adam', not adamw or sgd"),
+            ({"lr_decay": 1.5}, "has a decay of 1.5"),
+            ({"batch_size": 0}, "has 0 images a step"),
+            ({"optimizer": "adam"}, "has the optimizer 'adam', not adamw or sgd"),
             ({"warmup": 1.0}, "has a warmup of 1"),
-            ({"smoothing": -0.1}, "has a smoothing of -0.1"),
-            ({"clip": -1.0}, "clips gradients to -1"),
+            ({"label_smoothing": -0.1}, "has a smoothing of -0.1"),
+            ({"gradient_clipping": -1.0}, "clips gradients to -1"),
             ({"patience": -1}, "has a patience of -1 epochs"),
             ({"randaugment": 31}, "has a randaugment of 31, not from 0 to 30"),
             ({"mixup": -0.1}, "has a mixup of -0.1"),
             ({"cutmix": float("nan")}, "has a cutmix of nan"),
             ({"balance": "fair"}, "has the balance 'fair', not none or weights or sampling"),
-            ({"norms": "freeze"}, "has the norms 'freeze', not keep or follow"),
+            ({"batchnorm": "keep"}, "has the batchnorm 'keep', not freeze or update"),
             ({"ema": 1.0}, "has an ema of 1"),
         ],
     )

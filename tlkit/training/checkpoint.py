@@ -46,7 +46,7 @@ class State:
     optimizer: Tensors = field(default_factory=dict)  # "0.exp_avg", …: what it remembers of each parameter
     scaler: dict[str, Any] = field(default_factory=dict)
 
-    GROUPS = ("now", "best", "average", "optimiser")
+    GROUPS = ("now", "best", "average", "optimizer")
 
 
 def memories(optimizer: Optimizer) -> Tensors:

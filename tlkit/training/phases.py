@@ -35,7 +35,7 @@ def _problems(phase: Phase, stages: int) -> Iterator[str]:
         f"has a learning rate of {min(rates):g}": not all(math.isfinite(rate) and rate > 0.0 for rate in rates),
         f"has a decay of {phase.lr_decay:g}, not in (0, 1]": not 0.0 < phase.lr_decay <= 1.0,
         f"has {phase.batch_size} images a step": phase.batch_size < 1,
-        f"has the optimiser {phase.optimizer!r}, not {' or '.join(OPTIMIZERS)}": phase.optimizer not in OPTIMIZERS,
+        f"has the optimizer {phase.optimizer!r}, not {' or '.join(OPTIMIZERS)}": phase.optimizer not in OPTIMIZERS,
         f"has a warmup of {phase.warmup:g}, not in [0, 1)": not 0.0 <= phase.warmup < 1.0,
         f"has a smoothing of {phase.label_smoothing:g}, not in [0, 1)": not 0.0 <= phase.label_smoothing < 1.0,
         f"clips gradients to {phase.gradient_clipping:g}": phase.gradient_clipping < 0.0,
@@ -44,7 +44,7 @@ def _problems(phase: Phase, stages: int) -> Iterator[str]:
         f"has a mixup of {phase.mixup:g}": not 0.0 <= phase.mixup < math.inf,
         f"has a cutmix of {phase.cutmix:g}": not 0.0 <= phase.cutmix < math.inf,
         f"has the balance {phase.balance!r}, not {' or '.join(BALANCES)}": phase.balance not in BALANCES,
-        f"has the norms {phase.batchnorm!r}, not {' or '.join(BATCHNORMS)}": phase.batchnorm not in BATCHNORMS,
+        f"has the batchnorm {phase.batchnorm!r}, not {' or '.join(BATCHNORMS)}": phase.batchnorm not in BATCHNORMS,
         f"has an ema of {phase.ema:g}, not in [0, 1)": not 0.0 <= phase.ema < 1.0,
     }
     return (problem for problem, holds in wrong.items() if holds)
