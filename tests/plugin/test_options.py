@@ -49,7 +49,7 @@ class Every(Head):
 class Bare(Strategy):
     name = "bare"
 
-    def phases(self, stages: Any, facts: DatasetStatistics) -> list[Phase]:
+    def phases(self, stages: Any, info: DatasetStatistics) -> list[Phase]:
         return []
 
 

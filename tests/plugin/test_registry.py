@@ -21,7 +21,7 @@ class Plain(Strategy):
     name = "plain"
     epochs: int = option(3, "how many epochs")
 
-    def phases(self, stages: Any, facts: DatasetStatistics) -> list[Phase]:
+    def phases(self, stages: Any, info: DatasetStatistics) -> list[Phase]:
         return [Phase(self.epochs, 1e-3)]
 
 

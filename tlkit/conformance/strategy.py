@@ -10,7 +10,7 @@ from tlkit.conformance.subject import Subject, expect, prepared
 from tlkit.plugin.contract import DatasetStatistics, Phase, Strategy
 
 STAGES = range(1, 21)
-FACTS = (
+STATISTICS = (
     DatasetStatistics(images=2, classes=2, smallest_class=1, largest_class=1),
     DatasetStatistics(images=100, classes=100, smallest_class=1, largest_class=1),
     DatasetStatistics(images=40, classes=2, smallest_class=20, largest_class=20),
@@ -27,12 +27,12 @@ class Answer:
     """What a strategy said for some stages and facts."""
 
     stages: tuple[str, ...]
-    facts: DatasetStatistics
+    info: DatasetStatistics
     cut: str
     phases: Sequence[Phase]
 
     def __str__(self) -> str:
-        return f"for {len(self.stages)} stages and {self.facts}"
+        return f"for {len(self.stages)} stages and {self.info}"
 
 
 class StrategySubject(Subject[Strategy]):
@@ -41,14 +41,14 @@ class StrategySubject(Subject[Strategy]):
     @prepared("answers")
     def answers(self) -> list[Answer]:
         """What it says for all stages and facts."""
-        return [self.ask(count, facts) for count in STAGES for facts in FACTS]
+        return [self.ask(count, info) for count in STAGES for info in STATISTICS]
 
-    def ask(self, count: int, facts: DatasetStatistics) -> Answer:
+    def ask(self, count: int, info: DatasetStatistics) -> Answer:
         """What it says for a number of stages; as in training, the phases are for the stages up to the cut."""
         stages = [f"stage{number}" for number in range(1, count + 1)]
-        cut = self.component.cut(tuple(stages), facts)
+        cut = self.component.cut(tuple(stages), info)
         kept = stages[: stages.index(cut) + 1] if cut in stages else stages
-        return Answer(tuple(stages), facts, cut, self.component.phases(tuple(kept), facts))
+        return Answer(tuple(stages), info, cut, self.component.phases(tuple(kept), info))
 
     def phases(self) -> Iterator[tuple[Answer, Phase, int]]:
         """Every phase it asks for, with how many stages there are up to the cut."""
@@ -75,7 +75,7 @@ def cut_is_a_stage(subject: StrategySubject) -> None:
 def pure(subject: StrategySubject) -> None:
     """The same stages and facts give the same answer, whatever was asked before."""
     for answer in reversed(subject.answers):
-        again = subject.ask(len(answer.stages), answer.facts)
+        again = subject.ask(len(answer.stages), answer.info)
         same = (again.cut, tuple(again.phases)) == (answer.cut, tuple(answer.phases))
         expect(same, f"{answer}, it says one thing and then another", do="depend on the arguments alone")
 
@@ -83,8 +83,8 @@ def pure(subject: StrategySubject) -> None:
 def leaves_its_arguments_alone(subject: StrategySubject) -> None:
     """A list of stages is as it was afterwards."""
     stages = ["stem", "body", "last"]
-    subject.component.cut(stages, FACTS[0])
-    subject.component.phases(stages, FACTS[0])
+    subject.component.cut(stages, STATISTICS[0])
+    subject.component.phases(stages, STATISTICS[0])
     expect(stages == ["stem", "body", "last"], f"it changes its stages to {stages}", do="work on a copy")
 
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-symmetric")
-SHAPES = OptimizationProfile(smallest=1, typical=4, largest=9)
+PROFILE = OptimizationProfile(min=1, opt=4, max=9)
 BATCHES = (1, 2, 5, 9)
-PREPROCESSING = small.images(SHAPES.largest)
+PREPROCESSING = small.images(PROFILE.max)
 
 
 class TargetSubject(Subject[Target]):
@@ -60,7 +60,7 @@ class TargetSubject(Subject[Target]):
         def build() -> Path:
             self.need()
             out = self.root / f"built-{name}{self.component.suffix}"
-            self.component.build(self.graph(name), out, SHAPES)
+            self.component.build(self.graph(name), out, PROFILE)
             if not out.is_file():
                 raise FileNotFoundError(f"`build` wrote no {out.name}")
             return out
@@ -190,7 +190,7 @@ def runs_in_threads(subject: TargetSubject) -> None:
     expect(fits, f"workers is {session.workers!r}", do="say how many threads gain by calling `run` at once; 1 if none")
     fits = type(session.batch_size) is int and session.batch_size >= 1
     expect(fits, f"batch is {session.batch_size!r}", do="say how many images a call had best be given")
-    batches = [PREPROCESSING[index : index + 1] for index in range(SHAPES.largest)] * 4
+    batches = [PREPROCESSING[index : index + 1] for index in range(PROFILE.max)] * 4
     alone = [session.run(batch)[LOGITS] for batch in batches]
     with ThreadPoolExecutor(session.workers) as pool:
         together = list(pool.map(lambda batch: session.run(batch)[LOGITS], batches))

@@ -177,7 +177,7 @@ def publish_target(
 
     facts = _facts(bundle, len(images), drawn_from) | {
         "options": to_json(target),
-        "shapes": asdict(shapes or OptimizationProfile()),
+        "profile": asdict(shapes or OptimizationProfile()),
         "machine": machine,
         exports.HEAD_FROM: exports.head_from(origin),
         **engine.facts(target, sources),

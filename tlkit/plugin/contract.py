@@ -1,11 +1,11 @@
-"""What a plugin author writes against. Standard library only.
+"""The contract between tlkit and its plugins. Standard library only.
 
 A component (a backbone, head, strategy or target) is a frozen dataclass. Its fields declared with `option` are its
-options: `tlkit train --set head.pca=128` replaces the field `pca`, `tlkit plugins` lists it, the bundle
-stores it. Declaring a component must be cheap: import torch and friends inside the method that needs them.
+options: `tlkit train --set head.pca=128` replaces the field `pca`, `tlkit plugins` lists it, a bundle stores it.
+Declaring a component must be cheap: import torch and other frameworks in the method that needs them.
 
-Every base class has one or two abstract methods and working defaults for the rest, so that a method added
-later breaks no plugin.
+Every base class has one or two abstract methods and working defaults for the rest, so that a method added later
+breaks no plugin.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-# The tensors that graphs exchange. Export, targets and runtime use these names and no others.
+# Names of the tensors in exported graphs; export, targets and runtime use no others.
 IMAGES = "images"  # uint8   (N, S, S, 3), RGB, as `tlkit.data.preprocessing.load` returns them
 FEATURES = "features"  # float32 (N, width)
 LOGITS = "logits"  # float32 (N, classes)
 PROBABILITIES = "probabilities"  # float32 (N, classes), rows sum to 1
-BATCH = "batch"  # the name of the dynamic axis N
+BATCH = "batch"  # name of the dynamic axis N
 
 RGB = tuple[float, float, float]
 OPTIMIZERS = ("adamw", "sgd")
@@ -37,121 +37,122 @@ INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 
 
 def option(default: Any, help: str, *, choices: Sequence[Any] | None = None) -> Any:
-    """Declare one option of a component: a dataclass field with its default, help text and allowed values."""
+    """Return a dataclass field that declares one option of a component: default, help text and allowed values."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """The recipe from a decoded picture to a network's input. It travels with the weights.
+    """Preprocessing from a decoded image to a network's input, as timm names it.
 
-    The centred square of side `crop` x the shorter side is resampled with `filter` to `size` x `size` pixels;
-    inside the graph each channel becomes `(x / 255 - mean) / std`. `mean` and `std` are on the scale 0..1.
+    The center square of side `crop_pct` x the shorter side is resized to `size` x `size` pixels; the graph computes
+    `(x / 255 - mean) / std` per channel.
     """
 
-    size: int
-    mean: RGB
+    size: int  # pixels
+    mean: RGB  # on the scale 0..1
     std: RGB
     crop_pct: float = 0.875
-    interpolation: str = "bicubic"
+    interpolation: str = "bicubic"  # or another of INTERPOLATIONS
 
     def __post_init__(self) -> None:
         problems = []
         if self.size < 1:
             problems.append(f"size must be at least 1 pixel, not {self.size}")
         if not 0.0 < self.crop_pct <= 1.0:
-            problems.append(f"crop must lie in (0, 1], not {self.crop_pct}")
+            problems.append(f"crop_pct must lie in (0, 1], not {self.crop_pct}")
         if self.interpolation not in INTERPOLATIONS:
-            problems.append(f"filter must be one of {', '.join(INTERPOLATIONS)}, not {self.interpolation!r}")
+            problems.append(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {self.interpolation!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0.0:
             problems.append("mean and std must have three entries, std above 0")
         if problems:
-            raise ValueError("pixel recipe: " + "; ".join(problems))
+            raise ValueError("preprocessing: " + "; ".join(problems))
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Where pretrained weights come from: a package or address, their licence, and the file's SHA-256 (hex)."""
+    """Origin of pretrained weights."""
 
-    origin: str
-    license: str
-    sha256: str | None = None
+    origin: str  # package or URL
+    license: str  # SPDX identifier, or the name of a custom one
+    sha256: str | None = None  # of the file, in hex
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetStatistics:
-    """What a strategy may know of the data: counts over the training split."""
+    """Counts over the training split, for strategies."""
 
     images: int
     classes: int
-    smallest_class: int
+    smallest_class: int  # images in it
     largest_class: int
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One piece of training. Learning rates are per optimiser step; `decay` multiplies per stage going shallower.
+    """One phase of training: the trainable stages and the hyperparameters.
 
-    `moving` counts the deepest stages that learn; `restart` the deepest stages that begin from random weights.
+    Learning rates follow a cosine schedule with linear warmup. `augment` and `randaugment` apply while at least one
+    stage is trainable; behind frozen stages, `mixup` and `cutmix` mix feature maps.
     """
 
     epochs: int
     head_lr: float
     trunk_lr: float = 0.0  # of the deepest stage
-    trainable: int = 0
-    lr_decay: float = 1.0
-    reinit: int = 0
+    trainable: int = 0  # number of deepest stages whose weights are updated
+    lr_decay: float = 1.0  # factor on the learning rate per stage, going shallower
+    reinit: int = 0  # number of deepest stages that start from random weights
     batch_size: int = 64
-    optimizer: str = "adamw"  # or another of OPTIMISERS
-    warmup: float = 0.0  # share of the steps in which the rates rise; in the rest they fall, along a cosine
-    label_smoothing: float = 0.0  # of the labels
-    gradient_clipping: float = 0.0  # the norm that longer gradients are scaled to; 0 for none
-    patience: int = 0  # epochs without a lower validation loss that end it; 0 for none
-    augment: bool = False  # whether every epoch sees a random crop of each image, mirrored or not, where stages move
-    randaugment: int = 0  # magnitude, up to 30, of two random distortions of each image, where stages move; 0 for none
-    mixup: float = 0.0  # images are mixed in pairs, by shares drawn from Beta(this, this); 0 for none
-    cutmix: float = 0.0  # the same with pieces cut out of one and put into the other, where there is space
-    balance: str = "none"  # or another of BALANCES: what makes up for classes with few images
+    optimizer: str = "adamw"  # or another of OPTIMIZERS
+    warmup: float = 0.0  # fraction of the steps
+    label_smoothing: float = 0.0
+    gradient_clipping: float = 0.0  # maximum gradient norm; 0: off
+    patience: int = 0  # early stopping: epochs without a lower validation loss; 0: off
+    augment: bool = False  # random resized crop and horizontal flip, drawn anew per epoch
+    randaugment: int = 0  # RandAugment magnitude, at most 30, with two operations per image; 0: off
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0: off
+    cutmix: float = 0.0  # alpha of Beta(alpha, alpha); 0: off
+    balance: str = "none"  # class balancing, one of BALANCES: class weights in the loss, or a weighted sampler
     batchnorm: str = "freeze"  # or "update": running statistics of batch norms in trainable stages
-    ema: float = 0.0  # the share that a moving average of the weights keeps in a step; 0 for the weights themselves
+    ema: float = 0.0  # decay per step of the weight average; 0: off
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizationProfile:
-    """The batch sizes that an engine is built for."""
+    """Batch sizes that an engine is built for, as in TensorRT: it accepts `min` to `max` and is tuned for `opt`."""
 
-    smallest: int = 1
-    typical: int = 8
-    largest: int = 32
+    min: int = 1
+    opt: int = 8
+    max: int = 32
 
 
 class Tick(Protocol):
-    """Says that `more` units are done, and in a few words how it goes."""
+    """Callable that reports `more` completed units and, optionally, a short status text."""
 
     def __call__(self, more: int, said: str = "", /) -> object: ...
 
 
-Progress = Callable[[str, int], Tick]  # how long work says how far it is: (what, how many) -> tick
+Progress = Callable[[str, int], Tick]  # (description, total units) -> tick
 
 
 def silent(_what: str, _total: int) -> Tick:
-    """Return a tick that nobody watches."""
+    """Progress that is not shown."""
     return lambda _more, _said="": None
 
 
 class Component(ABC):
-    """Base of every component: a name (lower case, words joined by `-`, `_`, `.` or `/`), a kind, options."""
+    """Base class of every component. Its name is lower case, words joined by `-`, `_`, `.` or `/`."""
 
     name: str
     kind: ClassVar[str]
 
     def exempt(self) -> Mapping[str, str]:
-        """The checks of `tlkit.conformance` that it fails for a good reason, each with the reason."""
+        """Return the checks of `tlkit.conformance` that don't apply, each with its reason."""
         return {}
 
 
 class Backbone(Component):
-    """A pretrained network as an ordered list of named stages, shallow to deep; chaining them is the network."""
+    """Pretrained network as an ordered list of named stages, shallow to deep; chained, they are the network."""
 
     kind = "backbone"
     preprocessing: Preprocessing
@@ -159,128 +160,127 @@ class Backbone(Component):
 
     @abstractmethod
     def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:
-        """The stages in order, in eval mode, freshly built. The first takes float32 `(N, 3, S, S)`, normalised.
+        """Return new stages in order, in eval mode. The first takes float32 `(N, 3, S, S)`, normalized.
 
-        With `pretrained=False` the weights are random and no weights file is looked for.
+        With `pretrained=False` the weights are random and no weights file is read.
         """
 
     def pool(self) -> nn.Module | None:
-        """From any stage's output to features `(N, width)`.
+        """Return the module from any stage's output to features `(N, width)`.
 
-        None stands for the mean over space `(N, C, H, W)` or tokens `(N, T, C)`.
+        None: the mean over height and width of `(N, C, H, W)`, or over tokens of `(N, T, C)`.
         """
         return None
 
     def classifier(self) -> nn.Module | None:
-        """The pretrained classifier, from the deepest stage's features to the original logits, where there is one."""
+        """Return the pretrained classifier, from the deepest stage's features to the original logits, or None."""
         return None
 
     def whole(self, *, pretrained: bool) -> nn.Module | None:
-        """The network as its own library runs it, in eval mode: from the first stage's input to the last one's output.
+        """Return the network as its own library runs it, in eval mode: first stage's input to last stage's output.
 
-        For a plugin that takes stages out of a library's network: the conformance check holds the chained stages
-        against it. With `pretrained=False` both are built after the same `torch.manual_seed`, and have to come out with
-        the same weights.
+        For plugins that take stages out of a library's network: a conformance check compares the chained stages with
+        it. With `pretrained=False` both are built after the same `torch.manual_seed` and must get the same weights.
         """
         return None
 
 
 class Head(Component):
-    """From features to logits, as a module made of standard operators, however its weights came about."""
+    """Classifier from features to logits: always a module of core ONNX operators, however it was fitted."""
 
     kind = "head"
 
     @abstractmethod
     def module(self, width: int, classes: int) -> nn.Module:
-        """An untrained module `(N, width) -> (N, classes)`, trainable by gradient.
+        """Return an untrained module `(N, width) -> (N, classes)` that can be trained by gradient descent.
 
-        A head that can only be solved raises `tlkit.errors.UsageError`.
+        Raises `tlkit.errors.UsageError` if the head can only be fitted with `solve`.
         """
 
     def solve(
         self, features: NDArray[np.float32], labels: NDArray[np.int64], classes: int, seed: int
     ) -> nn.Module | None:
-        """Fit features `(N, width)` to labels `(N,)` in 0..classes-1; None means "train `module` by gradient"."""
+        """Fit features `(N, width)` to labels `(N,)` in 0..classes-1; None: train `module` by gradient descent."""
         return None
 
     def restore(self, width: int, classes: int, tensors: Mapping[str, Any]) -> nn.Module:
-        """The module that a state dict of torch tensors came from."""
+        """Return the fitted module whose state dict `tensors` is."""
         module = self.module(width, classes)
         module.load_state_dict(tensors)
         return module.eval()
 
 
 class Strategy(Component):
-    """A pure function from facts to a list of phases."""
+    """Training plan: a pure function from stage names and dataset statistics to a list of phases."""
 
     kind = "strategy"
 
     @abstractmethod
-    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
-        """What to train, in order; `stages` names the trunk's stages, shallow to deep."""
+    def phases(self, stages: Sequence[str], info: DatasetStatistics) -> Sequence[Phase]:
+        """Return the phases in order; `stages` names the trunk's stages, shallow to deep."""
 
-    def cut(self, stages: Sequence[str], facts: DatasetStatistics) -> str:
-        """The last stage to keep, unless the user names one."""
+    def cut(self, stages: Sequence[str], info: DatasetStatistics) -> str:
+        """Return the last stage to keep, unless the user names one."""
         return stages[-1]
 
 
 class Session(ABC):
-    """An opened target: one array in, named arrays out."""
+    """Opened export: one array in, named arrays out."""
 
     input: str  # IMAGES or FEATURES
     outputs: tuple[str, ...]
     metadata: Mapping[str, str]
-    workers: int = 1  # how many threads gain by calling `run` at the same time
-    batch_size: int = 8  # how many images a call had best be given where there are many
-    gpu_seconds: float | None = None  # of the last call: how long the GPU took, by its own clock, where one can tell
+    workers: int = 1  # number of threads that gain throughput by calling `run` concurrently
+    batch_size: int = 8  # rows per call with the best throughput
+    gpu_seconds: float | None = None  # GPU time of the last call, if it was measured
 
     @abstractmethod
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
-        """Float32 arrays by name (all of `outputs` unless told), row for row as in `array` `(N, ...)`."""
+        """Return float32 arrays by name, all of `self.outputs` by default, with the rows of `array` `(N, ...)`."""
 
 
 class Target(Component):
-    """A runtime format: how an ONNX graph becomes a file it runs, and how that file is opened."""
+    """Runtime format: build a file from an ONNX graph, and open it."""
 
     kind = "target"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32",)  # of graphs: also fp16, int8 (uint8 activations), int8-symmetric
-    suffix: ClassVar[str]
-    executable: ClassVar[bool] = False  # whether opening a file runs code that is in it: a stranger's is not opened
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)  # also fp16, int8 (uint8 activations), int8-symmetric
+    suffix: ClassVar[str]  # of the file, such as ".onnx"
+    executable: ClassVar[bool] = False  # opening a file runs code in it: files built elsewhere are not opened
 
     def machine(self) -> Mapping[str, str]:
-        """What a file built here needs to find where it is opened, such as the GPU; nothing unless overridden."""
+        """Return the properties of this machine that a file built here depends on, such as the GPU."""
         return {}
 
     def missing(self) -> str | None:
-        """Why this target can't run here, with the command that would install it; None where it can."""
+        """Return the reason that this target can't run here, with the command that installs it, or None."""
         return None
 
     @abstractmethod
-    def build(self, graph: Path, out: Path, shapes: OptimizationProfile) -> None:
+    def build(self, graph: Path, out: Path, profile: OptimizationProfile) -> None:
         """Write the file `out` from the ONNX file `graph`."""
 
-    def build_with_progress(self, graph: Path, out: Path, shapes: OptimizationProfile, progress: Progress) -> None:
-        """As `build`, which it calls unless overridden, for what takes long enough to say how far it is."""
-        self.build(graph, out, shapes)
+    def build_with_progress(self, graph: Path, out: Path, profile: OptimizationProfile, progress: Progress) -> None:
+        """Build as `build` does and report progress; by default it calls `build`."""
+        self.build(graph, out, profile)
 
     @abstractmethod
     def open(self, file: Path) -> Session:
         """Open a file that `build` wrote."""
 
-    def incompatible(self, built_on: Mapping[str, str]) -> str | None:
-        """Why a file can't be opened here that was built by this component, with these options, on such a machine.
+    def incompatible(self, recorded: Mapping[str, str]) -> str | None:
+        """Return the reason that a file built with these options on another machine can't be opened here, or None.
 
-        `built_on` is what `machine` said there. Unless overridden, every fact has to be the same here.
+        `recorded` is what `machine` returned there; by default every property has to be equal here.
         """
-        here = self.machine() if built_on else {}
-        for fact, value in built_on.items():
-            if here.get(fact) != value:
-                return f"it was built for {fact} {value}, and here is {here.get(fact)}"
+        here = self.machine() if recorded else {}
+        for name, value in recorded.items():
+            if here.get(name) != value:
+                return f"it was built for {name} {value}, and this machine has {here.get(name)}"
         return None
 
 
 def option_fields(component: Component) -> tuple[dataclasses.Field[Any], ...]:
-    """The dataclass fields that are options: those declared with `option`."""
+    """Return the dataclass fields that were declared with `option`."""
     if not dataclasses.is_dataclass(component):
         return ()
     return tuple(field for field in dataclasses.fields(component) if "help" in field.metadata)

@@ -30,7 +30,7 @@ class OpenVino(Target):
             return 'OpenVINO is not installed; run: pip install "openvino>=2024.6"'
         return None
 
-    def build(self, graph: Path, out: Path, shapes: OptimizationProfile) -> None:
+    def build(self, graph: Path, out: Path, profile: OptimizationProfile) -> None:
         """Copy the graph, once OpenVINO has compiled it: what it can't run is refused here and not in production."""
         self.open(graph)
         with explained(out):

@@ -67,7 +67,7 @@ def test_the_recipe_is_that_of_the_tag() -> None:
     assert Timm("timm/resnet18", size=160).preprocessing.size == 160
 
 
-def test_licence_and_origin_are_those_of_the_tag() -> None:
+def test_license_and_origin_are_those_of_the_tag() -> None:
     source = Timm("timm/convnextv2_atto", tag="fcmae_ft_in1k").weights
     assert (source.origin, source.license) == ("hf-hub:timm/convnextv2_atto.fcmae_ft_in1k", "cc-by-nc-4.0")
 

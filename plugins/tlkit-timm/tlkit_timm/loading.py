@@ -18,7 +18,7 @@ from tlkit.plugin.contract import Preprocessing, Weights
 from tlkit.plugin.options import did_you_mean
 from tlkit.util import files
 
-UNKNOWN_LICENCE = "LicenseRef-unknown"
+UNKNOWN_LICENSE = "LicenseRef-unknown"
 
 Read = TypeVar("Read")
 
@@ -49,11 +49,11 @@ def recipe(known: Any, size: int | None) -> Preprocessing:
 
 
 def source(known: Any, weights: Path | None) -> Weights:
-    """The weights file; or else the place that timm fetches from, whose licence it knows, but no hash."""
+    """The weights file; or else the place that timm fetches from, whose license it knows, but no hash."""
     if weights is not None:
-        return Weights(f"the local file {weights.name}", UNKNOWN_LICENCE, _read(weights, files.sha256))
+        return Weights(f"the local file {weights.name}", UNKNOWN_LICENSE, _read(weights, files.sha256))
     origin = f"hf-hub:{known.hf_hub_id}" if known.hf_hub_id else known.url or "none published"
-    return Weights(origin, known.license if known.license not in {None, "unknown"} else UNKNOWN_LICENCE)
+    return Weights(origin, known.license if known.license not in {None, "unknown"} else UNKNOWN_LICENSE)
 
 
 def model(known: Any, size: int | None, weights: Path | None, *, pretrained: bool) -> nn.Module:

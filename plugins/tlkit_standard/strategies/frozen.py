@@ -19,5 +19,5 @@ class Frozen(Strategy):
     epochs: int = option(100, "epochs for a head that learns by gradient")
     lr: float = option(1e-3, "its learning rate")
 
-    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
+    def phases(self, stages: Sequence[str], info: DatasetStatistics) -> Sequence[Phase]:
         return (Phase(epochs=self.epochs, head_lr=self.lr),)

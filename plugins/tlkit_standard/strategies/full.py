@@ -19,5 +19,5 @@ from tlkit_standard.strategies._base import Tuning
 class Full(Tuning):
     name = "full"
 
-    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
+    def phases(self, stages: Sequence[str], info: DatasetStatistics) -> Sequence[Phase]:
         return (self.phase(len(stages)),)

@@ -22,6 +22,6 @@ class Gradual(Probing):
     lr_decay: float = option(0.385, "factor on the learning rate from a stage to the one above it; 1 / 2.6")
     trainable: int | None = option(None, "deepest stages that learn in the end; none: all")
 
-    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
+    def phases(self, stages: Sequence[str], info: DatasetStatistics) -> Sequence[Phase]:
         most = len(stages) if self.trainable is None else self.trainable
         return self.probe(), *(self.phase(trainable) for trainable in range(1, most + 1))

@@ -20,5 +20,5 @@ class Partial(Tuning):
     name = "partial"
     trainable: int | None = option(None, "deepest stages that learn; none: two, or the only one there is")
 
-    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
+    def phases(self, stages: Sequence[str], info: DatasetStatistics) -> Sequence[Phase]:
         return (self.phase(min(2, len(stages)) if self.trainable is None else self.trainable),)

@@ -20,5 +20,5 @@ class ProbeThenTune(Probing):
     name = "probe-then-tune"
     trainable: int | None = option(None, "deepest stages that learn in the end; none: all")
 
-    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
+    def phases(self, stages: Sequence[str], info: DatasetStatistics) -> Sequence[Phase]:
         return self.probe(), self.phase(len(stages) if self.trainable is None else self.trainable)

@@ -23,6 +23,6 @@ class Replace(Tuning):
     reinit: int = option(1, "deepest stages that begin from random weights")
     trainable: int | None = option(None, "deepest stages that learn; none: those that begin again")
 
-    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
+    def phases(self, stages: Sequence[str], info: DatasetStatistics) -> Sequence[Phase]:
         trainable = self.reinit if self.trainable is None else self.trainable
         return (self.phase(trainable, reinit=self.reinit),)

@@ -22,5 +22,5 @@ class Scratch(Tuning):
     trunk_lr: float = option(1e-3, "highest learning rate of the deepest stage")
     lr_decay: float = option(1.0, "factor on the learning rate from a stage to the one above it")
 
-    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
+    def phases(self, stages: Sequence[str], info: DatasetStatistics) -> Sequence[Phase]:
         return (self.phase(len(stages), reinit=len(stages)),)

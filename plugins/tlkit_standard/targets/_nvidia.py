@@ -44,11 +44,11 @@ class NvidiaTarget(Target):
             return f"{self.package} is installed and can't be loaded ({one_line(str(error))}); {again}"
         return None
 
-    def build(self, graph: Path, out: Path, shapes: OptimizationProfile) -> None:
-        self.build_with_progress(graph, out, shapes, silent)
+    def build(self, graph: Path, out: Path, profile: OptimizationProfile) -> None:
+        self.build_with_progress(graph, out, profile, silent)
 
-    def build_with_progress(self, graph: Path, out: Path, shapes: OptimizationProfile, progress: Progress) -> None:
-        """Parse, and build for every batch size from `shapes.smallest` to `shapes.largest`. Needs no GPU with RTX."""
+    def build_with_progress(self, graph: Path, out: Path, profile: OptimizationProfile, progress: Progress) -> None:
+        """Parse, and build for every batch size of the profile. Needs no GPU with RTX."""
         trt = self._library()
         log = _log(trt)
         builder = trt.Builder(log)
@@ -59,7 +59,7 @@ class NvidiaTarget(Target):
         config = builder.create_builder_config()
         if self.workspace:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self.workspace * MIB)
-        config.add_optimization_profile(_profile(builder, network, shapes))
+        config.add_optimization_profile(_profile(builder, network, profile))
         self.configure(trt, config)
         config.progress_monitor = monitor = watch(trt, f"{self.name} {graph.stem}", progress)
         with self.timed(trt, config):
@@ -90,9 +90,9 @@ class NvidiaTarget(Target):
         seen = gpus()
         return {self.name: str(self._library().__version__), **({DRIVER: seen[0].driver} if seen else {})}
 
-    def incompatible(self, built_on: Mapping[str, str]) -> str | None:
+    def incompatible(self, recorded: Mapping[str, str]) -> str | None:
         """As for any target, but that every driver will do that the library here is content with."""
-        return super().incompatible({fact: value for fact, value in built_on.items() if fact != DRIVER})
+        return super().incompatible({name: value for name, value in recorded.items() if name != DRIVER})
 
     def _library(self) -> Any:
         if (why := self.missing()) is not None:
@@ -128,13 +128,13 @@ def _refusals(parser: Any) -> Iterator[str]:
         yield where + error.desc().split("\n")[0]
 
 
-def _profile(builder: Any, network: Any, shapes: OptimizationProfile) -> Any:
-    """The dynamic first axis of every input, from the smallest batch to the largest."""
-    if not 1 <= shapes.smallest <= shapes.typical <= shapes.largest:
-        raise UsageError(f"batch sizes must rise from at least 1: {shapes}")
+def _profile(builder: Any, network: Any, sizes: OptimizationProfile) -> Any:
+    """Return the profile of the dynamic first axis of every input."""
+    if not 1 <= sizes.min <= sizes.opt <= sizes.max:
+        raise UsageError(f"batch sizes must rise from at least 1: {sizes}")
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         rest = tuple(tensor.shape)[1:]
-        profile.set_shape(tensor.name, (shapes.smallest, *rest), (shapes.typical, *rest), (shapes.largest, *rest))
+        profile.set_shape(tensor.name, (sizes.min, *rest), (sizes.opt, *rest), (sizes.max, *rest))
     return profile

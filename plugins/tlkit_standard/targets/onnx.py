@@ -18,7 +18,7 @@ class Onnx(Target):
     threads: int = option(0, "cores that one call uses; 0 leaves it to the number of workers")
     device: str = option("cpu", "where it is run; a GPU needs tlkit[gpu]", choices=("cpu", "cuda", "tensorrt"))
 
-    def build(self, graph: Path, out: Path, shapes: OptimizationProfile) -> None:
+    def build(self, graph: Path, out: Path, profile: OptimizationProfile) -> None:
         shutil.copyfile(graph, out)  # the batch is dynamic: one file serves all shapes
 
     def open(self, file: Path) -> Session:

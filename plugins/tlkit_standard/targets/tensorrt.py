@@ -52,11 +52,11 @@ class TensorRT(NvidiaTarget):
         if self.hardware_compatible:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
 
-    def incompatible(self, built_on: Mapping[str, str]) -> str | None:
+    def incompatible(self, recorded: Mapping[str, str]) -> str | None:
         """An engine that was built version-compatible is read by later versions of TensorRT, too."""
-        if self.version_compatible and _reads(self._library().__version__, built_on[self.name]):
-            built_on = {fact: value for fact, value in built_on.items() if fact != self.name}
-        return super().incompatible(built_on)
+        if self.version_compatible and _reads(self._library().__version__, recorded[self.name]):
+            recorded = {name: value for name, value in recorded.items() if name != self.name}
+        return super().incompatible(recorded)
 
     def machine(self) -> Mapping[str, str]:
         """An engine holds kernels for one kind of GPU."""

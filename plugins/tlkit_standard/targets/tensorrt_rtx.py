@@ -33,16 +33,20 @@ class TensorRTRTX(NvidiaTarget):
         for index, name in enumerate(wanted):
             config.set_compute_capability(known[name], index)
 
-    def incompatible(self, built_on: Mapping[str, str]) -> str | None:
+    def incompatible(self, recorded: Mapping[str, str]) -> str | None:
         """TensorRT-RTX reads the engines of no other version, and runs those that were built for this kind of GPU."""
-        why = super().incompatible(built_on)
+        why = super().incompatible(recorded)
         if why is not None or self.gpu is None:
             return why
         from tlkit.runtime.cuda import gpu
 
         here = gpu()
         kind = f"sm{here.capability.replace('.', '')}"
-        return None if kind in self._wanted() else f"it was built for {self.gpu}, and here is {kind} ({here.name})"
+        return (
+            None
+            if kind in self._wanted()
+            else f"it was built for {self.gpu}, and this machine has {kind} ({here.name})"
+        )
 
     def _wanted(self) -> list[str]:
         """The compute capabilities to build for, as in sm86, each of them once."""

@@ -95,7 +95,7 @@ class AtHome(Tiny):
     weights = Weights("/elsewhere/weights.pth", "MIT")
 
 
-@breaks("licence-of-the-weights", "the licence 'unknown' is none")
+@breaks("license-of-the-weights", "the license 'unknown' is none")
 class Unlicensed(Tiny):
     weights = Weights("pypi:x==1", "unknown")
 

@@ -16,19 +16,19 @@ class Plan(Strategy):
     name = "plan"
     phase = Phase(3, 1e-3)
 
-    def phases(self, stages, facts):
+    def phases(self, stages, info):
         return (self.phase,)
 
 
-@breaks("answers", r"for 1 stages and Facts\(images=2, .*it returns \(\)")
+@breaks("answers", r"for 1 stages and DatasetStatistics\(images=2, .*it returns \(\)")
 class Idle(Plan):
-    def phases(self, stages, facts):
+    def phases(self, stages, info):
         return ()
 
 
 @breaks("cut-is-a-stage", "it cuts at 'stage3'")
 class Cutting(Plan):
-    def cut(self, stages, facts):
+    def cut(self, stages, info):
         return "stage3"
 
 
@@ -36,23 +36,23 @@ class Cutting(Plan):
 class Wavering(Plan):
     asked: list[int] = []  # noqa: RUF012
 
-    def phases(self, stages, facts):
+    def phases(self, stages, info):
         self.asked.append(1)
         return (Phase(len(self.asked), 1e-3),)
 
 
 @breaks("leaves-its-arguments-alone", r"it changes its stages to \['stem', 'body'\]")
 class Popping(Plan):
-    def phases(self, stages, facts):
+    def phases(self, stages, info):
         if isinstance(stages, list):
             stages.pop()
-        return super().phases(stages, facts)
+        return super().phases(stages, info)
 
 
 @breaks("epochs-are-positive", "a phase has 0 epochs")
 class Hasty(Plan):
-    def phases(self, stages, facts):
-        return (Phase(min(10, 1_000_000 // facts.images), 1e-3),)
+    def phases(self, stages, info):
+        return (Phase(min(10, 1_000_000 // info.images), 1e-3),)
 
 
 @breaks("rates-are-positive", r"a phase has the learning rates \(0.001, 0.0\)")

@@ -31,7 +31,7 @@ class Changed(Session):
 class Copy(Target):
     name, suffix = "copy", ".copy"
 
-    def build(self, graph, out, shapes):
+    def build(self, graph, out, profile):
         shutil.copyfile(graph, out)
 
     def open(self, file):
@@ -60,14 +60,14 @@ class Curt(Copy):
 
 @breaks("builds", "it raised FileNotFoundError: `build` wrote no built-model.copy")
 class Lazy(Copy):
-    def build(self, graph, out, shapes):
+    def build(self, graph, out, profile):
         pass
 
 
 @breaks("leaves-the-graph-alone", "`build` changed the ONNX file")
 class Meddling(Copy):
-    def build(self, graph, out, shapes):
-        super().build(graph, out, shapes)
+    def build(self, graph, out, profile):
+        super().build(graph, out, profile)
         model = onnx.load_model(graph)
         model.producer_name = "me"
         onnx.save_model(model, graph)

@@ -12,7 +12,7 @@ from tlkit.plugin.contract import Weights
 
 SIZES = range(8, 4097)
 _SPDX = re.compile(r"\(*[A-Za-z0-9][A-Za-z0-9.+-]*\)*(?: (?:AND|OR|WITH) \(*[A-Za-z0-9][A-Za-z0-9.+-]*\)*)*")
-_NO_LICENCE = frozenset({"", "-", "?", "n-a", "none", "other", "tbd", "todo", "unknown", "unlicensed"})
+_NO_LICENSE = frozenset({"", "-", "?", "n-a", "none", "other", "tbd", "todo", "unknown", "unlicensed"})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -43,11 +43,11 @@ def origin_of_the_weights(subject: BackboneSubject) -> None:
 
 
 def license_of_the_weights(subject: BackboneSubject) -> None:
-    """The licence of the weights is recorded, as an SPDX expression."""
+    """The license of the weights is recorded, as an SPDX expression."""
     spdx = _weights(subject).license.strip()
     expect(
-        spdx.lower() not in _NO_LICENCE and bool(_SPDX.fullmatch(spdx)),
-        f"the licence {spdx!r} is none",
+        spdx.lower() not in _NO_LICENSE and bool(_SPDX.fullmatch(spdx)),
+        f"the license {spdx!r} is none",
         do="record it by its SPDX name, as in 'Apache-2.0'; where there is none, 'LicenseRef-...' with a word for it",
     )
 

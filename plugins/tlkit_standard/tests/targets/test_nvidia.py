@@ -62,7 +62,7 @@ class TestRTX:
         done = tlkit("export", own_run, "--tensorrt-rtx", "--batch", "1,3,5", "--gpu", "sm86,sm120")
         assert done.code == 0, done.err
         record = json.loads((own_run / "tensorrt-rtx/fp32/built.json").read_text())
-        assert record["shapes"] == {"smallest": 1, "typical": 3, "largest": 5}
+        assert record["profile"] == {"min": 1, "opt": 3, "max": 5}
         assert record["options"]["gpu"] == "sm86,sm120"
         assert tlkit("export", own_run, "--tensorrt-rtx", "--batch", "3,1,5").code == 2
 
@@ -254,7 +254,7 @@ class TestOpening:
 
     def test_an_engine_for_another_gpu_is_refused_with_the_command(self, file, monkeypatch):
         monkeypatch.setattr(Engine, "version", "2.0")
-        with pytest.raises(ArtefactError, match=r"for GPU GeForce 1.0, and here is GeForce 2.0; run: tlkit e"):
+        with pytest.raises(ArtefactError, match=r"for GPU GeForce 1.0, and this machine has GeForce 2.0; run: tlkit e"):
             open_target(Engine(), file)
 
     @no_gpu
@@ -318,30 +318,39 @@ class TestMachines:
         assert (compatible.incompatible(facts) is None) == fits
         assert (plain.incompatible(plain_facts) is None) == (built == here_now)
         if not fits:
-            assert compatible.incompatible(facts) == f"it was built for tensorrt {built}, and here is {here_now}"
+            assert (
+                compatible.incompatible(facts) == f"it was built for tensorrt {built}, and this machine has {here_now}"
+            )
 
     def test_a_version_compatible_engine_is_for_one_gpu_all_the_same(self, here):
         here()
         target = TensorRT(version_compatible=True)
         built = target.machine()
         here(version="10.6.0", name="RTX 4090", capability="8.9")
-        assert target.incompatible(built) == "it was built for GPU RTX A6000, and here is RTX 4090"
+        assert target.incompatible(built) == "it was built for GPU RTX A6000, and this machine has RTX 4090"
 
     def test_rtx_engines_are_for_the_gpus_that_were_named(self, here):
         here(version="1.2")
         built = TensorRTRTX().machine()
         assert TensorRTRTX().incompatible(built) is None
         assert TensorRTRTX(gpu="sm89, SM86").incompatible(built) is None
-        assert TensorRTRTX(gpu="sm89").incompatible(built) == "it was built for sm89, and here is sm86 (RTX A6000)"
+        assert (
+            TensorRTRTX(gpu="sm89").incompatible(built)
+            == "it was built for sm89, and this machine has sm86 (RTX A6000)"
+        )
         here(version="1.3")
-        assert TensorRTRTX(gpu="sm89").incompatible(built) == "it was built for tensorrt-rtx 1.2, and here is 1.3"
+        assert (
+            TensorRTRTX(gpu="sm89").incompatible(built) == "it was built for tensorrt-rtx 1.2, and this machine has 1.3"
+        )
 
     def test_an_export_for_other_gpus_is_unproven_and_opened_nowhere_else(self, own_run, monkeypatch):
         pytest.importorskip("tensorrt_rtx")
         monkeypatch.setattr(cuda, "gpu", lambda: cuda.Gpu("RTX A6000", "8.6"))
         published = publish_target(open_bundle(own_run), TensorRTRTX(gpu="sm120"))
-        assert published.unproven == "it was built for sm120, and here is sm86 (RTX A6000)"
-        with pytest.raises(Elsewhere, match=r"for sm120, and here is sm86 .*; run: tlkit export .* --tensorrt-rtx$"):
+        assert published.unproven == "it was built for sm120, and this machine has sm86 (RTX A6000)"
+        with pytest.raises(
+            Elsewhere, match=r"for sm120, and this machine has sm86 .*; run: tlkit export .* --tensorrt-rtx$"
+        ):
             open_target(TensorRTRTX(), published.place / "model.engine")
 
 
