@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 
 from tlkit.advice.probes import SHARPNESS, STRENGTHS, nearest_mean, ridge
 from tlkit.advice.scores import one_hot
-from tlkit.runtime.features import normalized
+from tlkit.util.statistics import power_normalize
 
 
 def blobs(images, width, classes, seed=0, spread=1.0):
@@ -25,7 +25,7 @@ def blobs(images, width, classes, seed=0, spread=1.0):
 @pytest.mark.parametrize(("images", "width"), [(24, 4), (15, 40)])
 def test_ridge_calls_each_image_as_a_fit_to_the_others_does(images, width):
     features, labels = blobs(images, width, 3)
-    rows, targets = normalized(features), one_hot(labels, 3)
+    rows, targets = power_normalize(features), one_hot(labels, 3)
     total = ((rows - rows.mean(axis=0)) ** 2).sum()
     best, scores = np.inf, None
     for strength in STRENGTHS:
@@ -48,7 +48,7 @@ def test_ridge_calls_each_image_as_a_fit_to_the_others_does(images, width):
 
 def test_the_nearest_mean_is_without_the_image_itself():
     features, labels = blobs(21, 5, 3, spread=2.0)
-    rows = normalized(features)
+    rows = power_normalize(features)
     called = []
     for image in range(len(rows)):
         others = np.arange(len(rows)) != image

@@ -14,7 +14,8 @@ from tlkit.model.bundle import open_bundle
 from tlkit.runtime import config
 from tlkit.runtime.config import Setting, read, usual
 from tlkit.runtime.model import Model
-from tlkit.runtime.session import LEVELS, OnnxSession, cores
+from tlkit.runtime.session import LEVELS, OnnxSession
+from tlkit.util.resources import cores
 
 
 @pytest.fixture

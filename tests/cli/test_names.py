@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from tlkit.util.files import quoted
+from tlkit.util.text import quoted
 
 ODD = [
     "a b.png",

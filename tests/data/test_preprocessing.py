@@ -694,10 +694,10 @@ def test_nothing_is_said_on_stderr(tmp_path: Path, warn: str) -> None:
 import sys, pathlib
 from PIL import Image
 from tlkit.data.preprocessing import load
-from tlkit.plugin.contract import Pixels
+from tlkit.plugin.contract import Preprocessing
 Image.MAX_IMAGE_PIXELS = 40  # a TIFF of 64 pixels is now one that Pillow warns of as a bomb
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
-    print(path.name, load(path, Pixels(8, (0, 0, 0), (1, 1, 1))).mean() > 0)
+    print(path.name, load(path, Preprocessing(8, (0, 0, 0), (1, 1, 1))).mean() > 0)
 """
     done = python(code, tmp_path, warn=warn)
     assert done.stdout.split() == [word for name in sorted(odd_metadata()) for word in (name, "True")]
@@ -710,7 +710,7 @@ def test_only_warnings_of_a_thread_that_is_loading_are_silenced(tmp_path: Path) 
 import pathlib, sys, threading, warnings
 from PIL import ImageFile
 from tlkit.data.preprocessing import load
-from tlkit.plugin.contract import Pixels
+from tlkit.plugin.contract import Preprocessing
 prepare, inside, go_on = ImageFile.ImageFile.load_prepare, threading.Event(), threading.Event()
 def slow(picture):
     warnings.warn("by the thread that loads")
@@ -718,7 +718,7 @@ def slow(picture):
     go_on.wait(30)
     prepare(picture)
 ImageFile.ImageFile.load_prepare = slow
-file, pixels = pathlib.Path(sys.argv[1]), Pixels(8, (0, 0, 0), (1, 1, 1))
+file, pixels = pathlib.Path(sys.argv[1]), Preprocessing(8, (0, 0, 0), (1, 1, 1))
 thread = threading.Thread(target=load, args=(file, pixels))
 thread.start()
 inside.wait(30)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tlkit.data.split import Row, assign, fraction, some
+from tlkit.data.split import Row, assign, fraction
 
 VALS = st.floats(0.05, 0.95)
 SETS = st.dictionaries(st.text("abcé/.", min_size=1, max_size=6), st.sampled_from("xyz"), min_size=1, max_size=40)
@@ -101,8 +101,3 @@ def test_val_comes_out_of_train_only() -> None:
     labelled = {f"{index}": "x" for index in range(50)}
     found = assign([*rows(labelled, "train"), *rows({"t": "x"}, "test")], 0.3)
     assert found == [*splits(labelled, 0.3).values(), "test"]
-
-
-@pytest.mark.parametrize(("count", "text"), [(0, ""), (1, "0"), (3, "0, 1, 2"), (5, "0, 1, 2 and 2 more")])
-def test_some_says_how_many_more(count: int, text: str) -> None:
-    assert some(map(str, range(count)), most=3) == text

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from tlkit.evaluation.metrics import calibration_error, reliability, score, wilson
+from tlkit.evaluation.metrics import calibration_error, reliability, score
+from tlkit.util.statistics import wilson
 
 
 @given(st.integers(2, 6), st.integers(1, 80), st.integers(0, 2**32 - 1))

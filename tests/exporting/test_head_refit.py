@@ -26,7 +26,7 @@ from tlkit.model import exports
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 from tlkit.runtime.session import OnnxSession
-from tlkit.verification.parity import softmax
+from tlkit.util.statistics import softmax
 from tlkit.verification.replay import replay, replay_file
 
 

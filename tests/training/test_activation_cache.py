@@ -17,7 +17,7 @@ from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Phase, silent
 from tlkit.training import activation_cache
 from tlkit.training import inputs as seeing
-from tlkit.training.activation_cache import Stored, border, check_space, in_words
+from tlkit.training.activation_cache import Stored, border, check_space
 from tlkit.training.device import Machine
 from tlkit.training.freezing import Network
 from tlkit.training.inputs import Decoded, Variety
@@ -130,8 +130,3 @@ def test_the_output_of_other_borders_is_forgotten(pictures, tmp_path):
     phases = [Phase(2, 0.05, trunk_lr=0.02, trainable=moving, batch_size=8, augment=True) for moving in (1, 2)]
     course(pictures, tmp_path, phases=tuple(phases))
     assert len({file.name.split("-")[0] for file in tmp_path.glob("*.npy")}) == 1
-
-
-@pytest.mark.parametrize(("size", "words"), [(999, "999 bytes"), (1_500_000, "1.5 MB"), (12_345_678_901, "12.3 GB")])
-def test_sizes_as_people_read_them(size, words):
-    assert in_words(size) == words

@@ -27,9 +27,9 @@ from tlkit.model.batchnorm import norms
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Backbone, Tick
 from tlkit.runtime.features import Features, extract
-from tlkit.runtime.session import cores
 from tlkit.training.run_directory import once
 from tlkit.util.files import cache_dir
+from tlkit.util.resources import cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

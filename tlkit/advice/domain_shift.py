@@ -19,7 +19,8 @@ import numpy as np
 from tlkit.graph.moments import MEAN, SQUARE, watched
 from tlkit.plugin.contract import Preprocessing
 from tlkit.runtime.model import stream
-from tlkit.runtime.session import OnnxSession, cores
+from tlkit.runtime.session import OnnxSession
+from tlkit.util.resources import cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tlkit.advice.analysis import Sight
 from tlkit.advice.recommendation import Recommendation
 from tlkit.advice.run import Advice
+from tlkit.util.text import listed
 
 MOST_CLASSES = 8  # named with their counts
 BAR = 24  # characters of a full bar
@@ -32,9 +33,8 @@ def _facts(advice: Advice) -> Iterator[str]:
     repeated = f" ({facts.images - facts.distinct} of them repeated)" if facts.distinct < facts.images else ""
     yield f"images    {facts.images} to learn from{repeated}, {len(advice.dataset.of('val'))} to validate on"
     counts = sorted(facts.per_class.items(), key=lambda each: -each[1])
-    shown = ", ".join(f"{label} {count}" for label, count in counts[:MOST_CLASSES])
-    more = f" and {len(counts) - MOST_CLASSES} more" if len(counts) > MOST_CLASSES else ""
-    yield f"classes   {facts.classes}: {shown}{more}"
+    shown = listed((f"{label} {count}" for label, count in counts), MOST_CLASSES)
+    yield f"classes   {facts.classes}: {shown}"
     if facts.imbalance >= 2:
         yield f"imbalance the largest class has {facts.imbalance:.1f} times as many images as the smallest"
     if facts.widths[1]:

@@ -17,7 +17,7 @@ from tlkit.advice.analysis import Sight, draw
 from tlkit.advice.run import Advice
 from tlkit.data.preprocessing import Rejected, load
 from tlkit.plugin.contract import Preprocessing
-from tlkit.runtime.features import normalized
+from tlkit.util.statistics import power_normalize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,7 +108,7 @@ def maps(advice: Advice, seed: int = 0) -> list[Map]:
 
     sight = advice.sight
     rows = draw(advice.labels, sight.features.usable, MOST_POINTS, seed)
-    features = normalized(sight.features.stage(sight.trunk.names.index(advice.recommendation.cut))[rows])
+    features = power_normalize(sight.features.stage(sight.trunk.names.index(advice.recommendation.cut))[rows])
     few = min(COMPONENTS, len(rows) - 1, features.shape[1])
     if few < 2 or not np.ptp(features, axis=0).any():
         return []

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tlkit.advice.scores import one_hot
-from tlkit.evaluation.metrics import wilson
-from tlkit.runtime.features import normalized
+from tlkit.util.statistics import log_loss, power_normalize, wilson
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +52,7 @@ def ridge(features: NDArray[np.floating], labels: Labels, classes: int) -> Probe
 
     The class an image is called is the one with the greatest value predicted by a fit to all others.
     """
-    rows = normalized(features)
+    rows = power_normalize(features)
     rows -= rows.mean(axis=0)
     targets = one_hot(labels, classes)
     targets -= targets.mean(axis=0)
@@ -71,18 +70,12 @@ def ridge(features: NDArray[np.floating], labels: Labels, classes: int) -> Probe
     # Predictions are relative to the classes' shares, which every image has a part in: back to the true scale.
     predicted += one_hot(labels, classes).mean(axis=0)
     called = predicted.argmax(axis=1)
-    return Probe(called == labels, called, min(_log_loss(sharpness * predicted, labels) for sharpness in SHARPNESS))
-
-
-def _log_loss(logits: Rows, labels: Labels) -> float:
-    """The mean negative log-likelihood of the labels under a softmax."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
+    return Probe(called == labels, called, min(log_loss(sharpness * predicted, labels) for sharpness in SHARPNESS))
 
 
 def nearest_mean(features: NDArray[np.floating], labels: Labels, classes: int) -> Probe:
     """The nearest class mean, each image measured against means of which it is no part."""
-    rows = normalized(features)
+    rows = power_normalize(features)
     hot = one_hot(labels, classes)
     sizes = hot.sum(axis=0)
     means = (hot.T @ rows) / np.maximum(sizes, 1.0)[:, None]

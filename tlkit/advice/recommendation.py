@@ -11,11 +11,11 @@ from tlkit.advice.scenarios import Case, agreement, case_of
 from tlkit.advice.selection import PREFERRED, HeadEvidence, best_head, best_stage
 from tlkit.advice.statistics import DataFacts
 from tlkit.errors import TlkitError
-from tlkit.evaluation.metrics import wilson
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import DatasetStatistics, Head, Strategy
 from tlkit.plugin.options import configure
 from tlkit.training.speed import seconds_an_image
+from tlkit.util.statistics import wilson
 
 # Shares of images called wrong by frozen features up to which moving the trunk is not worth its time: of any images,
 # and of few that are like those of the pretraining.

@@ -156,6 +156,6 @@ def best_sight(sights: Sequence[Sight]) -> Sight:
     """The backbone to take: the first, unless another's best stage is ahead of it by more than its error."""
     best = sights[0]
     for sight in sights[1:]:
-        if lead(best_stage(sight.stages), best_stage(best.stages)).sure:
+        if lead(best_stage(sight.stages), best_stage(best.stages)).exceeds_error:
             best = sight
     return best

@@ -12,6 +12,7 @@ import numpy as np
 from tlkit.advice.analysis import Sight, StageEvidence, draw
 from tlkit.errors import TlkitError
 from tlkit.plugin.contract import Head
+from tlkit.util.statistics import PairedDifference, paired_difference
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,31 +35,9 @@ class HeadEvidence:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Lead:
-    """By how much of accuracy one stage's probe is ahead of another's, and the standard error of that."""
-
-    points: float
-    error: float
-
-    @property
-    def sure(self) -> bool:
-        """Whether it is more than one standard error."""
-        return self.points > self.error
-
-
-def lead(one: StageEvidence, other: StageEvidence) -> Lead:
+def lead(one: StageEvidence, other: StageEvidence) -> PairedDifference:
     """How far the probe of `one` is ahead."""
-    return paired(one.probe.right, other.probe.right)
-
-
-def paired(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Lead:
-    """How far `one` is ahead on the same images `(N,)`: those that only one of the two calls right count.
-
-    The standard error is that of McNemar's test (1947): as if each of these could have fallen to either.
-    """
-    wins, losses = int((one & ~other).sum()), int((other & ~one).sum())
-    return Lead((wins - losses) / len(one), float(np.sqrt(wins + losses)) / len(one))
+    return paired_difference(one.probe.right, other.probe.right)
 
 
 def best_stage(stages: Sequence[StageEvidence]) -> StageEvidence:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tlkit.data.dataset import Dataset, Sample
 from tlkit.data.preprocessing import Rejected, header
+from tlkit.util.text import listed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,8 +66,7 @@ class DataFacts:
             yield f"{_images(self.distinct, self.images)}, fewer than {FEWEST_IMAGES}"
         alone = [label for label, count in self.distinct_per_class.items() if count < 2]
         if alone:
-            more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
-            yield f"classes with a single image or none to learn from: {', '.join(alone[:3])}{more}"
+            yield f"classes with a single image or none to learn from: {listed(alone, 3)}"
         if self.typical < FEWEST_PER_CLASS:
             yield f"half of the classes have {self.typical:g} distinct images or fewer, {FEWEST_PER_CLASS} are needed"
 

@@ -12,12 +12,12 @@ from tlkit.advice.domain_shift import Likeness
 from tlkit.advice.parts import run
 from tlkit.advice.recommendation import EPOCHS, Recommendation, available, epoch_seconds
 from tlkit.advice.run import Advice, Question
-from tlkit.advice.selection import paired
 from tlkit.plugin.contract import Head, Progress, Strategy, silent
 from tlkit.plugin.options import configure
 from tlkit.training.config import How, Recipe, facts
 from tlkit.training.result import Trained
 from tlkit.training.run_directory import once
+from tlkit.util.statistics import paired_difference
 
 TRIED = ("partial", "probe-then-tune")  # the cheapest that moves the trunk, and the one that usually goes furthest
 FEWEST_EPOCHS = 2
@@ -55,9 +55,9 @@ def better(moved: Trained, still: Trained, likeness: Likeness) -> bool:
     log-loss does, which knows how right; but of data like those of the pretraining the trunk stays that is known to
     serve them.
     """
-    if paired(moved.right, still.right).sure:
+    if paired_difference(moved.right, still.right).exceeds_error:
         return True
-    behind = paired(still.right, moved.right).sure
+    behind = paired_difference(still.right, moved.right).exceeds_error
     return not (behind or likeness == "alike") and moved.scores.log_loss < still.scores.log_loss
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tlkit.data.preprocessing import Header, Rejected, header, load
 from tlkit.plugin.contract import Preprocessing
-from tlkit.runtime.session import cores
+from tlkit.util.resources import cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tlkit.runtime.features import normalized
+from tlkit.util.statistics import power_normalize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +49,7 @@ def cross_validated_probabilities(
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
 
-    rows = normalized(features).astype(np.float32)
+    rows = power_normalize(features).astype(np.float32)
     rows -= rows.mean(axis=0)
     scale = float(np.sqrt((rows**2).sum(axis=1).mean())) or 1.0
     probabilities = np.zeros((len(labels), classes))

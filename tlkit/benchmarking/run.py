@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from tlkit.model import reference_images
 from tlkit.model.bundle import Bundle
 from tlkit.plugin.contract import Preprocessing, Progress, Session, silent
 from tlkit.runtime.engine import Elsewhere
+from tlkit.util.resources import resident_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,7 +109,7 @@ def benchmark(
     sides: dict[str, Session] = {}
     memory: dict[str, float | None] = {}
     for name, opener in openers.items():
-        before = resident()
+        before = resident_memory()
         try:
             sides[name] = opener()
         except (ResourceError, Elsewhere) as error:
@@ -121,7 +120,7 @@ def benchmark(
         for batch in batches:
             for _ in range(WARM_UP):
                 sides[name].run(_batch(pixels, batch))
-        after = resident()
+        after = resident_memory()
         memory[name] = None if before is None or after is None else max(0.0, (after - before) / 2**20)
 
     calls: dict[tuple[str, int], list[_Round]] = {(name, batch): [] for name in sides for batch in batches}
@@ -154,15 +153,6 @@ def pictures(bundle: Bundle) -> list[bytes]:
             do="train it again here",
         )
     return bundle.golden_bytes()
-
-
-def resident() -> int | None:
-    """The bytes of memory that this process holds now; None where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _batch(pixels: NDArray[np.uint8], batch: int) -> NDArray[np.uint8]:

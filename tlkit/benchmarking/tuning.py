@@ -16,7 +16,8 @@ from tlkit.model.bundle import Bundle
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import Progress, silent
 from tlkit.runtime.config import TUNING, Setting, machine, usual
-from tlkit.runtime.session import LEVELS, OnnxSession, cores
+from tlkit.runtime.session import LEVELS, OnnxSession
+from tlkit.util.resources import cores
 from tlkit.verification.parity import TOLERANCES, compare
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import difflib
 import gc
 import io
 import os
@@ -18,6 +17,7 @@ from typing import Any
 import click
 
 from tlkit.errors import ResourceError, TlkitError, UsageError
+from tlkit.util.text import nearest
 from tlkit.version import __version__
 
 # The one-line helps stand here so that `tlkit --help` imports no verb; a test holds them against the verbs' own.
@@ -64,8 +64,8 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in self.verbs and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], self.verbs, n=1)
-            then = f"did you mean {near[0]!r}?" if near else f"see: {ctx.command_path} --help"
+            near = nearest(args[0], self.verbs)
+            then = f"did you mean {near!r}?" if near else f"see: {ctx.command_path} --help"
             raise click.UsageError(f"there is no command {args[0]!r}; {then}", ctx)
         return super().resolve_command(ctx, args)
 

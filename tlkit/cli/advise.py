@@ -19,7 +19,7 @@ from tlkit.cli.common import (
     show,
     wrote,
 )
-from tlkit.util.files import quoted
+from tlkit.util.text import quoted
 
 
 @click.command(short_help="Say which strategy, cut and head fit a folder of images, and why.")

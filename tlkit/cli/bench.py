@@ -24,7 +24,7 @@ from tlkit.cli.common import (
 )
 from tlkit.errors import ArtefactError, TlkitError
 from tlkit.plugin.contract import option_fields
-from tlkit.util.files import quoted
+from tlkit.util.text import quoted
 
 if TYPE_CHECKING:
     from tlkit.benchmarking.run import Benchmark

@@ -18,7 +18,7 @@ from tlkit.cli.common import (
     show,
     wrote,
 )
-from tlkit.util.files import quoted
+from tlkit.util.text import quoted
 
 
 @click.command(short_help="Write the features of images to a Parquet or npy file.")

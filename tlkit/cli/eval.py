@@ -21,7 +21,7 @@ from tlkit.cli.common import (
     show,
     wrote,
 )
-from tlkit.util.files import quoted
+from tlkit.util.text import quoted
 
 if TYPE_CHECKING:
     from tlkit.evaluation.metrics import Scores

@@ -11,7 +11,7 @@ import click
 
 from tlkit.cli.common import FilePath, components, host, json_option, options_of, progress_bars, show, wrote
 from tlkit.plugin.contract import OptimizationProfile, option_fields
-from tlkit.util.files import quoted
+from tlkit.util.text import quoted
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tlkit.cli.common import FilePath, json_option, show, wrote
-from tlkit.util.files import quoted
+from tlkit.util.text import quoted
 
 
 @click.command(short_help="Show what a bundle or an exported graph is.")

@@ -10,7 +10,7 @@ import click
 
 from tlkit.cli.common import FilePath, check_max_bad, device_options, head_option, open_model, rejected, wrote
 from tlkit.errors import one_line
-from tlkit.util.files import quoted
+from tlkit.util.text import quoted
 
 MOST_IMAGES = 3  # that are repeated in the next command; more of them would bury it
 
@@ -37,7 +37,7 @@ def command(
       tlkit predict run/ photos/ --topk 3 --json
     """
     from tlkit.data.dataset import images as find
-    from tlkit.runtime.session import cores
+    from tlkit.util.resources import cores
 
     files = find(images)
     opened = open_model(

@@ -25,7 +25,7 @@ from tlkit.cli.common import (
     wrote,
 )
 from tlkit.errors import UsageError, one_line
-from tlkit.util.files import quoted
+from tlkit.util.text import quoted
 
 if TYPE_CHECKING:
     from tlkit.advice.run import Advice

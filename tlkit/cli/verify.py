@@ -23,7 +23,7 @@ from tlkit.cli.common import (
     wrote,
 )
 from tlkit.errors import ArtefactError, GateError, ResourceError
-from tlkit.util.files import quoted
+from tlkit.util.text import quoted
 
 if TYPE_CHECKING:
     from tlkit.model.bundle import Bundle

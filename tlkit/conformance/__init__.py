@@ -28,8 +28,8 @@ from typing import Any, Literal, NamedTuple
 from tlkit.conformance.subject import CheckFailed, Exempt, Function, Skipped, Subject
 from tlkit.errors import UsageError
 from tlkit.plugin.contract import Component
-from tlkit.plugin.options import did_you_mean
 from tlkit.plugin.registry import BASE_CLASSES
+from tlkit.util.text import did_you_mean
 
 __all__ = ["Check", "CheckFailed", "Exempt", "Result", "Skipped", "checks", "run"]
 

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tlkit.conformance.graph import foreign_operators, trace
-from tlkit.conformance.subject import Skipped, Subject, expect, prepared, some
+from tlkit.conformance.subject import Skipped, Subject, expect, prepared
 from tlkit.errors import DataError, UsageError
 from tlkit.plugin.contract import FEATURES, LOGITS, Head, Phase
 from tlkit.runtime.session import OnnxSession
 from tlkit.training.inputs import Examples
 from tlkit.training.trainer import Setting, fit_head
+from tlkit.util.text import listed
 from tlkit.verification.parity import compare, relative_error
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def gradient_reaches_every_parameter(subject: HeadSubject) -> None:
     nn.functional.cross_entropy(logits, torch.from_numpy(subject.blobs.labels)).backward()  # type: ignore[no-untyped-call]
     idle = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
     expect(any(True for _ in module.parameters()), "it has no parameters", do="refuse with a UsageError")
-    expect(not idle, f"parameters without a gradient: {some(idle)}", do="make constants buffers, and detach nothing")
+    expect(not idle, f"parameters without a gradient: {listed(idle)}", do="make constants buffers, and detach nothing")
 
 
 def fits(subject: HeadSubject) -> None:
@@ -165,7 +166,7 @@ def repeats_itself(subject: HeadSubject) -> None:
     torch.manual_seed(1)  # not the seed that it is given
     again = subject.fitted(subject.blobs, CLASSES).state_dict()
     changed = [name for name, t in subject.module.state_dict().items() if not torch.equal(t, again[name])]
-    expect(not changed, f"a second fit gives other values of {some(changed)}", do="draw all randomness from `seed`")
+    expect(not changed, f"a second fit gives other values of {listed(changed)}", do="draw all randomness from `seed`")
 
 
 def logits_are_float32(subject: HeadSubject) -> None:
@@ -209,7 +210,7 @@ def state_is_finite(subject: HeadSubject) -> None:
     """Every stored value is finite: a bundle that holds anything else is refused."""
     state = subject.module.state_dict()
     odd = [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]
-    expect(not odd, f"values are not finite: {some(odd)}", do="store what is finite, and compute the rest of it")
+    expect(not odd, f"values are not finite: {listed(odd)}", do="store what is finite, and compute the rest of it")
 
 
 def report_is_json(subject: HeadSubject) -> None:
@@ -230,7 +231,7 @@ def traces(subject: HeadSubject) -> None:
 def core_operators_only(subject: HeadSubject) -> None:
     """The graph is made of ONNX's own operators, which every target knows."""
     foreign = foreign_operators(subject.graph)
-    expect(not foreign, f"it needs operators that are not ONNX's: {some(foreign)}", do="write it in plain operators")
+    expect(not foreign, f"it needs operators that are not ONNX's: {listed(foreign)}", do="write it in plain operators")
 
 
 def graph_agrees(subject: HeadSubject) -> None:

@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 
 from tlkit.errors import UsageError
 from tlkit.plugin.discovery import normalize
-from tlkit.plugin.options import did_you_mean
 from tlkit.plugin.registry import Host, RegisteredComponent
+from tlkit.util.text import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,11 +44,6 @@ def expect(held: bool, what: str, *, do: str) -> None:
         raise CheckFailed(what, do=do)
 
 
-def some(names: list[str]) -> str:
-    """The first three names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 class Subject(Generic[AnyComponent]):
     """A component under examination. What checks share is `prepared` once, whether that succeeds or fails."""
 

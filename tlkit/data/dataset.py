@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from tlkit.data import table
 from tlkit.data.scan import Listing, walk
-from tlkit.data.split import SPLITS, Row, assign, known_labels, nfc, some, trained_labels
+from tlkit.data.split import LIMIT, SPLITS, Row, assign, known_labels, nfc, trained_labels
 from tlkit.errors import DataError, UsageError
+from tlkit.util.text import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,8 @@ def _split_folders(root: Path, tops: Sequence[str]) -> dict[str, str]:
     if "train" not in found or len(found) == 1:
         return {}
     if len(set(found)) < len(found):
-        raise DataError(f"several folders for the same split: {some(splits)}", file=root, do="keep one for each")
+        what = f"several folders for the same split: {listed(splits, LIMIT)}"
+        raise DataError(what, file=root, do="keep one for each")
     return splits
 
 
@@ -153,7 +155,7 @@ def _class_folders(root: Path, listing: Listing, base: str, split: str | None, s
         else:
             stated.ignored.append(f"{image}: beside the class folders")
     if empty:
-        folders = some(prefix + label for label in sorted(empty))
+        folders = listed((prefix + label for label in sorted(empty)), LIMIT)
         stated.problems.append(f"class folders without an image of their own: {folders}")
     if not classes:
         stated.problems.append(f"no class folders in {prefix}")
@@ -175,5 +177,5 @@ def images(sources: Sequence[Path]) -> list[Path]:
             problems.append(f"{source}: no such file or folder")
         found.update((os.path.abspath(path), path) for path in inside)
     if problems:
-        raise DataError(some(problems))
+        raise DataError(listed(problems, LIMIT))
     return list(found.values())

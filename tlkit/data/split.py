@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tlkit.errors import DataError
+from tlkit.util.text import listed, nearest
+
+LIMIT = 10  # names that a message lists
 
 # The split that a folder's name, or an entry in a table, stands for.
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -28,13 +30,6 @@ class Row(NamedTuple):
 def nfc(text: str) -> str:
     """Unicode's composed form; file systems and editors differ in which form they hand out."""
     return unicodedata.normalize("NFC", text)
-
-
-def some(items: Iterable[str], most: int = 10) -> str:
-    """The first few of a list that may be long, in words."""
-    listed = list(items)
-    more = len(listed) - most
-    return ", ".join(listed[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def trained_labels(rows: Sequence[Row], source: Path, problems: Sequence[str]) -> tuple[str, ...]:
@@ -56,9 +51,9 @@ def known_labels(rows: Sequence[Row], source: Path, labels: Sequence[str], probl
     found = [*problems, *_name_problems(rows)]
     unknown = sorted({nfc(row.label) for row in rows} - set(labels))
     if unknown:
-        found.append(f"unknown labels: {some(_with_nearest(label, labels) for label in unknown)}")
+        found.append(f"unknown labels: {listed((_with_nearest(label, labels) for label in unknown), LIMIT)}")
     if found:
-        do = f"the known labels are {some(map(repr, labels))}" if unknown else _MEND
+        do = f"the known labels are {listed(map(repr, labels), LIMIT)}" if unknown else _MEND
         raise DataError("; ".join(found), file=source, do=do)
     return tuple(labels)
 
@@ -68,8 +63,8 @@ _MEND = "rename or remove them, or add images"
 
 def _with_nearest(label: str, known: Sequence[str]) -> str:
     folded = {_folded(each): each for each in known}
-    nearest = difflib.get_close_matches(_folded(label), folded, n=1)
-    return f"{label!r} (nearest: {folded[nearest[0]]!r})" if nearest else repr(label)
+    found = nearest(_folded(label), folded)
+    return repr(label) if found is None else f"{label!r} (nearest: {folded[found]!r})"
 
 
 def _folded(label: str) -> str:
@@ -82,17 +77,17 @@ def _name_problems(rows: Sequence[Row]) -> list[str]:
     problems = []
     twins = [repr(name) for name, count in Counter(row.name for row in rows).items() if count > 1]
     if twins:
-        problems.append(f"file names that differ in their Unicode form only: {some(twins)}")
+        problems.append(f"file names that differ in their Unicode form only: {listed(twins, LIMIT)}")
     labels = sorted({row.label for row in rows})
     broken = [repr(label) for label in labels if label != label.encode(errors="ignore").decode()]
     if broken:
-        problems.append(f"class names that are not valid UTF-8: {some(broken)}")
+        problems.append(f"class names that are not valid UTF-8: {listed(broken, LIMIT)}")
     alike = defaultdict(list)
     for label in labels:
         alike[_folded(label)].append(repr(label))
     clashes = [" and ".join(group) for group in alike.values() if len(group) > 1]
     if clashes:
-        problems.append(f"class names that differ in case, spaces or Unicode form only: {some(clashes)}")
+        problems.append(f"class names that differ in case, spaces or Unicode form only: {listed(clashes, LIMIT)}")
     return problems
 
 
@@ -105,10 +100,10 @@ def _class_problems(rows: Sequence[Row]) -> list[str]:
     learnt = Counter(nfc(row.label) for row in rows if row.split in (None, "train"))
     absent = [repr(label) for label in everywhere if label not in learnt]
     if absent:
-        problems.append(f"classes without an image in train: {some(absent)}")
+        problems.append(f"classes without an image in train: {listed(absent, LIMIT)}")
     single = [repr(label) for label in everywhere if learnt[label] == 1]
     if single and not _states_val(rows):
-        problems.append(f"classes with one image, which can't be in train and val both: {some(single)}")
+        problems.append(f"classes with one image, which can't be in train and val both: {listed(single, LIMIT)}")
     return problems
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tlkit.data.split import SPLITS, Row, nfc, some
+from tlkit.data.split import LIMIT, SPLITS, Row, nfc
 from tlkit.errors import DataError, ResourceError
+from tlkit.util.text import listed
 
 SUFFIXES = frozenset({".csv", ".parquet"})
 
@@ -46,7 +47,7 @@ def read(file: Path) -> list[Row]:
         except _Unusable as problem:
             problems.append(f"row {record.number} {problem}")
     if problems:
-        raise DataError(f"rows that can't be used: {some(problems)}", file=file, do="mend or remove them")
+        raise DataError(f"rows that can't be used: {listed(problems, LIMIT)}", file=file, do="mend or remove them")
     if not rows:
         raise DataError("a table without rows", file=file)
     return rows
@@ -134,5 +135,6 @@ def _check_columns(file: Path, columns: list[str]) -> None:
     missing = [column for column in ("path", "label") if column not in columns]
     if missing:
         raise DataError(
-            f"has no column {' and no column '.join(missing)}; its columns are {some(columns) or 'none'}", file=file
+            f"has no column {' and no column '.join(missing)}; its columns are {listed(columns, LIMIT) or 'none'}",
+            file=file,
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tlkit.util.statistics import wilson
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,14 +69,6 @@ def score(probabilities: NDArray[np.float32], labels: Sequence[int] | NDArray[np
         confusion=confusion,
         reliability=bins,
     )
-
-
-def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927), which stays inside 0..1 and holds for few images too."""
-    share, spread = right / total, z * z / total
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
-    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))  # rounding may not leave it out
 
 
 def reliability(confidence: NDArray[np.float32], right: NDArray[np.bool_], bins: int = ECE_BINS) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ import onnx
 from tlkit.data.dataset import Sample
 from tlkit.errors import DataError, GateError
 from tlkit.evaluation.evaluate import Answers, answers
-from tlkit.evaluation.metrics import score, wilson
+from tlkit.evaluation.metrics import score
 from tlkit.exporting.calibration import Calibration, draw, ranges
 from tlkit.exporting.sensitivity import Layer, sensitivity
 from tlkit.graph.quantize import FLAVOURS, OPERATORS, layers, quantize
@@ -27,7 +27,7 @@ from tlkit.model.bundle import Bundle
 from tlkit.plugin.contract import FEATURES, PROBABILITIES, Progress
 from tlkit.runtime.model import Model
 from tlkit.runtime.session import on_disk
-from tlkit.verification.parity import softmax
+from tlkit.util.statistics import softmax, wilson
 
 if TYPE_CHECKING:
     from tlkit.exporting.head_refit import Fit, Refitted

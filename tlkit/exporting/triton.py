@@ -150,7 +150,7 @@ def _write(
     fill: Callable[[Path], list[str]],
 ) -> None:
     """Make a model's folder whole or not at all; `fill` writes the files and returns what its configuration says."""
-    with files.atomic_dir(place, replace=True) as temporary, files.explained(place):
+    with files.atomic_dir(place, replace=True) as temporary, files.translate_os_errors(place):
         (temporary / "1").mkdir()
         lines = [
             MARK,

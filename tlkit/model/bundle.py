@@ -118,7 +118,7 @@ def write(
     expected: Tensors | None = None,
 ) -> str:
     """Write a bundle whole or not at all; returns its digest (SHA-256, hex)."""
-    with files.atomic_dir(root) as temporary, files.explained(root):
+    with files.atomic_dir(root) as temporary, files.translate_os_errors(root):
         (temporary / TRUNK).write_bytes(save(_contiguous(trunk)))
         (temporary / HEAD).write_bytes(save(_contiguous(head)))
         (temporary / HISTORY).write_text("".join(json.dumps(line) + "\n" for line in history))

@@ -11,6 +11,7 @@ from typing import Any
 from tlkit.errors import ArtefactError, DataError, TlkitError
 from tlkit.model.bundle import RECORD, Bundle, read_record, read_tensors
 from tlkit.util import files
+from tlkit.util.text import quoted
 
 BUILT = "built.json"
 EXPECTED = "expected.safetensors"  # what the golden images gave when it was built
@@ -40,7 +41,7 @@ def write_at(
     place: Path, target: str, precision: str, facts: Mapping[str, Any], fill: Callable[[Path], Mapping[str, Any]]
 ) -> Path:
     """Make a by-product whole or not at all; `fill` writes the files and returns more facts."""
-    with files.atomic_dir(place, replace=True) as temporary, files.explained(place):
+    with files.atomic_dir(place, replace=True) as temporary, files.translate_os_errors(place):
         with _placed(temporary, place):
             filled = fill(temporary)
         content = {"target": target, "precision": precision, **facts, **filled}
@@ -118,7 +119,7 @@ def command(bundle: Path, target: str = TARGET, precision: str = PRECISION) -> s
     """The advice to make a by-product again."""
     option = f"--{target}" if target in FLAGS else f"--target {target}"
     more = "" if precision == PRECISION else f" --precision {precision}"
-    return f"run: tlkit export {files.quoted(bundle)} {option}{more}"
+    return f"run: tlkit export {quoted(bundle)} {option}{more}"
 
 
 def expected(place: Path) -> Mapping[str, Any] | None:

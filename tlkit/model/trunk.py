@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tlkit.errors import ArtefactError, UsageError
 from tlkit.plugin.contract import Backbone, Preprocessing
+from tlkit.util.text import listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -201,8 +202,7 @@ def load_tensors(module: nn.Module, arrays: Mapping[str, NDArray[np.generic]], *
         if name in arrays and tuple(arrays[name].shape) != tuple(own[name].shape)
     ]
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ArtefactError(f"the {what}'s weights do not fit: {'; '.join(problems[:3])}{more}")
+        raise ArtefactError(f"the {what}'s weights do not fit: {listed(problems, separator='; ')}")
     module.load_state_dict({name: torch.from_numpy(arrays[name].copy()) for name in own})
 
 
@@ -214,21 +214,22 @@ def fingerprint(trunk: Trunk) -> str:
     digest = hashlib.sha256(f"{torch.__version__} {trunk.preprocessing} {trunk!r}".encode())
     for file in sorted({_source_file(module) for module in trunk.modules()}):
         digest.update(Path(file).read_bytes() if file else b"")
-    _feed(digest, trunk.state_dict())
+    digest.update(hash_tensors(trunk.state_dict()).encode())
     return digest.hexdigest()
 
 
 def state_hash(module: nn.Module) -> str:
     """A hash (hex) of every parameter and every buffer of a module, to the bit."""
+    return hash_tensors(dict(module.named_parameters()) | dict(module.named_buffers()))
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 (hex) of the names, dtypes, shapes and bytes of tensors, in the order of their names."""
     digest = hashlib.sha256()
-    _feed(digest, dict(module.named_parameters()) | dict(module.named_buffers()))
-    return digest.hexdigest()
-
-
-def _feed(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _source_file(module: nn.Module) -> str:

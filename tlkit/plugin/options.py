@@ -7,19 +7,19 @@ A value is checked against the type that the option is annotated with: `bool`, `
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tlkit.errors import ArtefactError, TlkitError, UsageError
 from tlkit.plugin.contract import Component, option_fields
+from tlkit.util.text import did_you_mean
 
 AnyComponent = TypeVar("AnyComponent", bound=Component)
 
@@ -145,12 +145,6 @@ def from_json(component: AnyComponent, values: Mapping[str, object]) -> AnyCompo
         return configure(component, values)
     except UsageError as problem:
         raise ArtefactError(problem.what) from problem
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the known name that is nearest to `name`, or nothing."""
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
 def _find(key: str, known: Mapping[str, Mapping[str, Option]]) -> tuple[str, Option]:

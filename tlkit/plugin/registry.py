@@ -22,8 +22,9 @@ from tlkit.errors import ArtefactError, UsageError
 from tlkit.plugin import hooks
 from tlkit.plugin.contract import Backbone, Component, Head, Strategy, Target
 from tlkit.plugin.discovery import Found, find, normalize
-from tlkit.plugin.options import configure, did_you_mean, from_json
+from tlkit.plugin.options import configure, from_json
 from tlkit.plugin.validation import fault
+from tlkit.util.text import did_you_mean
 
 DISABLE_VARIABLE = "TLKIT_DISABLE_PLUGINS"
 BASE_CLASSES: dict[str, type[Component]] = {  # by hook

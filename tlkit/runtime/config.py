@@ -14,7 +14,8 @@ from pathlib import Path
 import onnxruntime
 
 from tlkit.model import exports
-from tlkit.runtime.session import LEVELS, OnnxSession, cores
+from tlkit.runtime.session import LEVELS, OnnxSession
+from tlkit.util.resources import cores
 
 TUNING = "tuning"  # in exports.json
 

@@ -16,7 +16,7 @@ from tlkit.errors import DataError, ResourceError, UsageError
 from tlkit.graph import metadata
 from tlkit.plugin.contract import FEATURES
 from tlkit.runtime.model import Model, Row
-from tlkit.util.files import atomic_file, check_writable, explained
+from tlkit.util.files import NpyWriter, atomic_file, check_writable, translate_os_errors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +49,7 @@ def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], 
     check_writable(out)
     rejected: dict[str, str] = {}
     rows = width = 0
-    with explained(out), open_writer(out, _provenance(model)) as writer:
+    with translate_os_errors(out), open_writer(out, _provenance(model)) as writer:
         for chunk in model.stream(files, [FEATURES], hashed=True):
             rejected |= {str(row.file): row.reason for row in chunk.rows if row.reason is not None}
             if kept := chunk.kept():
@@ -124,29 +124,21 @@ def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[_Writer]:
 @contextmanager
 def _npy(out: Path, _provenance: Mapping[str, str]) -> Iterator[_Writer]:
     class Npy:
-        """Appends rows behind a header of fixed length, which gets the number of rows at the end."""
+        """Opens the array at the first rows, when their width is known."""
 
-        rows, width = 0, 0
+        array: NpyWriter | None = None
 
         def write(self, rows: Sequence[Row], features: NDArray[np.float32]) -> None:
-            if not self.rows:
-                self.width = features.shape[1]
-                self.header()
-            data.write(np.ascontiguousarray(features, "<f4").data)
+            self.array = self.array or NpyWriter(data, features.shape[1:], "<f4")
+            self.array.write(features)
             names.writerows([str(row.file), row.sha256] for row in rows)
-            self.rows += len(rows)
-
-        def header(self) -> None:
-            # numpy leaves room for the first axis to grow, so the header's length does not depend on it.
-            shape = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self.width)}
-            np.lib.format.write_array_header_1_0(data, shape)
 
     sidecar = out.with_name(out.name + ".csv")
     with atomic_file(out) as array, _csv(sidecar, ["path", "sha256"]) as names, array.open("wb") as data:
         writer = Npy()
         yield writer
-        data.seek(0)
-        writer.header()
+        if writer.array is not None:
+            writer.array.close()
 
 
 WRITERS = {".parquet": _parquet, ".npy": _npy}

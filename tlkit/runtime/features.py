@@ -23,8 +23,9 @@ import numpy as np
 from tlkit.errors import DataError, ResourceError
 from tlkit.plugin.contract import Preprocessing
 from tlkit.runtime.model import stream
-from tlkit.runtime.session import OnnxSession, cores
+from tlkit.runtime.session import OnnxSession
 from tlkit.util.files import cache_dir
+from tlkit.util.resources import cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,15 +106,6 @@ def extract(
                 store.save()
             tick(len(chunk.rows))
     return Features(array, usable, rejected, len(todo) - len(rejected), tuple(hashes), tuple(widths))
-
-
-def normalized(features: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return features `(N, width)` as the standard heads see them: square roots if none is negative, then L2 norm 1."""
-    rows = np.asarray(features, np.float64)
-    if rows.min(initial=0.0) >= 0.0:
-        rows = np.sqrt(rows)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(norms, 1e-12))
 
 
 def check_rejected(features: Features, files: Sequence[Path], max_bad: float) -> None:

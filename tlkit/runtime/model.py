@@ -24,8 +24,9 @@ from tlkit.model.exports import graph_file
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Preprocessing, Session
 from tlkit.runtime import config
 from tlkit.runtime.heads import OneHead, heads
-from tlkit.runtime.session import OnnxSession, cores
+from tlkit.runtime.session import OnnxSession
 from tlkit.util.prefetch import prefetch
+from tlkit.util.resources import cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,7 +91,7 @@ def stream(
     workers = max(session.workers, cores())
     source = iter(files)
     chunks = iter(lambda: tuple(islice(source, session.batch_size)), ())
-    yield from prefetch(work, chunks, workers=workers, most=2 * workers)
+    yield from prefetch(work, chunks, workers=workers, ahead=2 * workers)
 
 
 def _prepare(file: Path, preprocessing: Preprocessing, hashed: bool) -> tuple[Row, NDArray[np.uint8] | None]:

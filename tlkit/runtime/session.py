@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,15 +15,11 @@ from tlkit.errors import ArtefactError, DataError, ResourceError, TlkitError
 from tlkit.plugin.contract import Session
 from tlkit.runtime import cuda
 from tlkit.runtime import providers as bound
+from tlkit.util.resources import cores
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 DEVICES = ("cpu", *bound.DEVICES)

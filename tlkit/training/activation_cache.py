@@ -21,11 +21,13 @@ from tlkit.errors import ResourceError
 from tlkit.graph.trace import map_graph
 from tlkit.model.trunk import Trunk, fingerprint
 from tlkit.plugin.contract import Progress
-from tlkit.runtime.session import OnnxSession, cores
+from tlkit.runtime.session import OnnxSession
 from tlkit.training.device import Machine
 from tlkit.training.inputs import Batches, Images, Inputs, Variety
-from tlkit.util.files import atomic_file, explained
+from tlkit.util.files import NpyWriter, atomic_file, translate_os_errors
 from tlkit.util.prefetch import prefetch
+from tlkit.util.resources import cores
+from tlkit.util.text import format_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -128,11 +130,6 @@ class Stored(Inputs):
 
     def _write(self, file: Path, number: int, tick: Callable[[int], object]) -> None:
         rows = range(len(self.labels))
-        header = {
-            "descr": np.lib.format.dtype_to_descr(np.dtype(self.kind)),
-            "fortran_order": False,
-            "shape": (len(self.labels), *self.edge.shape),
-        }
 
         def work(rows: range) -> NDArray[np.float32]:
             seen = [self.variety.see(self.images.paths[row], self.images.preprocessing, number, row) for row in rows]
@@ -140,15 +137,16 @@ class Stored(Inputs):
 
         chunks = (rows[start : start + self.edge.batch_size] for start in range(0, len(rows), self.edge.batch_size))
         # Written from front to back and not through a map of memory, where a full disk would end the process.
-        with atomic_file(file) as temporary, explained(file), temporary.open("wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, header)
-            for maps in prefetch(work, chunks, workers=max(self.edge.workers, 1), most=2 * self.edge.workers):
+        with atomic_file(file) as temporary, translate_os_errors(file), temporary.open("wb") as stream:
+            writer = NpyWriter(stream, self.edge.shape, self.kind)
+            for maps in prefetch(work, chunks, workers=max(self.edge.workers, 1), ahead=2 * self.edge.workers):
                 with np.errstate(over="ignore"):
                     kept = maps.astype(self.kind)
                 if np.isinf(kept).any() and not np.isinf(maps).any():
                     raise _TooLarge
-                stream.write(kept.tobytes())
+                writer.write(kept)
                 tick(len(maps))
+            writer.close()
 
 
 class _TooLarge(Exception):
@@ -164,21 +162,11 @@ def forget_others(folder: Path, key: str) -> None:
 
 def check_space(folder: Path, needed: int) -> None:
     """Refuse, before any work, what the disk can't hold."""
-    with explained(folder):
+    with translate_os_errors(folder):
         free = int(shutil.disk_usage(folder).free * (1 - SPARE))
     if needed > free:
         raise ResourceError(
-            f"the output of the frozen stages takes {in_words(needed)}, and {in_words(free)} are free",
+            f"the output of the frozen stages takes {format_bytes(needed)}, and {format_bytes(free)} are free",
             file=folder,
             do="take fewer --views, or --views 0 to compute it anew in every epoch",
         )
-
-
-def in_words(size: int) -> str:
-    """A size as people read it."""
-    value, unit = float(size), "bytes"
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.3g} {unit}"

@@ -6,7 +6,6 @@ written whole or not at all, with the SHA-256 of what it holds, and the one befo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tlkit.errors import ResourceError
-from tlkit.util.files import atomic_file, explained
+from tlkit.model.trunk import hash_tensors
+from tlkit.util.files import atomic_file, translate_os_errors
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -88,10 +88,10 @@ class Checkpoints:
         tensors = {f"{group}/{name}": value for group in State.GROUPS for name, value in getattr(state, group).items()}
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         names = ("phase", "epoch", "waited", "loss", "history", "scaler")
-        facts = {name: getattr(state, name) for name in names} | {"sha256": _hash(tensors)}
+        facts = {name: getattr(state, name) for name in names} | {"sha256": hash_tensors(tensors)}
         file = self.folder / f"checkpoint-{state.phase:04}-{state.epoch:06}.safetensors"
         try:
-            with atomic_file(file) as temporary, explained(file):
+            with atomic_file(file) as temporary, translate_os_errors(file):
                 temporary.write_bytes(save(tensors, {"tlkit": json.dumps(facts)}))
         except ResourceError as error:
             do = "free some space and go on with --resume; the checkpoint before is intact"
@@ -114,18 +114,10 @@ def _read(file: Path) -> State:
     with safe_open(file, framework="pt") as opened:
         facts = json.loads(opened.metadata()["tlkit"])
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    if facts.pop("sha256") != _hash(tensors):
+    if facts.pop("sha256") != hash_tensors(tensors):
         raise ValueError("it was changed")
     groups: dict[str, Tensors] = {group: {} for group in State.GROUPS}
     for key, value in tensors.items():
         group, _, name = key.partition("/")
         groups[group][name] = value
     return State(**{**facts, **groups})
-
-
-def _hash(tensors: Tensors) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 
 from tlkit.errors import ResourceError
 from tlkit.plugin.contract import Progress, silent
-from tlkit.util.files import explained
+from tlkit.util.files import translate_os_errors
 
 LOG = "history.jsonl"
 
@@ -56,7 +56,7 @@ class Watch:
         timed = {**line, "seconds": round(seconds, 3), "images_per_second": round(self.speed(), 1)}
         self.lines.append(timed)
         if self.log is not None:
-            with explained(self.log), self.log.open("a") as stream:
+            with translate_os_errors(self.log), self.log.open("a") as stream:
                 stream.write(json.dumps(timed) + "\n")
         if self.board is not None:
             for name, value in timed.items():
@@ -72,5 +72,5 @@ def _writer(folder: Path) -> Any:
     except ImportError as error:
         what = "TensorBoard is not installed"
         raise ResourceError(what, file=folder, do='run: pip install "tlkit[tensorboard]"') from error
-    with explained(folder):
+    with translate_os_errors(folder):
         return SummaryWriter(str(folder))

@@ -16,8 +16,8 @@ from tlkit.data.augmentation import draw
 from tlkit.data.preprocessing import load
 from tlkit.data.randaugment import randaugment
 from tlkit.plugin.contract import Phase, Preprocessing
-from tlkit.runtime.session import cores
 from tlkit.util.prefetch import prefetch
+from tlkit.util.resources import cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,7 +111,7 @@ class Decoded(Inputs):
 
         rows = (int(row) for batch in batches for row in batch)
         most = cores() + AHEAD * max(map(len, batches))
-        seen = prefetch(see, rows, workers=cores(), most=most)
+        seen = prefetch(see, rows, workers=cores(), ahead=most)
         for batch in batches:
             yield self._through(np.stack([next(seen) for _ in batch]))
 

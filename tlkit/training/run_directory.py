@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.errors import UsageError
-from tlkit.util.files import atomic_file, explained, quoted
+from tlkit.util.files import atomic_file, translate_os_errors
+from tlkit.util.text import quoted
 
 FACTS = "begun-with.json"
 DONE = ".done.json"  # how the note of a part that is done ends
@@ -91,7 +92,7 @@ def _enter(folder: Path, facts: dict[str, Any], resume: bool) -> None:
             )
         return
     shutil.rmtree(folder, ignore_errors=True)
-    with explained(folder):
+    with translate_os_errors(folder):
         folder.mkdir(parents=True)
     with atomic_file(file) as temporary:
         temporary.write_text(json.dumps(facts))

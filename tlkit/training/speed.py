@@ -11,7 +11,7 @@ from torch import nn
 from tlkit.model.trunk import Trunk
 from tlkit.training.freezing import Network
 from tlkit.training.gradients import narrow_kernels
-from tlkit.util import memory
+from tlkit.util.resources import keep_freed_memory
 
 BATCH = 4
 
@@ -33,7 +33,7 @@ def seconds_an_image(trunk: Trunk, trainable: int) -> float:
         loss: torch.Tensor = nn.functional.cross_entropy(learning(given), labels)
         loss.backward()  # type: ignore[no-untyped-call]
 
-    with memory.kept(), narrow_kernels(torch.device("cpu")):
+    with keep_freed_memory(), narrow_kernels(torch.device("cpu")):
         step()  # the first one reserves memory
         started = time.perf_counter()
         step()

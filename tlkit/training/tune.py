@@ -11,7 +11,7 @@ from torch import nn
 
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Backbone, Phase
-from tlkit.training.activation_cache import Stored, border, check_space, forget_others, in_words
+from tlkit.training.activation_cache import Stored, border, check_space, forget_others
 from tlkit.training.batchnorm import batch_norms, following
 from tlkit.training.freezing import Network, Originals
 from tlkit.training.gradients import narrow_kernels
@@ -19,7 +19,8 @@ from tlkit.training.inputs import Decoded, Examples, Images, Inputs, Variety
 from tlkit.training.phases import most_moving
 from tlkit.training.steps import Lesson
 from tlkit.training.trainer import Fitted, Setting, fit
-from tlkit.util import memory
+from tlkit.util.resources import keep_freed_memory
+from tlkit.util.text import format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def tune(
     lessons = Lessons(network, phases, backbone, train, val, store, setting)
     moves = [trunk.stages[name] for name in names[len(names) - trainable :]]
     machine = setting.machine
-    with memory.kept(), narrow_kernels(machine.device), following(moves, shared=machine.world > 1):
+    with keep_freed_memory(), narrow_kernels(machine.device), following(moves, shared=machine.world > 1):
         fitted = fit(network.changing(trainable), phases, lessons, setting)
     trunk.to("cpu").to(memory_format=torch.contiguous_format)
     head.to("cpu").eval()
@@ -117,7 +118,7 @@ class Lessons:
         ]
         needed = sum(each.missing for each in stored)
         check_space(folder, needed)
-        self.setting.watch.say(f"keeping the output of the frozen stages takes {in_words(needed)} more")
+        self.setting.watch.say(f"keeping the output of the frozen stages takes {format_bytes(needed)} more")
         return stored[0], stored[1]
 
     def _stores(self, phase: Phase) -> bool:

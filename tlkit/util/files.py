@@ -1,4 +1,4 @@
-"""Files written whole or not at all, hashes, and the place of the cache."""
+"""Atomic files and folders, their hashes, `.npy` files, and the cache directory."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import errno
 import hashlib
 import os
 import re
-import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import platformdirs
 
-from tlkit.errors import ResourceError, UsageError, one_line
+from tlkit.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
 
 CACHE_VARIABLE = "TLKIT_CACHE"
 
@@ -23,10 +26,10 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # a letter alone is a driv
 
 
 def cache_dir(*parts: str) -> Path:
-    """A directory below the cache, made on demand; `TLKIT_CACHE` names another place than the system's own."""
+    """Return a directory in the cache, created on demand; `TLKIT_CACHE` overrides the system's cache directory."""
     root = Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("tlkit", appauthor=False))
     path = root.joinpath(*parts)
-    with explained(path, do=f"set {CACHE_VARIABLE} to a directory that can be written"):
+    with translate_os_errors(path, do=f"set {CACHE_VARIABLE} to a directory that can be written"):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -39,24 +42,15 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     return Path(text)
 
 
-def quoted(path: Path) -> str:
-    """A path as one would type it in a shell, on one line and never taken for an option."""
-    text = f"./{path}" if str(path).startswith("-") else str(path)
-    if one_line(text) == text:
-        return shlex.quote(text)
-    escaped = text.replace("\\", r"\\").replace("'", r"\'")
-    return f"$'{one_line(escaped)}'"  # how shells spell a line break inside a word
-
-
 def sha256(file: Path) -> str:
-    """The SHA-256 of a file's content, in hex."""
+    """Return the SHA-256 of a file's content, in hex."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
-def explained(path: Path, *, do: str | None = None) -> Iterator[None]:
-    """Turn the operating system's refusals into errors that name the file and what to do."""
+def translate_os_errors(path: Path, *, do: str | None = None) -> Iterator[None]:
+    """Raise an `OSError` of writing as a `ResourceError` that names the file and the remedy."""
     try:
         yield
     except OSError as error:
@@ -77,9 +71,9 @@ def explained(path: Path, *, do: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; on leaving without an error it becomes `path`, durably."""
-    with explained(path):
-        if path.is_dir():  # found out before the work, not after it
+    """Yield a temporary file beside `path`; without an error it is synced and renamed to `path` at the end."""
+    with translate_os_errors(path):
+        if path.is_dir():  # reported before the work, not after it
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -87,7 +81,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with explained(path):
+        with translate_os_errors(path):
             temporary.chmod(0o666 & ~_umask())
             _sync(temporary)
             os.replace(temporary, path)
@@ -98,18 +92,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A temporary directory beside `path` to fill; on leaving without an error it becomes `path`, durably.
+    """Yield a temporary directory beside `path`; without an error it is synced and renamed to `path` at the end.
 
-    An existing directory with something in it is refused, or with `replace` exchanged in one step.
+    A `path` that exists and is not empty raises a UsageError; with `replace` it is exchanged in one step.
     """
     if not replace:
         check_new(path)
-    with explained(path):
+    with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
     try:
         yield temporary
-        with explained(path):
+        with translate_os_errors(path):
             temporary.chmod(0o777 & ~_umask())
             for folder, _, names in os.walk(temporary):
                 for name in names:
@@ -122,20 +116,20 @@ def atomic_dir(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def check_new(path: Path) -> None:
-    """Refuse an output that exists already (an empty directory is as good as none)."""
+    """Raise a UsageError if an output exists; an empty directory is accepted."""
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
         raise UsageError("it exists already", file=path, do="choose another -o, or remove it first")
 
 
 def check_writable(path: Path) -> None:
-    """Find out before a long job, not after it, whether `path` can be made."""
+    """Raise a ResourceError, before a long job, if `path` can't be created."""
     parent = next(p for p in path.absolute().parents if p.exists())
-    with explained(path), tempfile.TemporaryFile(dir=parent):
+    with translate_os_errors(path), tempfile.TemporaryFile(dir=parent):
         pass
 
 
 def _take_place(temporary: Path, path: Path) -> None:
-    """Rename onto `path`; what was there steps aside first and is removed last, so a whole one is always on disk."""
+    """Rename to `path`; a previous directory is set aside first and removed last, so a complete one always exists."""
     aside = temporary.with_suffix(".old")
     if path.exists():
         os.rename(path, aside)
@@ -157,7 +151,39 @@ def _sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    """The process's umask; reading it means setting it, so it is put back at once."""
+    """Return the umask of the process. It can be read only by setting it, so it is restored at once."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+class NpyWriter:
+    """Append rows to an open `.npy` file; `close` writes their number into its header.
+
+    Rows are written front to back rather than through a memory map, which would end the process if the disk is full.
+    """
+
+    def __init__(self, stream: IO[bytes], shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        self.stream, self.shape, self.dtype = stream, shape, dtype
+        self.rows = 0
+        self._write_header()
+
+    def write(self, rows: NDArray[Any]) -> None:
+        """Append rows `(N, *shape)`."""
+        import numpy as np
+
+        self.stream.write(np.ascontiguousarray(rows, self.dtype).data)
+        self.rows += len(rows)
+
+    def close(self) -> None:
+        """Complete the header. NumPy reserves space for the first axis to grow, so the header keeps its length."""
+        self.stream.seek(0)
+        self._write_header()
+
+    def _write_header(self) -> None:
+        from numpy import dtype
+        from numpy.lib import format as npy
+
+        shape = (self.rows, *self.shape)
+        header = {"descr": npy.dtype_to_descr(dtype(self.dtype)), "fortran_order": False, "shape": shape}
+        npy.write_array_header_1_0(self.stream, header)

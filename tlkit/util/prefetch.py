@@ -1,20 +1,22 @@
-"""Work done by threads a little ahead of whoever takes its results."""
+"""Parallel work in threads, in order and with bounded memory."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def prefetch(work: Callable[[Item], Result], items: Iterable[Item], *, workers: int, most: int) -> Iterator[Result]:
-    """`work(item)` of each item, in order, by `workers` threads, of which at most `most` wait to be taken.
+def prefetch(work: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int) -> Iterator[Result]:
+    """Yield `work(item)` of each item, in order, computed by `workers` threads.
 
-    What a call raises is raised where its result would have come. Nothing is begun before the first is asked for.
+    At most `ahead` results wait to be taken. An exception of a call is raised in place of its result. No work starts
+    before the first result is requested.
     """
     source = iter(items)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="tlkit")
@@ -22,9 +24,16 @@ def prefetch(work: Callable[[Item], Result], items: Iterable[Item], *, workers: 
     try:
         for item in source:
             pending.append(pool.submit(work, item))
-            if len(pending) >= most:
+            if len(pending) >= ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:  # also when the caller stops early or presses Ctrl-C
+    finally:  # also if the caller stops early or presses Ctrl-C
         pool.shutdown(cancel_futures=True)
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
+    """Yield tuples of `size` items, the last of which may be shorter."""
+    source = iter(items)
+    while chunk := tuple(islice(source, size)):
+        yield chunk

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tlkit.evaluation.evaluate import Answers
-from tlkit.evaluation.metrics import wilson
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
+from tlkit.util.statistics import wilson
 from tlkit.verification.parity import Comparison, HeadOf, Tolerance, compared
 
 OUTPUTS = (FEATURES, LOGITS, PROBABILITIES)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
+from tlkit.util.statistics import softmax
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -183,13 +184,6 @@ def compared(
 def head_of(session: Session) -> HeadOf:
     """What an opened head gives for features."""
     return lambda features: session.run(features, [LOGITS])[LOGITS]
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities `(N, classes)` of logits."""
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    result: NDArray[np.float32] = powers / powers.sum(1, keepdims=True)
-    return result
 
 
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tlkit.graph import metadata, trace
 from tlkit.model.bundle import Bundle
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head, Session
-from tlkit.verification.parity import softmax
+from tlkit.util.statistics import softmax
 
 if TYPE_CHECKING:
     import numpy as np

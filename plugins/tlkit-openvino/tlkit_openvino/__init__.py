@@ -11,7 +11,7 @@ from pathlib import Path
 from tlkit import Session, Target, hookimpl, option
 from tlkit.errors import ResourceError
 from tlkit.plugin.contract import OptimizationProfile
-from tlkit.util.files import explained
+from tlkit.util.files import translate_os_errors
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class OpenVino(Target):
     def build(self, graph: Path, out: Path, profile: OptimizationProfile) -> None:
         """Copy the graph, once OpenVINO has compiled it: what it can't run is refused here and not in production."""
         self.open(graph)
-        with explained(out):
+        with translate_os_errors(out):
             shutil.copyfile(graph, out)  # the batch is dynamic: one file serves all shapes
 
     def open(self, file: Path) -> Session:

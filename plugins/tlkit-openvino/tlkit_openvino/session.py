@@ -12,7 +12,8 @@ import openvino
 
 from tlkit import Session
 from tlkit.errors import ArtefactError
-from tlkit.runtime.session import cores, read_graph
+from tlkit.runtime.session import read_graph
+from tlkit.util.resources import cores
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tlkit.errors import ArtefactError, ResourceError, UsageError
 from tlkit.model.trunk import load_tensors
 from tlkit.plugin.contract import Preprocessing, Weights
-from tlkit.plugin.options import did_you_mean
 from tlkit.util import files
+from tlkit.util.text import did_you_mean
 
 UNKNOWN_LICENSE = "LicenseRef-unknown"
 

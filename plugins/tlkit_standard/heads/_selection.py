@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tlkit.util.resources import cores
 from tlkit_standard.heads import _temperature
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def select(path: Path, open_fold: OpenFold, rows: Rows, labels: Labels, seed: in
     if len(counts) < 2:
         return Selection(path.expected)
     folds = _split(labels, min(FOLDS, int(counts.max())), seed)
-    with ThreadPoolExecutor(min(len(folds), _cores())) as threads:
+    with ThreadPoolExecutor(min(len(folds), cores())) as threads:
         scorers = list(threads.map(lambda fold: open_fold(rows[fold[0]], labels[fold[0]], rows[fold[1]]), folds))
 
         def judge(index: int) -> tuple[float, Selection]:
@@ -128,7 +128,3 @@ def _draw(labels: Labels, seed: int) -> NDArray[np.int64]:
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     rank = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[by_class]]
     return np.sort(by_class[rank < wanted[labels[by_class]]])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from tlkit.errors import ArtefactError, ResourceError, UsageError, one_line
 from tlkit.plugin.contract import OptimizationProfile, Progress, Session, Target, option, silent
-from tlkit.util.files import explained
+from tlkit.util.files import translate_os_errors
 from tlkit_standard.targets._watch import stoppable, watch
 
 MIB = 1 << 20
@@ -66,7 +66,7 @@ class NvidiaTarget(Target):
             engine = stoppable(partial(builder.build_serialized_network, network, config), monitor)
         if engine is None:
             raise ArtefactError(f"{self.name} can't build it: {log.worst or 'no reason given'}", file=graph)
-        with explained(out):
+        with translate_os_errors(out):
             out.write_bytes(memoryview(engine))
 
     def timed(self, _trt: Any, _config: Any) -> AbstractContextManager[None]:

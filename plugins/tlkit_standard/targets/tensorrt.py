@@ -12,7 +12,7 @@ from packaging.version import Version
 
 from tlkit.errors import ArtefactError
 from tlkit.plugin.contract import option
-from tlkit.util.files import atomic_file, explained
+from tlkit.util.files import atomic_file, translate_os_errors
 from tlkit_standard.targets._nvidia import NvidiaTarget
 
 # Which major version reads the version-compatible engines of an earlier one (support matrix of TensorRT 11.4.1).
@@ -36,7 +36,7 @@ class TensorRT(NvidiaTarget):
             yield
             return
         file = Path(self.timing_cache)
-        with explained(file):
+        with translate_os_errors(file):
             known = file.read_bytes() if file.exists() else b""
         if not config.set_timing_cache(config.create_timing_cache(known), False):
             raise ArtefactError(f"not a timing cache of TensorRT {trt.__version__}", file=file, do="name another file")

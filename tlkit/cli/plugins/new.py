@@ -9,7 +9,7 @@ import click
 from tlkit.cli.common import FilePath, host, json_option, show, wrote
 from tlkit.cli.plugins import COMMANDS, KINDS
 from tlkit.errors import UsageError
-from tlkit.util.files import quoted
+from tlkit.util.text import quoted
 
 
 @click.command(short_help=COMMANDS["new"])

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 from tlkit.conformance.backbone.subject import BackboneSubject
-from tlkit.conformance.subject import CheckFailed, expect, some
+from tlkit.conformance.subject import CheckFailed, expect
 from tlkit.conformance.watch import Watch, watching
 from tlkit.plugin.contract import Weights
+from tlkit.util.text import listed
 
 SIZES = range(8, 4097)
 _SPDX = re.compile(r"\(*[A-Za-z0-9][A-Za-z0-9.+-]*\)*(?: (?:AND|OR|WITH) \(*[A-Za-z0-9][A-Za-z0-9.+-]*\)*)*")
@@ -66,7 +67,7 @@ def hash_of_the_weights(subject: BackboneSubject) -> None:
     except Exception as error:
         raise CheckFailed("there is no hash, and without a file there are no weights", do=do) from error
     read = [*watch.files, *watch.addresses]
-    expect(not read, f"there is no hash, but weights are read from {some(read)}", do=do)
+    expect(not read, f"there is no hash, but weights are read from {listed(read)}", do=do)
 
 
 def _weights(subject: BackboneSubject) -> Weights:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from tlkit.conformance.backbone.subject import BackboneSubject
-from tlkit.conformance.subject import expect, some
+from tlkit.conformance.subject import expect
 from tlkit.model.trunk import Trunk
+from tlkit.util.text import listed
 
 RATE = 1e-3
 
@@ -18,7 +19,7 @@ def gradient_reaches_every_parameter(subject: BackboneSubject) -> None:
     _loss(trunk, subject.images[:2]).backward()  # type: ignore[no-untyped-call]
     idle = [name for name, p in trunk.named_parameters() if p.grad is None or not p.grad.any()]
     do = "leave out of the stages what they don't use, and detach nothing"
-    expect(not idle, f"parameters without a gradient: {some(idle)}", do=do)
+    expect(not idle, f"parameters without a gradient: {listed(idle)}", do=do)
 
 
 def trains(subject: BackboneSubject) -> None:
@@ -31,9 +32,9 @@ def trains(subject: BackboneSubject) -> None:
         parameters = [(f"stages.{stage}.{name}", parameter) for name, parameter in module.named_parameters()]
         if parameters and all(torch.equal(parameter, before[name]) for name, parameter in parameters):
             still.append(stage)
-    expect(not still, f"a training step does not change {some(still)}", do="look for what is detached or frozen")
+    expect(not still, f"a training step does not change {listed(still)}", do="look for what is detached or frozen")
     odd = [name for name, tensor in trunk.state_dict().items() if not torch.isfinite(tensor.float()).all()]
-    expect(not odd, f"a training step leaves {some(odd)} not finite", do="check the stages in training mode")
+    expect(not odd, f"a training step leaves {listed(odd)} not finite", do="check the stages in training mode")
 
 
 def frozen_stages_stay(subject: BackboneSubject) -> None:
@@ -49,7 +50,9 @@ def frozen_stages_stay(subject: BackboneSubject) -> None:
         name for name, t in _state(trunk).items() if name.startswith(prefixes) and not torch.equal(t, before[name])
     ]
     expect(
-        not changed, f"training changed what was frozen: {some(changed)}", do="update statistics in training mode only"
+        not changed,
+        f"training changed what was frozen: {listed(changed)}",
+        do="update statistics in training mode only",
     )
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from tlkit.conformance.backbone.subject import BATCHES, BackboneSubject
 from tlkit.conformance.backbone.vary import vary
-from tlkit.conformance.subject import Skipped, expect, some
+from tlkit.conformance.subject import Skipped, expect
 from tlkit.model import trunk as trunks
+from tlkit.util.text import listed
 from tlkit.verification.parity import cosines, relative_error
 
 SAME = 1e-4  # relative; sums in another order differ by less, and whatever is wrong differs by more
@@ -65,7 +66,7 @@ def tells_images_apart(subject: BackboneSubject) -> None:
         for j in range(i)
         if relative_error(features[i : i + 1], features[j : j + 1]) < 1e-6
     ]
-    expect(not alike, f"test images have the same features: {some(alike)}", do="check recipe and initial weights")
+    expect(not alike, f"test images have the same features: {listed(alike)}", do="check recipe and initial weights")
 
 
 def rows_are_independent(subject: BackboneSubject) -> None:
@@ -82,7 +83,7 @@ def repeats_itself(subject: BackboneSubject) -> None:
     again = subject.run(subject.trunk)
     pairs = zip(subject.trunk.names, again, subject.features, strict=True)
     differing = [name for name, one, other in pairs if not np.array_equal(one, other)]
-    expect(not differing, f"a second run differs from {some(differing)} on", do="leave dropout to training mode")
+    expect(not differing, f"a second run differs from {listed(differing)} on", do="leave dropout to training mode")
 
 
 def draws_nothing_at_random(subject: BackboneSubject) -> None:
@@ -99,7 +100,7 @@ def leaves_its_state_alone(subject: BackboneSubject) -> None:
     before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
     subject.run(trunk, BATCHES[0])
     changed = [name for name, tensor in trunk.state_dict().items() if not torch.equal(tensor, before[name])]
-    expect(not changed, f"running it changes {some(changed)}", do="update statistics in training mode only")
+    expect(not changed, f"running it changes {listed(changed)}", do="update statistics in training mode only")
 
 
 def leaves_its_input_alone(subject: BackboneSubject) -> None:
@@ -155,7 +156,7 @@ def keeps_half_precision(subject: BackboneSubject) -> None:
         x = subject.trunk.normalize(subject.images[:1]).to("meta", torch.float16)
         for stage in stages.values():
             x = stage(x)
-    expect(not turned, f"it leaves half precision: {some(turned)}", do="make tensors with `dtype=x.dtype`")
+    expect(not turned, f"it leaves half precision: {listed(turned)}", do="make tensors with `dtype=x.dtype`")
 
 
 def fits_half_precision(subject: BackboneSubject) -> None:

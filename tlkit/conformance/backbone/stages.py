@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tlkit.conformance.backbone.subject import BackboneSubject
-from tlkit.conformance.subject import expect, some
+from tlkit.conformance.subject import expect
 from tlkit.model import trunk as trunks
+from tlkit.util.text import listed
 
 EVAL = "return each stage after `.eval()`"
 
@@ -22,13 +23,13 @@ def builds(subject: BackboneSubject) -> None:
     do = "return a dict from names to `nn.Module`s, shallow to deep"
     expect(isinstance(stages, Mapping) and len(stages) > 0, f"`stages` returned {type(stages).__name__}, empty", do=do)
     others = [f"{name!r} is {type(stage).__name__}" for name, stage in stages.items() if not _is_module(stage)]
-    expect(not others, f"not all stages are modules: {some(others)}", do=do)
+    expect(not others, f"not all stages are modules: {listed(others)}", do=do)
 
 
 def stage_names(subject: BackboneSubject) -> None:
     """Names are of the form `[a-z0-9_]+`: they become part of the names of tensors and outputs."""
     bad = trunks.bad_names(map(str, subject.stages))
-    expect(not bad, f"no stage can be named {some([repr(name) for name in bad])}", do="use names such as 'stage1'")
+    expect(not bad, f"no stage can be named {listed([repr(name) for name in bad])}", do="use names such as 'stage1'")
     _ = subject.built
 
 
@@ -39,7 +40,7 @@ def same_every_time(subject: BackboneSubject) -> None:
     expect(first.names == second.names, f"one build has the stages {first.names}, the next has {second.names}", do=do)
     one, other = _layout(first), _layout(second)
     different = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
-    expect(not different, f"tensors differ from build to build: {some(different)}", do=do)
+    expect(not different, f"tensors differ from build to build: {listed(different)}", do=do)
 
 
 def in_eval_mode(subject: BackboneSubject) -> None:
@@ -51,20 +52,20 @@ def in_eval_mode(subject: BackboneSubject) -> None:
         for name, inner in module.named_modules()
         if inner.training
     ]
-    expect(not training, f"modules are in training mode: {some(training)}", do=EVAL)
+    expect(not training, f"modules are in training mode: {listed(training)}", do=EVAL)
 
 
 def in_single_precision(subject: BackboneSubject) -> None:
     """Weights and buffers are float32; export makes lower precisions of that."""
     state = subject.random_trunk().state_dict()
     other = [f"{name} is {t.dtype}" for name, t in state.items() if t.is_floating_point() and t.dtype != torch.float32]
-    expect(not other, f"not all weights are float32: {some(other)}", do="return each stage after `.float()`")
+    expect(not other, f"not all weights are float32: {listed(other)}", do="return each stage after `.float()`")
 
 
 def can_be_trained(subject: BackboneSubject) -> None:
     """Every parameter requires a gradient: which stages learn is the strategy's to say."""
     fixed = [name for name, parameter in subject.random_trunk().named_parameters() if not parameter.requires_grad]
-    expect(not fixed, f"parameters are frozen: {some(fixed)}", do="leave freezing to tlkit; make constants buffers")
+    expect(not fixed, f"parameters are frozen: {listed(fixed)}", do="leave freezing to tlkit; make constants buffers")
 
 
 def tensors_are_registered(subject: BackboneSubject) -> None:
@@ -76,7 +77,7 @@ def tensors_are_registered(subject: BackboneSubject) -> None:
         if isinstance(value, Tensor)
     ]
     do = "register it: self.register_buffer(name, tensor), or wrap it in nn.Parameter"
-    expect(not loose, f"tensors are plain attributes: {some(loose)}", do=do)
+    expect(not loose, f"tensors are plain attributes: {listed(loose)}", do=do)
 
 
 def share_no_tensors(subject: BackboneSubject) -> None:
@@ -88,7 +89,7 @@ def share_no_tensors(subject: BackboneSubject) -> None:
             owner = owners.setdefault(place, stage)
             if owner != stage:
                 shared.append(f"{stage}.{name} is also in {owner}")
-    expect(not shared, f"stages share tensors: {some(shared)}", do="give each stage tensors of its own")
+    expect(not shared, f"stages share tensors: {listed(shared)}", do="give each stage tensors of its own")
 
 
 def builds_share_no_tensors(subject: BackboneSubject) -> None:
@@ -96,7 +97,7 @@ def builds_share_no_tensors(subject: BackboneSubject) -> None:
     first, second = subject.random_trunk(), subject.random_trunk()
     places = {place for _, place in _places(first)}
     shared = [name for name, place in _places(second) if place in places]
-    expect(not shared, f"two builds share tensors: {some(shared)}", do="build every module anew in each call")
+    expect(not shared, f"two builds share tensors: {listed(shared)}", do="build every module anew in each call")
 
 
 def can_be_copied(subject: BackboneSubject) -> None:
@@ -105,7 +106,7 @@ def can_be_copied(subject: BackboneSubject) -> None:
     places = {place for _, place in _places(subject.trunk)}
     shared = [name for name, place in _places(copied) if place in places]
     do = "keep to plain modules, parameters and buffers; hold no closures over tensors"
-    expect(not shared, f"a deep copy shares tensors: {some(shared)}", do=do)
+    expect(not shared, f"a deep copy shares tensors: {listed(shared)}", do=do)
     same = np.array_equal(subject.run(copied)[-1], subject.features[-1])
     expect(same, "a deep copy computes something else", do=do)
 

@@ -12,8 +12,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from tlkit.conformance.backbone.subject import BackboneSubject
-from tlkit.conformance.subject import Skipped, expect, some
+from tlkit.conformance.subject import Skipped, expect
 from tlkit.model import trunk as trunks
+from tlkit.util.text import listed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +25,7 @@ def state_is_finite(subject: BackboneSubject) -> None:
     state = subject.built.state_dict()
     odd = [name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     do = "register constants such as masks with `persistent=False`, and build them again from the structure"
-    expect(not odd, f"values are not finite: {some(odd)}", do=do)
+    expect(not odd, f"values are not finite: {listed(odd)}", do=do)
 
 
 def state_survives_safetensors(subject: BackboneSubject) -> None:
@@ -32,7 +33,11 @@ def state_survives_safetensors(subject: BackboneSubject) -> None:
     before = trunks.tensors(subject.built)
     after = _through_a_file(before)
     changed = [name for name in before if not _identical(before[name], after[name])]
-    expect(not changed, f"tensors change when they are stored: {some(changed)}", do="use plain tensors of common types")
+    expect(
+        not changed,
+        f"tensors change when they are stored: {listed(changed)}",
+        do="use plain tensors of common types",
+    )
 
 
 def state_is_complete(subject: BackboneSubject) -> None:

@@ -7,8 +7,9 @@ from contextlib import suppress
 import torch
 
 from tlkit.conformance.backbone.subject import BackboneSubject
-from tlkit.conformance.subject import Skipped, expect, some
+from tlkit.conformance.subject import Skipped, expect
 from tlkit.model import trunk as trunks
+from tlkit.util.text import listed
 
 SEED = 20_260_101  # none that a plugin would use itself
 
@@ -17,14 +18,14 @@ def touches_no_network(subject: BackboneSubject) -> None:
     """`stages(pretrained=False)` reaches for no network: that is how a bundle is opened, anywhere."""
     _attempt(subject)
     do = "download only with `pretrained=True`"
-    expect(not subject.watch.addresses, f"it tried to reach {some(subject.watch.addresses)}", do=do)
+    expect(not subject.watch.addresses, f"it tried to reach {listed(subject.watch.addresses)}", do=do)
 
 
 def touches_no_weights(subject: BackboneSubject) -> None:
     """`stages(pretrained=False)` opens no weights file: where a bundle is opened there need be none."""
     _attempt(subject)
     do = "read weights only with `pretrained=True`"
-    expect(not subject.watch.files, f"it opened {some(subject.watch.files)}", do=do)
+    expect(not subject.watch.files, f"it opened {listed(subject.watch.files)}", do=do)
 
 
 def pretrained_has_the_same_structure(subject: BackboneSubject) -> None:
@@ -34,7 +35,7 @@ def pretrained_has_the_same_structure(subject: BackboneSubject) -> None:
     expect(pretrained.names == random.names, f"stages {pretrained.names}, but {random.names} without", do=do)
     one, other = ({name: t.shape for name, t in trunk.state_dict().items()} for trunk in (pretrained, random))
     different = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
-    expect(not different, f"tensors differ: {some(different)}", do=do)
+    expect(not different, f"tensors differ: {listed(different)}", do=do)
 
 
 def pretrained_is_always_the_same(subject: BackboneSubject) -> None:
@@ -51,7 +52,7 @@ def pretrained_is_not_random(subject: BackboneSubject) -> None:
         torch.manual_seed(SEED)
         random = dict(subject.random_trunk().named_parameters())
     left = [name for name, p in pretrained.items() if p.ndim >= 2 and torch.equal(p, random[name])]
-    expect(not left, f"tensors have random weights: {some(left)}", do="load every tensor of every stage")
+    expect(not left, f"tensors have random weights: {listed(left)}", do="load every tensor of every stage")
 
 
 def classifier_fits(subject: BackboneSubject) -> None:

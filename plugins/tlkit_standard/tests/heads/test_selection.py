@@ -116,5 +116,5 @@ def test_the_number_of_threads_changes_nothing(name, cores, monkeypatch):
     labels = labelled(30, 30, 30)
     features = (random.normal(size=(90, 12)) + 1.5 * np.eye(12)[labels]).astype(np.float32)
     expected = BY_NAME[name].solve(features, labels, 3, seed=1).report
-    monkeypatch.setattr(_selection, "_cores", lambda: cores)
+    monkeypatch.setattr(_selection, "cores", lambda: cores)
     assert BY_NAME[name].solve(features, labels, 3, seed=1).report == expected

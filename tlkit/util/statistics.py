@@ -1,0 +1,77 @@
+"""Intervals, paired comparisons, softmax and log loss, in NumPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Float = TypeVar("Float", bound="np.floating[Any]")
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """Accuracy of one classifier minus that of another on the same images, with its standard error."""
+
+    difference: float
+    standard_error: float
+
+    @property
+    def exceeds_error(self) -> bool:
+        """Whether the first classifier leads by more than one standard error."""
+        return self.difference > self.standard_error
+
+
+def paired_difference(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> PairedDifference:
+    """Compare two classifiers by their correct predictions `(N,)` on the same images.
+
+    Only images that exactly one of them classifies correctly count. The standard error is that of McNemar's test
+    (1947), under which each of these is equally likely to favor either.
+    """
+    wins, losses = int((one & ~other).sum()), int((other & ~one).sum())
+    return PairedDifference((wins - losses) / len(one), math.sqrt(wins + losses) / len(one))
+
+
+def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion (Wilson 1927); it stays in 0..1 and is valid for small samples."""
+    share, spread = correct / total, z * z / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))  # despite rounding
+
+
+def softmax(logits: NDArray[Float]) -> NDArray[Float]:
+    """Return the probabilities `(N, classes)` of logits, in their dtype."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    result: NDArray[Float] = powers / powers.sum(1, keepdims=True)
+    return result
+
+
+def log_sum_exp(logits: NDArray[Float]) -> NDArray[Float]:
+    """Return log(sum(exp(logits))) of each row, `(N,)`, without overflow."""
+    top = logits.max(axis=1)
+    result: NDArray[Float] = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+    return result
+
+
+def log_loss(logits: NDArray[np.floating[Any]], labels: Sequence[int] | NDArray[np.int64]) -> float:
+    """Return the mean negative log-likelihood, in nats, of labels `(N,)` under the softmax of logits."""
+    return float(np.mean(log_sum_exp(logits) - logits[np.arange(len(labels)), labels]))
+
+
+def power_normalize(features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return features `(N, width)` with square roots if none is negative, then each row at norm 1.
+
+    The standard heads transform features in the same way (Perronnin, Sánchez and Mensink, ECCV 2010).
+    """
+    rows = np.asarray(features, np.float64)
+    if rows.min(initial=0.0) >= 0.0:
+        rows = np.sqrt(rows)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(norms, 1e-12))
