@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         verify,
     )
     from tlkit.errors import (
-        ArtefactError,
+        ArtifactError,
         DataError,
         GateError,
         ResourceError,
@@ -66,7 +66,7 @@ _MODULES = {
         "verify",
     ),
     "tlkit.errors": (
-        "ArtefactError",
+        "ArtifactError",
         "DataError",
         "GateError",
         "ResourceError",
@@ -94,7 +94,7 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "ArtefactError",
+    "ArtifactError",
     "Backbone",
     "Component",
     "DataError",

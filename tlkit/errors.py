@@ -58,7 +58,7 @@ class DataError(TlkitError):
     exit_code = 3
 
 
-class ArtefactError(TlkitError):
+class ArtifactError(TlkitError):
     """A bundle, graph or engine is unsafe, corrupt or incompatible, or a plugin it needs is missing."""
 
     exit_code = 4

@@ -11,7 +11,7 @@ import pytest
 from tlkit import cli
 from tlkit.cli import completion
 from tlkit.errors import (
-    ArtefactError,
+    ArtifactError,
     DataError,
     GateError,
     ResourceError,
@@ -39,7 +39,7 @@ def fail(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [(UsageError, 2), (DataError, 3), (ArtefactError, 4), (ResourceError, 5), (GateError, 6)]
+    ("kind", "code"), [(UsageError, 2), (DataError, 3), (ArtifactError, 4), (ResourceError, 5), (GateError, 6)]
 )
 def test_each_kind_of_error_has_its_exit_code(fail, kind, code):
     assert fail(kind("it is odd", file="a.jpg", do="mend it")) == (code, "tlkit: a.jpg: it is odd; mend it\n")

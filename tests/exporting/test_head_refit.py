@@ -16,7 +16,7 @@ from torch import nn
 from tests.kit.faults import FAULTS, planted
 from tests.kit.tiny import Line, forget_source, resign
 from tlkit import cli
-from tlkit.errors import ArtefactError, DataError, UsageError
+from tlkit.errors import ArtifactError, DataError, UsageError
 from tlkit.evaluation.evaluate import Answers
 from tlkit.exporting import head_refit
 from tlkit.exporting.precision import publish_precision
@@ -177,12 +177,12 @@ class TestVerify:
 
     def test_alone_without_the_record_of_what_it_gave_it_can_not_be_proven(self, refitted, tmp_path):
         shutil.move(refitted / "onnx/int8", tmp_path / "deployed")
-        with pytest.raises(ArtefactError, match=r"its head was fitted again at export, and .*int8.* is not there"):
+        with pytest.raises(ArtifactError, match=r"its head was fitted again at export, and .*int8.* is not there"):
             replay_file(open_bundle(refitted), tmp_path / "deployed/model.onnx")
 
     def test_a_changed_head_beside_the_graphs_is_refused(self, refitted):
         (refitted / "onnx/int8" / exports.REFITTED).write_bytes(b"")
-        with pytest.raises(ArtefactError, match="its head is missing or was changed after export"):
+        with pytest.raises(ArtifactError, match="its head is missing or was changed after export"):
             head_refit.deployed(open_bundle(refitted), Means(), "onnx", "int8")
 
     def test_modules_with_that_head_give_the_same(self, refitted):

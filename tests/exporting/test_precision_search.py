@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from tests.kit.tiny import forget_source, resign
-from tlkit.errors import ArtefactError, DataError, GateError, UsageError
+from tlkit.errors import ArtifactError, DataError, GateError, UsageError
 from tlkit.exporting import precision_search
 from tlkit.exporting.precision import publish_precision
 from tlkit.exporting.precision_search import Candidate, Trial
@@ -201,7 +201,7 @@ class TestVerify:
         graph = onnx.load(file)
         scale = change_a_weight(graph)
         onnx.save(graph, file)
-        with pytest.raises(ArtefactError, match=f"changed after export; .*--onnx --precision {precision}"):
+        with pytest.raises(ArtifactError, match=f"changed after export; .*--onnx --precision {precision}"):
             replay(open_bundle(own_run), "onnx", precision)
         resign(own_run, name, precision)
         result = replay(open_bundle(own_run), "onnx", precision)
@@ -223,7 +223,7 @@ class TestVerify:
         climb("int8")
         record = own_run / "onnx/int8/exports.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"bundle": "0" * 64}))
-        with pytest.raises(ArtefactError, match="exported from another bundle"):
+        with pytest.raises(ArtifactError, match="exported from another bundle"):
             Model.open(own_run / "onnx/int8")
 
     def test_a_by_product_alone_is_still_of_use(self, own_run, climb, tmp_path, pictures):
@@ -232,7 +232,7 @@ class TestVerify:
         assert Model.open(tmp_path / "deployed").predict([pictures / "light/00.png"])[0].labels == ("light",)
         (tmp_path / "deployed/model.onnx").write_bytes(b"")
         with pytest.raises(
-            ArtefactError, match="deployed: model is missing or was changed after export; export it again"
+            ArtifactError, match="deployed: model is missing or was changed after export; export it again"
         ):
             Model.open(tmp_path / "deployed")
 
@@ -295,5 +295,5 @@ class TestTargets:
     def test_what_was_not_exported_in_that_precision_names_the_command(self, own_run):
         from tlkit_standard.targets.onnx import Onnx
 
-        with pytest.raises(ArtefactError, match=r"run: tlkit export .* --onnx --precision fp16"):
+        with pytest.raises(ArtifactError, match=r"run: tlkit export .* --onnx --precision fp16"):
             publish_target(open_bundle(own_run), Onnx(), precision="fp16")

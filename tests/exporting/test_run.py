@@ -141,9 +141,9 @@ class TestPublish:
                 stages["second"] = torch.nn.Sequential(torch.nn.Conv2d(6, 9, 3), torch.nn.BatchNorm2d(9))
                 return stages
 
-        from tlkit.errors import ArtefactError
+        from tlkit.errors import ArtifactError
 
-        with pytest.raises(ArtefactError, match=r"shape .* not "):
+        with pytest.raises(ArtifactError, match=r"shape .* not "):
             publish_onnx(open_bundle(own_run), Wider(), tiny_recipe.head)
 
 

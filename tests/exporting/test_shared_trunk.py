@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from tests.kit.tiny import write_images
 from tlkit import cli
-from tlkit.errors import ArtefactError, GateError, UsageError
+from tlkit.errors import ArtifactError, GateError, UsageError
 from tlkit.exporting import shared_trunk
 from tlkit.exporting.run import publish_onnx
 from tlkit.model.bundle import open_bundle
@@ -76,7 +76,7 @@ def test_another_head_leaves_the_file_of_the_trunk_as_it_is(runs, tmp_path):
 
 
 def test_another_trunk_is_refused(runs, tmp_path):
-    with pytest.raises(ArtefactError, match=r"deeper: its trunk is not that of .*shades: another cut, another state"):
+    with pytest.raises(ArtifactError, match=r"deeper: its trunk is not that of .*shades: another cut, another state"):
         shared_trunk.share(opened(runs, "shades", "deeper"), tmp_path / "multi")
     assert not (tmp_path / "multi").exists()
 

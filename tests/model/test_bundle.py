@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tlkit.errors import ArtefactError, DataError, ResourceError, UsageError
+from tlkit.errors import ArtifactError, DataError, ResourceError, UsageError
 from tlkit.model import bundle as bundles
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util import files
@@ -110,34 +110,34 @@ def test_a_flipped_byte_is_found_in_every_file(root, name):
     content = bytearray((root / name).read_bytes())
     content[len(content) // 2] ^= 1
     (root / name).write_bytes(content)
-    with pytest.raises(ArtefactError, match=Path(name).name):
+    with pytest.raises(ArtifactError, match=Path(name).name):
         bundles.open_bundle(root)
 
 
 @pytest.mark.parametrize("name", ["trunk.safetensors", "golden/0.png"])
 def test_a_missing_file_is_named(root, name):
     (root / name).unlink()
-    with pytest.raises(ArtefactError, match=rf"{Path(name).name}.*missing"):
+    with pytest.raises(ArtifactError, match=rf"{Path(name).name}.*missing"):
         bundles.open_bundle(root)
 
 
 def test_no_bundle_and_no_record(tmp_path):
     with pytest.raises(DataError, match="no such bundle"):
         bundles.open_bundle(tmp_path / "none")
-    with pytest.raises(ArtefactError, match=r"holds no bundle\.json"):
+    with pytest.raises(ArtifactError, match=r"holds no bundle\.json"):
         bundles.open_bundle(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"format": 1', '{"format": 1, "digest": "x"}', "\udcff"])
 def test_a_record_that_is_none_is_refused(root, content):
     (root / "bundle.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtifactError):
         bundles.open_bundle(root)
 
 
 def test_a_later_format_names_the_version_that_reads_it(root):
     sign_again(root, format=2, tlkit="9.9")
-    with pytest.raises(ArtefactError, match=r"format 2.*use tlkit 9\.9"):
+    with pytest.raises(ArtifactError, match=r"format 2.*use tlkit 9\.9"):
         bundles.open_bundle(root)
 
 
@@ -153,21 +153,21 @@ class TestSignedAgain:
         del tensors["w"]
         save_file(tensors, root / "trunk.safetensors")
         sign_again(root)
-        with pytest.raises(ArtefactError, match="as recorded: w"):
+        with pytest.raises(ArtifactError, match="as recorded: w"):
             bundles.open_bundle(root)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_values_that_are_not_finite_are_named(self, root, value):
         save_file({"weight": np.full((2, 4), value, np.float32)}, root / "head.safetensors")
         sign_again(root)
-        with pytest.raises(ArtefactError, match=r"weight.*not finite"):
+        with pytest.raises(ArtifactError, match=r"weight.*not finite"):
             bundles.open_bundle(root)
 
     def test_another_shape_or_type_is_refused(self, root):
         for other in (np.ones((4, 2), np.float32), np.ones((2, 4), np.float64)):
             save_file({"weight": other}, root / "head.safetensors")
             sign_again(root)
-            with pytest.raises(ArtefactError, match="weight"):
+            with pytest.raises(ArtifactError, match="weight"):
                 bundles.open_bundle(root)
 
     def test_a_pickle_is_not_executed(self, root, tmp_path):
@@ -177,7 +177,7 @@ class TestSignedAgain:
 
         (root / "head.safetensors").write_bytes(pickle.dumps(Trap()))
         sign_again(root)
-        with pytest.raises(ArtefactError, match="not a whole safetensors file"):
+        with pytest.raises(ArtifactError, match="not a whole safetensors file"):
             bundles.open_bundle(root)
         assert not (tmp_path / "executed").exists()
 
@@ -185,7 +185,7 @@ class TestSignedAgain:
         (tmp_path / "secret").write_text("secret")
         content = json.loads((root / "bundle.json").read_text())
         sign_again(root, files=content["files"] | {"../secret": ""})
-        with pytest.raises(ArtefactError, match="outside itself"):
+        with pytest.raises(ArtifactError, match="outside itself"):
             bundles.open_bundle(root)
 
     @pytest.mark.parametrize("fact", ["labels", "pixels", "head", "stages"])
@@ -194,13 +194,13 @@ class TestSignedAgain:
         del content[fact]
         (root / "bundle.json").write_text(json.dumps(content))
         sign_again(root)
-        with pytest.raises(ArtefactError, match=fact):
+        with pytest.raises(ArtifactError, match=fact):
             bundles.open_bundle(root)
 
     def test_a_pixel_recipe_that_makes_no_sense_is_refused(self, root):
         content = json.loads((root / "bundle.json").read_text())
         sign_again(root, preprocessing=content["preprocessing"] | {"size": 0})
-        with pytest.raises(ArtefactError, match="size must be at least 1"):
+        with pytest.raises(ArtifactError, match="size must be at least 1"):
             bundles.open_bundle(root)
 
 

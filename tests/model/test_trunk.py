@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.kit.tiny import WIDTHS, Tiny
-from tlkit.errors import ArtefactError, UsageError
+from tlkit.errors import ArtifactError, UsageError
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Preprocessing
 
@@ -127,7 +127,7 @@ class TestLoadTensors:
         arrays["stages.first.0.bias"] = np.zeros(3, np.float32)
         del arrays["stages.third.0.weight"]
         arrays["stages.fourth.0.weight"] = np.zeros(3, np.float32)
-        with pytest.raises(ArtefactError) as raised:
+        with pytest.raises(ArtifactError) as raised:
             trunks.load_tensors(trunks.build(Tiny()), arrays, what="trunk")
         for part in ("third.0.weight is missing", "fourth.0.weight is unknown", "shape (3,), not (6,)"):
             assert part in str(raised.value)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlkit.errors import ArtefactError, DataError, UsageError
+from tlkit.errors import ArtifactError, DataError, UsageError
 from tlkit.plugin.contract import DatasetStatistics, Head, Phase, Strategy, option
 from tlkit.plugin.options import configure, configure_all, describe, from_json, option_fault, to_json
 
@@ -146,7 +146,7 @@ def test_what_a_component_itself_refuses_is_a_usage_error() -> None:
 def test_values_are_checked_like_texts_but_never_converted_from_them(values: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="must be"):
         configure(Every(), values)
-    with pytest.raises(ArtefactError, match="must be"):
+    with pytest.raises(ArtifactError, match="must be"):
         from_json(Every(), values)
 
 
@@ -171,7 +171,7 @@ def test_options_survive_json(**values: Any) -> None:
 
 
 def test_an_option_that_a_bundle_has_and_the_component_has_not() -> None:
-    with pytest.raises(ArtefactError, match=r"head 'every': warmup: no such option, only pca, scale"):
+    with pytest.raises(ArtifactError, match=r"head 'every': warmup: no such option, only pca, scale"):
         from_json(Every(), {"warmup": 3})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tlkit.errors import ArtefactError, UsageError
+from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin import hooks
 from tlkit.plugin.contract import Component, DatasetStatistics, Head, Phase, Strategy, option
 from tlkit.plugin.discovery import Found
@@ -159,22 +159,22 @@ def test_a_bundle_gets_its_component_back(host: Host) -> None:
     ],
 )
 def test_a_bundle_without_its_plugin_says_what_to_install(host: Host, distribution: str, name: str, why: str) -> None:
-    with pytest.raises(ArtefactError, match=re.escape(f"needs strategy '{name}' of {distribution} 2.0: {why}")):
+    with pytest.raises(ArtifactError, match=re.escape(f"needs strategy '{name}' of {distribution} 2.0: {why}")):
         host.require("strategy", name, distribution, "2.0", {})
 
 
 def test_a_bundle_whose_plugin_is_disabled_says_how_to_enable_it() -> None:
     host = Host([found("toys", strategies=[Plain()])], disabled=["toys"])
-    with pytest.raises(ArtefactError, match=r"unset TLKIT_DISABLE_PLUGINS$"):
+    with pytest.raises(ArtifactError, match=r"unset TLKIT_DISABLE_PLUGINS$"):
         host.require("strategy", "plain", "tlkit-toys", "1.2", {})
 
 
 def test_a_bundle_with_options_of_another_version_says_which_to_install(host: Host) -> None:
     with pytest.raises(
-        ArtefactError, match=r"no such option.*installed is 1.2\); run: pip install \"tlkit-toys==2.0\""
+        ArtifactError, match=r"no such option.*installed is 1.2\); run: pip install \"tlkit-toys==2.0\""
     ):
         host.require("strategy", "plain", "tlkit-toys", "2.0", {"warmup": 3})
-    with pytest.raises(ArtefactError, match=r"warmup: no such option, only epochs$"):
+    with pytest.raises(ArtifactError, match=r"warmup: no such option, only epochs$"):
         host.require("strategy", "plain", "tlkit-toys", "1.2", {"warmup": 3})
 
 
@@ -182,6 +182,6 @@ def test_a_bundle_with_options_of_another_version_says_which_to_install(host: Ho
     ("distribution", "version"), [("x; rm -rf ~", "1"), ("--index-url=http://x", "1"), ("x", '1" && reboot'), ("", "1")]
 )
 def test_a_hostile_bundle_puts_no_command_into_the_message(host: Host, distribution: str, version: str) -> None:
-    with pytest.raises(ArtefactError) as raised:
+    with pytest.raises(ArtifactError) as raised:
         host.require("strategy", "x", distribution, version, {})
     assert raised.value.do is None

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from tlkit.data.preprocessing import load
-from tlkit.errors import ArtefactError, DataError
+from tlkit.errors import ArtifactError, DataError
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Preprocessing, Session
 from tlkit.runtime import model as runtime
 from tlkit.runtime.model import Model, stream
@@ -104,9 +104,9 @@ def test_only_so_many_files_are_read_ahead(files):
 def test_an_error_in_the_session_reaches_the_caller(files):
     class Failing(Counting):
         def run(self, array, outputs=None):
-            raise ArtefactError("broken engine")
+            raise ArtifactError("broken engine")
 
-    with pytest.raises(ArtefactError, match="broken engine"):
+    with pytest.raises(ArtifactError, match="broken engine"):
         list(stream(Failing(2), PREPROCESSING, files))
 
 
@@ -142,7 +142,7 @@ def test_trunk_and_model_give_the_same_features(tiny_run, files):
 
 
 def test_the_trunk_alone_can_not_predict(tiny_run, files):
-    with pytest.raises(ArtefactError, match=r"use model\.onnx"):
+    with pytest.raises(ArtifactError, match=r"use model\.onnx"):
         Model.open(tiny_run / "onnx/fp32/trunk.onnx").predict(files)
 
 
@@ -151,7 +151,7 @@ def test_a_graph_of_somebody_else_is_refused(tiny_run, tmp_path):
     del graph.metadata_props[:]
     onnx.save(graph, tmp_path / "bare.onnx")
     for file in (tmp_path / "bare.onnx", tiny_run / "onnx/fp32/head.onnx"):
-        with pytest.raises(ArtefactError, match="not a graph that tlkit exported from images"):
+        with pytest.raises(ArtifactError, match="not a graph that tlkit exported from images"):
             Model.open(file)
 
 
@@ -162,7 +162,7 @@ def test_a_graph_whose_facts_make_no_sense_is_refused(tiny_run, tmp_path, value)
         if prop.key == "tlkit.preprocessing":
             prop.value = value
     onnx.save(graph, tmp_path / "odd.onnx")
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtifactError):
         Model.open(tmp_path / "odd.onnx")
 
 
@@ -171,13 +171,13 @@ class TestByProducts:
 
     def test_none_yet_names_the_command(self, own_run):
         shutil.rmtree(own_run / "onnx")
-        with pytest.raises(ArtefactError, match=r"not exported yet; run: tlkit export .* --onnx"):
+        with pytest.raises(ArtifactError, match=r"not exported yet; run: tlkit export .* --onnx"):
             Model.open(own_run)
 
     def test_a_changed_graph_is_refused(self, own_run):
         with (own_run / "onnx/fp32/model.onnx").open("ab") as file:
             file.write(b"\0")
-        with pytest.raises(ArtefactError, match="changed after export"):
+        with pytest.raises(ArtifactError, match="changed after export"):
             Model.open(own_run)
 
     def test_those_of_another_bundle_are_refused(self, own_run, tiny_recipe, pictures, tmp_path):
@@ -187,11 +187,11 @@ class TestByProducts:
 
         train(pictures, tmp_path / "other", replace(tiny_recipe, cut="first"))
         shutil.copytree(own_run / "onnx", tmp_path / "other/onnx")
-        with pytest.raises(ArtefactError, match="from another bundle"):
+        with pytest.raises(ArtifactError, match="from another bundle"):
             Model.open(tmp_path / "other")
 
     def test_a_folder_that_is_no_bundle(self, tmp_path):
-        with pytest.raises(ArtefactError, match="neither a graph nor a bundle"):
+        with pytest.raises(ArtifactError, match="neither a graph nor a bundle"):
             Model.open(tmp_path)
 
 

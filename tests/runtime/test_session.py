@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tlkit import cli, doctor
-from tlkit.errors import ArtefactError, DataError, ResourceError
+from tlkit.errors import ArtifactError, DataError, ResourceError
 from tlkit.runtime import session
 from tlkit.runtime.session import OnnxSession
 
@@ -49,7 +49,7 @@ def test_a_sound_graph_runs(file, workers):
 def test_weights_outside_are_refused(file, tmp_path, location):
     (tmp_path / "beside.bin").write_bytes(np.ones(2, np.float32).tobytes())
     file.write_bytes(graph(outside(location)).SerializeToString())
-    with pytest.raises(ArtefactError, match=r"g\.onnx.*lie in other files"):
+    with pytest.raises(ArtifactError, match=r"g\.onnx.*lie in other files"):
         OnnxSession(file)
 
 
@@ -59,14 +59,14 @@ def test_weights_outside_of_a_constant_inside_a_branch_are_refused_too(file):
     condition = helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("t", TensorProto.BOOL, [], [True]))
     choice = helper.make_node("If", ["yes"], ["z"], then_branch=branch, else_branch=branch)
     file.write_bytes(graph(inside(), condition, choice).SerializeToString())
-    with pytest.raises(ArtefactError, match="lie in other files"):
+    with pytest.raises(ArtifactError, match="lie in other files"):
         OnnxSession(file)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04K\x01.", b"\x08\x0a"])
 def test_what_is_no_graph_is_refused(file, content):
     file.write_bytes(content)
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtifactError):
         OnnxSession(file)
 
 
@@ -74,7 +74,7 @@ def test_an_operator_nobody_knows_is_refused_without_a_word_on_stderr(file, capf
     made = graph(inside(), domain="strange")
     made.opset_import.add(domain="strange", version=1)
     file.write_bytes(made.SerializeToString())
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtifactError):
         OnnxSession(file)
     assert capfd.readouterr() == ("", "")
 
@@ -82,7 +82,7 @@ def test_an_operator_nobody_knows_is_refused_without_a_word_on_stderr(file, capf
 def test_a_half_file_is_refused(file):
     content = graph(inside()).SerializeToString()
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtifactError):
         OnnxSession(file)
 
 

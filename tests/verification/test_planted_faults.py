@@ -12,7 +12,7 @@ from onnx import helper
 from tests.kit.faults import FAULTS, Drops, facts, planted
 from tests.kit.tiny import resign
 from tlkit import cli
-from tlkit.errors import ArtefactError
+from tlkit.errors import ArtifactError
 from tlkit.exporting.precision import publish_precision
 from tlkit.exporting.run import half_trunk
 from tlkit.model.bundle import open_bundle
@@ -39,7 +39,7 @@ def test_a_planted_fault_is_caught(exported, tmp_path, fault, precision):
     shutil.copytree(exported, run)
     file = run / "onnx" / precision / "model.onnx"
     assert planted(fault, file)
-    with pytest.raises(ArtefactError, match="changed after export"):  # the hash says so at once
+    with pytest.raises(ArtifactError, match="changed after export"):  # the hash says so at once
         replay(open_bundle(run), "onnx", precision)
     resign(run, "model.onnx", precision)  # and where it is no help, the images do
     result = replay(open_bundle(run), "onnx", precision)

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from tests.kit.tiny import resign
 from tlkit.data.preprocessing import load
-from tlkit.errors import ArtefactError, UsageError
+from tlkit.errors import ArtifactError, UsageError
 from tlkit.model import exports
 from tlkit.model.bundle import open_bundle
 from tlkit.training.run import train
@@ -33,7 +33,7 @@ def test_a_changed_weight_is_caught(own_run, name):
     weight = next(t for t in graph.graph.initializer if len(t.dims) >= 2)
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.02), weight.name))
     onnx.save(graph, file)
-    with pytest.raises(ArtefactError, match="changed after export"):
+    with pytest.raises(ArtifactError, match="changed after export"):
         replay(open_bundle(own_run))
     resign(own_run, name)
     result = replay(open_bundle(own_run))
@@ -67,6 +67,6 @@ def test_without_golden_images_there_is_nothing_to_replay(pictures, tiny_recipe,
 
 
 def test_what_was_not_exported_names_the_command(own_run):
-    with pytest.raises(ArtefactError, match="tlkit export"):
+    with pytest.raises(ArtifactError, match="tlkit export"):
         replay(open_bundle(own_run), "tensorrt", "fp32")
     assert exports.found(own_run) == [("onnx", "fp32")]

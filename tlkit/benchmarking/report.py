@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tlkit.benchmarking.run import Speed, Stage
 from tlkit.benchmarking.run import benchmark as measure
 from tlkit.benchmarking.tuning import Tuned, tune
-from tlkit.errors import ArtefactError, TlkitError, UsageError
+from tlkit.errors import ArtifactError, TlkitError, UsageError
 from tlkit.model import exports
 from tlkit.plugin.contract import Backbone, Head, Progress, Session, Target, option_fields, silent
 from tlkit.runtime.engine import Elsewhere, open_target
@@ -91,13 +91,13 @@ def _asked_for(
     for name in targets or ():
         if name not in {place[0] for place in wanted}:
             do = exports.command(bundle.root, target=name)
-            raise ArtefactError(f"nothing was exported from it for {name} yet", file=bundle.root, do=do)
+            raise ArtifactError(f"nothing was exported from it for {name} yet", file=bundle.root, do=do)
     for name in precisions or ():
         if name not in {place[1] for place in wanted}:
             do = exports.command(bundle.root)
-            raise ArtefactError(f"nothing was exported from it for {name} yet", file=bundle.root, do=do)
+            raise ArtifactError(f"nothing was exported from it for {name} yet", file=bundle.root, do=do)
     if not wanted:
-        raise ArtefactError("nothing was exported from it yet", file=bundle.root, do=exports.command(bundle.root))
+        raise ArtifactError("nothing was exported from it yet", file=bundle.root, do=exports.command(bundle.root))
     return wanted
 
 

@@ -22,7 +22,7 @@ from tlkit.cli.common import (
     trust_option,
     wrote,
 )
-from tlkit.errors import ArtefactError, TlkitError
+from tlkit.errors import ArtifactError, TlkitError
 from tlkit.plugin.contract import option_fields
 from tlkit.util.text import quoted
 
@@ -159,9 +159,9 @@ def _by_products(
     if named:
         option, name = named[0]
         do = exports.command(bundle.root, **({"target": name} if option == "--target" else {}))
-        raise ArtefactError(f"nothing was exported from it for {name} yet", file=bundle.root, do=do)
+        raise ArtifactError(f"nothing was exported from it for {name} yet", file=bundle.root, do=do)
     if not wanted:
-        raise ArtefactError("nothing was exported from it yet", file=bundle.root, do=exports.command(bundle.root))
+        raise ArtifactError("nothing was exported from it yet", file=bundle.root, do=exports.command(bundle.root))
     return wanted
 
 

@@ -22,7 +22,7 @@ from tlkit.cli.common import (
     trust_option,
     wrote,
 )
-from tlkit.errors import ArtefactError, GateError, ResourceError
+from tlkit.errors import ArtifactError, GateError, ResourceError
 from tlkit.util.text import quoted
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _bundle(
     found = [place for place in exports.found(bundle) if target in (None, place[0]) and precision in (None, place[1])]
     if not found:
         asked = "".join(f" {each}" for each in (target, precision) if each)
-        raise ArtefactError(f"nothing was exported from it{' for' if asked else ''}{asked} yet", file=bundle, do=again)
+        raise ArtifactError(f"nothing was exported from it{' for' if asked else ''}{asked} yet", file=bundle, do=again)
     replays, elsewhere = {}, {}
     for name, chosen in found:
         try:

@@ -15,7 +15,7 @@ import onnx
 
 from tlkit.conformance import small
 from tlkit.conformance.subject import CheckFailed, Skipped, Subject, expect, prepared
-from tlkit.errors import ArtefactError, ResourceError, TlkitError
+from tlkit.errors import ArtifactError, ResourceError, TlkitError
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, OptimizationProfile, Session, Target
 from tlkit.runtime.session import OnnxSession
 from tlkit.verification.parity import TOLERANCES, compare
@@ -210,15 +210,15 @@ def two_sessions_at_once(subject: TargetSubject) -> None:
 
 
 def refuses_what_it_did_not_write(subject: TargetSubject) -> None:
-    """`open` raises an ArtefactError for a file of something else, for half a file, and for an empty one."""
+    """`open` raises an ArtifactError for a file of something else, for half a file, and for an empty one."""
     whole = subject.built("model").read_bytes()
     for what, content in (("something else", b"no engine" * 99), ("half a file", whole[:-64]), ("nothing", b"")):
         file = subject.root / f"spoiled{subject.component.suffix}"
         file.write_bytes(content)
-        do = "check what you read, and raise tlkit.errors.ArtefactError(what, file=file, do=...)"
+        do = "check what you read, and raise tlkit.errors.ArtifactError(what, file=file, do=...)"
         try:
             subject.open(file)
-        except ArtefactError:
+        except ArtifactError:
             continue
         except Skipped:
             raise

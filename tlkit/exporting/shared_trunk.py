@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import compose
 
-from tlkit.errors import ArtefactError, GateError, UsageError
+from tlkit.errors import ArtifactError, GateError, UsageError
 from tlkit.graph import metadata, trace
 from tlkit.model import exports
 from tlkit.model.bundle import TRUNK, Bundle, read_record
@@ -112,7 +112,7 @@ def check_trunks(bundles: Sequence[Bundle]) -> None:
         differing = [fact for fact in first if theirs[fact] != first[fact]]
         if differing:
             what = f"its trunk is not that of {bundles[0].root}: another {', another '.join(differing)}"
-            raise ArtefactError(what, file=bundle.root, do="export it by itself")
+            raise ArtifactError(what, file=bundle.root, do="export it by itself")
 
 
 def _trunk(bundle: Bundle) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tlkit.errors import ArtefactError
+from tlkit.errors import ArtifactError
 from tlkit.model import exports
 from tlkit.plugin.contract import Preprocessing
 from tlkit.version import __version__
@@ -43,4 +43,4 @@ def described(metadata: Mapping[str, str], file: Path) -> tuple[Preprocessing, t
         return preprocessing, tuple(json.loads(metadata[LABELS]))
     except (KeyError, TypeError, ValueError) as error:
         what = f"what the graph says of itself can't be read: {type(error).__name__}: {error}"
-        raise ArtefactError(what, file=file, do="export it again") from error
+        raise ArtifactError(what, file=file, do="export it again") from error

@@ -1,1 +1,1 @@
-"""The network and the artefact."""
+"""The network and the artifact."""

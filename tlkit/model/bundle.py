@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from tlkit.errors import ArtefactError, DataError
+from tlkit.errors import ArtifactError, DataError
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util import files
 from tlkit.version import __version__
@@ -148,7 +148,7 @@ def open_bundle(root: Path) -> Bundle:
     try:
         record = _record(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtefactError(f"it lacks or mistakes a fact: {error}", file=root / RECORD) from error
+        raise ArtifactError(f"it lacks or mistakes a fact: {error}", file=root / RECORD) from error
     return Bundle(root, record, content["digest"], trunk, head)
 
 
@@ -160,19 +160,19 @@ def read_record(root: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except FileNotFoundError as error:
-        raise ArtefactError(f"not a bundle: it holds no {RECORD}", file=root) from error
+        raise ArtifactError(f"not a bundle: it holds no {RECORD}", file=root) from error
     except (OSError, ValueError) as error:
-        raise ArtefactError(f"can't be read: {error}", file=file, do="train again or copy it again") from error
+        raise ArtifactError(f"can't be read: {error}", file=file, do="train again or copy it again") from error
     if not isinstance(content, dict) or not {"format", "digest", "files", "tensors"} <= content.keys():
-        raise ArtefactError("not the record of a bundle", file=file)
+        raise ArtifactError("not the record of a bundle", file=file)
     if content["format"] != FORMAT:
-        raise ArtefactError(
+        raise ArtifactError(
             f"bundle format {content['format']}, but this tlkit {__version__} reads format {FORMAT}",
             file=file,
             do=f"use tlkit {content.get('tlkit', '?')}",
         )
     if content["digest"] != _digest({key: value for key, value in content.items() if key != "digest"}):
-        raise ArtefactError("it was changed after training (digest differs)", file=file, do="copy it again")
+        raise ArtifactError("it was changed after training (digest differs)", file=file, do="copy it again")
     return content
 
 
@@ -193,13 +193,13 @@ def _record(content: Mapping[str, Any]) -> Record:
 def _check_file(root: Path, name: str, expected: str) -> None:
     file = root / name
     if not file.resolve().is_relative_to(root.resolve()):
-        raise ArtefactError("it names a file outside itself", file=root / RECORD)
+        raise ArtifactError("it names a file outside itself", file=root / RECORD)
     try:
         found = files.sha256(file)
     except OSError as error:
-        raise ArtefactError("a file of the bundle is missing", file=file, do="copy the bundle again") from error
+        raise ArtifactError("a file of the bundle is missing", file=file, do="copy the bundle again") from error
     if found != expected:
-        raise ArtefactError(
+        raise ArtifactError(
             "it was changed after training (SHA-256 differs)", file=file, do="copy the bundle again, or train again"
         )
 
@@ -209,10 +209,10 @@ def _checked_tensors(file: Path, layout: Mapping[str, Any]) -> Tensors:
     tensors = read_tensors(file)
     if _layout(tensors) != layout:
         different = sorted(set(layout) ^ set(tensors)) or [n for n in layout if _layout(tensors)[n] != layout[n]]
-        raise ArtefactError(f"tensors are missing or not as recorded: {', '.join(different[:3])}", file=file)
+        raise ArtifactError(f"tensors are missing or not as recorded: {', '.join(different[:3])}", file=file)
     for name, tensor in tensors.items():
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            raise ArtefactError(f"tensor {name} holds values that are not finite", file=file, do="train again")
+            raise ArtifactError(f"tensor {name} holds values that are not finite", file=file, do="train again")
     return tensors
 
 
@@ -222,7 +222,7 @@ def read_tensors(file: Path) -> Tensors:
         with safe_open(file, framework="numpy") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise ArtefactError(f"not a whole safetensors file: {error}", file=file, do="copy it again") from error
+        raise ArtifactError(f"not a whole safetensors file: {error}", file=file, do="copy it again") from error
 
 
 def _layout(tensors: Tensors) -> dict[str, Any]:

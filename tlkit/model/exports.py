@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tlkit.errors import ArtefactError, DataError, TlkitError
+from tlkit.errors import ArtifactError, DataError, TlkitError
 from tlkit.model.bundle import RECORD, Bundle, read_record, read_tensors
 from tlkit.util import files
 from tlkit.util.text import quoted
@@ -78,7 +78,7 @@ def current(bundle: Bundle, precision: str = PRECISION) -> bool:
     try:
         for graph in GRAPHS:
             graph_file(bundle.root, graph, precision=precision)
-    except ArtefactError:
+    except ArtifactError:
         return False
     return True
 
@@ -96,7 +96,7 @@ def graph_file(path: Path, graph: str, target: str = TARGET, precision: str = PR
     if (path / RECORD).exists():
         place = path / target / precision
     elif not (path / BUILT).exists():
-        raise ArtefactError(f"neither a graph nor a bundle: it holds no {RECORD}", file=path)
+        raise ArtifactError(f"neither a graph nor a bundle: it holds no {RECORD}", file=path)
     return _checked(place, graph)
 
 
@@ -108,10 +108,10 @@ def _checked(place: Path, graph: str) -> Path:
     again = command(bundle, whole.parent.name, whole.name) if known else "export it again"
     content = read(place, again)
     if known and content["bundle"] != read_record(bundle)["digest"]:
-        raise ArtefactError("it was exported from another bundle than this one", file=place.parent, do=again)
+        raise ArtifactError("it was exported from another bundle than this one", file=place.parent, do=again)
     file = next(place.glob(f"{graph}.*"), None)
     if file is None or content["files"].get(file.name) != files.sha256(file):
-        raise ArtefactError(f"{graph} is missing or was changed after export", file=place, do=again)
+        raise ArtifactError(f"{graph} is missing or was changed after export", file=place, do=again)
     return file
 
 
@@ -143,7 +143,7 @@ def refitted(place: Path) -> Mapping[str, Any] | None:
         return None
     file = place / REFITTED
     if not file.exists() or files.sha256(file) != hashes[REFITTED]:
-        raise ArtefactError("its head is missing or was changed after export", file=file, do=again)
+        raise ArtifactError("its head is missing or was changed after export", file=file, do=again)
     return read_tensors(file)
 
 
@@ -152,9 +152,9 @@ def read(place: Path, again: str) -> dict[str, Any]:
     try:
         content = json.loads((place / BUILT).read_text())
     except FileNotFoundError as error:
-        raise ArtefactError("it was not exported yet", file=place, do=again) from error
+        raise ArtifactError("it was not exported yet", file=place, do=again) from error
     except (OSError, ValueError) as error:
-        raise ArtefactError(f"can't be read: {error}", file=place / BUILT, do=again) from error
+        raise ArtifactError(f"can't be read: {error}", file=place / BUILT, do=again) from error
     if not isinstance(content, dict) or not {"bundle", "files"} <= content.keys():
-        raise ArtefactError("not the record of an export", file=place / BUILT, do=again)
+        raise ArtifactError("not the record of an export", file=place / BUILT, do=again)
     return content

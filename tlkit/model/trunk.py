@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tlkit.errors import ArtefactError, UsageError
+from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin.contract import Backbone, Preprocessing
 from tlkit.util.text import listed
 
@@ -202,7 +202,7 @@ def load_tensors(module: nn.Module, arrays: Mapping[str, NDArray[np.generic]], *
         if name in arrays and tuple(arrays[name].shape) != tuple(own[name].shape)
     ]
     if problems:
-        raise ArtefactError(f"the {what}'s weights do not fit: {listed(problems, separator='; ')}")
+        raise ArtifactError(f"the {what}'s weights do not fit: {listed(problems, separator='; ')}")
     module.load_state_dict({name: torch.from_numpy(arrays[name].copy()) for name in own})
 
 

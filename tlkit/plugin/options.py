@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from tlkit.errors import ArtefactError, TlkitError, UsageError
+from tlkit.errors import ArtifactError, TlkitError, UsageError
 from tlkit.plugin.contract import Component, option_fields
 from tlkit.util.text import did_you_mean
 
@@ -140,11 +140,11 @@ def to_json(component: Component) -> dict[str, bool | int | float | str | None]:
 
 
 def from_json(component: AnyComponent, values: Mapping[str, object]) -> AnyComponent:
-    """`component` with the option values that a bundle recorded. Raises ArtefactError for what it doesn't know."""
+    """`component` with the option values that a bundle recorded. Raises ArtifactError for what it doesn't know."""
     try:
         return configure(component, values)
     except UsageError as problem:
-        raise ArtefactError(problem.what) from problem
+        raise ArtifactError(problem.what) from problem
 
 
 def _find(key: str, known: Mapping[str, Mapping[str, Option]]) -> tuple[str, Option]:

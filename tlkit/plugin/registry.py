@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import pluggy
 
-from tlkit.errors import ArtefactError, UsageError
+from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin import hooks
 from tlkit.plugin.contract import Backbone, Component, Head, Strategy, Target
 from tlkit.plugin.discovery import Found, find, normalize
@@ -122,22 +122,22 @@ class Host:
         return registered.distribution, registered.version
 
     def require(self, kind: str, name: str, distribution: str, version: str, settings: Mapping[str, object]) -> Any:
-        """The component that a bundle was made with, its options set from the bundle's JSON. Raises ArtefactError.
+        """The component that a bundle was made with, its options set from the bundle's JSON. Raises ArtifactError.
 
         Another version of the distribution will do, since verification replays the bundle's golden images.
         """
         if not _REQUIREMENT.fullmatch(f"{distribution}=={version}"):  # it would end in a command to be copied
-            raise ArtefactError(f"the {kind}'s plugin can't be called {distribution!r}, version {version!r}")
+            raise ArtifactError(f"the {kind}'s plugin can't be called {distribution!r}, version {version!r}")
         registered = self._components.get((kind, name))
         if registered is None or normalize(registered.distribution) != normalize(distribution):
             raise self._absent(kind, name, distribution, version)
         try:
             return from_json(registered.component, settings)
-        except ArtefactError as problem:
+        except ArtifactError as problem:
             if registered.version == version:
                 raise
             what = f"{problem.what} (made with {distribution} {version}, installed is {registered.version})"
-            raise ArtefactError(what, do=_install(distribution, version)) from problem
+            raise ArtifactError(what, do=_install(distribution, version)) from problem
 
     def _named(self, kind: str, name: str) -> RegisteredComponent:
         if (kind, name) in self._components:
@@ -148,7 +148,7 @@ class Host:
         what = f"there is no {kind} {name!r}{did_you_mean(name, known)}; installed: {installed or 'none'}"
         raise UsageError("; ".join([what, *maybe_there]))
 
-    def _absent(self, kind: str, name: str, distribution: str, version: str) -> ArtefactError:
+    def _absent(self, kind: str, name: str, distribution: str, version: str) -> ArtifactError:
         """The error for a component that `distribution` doesn't make here: why, and what to do."""
         other = self._components.get((kind, name))
         plugins = [plugin for plugin in self.plugins if normalize(plugin.distribution) == normalize(distribution)]
@@ -161,7 +161,7 @@ class Host:
             why = f"{plugins[0].version} is installed and doesn't provide it" if plugins else "it is not installed"
         disabled = any(plugin.state == "disabled" for plugin in plugins)
         do = f"unset {DISABLE_VARIABLE}" if disabled else _install(distribution, version)
-        return ArtefactError(f"needs {kind} {name!r} of {distribution} {version}: {why}", do=do)
+        return ArtifactError(f"needs {kind} {name!r} of {distribution} {version}: {why}", do=do)
 
     def _admit(self, found: Found) -> Plugin:
         plugin = Plugin(found.name, found.distribution, found.version, found.module, "ok")

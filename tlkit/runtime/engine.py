@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from tlkit.errors import ArtefactError
+from tlkit.errors import ArtifactError
 from tlkit.model import exports
 from tlkit.plugin.contract import Session, Target
 from tlkit.plugin.options import from_json
@@ -17,7 +17,7 @@ from tlkit.util import files
 MADE_HERE = "engines"  # in the cache: the hashes of executable files that were built on this machine
 
 
-class Elsewhere(ArtefactError):
+class Elsewhere(ArtifactError):
     """A file that was built for another machine, or on one that nobody here knows."""
 
 

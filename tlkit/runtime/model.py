@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tlkit.data.preprocessing import Rejected, load
-from tlkit.errors import ArtefactError, DataError, UsageError
+from tlkit.errors import ArtifactError, DataError, UsageError
 from tlkit.graph import metadata
 from tlkit.model.exports import graph_file
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Preprocessing, Session
@@ -114,7 +114,7 @@ class Model:
 
     def __init__(self, session: Session, file: Path) -> None:
         if session.input != IMAGES or metadata.PREPROCESSING not in session.metadata:
-            raise ArtefactError(
+            raise ArtifactError(
                 "not a graph that tlkit exported from images (its pixel recipe is not in it)",
                 file=file,
                 do="give trunk.onnx or model.onnx of: tlkit export run/ --onnx",
@@ -189,7 +189,7 @@ class Model:
         """Chunks of files in order, with the named outputs of the graph, and if asked for with the files' hashes."""
         lacking = [name for name in outputs if name not in self.session.outputs]
         if lacking:
-            raise ArtefactError(
+            raise ArtifactError(
                 f"this graph gives {', '.join(self.session.outputs)}, not {lacking[0]}",
                 file=self.file,
                 do="use model.onnx",
@@ -198,7 +198,7 @@ class Model:
             probabilities = chunk.arrays.get(PROBABILITIES)
             if probabilities is not None and probabilities.shape[1] != len(self.labels):
                 what = f"it gives {probabilities.shape[1]} probabilities for {len(self.labels)} labels"
-                raise ArtefactError(what, file=self.file, do="export it again")
+                raise ArtifactError(what, file=self.file, do="export it again")
             yield chunk
 
 

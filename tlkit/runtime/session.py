@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnxruntime
 
-from tlkit.errors import ArtefactError, DataError, ResourceError, TlkitError
+from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError
 from tlkit.plugin.contract import Session
 from tlkit.runtime import cuda
 from tlkit.runtime import providers as bound
@@ -71,7 +71,7 @@ class OnnxSession(Session):
         except TlkitError:
             raise
         except Exception as error:  # see `_start`
-            raise ArtefactError(f"ONNX Runtime fails at it: {error}", file=self.file, do="export it again") from error
+            raise ArtifactError(f"ONNX Runtime fails at it: {error}", file=self.file, do="export it again") from error
 
 
 def _start(content: bytes, settings: Any, providers: Sequence[Any], file: Path) -> Any:
@@ -79,7 +79,7 @@ def _start(content: bytes, settings: Any, providers: Sequence[Any], file: Path) 
     try:
         return onnxruntime.InferenceSession(content, settings, providers=list(providers), enable_fallback=0)
     except Exception as error:  # onnxruntime has an exception class for each status, with no common base
-        raise ArtefactError(f"ONNX Runtime refuses it: {error}", file=file, do="export it again") from error
+        raise ArtifactError(f"ONNX Runtime refuses it: {error}", file=file, do="export it again") from error
 
 
 def _start_on_gpu(content: bytes, settings: Any, device: str, file: Path) -> tuple[Any, bound.Bound]:
@@ -96,7 +96,7 @@ def _start_on_gpu(content: bytes, settings: Any, device: str, file: Path) -> tup
     for graphs in (True, False):  # a graph of which some nodes run on the CPU can't be recorded as one of CUDA
         try:
             session = _start(content, settings, bound.providers(device, int(channel.stream), graphs=graphs), file)
-        except ArtefactError:
+        except ArtifactError:
             if graphs:
                 continue
             raise
@@ -127,10 +127,10 @@ def read_graph(file: Path) -> bytes:
     try:
         graph = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's DecodeError, which onnx does not re-export
-        raise ArtefactError("not an ONNX file", file=file) from error
+        raise ArtifactError("not an ONNX file", file=file) from error
     outside = [tensor.name for tensor in _tensors(graph.graph) if tensor.data_location == onnx.TensorProto.EXTERNAL]
     if outside:
-        raise ArtefactError(
+        raise ArtifactError(
             f"its weights lie in other files ({outside[0]}), which is not safe to follow",
             file=file,
             do="export it again",
@@ -138,7 +138,7 @@ def read_graph(file: Path) -> bytes:
     try:
         onnx.checker.check_model(content)
     except onnx.checker.ValidationError as error:
-        raise ArtefactError(f"not a valid ONNX graph: {error}", file=file, do="export it again") from error
+        raise ArtifactError(f"not a valid ONNX graph: {error}", file=file, do="export it again") from error
     return content
 
 

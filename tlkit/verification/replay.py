@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tlkit.data.preprocessing import Rejected, load
-from tlkit.errors import ArtefactError, UsageError
+from tlkit.errors import ArtifactError, UsageError
 from tlkit.graph import metadata
 from tlkit.model import exports
 from tlkit.model.bundle import Bundle, Tensors
@@ -81,13 +81,13 @@ def replay_file(bundle: Bundle, file: Path, open_session: Callable[[Path], Sessi
     says = open_session(file).metadata
     precision = says.get(metadata.PRECISION, exports.PRECISION)
     if precision not in TOLERANCES:
-        raise ArtefactError(f"it says that its precision is {precision!r}, which is none", file=file)
+        raise ArtifactError(f"it says that its precision is {precision!r}, which is none", file=file)
     place = bundle.root / exports.TARGET / precision
     known = (place / exports.BUILT).exists()
     kept = exports.expected(place) if known else None
     if kept is None and says.get(metadata.HEAD_FROM) == exports.FROM_EXPORT:
         what = f"its head was fitted again at export, and {place}, which says what it gives, is not there"
-        raise ArtefactError(what, file=file, do="copy that as well, or export it again")
+        raise ArtifactError(what, file=file, do="copy that as well, or export it again")
     head_from = exports.head_from(place) if known else exports.FROM_BUNDLE
     head = None
     if known and precision != exports.PRECISION:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit.errors import ArtefactError, ResourceError
+from tlkit.errors import ArtifactError, ResourceError
 from tlkit.model import exports
 from tlkit.plugin.contract import Backbone, Head, Progress, Session, silent
 from tlkit.runtime.engine import Elsewhere
@@ -75,7 +75,7 @@ def verify(
     if not found:
         asked = "".join(f" {each}" for each in (target, precision) if each)
         do = exports.command(bundle.root, target or exports.TARGET, precision or exports.PRECISION)
-        raise ArtefactError(
+        raise ArtifactError(
             f"nothing was exported from it{' for' if asked else ''}{asked} yet", file=bundle.root, do=do
         )
     replays, skipped = {}, {}

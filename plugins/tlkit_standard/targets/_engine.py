@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlkit.errors import ArtefactError
+from tlkit.errors import ArtifactError
 from tlkit.plugin.contract import Session
 from tlkit.runtime.cuda import Channel, Replayed, gpu, runtime
 
@@ -37,7 +37,7 @@ class EngineSession(Session):
         loader.engine_host_code_allowed = True
         engine = loader.deserialize_cuda_engine(file.read_bytes())
         if engine is None:
-            raise ArtefactError(f"it can't be loaded: {log.worst or 'no reason given'}", file=file, do=AGAIN)
+            raise ArtifactError(f"it can't be loaded: {log.worst or 'no reason given'}", file=file, do=AGAIN)
         self.file = file
         self._loader, self._engine = loader, engine  # the contexts need them as long as they live
         self._one_at_a_time = threading.Lock()
@@ -102,4 +102,4 @@ class EngineSession(Session):
 def _execute(context: Any, stream: Any, file: Path) -> None:
     """Begin the work of a context. No method of the session, which would then live as long as what it has recorded."""
     if not context.execute_async_v3(int(stream)):
-        raise ArtefactError("the engine fails at it", file=file, do=AGAIN)
+        raise ArtifactError("the engine fails at it", file=file, do=AGAIN)

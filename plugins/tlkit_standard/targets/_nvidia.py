@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tlkit.errors import ArtefactError, ResourceError, UsageError, one_line
+from tlkit.errors import ArtifactError, ResourceError, UsageError, one_line
 from tlkit.plugin.contract import OptimizationProfile, Progress, Session, Target, option, silent
 from tlkit.util.files import translate_os_errors
 from tlkit_standard.targets._watch import stoppable, watch
@@ -55,7 +55,7 @@ class NvidiaTarget(Target):
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, log)
         if not parser.parse(graph.read_bytes()):
-            raise ArtefactError(f"{self.name} refuses it: {'; '.join(_refusals(parser))}", file=graph)
+            raise ArtifactError(f"{self.name} refuses it: {'; '.join(_refusals(parser))}", file=graph)
         config = builder.create_builder_config()
         if self.workspace:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self.workspace * MIB)
@@ -65,7 +65,7 @@ class NvidiaTarget(Target):
         with self.timed(trt, config):
             engine = stoppable(partial(builder.build_serialized_network, network, config), monitor)
         if engine is None:
-            raise ArtefactError(f"{self.name} can't build it: {log.worst or 'no reason given'}", file=graph)
+            raise ArtifactError(f"{self.name} can't build it: {log.worst or 'no reason given'}", file=graph)
         with translate_os_errors(out):
             out.write_bytes(memoryview(engine))
 

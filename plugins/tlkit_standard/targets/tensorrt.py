@@ -10,7 +10,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from tlkit.errors import ArtefactError
+from tlkit.errors import ArtifactError
 from tlkit.plugin.contract import option
 from tlkit.util.files import atomic_file, translate_os_errors
 from tlkit_standard.targets._nvidia import NvidiaTarget
@@ -39,7 +39,7 @@ class TensorRT(NvidiaTarget):
         with translate_os_errors(file):
             known = file.read_bytes() if file.exists() else b""
         if not config.set_timing_cache(config.create_timing_cache(known), False):
-            raise ArtefactError(f"not a timing cache of TensorRT {trt.__version__}", file=file, do="name another file")
+            raise ArtifactError(f"not a timing cache of TensorRT {trt.__version__}", file=file, do="name another file")
         yield
         with atomic_file(file) as temporary:
             temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))

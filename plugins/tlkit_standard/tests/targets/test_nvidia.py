@@ -25,7 +25,7 @@ from tlkit_standard.targets.tensorrt_rtx import TensorRTRTX
 
 from tests.kit.fake_cuda import Cuda, needs_rtx
 from tlkit import cli, doctor
-from tlkit.errors import ArtefactError, ResourceError, UsageError
+from tlkit.errors import ArtifactError, ResourceError, UsageError
 from tlkit.exporting.run import publish_target
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import OptimizationProfile, Session
@@ -82,7 +82,7 @@ class TestRTX:
         )
         opsets = [helper.make_opsetid("", 20)]
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "g.onnx")
-        with pytest.raises(ArtefactError, match=r"g\.onnx: tensorrt-rtx refuses it: NonZero 'odd'"):
+        with pytest.raises(ArtifactError, match=r"g\.onnx: tensorrt-rtx refuses it: NonZero 'odd'"):
             TensorRTRTX().build(tmp_path / "g.onnx", tmp_path / "g.engine", OptimizationProfile())
         assert not (tmp_path / "g.engine").exists()
 
@@ -160,7 +160,7 @@ class TestRTX:
 
     def test_a_graph_that_was_changed_after_export_is_not_built_from(self, own_run):
         (own_run / "onnx/fp32/model.onnx").write_bytes(b"other")
-        with pytest.raises(ArtefactError, match=r"model is missing or was changed after export; run: tlkit export"):
+        with pytest.raises(ArtifactError, match=r"model is missing or was changed after export; run: tlkit export"):
             publish_target(open_bundle(own_run), TensorRTRTX())
         assert not (own_run / "tensorrt-rtx").exists()
 
@@ -220,7 +220,7 @@ class TestOpening:
 
     def test_a_strangers_engine_is_not_opened_unless_trusted(self, file, monkeypatch, tmp_path):
         monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "of another machine"))
-        with pytest.raises(ArtefactError, match=r"executable code.* --tensorrt-rtx; or, .* --trust-engine"):
+        with pytest.raises(ArtifactError, match=r"executable code.* --tensorrt-rtx; or, .* --trust-engine"):
             open_target(Engine(), file)
         assert open_target(Engine(), file, trust=True).metadata
 
@@ -254,7 +254,7 @@ class TestOpening:
 
     def test_an_engine_for_another_gpu_is_refused_with_the_command(self, file, monkeypatch):
         monkeypatch.setattr(Engine, "version", "2.0")
-        with pytest.raises(ArtefactError, match=r"for GPU GeForce 1.0, and this machine has GeForce 2.0; run: tlkit e"):
+        with pytest.raises(ArtifactError, match=r"for GPU GeForce 1.0, and this machine has GeForce 2.0; run: tlkit e"):
             open_target(Engine(), file)
 
     @no_gpu

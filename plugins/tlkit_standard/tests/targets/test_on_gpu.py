@@ -10,7 +10,7 @@ import pytest
 from tlkit_standard.targets import _engine
 
 from tests.kit.fake_cuda import Cuda, Engine, library
-from tlkit.errors import ArtefactError
+from tlkit.errors import ArtifactError
 from tlkit.plugin.contract import FEATURES, LOGITS
 from tlkit.runtime import providers as bound
 from tlkit.runtime.cuda import Channel
@@ -84,7 +84,7 @@ class TestEngine:
     def test_what_is_no_engine_is_refused(self, opened, tmp_path):
         opened()
         (tmp_path / "y.engine").write_bytes(b"no engine")
-        with pytest.raises(ArtefactError, match="can't be loaded: no engine; build it again"):
+        with pytest.raises(ArtifactError, match="can't be loaded: no engine; build it again"):
             _engine.EngineSession(library(None), SimpleNamespace(worst="no engine"), tmp_path / "y.engine")
 
 
