@@ -48,7 +48,7 @@ def test_the_fastest_setting_is_kept_and_used(own_run, file, speeds):
     assert tuned.usual == pytest.approx((102.4, 102.5, 102.6))
     assert tuned.gain == pytest.approx(166.2 / 102.5)
     assert {tried.count(each) for each in tried} == {ROUNDS, 2 * ROUNDS}
-    assert json.loads((file.parent / "built.json").read_text())["tuning"]["best"]["batch_size"] == 16
+    assert json.loads((file.parent / "manifest.json").read_text())["tuning"]["best"]["batch_size"] == 16
     assert read(file) == tuned.best
     session = Model.open(own_run).session
     assert (session.workers, session.batch_size) == (cores(), 16)
@@ -101,9 +101,9 @@ def test_another_machine_passes_it_over(own_run, file, speeds, monkeypatch):
     ],
 )
 def test_a_record_that_makes_no_sense_is_passed_over(own_run, file, best):
-    record = json.loads((file.parent / "built.json").read_text())
+    record = json.loads((file.parent / "manifest.json").read_text())
     tuned = {"machine": config.machine(), "best": best}
-    (file.parent / "built.json").write_text(json.dumps({**record, "tuning": tuned}))
+    (file.parent / "manifest.json").write_text(json.dumps({**record, "tuning": tuned}))
     assert read(file) is None
     assert read(own_run / "nowhere/model.onnx") is None
 
@@ -120,7 +120,7 @@ def test_the_verb_tunes_for_real(own_run, capsys, monkeypatch):
         monkeypatch.setattr(function, "__kwdefaults__", function.__kwdefaults__ | {"seconds": seconds})
     assert cli.run(["bench", str(own_run), "--batch", "1", "--tune"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("onnx/fp32: tuned to ")
-    record = json.loads((own_run / "onnx/fp32/built.json").read_text())["tuning"]
+    record = json.loads((own_run / "onnx/fp32/manifest.json").read_text())["tuning"]
     assert record["machine"] == config.machine()
     assert len(record["rates"]) == len(record["usual"]) == ROUNDS
     assert min(record["rates"]) > 0

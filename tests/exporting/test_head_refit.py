@@ -62,7 +62,7 @@ def metadata(file):
 
 
 def record(run, place="onnx/int8"):
-    return json.loads((run / place / "exports.json").read_text())
+    return json.loads((run / place / "manifest.json").read_text())
 
 
 class TestKept:

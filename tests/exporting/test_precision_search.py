@@ -106,7 +106,7 @@ class TestPublish:
         published, climbed = climb(precision)
         assert published.place == own_run / "onnx" / precision
         assert all(verdict.passed for verdict in published.verdicts.values())
-        record = json.loads((published.place / "exports.json").read_text())
+        record = json.loads((published.place / "manifest.json").read_text())
         assert (record["precision"], record["ladder"]) == (precision, json.loads(json.dumps(climbed.to_json())))
         assert replay(open_bundle(own_run), "onnx", precision).passed
         for path in (published.place, published.place / "model.onnx"):
@@ -117,7 +117,7 @@ class TestPublish:
 
     def test_int8_lists_the_images_it_was_calibrated_on(self, own_run, climb):
         climb("int8")
-        calibration = json.loads((own_run / "onnx/int8/exports.json").read_text())["ladder"]["calibration"]
+        calibration = json.loads((own_run / "onnx/int8/manifest.json").read_text())["ladder"]["calibration"]
         assert calibration["from"].startswith("the training split of ")
         assert len(calibration["images"]) > 16
 
@@ -168,7 +168,7 @@ class TestPublish:
         assert climbed.rungs[-1].name == "fp32"
         assert published.place == own_run / "onnx/fp32"
         assert (own_run / "onnx/fp32/model.onnx").read_bytes() == graphs
-        assert json.loads((own_run / "onnx/fp32/exports.json").read_text())["ladder"]["max_drop"] == 0.5
+        assert json.loads((own_run / "onnx/fp32/manifest.json").read_text())["ladder"]["max_drop"] == 0.5
         assert replay(open_bundle(own_run)).passed
 
     @pytest.mark.usefixtures("bad_int8")
@@ -221,7 +221,7 @@ class TestVerify:
 
     def test_another_bundles_by_product_is_refused(self, own_run, climb, tmp_path):
         climb("int8")
-        record = own_run / "onnx/int8/exports.json"
+        record = own_run / "onnx/int8/manifest.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"bundle": "0" * 64}))
         with pytest.raises(ArtifactError, match="exported from another bundle"):
             Model.open(own_run / "onnx/int8")

@@ -70,7 +70,7 @@ def test_another_head_leaves_the_file_of_the_trunk_as_it_is(runs, tmp_path):
     before = (tmp_path / "multi/trunk.onnx").read_bytes()
     shared_trunk.share(opened(runs, "sides", "shades"), tmp_path / "multi")
     assert (tmp_path / "multi/trunk.onnx").read_bytes() == before
-    record = json.loads((tmp_path / "multi/built.json").read_text())
+    record = json.loads((tmp_path / "multi/manifest.json").read_text())
     assert set(record["heads"]) == {"shades", "sides"}
     assert set(record["files"]) == {"trunk.onnx", "model.onnx", "head-shades.onnx", "head-sides.onnx"}
 

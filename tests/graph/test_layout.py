@@ -101,7 +101,7 @@ BEGINNINGS = {
 }
 
 
-@pytest.mark.parametrize("pixels", [LITE, OTHER], ids=["lossless", "normalised"])
+@pytest.mark.parametrize("preprocessing", [LITE, OTHER], ids=["lossless", "normalised"])
 @pytest.mark.parametrize("beginning", BEGINNINGS)
 def test_columns_are_merged_and_every_value_stays(quantized, images, tmp_path, beginning, preprocessing):
     graph, before = quantized(BEGINNINGS[beginning], preprocessing)
@@ -130,7 +130,7 @@ def test_pixels_that_are_levels_already_are_not_computed_with(quantized, tmp_pat
     graph, before = quantized(Stem())
     assert {"Cast", "Sub", "Mul"} <= set(kinds(before))
     assert not {"Cast", "Sub", "Mul"} & set(kinds(graph))
-    assert not [tensor.name for tensor in graph.graph.initializer if "normalise" in tensor.name]
+    assert not [tensor.name for tensor in graph.graph.initializer if "normalize" in tensor.name]
     assert run_by_onnx_runtime(graph, tmp_path)[:4] == ["Reshape", "QLinearConv", "Reshape", "QLinearConv"]
 
 

@@ -35,7 +35,7 @@ def constants(graph):
     """
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     named = [
-        tensor for part in ("mean", "scale") for name, tensor in tensors.items() if name.endswith(f"normalise.{part}")
+        tensor for part in ("mean", "scale") for name, tensor in tensors.items() if name.endswith(f"normalize.{part}")
     ]
     if named:
         return named

@@ -85,7 +85,7 @@ def write_images(root: Path, per_class: int = 12, classes: Sequence[str] = ("dar
 def resign(run: Path, name: str, precision: str = "fp32") -> None:
     """Record a changed graph of a bundle as if it had been exported so."""
     place = run / "onnx" / precision
-    record = place / "built.json"
+    record = place / "manifest.json"
     content = json.loads(record.read_text())
     content["files"][name] = files.sha256(place / name)
     record.write_text(json.dumps(content))
@@ -102,7 +102,7 @@ def resign_bundle(run: Path) -> None:
 
 def forget_source(run: Path) -> None:
     """Make of a bundle, exported, another one whose images this machine does not know."""
-    record, built = run / "bundle.json", run / "onnx/fp32/built.json"
+    record, built = run / "bundle.json", run / "onnx/fp32/manifest.json"
     content = json.loads(record.read_text())
     content["data"].pop("source", None)
     content["seed"] += 1  # another digest, of which the cache knows no folder

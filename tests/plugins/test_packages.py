@@ -121,7 +121,7 @@ def test_from_the_examples_backbone_to_openvino(tlkit, unpacked, pictures, tmp_p
     ):
         said = tlkit(*command, env=env)
         assert said.code == 0, said.err
-    record = json.loads((run / "openvino/fp32/built.json").read_text())
+    record = json.loads((run / "openvino/fp32/manifest.json").read_text())
     assert set(record["parity"]) == {"trunk", "head", "model"}
     assert record["unproven"] == []
 

@@ -47,7 +47,7 @@ class Tuned:
         return statistics.median(self.rates) / statistics.median(self.usual)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in exports.json."""
+        """As it stands in manifest.json."""
         return {**asdict(self), "gain": self.gain}
 
     def summary(self) -> str:

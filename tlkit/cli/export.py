@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from tlkit.verification.parity import Verdict
 
 GPU = "gpu"  # the option of a target that `--gpu` sets
-LAYERS_SHOWN = 10  # all of them are in exports.json and in the JSON
+LAYERS_SHOWN = 10  # all of them are in manifest.json and in the JSON
 
 
-def _shapes(_context: click.Context, _parameter: click.Parameter, given: str | None) -> OptimizationProfile | None:
+def _profile(_context: click.Context, _parameter: click.Parameter, given: str | None) -> OptimizationProfile | None:
     """Three rising batch sizes separated by commas."""
     if given is None:
         return None
@@ -61,9 +61,7 @@ def _shapes(_context: click.Context, _parameter: click.Parameter, given: str | N
 @click.option("--refit-head", is_flag=True, help="Fit the head again on the features in int8; keep it if it is better.")
 @click.option("--shared-trunk", is_flag=True, help="Write one graph with the heads of several bundles on one trunk.")
 @click.option("-o", "--out", type=FilePath, help="Where to write it; one that was written before is replaced.")
-@click.option(
-    "--batch", "shapes", callback=_shapes, metavar="LEAST,USUAL,MOST", help="Batch sizes that engines are built for."
-)
+@click.option("--profile", callback=_profile, metavar="MIN,OPT,MAX", help="Batch sizes that engines are built for.")
 @click.option(
     "--gpu",
     metavar="SM,...",
@@ -85,7 +83,7 @@ def command(
     refit_head: bool,
     shared_trunk: bool,
     out: Path | None,
-    shapes: OptimizationProfile | None,
+    profile: OptimizationProfile | None,
     gpu: str | None,
     settings: tuple[str, ...],
     data: Path | None,
@@ -109,7 +107,7 @@ def command(
       tlkit export run/ --onnx --data more-photos/ --json
       tlkit export run/ --onnx --precision int8 --max-drop 0.5
       tlkit export pets/ birds/ --onnx --shared-trunk -o both/
-      tlkit export run/ --tensorrt-rtx --gpu sm86,sm89,sm120 --batch 1,8,32
+      tlkit export run/ --tensorrt-rtx --gpu sm86,sm89,sm120 --profile 1,8,32
       tlkit export pets/ birds/ --triton repository/ --precision int8
     """
     flags = {"onnx": onnx, "tensorrt": tensorrt, "tensorrt-rtx": tensorrt_rtx}
@@ -123,7 +121,7 @@ def command(
         _share(bundles, out, data, as_json)
     else:
         climb = partial(_precise, max_drop=max_drop, fallback=not no_fallback, refit_head=refit_head)
-        _export(bundles[0], names, settings, precision, climb, shapes, data, as_json)
+        _export(bundles[0], names, settings, precision, climb, profile, data, as_json)
 
 
 def _check_options(
@@ -173,7 +171,7 @@ def _export(
     settings: Sequence[str],
     precision: str,
     climb: Callable[[Bundle, str, Path | None], tuple[Published, Climbed]],
-    shapes: OptimizationProfile | None,
+    profile: OptimizationProfile | None,
     data: Path | None,
     as_json: bool,
 ) -> None:
@@ -202,7 +200,7 @@ def _export(
     with progress_bars() as bars:
         published += [
             publish_target(
-                opened, target, precision=taken[wanted[target.name]], shapes=shapes, data=data, progress=bars
+                opened, target, precision=taken[wanted[target.name]], profile=profile, data=data, progress=bars
             )
             for target in targets
             if target.name != exports.TARGET

@@ -137,7 +137,7 @@ def publish_target(
     target: Target,
     *,
     precision: str = exports.PRECISION,
-    shapes: OptimizationProfile | None = None,
+    profile: OptimizationProfile | None = None,
     data: Path | None = None,
     progress: Progress = silent,
 ) -> Published:
@@ -155,7 +155,7 @@ def publish_target(
         head: HeadOf | None = None
         for name, graph in sources.items():
             file = place / f"{name}{target.suffix}"
-            target.build_with_progress(graph, file, shapes or OptimizationProfile(), progress)
+            target.build_with_progress(graph, file, profile or OptimizationProfile(), progress)
             try:
                 if (why := target.incompatible(machine)) is not None:  # built for others than this one
                     unproven.append(why)
@@ -177,7 +177,7 @@ def publish_target(
 
     facts = _facts(bundle, len(images), drawn_from) | {
         "options": to_json(target),
-        "profile": asdict(shapes or OptimizationProfile()),
+        "profile": asdict(profile or OptimizationProfile()),
         "machine": machine,
         exports.HEAD_FROM: exports.head_from(origin),
         **engine.facts(target, sources),

@@ -1,6 +1,6 @@
 """Several bundles with the same trunk as one graph: images go through the trunk once, and every head has its outputs.
 
-    trunk.onnx  head-<bundle>.onnx ...  model.onnx  exports.json
+    trunk.onnx  head-<bundle>.onnx ...  model.onnx  manifest.json
 
 `trunk.onnx` says nothing of any head, so it stays the same file whichever heads come or go. In `model.onnx` the logits
 and probabilities of a head stand behind its bundle's name: `pets/logits`, `pets/probabilities`.

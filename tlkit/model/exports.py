@@ -1,4 +1,4 @@
-"""By-products of a bundle: what `export` writes below it, recorded in `built.json` and refused once it is stale."""
+"""By-products of a bundle: what `export` writes below it, recorded in `manifest.json` and refused once it is stale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tlkit.model.bundle import RECORD, Bundle, read_record, read_tensors
 from tlkit.util import files
 from tlkit.util.text import quoted
 
-BUILT = "built.json"
+BUILT = "manifest.json"
 EXPECTED = "expected.safetensors"  # what the golden images gave when it was built
 REFITTED = "refitted.safetensors"  # the head, where it was fitted again at export
 HEAD_FROM = "head_from"  # in the record and in what a graph says of itself; one of these two:

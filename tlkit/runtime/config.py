@@ -1,4 +1,4 @@
-"""How ONNX Runtime is best run on a kind of machine where there are many images: what `tuning` found, in exports.json.
+"""How ONNX Runtime is best run on a kind of machine where there are many images: what `tuning` found, in manifest.json.
 
 It is a fact about a processor, its cores and the version of ONNX Runtime. On any other machine it is passed over, as if
 nothing had been tuned.
@@ -17,7 +17,7 @@ from tlkit.model import exports
 from tlkit.runtime.session import LEVELS, OnnxSession
 from tlkit.util.resources import cores
 
-TUNING = "tuning"  # in exports.json
+TUNING = "tuning"  # in manifest.json
 
 
 @dataclass(frozen=True, slots=True)

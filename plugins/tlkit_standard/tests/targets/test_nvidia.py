@@ -59,12 +59,12 @@ class TestRTX:
         assert out.stat().st_size > 1000
 
     def test_the_verb_takes_batch_sizes(self, own_run, tlkit):
-        done = tlkit("export", own_run, "--tensorrt-rtx", "--batch", "1,3,5", "--gpu", "sm86,sm120")
+        done = tlkit("export", own_run, "--tensorrt-rtx", "--profile", "1,3,5", "--gpu", "sm86,sm120")
         assert done.code == 0, done.err
-        record = json.loads((own_run / "tensorrt-rtx/fp32/built.json").read_text())
+        record = json.loads((own_run / "tensorrt-rtx/fp32/manifest.json").read_text())
         assert record["profile"] == {"min": 1, "opt": 3, "max": 5}
         assert record["options"]["gpu"] == "sm86,sm120"
-        assert tlkit("export", own_run, "--tensorrt-rtx", "--batch", "3,1,5").code == 2
+        assert tlkit("export", own_run, "--tensorrt-rtx", "--profile", "3,1,5").code == 2
 
     def test_an_unknown_gpu_names_those_there_are(self, tiny_run, tmp_path):
         with pytest.raises(UsageError, match=r"knows no GPU 'sm1'.*sm120, .*sm86"):
@@ -173,11 +173,11 @@ class TestRTX:
         published = publish_target(open_bundle(own_run), TensorRTRTX())
         assert published.place == own_run / "tensorrt-rtx/fp32"
         assert "no NVIDIA GPU" in str(published.unproven)
-        record = json.loads((published.place / "built.json").read_text())
+        record = json.loads((published.place / "manifest.json").read_text())
         assert record["machine"] == TensorRTRTX().machine()
         assert json.loads(record["metadata"]["model"]["tlkit.labels"]) == ["dark", "light", "middle"]
         names = sorted(file.name for file in published.place.iterdir())
-        assert names == ["built.json", "head.engine", "model.engine", "trunk.engine"]
+        assert names == ["manifest.json", "head.engine", "model.engine", "trunk.engine"]
 
 
 class Kept(Session):
@@ -225,9 +225,9 @@ class TestOpening:
         assert open_target(Engine(), file, trust=True).metadata
 
     def test_another_driver_will_do(self, file, monkeypatch):
-        record = json.loads((file.parent / "built.json").read_text())
+        record = json.loads((file.parent / "manifest.json").read_text())
         record["machine"]["driver"] = "570.1"
-        (file.parent / "built.json").write_text(json.dumps(record))
+        (file.parent / "manifest.json").write_text(json.dumps(record))
         assert open_target(Engine(), file).metadata
 
     def test_verify_and_bench_pass_over_what_was_built_elsewhere(self, own_run, tlkit, monkeypatch, tmp_path):
