@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.kit.tiny import WIDTHS, Tiny
+from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, GateError, UsageError
-from tlkit.exporting import run as publish
 from tlkit.exporting.run import publish_onnx
 from tlkit.graph import trace as export
 from tlkit.model import exports
@@ -103,7 +103,7 @@ def test_the_modules_of_a_bundle_are_those_that_were_trained(tiny_run, tiny_reci
     bundle = open_bundle(tiny_run)
     trunk, head = export.modules(bundle, tiny_recipe.backbone, tiny_recipe.head)
     expected = bundle.expected()
-    pixels = np.stack([publish.load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()])
+    pixels = np.stack([load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()])
     got = export.reference(trunk, head, pixels)
     assert np.allclose(got[FEATURES], expected[FEATURES], atol=1e-4)
     assert np.allclose(got[LOGITS], expected[LOGITS], atol=1e-4)

@@ -40,7 +40,9 @@ def test_a_changed_weight_is_caught(own_run, name):
     assert [graph for graph, verdict in result.verdicts.items() if not verdict.passed] == [name.split(".")[0]]
 
 
-@pytest.mark.parametrize("change", [{"interpolation": "lanczos"}, {"crop_pct": 0.8}, {"interpolation": "nearest"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"interpolation": "lanczos"}, {"crop_pct": 0.8}, {"interpolation": "nearest"}], ids=str
+)
 def test_other_pixels_are_caught(tiny_run, monkeypatch, change):
     real = verifying.load
     monkeypatch.setattr(

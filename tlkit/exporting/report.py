@@ -79,7 +79,7 @@ def export(  # noqa: PLR0913  # the options of the verb
             taken[flavor] = exports.plain(one.place.name)
     published += [
         publish_target(
-            bundle, target, precision=taken[wanted[target.name]], shapes=profile, data=data, progress=progress
+            bundle, target, precision=taken[wanted[target.name]], profile=profile, data=data, progress=progress
         )
         for target in targets
         if target.name != exports.TARGET
