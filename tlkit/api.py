@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tlkit.advice.run import Advice, Question
     from tlkit.benchmarking.report import BenchmarkResult
     from tlkit.doctor import Diagnosis
-    from tlkit.evaluation.evaluate import Evaluated as EvaluationResult
+    from tlkit.evaluation.evaluate import EvaluationResult
     from tlkit.exporting.report import ExportReport
     from tlkit.exporting.shared_trunk import Shared
     from tlkit.exporting.triton import Repository
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import Backbone, Head, OptimizationProfile, Progress, Target
     from tlkit.plugin.registry import Host, RegisteredComponent
-    from tlkit.runtime.embedding import Embedded as EmbeddingResult
+    from tlkit.runtime.embedding import EmbeddingResult
     from tlkit.runtime.model import Model
     from tlkit.training.result import Trained as TrainingResult
     from tlkit.verification.report import Verification
@@ -457,12 +457,12 @@ def _open_session(target: str, device: str, allow_cpu: bool, trust: bool, file: 
 
 def _target_of(name: str) -> Target:
     """Return the target of an export; one that no plugin provides here is as good as of another machine."""
-    from tlkit.runtime.engine import Elsewhere
+    from tlkit.runtime.engine import IncompatibleEngine
 
     try:
         found: Target = _plugins().get("target", name)
     except UsageError as error:
-        raise Elsewhere(error.what, do="install the plugin that provides it") from error
+        raise IncompatibleEngine(error.what, do="install the plugin that provides it") from error
     return found
 
 

@@ -59,7 +59,7 @@ def _bundle(root: Path) -> dict[str, dict[str, Any]]:
             **advice,
             "phases": [dict(phase) for phase in record.phases],
             "seed": record.seed,
-            "metrics": dict(record.scores["val"]),
+            "metrics": dict(record.metrics["val"]),
         },
         "exports": {"/".join(place): str(root.joinpath(*place)) for place in found(root)},
     }

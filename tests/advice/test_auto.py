@@ -30,7 +30,7 @@ def test_the_bundle_is_what_was_advised_and_keeps_the_advice(pictures, tmp_path)
     kept = record.strategy.report
     assert kept["recommendation"]["cut"] == record.cut
     assert [stage["stage"] for stage in kept["backbones"][0]["stages"]] == ["first", "second", "third"]
-    assert trained.scores.accuracy > 0.9
+    assert trained.metrics.accuracy > 0.9
 
 
 def test_the_same_data_and_seed_give_the_same_bundle(pictures, tmp_path):
@@ -162,7 +162,7 @@ def test_where_few_images_cannot_tell_what_is_right_the_log_loss_decides(
     trained, _ = train_auto(pictures, tmp_path / "run", ask())
 
     def of(right, log_loss):
-        return replace(trained, right=np.array(right, bool), scores=replace(trained.scores, log_loss=log_loss))
+        return replace(trained, right=np.array(right, bool), metrics=replace(trained.metrics, log_loss=log_loss))
 
     assert trials.better(of(right, log_loss), of(SAME, 1.0), likeness) is kept
 

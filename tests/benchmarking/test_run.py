@@ -16,7 +16,7 @@ from tlkit.benchmarking.run import ROUNDS, WARM_UP, benchmark
 from tlkit.errors import ResourceError, UsageError
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, IMAGES, Session
-from tlkit.runtime.engine import Elsewhere
+from tlkit.runtime.engine import IncompatibleEngine
 
 
 class Time:
@@ -102,7 +102,11 @@ def test_each_side_is_opened_once_and_one_that_is_missing_is_told_of(tiny_run, c
 
         return open_
 
-    openers = {"no": opener("no", ResourceError("no GPU")), "yes": opener("yes"), "not": opener("not", Elsewhere("x"))}
+    openers = {
+        "no": opener("no", ResourceError("no GPU")),
+        "yes": opener("yes"),
+        "not": opener("not", IncompatibleEngine("x")),
+    }
     bundle = open_bundle(tiny_run)
     result = benchmark(
         bundle, openers, [1], seconds=0, clock=clock, lacking=lambda name, error: told.append((name, error.what))

@@ -12,7 +12,7 @@ from tlkit.benchmarking import tuning
 from tlkit.benchmarking.tuning import ROUNDS, tune
 from tlkit.model.bundle import open_bundle
 from tlkit.runtime import config
-from tlkit.runtime.config import Setting, read, usual
+from tlkit.runtime.config import RuntimeConfig, read, usual
 from tlkit.runtime.model import Model
 from tlkit.runtime.session import LEVELS, OnnxSession
 from tlkit.util.resources import cores
@@ -43,7 +43,7 @@ def speeds(monkeypatch):
 def test_the_fastest_setting_is_kept_and_used(own_run, file, speeds):
     tried = speeds(lambda each, turn: 100 + 50 * (each.level == "basic") + each.batch_size + turn / 10)
     tuned = tune(open_bundle(own_run))
-    assert tuned.best == Setting(cores(), 16, "basic")
+    assert tuned.best == RuntimeConfig(cores(), 16, "basic")
     assert tuned.rates == pytest.approx((166.1, 166.2, 166.3))
     assert tuned.usual == pytest.approx((102.4, 102.5, 102.6))
     assert tuned.gain == pytest.approx(166.2 / 102.5)
@@ -65,7 +65,7 @@ def test_what_is_no_faster_beyond_the_spread_leaves_all_as_it_was(own_run, speed
 
 def test_a_setting_that_gives_other_results_is_left_out(own_run, speeds, monkeypatch):
     tried = speeds(lambda each, _turn: 1000 if each.level == "basic" else 100)
-    real = Setting.open
+    real = RuntimeConfig.open
 
     def opened(self, file):
         session = real(self, file)
@@ -75,7 +75,7 @@ def test_a_setting_that_gives_other_results_is_left_out(own_run, speeds, monkeyp
     def compare(_expected, session, *_, **__):
         return SimpleNamespace(passed=session.level != "basic")
 
-    monkeypatch.setattr(Setting, "open", opened)
+    monkeypatch.setattr(RuntimeConfig, "open", opened)
     monkeypatch.setattr(tuning, "compare", compare)
     assert tune(open_bundle(own_run)).best == usual()
     assert {each.level for each in tried} == {"all", "extended"}
@@ -110,7 +110,7 @@ def test_a_record_that_makes_no_sense_is_passed_over(own_run, file, best):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level_opens(file, level):
-    assert Setting(1, 2, level).open(file).outputs == OnnxSession(file).outputs
+    assert RuntimeConfig(1, 2, level).open(file).outputs == OnnxSession(file).outputs
 
 
 def test_the_verb_tunes_for_real(own_run, capsys, monkeypatch):

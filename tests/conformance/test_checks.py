@@ -155,13 +155,13 @@ class TestWeights:
             dict(checks(Tiny()))["pretrained-is-not-random"]()
 
     def test_that_are_not_here_skip_what_needs_them(self):
-        class Elsewhere(Tiny):
+        class IncompatibleEngine(Tiny):
             def stages(self, *, pretrained):
                 if pretrained:
                     raise ResourceError("the weights are in the package x", do="run: pip install x")
                 return super().stages(pretrained=False)
 
-        named = dict(checks(Elsewhere(), pretrained=True))
+        named = dict(checks(IncompatibleEngine(), pretrained=True))
         for name in ("chains", "traces", "pretrained-is-always-the-same", "together-the-whole-network"):
             with pytest.raises(Skipped, match="the weights are in the package x"):
                 named[name]()

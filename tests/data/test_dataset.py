@@ -56,7 +56,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert names(data) == ["Bee/2.png", "Bee/x/y/1.png", "ant/1.jpg", "ant/2.jpg", "wasp/a.jpg", "wasp/b.jpg"]
     assert [sample.label for sample in data.samples] == [0, 0, 1, 1, 2, 2]
     assert [sample.path for sample in data.samples] == [tmp_path / name for name in names(data)]
-    assert (data.root, data.ignored, data.given_split) == (tmp_path, (), False)
+    assert (data.root, data.skipped, data.given_split) == (tmp_path, (), False)
     assert {sample.split for sample in data.samples} == {"train", "val"}
 
 
@@ -90,7 +90,7 @@ def test_what_is_passed_over_is_listed_unless_hidden(tmp_path: Path) -> None:
     hidden = [".DS_Store", "a/._1.jpg", ".git/x/1.jpg", "__MACOSX/a/1.jpg", "a/Thumbs.db", "b/desktop.ini"]
     data = read(plant(tmp_path, [*kept, *passed, *hidden]))
     assert names(data) == kept
-    assert data.ignored == (
+    assert data.skipped == (
         "a/jpg: not an image",
         "a/readme: not an image",
         "b/deep/clip.mp4: not an image",
@@ -164,7 +164,7 @@ def test_what_lies_beside_the_splits_is_listed(tmp_path: Path) -> None:
     kept = [*numbered("train/a"), *numbered("train/b"), *numbered("val/a")]
     data = read(plant(tmp_path, [*kept, "x.jpg", "train/y.jpg", "notes.md", "extra/a/1.jpg"]))
     assert names(data) == kept
-    assert data.ignored == (
+    assert data.skipped == (
         "extra: not a split",
         "notes.md: not an image",
         "train/y.jpg: beside the class folders",
@@ -267,7 +267,7 @@ def test_loops_end_and_no_image_counts_twice(tmp_path: Path) -> None:
     data = read(root)
     assert names(data) == [*numbered("a"), *numbered("b/deep")]
     again = "a link to a folder that is read already"
-    assert data.ignored == (f"a/root: {again}", f"a/self: {again}", f"b/deep/up: {again}")
+    assert data.skipped == (f"a/root: {again}", f"a/self: {again}", f"b/deep/up: {again}")
 
 
 def test_the_real_folder_counts_before_a_link_to_it(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_the_real_folder_counts_before_a_link_to_it(tmp_path: Path) -> None:
     (root / "a/link").symlink_to(root / "b/deep")  # would put images of b into a
     data = read(root)
     assert data.counts("train")["a"] + data.counts("val")["a"] == 3
-    assert data.ignored == ("a/link: a link to a folder that is read already",)
+    assert data.skipped == ("a/link: a link to a folder that is read already",)
 
 
 def test_a_class_that_is_a_link_to_another_is_refused(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_links_to_elsewhere_are_followed_once(tmp_path: Path) -> None:
         "a/one.png",
         *numbered("b"),
     ]
-    assert data.ignored == ("a/second: a link to a folder that is read already",)
+    assert data.skipped == ("a/second: a link to a folder that is read already",)
 
 
 def test_broken_links_and_pipes_are_listed(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_broken_links_and_pipes_are_listed(tmp_path: Path) -> None:
     os.mkfifo(root / "b/pipe.jpg")
     data = read(root)
     assert len(data.samples) == 6
-    assert data.ignored == (
+    assert data.skipped == (
         "a/gone.jpg: a broken link",
         "a/itself.jpg: a broken link",
         "b/pipe.jpg: not a regular file",

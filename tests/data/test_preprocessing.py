@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin, TiffImagePlugin
 
 from tlkit.data.dataset import images
-from tlkit.data.preprocessing import Rejected, load
+from tlkit.data.preprocessing import UnreadableImage, load
 from tlkit.errors import DataError, UsageError
 from tlkit.plugin.contract import INTERPOLATIONS, Preprocessing
 
@@ -463,7 +463,7 @@ def test_16_bit_colour() -> None:
 )
 def test_pixels_of_unknown_range_are_refused(data: bytes) -> None:
     assert Image.open(BytesIO(data)).mode in ("I", "F")
-    with pytest.raises(Rejected, match="unknown range"):
+    with pytest.raises(UnreadableImage, match="unknown range"):
         load(data, recipe(8))
 
 
@@ -540,7 +540,7 @@ def test_multi_picture_jpeg_of_a_phone(drafts: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "PCX", "EPS", "JPEG2000"])
 def test_formats_beyond_the_list_are_refused(format: str) -> None:
-    with pytest.raises(Rejected, match=r"is not a picture \(JPEG, PNG, WEBP, BMP, GIF, TIFF\)"):
+    with pytest.raises(UnreadableImage, match=r"is not a picture \(JPEG, PNG, WEBP, BMP, GIF, TIFF\)"):
         load(encoded(photo(16, 16), format), recipe())
 
 
@@ -548,7 +548,7 @@ def test_formats_beyond_the_list_are_refused(format: str) -> None:
 def test_what_is_no_picture_is_named_with_its_file(data: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(data)
-    with pytest.raises(Rejected) as caught:
+    with pytest.raises(UnreadableImage) as caught:
         load(path, recipe())
     assert caught.value.what.startswith(reason)
     assert str(caught.value).startswith(f"{path}: {reason}")
@@ -565,7 +565,7 @@ def test_folder_missing_file_broken_link_and_pipe_are_refused(tmp_path: Path) ->
         ("link.jpg", "no such file"),
         ("pipe.jpg", "is not a regular file"),
     ]:
-        with pytest.raises(Rejected) as caught:
+        with pytest.raises(UnreadableImage) as caught:
             load(tmp_path / name, recipe())
         assert (caught.value.what, caught.value.file) == (reason, str(tmp_path / name))
 
@@ -578,7 +578,7 @@ def test_forbidden_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_bytes", forbidden)
-    with pytest.raises(Rejected, match=r"a\.png: can't be read \(Permission denied\)"):
+    with pytest.raises(UnreadableImage, match=r"a\.png: can't be read \(Permission denied\)"):
         load(path, recipe())
 
 
@@ -603,7 +603,7 @@ WHOLE = {
 def test_truncated_files_are_found(name: str, part: float) -> None:
     data = WHOLE[name]
     load(data, recipe())
-    with pytest.raises(Rejected, match="damaged, truncated"):
+    with pytest.raises(UnreadableImage, match="damaged, truncated"):
         load(data[: int(len(data) * part)], recipe())
 
 
@@ -614,14 +614,14 @@ def test_pillows_switch_for_truncated_files_is_refused(monkeypatch: pytest.Monke
 
 
 def test_too_many_pixels_are_refused_by_the_header() -> None:
-    with pytest.raises(Rejected, match="20000 x 20000 pixels are more than the limit of 178,956,970"):
+    with pytest.raises(UnreadableImage, match="20000 x 20000 pixels are more than the limit of 178,956,970"):
         load(png(GREY, 8, 0, claim=20000), recipe())
 
 
 def test_the_pixel_limit_is_the_callers() -> None:
     data = encoded(photo(30, 20), "PNG")
     assert load(data, recipe(), max_pixels=600).shape == (16, 16, 3)
-    with pytest.raises(Rejected, match="30 x 20 pixels are more than the limit of 599"):
+    with pytest.raises(UnreadableImage, match="30 x 20 pixels are more than the limit of 599"):
         load(data, recipe(), max_pixels=599)
 
 
@@ -630,7 +630,7 @@ def test_running_out_of_memory_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> 
         raise MemoryError
 
     monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", full)
-    with pytest.raises(Rejected, match="needs more memory"):
+    with pytest.raises(UnreadableImage, match="needs more memory"):
         load(WHOLE["png"], recipe())
 
 
@@ -645,7 +645,7 @@ def test_damage_never_ends_in_a_traceback(name: str) -> None:
             damaged[rng.randrange(rng.choice([64, 600, len(damaged)]))] = rng.randrange(256)
         try:
             outcomes.append(load(bytes(damaged), recipe(8), max_pixels=1_000_000).shape == (8, 8, 3))
-        except Rejected:
+        except UnreadableImage:
             outcomes.append(False)
     assert False in outcomes  # the damage was noticed at least once
 

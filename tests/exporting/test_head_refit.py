@@ -17,7 +17,7 @@ from tests.kit.faults import FAULTS, planted
 from tests.kit.tiny import Line, forget_source, resign
 from tlkit import cli
 from tlkit.errors import ArtifactError, DataError, UsageError
-from tlkit.evaluation.evaluate import Answers
+from tlkit.evaluation.evaluate import ModelOutputs
 from tlkit.exporting import head_refit
 from tlkit.exporting.precision import publish_precision
 from tlkit.exporting.precision_search import better
@@ -120,7 +120,7 @@ class TestKept:
             def __init__(self, sharpness):
                 self.logits = lambda features: features * np.float32(sharpness)
 
-        own = Answers({FEATURES: features, PROBABILITIES: softmax(features * 5)}, truth, {})
+        own = ModelOutputs({FEATURES: features, PROBABILITIES: softmax(features * 5)}, truth, {})
         for sharpness, kept in ((6, True), (5, False), (4, False), (-6, False)):
             head, again, chosen = better(own, Given(sharpness))
             assert (head is not None, again.kept) == (kept, kept)

@@ -17,8 +17,8 @@ from tlkit.model import bundle as bundles
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util import files
 
-MADE = bundles.Made("some", "somewhere", "1.0", {"c": None}, {"accuracy": 0.5})
-RECORD = bundles.Record(
+MADE = bundles.ComponentRecord("some", "somewhere", "1.0", {"c": None}, {"accuracy": 0.5})
+RECORD = bundles.BundleRecord(
     labels=("ants", "bees"),
     preprocessing=Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.9, interpolation="bilinear"),
     backbone=MADE,

@@ -32,7 +32,7 @@ def test_the_record_says_what_was_done(tiny_run, tiny_recipe, pictures):
     assert record.phases[0]["epochs"] == 200
     assert record.data["images"]["train"] + record.data["images"]["val"] == 36
     assert record.data["source"] == str(pictures)
-    assert record.scores["val"]["accuracy"] > 0.8
+    assert record.metrics["val"]["accuracy"] > 0.8
     history = [json.loads(line) for line in (tiny_run / "history.jsonl").read_text().splitlines()]
     assert len(history) == 200
     assert history[-1]["train_loss"] < history[0]["train_loss"]

@@ -150,8 +150,8 @@ def test_the_scores_are_those_of_the_deployed_graph(pictures, recipe, tmp_path):
     bundle = open_bundle(tmp_path / "run")
     publish_onnx(bundle, recipe.backbone, recipe.head)
     best = min(line["val_loss"] for line in history(tmp_path / "run"))
-    assert trained.scores.log_loss == pytest.approx(best, rel=1e-3)
-    assert bundle.record.scores["val"]["log_loss"] == trained.scores.log_loss
+    assert trained.metrics.log_loss == pytest.approx(best, rel=1e-3)
+    assert bundle.record.metrics["val"]["log_loss"] == trained.metrics.log_loss
 
 
 @pytest.mark.parametrize("name", [name for name in BY_NAME if name != "frozen"])
@@ -161,7 +161,7 @@ def test_every_strategy_learns(pictures, tiny_recipe, tmp_path, name):
     trained = train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=strategy, cut="third"))
     losses = [line["train_loss"] for line in history(tmp_path / "run")]
     assert losses[-1] < losses[0]
-    assert trained.scores.log_loss < np.log(3)
+    assert trained.metrics.log_loss < np.log(3)
     publish_onnx(open_bundle(tmp_path / "run"), tiny_recipe.backbone, tiny_recipe.head)
 
 
@@ -225,7 +225,7 @@ class TestRefit:
         loses = line["val_loss"] > line["trained_val_loss"] or line["val_accuracy"] < line["trained_val_accuracy"]
         assert line["kept"] is not loses
         kept = "val_loss" if line["kept"] else "trained_val_loss"
-        assert trained.scores.log_loss == pytest.approx(line[kept], rel=1e-6)
+        assert trained.metrics.log_loss == pytest.approx(line[kept], rel=1e-6)
 
     def test_it_can_be_left_out(self, pictures, logistic, tmp_path):
         train(pictures, tmp_path / "run", replace(logistic, refit=False))
@@ -408,7 +408,7 @@ def test_after_a_loss_that_is_no_number_the_bundle_holds_what_was_good(pictures,
         train(pictures, tmp_path / "run", recipe)
     bundle = open_bundle(tmp_path / "run")
     least = min(good[:2], key=lambda line: line["val_loss"])
-    assert bundle.record.scores["val"]["log_loss"] == pytest.approx(least["val_loss"], rel=1e-3)
+    assert bundle.record.metrics["val"]["log_loss"] == pytest.approx(least["val_loss"], rel=1e-3)
 
 
 class TestBadInput:

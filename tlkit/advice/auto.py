@@ -82,7 +82,7 @@ def _compare(
             os.rename(folder / MOVED, out)
             return _whole(replace(moved.trained, root=out), seen, still.trained), seen
         why = "the trunk that moved does no better than frozen features on the validation images"
-        lost = {"what": moved.what, "accuracy": moved.trained.scores.accuracy}
+        lost = {"what": moved.what, "accuracy": moved.trained.metrics.accuracy}
         seen = replace(seen, trials=[*seen.trials, lost])
     seen = replace(seen, recommendation=frozen.because(why))
     return _train(out, question, seen, progress, how, still.trained), seen

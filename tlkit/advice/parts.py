@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkit.evaluation.metrics import Scores
+from tlkit.evaluation.metrics import Metrics
 from tlkit.plugin.contract import Progress
 from tlkit.training.config import How, Recipe
 from tlkit.training.result import Trained
@@ -28,7 +28,7 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON knows it."""
-        return {"what": self.what, "accuracy": self.trained.scores.accuracy, "seconds": self.seconds}
+        return {"what": self.what, "accuracy": self.trained.metrics.accuracy, "seconds": self.seconds}
 
 
 def run(source: Path, out: Path, what: str, recipe: Recipe, progress: Progress, how: How | None = None) -> Trial:
@@ -51,15 +51,15 @@ def run(source: Path, out: Path, what: str, recipe: Recipe, progress: Progress, 
 
 def _to_json(trained: Trained) -> dict[str, Any]:
     facts = {
-        name: value for name, value in asdict(trained).items() if name not in ("root", "scores", "right", "advice")
+        name: value for name, value in asdict(trained).items() if name not in ("root", "metrics", "right", "advice")
     }
-    return {**facts, "scores": trained.scores.to_json(), "right": trained.right.tolist()}
+    return {**facts, "metrics": trained.metrics.to_json(), "right": trained.right.tolist()}
 
 
 def _from_json(facts: dict[str, Any], root: Path) -> Trained:
-    scores = facts["scores"] | {
-        "interval": tuple(facts["scores"]["interval"]),
-        "confusion": np.array(facts["scores"]["confusion"], np.int64),
-        "reliability": np.array(facts["scores"]["reliability"], np.float64),
+    scores = facts["metrics"] | {
+        "interval": tuple(facts["metrics"]["interval"]),
+        "confusion": np.array(facts["metrics"]["confusion"], np.int64),
+        "reliability": np.array(facts["metrics"]["reliability"], np.float64),
     }
-    return Trained(**facts | {"root": root, "scores": Scores(**scores), "right": np.array(facts["right"], np.bool_)})
+    return Trained(**facts | {"root": root, "metrics": Metrics(**scores), "right": np.array(facts["right"], np.bool_)})

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tlkit.advice.analysis import Sight, draw
 from tlkit.advice.run import Advice
-from tlkit.data.preprocessing import Rejected, load
+from tlkit.data.preprocessing import UnreadableImage, load
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util.statistics import power_normalize
 
@@ -165,7 +165,7 @@ def thumbnail(path: Path, size: int) -> str | None:
         picture = Image.fromarray(
             load(path, Preprocessing(size, (0.5,) * 3, (0.5,) * 3, crop_pct=1.0, interpolation="bilinear"))
         )
-    except Rejected:
+    except UnreadableImage:
         return None
     buffer = BytesIO()
     picture.save(buffer, "JPEG", quality=80)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tlkit.data.dataset import Dataset, Sample
-from tlkit.data.preprocessing import Rejected, header
+from tlkit.data.preprocessing import UnreadableImage, header
 from tlkit.util.text import listed
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def gather(
     for sample in kept[:: max(1, len(kept) // LOOKED_AT)]:
         try:
             read = header(sample.path.read_bytes())
-        except (OSError, Rejected):
+        except (OSError, UnreadableImage):
             continue
         formats[read.format] += 1
         sizes.append((read.width, read.height))

@@ -58,7 +58,7 @@ def better(moved: Trained, still: Trained, likeness: Likeness) -> bool:
     if paired_difference(moved.right, still.right).exceeds_error:
         return True
     behind = paired_difference(still.right, moved.right).exceeds_error
-    return not (behind or likeness == "alike") and moved.scores.log_loss < still.scores.log_loss
+    return not (behind or likeness == "alike") and moved.metrics.log_loss < still.metrics.log_loss
 
 
 def try_out(
@@ -98,7 +98,7 @@ def try_out(
         if best is not still
         else "trials: no trunk that moved does better than frozen features on the validation images"
     )
-    settled = replace(chosen.because(why), accuracy=best.trained.scores.interval)
+    settled = replace(chosen.because(why), accuracy=best.trained.metrics.interval)
     return replace(advice, trials=[trial.to_json() for trial in trials], recommendation=settled)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tlkit.data.preprocessing import Header, Rejected, header, load
+from tlkit.data.preprocessing import Header, UnreadableImage, header, load
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util.resources import cores
 
@@ -41,7 +41,7 @@ def _fingerprint(path: Path) -> Fingerprint:
     try:
         content = path.read_bytes()
         return Fingerprint(hashlib.sha256(content).hexdigest(), header(content), sketch(load(content, SMALL)))
-    except (OSError, Rejected):
+    except (OSError, UnreadableImage):
         return Fingerprint("", None, np.zeros(FREQUENCIES + 3, np.float32))
 
 

@@ -13,7 +13,7 @@ from tlkit.benchmarking.tuning import Tuned, tune
 from tlkit.errors import ArtifactError, TlkitError, UsageError
 from tlkit.model import exports
 from tlkit.plugin.contract import Backbone, Head, Progress, Session, Target, option_fields, silent
-from tlkit.runtime.engine import Elsewhere, open_target
+from tlkit.runtime.engine import IncompatibleEngine, open_target
 
 if TYPE_CHECKING:
     from tlkit.model.bundle import Bundle
@@ -120,7 +120,7 @@ def _openers(
         file = exports.graph_file(bundle.root, "model", target, precision)
         try:
             component: Any = target_of(target)  # a dataclass, whose fields depend on the target
-        except Elsewhere as error:
+        except IncompatibleEngine as error:
             yield f"{target}/{precision}", partial(_refuse, error)
             continue
         options = {field.name for field in option_fields(component)}

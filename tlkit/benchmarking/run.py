@@ -15,7 +15,7 @@ from tlkit.errors import ResourceError, TlkitError, UsageError
 from tlkit.model import reference_images
 from tlkit.model.bundle import Bundle
 from tlkit.plugin.contract import Preprocessing, Progress, Session, silent
-from tlkit.runtime.engine import Elsewhere
+from tlkit.runtime.engine import IncompatibleEngine
 from tlkit.util.resources import resident_memory
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def benchmark(
         before = resident_memory()
         try:
             sides[name] = opener()
-        except (ResourceError, Elsewhere) as error:
+        except (ResourceError, IncompatibleEngine) as error:
             if lacking is None or (not sides and name == list(openers)[-1]):
                 raise
             lacking(name, error)

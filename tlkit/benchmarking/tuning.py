@@ -15,7 +15,7 @@ from tlkit.model import exports
 from tlkit.model.bundle import Bundle
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import Progress, silent
-from tlkit.runtime.config import TUNING, Setting, machine, usual
+from tlkit.runtime.config import TUNING, RuntimeConfig, machine, usual
 from tlkit.runtime.session import LEVELS, OnnxSession
 from tlkit.util.resources import cores
 from tlkit.verification.parity import TOLERANCES, compare
@@ -37,7 +37,7 @@ class Tuned:
     """What was best, and the images a second that it took in each round, beside those of the usual setting."""
 
     machine: str
-    best: Setting
+    best: RuntimeConfig
     rates: tuple[float, ...]
     usual: tuple[float, ...]
 
@@ -83,10 +83,10 @@ def tune(
         tolerance = TOLERANCES[precision]
         return compare(expected, session, images, tolerance=tolerance, batches=[session.batch_size]).passed
 
-    def first(settings: Sequence[Setting]) -> tuple[Setting, Mapping[Setting, tuple[float, ...]]]:
+    def first(settings: Sequence[RuntimeConfig]) -> tuple[RuntimeConfig, Mapping[RuntimeConfig, tuple[float, ...]]]:
         sessions = {each: each.open(file) for each in settings}
         sessions = {each: session for each, session in sessions.items() if each == start or same(session)}
-        rates: dict[Setting, list[float]] = {each: [] for each in sessions}
+        rates: dict[RuntimeConfig, list[float]] = {each: [] for each in sessions}
         for _ in range(ROUNDS):
             for each, session in sessions.items():
                 rates[each].append(_rate(session, images, each, seconds, clock))
@@ -103,7 +103,9 @@ def tune(
     return tuned
 
 
-def _rate(session: OnnxSession, images: NDArray[np.uint8], setting: Setting, seconds: float, clock: Clock) -> float:
+def _rate(
+    session: OnnxSession, images: NDArray[np.uint8], setting: RuntimeConfig, seconds: float, clock: Clock
+) -> float:
     """Images a second with as many calls at once as the setting has workers."""
     batch = images[np.arange(setting.batch_size) % len(images)]
 

@@ -174,7 +174,7 @@ def _openers(
 ) -> Iterator[tuple[str, Callable[[], Session]]]:
     """What opens the model of each, by the by-product's name; `where` opens on the device that was asked for."""
     from tlkit.model import exports
-    from tlkit.runtime.engine import Elsewhere, open_target
+    from tlkit.runtime.engine import IncompatibleEngine, open_target
 
     for target, precision in found:
         if target == TORCH:
@@ -185,7 +185,7 @@ def _openers(
         file = exports.graph_file(bundle.root, "model", target, precision)
         try:
             component: Any = target_of(target)  # a dataclass, whose fields depend on the target
-        except Elsewhere as error:
+        except IncompatibleEngine as error:
             yield f"{target}/{precision}", partial(_refuse, error)
             continue
         options = {field.name for field in option_fields(component)}

@@ -194,12 +194,12 @@ def question(
 
 def target_of(by_product: str) -> Target:
     """The target that a by-product was built for; one that no plugin provides here is as good as of another machine."""
-    from tlkit.runtime.engine import Elsewhere
+    from tlkit.runtime.engine import IncompatibleEngine
 
     try:
         found: Target = host().get("target", by_product)
     except UsageError as error:
-        raise Elsewhere(error.what, do="install the plugin that provides it") from error
+        raise IncompatibleEngine(error.what, do="install the plugin that provides it") from error
     return found
 
 

@@ -24,7 +24,7 @@ from tlkit.cli.common import (
 from tlkit.util.text import quoted
 
 if TYPE_CHECKING:
-    from tlkit.evaluation.metrics import Scores
+    from tlkit.evaluation.metrics import Metrics
 
 WIDEST_TABLE = 12  # classes; the confusion of more is shown as its most frequent pairs
 PAIRS = 10
@@ -74,7 +74,7 @@ def command(
 
     for file, reason in evaluated.rejected.items():
         rejected(file, reason)
-    scores = evaluated.scores
+    scores = evaluated.metrics
     then = f"tlkit predict {quoted(model)} {quoted(source) if source.is_dir() else 'IMAGE...'}"
     show(
         {
@@ -102,7 +102,7 @@ def command(
     check_max_bad(evaluated.rejected, len(samples), max_bad)
 
 
-def _confusion(scores: Scores, labels: Sequence[str]) -> list[str]:
+def _confusion(scores: Metrics, labels: Sequence[str]) -> list[str]:
     """The confusion matrix as lines: rows are the true classes, columns what they were called."""
     counts = scores.confusion
     if len(labels) > WIDEST_TABLE:

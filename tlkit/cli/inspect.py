@@ -57,7 +57,7 @@ def _bundle(root: Path) -> dict[str, Any]:
         "phases": [dict(phase) for phase in record.phases],
         "seed": record.seed,
         "data": dict(record.data),
-        "val": dict(record.scores["val"]),
+        "val": dict(record.metrics["val"]),
         "parameters": {
             "trunk": sum(int(tensor.size) for tensor in bundle.trunk.values()),
             "head": sum(int(tensor.size) for tensor in bundle.head.values()),

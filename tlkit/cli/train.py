@@ -182,11 +182,11 @@ def command(
         else:
             trained = train(source, out, Recipe(**components, origins=origins, **common), bars, how)
 
-    for line in trained.ignored:
-        click.echo(one_line(f"passed over {line}"), err=True)
+    for line in trained.skipped:
+        click.echo(one_line(f"skipped {line}"), err=True)
     for name, reason in trained.rejected.items():
         rejected(name, reason)
-    scores = trained.scores
+    scores = trained.metrics
     low, high = scores.interval
     then = f"tlkit export {quoted(out)} --onnx"
     show(
@@ -203,7 +203,7 @@ def command(
             "images": dict(trained.images),
             "decoded": trained.decoded,
             "rejected": dict(trained.rejected),
-            "ignored": list(trained.ignored),
+            "skipped": list(trained.skipped),
             "val": scores.to_json(),
             "epochs": list(trained.epochs),
             "next": then,

@@ -110,7 +110,7 @@ def _bundle(
 ) -> None:
     from tlkit.model import exports
     from tlkit.model.bundle import GOLDEN, open_bundle
-    from tlkit.runtime.engine import Elsewhere
+    from tlkit.runtime.engine import IncompatibleEngine
     from tlkit.verification.replay import replay
 
     opened = open_bundle(bundle)
@@ -123,7 +123,7 @@ def _bundle(
     for name, chosen in found:
         try:
             replays[f"{name}/{chosen}"] = replay(opened, name, chosen, opener(name))
-        except (ResourceError, Elsewhere) as error:
+        except (ResourceError, IncompatibleEngine) as error:
             if target is not None or len(found) == 1:
                 raise
             elsewhere[f"{name}/{chosen}"] = error.what

@@ -32,7 +32,7 @@ class Dataset:
     root: Path
     labels: tuple[str, ...]
     samples: tuple[Sample, ...]
-    ignored: tuple[str, ...]  # what was passed over, one line each: path and reason
+    skipped: tuple[str, ...]  # what was passed over, one line each: path and reason
     given_split: bool
 
     def of(self, split: str) -> tuple[Sample, ...]:
@@ -66,7 +66,7 @@ def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2,
     """
     if not 0.0 < val < 1.0:
         raise UsageError(f"val must lie between 0 and 1, not {val}")
-    rows, ignored, problems = _stated(source)
+    rows, skipped, problems = _stated(source)
     if labels is not None:
         labels = known_labels(rows, source, labels, problems)
     elif learnable:
@@ -80,7 +80,7 @@ def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2,
     ]
     samples.sort(key=lambda sample: sample.name)
     root = source if os.path.isdir(source) else source.parent
-    return Dataset(root, tuple(labels), tuple(samples), tuple(ignored), rows[0].split is not None)
+    return Dataset(root, tuple(labels), tuple(samples), tuple(skipped), rows[0].split is not None)
 
 
 def is_learnable(source: Path, val: float) -> bool:
@@ -96,7 +96,7 @@ class _Stated(NamedTuple):
     """What a source says: rows, what was passed over, and what is wrong with it."""
 
     rows: list[Row]
-    ignored: list[str]
+    skipped: list[str]
     problems: list[str]
 
 
@@ -115,16 +115,16 @@ def _stated(source: Path) -> _Stated:
 def _folders(root: Path, listing: Listing) -> _Stated:
     tops = [folder for folder in listing.folders if "/" not in folder]
     splits = _split_folders(root, tops)
-    stated = _Stated([], listing.ignored, [])
+    stated = _Stated([], listing.skipped, [])
     for base, split in splits.items() or [("", None)]:
         _class_folders(root, listing, base, split, stated)
     if splits:
-        stated.ignored.extend(f"{top}: not a split" for top in tops if top not in splits)
-        stated.ignored.extend(f"{image}: beside the splits" for image in listing.images if "/" not in image)
+        stated.skipped.extend(f"{top}: not a split" for top in tops if top not in splits)
+        stated.skipped.extend(f"{image}: beside the splits" for image in listing.images if "/" not in image)
     if not stated.rows:
         what = "images, but no class folders with images" if listing.images else "no images"
         raise DataError(f"holds {what}", file=root, do="put the images of each class into a folder of its own")
-    stated.ignored.sort()
+    stated.skipped.sort()
     return stated
 
 
@@ -153,7 +153,7 @@ def _class_folders(root: Path, listing: Listing, base: str, split: str | None, s
             stated.rows.append(Row(root / image, nfc(image), label, split))
             empty.discard(label)
         else:
-            stated.ignored.append(f"{image}: beside the class folders")
+            stated.skipped.append(f"{image}: beside the class folders")
     if empty:
         folders = listed((prefix + label for label in sorted(empty)), LIMIT)
         stated.problems.append(f"class folders without an image of their own: {folders}")

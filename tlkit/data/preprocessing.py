@@ -91,7 +91,7 @@ class _WarningWhileLoading(Warning, metaclass=_IfLoading):
 warnings.filterwarnings("ignore", category=_WarningWhileLoading)
 
 
-class Rejected(DataError):
+class UnreadableImage(DataError):
     """One picture that can't be used; `.what` is the reason in plain words."""
 
 
@@ -111,8 +111,8 @@ def load(
         return _load(source, preprocessing, view, max_pixels)
     try:
         return _load(_read(source), preprocessing, view, max_pixels)
-    except Rejected as problem:
-        raise Rejected(problem.what, file=source) from problem
+    except UnreadableImage as problem:
+        raise UnreadableImage(problem.what, file=source) from problem
 
 
 def decoded(source: bytes, preprocessing: Preprocessing) -> tuple[int, int]:
@@ -141,10 +141,10 @@ def header(source: bytes) -> Header:
     try:
         picture = _open(source)
         return Header(picture.format or "", picture.width, picture.height, picture.mode, _camera(picture))
-    except Rejected:
+    except UnreadableImage:
         raise
     except Exception as error:  # see `load`
-        raise Rejected(f"damaged, truncated or of a kind that can't be decoded: {error}") from error
+        raise UnreadableImage(f"damaged, truncated or of a kind that can't be decoded: {error}") from error
     finally:
         _loading.now = False
 
@@ -163,24 +163,24 @@ def _read(path: Path) -> bytes:
         if path.is_file():
             return path.read_bytes()
         if path.is_dir():
-            raise Rejected("is a folder, not a picture")
+            raise UnreadableImage("is a folder, not a picture")
         # Opening a pipe or a device could wait for ever.
-        raise Rejected("is not a regular file" if path.exists() else "no such file")
+        raise UnreadableImage("is not a regular file" if path.exists() else "no such file")
     except OSError as error:
-        raise Rejected(f"can't be read ({error.strerror or error})") from error
+        raise UnreadableImage(f"can't be read ({error.strerror or error})") from error
 
 
 def _load(data: bytes, preprocessing: Preprocessing, view: View | None, max_pixels: int) -> NDArray[np.uint8]:
     _loading.now = True
     try:
         return _render(data, preprocessing, view, max_pixels)
-    except Rejected:
+    except UnreadableImage:
         raise
     except MemoryError as error:
-        raise Rejected("needs more memory than there is") from error
+        raise UnreadableImage("needs more memory than there is") from error
     except Exception as error:  # on damaged files Pillow raises almost any exception there is
         reason = str(error) or type(error).__name__
-        raise Rejected(f"damaged, truncated or of a kind that can't be decoded: {reason}") from error
+        raise UnreadableImage(f"damaged, truncated or of a kind that can't be decoded: {reason}") from error
     finally:
         _loading.now = False
 
@@ -192,7 +192,7 @@ def _decode(
     picture = _open(data)
     width, height = picture.size
     if width * height > max_pixels:
-        raise Rejected(f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
+        raise UnreadableImage(f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
     extent = _draft(picture, preprocessing, view)
     picture.load()
     return picture, extent
@@ -221,7 +221,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         factory, accept = Image.OPEN[name]
         if accept is not None and accept(data[:16]):
             return factory(BytesIO(data), "")
-    raise Rejected(f"is not a picture ({', '.join(FORMATS)})" if data else "is an empty file")
+    raise UnreadableImage(f"is not a picture ({', '.join(FORMATS)})" if data else "is an empty file")
 
 
 def _draft(picture: ImageFile.ImageFile, preprocessing: Preprocessing, view: View | None) -> tuple[float, float] | None:
@@ -262,7 +262,7 @@ def _flatten(picture: ImageFile.ImageFile) -> Image.Image:
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
         return _flatten_16_bit(picture)
     if picture.mode in ("I", "F"):
-        raise Rejected("holds 32-bit values of unknown range; save it with 8 or 16 bits per channel")
+        raise UnreadableImage("holds 32-bit values of unknown range; save it with 8 or 16 bits per channel")
     if picture.has_transparency_data:
         # Pillow knows no way from "La", grey multiplied by its alpha, to RGBA.
         seen = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")

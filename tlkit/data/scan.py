@@ -18,7 +18,7 @@ class Listing(NamedTuple):
 
     images: list[str]
     folders: list[str]  # empty ones and links included
-    ignored: list[str]  # one line each: path and reason; hidden files and system litter are not worth a line
+    skipped: list[str]  # one line each: path and reason; hidden files and system litter are not worth a line
 
 
 def walk(root: Path) -> Listing:
@@ -38,7 +38,7 @@ def walk(root: Path) -> Listing:
                 listing.folders.append(folder)
             status = os.stat(root / folder)
             if (status.st_dev, status.st_ino) in seen:
-                listing.ignored.append(f"{folder}: a link to a folder that is read already")
+                listing.skipped.append(f"{folder}: a link to a folder that is read already")
                 continue
             seen.add((status.st_dev, status.st_ino))
             more, linked = _read(root, folder, listing)
@@ -65,11 +65,11 @@ def _read(root: Path, folder: str, listing: Listing) -> tuple[list[str], list[st
             if kind == "folder":
                 (links if entry.is_symlink() else real).append(path)
             elif kind != "file":
-                listing.ignored.append(f"{path}: {kind}")
+                listing.skipped.append(f"{path}: {kind}")
             elif is_image(entry.name):
                 listing.images.append(path)
             else:
-                listing.ignored.append(f"{path}: not an image")
+                listing.skipped.append(f"{path}: not an image")
     return real, links
 
 

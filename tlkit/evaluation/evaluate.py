@@ -12,7 +12,7 @@ import numpy as np
 from tlkit.data import dataset as folder
 from tlkit.data.dataset import Sample
 from tlkit.errors import DataError, UsageError
-from tlkit.evaluation.metrics import Scores, score
+from tlkit.evaluation.metrics import Metrics, score
 from tlkit.plugin.contract import PROBABILITIES
 from tlkit.runtime.model import Model
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class ModelOutputs:
     """Arrays by output and true labels `(N,)`, row for row, of the usable images; by path, why the others were not."""
 
     arrays: dict[str, NDArray[np.float32]]
@@ -41,10 +41,10 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluated:
+class EvaluationResult:
     """The scores over the images that could be used; by path, why the others could not."""
 
-    scores: Scores
+    metrics: Metrics
     rejected: dict[str, str]
 
 
@@ -65,15 +65,15 @@ def labelled(source: Path, labels: Sequence[str], split: str | None = None) -> t
     return chosen, dataset.of(chosen)
 
 
-def evaluate(model: Model, samples: Sequence[Sample], tick: Callable[[int], object]) -> Evaluated:
+def evaluate(model: Model, samples: Sequence[Sample], tick: Callable[[int], object]) -> EvaluationResult:
     """Predict all samples and score them; `tick(n)` is called whenever n more are done."""
     given = answers(model, samples, tick)
-    return Evaluated(score(given.arrays[PROBABILITIES], given.truth), given.rejected)
+    return EvaluationResult(score(given.arrays[PROBABILITIES], given.truth), given.rejected)
 
 
 def answers(
     model: Model, samples: Sequence[Sample], tick: Callable[[int], object], outputs: Sequence[str] = (PROBABILITIES,)
-) -> Answers:
+) -> ModelOutputs:
     """What a model says of labelled images; `tick(n)` is called whenever n more are done."""
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in outputs}
     truth, rejected, known = [], {}, iter(samples)
@@ -89,4 +89,6 @@ def answers(
         tick(len(chunk.rows))
     if not truth:
         raise DataError("none of its images can be used", file=samples[0].path.parent)
-    return Answers({name: np.concatenate(part) for name, part in parts.items()}, np.array(truth, np.int64), rejected)
+    return ModelOutputs(
+        {name: np.concatenate(part) for name, part in parts.items()}, np.array(truth, np.int64), rejected
+    )

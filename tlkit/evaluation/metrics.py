@@ -17,7 +17,7 @@ ECE_BINS = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class Metrics:
     """`confusion[i, j]` counts images of class i that were called j; shares lie in 0..1."""
 
     images: int
@@ -45,7 +45,7 @@ class Scores:
         }
 
 
-def score(probabilities: NDArray[np.float32], labels: Sequence[int] | NDArray[np.int64]) -> Scores:
+def score(probabilities: NDArray[np.float32], labels: Sequence[int] | NDArray[np.int64]) -> Metrics:
     """Scores of probabilities `(N, classes)` against true labels `(N,)`, N at least 1.
 
     Classes without an image count neither in balanced accuracy nor in macro-F1.
@@ -58,7 +58,7 @@ def score(probabilities: NDArray[np.float32], labels: Sequence[int] | NDArray[np
     present = confusion.sum(1) > 0
     hits, size, calls = confusion.diagonal()[present], confusion.sum(1)[present], confusion.sum(0)[present]
     likely = probabilities[np.arange(len(truth)), truth].astype(np.float64)
-    return Scores(
+    return Metrics(
         images=len(truth),
         accuracy=right / len(truth),
         interval=wilson(right, len(truth)),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tlkit.errors import ResourceError, UsageError
-from tlkit.evaluation.metrics import Scores
+from tlkit.evaluation.metrics import Metrics
 from tlkit.util.files import atomic_file
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def check_plot(file: Path) -> None:
         raise ResourceError("drawing needs matplotlib", file=file, do='run: pip install "tlkit[plot]"') from error
 
 
-def plot(scores: Scores, labels: Sequence[str], file: Path) -> None:
+def plot(scores: Metrics, labels: Sequence[str], file: Path) -> None:
     """Draw the confusion matrix, as shares of each true class, beside the reliability diagram."""
     check_plot(file)
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
@@ -64,7 +64,7 @@ def plot_speeds(speeds: Sequence[Speed], file: Path) -> None:
         figure.savefig(temporary, format=file.suffix.lower().removeprefix("."), dpi=150)
 
 
-def _confusion(axes: Any, scores: Scores, labels: Sequence[str]) -> None:
+def _confusion(axes: Any, scores: Metrics, labels: Sequence[str]) -> None:
     counts = scores.confusion
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -79,7 +79,7 @@ def _confusion(axes: Any, scores: Scores, labels: Sequence[str]) -> None:
                 axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
 
 
-def _reliability(axes: Any, scores: Scores) -> None:
+def _reliability(axes: Any, scores: Metrics) -> None:
     """Per bin of confidence, the share that was right; on the diagonal, probabilities mean what they say."""
     images, confidence, right = scores.reliability.T
     filled = images > 0

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization.calibrate import CalibrationDataReader, TensorData, create_calibrator
 
-from tlkit.data.preprocessing import Rejected, load
+from tlkit.data.preprocessing import UnreadableImage, load
 from tlkit.errors import DataError
 from tlkit.model import reference_images
 from tlkit.model.bundle import Bundle
@@ -46,7 +46,7 @@ def draw(bundle: Bundle, data: Path | None = None) -> Calibration:
     for sample in reference_images.spread(dataset.of("train"), MOST):
         try:
             images.append(load(sample.path, bundle.record.preprocessing))
-        except Rejected:
+        except UnreadableImage:
             continue
         names.append(sample.name)
     if len(images) < LEAST:

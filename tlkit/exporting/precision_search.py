@@ -17,7 +17,7 @@ import onnx
 
 from tlkit.data.dataset import Sample
 from tlkit.errors import DataError, GateError
-from tlkit.evaluation.evaluate import Answers, answers
+from tlkit.evaluation.evaluate import ModelOutputs, answers
 from tlkit.evaluation.metrics import score
 from tlkit.exporting.calibration import Calibration, draw, ranges
 from tlkit.exporting.sensitivity import Layer, sensitivity
@@ -205,12 +205,12 @@ class Trial:
         )
         return replace(candidate, head=head), rung
 
-    def _answers(self, file: Path, name: str, outputs: Sequence[str] = (PROBABILITIES,)) -> Answers:
+    def _answers(self, file: Path, name: str, outputs: Sequence[str] = (PROBABILITIES,)) -> ModelOutputs:
         tick = self.progress(f"accuracy of {name}", len(self.samples))
         return answers(Model.open(file), self.samples, tick, outputs)
 
 
-def better(own: Answers, refitted: Refitted) -> tuple[Refitted | None, Again, Answers]:
+def better(own: ModelOutputs, refitted: Refitted) -> tuple[Refitted | None, Again, ModelOutputs]:
     """The head fitted again if it does better than the bundle's own on the same features, and the better's answers."""
     given = softmax(refitted.logits(own.arrays[FEATURES]))
     before, after = (score(each, own.truth) for each in (own.arrays[PROBABILITIES], given))

@@ -42,7 +42,7 @@ Tensors = Mapping[str, "NDArray[Any]"]
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class ComponentRecord:
     """A component as a bundle remembers it: its name and options, and the plugin it came from."""
 
     name: str
@@ -63,21 +63,21 @@ class Golden:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class BundleRecord:
     """What `bundle.json` says, apart from hashes."""
 
     labels: tuple[str, ...]
     preprocessing: Preprocessing
-    backbone: Made
+    backbone: ComponentRecord
     weights: Mapping[str, Any]
     stages: tuple[str, ...]  # up to the cut, which is the last
     width: int
-    head: Made
-    strategy: Made
+    head: ComponentRecord
+    strategy: ComponentRecord
     phases: tuple[Mapping[str, Any], ...]
     seed: int
     data: Mapping[str, Any]
-    scores: Mapping[str, Any]
+    metrics: Mapping[str, Any]
     golden: tuple[Golden, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)  # by stage: "original", "moved" or "new"
     training: Mapping[str, Any] = field(default_factory=dict)  # on what stages moved, and how images were seen
@@ -93,7 +93,7 @@ class Bundle:
     """An opened and checked bundle."""
 
     root: Path
-    record: Record
+    record: BundleRecord
     digest: str  # SHA-256, hex: the bundle's identity
     trunk: Tensors
     head: Tensors
@@ -109,7 +109,7 @@ class Bundle:
 
 def write(
     root: Path,
-    record: Record,
+    record: BundleRecord,
     *,
     trunk: Tensors,
     head: Tensors,
@@ -176,18 +176,18 @@ def read_record(root: Path) -> dict[str, Any]:
     return content
 
 
-def _record(content: Mapping[str, Any]) -> Record:
-    known = {field.name: content[field.name] for field in dataclasses.fields(Record) if field.name in content}
+def _record(content: Mapping[str, Any]) -> BundleRecord:
+    known = {field.name: content[field.name] for field in dataclasses.fields(BundleRecord) if field.name in content}
     preprocessing = dict(known["preprocessing"])
     known["preprocessing"] = Preprocessing(
         **{**preprocessing, "mean": tuple(preprocessing["mean"]), "std": tuple(preprocessing["std"])}
     )
     for name in ("backbone", "head", "strategy"):
-        known[name] = Made(**known[name])
+        known[name] = ComponentRecord(**known[name])
     known["golden"] = tuple(Golden(**golden) for golden in known["golden"])
     for name in ("labels", "stages", "phases"):
         known[name] = tuple(known[name])
-    return Record(**known)
+    return BundleRecord(**known)
 
 
 def _check_file(root: Path, name: str, expected: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tlkit.data import dataset as folder
 from tlkit.data.dataset import Dataset
-from tlkit.data.preprocessing import Rejected, load
+from tlkit.data.preprocessing import UnreadableImage, load
 from tlkit.errors import DataError, TlkitError, UsageError
 from tlkit.model.bundle import Bundle
 from tlkit.util import files
@@ -98,7 +98,7 @@ def _load_some(bundle: Bundle, paths: Sequence[Path]) -> NDArray[np.uint8]:
     for file in spread(paths, PARITY_IMAGES):
         try:
             images.append(load(file, bundle.record.preprocessing))
-        except Rejected:
+        except UnreadableImage:
             continue
     if paths and not images:
         raise DataError("none of its validation images can be used", file=paths[0].parent)

@@ -21,7 +21,7 @@ TUNING = "tuning"  # in manifest.json
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class RuntimeConfig:
     """How many threads run a graph at once, one core each (1: one call on all cores), and what each call gets."""
 
     workers: int
@@ -35,9 +35,9 @@ class Setting:
         return session
 
 
-def usual() -> Setting:
+def usual() -> RuntimeConfig:
     """What is used where nothing was tuned and there are many images."""
-    return Setting(cores(), OnnxSession.batch_size, LEVELS[0])
+    return RuntimeConfig(cores(), OnnxSession.batch_size, LEVELS[0])
 
 
 def machine() -> str:
@@ -45,11 +45,11 @@ def machine() -> str:
     return f"{_processor()}, {cores()} cores, ONNX Runtime {onnxruntime.__version__}"
 
 
-def read(file: Path) -> Setting | None:
+def read(file: Path) -> RuntimeConfig | None:
     """The setting that a graph was tuned to on a machine like this one; None where it wasn't."""
     try:
         record = json.loads((file.parent / exports.BUILT).read_text())[TUNING]
-        setting = Setting(**record["best"])
+        setting = RuntimeConfig(**record["best"])
         sound = setting.level in LEVELS and 0 < setting.workers <= cores() and setting.batch_size > 0
         return setting if sound and record["machine"] == machine() else None
     except (OSError, ValueError, KeyError, TypeError):  # it was not tuned, or lies alone

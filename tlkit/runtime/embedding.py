@@ -25,7 +25,7 @@ ROW_GROUP = 1024  # rows that are held back before they are written
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
+class EmbeddingResult:
     """How many rows were written, of which width, and what was rejected: by path, the reason."""
 
     rows: int
@@ -37,7 +37,7 @@ class _Writer(Protocol):
     def write(self, rows: Sequence[Row], features: NDArray[np.float32]) -> None: ...
 
 
-def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], object]) -> Embedded:
+def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], object]) -> EmbeddingResult:
     """Write the features of `files` to `out`, `.parquet` or `.npy`, in their order.
 
     Parquet has the columns path, sha256 and features (a fixed-size list of float32). An npy file is `(N, width)`
@@ -61,7 +61,7 @@ def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], 
             first, reason = next(iter(rejected.items()))
             raise DataError(f"none of the {len(files)} images can be used, the first because: {reason}", file=first)
     _write_rejects(out.with_name(out.name + ".rejects.csv"), rejected)
-    return Embedded(rows, width, rejected)
+    return EmbeddingResult(rows, width, rejected)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tlkit.util import files
 MADE_HERE = "engines"  # in the cache: the hashes of executable files that were built on this machine
 
 
-class Elsewhere(ArtifactError):
+class IncompatibleEngine(ArtifactError):
     """A file that was built for another machine, or on one that nobody here knows."""
 
 
@@ -30,10 +30,10 @@ def open_target(target: Target, file: Path, *, trust: bool = False) -> Session:
     again = exports.command(file.parents[2], target.name, file.parent.name)
     if target.executable and not trust and not _made_here(file):
         what = f"a file of {target.name} is executable code, and this one was not built on this machine"
-        raise Elsewhere(what, file=file, do=f"{again}; or, if you trust it, add --trust-engine")
+        raise IncompatibleEngine(what, file=file, do=f"{again}; or, if you trust it, add --trust-engine")
     built_on: Mapping[str, str] = record.get("machine", {})
     if built_on and (why := from_json(target, record.get("options", {})).incompatible(built_on)) is not None:
-        raise Elsewhere(why, file=file, do=again)
+        raise IncompatibleEngine(why, file=file, do=again)
     session = target.open(file)
     if not session.metadata:  # a format that keeps none: what the graph said that it was built from
         session.metadata = record.get("metadata", {}).get(file.stem, {})

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tlkit.data.preprocessing import Rejected, load
+from tlkit.data.preprocessing import UnreadableImage, load
 from tlkit.errors import ArtifactError, DataError, UsageError
 from tlkit.graph import metadata
 from tlkit.model.exports import graph_file
@@ -105,7 +105,7 @@ def _prepare(file: Path, preprocessing: Preprocessing, hashed: bool) -> tuple[Ro
     digest = hashlib.sha256(content).hexdigest() if hashed else ""
     try:
         return Row(file, digest), load(content, preprocessing)
-    except Rejected as error:
+    except UnreadableImage as error:
         return Row(file, digest, error.what), None
 
 

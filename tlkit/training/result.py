@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlkit.data.dataset import Dataset, Sample
 from tlkit.data.preprocessing import load
-from tlkit.evaluation.metrics import Scores, score
+from tlkit.evaluation.metrics import Metrics, score
 from tlkit.model import bundle as bundles
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head, Strategy
@@ -43,8 +43,8 @@ class Trained:
     images: Mapping[str, int]  # by split
     decoded: int
     rejected: Mapping[str, str]
-    ignored: Sequence[str]
-    scores: Scores
+    skipped: Sequence[str]
+    metrics: Metrics
     provenance: Mapping[str, str]  # of each stage: "original", "moved" or "new"
     right: NDArray[np.bool_]  # which of the images to validate on that can be used, in order
     report: Mapping[str, Any] = field(default_factory=dict)
@@ -76,7 +76,7 @@ def write(
     kept = _golden(val_samples, features.usable[len(train_samples) :], recipe.golden)
     contents = [val_samples[index].path.read_bytes() for index in kept]
     expected = features.array[[len(train_samples) + index for index in kept]]
-    record = bundles.Record(
+    record = bundles.BundleRecord(
         labels=dataset.labels,
         preprocessing=trunk.preprocessing,
         backbone=_made(recipe, recipe.backbone),
@@ -88,7 +88,7 @@ def write(
         phases=tuple(asdict(phase) for phase in phases),
         seed=recipe.seed,
         data=_data(plan.source, dataset, features, samples, recipe),
-        scores={"val": scores.to_json()},
+        metrics={"val": scores.to_json()},
         golden=tuple(
             bundles.Golden(
                 file=f"{bundles.GOLDEN}/{number}{val_samples[index].path.suffix.lower()}",
@@ -122,8 +122,8 @@ def write(
         images={split: len(dataset.of(split)) for split in ("train", "val", "test")},
         decoded=features.decoded,
         rejected={samples[index].name: reason for index, reason in features.rejected.items()},
-        ignored=dataset.ignored,
-        scores=scores,
+        skipped=dataset.skipped,
+        metrics=scores,
         provenance=record.provenance,
         right=given.argmax(axis=1) == val_set.labels,
         report=report(head),
@@ -144,9 +144,9 @@ def _golden(samples: Sequence[Sample], usable: NDArray[np.bool_], count: int) ->
 
 def _made(
     recipe: Recipe, component: Backbone | Head | Strategy, report: Mapping[str, Any] | None = None
-) -> bundles.Made:
+) -> bundles.ComponentRecord:
     distribution, version = recipe.origins[component.kind]
-    return bundles.Made(component.name, distribution, version, to_json(component), report or {})
+    return bundles.ComponentRecord(component.name, distribution, version, to_json(component), report or {})
 
 
 def _data(

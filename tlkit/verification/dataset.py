@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tlkit.evaluation.evaluate import Answers
+from tlkit.evaluation.evaluate import ModelOutputs
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 from tlkit.util.statistics import wilson
 from tlkit.verification.parity import Comparison, HeadOf, Tolerance, compared
@@ -38,7 +38,7 @@ class Survey:
         return {"passed": self.passed, "drop": self.drop, **asdict(self)}
 
 
-def survey(trained: Answers, deployed: Answers, tolerance: Tolerance, head: HeadOf | None = None) -> Survey:
+def survey(trained: ModelOutputs, deployed: ModelOutputs, tolerance: Tolerance, head: HeadOf | None = None) -> Survey:
     """Hold what a deployed graph answered (all `OUTPUTS`) against what the trained modules did for the same images.
 
     `head` is the one in the graph, which its logits are held against below fp32 (see `parity.Comparison`).

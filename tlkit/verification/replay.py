@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlkit.data.preprocessing import Rejected, load
+from tlkit.data.preprocessing import UnreadableImage, load
 from tlkit.errors import ArtifactError, UsageError
 from tlkit.graph import metadata
 from tlkit.model import exports
@@ -159,7 +159,7 @@ def _pixels(bundle: Bundle, preprocessing: Preprocessing) -> tuple[NDArray[np.ui
     for golden, content in zip(bundle.record.golden, bundle.golden_bytes(), strict=True):
         try:
             image = load(content, preprocessing)
-        except Rejected:
+        except UnreadableImage:
             image = np.zeros((preprocessing.size, preprocessing.size, 3), np.uint8)
         if hashlib.sha256(image.tobytes()).hexdigest() != golden.pixels_sha256:
             differing.append(golden.name)

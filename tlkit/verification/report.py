@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tlkit.errors import ArtifactError, ResourceError
 from tlkit.model import exports
 from tlkit.plugin.contract import Backbone, Head, Progress, Session, silent
-from tlkit.runtime.engine import Elsewhere
+from tlkit.runtime.engine import IncompatibleEngine
 from tlkit.verification.replay import Replay, replay, replay_file
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def verify(
     for name, chosen in found:
         try:
             replays[f"{name}/{chosen}"] = replay(bundle, name, chosen, opener(name))
-        except (ResourceError, Elsewhere) as error:
+        except (ResourceError, IncompatibleEngine) as error:
             if target is not None or len(found) == 1:
                 raise
             skipped[f"{name}/{chosen}"] = error.what

@@ -30,7 +30,7 @@ from tlkit.exporting.run import publish_target
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import OptimizationProfile, Session
 from tlkit.runtime import cuda
-from tlkit.runtime.engine import Elsewhere, open_target
+from tlkit.runtime.engine import IncompatibleEngine, open_target
 
 MODULES = (_engine, _nvidia, _watch, tensorrt, tensorrt_rtx)
 
@@ -349,7 +349,7 @@ class TestMachines:
         published = publish_target(open_bundle(own_run), TensorRTRTX(gpu="sm120"))
         assert published.unproven == "it was built for sm120, and this machine has sm86 (RTX A6000)"
         with pytest.raises(
-            Elsewhere, match=r"for sm120, and this machine has sm86 .*; run: tlkit export .* --tensorrt-rtx$"
+            IncompatibleEngine, match=r"for sm120, and this machine has sm86 .*; run: tlkit export .* --tensorrt-rtx$"
         ):
             open_target(TensorRTRTX(), published.place / "model.engine")
 
