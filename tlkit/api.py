@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tlkit.plugin.registry import Host, RegisteredComponent
     from tlkit.runtime.embedding import EmbeddingResult
     from tlkit.runtime.model import Model
-    from tlkit.training.result import Trained as TrainingResult
+    from tlkit.training.result import TrainingResult
     from tlkit.verification.report import Verification
 
 StrPath = str | os.PathLike[str]
@@ -110,7 +110,7 @@ def train(
     network's input in pixels. `budget` in seconds goes to trial trainings, with "auto" alone. The result stands
     wherever a bundle does.
     """
-    from tlkit.training.run import Choice, How, Recipe
+    from tlkit.training.run import DeviceOptions, RunOptions, TrainingConfig
     from tlkit.training.run import train as run
 
     automatic = strategy in (None, AUTO)
@@ -124,11 +124,11 @@ def train(
     common: dict[str, Any] = {"val": val, "max_bad": max_bad, "golden": golden, "seed": seed, "size": size, "cut": cut}
     common |= {"refit": refit, "views": views, "cache": cache}
     board = None if tensorboard is None else local_path(tensorboard)
-    how = How(Choice(device, precision, compile, tf32), resume, board, warn=_warn)
+    how = RunOptions(DeviceOptions(device, precision, compile, tf32), resume, board, warn=_warn)
     source, out, progress = local_path(source), local_path(out), progress or silent
     if not automatic:
         origins = {kind: _plugins().origin(component) for kind, component in components.items()}
-        return run(source, out, Recipe(**components, origins=origins, **common), progress, how)
+        return run(source, out, TrainingConfig(**components, origins=origins, **common), progress, how)
     from tlkit.advice.auto import train_auto
 
     request = _request([components["backbone"]], head=components.get("head"), **common)

@@ -26,10 +26,10 @@ from tlkit.plugin.contract import DatasetStatistics, Head
 from tlkit.plugin.options import configure
 from tlkit.plugin.registry import load as load_plugins
 from tlkit.runtime.features import extract
-from tlkit.training.config import How, Recipe
+from tlkit.training.config import RunOptions, TrainingConfig
 from tlkit.training.heads import logits, solve_or_fit
 from tlkit.training.inputs import Examples
-from tlkit.training.run import Choice, train
+from tlkit.training.run import DeviceOptions, train
 from tlkit.training.trainer import Setting
 
 HEADS = ("logistic", "svm", "rbf-svm", "knn", "nearest-mean", "mlp")
@@ -211,12 +211,12 @@ def _moved(cell: Cell, name: str, settings: Mapping[str, Any], cut: str) -> np.n
     plugins = load_plugins()
     strategy, head = configure(plugins.get("strategy", name), settings), plugins.get("head", "logistic")
     components = (backbone(BACKBONES[0]), strategy, head)
-    recipe = Recipe(
+    recipe = TrainingConfig(
         *components, {component.kind: plugins.origin(component) for component in components}, cut=cut, size=cell.size
     )
     with tempfile.TemporaryDirectory() as room:
         out = Path(room, "run")
-        train(cell.source(Path(room)), out, recipe, how=How(Choice("cpu")))
+        train(cell.source(Path(room)), out, recipe, how=RunOptions(DeviceOptions("cpu")))
         return _called(cell, out)
 
 
@@ -224,7 +224,7 @@ def _auto(cell: Cell) -> tuple[np.ndarray, str]:
     """What auto makes of it, and what that is."""
     with tempfile.TemporaryDirectory() as room:
         out = Path(room, "run")
-        _, advice = train_auto(cell.source(Path(room)), out, ask(size=cell.size), How(Choice("cpu")))
+        _, advice = train_auto(cell.source(Path(room)), out, ask(size=cell.size), RunOptions(DeviceOptions("cpu")))
         made = advice.recommendation
         what = f"{made.strategy}, {made.cut}, {made.head}"
         return _called(cell, out), what

@@ -42,7 +42,7 @@ class Busy:
 def ours(images: Path, epochs: int) -> list[float]:
     from tlkit.plugin.options import configure
     from tlkit.plugin.registry import load
-    from tlkit.training.run import Choice, How, Recipe, train
+    from tlkit.training.run import DeviceOptions, RunOptions, TrainingConfig, train
 
     host = load()
     components: dict[str, Any] = {
@@ -52,8 +52,8 @@ def ours(images: Path, epochs: int) -> list[float]:
     }
     origins = {kind: host.origin(host.get(kind, component.name)) for kind, component in components.items()}
     with tempfile.TemporaryDirectory() as folder:
-        how = How(Choice("cuda", "bf16"))
-        done = train(images, Path(folder) / "run", Recipe(**components, origins=origins, refit=False), how=how)
+        how = RunOptions(DeviceOptions("cuda", "bf16"))
+        done = train(images, Path(folder) / "run", TrainingConfig(**components, origins=origins, refit=False), how=how)
     return [line["images_per_second"] for line in done.epochs[1:]]
 
 

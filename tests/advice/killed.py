@@ -17,7 +17,7 @@ from typing import Any
 from tests.advice.asking import ask
 from tlkit.advice import auto, statistics
 from tlkit.advice import recommendation as recommend
-from tlkit.training.config import How
+from tlkit.training.config import RunOptions
 from tlkit.training.history import Watch
 
 
@@ -50,6 +50,6 @@ if __name__ == "__main__":
     elif when == "rename":
         for name in ("rename", "replace"):
             kill_at(left, os, name, lambda _source, target: ".training" in str(target))
-    how = How(resume=True, checkpoint_every=0)
+    how = RunOptions(resume=True, checkpoint_every=0)
     trained, advice = auto.train_auto(Path(photos), Path(out), ask(), how, float(budget) or None)
     sys.stdout.write(f"{trained.digest} {advice.recommendation.strategy} {len(advice.trials)} {left[0]}\n")

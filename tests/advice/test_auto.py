@@ -75,7 +75,7 @@ def test_where_moving_diverges_frozen_features_stay(pictures, tmp_path, monkeypa
 
     monkeypatch.setattr(auto, "run", run)
     trained, advice = train_auto(pictures, tmp_path / "run", ask())
-    assert advice.recommendation.strategy == open_bundle(trained.root).record.strategy.name == "frozen"
+    assert advice.recommendation.strategy == open_bundle(trained.bundle).record.strategy.name == "frozen"
     assert advice.recommendation.reasons[-1] == "moving the trunk came to nothing: the loss is nan in phase 2, epoch 1"
 
 
@@ -122,7 +122,7 @@ def test_a_trunk_that_moved_is_kept_only_if_it_does_better(pictures, tmp_path, m
     record = open_bundle(tmp_path / "run").record
     assert record.strategy.name == ("probe-then-tune" if is_better else "frozen")
     assert (record.phases[-1]["trainable"] > 0) is is_better
-    assert trained.root == tmp_path / "run"
+    assert trained.bundle == tmp_path / "run"
     assert len(record.strategy.report["trials"]) == (1 if is_better else 2)
     if not is_better:
         assert "does no better" in " ".join(advice.recommendation.reasons)

@@ -15,7 +15,7 @@ from tests.advice.asking import ask
 from tlkit.advice import auto, statistics
 from tlkit.errors import UsageError
 from tlkit.model.bundle import open_bundle
-from tlkit.training.config import How
+from tlkit.training.config import RunOptions
 from tlkit.training.history import Watch
 from tlkit.training.run import train
 from tlkit.training.run_directory import DONE, folder_of, is_unfinished
@@ -92,7 +92,7 @@ def left_off(pictures, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Watch, "epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            auto.train_auto(pictures, tmp_path / "run", ask(), How(checkpoint_every=0))
+            auto.train_auto(pictures, tmp_path / "run", ask(), RunOptions(checkpoint_every=0))
     return tmp_path / "run"
 
 
@@ -106,11 +106,11 @@ def test_what_was_left_off_is_begun_anew_by_nobody_who_does_not_say_so(left_off,
     with pytest.raises(UsageError, match="was left off; go on with --resume"):
         train(pictures, left_off, moving)
     with pytest.raises(UsageError, match=r"begun with something else: .*strategy was auto"):
-        train(pictures, left_off, moving, how=How(resume=True))
+        train(pictures, left_off, moving, how=RunOptions(resume=True))
     with pytest.raises(UsageError, match="begun with something else: seed was 0, is 1; give what it was"):
-        auto.train_auto(pictures, left_off, ask(seed=1), How(resume=True))
+        auto.train_auto(pictures, left_off, ask(seed=1), RunOptions(resume=True))
     with pytest.raises(UsageError, match="begun with something else: budget was not there, is 60"):
-        auto.train_auto(pictures, left_off, ask(), How(resume=True), budget=60.0)
+        auto.train_auto(pictures, left_off, ask(), RunOptions(resume=True), budget=60.0)
     assert is_unfinished(left_off)
 
 
@@ -125,13 +125,13 @@ def test_what_is_done_is_not_done_again(left_off, pictures, monkeypatch):
 
     monkeypatch.setitem(auto.run.__globals__, "train", counted)
     monkeypatch.setattr(auto, "better", lambda _moved, _still, _likeness: True)
-    trained, _ = auto.train_auto(pictures, left_off, ask(), How(resume=True))
+    trained, _ = auto.train_auto(pictures, left_off, ask(), RunOptions(resume=True))
     assert trained_to == ["moved"]
-    assert trained.root == left_off
+    assert trained.bundle == left_off
     assert not folder_of(left_off).exists()
 
 
 def test_with_nothing_to_go_on_from_it_begins(pictures, tmp_path):
-    trained, advice = auto.train_auto(pictures, tmp_path / "run", ask(), How(resume=True))
-    assert trained.root == tmp_path / "run"
-    assert open_bundle(trained.root).record.strategy.name == advice.recommendation.strategy
+    trained, advice = auto.train_auto(pictures, tmp_path / "run", ask(), RunOptions(resume=True))
+    assert trained.bundle == tmp_path / "run"
+    assert open_bundle(trained.bundle).record.strategy.name == advice.recommendation.strategy

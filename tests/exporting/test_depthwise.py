@@ -21,7 +21,7 @@ from tlkit.exporting.precision import publish_precision
 from tlkit.exporting.run import half_trunk, publish_onnx
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.registry import load
-from tlkit.training.run import Recipe, train
+from tlkit.training.run import TrainingConfig, train
 from tlkit.verification.replay import replay
 
 CHANNELS = 8
@@ -61,7 +61,7 @@ def climb(pictures, tmp_path_factory):
 
     def run(backbone, **options):
         place = tmp_path_factory.mktemp("depthwise") / "run"
-        recipe = Recipe(backbone, STRATEGIES[0], load().get("head", "logistic"), ORIGINS, golden=4)
+        recipe = TrainingConfig(backbone, STRATEGIES[0], load().get("head", "logistic"), ORIGINS, golden=4)
         train(pictures, place, recipe)
         bundle = open_bundle(place)
         publish_onnx(bundle, recipe.backbone, recipe.head)

@@ -19,10 +19,10 @@ from tlkit.data.preprocessing import load
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Phase
 from tlkit.training.checkpoint import Checkpoints
-from tlkit.training.device import Machine
+from tlkit.training.device import Device
 from tlkit.training.history import Watch
 from tlkit.training.inputs import Examples, Images
-from tlkit.training.trainer import Fitted, Setting
+from tlkit.training.trainer import FitResult, Setting
 from tlkit.training.tune import Split, Store, tune
 
 PHASES = (
@@ -90,14 +90,14 @@ def course(
     watch: Watch | None = None,
     views: int = 2,
     cache: bool = True,
-    machine: Machine | None = None,
+    machine: Device | None = None,
     warn: Any = print,
-) -> tuple[dict[str, torch.Tensor], Fitted]:
+) -> tuple[dict[str, torch.Tensor], FitResult]:
     """The whole training, or the rest of one that was begun in `work`; all weights in the end, and the history."""
     torch.manual_seed(3)
     trunk, head = trunks.build(Seeded()), Line().module(12, 3)
     checkpoints = None if work is None else Checkpoints(work, warn=warn, seconds=0)
-    setting = Setting(0, watch or Watch(), machine or Machine(), checkpoints)
+    setting = Setting(0, watch or Watch(), machine or Device(), checkpoints)
     store = Store(work if cache else None, views)
     fitted, _ = tune(trunk, head, phases, Seeded(), *splits(photos, trunk), store, setting)
     return {**trunk.state_dict(), **head.state_dict(prefix="head.")}, fitted

@@ -21,7 +21,7 @@ import pytest
 from tests.kit import tiny
 
 if TYPE_CHECKING:
-    from tlkit.training.run import Recipe
+    from tlkit.training.run import TrainingConfig
 
 # A machine may be slow; that is no reason to fail.
 hypothesis.settings.register_profile("tlkit", deadline=None)
@@ -195,18 +195,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_recipe() -> Recipe:
+def tiny_recipe() -> TrainingConfig:
     """The tiny backbone, cut at its second stage, with a head that learns by gradient."""
     from tlkit_standard.strategies import STRATEGIES
 
-    from tlkit.training.run import Recipe
+    from tlkit.training.run import TrainingConfig
 
     strategy = replace(STRATEGIES[0], epochs=200, lr=0.1)
-    return Recipe(tiny.Tiny(), strategy, tiny.Line(), tiny.ORIGINS, cut="second", golden=4)
+    return TrainingConfig(tiny.Tiny(), strategy, tiny.Line(), tiny.ORIGINS, cut="second", golden=4)
 
 
 @pytest.fixture(scope="session")
-def tiny_run(pictures: Path, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(pictures: Path, tiny_recipe: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the tiny backbone, exported; not to be changed (see `own_run`)."""
     from tlkit.exporting.run import publish_onnx
     from tlkit.model.bundle import open_bundle

@@ -17,10 +17,10 @@ from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Phase, silent
 from tlkit.training import activation_cache
 from tlkit.training import inputs as seeing
-from tlkit.training.activation_cache import Stored, border, check_space
-from tlkit.training.device import Machine
+from tlkit.training.activation_cache import ActivationCache, border, check_space
+from tlkit.training.device import Device
 from tlkit.training.freezing import Network
-from tlkit.training.inputs import Decoded, Variety
+from tlkit.training.inputs import AugmentedViews, Decoded
 
 ROWS = [np.array([5, 0]), np.array([3])]
 
@@ -42,12 +42,12 @@ def frozen(trunk):
 
 @pytest.fixture(scope="module")
 def edge(trunk, frozen):
-    return border(trunk.upto("second"), frozen, Machine())
+    return border(trunk.upto("second"), frozen, Device())
 
 
 @pytest.fixture
 def kept(tmp_path, train, edge):
-    return Stored(tmp_path, "train", train, Variety(0, crop=True, views=2), edge, Machine(), silent)
+    return ActivationCache(tmp_path, "train", train, AugmentedViews(0, crop=True, views=2), edge, Device(), silent)
 
 
 def test_it_gives_what_decoding_and_the_frozen_stages_give(kept, train, frozen):
@@ -83,7 +83,7 @@ def test_it_takes_the_space_that_it_says(kept, tmp_path):
 def test_another_run_finds_what_is_there_and_computes_the_rest(kept, train, edge, tmp_path, monkeypatch):
     next(kept.batches(ROWS, 1))
     max(tmp_path.iterdir()).unlink()
-    again = Stored(tmp_path, "train", train, kept.variety, edge, Machine(), silent)
+    again = ActivationCache(tmp_path, "train", train, kept.variety, edge, Device(), silent)
     seen, load = [], decoding.load
     monkeypatch.setattr(seeing, "load", lambda *given, **named: seen.append(1) or load(*given, **named))
     for epoch in (1, 2):
@@ -93,7 +93,7 @@ def test_another_run_finds_what_is_there_and_computes_the_rest(kept, train, edge
 
 def test_values_beyond_half_precision_are_kept_in_single(kept, train, edge, tmp_path):
     large = edge.__class__(lambda images: edge.give(images) + 1e6, edge.batch_size, edge.workers, edge.key, edge.shape)
-    there = Stored(tmp_path, "large", train, kept.variety, large, Machine(), silent)
+    there = ActivationCache(tmp_path, "large", train, kept.variety, large, Device(), silent)
     given, plain = (torch.cat(list(each.batches(ROWS, 1))) for each in (there, kept))
     assert torch.allclose(given, plain + 1e6, rtol=1e-6)
     assert {np.load(file).dtype for file in tmp_path.glob("*large*")} == {np.dtype("float32")}

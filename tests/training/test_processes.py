@@ -41,9 +41,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from tests.kit.course import course
 from tests.training.test_processes import PHASES
-from tlkit.training.device import Choice, Machine, processes
+from tlkit.training.device import Device, DeviceOptions, processes
 
-machine = Machine(Choice("cpu", "fp32"))
+machine = Device(DeviceOptions("cpu", "fp32"))
 work = Path(sys.argv[2])
 with processes(machine):
     weights, fitted = course(Path(sys.argv[1]), work, phases=PHASES, machine=machine)
@@ -100,7 +100,7 @@ def test_only_the_first_keeps_checkpoints_and_views(together, tmp_path):
 class TestTrain:
     """Whole runs, in the places that torchrun gives to its processes."""
 
-    def run(self, pictures, out, strategy, *, world, more=()):
+    def run(self, pictures, out, strategy, *, world_size, more=()):
         """`tlkit train` in so many processes at once; the exit code and what was said, of each."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -111,19 +111,20 @@ class TestTrain:
         started = [
             subprocess.Popen(
                 command,
-                env={**shared, "WORLD_SIZE": str(world), "RANK": str(rank)},
+                env={**shared, "WORLD_SIZE": str(world_size), "RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for rank in range(world)
+            for rank in range(world_size)
         ]
         said = [process.communicate() for process in started]
         return [(process.returncode, *each) for process, each in zip(started, said, strict=True)]
 
     def test_the_first_writes_and_speaks_and_its_curve_is_that_of_one(self, pictures, tmp_path):
         runs = {
-            world: self.run(pictures, tmp_path / str(world), "partial", world=world, more=TUNED) for world in (1, 2)
+            world: self.run(pictures, tmp_path / str(world), "partial", world_size=world, more=TUNED)
+            for world in (1, 2)
         }
         for found in runs.values():
             assert [code for code, _, _ in found] == [0] * len(found), found
@@ -139,18 +140,18 @@ class TestTrain:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
     def test_where_nothing_moves_the_first_does_it_alone(self, pictures, tmp_path):
-        found = self.run(pictures, tmp_path / "run", "frozen", world=2)
+        found = self.run(pictures, tmp_path / "run", "frozen", world_size=2)
         assert [code for code, _, _ in found] == [0, 0], found
         assert "validation accuracy" in found[0][1]
         assert found[1][1:] == ("", "")
 
     def test_each_says_what_it_ended_for_with_its_number(self, pictures, tmp_path):
-        found = self.run(pictures, tmp_path / "run", "partial", world=2, more=["--set", "strategy.trainable=20"])
+        found = self.run(pictures, tmp_path / "run", "partial", world_size=2, more=["--set", "strategy.trainable=20"])
         assert [code for code, _, _ in found] == [2, 2]
         problem = "the strategy can't be run: phase 1 moves 20 stages of 9\n"
         assert [said for _, _, said in found] == [f"tlkit: {problem}", f"tlkit (process 1): {problem}"]
         (tmp_path / "there").mkdir()
         (tmp_path / "there/file").touch()
-        found = self.run(pictures, tmp_path / "there", "partial", world=2)
+        found = self.run(pictures, tmp_path / "there", "partial", world_size=2)
         assert [code for code, _, _ in found] == [2, 2]
         assert all("it exists already" in said for _, _, said in found)

@@ -17,11 +17,11 @@ import torch
 from tests.kit.course import PHASES, Stopped, Stops, course, same
 from tlkit.errors import ResourceError, UsageError
 from tlkit.plugin.contract import Phase
-from tlkit.training.checkpoint import Checkpoints, State
-from tlkit.training.config import How
-from tlkit.training.device import Machine
+from tlkit.training.checkpoint import Checkpoint, Checkpoints
+from tlkit.training.config import RunOptions
+from tlkit.training.device import Device
 from tlkit.training.run import train
-from tlkit.training.run_directory import check_unfinished, differences, folder_of, is_unfinished, workplace
+from tlkit.training.run_directory import check_unfinished, differences, folder_of, is_unfinished, run_directory
 
 EPOCHS = sum(phase.epochs for phase in PHASES)
 
@@ -82,7 +82,7 @@ def test_whatever_it_learns_by_it_is_taken_up_as_it_was(pictures, work, way):
     """With all that a step may be made of, and the scaler of half precision, which is on elsewhere than here."""
 
     def learnt(folder, watch=None):
-        machine = Machine()
+        machine = Device()
         machine.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3)
         phases = (Phase(1, 0.05), Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True, **way))
         weights, fitted = course(pictures, folder, phases=phases, cache=False, watch=watch, machine=machine)
@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(pictures, whole, wor
 
 def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(work, monkeypatch):
     checkpoints = Checkpoints(work, warn=print)
-    first = State(1, 1, 0, 1.0, [], {"a": torch.ones(3)})
+    first = Checkpoint(1, 1, 0, 1.0, [], {"a": torch.ones(3)})
     checkpoints.save(first)
 
     def full(_descriptor):
@@ -128,14 +128,14 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(work, monkeypatch):
 
 
 def test_a_checkpoint_comes_back_to_the_bit(work):
-    state = State(2, 3, 1, 0.5, [{"phase": 1, "val_loss": 0.1 + 0.2}], {"a": torch.rand(3, 4, 2, 2)})
+    state = Checkpoint(2, 3, 1, 0.5, [{"phase": 1, "val_loss": 0.1 + 0.2}], {"a": torch.rand(3, 4, 2, 2)})
     state.optimizer = {"0.step": torch.tensor(5.0), "0.exp_avg": torch.rand(2)}
     state.best = {"a": state.now["a"], "n": torch.tensor(7)}
     checkpoints = Checkpoints(work, warn=print)
     checkpoints.save(state)
     found = checkpoints.newest()
     assert (found.phase, found.epoch, found.waited, found.loss, found.history) == (2, 3, 1, 0.5, state.history)
-    for group in State.GROUPS:
+    for group in Checkpoint.GROUPS:
         assert same(getattr(found, group), getattr(state, group))
 
 
@@ -153,21 +153,21 @@ def test_who_interrupts_it_is_told_how_to_go_on(tmp_path, capsys):
 class TestWorkplace:
     def test_it_goes_when_all_is_done_and_stays_with_a_checkpoint(self, tmp_path):
         out = tmp_path / "run"
-        with workplace(out, {"a": 1}, resume=False, leads=True) as folder:
+        with run_directory(out, {"a": 1}, resume=False, is_main_process=True) as folder:
             assert folder == folder_of(out)
             (folder / "checkpoint-1").touch()
         assert not folder.exists()
-        with suppress(Stopped), workplace(out, {"a": 1}, resume=False, leads=True):
+        with suppress(Stopped), run_directory(out, {"a": 1}, resume=False, is_main_process=True):
             (folder / "checkpoint-1").touch()
             raise Stopped
         with pytest.raises(UsageError, match=r"run: a training of it was left off; go on with --resume, or give it up"):
             check_unfinished(out, resume=False)
         check_unfinished(out, resume=True)
-        with workplace(out, {"a": 1}, resume=True, leads=True):
+        with run_directory(out, {"a": 1}, resume=True, is_main_process=True):
             assert (folder / "checkpoint-1").exists()
 
     def test_nothing_stays_of_a_training_that_came_to_nothing(self, tmp_path):
-        with suppress(Stopped), workplace(tmp_path / "run", {}, resume=False, leads=True):
+        with suppress(Stopped), run_directory(tmp_path / "run", {}, resume=False, is_main_process=True):
             raise Stopped
         assert list(tmp_path.iterdir()) == []
 
@@ -195,7 +195,7 @@ def test_a_whole_run_is_taken_up_and_gives_the_same_bundle(pictures, tiny_recipe
 
     phases = (Phase(2, 0.05), Phase(2, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True))
     recipe = replace(tiny_recipe, **tuned(*phases))
-    how = How(checkpoint_every=0)
+    how = RunOptions(checkpoint_every=0)
     expected = train(pictures, tmp_path / "expected", recipe, how=how).digest
 
     lines = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.kit.tiny import Line, write_images
 from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, UsageError
 from tlkit.graph import trace
+from tlkit.model import reference_images
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, LOGITS, DatasetStatistics, Phase, Strategy
 from tlkit.training.inputs import Examples
@@ -31,7 +33,8 @@ def test_the_record_says_what_was_done(tiny_run, tiny_recipe, pictures):
     assert record.strategy.options == {"epochs": 200, "lr": 0.1}
     assert record.phases[0]["epochs"] == 200
     assert record.data["images"]["train"] + record.data["images"]["val"] == 36
-    assert record.data["source"] == str(pictures)
+    assert str(pictures) not in (tiny_run / "bundle.json").read_text()
+    assert reference_images.source(open_bundle(tiny_run)) == pictures
     assert record.metrics["val"]["accuracy"] > 0.8
     history = [json.loads(line) for line in (tiny_run / "history.jsonl").read_text().splitlines()]
     assert len(history) == 200
@@ -58,6 +61,8 @@ def test_golden_images_are_one_of_each_class_by_turns_with_what_they_give(tiny_r
 def test_the_same_seed_gives_the_same_bundle(pictures, tiny_recipe, tmp_path):
     first, second = (train(pictures, tmp_path / name, tiny_recipe).digest for name in ("a", "b"))
     assert first == second
+    elsewhere = shutil.copytree(pictures, tmp_path / "elsewhere" / "images")
+    assert train(elsewhere, tmp_path / "moved", tiny_recipe).digest == first
     assert train(pictures, tmp_path / "c", replace(tiny_recipe, seed=1)).digest != first
 
 

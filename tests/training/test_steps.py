@@ -16,9 +16,9 @@ from tlkit.errors import ResourceError, UsageError
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Phase
 from tlkit.training import batchnorm
-from tlkit.training.device import Choice, Machine
+from tlkit.training.device import Device, DeviceOptions
 from tlkit.training.history import LOG, Watch
-from tlkit.training.inputs import Examples, Variety
+from tlkit.training.inputs import AugmentedViews, Examples
 from tlkit.training.steps import Learner, Lesson, mixing
 from tlkit.training.trainer import Setting, fit_head
 
@@ -34,14 +34,14 @@ def blobs(counts, seed=0):
 
 def fitted(phase, train, val=None, machine=None):
     torch.manual_seed(0)
-    return fit_head(Line().module(4, 2), [phase], train, val or train, Setting(0, machine=machine or Machine()))
+    return fit_head(Line().module(4, 2), [phase], train, val or train, Setting(0, machine=machine or Device()))
 
 
 def learner(phase, examples, machine=None):
     torch.manual_seed(0)
     head = Line().module(4, 2)
     lesson = Lesson(head, [{"params": list(head.parameters()), "lr": phase.head_lr}], examples, examples)
-    return Learner(phase, lesson, machine or Machine(), 0, None, head)
+    return Learner(phase, lesson, machine or Device(), 0, None, head)
 
 
 class TestBalance:
@@ -123,7 +123,7 @@ class TestRandAugment:
 
     def test_an_image_differs_from_view_to_view(self, pictures):
         file = min(pictures.rglob("*.png"))
-        variety = Variety(0, magnitude=9)
+        variety = AugmentedViews(0, magnitude=9)
         assert variety.varies
         views = {variety.see(file, Tiny.preprocessing, number, 0).tobytes() for number in range(6)}
         assert len(views) > 3
@@ -143,14 +143,14 @@ class TestAverage:
 class TestMemory:
     def test_a_batch_in_parts_gives_the_same_gradients(self):
         examples, phase = blobs([30, 30]), Phase(3, 0.1, batch_size=16)
-        whole, parted = Machine(), Machine()
+        whole, parted = Device(), Device()
         parted.parts = 4
         one, other = (fitted(phase, examples, machine=machine)[0] for machine in (whole, parted))
         assert torch.allclose(one.weight, other.weight, atol=1e-5)
 
     @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
     def test_a_batch_that_is_too_large_is_learnt_from_in_parts(self, monkeypatch, kind):
-        examples, phase, machine = blobs([30, 30]), Phase(2, 0.1, batch_size=16), Machine()
+        examples, phase, machine = blobs([30, 30]), Phase(2, 0.1, batch_size=16), Device()
         forward = nn.Linear.forward
 
         def small_only(self, x):
@@ -179,14 +179,14 @@ class TestMemory:
             raise RuntimeError("shapes do not fit")
 
         with pytest.raises(RuntimeError, match="shapes"):
-            Machine().retried(wrong, 8)
+            Device().retried(wrong, 8)
 
 
 class TestMachine:
     def test_bf16_learns_as_well(self, pictures):
         phases = (Phase(3, 0.05, trunk_lr=0.02, trainable=3, batch_size=8),)
         plain, half = (
-            course(pictures, phases=phases, machine=Machine(Choice("cpu", precision)))[1].history
+            course(pictures, phases=phases, machine=Device(DeviceOptions("cpu", precision)))[1].history
             for precision in ("fp32", "bf16")
         )
         losses = [[line["val_loss"] for line in history] for history in (plain, half)]
@@ -194,21 +194,21 @@ class TestMachine:
         assert losses[0] == pytest.approx(losses[1], rel=0.15)
 
     def test_auto_is_single_precision_on_a_cpu(self):
-        assert Machine(Choice("cpu")).format == torch.float32
+        assert Device(DeviceOptions("cpu")).format == torch.float32
 
     def test_what_is_not_there_is_told_of(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert Machine(Choice()).device.type == "cpu"
+        assert Device(DeviceOptions()).device.type == "cpu"
         with pytest.raises(ResourceError, match="sees no NVIDIA GPU here; take --device cpu"):
-            Machine(Choice("cuda"))
+            Device(DeviceOptions("cuda"))
         with pytest.raises(UsageError, match="fp16 needs a GPU; take --precision bf16 or fp32"):
-            Machine(Choice("cpu", "fp16"))
+            Device(DeviceOptions("cpu", "fp16"))
 
     @pytest.mark.slow
     def test_compiled_it_learns_the_same(self, pictures):
         phases = (Phase(2, 0.05, trunk_lr=0.02, trainable=3, batch_size=8),)
         plain, compiled = (
-            course(pictures, phases=phases, machine=Machine(Choice("cpu", "fp32", each)))[1].history
+            course(pictures, phases=phases, machine=Device(DeviceOptions("cpu", "fp32", each)))[1].history
             for each in (False, True)
         )
         assert [line["val_loss"] for line in plain] == pytest.approx([line["val_loss"] for line in compiled], rel=1e-2)

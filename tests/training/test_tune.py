@@ -24,10 +24,10 @@ from tlkit.plugin.contract import FEATURES, LOGITS, DatasetStatistics, Phase, St
 from tlkit.runtime.model import Model
 from tlkit.training import steps
 from tlkit.training import trainer as loop
-from tlkit.training.device import Machine
+from tlkit.training.device import Device
 from tlkit.training.freezing import Network, Originals
 from tlkit.training.history import Watch
-from tlkit.training.inputs import Decoded, Examples, Images, Variety
+from tlkit.training.inputs import AugmentedViews, Decoded, Examples, Images
 from tlkit.training.phases import check_phases, provenance
 from tlkit.training.run import train
 from tlkit.training.steps import rate, split
@@ -103,7 +103,7 @@ def test_the_deepest_stages_move_and_the_others_stay_to_the_bit(pictures, recipe
     trained = train(pictures, tmp_path / "run", replace(recipe, **tuned(phase)))
     bundle = open_bundle(tmp_path / "run")
     assert changed_stages(bundle, original) == set(STAGES[-moving:])
-    expected = {stage: "moved" if stage in STAGES[-moving:] else "original" for stage in STAGES}
+    expected = {stage: "fine-tuned" if stage in STAGES[-moving:] else "original" for stage in STAGES}
     assert bundle.record.provenance == trained.provenance == expected
 
 
@@ -180,7 +180,7 @@ def test_restarted_stages_owe_nothing_to_the_original(pictures, recipe, original
     phase = Phase(1, 0.05, trunk_lr=1e-12, trainable=2, reinit=1, batch_size=8)
     train(pictures, tmp_path / "run", replace(recipe, **tuned(phase)))
     bundle, before = open_bundle(tmp_path / "run"), trunks.tensors(original)
-    assert bundle.record.provenance == {"first": "original", "second": "moved", "third": "new"}
+    assert bundle.record.provenance == {"first": "original", "second": "fine-tuned", "third": "reinitialized"}
     for stage, near in (("second", True), ("third", False)):
         weight = f"stages.{stage}.0.weight"
         assert np.allclose(bundle.trunk[weight], before[weight], atol=1e-6) is near
@@ -256,7 +256,7 @@ class TestInputs:
         files = sorted(pictures.rglob("*.png"))[:4]
         images = Images(files, np.zeros(4, np.int64), Tiny.preprocessing)
         rows = [np.array([2, 0]), np.array([1, 3])]
-        varied, plain = (Decoded(images, original.normalize, Variety(0, crop)) for crop in (True, False))
+        varied, plain = (Decoded(images, original.normalize, AugmentedViews(0, crop)) for crop in (True, False))
         first, again, second = (torch.cat(list(varied.batches(rows, epoch))) for epoch in (1, 1, 2))
         assert torch.equal(first, again)
         assert not torch.equal(first, second)
@@ -267,7 +267,7 @@ class TestInputs:
     def test_an_image_that_is_gone_is_named(self, pictures, original, tmp_path):
         images = Images([tmp_path / "gone.png"], np.zeros(1, np.int64), Tiny.preprocessing)
         with pytest.raises(DataError, match=r"gone\.png: no such file"):
-            list(Decoded(images, original.normalize, Variety(0)).batches([np.array([0])], 1))
+            list(Decoded(images, original.normalize, AugmentedViews(0)).batches([np.array([0])], 1))
 
     def test_a_last_image_alone_joins_those_before_it(self):
         assert [len(part) for part in split(np.arange(9), 4)] == [4, 5]
@@ -382,7 +382,7 @@ class TestLoop:
         head, fitted = self.fitted(examples, Phase(5, 0.05))
         assert fitted.diverged.startswith("the loss is nan at step 2 of phase 1, epoch 3, at rate 0.0")
         assert len(fitted.history) == 2
-        assert steps.evaluate(head, examples[1], Machine())["val_loss"] == min(
+        assert steps.evaluate(head, examples[1], Device())["val_loss"] == min(
             line["val_loss"] for line in fitted.history
         )
 
@@ -468,7 +468,11 @@ class TestBadInput:
 def test_what_becomes_of_stages():
     phases = [Phase(1, 1), Phase(1, 1, trunk_lr=1, trainable=1, reinit=1), Phase(1, 1, trunk_lr=1, trainable=2)]
     changed = ("second", "third")
-    assert provenance(STAGES, phases, changed) == {"first": "original", "second": "moved", "third": "new"}
+    assert provenance(STAGES, phases, changed) == {
+        "first": "original",
+        "second": "fine-tuned",
+        "third": "reinitialized",
+    }
     assert set(provenance(STAGES, phases, ()).values()) == {"original"}
 
 

@@ -19,11 +19,11 @@ from tlkit.errors import DataError, UsageError
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Component, Progress, silent
 from tlkit.plugin.options import to_json
-from tlkit.training.config import How, Recipe
-from tlkit.training.device import Machine
-from tlkit.training.result import Trained
+from tlkit.training.config import RunOptions, TrainingConfig
+from tlkit.training.device import Device
+from tlkit.training.result import TrainingResult
 from tlkit.training.run import train
-from tlkit.training.run_directory import check_unfinished, folder_of, workplace
+from tlkit.training.run_directory import check_unfinished, folder_of, run_directory
 from tlkit.util import files
 from tlkit.version import __version__
 
@@ -35,15 +35,15 @@ def train_auto(
     source: Path,
     out: Path,
     question: Question,
-    how: How | None = None,
+    how: RunOptions | None = None,
     budget: float | None = None,
     progress: Progress = silent,
-) -> tuple[Trained, Advice]:
+) -> tuple[TrainingResult, Advice]:
     """Train what the advice recommends, and write the bundle `out` with the advice in it.
 
     Without a budget the same data and seed give the same bundle.
     """
-    how = how or How()
+    how = how or RunOptions()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         what = f"{NAME} compares and decides in one process, not under torchrun"
         raise UsageError(what, do="ask `tlkit advise` first, and give torchrun the --strategy that it names")
@@ -56,13 +56,21 @@ def train_auto(
     moves = advice.recommendation.strategy != "frozen"
     if not (moves or budget is not None or (how.resume and folder_of(out).exists())):
         return _train(out, question, advice, progress, how), advice
-    with workplace(out, _begun_with(advice, question, how, budget), resume=how.resume, leads=True) as folder:
+    with run_directory(
+        out, _begun_with(advice, question, how, budget), resume=how.resume, is_main_process=True
+    ) as folder:
         return _compare(out, folder, question, advice, budget, progress, how)
 
 
 def _compare(
-    out: Path, folder: Path, question: Question, advice: Advice, budget: float | None, progress: Progress, how: How
-) -> tuple[Trained, Advice]:
+    out: Path,
+    folder: Path,
+    question: Question,
+    advice: Advice,
+    budget: float | None,
+    progress: Progress,
+    how: RunOptions,
+) -> tuple[TrainingResult, Advice]:
     """Trials, where there is a budget for them; then frozen and moved, if the trunk is to move, and the better one."""
     aside = replace(how, tensorboard=None)  # its curves are those of what is kept, if that moves
     if budget is not None:
@@ -80,7 +88,7 @@ def _compare(
     else:
         if better(moved.trained, still.trained, advice.sight.shift.likeness):
             os.rename(folder / MOVED, out)
-            return _whole(replace(moved.trained, root=out), seen, still.trained), seen
+            return _whole(replace(moved.trained, bundle=out), seen, still.trained), seen
         why = "the trunk that moved does no better than frozen features on the validation images"
         lost = {"what": moved.what, "accuracy": moved.trained.metrics.accuracy}
         seen = replace(seen, trials=[*seen.trials, lost])
@@ -88,17 +96,19 @@ def _compare(
     return _train(out, question, seen, progress, how, still.trained), seen
 
 
-def _train(out: Path, question: Question, advice: Advice, progress: Progress, how: How, *before: Trained) -> Trained:
+def _train(
+    out: Path, question: Question, advice: Advice, progress: Progress, how: RunOptions, *before: TrainingResult
+) -> TrainingResult:
     """Train what is recommended."""
     return _whole(train(advice.source, out, _whole_recipe(question, advice), progress, how), advice, *before)
 
 
-def _whole_recipe(question: Question, advice: Advice) -> Recipe:
+def _whole_recipe(question: Question, advice: Advice) -> TrainingConfig:
     """How to train what is recommended, with the advice for the bundle."""
     return replace(recipe(question, advice.recommendation), advice=_kept(advice))
 
 
-def _whole(trained: Trained, advice: Advice, *before: Trained) -> Trained:
+def _whole(trained: TrainingResult, advice: Advice, *before: TrainingResult) -> TrainingResult:
     """The images that were decoded for the advice, and for what was trained before, count as decoded for it."""
     others = advice.sight.features.decoded + sum(each.decoded for each in before)
     return replace(trained, decoded=trained.decoded + others)
@@ -114,9 +124,9 @@ def _kept(advice: Advice) -> Mapping[str, Any]:
     return content
 
 
-def _begun_with(advice: Advice, question: Question, how: How, budget: float | None) -> dict[str, Any]:
+def _begun_with(advice: Advice, question: Question, how: RunOptions, budget: float | None) -> dict[str, Any]:
     """All that decides the outcome, as JSON: what a run that is taken up must have been begun with."""
-    machine = Machine(how.choice)  # refused at once where it can't be had
+    machine = Device(how.choice)  # refused at once where it can't be had
 
     def named(components: tuple[Component, ...]) -> dict[str, Any]:
         return {component.name: to_json(component) for component in components}

@@ -39,7 +39,7 @@ class Question:
     max_bad: float = 0.01
     seed: int = 0
     cut: str | None = None  # that the user wants
-    options: Mapping[str, Any] = field(default_factory=dict)  # others of `Recipe`, for what is trained
+    options: Mapping[str, Any] = field(default_factory=dict)  # others of `TrainingConfig`, for what is trained
 
 
 @dataclass(frozen=True, slots=True)

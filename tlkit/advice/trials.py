@@ -14,8 +14,8 @@ from tlkit.advice.recommendation import EPOCHS, Recommendation, available, epoch
 from tlkit.advice.run import Advice, Question
 from tlkit.plugin.contract import Head, Progress, Strategy, silent
 from tlkit.plugin.options import configure
-from tlkit.training.config import How, Recipe, facts
-from tlkit.training.result import Trained
+from tlkit.training.config import RunOptions, TrainingConfig, facts
+from tlkit.training.result import TrainingResult
 from tlkit.training.run_directory import once
 from tlkit.util.statistics import paired_difference
 
@@ -24,13 +24,13 @@ FEWEST_EPOCHS = 2
 HALF = 0.5  # of the budget, for each
 
 
-def recipe(question: Question, recommendation: Recommendation) -> Recipe:
+def recipe(question: Question, recommendation: Recommendation) -> TrainingConfig:
     """How to train what is recommended, with the options that go with it."""
     backbone = next(each for each in question.backbones if each.name == recommendation.backbone)
     head: Head = next(each for each in question.heads if each.name == recommendation.head)
     options = {name.removeprefix("strategy."): value for name, value in recommendation.settings.items()}
     chosen = configure(named(question, recommendation.strategy), options)
-    return Recipe(
+    return TrainingConfig(
         backbone,
         chosen,
         head,
@@ -48,7 +48,7 @@ def named(question: Question, name: str) -> Strategy:
     return next(each for each in question.strategies if each.name == name)
 
 
-def better(moved: Trained, still: Trained, likeness: Likeness) -> bool:
+def better(moved: TrainingResult, still: TrainingResult, likeness: Likeness) -> bool:
     """Whether to keep a trunk that moved, by how both do on the same validation images.
 
     More than the standard error of their lead decides. Within it, where few images can't tell by what is right, the
@@ -66,7 +66,7 @@ def try_out(
     question: Question,
     budget: float,
     progress: Progress = silent,
-    how: How | None = None,
+    how: RunOptions | None = None,
     folder: Path | None = None,
 ) -> Advice:
     """The advice with trial trainings in about `budget` seconds, and a recommendation that heeds them.

@@ -169,9 +169,9 @@ def command(
         named["strategy"], head = strategy, head or HEAD
     components, origins = _configured(named | ({"head": head} if head else {}), settings)
 
-    from tlkit.training.run import Choice, How, Recipe, train
+    from tlkit.training.run import DeviceOptions, RunOptions, TrainingConfig, train
 
-    how = How(Choice(device, precision, compiled, tf32), resume, tensorboard, warn=warn)
+    how = RunOptions(DeviceOptions(device, precision, compiled, tf32), resume, tensorboard, warn=warn)
     with progress_bars() as bars, _told_how_to_go_on(out):
         if strategy == AUTO:
             from tlkit.advice.auto import train_auto
@@ -180,7 +180,7 @@ def command(
             trained, advice = train_auto(source, out, asked, how, budget, bars)
             strategy, head = advice.recommendation.strategy, advice.recommendation.head
         else:
-            trained = train(source, out, Recipe(**components, origins=origins, **common), bars, how)
+            trained = train(source, out, TrainingConfig(**components, origins=origins, **common), bars, how)
 
     for line in trained.skipped:
         click.echo(one_line(f"skipped {line}"), err=True)

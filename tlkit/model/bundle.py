@@ -79,7 +79,7 @@ class BundleRecord:
     data: Mapping[str, Any]
     metrics: Mapping[str, Any]
     golden: tuple[Golden, ...] = ()
-    provenance: Mapping[str, str] = field(default_factory=dict)  # by stage: "original", "moved" or "new"
+    provenance: Mapping[str, str] = field(default_factory=dict)  # by stage: "original", "fine-tuned" or "reinitialized"
     training: Mapping[str, Any] = field(default_factory=dict)  # on what stages moved, and how images were seen
 
     @property

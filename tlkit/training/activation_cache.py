@@ -22,8 +22,8 @@ from tlkit.graph.trace import map_graph
 from tlkit.model.trunk import Trunk, fingerprint
 from tlkit.plugin.contract import Progress
 from tlkit.runtime.session import OnnxSession
-from tlkit.training.device import Machine
-from tlkit.training.inputs import Batches, Images, Inputs, Variety
+from tlkit.training.device import Device
+from tlkit.training.inputs import AugmentedViews, Batches, Images, Inputs
 from tlkit.util.files import NpyWriter, atomic_file, translate_os_errors
 from tlkit.util.prefetch import prefetch
 from tlkit.util.resources import cores
@@ -49,7 +49,7 @@ class Border:
     shape: tuple[int, ...]  # of one image's map, channels last
 
 
-def border(part: Trunk, frozen: nn.Module, machine: Machine) -> Border:
+def border(part: Trunk, frozen: nn.Module, machine: Device) -> Border:
     """The end of a trunk's frozen part; `frozen` are its stages on the machine's device."""
     if machine.device.type == "cpu":
         session = OnnxSession(map_graph(part), workers=cores())
@@ -70,7 +70,7 @@ def border(part: Trunk, frozen: nn.Module, machine: Machine) -> Border:
     return Border(give, batch, workers, fingerprint(part)[:16], shape)
 
 
-class Stored(Inputs):
+class ActivationCache(Inputs):
     """The maps of one split's images at a border, computed in all views when one is first asked for."""
 
     def __init__(
@@ -78,9 +78,9 @@ class Stored(Inputs):
         folder: Path,
         split: str,
         images: Images,
-        variety: Variety,
+        variety: AugmentedViews,
         edge: Border,
-        machine: Machine,
+        machine: Device,
         say: Progress,
     ) -> None:
         self.folder, self.split, self.images, self.variety = folder, split, images, variety
@@ -114,9 +114,9 @@ class Stored(Inputs):
         if not self.opened:
             files = {each: self._file(each) for each in range(self._views)}
             for each, file in files.items():
-                if self.machine.leads and not file.exists():
+                if self.machine.is_main_process and not file.exists():
                     self._compute(file, each)
-            self.machine.wait()
+            self.machine.barrier()
             self.opened = {each: np.load(file, mmap_mode="r", allow_pickle=False) for each, file in files.items()}
         return self.opened[number]
 

@@ -32,7 +32,7 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass
-class State:
+class Checkpoint:
     """Where training is after an epoch: the weights now and at their best, what drives them, and the history."""
 
     phase: int
@@ -83,9 +83,11 @@ class Checkpoints:
         """Whether the last one is some time ago."""
         return time.monotonic() - self.saved >= self.seconds
 
-    def save(self, state: State) -> None:
+    def save(self, state: Checkpoint) -> None:
         """Write one; raises a ResourceError where that fails, with those before intact."""
-        tensors = {f"{group}/{name}": value for group in State.GROUPS for name, value in getattr(state, group).items()}
+        tensors = {
+            f"{group}/{name}": value for group in Checkpoint.GROUPS for name, value in getattr(state, group).items()
+        }
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         names = ("phase", "epoch", "waited", "loss", "history", "scaler")
         facts = {name: getattr(state, name) for name in names} | {"sha256": hash_tensors(tensors)}
@@ -100,7 +102,7 @@ class Checkpoints:
             old.unlink(missing_ok=True)
         self.saved = time.monotonic()
 
-    def newest(self) -> State | None:
+    def newest(self) -> Checkpoint | None:
         """The newest one that is whole; those that are not are told of."""
         for file in self.files():
             try:
@@ -110,14 +112,14 @@ class Checkpoints:
         return None
 
 
-def _read(file: Path) -> State:
+def _read(file: Path) -> Checkpoint:
     with safe_open(file, framework="pt") as opened:
         facts = json.loads(opened.metadata()["tlkit"])
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
     if facts.pop("sha256") != hash_tensors(tensors):
         raise ValueError("it was changed")
-    groups: dict[str, Tensors] = {group: {} for group in State.GROUPS}
+    groups: dict[str, Tensors] = {group: {} for group in Checkpoint.GROUPS}
     for key, value in tensors.items():
         group, _, name = key.partition("/")
         groups[group][name] = value
-    return State(**{**facts, **groups})
+    return Checkpoint(**{**facts, **groups})

@@ -17,14 +17,14 @@ from tlkit.plugin.contract import Backbone, DatasetStatistics, Head, Phase, Prog
 from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features, check_rejected, extract
 from tlkit.training.checkpoint import SECONDS
-from tlkit.training.device import Choice, Machine
+from tlkit.training.device import Device, DeviceOptions
 from tlkit.training.inputs import Examples, Images
 from tlkit.training.tune import Split
 from tlkit.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingConfig:
     """What to train: the three components, each with the (distribution, version) of the plugin it comes from."""
 
     backbone: Backbone
@@ -44,10 +44,10 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class How:
+class RunOptions:
     """How to go about it: on what, whether to go on where it was left off, and who is told of what."""
 
-    choice: Choice = field(default_factory=Choice)
+    choice: DeviceOptions = field(default_factory=DeviceOptions)
     resume: bool = False
     tensorboard: Path | None = None
     progress: Progress = silent
@@ -61,7 +61,7 @@ class Plan:
 
     source: Path
     out: Path
-    recipe: Recipe
+    recipe: TrainingConfig
     dataset: Dataset
     phases: tuple[Phase, ...]
     whole: Trunk  # all stages
@@ -94,17 +94,17 @@ class Plan:
 
         return split("train"), split("val")
 
-    def conditions(self, machine: Machine) -> dict[str, Any]:
+    def conditions(self, machine: Device) -> dict[str, Any]:
         """On what stages move, and how images are seen: what decides the outcome besides recipe and data."""
         return {
             "views": self.recipe.views,
             "cache": self.recipe.cache,
             "device": machine.device.type,
             "precision": str(machine.format).removeprefix("torch."),
-            "processes": machine.world,
+            "processes": machine.world_size,
         }
 
-    def begun_with(self, features: Features, machine: Machine) -> dict[str, Any]:
+    def begun_with(self, features: Features, machine: Device) -> dict[str, Any]:
         """All that decides the outcome, as JSON: what a training that is taken up must have been begun with."""
         recipe = self.recipe
         components = {

@@ -26,7 +26,7 @@ FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class DeviceOptions:
     """What a user may choose of it. `auto` is a GPU where there is one, with bf16 where it has that, else fp32."""
 
     device: str = "auto"
@@ -40,12 +40,12 @@ def place() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-class Machine:
+class Device:
     """A device, the format of products, and this process's place among those that share the work."""
 
-    def __init__(self, choice: Choice | None = None) -> None:
-        choice = choice or Choice("cpu", "fp32")
-        self.rank, self.world = place()
+    def __init__(self, choice: DeviceOptions | None = None) -> None:
+        choice = choice or DeviceOptions("cpu", "fp32")
+        self.rank, self.world_size = place()
         self.device = _device(choice.device)
         self.format = _format(choice.precision, self.device)
         self.compiles = choice.compile
@@ -56,7 +56,7 @@ class Machine:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = choice.tf32
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that writes and is listened to."""
         return self.rank == 0
 
@@ -72,7 +72,7 @@ class Machine:
 
     def prepare(self, learning: nn.Module) -> nn.Module:
         """What learns, as it is called in training: compiled, and with gradients summed over all processes."""
-        if self.world > 1:
+        if self.world_size > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             # Buffers are the same anyway: each process sees the statistics of the whole batch.
             learning = DistributedDataParallel(learning, device_ids=ids, broadcast_buffers=False)
@@ -85,20 +85,20 @@ class Machine:
 
         A process for which nothing is left computes along with one image that counts nothing.
         """
-        mine = rows[self.rank :: self.world]
-        return (mine, self.world * len(mine) / len(rows)) if len(mine) else (rows[:1], 0.0)
+        mine = rows[self.rank :: self.world_size]
+        return (mine, self.world_size * len(mine) / len(rows)) if len(mine) else (rows[:1], 0.0)
 
     def summed(self, values: Sequence[float]) -> list[float]:
         """Each value, summed over all processes."""
-        if self.world == 1:
+        if self.world_size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         distributed.all_reduce(tensor)
         return [float(value) for value in tensor]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes are here."""
-        if self.world > 1:
+        if self.world_size > 1:
             distributed.barrier()
 
     def retried(self, step: Callable[[int], Any], batch: int) -> Any:
@@ -109,7 +109,7 @@ class Machine:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                if self.parts >= batch or self.world > 1:
+                if self.parts >= batch or self.world_size > 1:
                     what = f"not enough memory to learn from {max(1, batch // self.parts)} image(s) at once"
                     raise ResourceError(what, do="take a smaller batch, a smaller network or fewer stages") from error
                 self.parts *= 2
@@ -140,9 +140,9 @@ def _format(name: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def processes(machine: Machine) -> Iterator[None]:
+def processes(machine: Device) -> Iterator[None]:
     """Bring the processes that torchrun has started together, and part them again."""
-    if machine.world == 1:
+    if machine.world_size == 1:
         yield
         return
     distributed.init_process_group("nccl" if machine.device.type == "cuda" else "gloo")

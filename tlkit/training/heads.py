@@ -12,7 +12,7 @@ from tlkit.evaluation.metrics import score
 from tlkit.plugin.contract import Head, Phase
 from tlkit.training.inputs import Examples
 from tlkit.training.steps import Line
-from tlkit.training.trainer import Fitted, Setting, fit_head
+from tlkit.training.trainer import FitResult, Setting, fit_head
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,11 +27,11 @@ def solve_or_fit(
     val: Examples,
     classes: int,
     setting: Setting,
-) -> tuple[nn.Module, Fitted]:
+) -> tuple[nn.Module, FitResult]:
     """The head, solved where it can be, otherwise trained by gradient; and the history of that."""
     solved = head.solve(train.features, train.labels, classes, setting.seed)
     if solved is not None:
-        return solved.eval(), Fitted([{"phase": 1, "solved": head.name, **report(solved)}])
+        return solved.eval(), FitResult([{"phase": 1, "solved": head.name, **report(solved)}])
     module = head.module(train.features.shape[1], classes)
     return fit_head(module, phases, train, val, setting)
 

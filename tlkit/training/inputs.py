@@ -58,7 +58,7 @@ class Images:
 
 
 @dataclass(frozen=True, slots=True)
-class Variety:
+class AugmentedViews:
     """How an image differs from epoch to epoch: by a random crop, and by distortions of a magnitude.
 
     Each view is drawn from the seed, its number and the image alone. With `views` there are so many of each image, and
@@ -71,7 +71,7 @@ class Variety:
     views: int = 0
 
     @classmethod
-    def of(cls, phase: Phase, seed: int, views: int) -> Variety:
+    def of(cls, phase: Phase, seed: int, views: int) -> AugmentedViews:
         """What a phase asks for."""
         return cls(seed, phase.augment, phase.randaugment, min(views, phase.epochs))
 
@@ -96,7 +96,7 @@ class Decoded(Inputs):
 
     images: Images
     frozen: nn.Module
-    variety: Variety
+    variety: AugmentedViews
     device: torch.device | None = None
 
     @property

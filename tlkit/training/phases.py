@@ -9,7 +9,7 @@ from tlkit.data.randaugment import STRONGEST
 from tlkit.errors import UsageError
 from tlkit.plugin.contract import BALANCES, BATCHNORMS, OPTIMIZERS, Phase
 
-ORIGINAL, MOVED, NEW = "original", "moved", "new"
+ORIGINAL, MOVED, NEW = "original", "fine-tuned", "reinitialized"
 
 
 def check_phases(phases: Sequence[Phase], stages: Sequence[str]) -> None:

@@ -13,15 +13,16 @@ from tlkit.data.preprocessing import load
 from tlkit.evaluation.metrics import Metrics, score
 from tlkit.model import bundle as bundles
 from tlkit.model import trunk as trunks
+from tlkit.model.reference_images import remember
 from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head, Strategy
 from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features
-from tlkit.training.config import Plan, Recipe
+from tlkit.training.config import Plan, TrainingConfig
 from tlkit.training.curves import draw
 from tlkit.training.heads import logits, probabilities, report
 from tlkit.training.inputs import Examples
 from tlkit.training.phases import provenance
-from tlkit.training.trainer import Fitted
+from tlkit.training.trainer import FitResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainingResult:
     """What came of it. `rejected` maps the names of images that could not be used to the reasons."""
 
-    root: Path
+    bundle: Path
     digest: str
     backbone: str
     strategy: str
@@ -45,7 +46,7 @@ class Trained:
     rejected: Mapping[str, str]
     skipped: Sequence[str]
     metrics: Metrics
-    provenance: Mapping[str, str]  # of each stage: "original", "moved" or "new"
+    provenance: Mapping[str, str]  # of each stage: "original", "fine-tuned" or "reinitialized"
     right: NDArray[np.bool_]  # which of the images to validate on that can be used, in order
     report: Mapping[str, Any] = field(default_factory=dict)
     epochs: Sequence[Mapping[str, Any]] = ()  # of this run: loss, accuracy, rates, seconds and images a second
@@ -54,7 +55,7 @@ class Trained:
 
     def __fspath__(self) -> str:
         """The bundle: a result stands wherever a path to one does."""
-        return str(self.root)
+        return str(self.bundle)
 
 
 def write(
@@ -62,11 +63,11 @@ def write(
     features: Features,
     val_set: Examples,
     head: nn.Module,
-    fitted: Fitted,
+    fitted: FitResult,
     changed: Sequence[str],
     epochs: Sequence[Mapping[str, Any]],
     conditions: Mapping[str, Any],
-) -> Trained:
+) -> TrainingResult:
     """Score the head on the features of the deployed trunk, `val_set` those of val, and write the bundle."""
     recipe, trunk, dataset, samples, phases = plan.recipe, plan.trunk, plan.dataset, plan.samples, plan.phases
     train_samples, val_samples = dataset.of("train"), dataset.of("val")
@@ -87,7 +88,7 @@ def write(
         strategy=_made(recipe, recipe.strategy, recipe.advice),
         phases=tuple(asdict(phase) for phase in phases),
         seed=recipe.seed,
-        data=_data(plan.source, dataset, features, samples, recipe),
+        data=_data(dataset, features, samples, recipe),
         metrics={"val": scores.to_json()},
         golden=tuple(
             bundles.Golden(
@@ -110,9 +111,10 @@ def write(
         golden=contents,
         expected={FEATURES: expected, LOGITS: logits(head, expected)},
     )
+    remember(digest, plan.source)
     draw(fitted.history, plan.out)
-    return Trained(
-        root=plan.out,
+    return TrainingResult(
+        bundle=plan.out,
         digest=digest,
         backbone=recipe.backbone.name,
         strategy=recipe.strategy.name,
@@ -143,17 +145,14 @@ def _golden(samples: Sequence[Sample], usable: NDArray[np.bool_], count: int) ->
 
 
 def _made(
-    recipe: Recipe, component: Backbone | Head | Strategy, report: Mapping[str, Any] | None = None
+    recipe: TrainingConfig, component: Backbone | Head | Strategy, report: Mapping[str, Any] | None = None
 ) -> bundles.ComponentRecord:
     distribution, version = recipe.origins[component.kind]
     return bundles.ComponentRecord(component.name, distribution, version, to_json(component), report or {})
 
 
-def _data(
-    source: Path, dataset: Dataset, features: Features, samples: Sequence[Sample], recipe: Recipe
-) -> dict[str, Any]:
+def _data(dataset: Dataset, features: Features, samples: Sequence[Sample], recipe: TrainingConfig) -> dict[str, Any]:
     return {
-        "source": str(source.absolute()),
         "given_split": dataset.given_split,
         "val": recipe.val,
         "images": {split: len(dataset.of(split)) for split in ("train", "val", "test")},

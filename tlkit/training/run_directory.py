@@ -46,20 +46,20 @@ def check_unfinished(out: Path, *, resume: bool) -> None:
 
 
 @contextmanager
-def workplace(out: Path, facts: Mapping[str, Any], *, resume: bool, leads: bool) -> Iterator[Path]:
+def run_directory(out: Path, facts: Mapping[str, Any], *, resume: bool, is_main_process: bool) -> Iterator[Path]:
     """The folder of the training of `out`, made or taken up; removed when all is done, or if nothing is worth keeping.
 
     `facts` are those that decide the outcome; with `resume` they must be those that it was begun with.
     """
     folder = folder_of(out)
-    if leads:
+    if is_main_process:
         _enter(folder, json.loads(json.dumps(facts)), resume)
     done = False
     try:
         yield folder
         done = True
     finally:
-        if leads and (done or not _is_worth_keeping(folder)):
+        if is_main_process and (done or not _is_worth_keeping(folder)):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from tlkit.plugin.contract import Phase
-from tlkit.training.device import Machine
+from tlkit.training.device import Device
 from tlkit.training.inputs import Batches, Inputs
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Learner:
     """Takes the steps of a phase."""
 
     def __init__(
-        self, phase: Phase, lesson: Lesson, machine: Machine, seed: int, average: AveragedModel | None, whole: nn.Module
+        self, phase: Phase, lesson: Lesson, machine: Device, seed: int, average: AveragedModel | None, whole: nn.Module
     ) -> None:
         self.phase, self.lesson, self.machine, self.seed = phase, lesson, machine, seed
         self.average, self.whole = average, whole
@@ -100,7 +100,7 @@ class Learner:
             for group in self.optimizer.param_groups:
                 group["lr"] = share * group["highest"]
             loss, good = self._step(given, train.labels[mine], weight)
-            loss, good = self.machine.summed([loss * len(rows) / self.machine.world, good])
+            loss, good = self.machine.summed([loss * len(rows) / self.machine.world_size, good])
             if not math.isfinite(loss):
                 where = f"at step {step - first + 1} of phase {at.phase}, epoch {at.number}"
                 raise Diverged(f"the loss is {loss} {where}, at rate {_in_words(rates(phase, share))}")
@@ -197,7 +197,7 @@ def split(order: NDArray[np.int64], size: int) -> Batches:
     return parts
 
 
-def evaluate(learning: nn.Module, examples: Inputs, machine: Machine) -> dict[str, float]:
+def evaluate(learning: nn.Module, examples: Inputs, machine: Device) -> dict[str, float]:
     """Mean cross-entropy and accuracy."""
     labels = examples.labels
     batches = np.split(np.arange(len(labels)), range(EVALUATED, len(labels), EVALUATED))

@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tlkit.errors import DataError
 from tlkit.plugin.contract import Phase
-from tlkit.training.checkpoint import Checkpoints, State, memories, remember
-from tlkit.training.device import Machine
+from tlkit.training.checkpoint import Checkpoint, Checkpoints, memories, remember
+from tlkit.training.device import Device
 from tlkit.training.history import Watch
 from tlkit.training.inputs import Examples
 from tlkit.training.steps import Diverged, Epoch, Learner, Lesson, Line, evaluate
@@ -32,12 +32,12 @@ class Setting:
 
     seed: int
     watch: Watch = field(default_factory=Watch)
-    machine: Machine = field(default_factory=Machine)
+    machine: Device = field(default_factory=Device)
     checkpoints: Checkpoints | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FitResult:
     """A line for each epoch; and, if the loss ended as no number, where that was."""
 
     history: list[Line]
@@ -71,7 +71,7 @@ class Best:
 
 def fit_head(
     head: nn.Module, phases: Sequence[Phase], train: Examples, val: Examples, setting: Setting
-) -> tuple[nn.Module, Fitted]:
+) -> tuple[nn.Module, FitResult]:
     """Train a head on features; returns it with the weights of its best epoch on `val`. See `fit`."""
 
     def lesson(number: int) -> Lesson:
@@ -81,7 +81,7 @@ def fit_head(
     return head.eval(), fitted
 
 
-def fit(whole: nn.Module, phases: Sequence[Phase], lesson: Lessons, setting: Setting) -> Fitted:
+def fit(whole: nn.Module, phases: Sequence[Phase], lesson: Lessons, setting: Setting) -> FitResult:
     """Run all phases; `whole`, all that changes in any of them, is left with the weights of its best epoch.
 
     A phase begins with the best weights so far, unless it begins with random ones, and calls `lesson` once for what it
@@ -102,8 +102,8 @@ def fit(whole: nn.Module, phases: Sequence[Phase], lesson: Lessons, setting: Set
             if best.state is None:
                 raise DataError(str(where), do="take smaller learning rates") from where
             best.restore()
-            return Fitted(history, str(where))
-    return Fitted(history)
+            return FitResult(history, str(where))
+    return FitResult(history)
 
 
 class _Course:
@@ -117,7 +117,7 @@ class _Course:
         self.done = self.waited = 0
         self.average: AveragedModel | None = None
 
-    def run(self, lesson: Lessons, begun: State | None) -> None:
+    def run(self, lesson: Lessons, begun: Checkpoint | None) -> None:
         """All its epochs, or those that are left of one that was begun."""
         if begun is not None:
             self.whole.load_state_dict(begun.now)  # what is frozen in this phase may have moved in one before
@@ -162,11 +162,11 @@ class _Course:
         """Write a checkpoint, if it is time to, or the phase is over."""
         checkpoints, machine = self.setting.checkpoints, self.setting.machine
         over = self.done == self.phase.epochs or self.waited == self.phase.patience > 0
-        if checkpoints is None or not machine.leads or not (over or checkpoints.due()):
+        if checkpoints is None or not machine.is_main_process or not (over or checkpoints.due()):
             return
         average = {} if self.average is None else self.average.state_dict()
         checkpoints.save(
-            State(
+            Checkpoint(
                 self.number,
                 self.done,
                 self.waited,
@@ -180,7 +180,7 @@ class _Course:
             )
         )
 
-    def _take_up(self, begun: State, learner: Learner) -> None:
+    def _take_up(self, begun: Checkpoint, learner: Learner) -> None:
         """Be where that was."""
         self.done, self.waited = begun.epoch, begun.waited
         self.whole.load_state_dict(begun.now)

@@ -11,14 +11,14 @@ from torch import nn
 
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Backbone, Phase
-from tlkit.training.activation_cache import Stored, border, check_space, forget_others
+from tlkit.training.activation_cache import ActivationCache, border, check_space, forget_others
 from tlkit.training.batchnorm import batch_norms, following
 from tlkit.training.freezing import Network, Originals
 from tlkit.training.gradients import narrow_kernels
-from tlkit.training.inputs import Decoded, Examples, Images, Inputs, Variety
+from tlkit.training.inputs import AugmentedViews, Decoded, Examples, Images, Inputs
 from tlkit.training.phases import most_moving
 from tlkit.training.steps import Lesson
-from tlkit.training.trainer import Fitted, Setting, fit
+from tlkit.training.trainer import FitResult, Setting, fit
 from tlkit.util.resources import keep_freed_memory
 from tlkit.util.text import format_bytes
 
@@ -48,7 +48,7 @@ def tune(
     val: Split,
     store: Store,
     setting: Setting,
-) -> tuple[Fitted, tuple[str, ...]]:
+) -> tuple[FitResult, tuple[str, ...]]:
     """Train a head and the deepest stages of a trunk, in place; the stages that no phase moves are proven the same.
 
     Returns the history, and the names of the stages that are no more as they were.
@@ -59,7 +59,7 @@ def tune(
     lessons = Lessons(network, phases, backbone, train, val, store, setting)
     moves = [trunk.stages[name] for name in names[len(names) - trainable :]]
     machine = setting.machine
-    with keep_freed_memory(), narrow_kernels(machine.device), following(moves, shared=machine.world > 1):
+    with keep_freed_memory(), narrow_kernels(machine.device), following(moves, shared=machine.world_size > 1):
         fitted = fit(network.changing(trainable), phases, lessons, setting)
     trunk.to("cpu").to(memory_format=torch.contiguous_format)
     head.to("cpu").eval()
@@ -100,21 +100,21 @@ class Lessons:
     def _inputs(self, phase: Phase, frozen: nn.Module) -> tuple[Inputs, Inputs]:
         """The training and the validation images as the frozen stages give them on."""
         seed, machine = self.setting.seed, self.setting.machine
-        varied = Variety.of(phase, seed, self.store.views)
+        varied = AugmentedViews.of(phase, seed, self.store.views)
         if not self._stores(phase):
             return tuple(  # type: ignore[return-value]  # two of them
                 Decoded(split.images, frozen, variety, machine.device)
-                for split, variety in ((self.train, varied), (self.val, Variety(seed)))
+                for split, variety in ((self.train, varied), (self.val, AugmentedViews(seed)))
             )
         names, folder = self.network.trunk.names, self.store.folder
         assert folder is not None  # noqa: S101 - see `_stores`
         edge = border(self.network.trunk.upto(names[len(names) - phase.trainable - 1]), frozen, machine)
-        if machine.leads:
+        if machine.is_main_process:
             forget_others(folder, edge.key)
         progress = self.setting.watch.progress
         stored = [
-            Stored(folder, name, split.images, variety, edge, machine, progress)
-            for name, split, variety in (("train", self.train, varied), ("val", self.val, Variety(seed)))
+            ActivationCache(folder, name, split.images, variety, edge, machine, progress)
+            for name, split, variety in (("train", self.train, varied), ("val", self.val, AugmentedViews(seed)))
         ]
         needed = sum(each.missing for each in stored)
         check_space(folder, needed)
@@ -124,7 +124,7 @@ class Lessons:
     def _stores(self, phase: Phase) -> bool:
         """Whether it pays to keep what the frozen stages give: there are some, and an image is seen again as it was."""
         frozen = len(self.network.trunk.names) - phase.trainable
-        repeats = phase.epochs > 1 and (self.store.views > 0 or not Variety.of(phase, 0, 0).varies)
+        repeats = phase.epochs > 1 and (self.store.views > 0 or not AugmentedViews.of(phase, 0, 0).varies)
         return self.store.folder is not None and frozen > 0 and phase.trainable > 0 and repeats
 
 
