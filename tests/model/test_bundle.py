@@ -30,7 +30,7 @@ RECORD = bundles.BundleRecord(
     phases=({"epochs": 1},),
     seed=0,
     data={"source": "photos"},
-    scores={"val": {"accuracy": 1.0}},
+    metrics={"val": {"accuracy": 1.0}},
     golden=(bundles.Golden("golden/0.png", "a/0.png", 1, "00"),),
 )
 TRUNK = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(3, np.int64)}
