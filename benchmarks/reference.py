@@ -73,6 +73,7 @@ def _networks(file: Path, threads: int) -> tuple[Callable[[Path], NDArray[np.uin
 
     from tlkit.data import preprocessing as images
     from tlkit.graph import trace
+    from tlkit.graph.compose import stage_output
     from tlkit.model import trunk as trunks
     from tlkit.plugin.registry import load
     from tlkit.runtime.session import OnnxSession
@@ -80,11 +81,11 @@ def _networks(file: Path, threads: int) -> tuple[Callable[[Path], NDArray[np.uin
     torch.set_num_threads(threads)
     backbone = load().get("backbone", "efficientnet-lite0")
     trunk = trunks.build(backbone)
-    session = OnnxSession(trace.taps_graph(trunk))
+    session = OnnxSession(trace.stage_graph(trunk))
     classifier = backbone.classifier()
 
     def ours(preprocessing: NDArray[np.uint8]) -> NDArray[np.float32]:
-        name = trace.tap(trunk.names[-1])
+        name = stage_output(trunk.names[-1])
         features = torch.from_numpy(session.run(preprocessing, [name])[name])
         with torch.inference_mode():
             logits: NDArray[np.float32] = classifier(features).numpy()

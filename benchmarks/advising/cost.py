@@ -33,7 +33,7 @@ def cost(root: Path, repeat: int) -> int:
     ratios: list[float] = []
     with workroom() as room:
         trunk = trunks.build(backbone(BACKBONES[0]))
-        graph = trace.taps_graph(trunk)
+        graph = trace.stage_graph(trunk)
         moments_graph(graph, norms(trunk))
         for each, count in (("ants_bees", 244), ("cifar10", 500), ("cifar10", 2000), ("sign_digits", 1500)):
             data = load_set(root, each)

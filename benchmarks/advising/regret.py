@@ -22,12 +22,13 @@ from tlkit.data import dataset as folder
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
+from tlkit.model.modules import head_logits, load_modules
 from tlkit.plugin.contract import DatasetStatistics, Head
 from tlkit.plugin.options import configure
 from tlkit.plugin.registry import load as load_plugins
 from tlkit.runtime.features import extract
 from tlkit.training.config import RunOptions, TrainingConfig
-from tlkit.training.heads import logits, solve_or_fit
+from tlkit.training.heads import solve_or_fit
 from tlkit.training.inputs import Examples
 from tlkit.training.run import DeviceOptions, train
 from tlkit.training.trainer import Setting
@@ -194,7 +195,7 @@ def _frozen(cell: Cell, index: int, name: str) -> np.ndarray:
     strategy = load_plugins().get("strategy", "frozen")
     phases = strategy.phases(trunk.names, DatasetStatistics(len(sides[0].labels), len(dataset.labels), 1, 1))
     module, _ = solve_or_fit(head, phases, *sides, len(dataset.labels), Setting(0))
-    return logits(module, _features(cell.test, trunk).stage(index)).argmax(1) == cell.truth
+    return head_logits(module, _features(cell.test, trunk).stage(index)).argmax(1) == cell.truth
 
 
 def _trunk(cell: Cell) -> trunks.Trunk:
@@ -203,7 +204,7 @@ def _trunk(cell: Cell) -> trunks.Trunk:
 
 
 def _features(files: Sequence[Path], trunk: trunks.Trunk, cut: str | None = None) -> Any:
-    return extract(files, trace.taps_graph(trunk), trunk.preprocessing, trunk.names, cut, quiet)
+    return extract(files, trace.stage_graph(trunk), trunk.preprocessing, trunk.names, cut, quiet)
 
 
 def _moved(cell: Cell, name: str, settings: Mapping[str, Any], cut: str) -> np.ndarray:
@@ -234,8 +235,8 @@ def _called(cell: Cell, bundle: Path) -> np.ndarray:
     """Which held-out images a bundle calls right."""
     opened = open_bundle(bundle)
     head: Head = load_plugins().get("head", opened.record.head.name)
-    trunk, module = trace.modules(opened, backbone(BACKBONES[0]), head)
-    return logits(module, _features(cell.test, trunk, opened.record.cut).array).argmax(1) == cell.truth
+    trunk, module = load_modules(opened, backbone(BACKBONES[0]), head)
+    return head_logits(module, _features(cell.test, trunk, opened.record.cut).array).argmax(1) == cell.truth
 
 
 def _corrected(right: Mapping[str, np.ndarray], chosen: np.ndarray, seed: int = 0) -> float:

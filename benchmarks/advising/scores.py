@@ -21,8 +21,8 @@ from tlkit.advice.scores import h_score, logme
 from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
 from tlkit.model.batchnorm import norms
+from tlkit.model.modules import head_logits
 from tlkit.plugin.registry import load as load_plugins
-from tlkit.training.heads import logits
 
 SCORES = ("ridge probe", "nearest mean", "LogME", "H-score", "LEEP", "NCE", "shift")
 
@@ -44,7 +44,7 @@ def scores(root: Path, count: int = 500) -> int:
             rows, classes = data.draw(count, 0), len(data.classes)
             labels = data.labels[rows]
             moments = Moments(norms(trunk))
-            graph = moments_graph(trace.taps_graph(trunk), moments.batchnorm)
+            graph = moments_graph(trace.stage_graph(trunk), moments.batchnorm)
             moments.look(graph, trunk.preprocessing, [data.files[row] for row in rows[:96]])
             distance = moments.shift().stages
             sure = confidence.measure(component.classifier(), features.stage(-1)[rows])
@@ -52,7 +52,7 @@ def scores(root: Path, count: int = 500) -> int:
             for index, stage in enumerate(trunk.names):
                 at = features.stage(index)
                 solved = head.solve(at[rows], labels, classes, 0)
-                truth = float((logits(solved, at[data.test]).argmax(1) == data.labels[data.test]).mean())
+                truth = float((head_logits(solved, at[data.test]).argmax(1) == data.labels[data.test]).mean())
                 deepest = stage == trunk.names[-1] and sure is not None
                 found.append(
                     {

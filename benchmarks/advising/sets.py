@@ -93,7 +93,7 @@ def backbone(name: str) -> Backbone:
 def seen(component: Backbone, data: Set) -> tuple[trunks.Trunk, Features]:
     """A backbone's features of all stages of all images of a set."""
     trunk = trunks.build(component)
-    return trunk, extract(data.files, trace.taps_graph(trunk), trunk.preprocessing, trunk.names, None, quiet)
+    return trunk, extract(data.files, trace.stage_graph(trunk), trunk.preprocessing, trunk.names, None, quiet)
 
 
 def ask(**options: Any) -> Question:

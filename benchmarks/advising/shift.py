@@ -40,7 +40,7 @@ def _sides(root: Path, repeat: int) -> int:
     for name in BACKBONES:
         trunk = trunks.build(backbone(name))
         remembered = norms(trunk)
-        graph = moments_graph(trace.taps_graph(trunk), remembered)
+        graph = moments_graph(trace.stage_graph(trunk), remembered)
         for each in NAMES:
             data = load_set(root, each)
             values, sides = {}, []
@@ -95,7 +95,7 @@ def _stability(root: Path) -> int:
     )
     trunk = trunks.build(backbone(BACKBONES[0]))
     remembered = norms(trunk)
-    graph = moments_graph(trace.taps_graph(trunk), remembered)
+    graph = moments_graph(trace.stage_graph(trunk), remembered)
     off: dict[int, list[float]] = {count: [] for count in COUNTS}
     wrong: dict[int, int] = dict.fromkeys(COUNTS, 0)
     for each in NAMES:

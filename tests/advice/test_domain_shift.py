@@ -49,7 +49,7 @@ def pretrained_on(files):
 def shift_of(trunk, files, seed=0):
     remembered = norms(trunk)
     moments = Moments(remembered)
-    moments.look(moments_graph(trace.taps_graph(trunk), remembered), trunk.preprocessing, files)
+    moments.look(moments_graph(trace.stage_graph(trunk), remembered), trunk.preprocessing, files)
     return moments.shift(seed)
 
 
@@ -81,7 +81,7 @@ def test_the_graph_gives_the_moments_of_what_every_norm_gives(files):
     with torch.no_grad():
         trunk(torch.from_numpy(images))
     seen, given[:] = given[:], []
-    session = OnnxSession(moments_graph(trace.taps_graph(trunk), norms(trunk)))
+    session = OnnxSession(moments_graph(trace.stage_graph(trunk), norms(trunk)))
     arrays = session.run(images)
     assert watched(session.outputs) == [0, 1, 2]
     for index, output in enumerate(seen):

@@ -161,8 +161,8 @@ class TestPublish:
     def test_up_to_fp32_which_only_gets_a_record(self, own_run, climb, bad_int8, monkeypatch):
         from tlkit.exporting import run as publish
 
-        real = publish.export.half_graph
-        monkeypatch.setattr(publish.export, "half_graph", lambda trunk: blind(real(trunk)))
+        real = publish.trace.half_precision_graph
+        monkeypatch.setattr(publish.trace, "half_precision_graph", lambda trunk: blind(real(trunk)))
         graphs = (own_run / "onnx/fp32/model.onnx").read_bytes()
         published, climbed = climb("int8", max_drop=0.5)
         assert climbed.rungs[-1].name == "fp32"

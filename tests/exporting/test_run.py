@@ -14,9 +14,11 @@ from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, GateError, UsageError
 from tlkit.exporting.run import publish_onnx
 from tlkit.graph import trace as export
+from tlkit.graph.compose import cut_graph, merge_graphs, stage_output
 from tlkit.model import exports
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
+from tlkit.model.modules import load_modules, run_modules
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 from tlkit.runtime.session import OnnxSession
@@ -38,7 +40,7 @@ def shapes(values):
 
 @pytest.mark.parametrize("cut", WIDTHS)
 def test_every_cut_gives_what_the_module_gives(tiny, images, cut, tmp_path):
-    graph = export.trunk_graph(onnx.load(export.taps_graph(tiny)), cut)
+    graph = cut_graph(onnx.load(export.stage_graph(tiny)), cut)
     onnx.save(graph, tmp_path / "trunk.onnx")
     with torch.inference_mode():
         expected = tiny.upto(cut)(torch.from_numpy(images)).numpy()
@@ -49,22 +51,22 @@ def test_every_cut_gives_what_the_module_gives(tiny, images, cut, tmp_path):
 
 
 def test_a_shallow_cut_holds_no_deeper_weights(tiny):
-    taps = onnx.load(export.taps_graph(tiny))
-    sizes = [sum(np.prod(t.dims) for t in export.trunk_graph(taps, cut).graph.initializer) for cut in WIDTHS]
+    taps = onnx.load(export.stage_graph(tiny))
+    sizes = [sum(np.prod(t.dims) for t in cut_graph(taps, cut).graph.initializer) for cut in WIDTHS]
     assert sizes == sorted(set(sizes))
 
 
 def test_a_trunk_is_traced_once(tiny, monkeypatch):
-    file = export.taps_graph(tiny)
+    file = export.stage_graph(tiny)
     monkeypatch.setattr(export, "trace", None)  # calling it would fail
-    assert export.taps_graph(trunks.build(Tiny())) == file
-    part = export.keep_cut(tiny, "second")
-    assert export.taps_graph(tiny.upto("second")) == part
+    assert export.stage_graph(trunks.build(Tiny())) == file
+    part = export.cut_stage_graph(tiny, "second")
+    assert export.stage_graph(tiny.upto("second")) == part
 
 
 def test_what_is_kept_for_a_cut_is_a_graph_of_its_stages(tiny):
-    graph = onnx.load(export.keep_cut(tiny, "second"))
-    assert [o.name for o in graph.graph.output] == [export.tap("first"), export.tap("second")]
+    graph = onnx.load(export.cut_stage_graph(tiny, "second"))
+    assert [o.name for o in graph.graph.output] == [stage_output("first"), stage_output("second")]
     onnx.checker.check_model(graph, full_check=True)
 
 
@@ -101,10 +103,10 @@ def test_the_three_graphs_agree(tiny_run, images):
 
 def test_the_modules_of_a_bundle_are_those_that_were_trained(tiny_run, tiny_recipe):
     bundle = open_bundle(tiny_run)
-    trunk, head = export.modules(bundle, tiny_recipe.backbone, tiny_recipe.head)
+    trunk, head = load_modules(bundle, tiny_recipe.backbone, tiny_recipe.head)
     expected = bundle.expected()
     pixels = np.stack([load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()])
-    got = export.reference(trunk, head, pixels)
+    got = run_modules(trunk, head, pixels)
     assert np.allclose(got[FEATURES], expected[FEATURES], atol=1e-4)
     assert np.allclose(got[LOGITS], expected[LOGITS], atol=1e-4)
 
@@ -120,7 +122,7 @@ class TestPublish:
 
     def test_a_graph_that_computes_something_else_is_not_published(self, own_run, tiny_recipe, monkeypatch):
         before = (own_run / "onnx/fp32/model.onnx").read_bytes()
-        real = export.trunk_graph
+        real = cut_graph
 
         def spoiled(taps, cut):
             graph = real(taps, cut)
@@ -128,7 +130,7 @@ class TestPublish:
             weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.05, weight.name))
             return graph
 
-        monkeypatch.setattr(export, "trunk_graph", spoiled)
+        monkeypatch.setattr("tlkit.exporting.run.cut_graph", spoiled)
         with pytest.raises(GateError, match="trunk does not compute what was trained"):
             publish_onnx(open_bundle(own_run), tiny_recipe.backbone, tiny_recipe.head)
         assert (own_run / "onnx/fp32/model.onnx").read_bytes() == before
@@ -182,12 +184,10 @@ class TestParityImages:
 def test_a_head_keeps_its_operators_when_joined(tmp_path):
     head = torch.nn.Sequential(torch.nn.Linear(8, 5), torch.nn.GELU(), torch.nn.Linear(5, 2)).eval()
     trunk = trunks.build(Tiny()).upto("second")
-    joined = export.model_graph(
-        export.trunk_graph(onnx.load(export.taps_graph(trunk)), "second"), export.head_graph(head, 8)
-    )
+    joined = merge_graphs(cut_graph(onnx.load(export.stage_graph(trunk)), "second"), export.head_graph(head, 8))
     onnx.checker.check_model(joined, full_check=True)
     onnx.save(joined, tmp_path / "m.onnx")
     images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    expected = export.reference(trunk, head, images)
+    expected = run_modules(trunk, head, images)
     got = OnnxSession(tmp_path / "m.onnx").run(images)
     assert np.allclose(got[LOGITS], expected[LOGITS], atol=1e-5)

@@ -15,6 +15,7 @@ from torch import nn
 from tests.kit.tiny import Tiny
 from tlkit.exporting import calibration
 from tlkit.graph import layout, trace
+from tlkit.graph.compose import cut_graph
 from tlkit.graph.quantize import FLAVOURS, OPERATORS, layers, quantize
 from tlkit.model.trunk import build
 from tlkit.plugin.contract import FEATURES, IMAGES, Backbone, Preprocessing, Weights
@@ -53,17 +54,17 @@ def images():
 
 @pytest.fixture
 def quantized(images, monkeypatch):
-    """The int8 graph of a network, and the same one as it was before `straight`."""
+    """The int8 graph of a network, and the same one as it is without `merge_columns`."""
 
     def make(backbone, preprocessing=LITE, size=32, **options):
         recipe = replace(preprocessing, size=size)
-        trunk = trace.trunk_graph(
-            onnx.load(trace.taps_graph(build(backbone, pretrained=True, preprocessing=recipe))), "second"
+        trunk = cut_graph(
+            onnx.load(trace.stage_graph(build(backbone, pretrained=True, preprocessing=recipe))), "second"
         )
         ranges = calibration.ranges(trunk, images[:, :size, :size], recipe, OPERATORS)
         made = quantize(trunk, ranges, **options)
         with monkeypatch.context() as patch:
-            patch.setattr(layout, "straight", lambda graph: graph)
+            patch.setattr(layout, "merge_columns", lambda graph: graph)
             return made, quantize(trunk, ranges, **options)
 
     return make
@@ -161,7 +162,7 @@ def test_it_is_for_the_flavour_that_has_channels_last(quantized):
 
 class TestByRows:
     def test_it_gives_the_same_bits(self, images):
-        trunk = trace.trunk_graph(onnx.load(trace.taps_graph(build(Tiny(), pretrained=True))), "second")
+        trunk = cut_graph(onnx.load(trace.stage_graph(build(Tiny(), pretrained=True))), "second")
         name = calibration.normalized(trunk)
         values = []
         for graph in (trunk, layout.by_rows(trunk)):
@@ -171,7 +172,7 @@ class TestByRows:
         assert np.array_equal(*values)
 
     def test_a_graph_with_another_beginning_is_an_error_of_ours(self):
-        trunk = trace.trunk_graph(onnx.load(trace.taps_graph(build(Tiny(), pretrained=True))), "second")
+        trunk = cut_graph(onnx.load(trace.stage_graph(build(Tiny(), pretrained=True))), "second")
         trunk.graph.node[2].op_type = "Add"
         with pytest.raises(ValueError, match="not the normalisation"):
             layout.by_rows(trunk)

@@ -188,7 +188,7 @@ class TestSignedAgain:
         with pytest.raises(ArtifactError, match="outside itself"):
             bundles.open_bundle(root)
 
-    @pytest.mark.parametrize("fact", ["labels", "pixels", "head", "stages"])
+    @pytest.mark.parametrize("fact", ["labels", "preprocessing", "head", "stages"])
     def test_a_missing_fact_is_named(self, root, fact):
         content = json.loads((root / "bundle.json").read_text())
         del content[fact]

@@ -39,7 +39,7 @@ def test_the_published_recipe_of_efficientnet_lite_is_exact():
 @pytest.mark.parametrize("cut", WIDTHS)
 def test_a_cut_gives_the_features_of_its_stage(tiny, images, cut):
     with torch.inference_mode():
-        taps = dict(zip(tiny.names, trunks.Taps(tiny)(images), strict=True))
+        taps = dict(zip(tiny.names, trunks.StageFeatures(tiny)(images), strict=True))
         assert torch.equal(tiny.upto(cut)(images), taps[cut])
     assert taps[cut].shape == (5, WIDTHS[cut])
 

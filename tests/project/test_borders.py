@@ -27,6 +27,7 @@ BORDERS = (
         (
             "tlkit.model.trunk",
             "tlkit.model.batchnorm",
+            "tlkit.model.modules",
             "tlkit.graph.trace",
             "tlkit.training",
             "tlkit.conformance",

@@ -17,6 +17,7 @@ from tests.kit.tiny import WIDTHS, Tiny
 from tlkit.data.preprocessing import load
 from tlkit.errors import ResourceError
 from tlkit.graph import trace
+from tlkit.graph.compose import stage_output
 from tlkit.model import trunk as trunks
 from tlkit.runtime import features as module
 from tlkit.runtime.features import extract
@@ -29,7 +30,7 @@ STAGES = tuple(WIDTHS)
 @pytest.fixture
 def graph(tmp_path, monkeypatch):
     monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
-    return trace.taps_graph(trunks.build(Tiny()))
+    return trace.stage_graph(trunks.build(Tiny()))
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def run(files, graph, cut="third", tick=lambda _: None):
 def direct(files, graph, cut):
     session = OnnxSession(graph)
     images = np.stack([load(file, Tiny.preprocessing) for file in files])
-    return session.run(images)[trace.tap(cut)]
+    return session.run(images)[stage_output(cut)]
 
 
 def test_the_same_relative_name_in_two_folders_is_two_files(files, graph, tmp_path, monkeypatch):
@@ -158,7 +159,7 @@ def tick(n):
     if seen >= 16:
         os.kill(os.getpid(), signal.SIGKILL)
 files = sorted(Path({str(tmp_path / "photos")!r}).rglob("*.png"))
-features.extract(files, Path({str(graph)!r}), Tiny.pixels, {STAGES!r}, "third", tick)
+features.extract(files, Path({str(graph)!r}), Tiny.preprocessing, {STAGES!r}, "third", tick)
 """
     killed = subprocess.run([sys.executable, "-c", code], check=False)
     assert killed.returncode == -9

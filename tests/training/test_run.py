@@ -14,9 +14,9 @@ import torch
 from tests.kit.tiny import Line, write_images
 from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, UsageError
-from tlkit.graph import trace
 from tlkit.model import reference_images
 from tlkit.model.bundle import open_bundle
+from tlkit.model.modules import load_modules, run_modules
 from tlkit.plugin.contract import FEATURES, LOGITS, DatasetStatistics, Phase, Strategy
 from tlkit.training.inputs import Examples
 from tlkit.training.phases import check_phases
@@ -50,10 +50,10 @@ def test_golden_images_are_one_of_each_class_by_turns_with_what_they_give(tiny_r
     bundle = open_bundle(tiny_run)
     labels = [golden.label for golden in bundle.record.golden]
     assert labels == [0, 1, 2, 0]
-    trunk, head = trace.modules(bundle, tiny_recipe.backbone, tiny_recipe.head)
+    trunk, head = load_modules(bundle, tiny_recipe.backbone, tiny_recipe.head)
     images = [load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()]
     assert [hashlib.sha256(i.tobytes()).hexdigest() for i in images] == [g.pixels_sha256 for g in bundle.record.golden]
-    got, expected = trace.reference(trunk, head, np.stack(images)), bundle.expected()
+    got, expected = run_modules(trunk, head, np.stack(images)), bundle.expected()
     for name in (FEATURES, LOGITS):
         assert np.allclose(got[name], expected[name], atol=1e-4)
 

@@ -78,7 +78,7 @@ class Sight:
 def look(backbone: Backbone, size: int | None, samples: Sequence[Sample], seed: int, tick: Tick) -> Sight:
     """One pass of the images through all stages, some of them through the graph that tells the shift as well."""
     trunk = trunks.build(backbone, preprocessing=None if size is None else trunks.resized(backbone, size))
-    taps = trace.taps_graph(trunk)
+    taps = trace.stage_graph(trunk)
     paths = [sample.path for sample in samples]
     started = time.perf_counter()
     features = extract(paths, taps, trunk.preprocessing, trunk.names, None, tick)

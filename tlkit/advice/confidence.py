@@ -9,7 +9,7 @@ import numpy as np
 
 from tlkit.advice.domain_shift import FEWEST, Shift
 from tlkit.advice.scores import leep, nce
-from tlkit.training.heads import logits
+from tlkit.model.modules import head_logits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,7 +46,7 @@ def measure(classifier: nn.Module | None, deepest: NDArray[np.float32]) -> Confi
     """What the classifier makes of features `(N, width)` of the deepest stage; None where there is none."""
     if classifier is None or not len(deepest):
         return None
-    given = logits(classifier, deepest).astype(np.float64)
+    given = head_logits(classifier, deepest).astype(np.float64)
     top = given.max(axis=1, keepdims=True)
     mass = np.exp(given - top)
     total = mass.sum(axis=1, keepdims=True)

@@ -20,6 +20,7 @@ from tlkit.errors import UsageError
 from tlkit.graph import trace
 from tlkit.model import exports
 from tlkit.model.bundle import Bundle
+from tlkit.model.modules import head_logits, load_head
 from tlkit.model.trunk import tensors
 from tlkit.plugin.contract import Head
 from tlkit.verification.parity import HeadOf
@@ -44,7 +45,7 @@ class Refitted:
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the module itself gives for features `(N, width)`: `(N, classes)`."""
-        return trace.head_logits(self.module, features)
+        return head_logits(self.module, features)
 
     def save(self, place: Path) -> None:
         """Write its tensors among the files of a by-product."""
@@ -65,4 +66,4 @@ def fit(bundle: Bundle, head: Head, features: NDArray[np.float32], labels: NDArr
 def deployed(bundle: Bundle, head: Head, target: str, precision: str) -> HeadOf:
     """The head of a by-product, be it the bundle's own or one that was fitted again, as PyTorch runs it."""
     again = exports.refitted(bundle.root / target / precision)
-    return partial(trace.head_logits, trace.head_module(bundle, head, bundle.head if again is None else again))
+    return partial(head_logits, load_head(bundle, head, bundle.head if again is None else again))

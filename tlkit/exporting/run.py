@@ -16,8 +16,11 @@ from safetensors.numpy import save
 from tlkit.errors import GateError, ResourceError, UsageError
 from tlkit.exporting.head_refit import Refitted
 from tlkit.graph import metadata, trace
+from tlkit.graph.compose import cut_graph, merge_graphs
+from tlkit.graph.metadata import describe_graph
 from tlkit.model import exports
 from tlkit.model.bundle import Bundle
+from tlkit.model.modules import load_modules, run_modules
 from tlkit.model.reference_images import golden_pixels, parity_images
 from tlkit.plugin.contract import (
     FEATURES,
@@ -57,16 +60,16 @@ class Published:
 def publish_onnx(bundle: Bundle, backbone: Backbone, head: Head, *, data: Path | None = None) -> Published:
     """Write `trunk.onnx`, `head.onnx` and `model.onnx`; a `GateError` leaves what was there before."""
     images, drawn_from = parity_images(bundle, data)
-    trunk, module = trace.modules(bundle, backbone, head)
-    expected = trace.reference(trunk, module, images)
-    trunk_graph = trace.trunk_graph(onnx.load_model(trace.taps_graph(trunk)), bundle.record.cut)
+    trunk, module = load_modules(bundle, backbone, head)
+    expected = run_modules(trunk, module, images)
+    trunk_graph = cut_graph(onnx.load_model(trace.stage_graph(trunk)), bundle.record.cut)
     graphs = graphs_of(bundle, trunk_graph, trace.head_graph(module, bundle.record.width))
     return publish_graphs(bundle, graphs, expected, images, drawn_from)
 
 
 def half_trunk(bundle: Bundle, backbone: Backbone, head: Head) -> onnx.ModelProto:
     """The graph of a bundle's trunk with its stages in half precision."""
-    return trace.half_graph(trace.modules(bundle, backbone, head)[0])
+    return trace.half_precision_graph(load_modules(bundle, backbone, head)[0])
 
 
 def graphs_of(
@@ -80,7 +83,7 @@ def graphs_of(
     record = bundle.record
     for part in (trunk, head):
         del part.metadata_props[:]  # of graphs that were exported before, in another precision
-    graphs = {"trunk": trunk, "head": head, "model": trace.model_graph(trunk, head)}
+    graphs = {"trunk": trunk, "head": head, "model": merge_graphs(trunk, head)}
     names = {
         metadata.BUNDLE: bundle.digest,
         metadata.BACKBONE: record.backbone.name,
@@ -90,7 +93,7 @@ def graphs_of(
         metadata.PRECISION: precision,
     }
     for graph in graphs.values():
-        trace.describe(graph, metadata.facts(record.preprocessing, record.labels, names))
+        describe_graph(graph, metadata.facts(record.preprocessing, record.labels, names))
     return graphs
 
 

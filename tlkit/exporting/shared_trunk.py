@@ -19,7 +19,9 @@ import onnx
 from onnx import compose
 
 from tlkit.errors import ArtifactError, GateError, UsageError
-from tlkit.graph import metadata, trace
+from tlkit.graph import metadata
+from tlkit.graph.compose import add_probabilities
+from tlkit.graph.metadata import describe_graph
 from tlkit.model import exports
 from tlkit.model.bundle import TRUNK, Bundle, read_record
 from tlkit.model.reference_images import parity_images
@@ -85,7 +87,7 @@ def joined(trunk: onnx.ModelProto, heads: Mapping[str, onnx.ModelProto]) -> onnx
         part = compose.add_prefix(head, f"{name}/")
         del part.metadata_props[:]  # the labels of one head are not those of another
         logits, probabilities = of_head(name, LOGITS), of_head(name, PROBABILITIES)
-        trace.add_probabilities(part.graph, logits, probabilities)
+        add_probabilities(part.graph, logits, probabilities)
         outputs += [logits, probabilities]
         model = compose.merge_models(model, part, io_map=[(FEATURES, of_head(name, FEATURES))], outputs=outputs)
     return model
@@ -141,7 +143,7 @@ def _describe(graph: onnx.ModelProto, bundle: Bundle, named: Mapping[str, Bundle
                 for name, each in named.items()
             }
         )
-    trace.describe(graph, metadata.facts(record.preprocessing, (), facts))
+    describe_graph(graph, metadata.facts(record.preprocessing, (), facts))
 
 
 def _verdict(bundle: Bundle, file: Path, name: str) -> Verdict:

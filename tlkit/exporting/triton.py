@@ -20,7 +20,8 @@ import onnx
 
 from tlkit.errors import GateError, UsageError, one_line
 from tlkit.exporting.shared_trunk import by_name
-from tlkit.graph import metadata, trace
+from tlkit.graph import metadata
+from tlkit.graph.compose import add_probabilities
 from tlkit.model import exports
 from tlkit.model.bundle import Bundle
 from tlkit.model.reference_images import parity_images
@@ -58,7 +59,7 @@ def publish_triton(bundles: Sequence[Bundle], repository: Path, *, precision: st
             part: onnx.load_model(exports.graph_file(bundle.root, part, precision=precision)) for part in exports.GRAPHS
         }
         trunk, head = trunk_name(bundle, graphs["trunk"]), f"{name}-head"
-        trace.add_probabilities(graphs["head"].graph, LOGITS, PROBABILITIES)
+        add_probabilities(graphs["head"].graph, LOGITS, PROBABILITIES)
         for model in (trunk, head, name):
             _check_ours(repository / model)
         size, width, classes = bundle.record.preprocessing.size, bundle.record.width, len(bundle.record.labels)

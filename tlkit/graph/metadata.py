@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import onnx
+from onnx import helper
+
 from tlkit.errors import ArtifactError
 from tlkit.model import exports
 from tlkit.plugin.contract import Preprocessing
@@ -44,3 +47,9 @@ def described(metadata: Mapping[str, str], file: Path) -> tuple[Preprocessing, t
     except (KeyError, TypeError, ValueError) as error:
         what = f"what the graph says of itself can't be read: {type(error).__name__}: {error}"
         raise ArtifactError(what, file=file, do="export it again") from error
+
+
+def describe_graph(graph: onnx.ModelProto, facts: Mapping[str, str]) -> None:
+    """Write metadata into a graph; earlier metadata is replaced."""
+    helper.set_model_props(graph, dict(facts))
+    graph.producer_name, graph.producer_version = "tlkit", __version__

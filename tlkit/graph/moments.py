@@ -27,7 +27,7 @@ _RELATIVE, _ABSOLUTE = 1e-3, 1e-4  # between the exporter's single precision and
 
 
 def moments_graph(taps: Path, norms: Sequence[Norm]) -> Path:
-    """The file of the graph `taps` (of `export.taps_graph`), with the outputs `moments.mean.I` and `moments.square.I`.
+    """The file of the graph `taps` (of `trace.stage_graph`), with the outputs `moments.mean.I` and `moments.square.I`.
 
     Both are float32 `(N, channels)`, for each `norms[I]` that could be found in the graph.
     """

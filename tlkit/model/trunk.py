@@ -97,7 +97,7 @@ class Trunk(nn.Module):
         return Trunk(self.preprocessing, {name: self.stages[name] for name in names}, self.pool).eval()
 
 
-class Half(nn.Module):
+class HalfPrecision(nn.Module):
     """A trunk whose stages compute in float16; pixels, normalisation, pooling and features stay as they are."""
 
     def __init__(self, trunk: Trunk) -> None:
@@ -114,7 +114,7 @@ class Half(nn.Module):
         return features
 
 
-class Taps(nn.Module):
+class StageFeatures(nn.Module):
     """A trunk seen at every stage: pixels to a tuple of features `(N, width of that stage)`."""
 
     def __init__(self, trunk: Trunk) -> None:
@@ -125,7 +125,7 @@ class Taps(nn.Module):
         return tuple(self.trunk.pool(x) for x in self.trunk.maps(images))
 
 
-class LastMap(nn.Module):
+class FeatureMap(nn.Module):
     """A trunk without its pool: pixels to the last stage's output, `(N, H, W, C)`, or as it is without space."""
 
     def __init__(self, trunk: Trunk) -> None:

@@ -74,7 +74,7 @@ class Plan:
 
     def extract(self, trunk: Trunk, tick: Tick) -> Features:
         """The features of all samples from the deployed graph of a trunk, which ends at the cut or behind it."""
-        graph, samples = trace.taps_graph(trunk), self.samples
+        graph, samples = trace.stage_graph(trunk), self.samples
         paths = [sample.path for sample in samples]
         features = extract(paths, graph, trunk.preprocessing, trunk.names, self.trunk.names[-1], tick)
         check_rejected(features, paths, self.recipe.max_bad)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tlkit.errors import DataError
 from tlkit.evaluation.metrics import score
+from tlkit.model.modules import head_logits
 from tlkit.plugin.contract import Head, Phase
 from tlkit.training.inputs import Examples
 from tlkit.training.steps import Line
 from tlkit.training.trainer import FitResult, Setting, fit_head
+from tlkit.util.statistics import softmax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,14 +61,6 @@ def report(head: nn.Module) -> dict[str, Any]:
     return dict(getattr(head, "report", {}))
 
 
-def logits(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What a head gives for features `(N, width)`: `(N, classes)`."""
-    with torch.inference_mode():
-        given: NDArray[np.float32] = head(torch.from_numpy(features)).numpy()
-    return given
-
-
 def probabilities(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """As `logits`, each row as shares of 1."""
-    shares: NDArray[np.float32] = torch.from_numpy(logits(head, features)).softmax(1).numpy()
-    return shares
+    """Return the probabilities `(N, classes)` of features `(N, width)`."""
+    return softmax(head_logits(head, features))

@@ -13,13 +13,14 @@ from tlkit.data.preprocessing import load
 from tlkit.evaluation.metrics import Metrics, score
 from tlkit.model import bundle as bundles
 from tlkit.model import trunk as trunks
+from tlkit.model.modules import head_logits
 from tlkit.model.reference_images import remember
 from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head, Strategy
 from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features
 from tlkit.training.config import Plan, TrainingConfig
 from tlkit.training.curves import draw
-from tlkit.training.heads import logits, probabilities, report
+from tlkit.training.heads import probabilities, report
 from tlkit.training.inputs import Examples
 from tlkit.training.phases import provenance
 from tlkit.training.trainer import FitResult
@@ -109,7 +110,7 @@ def write(
         head=trunks.tensors(head),
         history=fitted.history,
         golden=contents,
-        expected={FEATURES: expected, LOGITS: logits(head, expected)},
+        expected={FEATURES: expected, LOGITS: head_logits(head, expected)},
     )
     remember(digest, plan.source)
     draw(fitted.history, plan.out)

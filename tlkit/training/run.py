@@ -85,7 +85,7 @@ def _train_head(plan: Plan, how: RunOptions) -> TrainingResult:
         plan.recipe.head, plan.phases, train_set.features, val_set.features, len(plan.dataset.labels), setting
     )
     trained = write(plan, features, val_set.features, head, fitted, (), watch.lines, {})
-    trace.keep_cut(plan.whole, trained.cut)
+    trace.cut_stage_graph(plan.whole, trained.cut)
     return trained
 
 

@@ -103,7 +103,7 @@ def _survey(
 ) -> tuple[dict[str, Survey], dict[str, str]]:
     """Compare each export with the trained modules, image by image; returns the unreadable images as well."""
     from tlkit.evaluation.evaluate import answers, labelled
-    from tlkit.graph import trace
+    from tlkit.model.modules import head_logits, load_head
     from tlkit.runtime.model import Model
     from tlkit.verification.dataset import OUTPUTS, survey
     from tlkit.verification.parity import TOLERANCES
@@ -121,7 +121,7 @@ def _survey(
         its_head = None
         if precision != exports.PRECISION:
             refitted = exports.refitted(bundle.root / target / precision)
-            module = trace.head_module(bundle, head, bundle.head if refitted is None else refitted)
-            its_head = partial(trace.head_logits, module)
+            module = load_head(bundle, head, bundle.head if refitted is None else refitted)
+            its_head = partial(head_logits, module)
         found[place] = survey(trained, deployed, TOLERANCES[precision], its_head)
     return found, dict(trained.rejected)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tlkit.graph import metadata, trace
+from tlkit.graph import metadata
 from tlkit.model.bundle import Bundle
+from tlkit.model.modules import load_modules, run_modules
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head, Session
 from tlkit.util.statistics import softmax
 
@@ -23,11 +24,11 @@ class TrainedSession(Session):
     batch_size = 16
 
     def __init__(self, bundle: Bundle, backbone: Backbone, head: Head) -> None:
-        self._trunk, self._head = trace.modules(bundle, backbone, head)
+        self._trunk, self._head = load_modules(bundle, backbone, head)
         record = bundle.record
         self.metadata = metadata.facts(record.preprocessing, record.labels, {metadata.BUNDLE: bundle.digest})
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
-        got = trace.reference(self._trunk, self._head, array)
+        got = run_modules(self._trunk, self._head, array)
         got[PROBABILITIES] = softmax(got[LOGITS])
         return {name: got[name] for name in outputs or self.outputs}

@@ -19,7 +19,7 @@ from tlkit.conformance.graph import trace
 from tlkit.conformance.subject import Skipped, Subject, expect, prepared
 from tlkit.conformance.watch import Watch, watching
 from tlkit.errors import ResourceError
-from tlkit.graph import trace as export
+from tlkit.graph.compose import stage_output
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import IMAGES, Backbone, Preprocessing
 from tlkit.runtime.session import OnnxSession
@@ -118,15 +118,15 @@ class BackboneSubject(Subject[Backbone]):
     def run(self, trunk: trunks.Trunk, rows: slice = ALL) -> list[NDArray[np.float32]]:
         """The features `(N, width)` of each stage for those of the images."""
         with torch.inference_mode():
-            return [features.numpy() for features in trunks.Taps(trunk)(self.images[rows])]
+            return [features.numpy() for features in trunks.StageFeatures(trunk)(self.images[rows])]
 
     @prepared("traces")
     def graph(self) -> onnx.ModelProto:
         """The graph of all stages, traced once."""
         size = self.preprocessing.size
         example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-        taps = [export.tap(name) for name in self.trunk.names]
-        return trace(trunks.Taps(self.fresh()), example, IMAGES, taps)
+        taps = [stage_output(name) for name in self.trunk.names]
+        return trace(trunks.StageFeatures(self.fresh()), example, IMAGES, taps)
 
     @prepared("traces")
     def session(self) -> OnnxSession:

@@ -19,8 +19,9 @@ from tlkit_standard.targets.tensorrt_rtx import TensorRTRTX
 
 from tests.kit.fake_cuda import needs_rtx
 from tlkit.exporting.calibration import ranges
+from tlkit.graph.compose import cut_graph, merge_graphs
 from tlkit.graph.quantize import OPERATORS, quantize
-from tlkit.graph.trace import half_graph, head_graph, model_graph, taps_graph, trunk_graph
+from tlkit.graph.trace import half_precision_graph, head_graph, stage_graph
 from tlkit.model.exports import PRECISIONS
 from tlkit.model.trunk import build
 from tlkit.plugin.contract import OptimizationProfile
@@ -41,8 +42,8 @@ def trunks():
     def graph(backbone, precision):
         whole = build(backbone)
         if precision == "fp16":
-            return half_graph(whole)
-        fp32 = trunk_graph(onnx.load(taps_graph(whole)), whole.names[-1])
+            return half_precision_graph(whole)
+        fp32 = cut_graph(onnx.load(stage_graph(whole)), whole.names[-1])
         if precision == "fp32":
             return fp32
         size = backbone.preprocessing.size
@@ -65,7 +66,7 @@ def check_build(trunk, head, folder):
     width = trunk.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     whole = onnx.ModelProto.FromString(trunk.SerializeToString())  # joining takes it apart
     file = folder / "model.onnx"
-    onnx.save(model_graph(whole, head_graph(fitted(head, width).eval(), width)), file)
+    onnx.save(merge_graphs(whole, head_graph(fitted(head, width).eval(), width)), file)
     TensorRTRTX().build(file, folder / "model.engine", OptimizationProfile(1, 2, 4))
     assert (folder / "model.engine").stat().st_size > 1e6
 

@@ -1,0 +1,64 @@
+"""Cut, merge and rename ONNX graphs.
+
+The graph of all stages is cut at a stage and merged with the graph of a head; neither needs a second trace, so
+`trunk.onnx` and `model.onnx` hold the same nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+from onnx import compose, helper
+
+from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES
+
+
+def stage_output(stage: str) -> str:
+    """Return the name of the output with the pooled features of a stage, in the graph of all stages."""
+    return f"{FEATURES}.{stage}"
+
+
+def extract_graph(graph: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
+    """Return the part of a graph that computes `outputs` from `images`."""
+    extracted: onnx.ModelProto = onnx.utils.Extractor(graph).extract_model([IMAGES], outputs)
+    return extracted
+
+
+def cut_graph(graph: onnx.ModelProto, cut: str) -> onnx.ModelProto:
+    """Return the part of the graph of all stages that ends at `cut`: `images` to `features`."""
+    output = stage_output(cut)
+    trunk = extract_graph(graph, [output])
+    rename_tensors(trunk, {output: FEATURES})
+    return trunk
+
+
+def merge_graphs(trunk: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph of a trunk and a head: `images` to `features`, `logits` and `probabilities`."""
+    # The two were traced separately and use the same names inside.
+    head = compose.add_prefix(head, "head/", rename_inputs=False, rename_outputs=False)
+    features = helper.make_tensor_value_info("head/" + FEATURES, onnx.TensorProto.FLOAT, None)
+    rename_tensors(head, {FEATURES: features.name})
+    model: onnx.ModelProto = compose.merge_models(
+        trunk, head, io_map=[(FEATURES, features.name)], outputs=[FEATURES, LOGITS], producer_name="tlkit"
+    )
+    add_probabilities(model.graph, LOGITS, PROBABILITIES)
+    return model
+
+
+def add_probabilities(graph: onnx.GraphProto, logits: str, probabilities: str) -> None:
+    """Add an output to a graph: the softmax of its output `logits`."""
+    shape = next(output for output in graph.output if output.name == logits).type.tensor_type
+    graph.node.append(helper.make_node("Softmax", [logits], [probabilities], name=probabilities, axis=-1))
+    graph.output.append(helper.make_tensor_value_info(probabilities, onnx.TensorProto.FLOAT, None))
+    graph.output[-1].type.tensor_type.CopyFrom(shape)
+
+
+def rename_tensors(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Rename tensors of a graph wherever they appear."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]

@@ -1,0 +1,48 @@
+"""The trunk and the head of a bundle as PyTorch modules, and their outputs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from tlkit.model.bundle import Bundle, Tensors
+from tlkit.model.trunk import Trunk, build, load_tensors
+from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BATCH_SIZE = 8
+
+
+def load_modules(bundle: Bundle, backbone: Backbone, head: Head) -> tuple[Trunk, nn.Module]:
+    """Return the trunk and the head of a bundle, with the bundle's weights, in eval mode."""
+    record = bundle.record
+    trunk = build(backbone, pretrained=False, preprocessing=record.preprocessing).upto(record.cut)
+    load_tensors(trunk, bundle.trunk, what="trunk")
+    return trunk, load_head(bundle, head, bundle.head)
+
+
+def load_head(bundle: Bundle, head: Head, tensors: Tensors) -> nn.Module:
+    """Return a head for a bundle's trunk and labels, with these tensors, in eval mode."""
+    state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    return head.restore(bundle.record.width, len(bundle.record.labels), state).eval()
+
+
+def run_modules(trunk: Trunk, head: nn.Module, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """Return `features` and `logits` of images `(N, S, S, 3)`, the reference that graphs are compared with."""
+    batches = np.array_split(images, math.ceil(len(images) / BATCH_SIZE))
+    with torch.inference_mode():
+        features = torch.cat([trunk(torch.from_numpy(batch)) for batch in batches]).numpy()
+    return {FEATURES: features, LOGITS: head_logits(head, features)}
+
+
+def head_logits(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the logits `(N, classes)` of features `(N, width)`."""
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = head(torch.from_numpy(features)).float().cpu().numpy()
+    return logits
