@@ -12,7 +12,8 @@ import fnmatch
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -64,12 +65,13 @@ def advise(
     trial trainings settle close calls; `audit` adds duplicates, leakage, label errors and shortcuts. Images of the
     validation and test splits are not looked at. Raises DataError where the dataset can't be used.
     """
+    named = [backbones] if isinstance(backbones, str) else backbones or [defaults.DEFAULT_BACKBONE]
+    chosen = [load_plugins().get("backbone", name) for name in dict.fromkeys(named)]
+
     from tlkit.advice.run import advise
     from tlkit.advice.trials import try_out
     from tlkit.audit.run import audit as run_audit
 
-    named = [backbones] if isinstance(backbones, str) else backbones or [defaults.DEFAULT_BACKBONE]
-    chosen = [_plugins().get("backbone", name) for name in dict.fromkeys(named)]
     request, progress = _request(chosen, val=val, max_bad=max_bad, seed=seed), progress or silent
     advice = advise(local_path(source), request, progress)
     if budget is not None:
@@ -110,30 +112,27 @@ def train(
     network's input in pixels. `budget` in seconds goes to trial trainings, with "auto" alone. The result stands
     wherever a bundle does.
     """
-    from tlkit.training.run import DeviceOptions, RunOptions, TrainingConfig
-    from tlkit.training.run import train as run
-
     automatic = strategy in (None, AUTO)
     if budget is not None and not automatic:
         raise UsageError("a budget is for trial runs", do=f"use strategy {AUTO}, or leave the budget out")
-    named = {"backbone": backbone or defaults.DEFAULT_BACKBONE, "head": head}
-    if not automatic:
-        named |= {"strategy": strategy, "head": head or defaults.DEFAULT_HEAD}
-    _check_decided(options or {}, named)
-    components = _configured({kind: name for kind, name in named.items() if name is not None}, options)
-    common: dict[str, Any] = {"val": val, "max_bad": max_bad, "golden": golden, "seed": seed, "size": size, "cut": cut}
-    common |= {"refit": refit, "views": views, "cache": cache}
+    components = _to_train(backbone, None if automatic else strategy, head, options or {})
+
+    from tlkit.advice.auto import train_auto
+    from tlkit.training.run import DeviceOptions, RunOptions, TrainingConfig
+    from tlkit.training.run import train as run
+
+    config: dict[str, Any] = {"val": val, "max_bad": max_bad, "golden": golden, "seed": seed, "size": size, "cut": cut}
+    config |= {"refit": refit, "views": views, "cache": cache}
     board = None if tensorboard is None else local_path(tensorboard)
     how = RunOptions(DeviceOptions(device, precision, compile, tf32), resume, board, warn=_warn)
     source, out, progress = local_path(source), local_path(out), progress or silent
-    if not automatic:
-        origins = {kind: _plugins().origin(component) for kind, component in components.items()}
-        return run(source, out, TrainingConfig(**components, origins=origins, **common), progress, how)
-    from tlkit.advice.auto import train_auto
-
-    request = _request([components["backbone"]], head=components.get("head"), **common)
-    trained, advice = train_auto(source, out, request, how, budget, progress)
-    return replace(trained, advice=advice)
+    with _resumable(out):
+        if automatic:
+            request = _request([components["backbone"]], head=components.get("head"), **config)
+            trained, advice = train_auto(source, out, request, how, budget, progress)
+            return replace(trained, advice=advice)
+        origins = {kind: load_plugins().origin(component) for kind, component in components.items()}
+        return run(source, out, TrainingConfig(**components, origins=origins, **config), progress, how)
 
 
 def export(
@@ -291,11 +290,9 @@ def evaluate(
     `model` is what `load` returned, a bundle or a graph. Of a dataset with splits of its own the test split is used,
     or else val, unless `split` names another; of other datasets everything.
     """
-    from tlkit.evaluation.evaluate import evaluate, labelled
+    from tlkit.evaluation.evaluate import evaluate
 
-    opened = _model(model, "model")
-    _, samples = labelled(local_path(source), opened.labels, split)
-    return evaluate(opened, samples, (progress or silent)("evaluating", len(samples)))
+    return evaluate(_model(model, "model"), local_path(source), split=split, progress=progress or silent)
 
 
 def benchmark(
@@ -338,7 +335,7 @@ def list_components(kind: str | None = None, pattern: str = "*") -> list[Registe
     """Return the components that plugins provide: those of one kind, or all, whose name matches a shell pattern."""
     return [
         component
-        for plugin in _plugins().plugins
+        for plugin in load_plugins().plugins
         for component in plugin.components
         if component.reason is None and kind in (None, component.kind) and fnmatch.fnmatchcase(component.name, pattern)
     ]
@@ -355,12 +352,14 @@ def diagnose() -> Diagnosis:
     """Return what this machine can run, and what is wrong with the installation."""
     from tlkit.doctor import diagnose
 
-    return diagnose()
+    plugins = load_plugins()
+    targets = {name: plugins.get("target", name).missing() for name in plugins.names("target")}
+    return replace(diagnose(), targets=targets, plugins=plugins.warnings)
 
 
 @functools.cache
-def _plugins() -> Host:
-    """Return the plugins; problems of some of them are warned of once."""
+def load_plugins() -> Host:
+    """Return the registry of plugins, loaded once; what is wrong with some of them is a warning."""
     from tlkit.plugin.registry import load
 
     host = load()
@@ -383,7 +382,7 @@ def _made_with(bundle: Bundle) -> tuple[Backbone, Head]:
     """Return the backbone and the head that a bundle was trained with."""
     made = {"backbone": bundle.record.backbone, "head": bundle.record.head}
     backbone, head = (
-        _plugins().require(kind, each.name, each.distribution, each.version, each.options)
+        load_plugins().require(kind, each.name, each.distribution, each.version, each.options)
         for kind, each in made.items()
     )
     return backbone, head
@@ -402,7 +401,7 @@ def _request(
     """Return the request for advice: every strategy that plugins provide, and every head or the one that is named."""
     from tlkit.advice.run import Question
 
-    plugins = _plugins()
+    plugins = load_plugins()
     heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
     strategies = [plugins.get("strategy", name) for name in plugins.names("strategy")]
     return Question(backbones, heads, strategies, plugins.origin, val, max_bad, seed, cut, options)
@@ -418,7 +417,7 @@ def _configured(named: Mapping[str, str], options: Mapping[str, object] | None) 
     components, problems = dict[str, Any](), []
     for kind, name in named.items():
         try:
-            components[kind] = _plugins().get(kind, name)
+            components[kind] = load_plugins().get(kind, name)
         except UsageError as problem:
             problems.append(problem.what)
     if problems:
@@ -426,12 +425,31 @@ def _configured(named: Mapping[str, str], options: Mapping[str, object] | None) 
     return configure_all(components, options or {})
 
 
-def _check_decided(options: Mapping[str, object], named: Mapping[str, str | None]) -> None:
-    """Refuse options of what the strategy auto decides."""
+def _to_train(
+    backbone: str | None, strategy: str | None, head: str | None, options: Mapping[str, object]
+) -> dict[str, Any]:
+    """Return the configured components to train; without a strategy, only those that are not left to the advice."""
+    named = {"backbone": backbone or defaults.DEFAULT_BACKBONE, "strategy": strategy, "head": head}
+    if strategy is not None and head is None:
+        named["head"] = defaults.DEFAULT_HEAD
     for key in options:
         kind = key.partition(".")[0].strip()
-        if kind in ("strategy", "head") and named.get(kind) is None:
-            raise UsageError(f"option {key}: {AUTO} decides on the {kind}", do=f"name a {kind}, or leave it out")
+        if kind in named and named[kind] is None:
+            raise UsageError(f"option {key}: {AUTO} decides on the {kind}", do=f"name the {kind}, or leave it out")
+    return _configured({kind: name for kind, name in named.items() if name is not None}, options)
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """Warn, if a training is interrupted, that it can be resumed."""
+    from tlkit.training.run_directory import is_unfinished
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_unfinished(out):
+            _warn(f"{out} is not finished; give the same options and --resume to continue")
+        raise
 
 
 def _on_device(opening: Callable[[str], T], device: str, allow_cpu: bool) -> T:
@@ -460,7 +478,7 @@ def _target_of(name: str) -> Target:
     from tlkit.runtime.engine import IncompatibleEngine
 
     try:
-        found: Target = _plugins().get("target", name)
+        found: Target = load_plugins().get("target", name)
     except UsageError as error:
         raise IncompatibleEngine(error.what, do="install the plugin that provides it") from error
     return found

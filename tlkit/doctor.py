@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -71,6 +71,32 @@ class Diagnosis:
     cuda: str | None  # the newest that the driver runs; None where there is none, or it does not say
     problems: tuple[Problem, ...]
     advice: tuple[Problem, ...]
+    targets: Mapping[str, str | None] = field(default_factory=dict)  # why each can't be built here; None if it can
+    plugins: tuple[str, ...] = ()  # what is wrong with some of them
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield self.system
+        yield ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        yield from (
+            f"GPU: {gpu.name}, driver {gpu.driver}, compute capability {gpu.compute_capability}, {gpu.memory}"
+            for gpu in self.gpus
+        )
+        if not self.gpus:
+            yield "GPU: none from NVIDIA; engines can be built for one, but not run"
+        if self.cuda is not None:
+            yield f"CUDA: the driver supports up to {self.cuda}"
+        for provider in self.providers:
+            yield f"provider {provider.name}: {'starts' if provider.starts else f'does not start: {provider.why}'}"
+        for name, missing in self.targets.items():
+            yield f"target {name}: {missing or 'can be built here'}"
+        yield from (f"plugin: {warning}" for warning in self.plugins)
+        yield from (f"advice: {each.what}; {each.do}" for each in self.advice)
+        yield from (f"PROBLEM: {each.what}; {each.do}" for each in self.problems)
+        if not self.problems:
+            yield "no problems found"
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON knows it."""

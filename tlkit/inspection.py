@@ -1,80 +1,150 @@
-"""What a bundle or an exported graph says of itself, section by section."""
+"""The facts about a bundle or an exported graph: as JSON, and as text in sections."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tlkit.evaluation.metrics import described
 from tlkit.graph.metadata import PREFIX
 from tlkit.model.bundle import open_bundle
 from tlkit.model.exports import found
 from tlkit.runtime.model import Model
+from tlkit.util.text import listed, table
+
+SHOWN = 12  # classes, stages or names of a list that text shows
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The facts about a bundle or a graph, by section."""
+    """The facts about a bundle, checked as a whole, or about a graph."""
 
     path: Path
-    sections: Mapping[str, Mapping[str, Any]]
+    is_bundle: bool
+    facts: Mapping[str, Any]
 
     @property
     def exports(self) -> tuple[str, ...]:
-        """What was exported from the bundle, as in "onnx/fp32"; nothing for a graph."""
-        return tuple(self.sections.get("exports", {}))
+        """What was exported from the bundle, such as "onnx/fp32"."""
+        return tuple(self.facts.get("exports", ()))
+
+    def __str__(self) -> str:
+        sections = _bundle_sections(self.facts) if self.is_bundle else [("Graph", self.facts)]
+        return "\n\n".join(_section(title, rows) for title, rows in sections)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON knows it."""
-        return {"path": str(self.path), **{name: dict(facts) for name, facts in self.sections.items()}}
+        return dict(self.facts)
 
 
 def inspect(path: Path) -> Inspection:
-    """Open a bundle, checked as a whole, or a graph, and return what it says."""
-    return Inspection(path, _bundle(path) if path.is_dir() or not path.exists() else _graph(path))
+    """Open a bundle, checked as a whole, or a graph, and return the facts about it."""
+    if path.is_dir() or not path.exists():
+        return Inspection(path, True, _bundle(path))
+    return Inspection(path, False, _graph(path))
 
 
-def _bundle(root: Path) -> dict[str, dict[str, Any]]:
+def _bundle(root: Path) -> dict[str, Any]:
     bundle = open_bundle(root)
     record = bundle.record
     strategy = {name: value for name, value in asdict(record.strategy).items() if name != "report"}
-    advice = {"advice": dict(record.strategy.report["recommendation"])} if record.strategy.report else {}
     return {
-        "bundle": {"path": str(root), "digest": bundle.digest, "golden": [golden.name for golden in record.golden]},
-        "data": {"labels": list(record.labels), **record.data},
-        "network": {
-            "backbone": asdict(record.backbone),
-            "weights": dict(record.weights),
-            "stages": dict(record.provenance) or dict.fromkeys(record.stages, "original"),
-            "cut": record.cut,
-            "width": record.width,
-            "preprocessing": asdict(record.preprocessing),
-            "parameters": sum(int(tensor.size) for tensor in bundle.trunk.values()),
+        "path": str(root),
+        "digest": bundle.digest,
+        "golden": [golden.name for golden in record.golden],
+        "labels": list(record.labels),
+        "data": dict(record.data),
+        "backbone": asdict(record.backbone),
+        "weights": dict(record.weights),
+        "stages": list(record.stages),
+        "provenance": dict(record.provenance),
+        "cut": record.cut,
+        "width": record.width,
+        "preprocessing": asdict(record.preprocessing),
+        "head": asdict(record.head),
+        "strategy": strategy,
+        **({"advice": dict(record.strategy.report["recommendation"])} if record.strategy.report else {}),
+        "phases": [dict(phase) for phase in record.phases],
+        "seed": record.seed,
+        "metrics": dict(record.metrics["val"]),
+        "parameters": {
+            "trunk": sum(int(tensor.size) for tensor in bundle.trunk.values()),
+            "head": sum(int(tensor.size) for tensor in bundle.head.values()),
         },
-        "head": {**asdict(record.head), "parameters": sum(int(tensor.size) for tensor in bundle.head.values())},
-        "training": {
-            "strategy": strategy,
-            **advice,
-            "phases": [dict(phase) for phase in record.phases],
-            "seed": record.seed,
-            "metrics": dict(record.metrics["val"]),
-        },
-        "exports": {"/".join(place): str(root.joinpath(*place)) for place in found(root)},
+        "exports": ["/".join(place) for place in found(root)],
     }
 
 
-def _graph(file: Path) -> dict[str, dict[str, Any]]:
+def _graph(file: Path) -> dict[str, Any]:
     model = Model.open(file, workers=1)
     known = {key.removeprefix(PREFIX): value for key, value in model.session.metadata.items()}
     return {
-        "graph": {
-            "path": str(file),
-            "input": model.session.input,
-            "outputs": list(model.session.outputs),
-            **known,
-            "labels": json.loads(known["labels"]),
-            "preprocessing": asdict(model.preprocessing),
-        }
+        "path": str(file),
+        "input": model.session.input,
+        "outputs": list(model.session.outputs),
+        **known,
+        "labels": json.loads(known["labels"]),
+        "preprocessing": asdict(model.preprocessing),
     }
+
+
+def _bundle_sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any] | Iterable[str]]]:
+    data, labels = facts["data"], facts["labels"]
+    yield "Bundle", {name: facts[name] for name in ("path", "digest")} | {"golden images": len(facts["golden"])}
+    yield "Data", {f"classes ({len(labels)})": labels, **data}
+    states = facts["provenance"] or dict.fromkeys(facts["stages"], "original")
+    yield (
+        "Network",
+        {
+            "backbone": _component(facts["backbone"]),
+            "weights": facts["weights"],
+            "stages": [name if state == "original" else f"{name} ({state})" for name, state in states.items()],
+            "cut": f"{facts['cut']}, {facts['width']} features",
+            "preprocessing": facts["preprocessing"],
+            "parameters": f"{facts['parameters']['trunk']:,}",
+        },
+    )
+    yield (
+        "Head",
+        {
+            "head": _component(facts["head"]),
+            "fit": facts["head"]["report"],
+            "parameters": f"{facts['parameters']['head']:,}",
+        },
+    )
+    phases = {f"phase {number}": phase for number, phase in enumerate(facts["phases"], 1)}
+    advice = facts.get("advice", {}).get("reasons", ())
+    yield "Training", {"strategy": _component(facts["strategy"]), **phases, "seed": facts["seed"], "advice": advice}
+    yield f"Validation ({facts['metrics']['images']} images)", described(facts["metrics"], labels)
+    yield "Exports", facts["exports"] or ["none"]
+
+
+def _component(facts: Mapping[str, Any]) -> str:
+    options = "".join(f", {name} {_brief(value)}" for name, value in facts["options"].items())
+    return f"{facts['name']} ({facts['distribution']} {facts['version']}){options}"
+
+
+def _section(title: str, content: Mapping[str, Any] | Iterable[str]) -> str:
+    if isinstance(content, Mapping):
+        kept = [(name, _brief(value)) for name, value in content.items() if value not in ({}, [], (), None)]
+        content = table(kept, left=2)
+    return "\n".join([title, *(f"  {line}" for line in content)])
+
+
+def _brief(value: object) -> str:
+    """Return a value on one line, short enough to read; of a mapping without what is empty or zero."""
+    match value:
+        case Mapping():
+            shown = {key: inner for key, inner in value.items() if inner not in ({}, None, 0, False, "none")}
+            return ", ".join(f"{key} {_brief(inner)}" for key, inner in shown.items())
+        case list() | tuple():
+            return listed(map(_brief, value), SHOWN)
+        case float():
+            return f"{value:.4g}"
+        case None:
+            return "none"
+        case _:
+            return str(value)

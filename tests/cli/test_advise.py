@@ -132,7 +132,7 @@ def test_where_it_is_not_enough_it_says_so_and_trains_with_caution(story, tlkit,
         assert not (tmp_path / "run").exists()
     else:
         assert said.next.startswith("tlkit train few -o run/ ")
-        assert done.out.startswith("efficientnet-lite0 up to last, frozen strategy, logistic head\n")
+        assert done.out.startswith("efficientnet-lite0 up to last, strategy frozen, head logistic\n")
         assert re.search(f"NOT ENOUGH TO TELL: .*{lacking}", done.out)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -189,10 +189,10 @@ def test_of_mixed_garbage_the_rest_is_taken_where_that_is_allowed(story, tlkit, 
         (["advise", "photos/", "--budget", "soon"], 2, "not a time"),
         (["advise", "photos/", "--backbone", "efficientnet-lite0,nothing"], 2, "nothing"),
         (["advise", "nowhere/"], 3, "no such file"),
-        (["train", "photos/", "-o", "new/", "--strategy", "frozen", "--budget", "2m"], 2, "--strategy auto"),
+        (["train", "photos/", "-o", "new/", "--strategy", "frozen", "--budget", "2m"], 2, "use strategy auto"),
         (["train", "photos/", "-o", "new/", "--cut", "nowhere"], 2, "no stage"),
-        (["train", "photos/", "-o", "new/", "--set", "strategy.epochs=3"], 2, "name the strategy with --strategy"),
-        (["train", "photos/", "-o", "new/", "--set", "head.pca=3"], 2, "name the head with --head"),
+        (["train", "photos/", "-o", "new/", "--set", "strategy.epochs=3"], 2, "name the strategy"),
+        (["train", "photos/", "-o", "new/", "--set", "head.pca=3"], 2, "name the head"),
         (["train", "photos/", "-o", "new/", "--head", "svm", "--set", "head.pac=3"], 2, "pac"),
     ],
 )

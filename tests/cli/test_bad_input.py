@@ -279,11 +279,17 @@ CASES = {
         r"option head.pac: no such option.*\(did you mean 'pca'\?\); option hat.pca: no 'hat' to set here.*; "
         r"option head.pca: must be int, not 'three'",
     ),
+    "an address": Case(
+        "train s3://bucket/x -o out",
+        2,
+        "s3://bucket/x: only local files and folders can be read or written; download it first",
+    ),
+    "an address to predict": Case("predict run gs://bucket/a.jpg", 2, "gs://bucket/a.jpg: only local files .*"),
     "malformed options": Case(
         "train photos -o out --strategy frozen --set head.pca --set pca=3 --set head.pca=3 --set head.pca=4",
         2,
         "--set head.pca is not of the form kind.option=value; --set pca=3 is not of the form kind.option=value; "
-        "--set head.pca=4: head.pca was set to 3 before",
+        f"--set head.pca=4: head.pca was set to 3 before {COMMAND}",
     ),
     "a verb": Case("trian photos -o out", 2, f"there is no command 'trian'; did you mean 'train'. {COMMAND}"),
     "no verb like it": Case("frobnicate", 2, f"there is no command 'frobnicate'; see: tlkit --help {COMMAND}"),

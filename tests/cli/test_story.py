@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shlex
+from unittest.mock import ANY
 
 import numpy as np
 import pyarrow as pa
@@ -29,10 +30,14 @@ def do(tlkit, story):
 
 def test_train_tells_what_it_did_on_stdout_and_what_comes_next_on_stderr(story):
     out, err = story.said["train"].out.splitlines(), story.said["train"].err.splitlines()
-    assert out[0] == "efficientnet-lite0 up to last, frozen strategy, logistic head"
-    assert out[1] == "50 images to train on, 10 to validate on"
-    assert out[2].startswith("60 images decoded")
-    assert "validation accuracy" in out[3]
+    assert out[0] == "efficientnet-lite0 up to last, strategy frozen, head logistic"
+    assert [line.split() for line in out[1:7]] == [
+        ["images", "train", "val"],
+        *([label, ANY, ANY] for label in DIGITS),
+        ["4", "classes", "50", "10"],
+    ]
+    assert out[7].startswith("60 images decoded")
+    assert out[8].startswith("validation accuracy")
     assert err == ["wrote run", "next: tlkit export run --onnx"]
 
 
@@ -83,7 +88,7 @@ def test_another_backbone_cut_head_and_option_go_all_the_way(do, tmp_path):
     assert facts["digest"] == trained["digest"]
     assert facts["stages"] == ["stem", "stage1", "stage2", "stage3", "stage4"]
     assert (facts["width"], facts["preprocessing"]["size"], facts["head"]["options"]["pca"]) == (80, 240, 128)
-    assert facts["exported"] == ["onnx/fp32"]
+    assert facts["exports"] == ["onnx/fp32"]
 
 
 @pytest.mark.parametrize("choice", [("--head", "nearest-mean"), ("--cut", "stage5")], ids=" ".join)
@@ -145,8 +150,12 @@ def test_eval_measures_on_a_class_folder(do):
     assert confusion.sum(1).tolist() == [5, 5, 5, 5]
     assert confusion.trace() / 20 == pytest.approx(facts["accuracy"])
     assert f"accuracy           {facts['accuracy']:.1%}" in plain
-    for name in ("balanced accuracy", "macro-F1", "ECE", "confusion"):
+    for name in ("balanced accuracy", "macro-F1", "ECE", "confusion matrix"):
         assert name in plain
+    rows = [line.split() for line in plain.splitlines()[-4:]]
+    assert rows == [
+        [label, *map(str, row), f"#{n}"] for n, (label, row) in enumerate(zip(DIGITS, confusion, strict=True))
+    ]
 
 
 def test_eval_measures_on_a_split(do, story, tmp_path):
@@ -164,14 +173,19 @@ def test_inspect_tells_what_a_bundle_and_a_graph_are(do, story):
     assert bundle["labels"] == graph["labels"] == DIGITS
     assert bundle["digest"] == graph["bundle"]
     assert bundle["backbone"]["name"] == graph["backbone"] == "efficientnet-lite0"
-    assert bundle["weights"]["licence"] == "Apache-2.0"
+    assert bundle["weights"]["license"] == "Apache-2.0"
     assert bundle["preprocessing"] == graph["preprocessing"]
     assert graph["outputs"] == ["features", "logits", "probabilities"]
-    lines = do("inspect", "run").out.splitlines()
-    assert [line.split()[0] for line in lines] == list(bundle)
+    text = do("inspect", "run").out
+    titles = [line for line in text.splitlines() if not line.startswith(" ") and line]
+    assert titles == ["Bundle", "Data", "Network", "Head", "Training", "Validation (10 images)", "Exports"]
+    confusion = [line.split() for line in text.splitlines() if line.endswith(tuple(f"  #{n}" for n in range(4)))]
+    assert [[int(cell) for cell in row[1:-1]] for row in confusion[-4:]] == bundle["metrics"]["confusion"]
+    assert max(map(len, text.splitlines())) < 400
+    assert do("inspect", story.model).out.splitlines()[0] == "Graph"
 
 
-def test_plugins_lists_what_is_there_with_its_options(do):
+def test_plugins_lists_what_is_there_and_fits_a_screen(do):
     facts = do("plugins", "--json").json["plugins"]
     standard = next(plugin for plugin in facts if plugin["distribution"] == "tlkit")
     assert standard["state"] == "ok"
@@ -185,17 +199,32 @@ def test_plugins_lists_what_is_there_with_its_options(do):
         "nearest-mean",
         "mlp",
     }
-    pca = next(option for option in components["head", "svm"]["options"] if option["name"] == "pca")
-    assert pca.keys() == {"name", "type", "default", "choices", "help"}
     plain = do("plugins").out
-    for component in components.values():
-        assert component["name"] in plain
-        assert all(option["help"] in plain for option in component["options"])
+    assert all(name in plain for _, name in components)
+    assert plain.count("\n") <= 6 * len(facts)
+
+
+def test_plugins_show_tells_the_options_of_a_component(do):
+    (svm,) = do("plugins", "show", "svm", "--json").json["components"]
+    pca = next(option for option in svm["options"] if option["name"] == "pca")
+    assert pca.keys() == {"name", "type", "default", "choices", "help"}
+    plain = do("plugins", "show", "svm").out
+    assert plain.startswith("head svm (tlkit ")
+    assert all(option["help"] in plain and option["name"] in plain for option in svm["options"])
+    assert "license Apache-2.0" in do("plugins", "show", "efficientnet-lite0").out
+    both = do("plugins", "show", "efficientnet-lite[01]", "--kind", "backbone", "--json").json["components"]
+    assert [each["preprocessing"]["size"] for each in both] == [224, 240]
+
+
+def test_plugins_show_of_an_unknown_name(tlkit):
+    said = tlkit("plugins", "show", "logistics")
+    assert (said.code, said.out) == (2, "")
+    assert "did you mean 'logistic'?" in said.err
 
 
 @pytest.mark.parametrize(
     "line",
-    ["verify run", "embed run a.jpg -o {tmp}/f.npy", "eval run test", "inspect run", "plugins"],
+    ["verify run", "embed run a.jpg -o {tmp}/f.npy", "eval run test", "inspect run", "plugins", "plugins show svm"],
 )
 def test_with_json_stdout_is_one_object_and_the_rest_is_on_stderr(do, tmp_path, line):
     finished = do(*shlex.split(line.format(tmp=tmp_path)), "--json")

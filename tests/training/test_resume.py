@@ -139,17 +139,6 @@ def test_a_checkpoint_comes_back_to_the_bit(work):
         assert same(getattr(found, group), getattr(state, group))
 
 
-def test_who_interrupts_it_is_told_how_to_go_on(tmp_path, capsys):
-    from tlkit.cli.train import _told_how_to_go_on
-
-    for expected in ("", f"{tmp_path / 'run'} is not finished: give the same command with --resume to go on\n"):
-        with suppress(KeyboardInterrupt), _told_how_to_go_on(tmp_path / "run"):
-            raise KeyboardInterrupt
-        assert capsys.readouterr().err == expected
-        folder_of(tmp_path / "run").mkdir(exist_ok=True)
-        (folder_of(tmp_path / "run") / "checkpoint-1").touch()
-
-
 class TestWorkplace:
     def test_it_goes_when_all_is_done_and_stays_with_a_checkpoint(self, tmp_path):
         out = tmp_path / "run"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tlkit.util.text import counted, did_you_mean, format_bytes, format_seconds, listed, nearest
+from tlkit.util.text import counted, did_you_mean, format_bytes, format_seconds, listed, nearest, table
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, ""), (1, "0"), (3, "0, 1, 2"), (5, "0, 1, 2 and 2 more")])
@@ -46,3 +46,21 @@ def test_sizes_have_decimal_units(size: int, text: str) -> None:
 )
 def test_durations_have_two_units_at_most(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_columns_are_aligned_to_the_left_and_to_the_right():
+    assert table([["a", 1], ["long", 100]], ["name", "images"]) == ["name  images", "a          1", "long     100"]
+    assert table([["a", "b", 1], ["aa", "bbb", 10]], left=2) == ["a   b     1", "aa  bbb  10"]
+
+
+def test_wide_characters_and_accents_keep_the_columns():
+    one, other = table([["日本", 1], ["e\u0301", 2]])
+    assert (one, other) == ("日本  1", "e\u0301     2")
+
+
+def test_a_cell_stays_on_its_line():
+    assert table([["a\nb", 1]]) == [r"a\nb  1"]
+
+
+def test_no_rows_are_no_lines():
+    assert table([]) == []

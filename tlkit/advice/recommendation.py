@@ -52,6 +52,11 @@ class Recommendation:
     seconds: float | None = None
     still: str | None = None  # head of frozen features, where the trunk moves
 
+    def __str__(self) -> str:
+        from tlkit.advice.page import summary
+
+        return "\n".join(summary(self))
+
     def frozen(self) -> Recommendation:
         """The best without moving the trunk."""
         if self.still is None:

@@ -10,29 +10,30 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import click
 
-from tlkit.errors import ResourceError, TlkitError, UsageError
+from tlkit.errors import ResourceError, TlkitError, TlkitWarning, UsageError, one_line
 from tlkit.util.text import nearest
 from tlkit.version import __version__
 
-# The one-line helps stand here so that `tlkit --help` imports no verb; a test holds them against the verbs' own.
+# Each verb is a module of this package. Its one-line help stands here, so that `tlkit --help` imports no verb.
 VERBS = {
-    "advise": "Say which strategy, cut and head fit a folder of images, and why.",
+    "advise": "Recommend a strategy, cut and head for a folder of labelled images, with reasons.",
     "train": "Train on a folder of labelled images and write a bundle.",
-    "export": "Turn a bundle into graphs for deployment, each checked on real images.",
-    "verify": "Replay a bundle's golden images on what was exported from it.",
+    "export": "Export a bundle to graphs for deployment, each checked on real images.",
+    "verify": "Replay a bundle's golden images on its exports.",
     "predict": "Label images with an exported model.",
     "embed": "Write the features of images to a Parquet or npy file.",
-    "eval": "Measure an exported model on labelled images.",
-    "bench": "Measure how fast what was exported from a bundle is.",
-    "inspect": "Show what a bundle or an exported graph is.",
-    "plugins": "List the plugins and their components; check one, or start a new one.",
-    "doctor": "Find out what this machine can run, and what is wrong with the installation.",
+    "eval": "Evaluate an exported model on labelled images.",
+    "bench": "Measure latency and throughput of a bundle's exports.",
+    "inspect": "Show the facts about a bundle or an exported graph.",
+    "plugins": "List plugins and components; show or check one, or start a new plugin.",
+    "doctor": "Report what this machine can run, and problems of the installation.",
     "completion": "Print the shell's completion script.",
 }
 PROGRAM = "tlkit"
@@ -54,6 +55,7 @@ class Verbs(click.Group):
         if cmd_name not in self.verbs:
             return None
         command: click.Command = import_module(f"{self.package}.{cmd_name}").command
+        command.short_help = self.verbs[cmd_name]
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -70,7 +72,12 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.command(cls=Verbs, package=__name__, verbs=VERBS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Verbs,
+    package=__name__,
+    verbs=VERBS,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.option(DEBUG, is_flag=True, help="Show the traceback of an error (works after a command as well).")
 def cli(debug: bool) -> None:
@@ -103,7 +110,8 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(args: Sequence[str], *, debug: bool = False) -> int:
     """Run a command line; returns the exit code. This is the one place where errors become lines and codes."""
     try:
-        return _dispatch(args)
+        with _warnings_as_lines():
+            return _dispatch(args)
     except BrokenPipeError:  # whoever read the results has had enough of them
         _discard_output()
         return 0
@@ -133,6 +141,23 @@ def _dispatch(args: Sequence[str]) -> int:
     except click.exceptions.Exit as end:  # of --help and --version
         return end.exit_code
     return 0
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Print each warning of tlkit as a line on stderr."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", TlkitWarning)
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, TlkitWarning):
+                click.echo(one_line(f"{PROGRAM}: warning: {message}"), err=True)
+            else:
+                usual(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 class _Terminated(KeyboardInterrupt):

@@ -6,7 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 
-@click.command(short_help="Print the shell's completion script.")
+@click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
     """Print the script that completes tlkit's commands and options in SHELL.
@@ -16,7 +16,7 @@ def command(shell: str) -> None:
       eval "$(tlkit completion bash)"
       tlkit completion fish > ~/.config/fish/completions/tlkit.fish
     """
-    from tlkit.cli import cli
+    from tlkit.cli import COMPLETION_VARIABLE, PROGRAM, cli
 
     if completion := get_completion_class(shell):
-        click.echo(completion(cli, {}, "tlkit", "_TLKIT_COMPLETE").source())
+        click.echo(completion(cli, {}, PROGRAM, COMPLETION_VARIABLE).source())

@@ -8,27 +8,28 @@ from pathlib import Path
 
 import click
 
-from tlkit.cli.common import FilePath, check_max_bad, device_options, head_option, open_model, rejected, wrote
+from tlkit.cli.options import FilePath, device_options, head_option
+from tlkit.cli.output import check_rejected, note, wrote
 from tlkit.errors import one_line
 from tlkit.util.text import quoted
 
 MOST_IMAGES = 3  # that are repeated in the next command; more of them would bury it
 
 
-@click.command(short_help="Label images with an exported model.")
+@click.command()
 @click.argument("model", type=FilePath)
 @click.argument("images", type=FilePath, nargs=-1, required=True)
-@click.option("--topk", type=click.IntRange(1), default=1, show_default=True, help="Labels to give for each image.")
+@click.option("--topk", type=click.IntRange(1), default=1, help="Number of labels per image.")
 @head_option
 @device_options
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each image, one a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image and line.")
 def command(
     model: Path, images: tuple[Path, ...], topk: int, head: str | None, device: str, allow_cpu: bool, as_json: bool
 ) -> None:
     """Label IMAGES (files and folders) with MODEL, a model.onnx or a bundle it was exported from.
 
-    A line for each image: path, label, probability, separated by tabs; a line break in a name is spelled \\n, and exact
-    with --json. Needs neither torch nor plugins. An image that can't be used is named on stderr, the others are
+    Prints one line per image: path, label and probability, separated by tabs; a line break in a name is spelled \\n,
+    and exact with --json. Needs neither torch nor plugins. Unreadable images are named on stderr, the others are
     labelled, and the exit code is 3.
 
     \b
@@ -36,22 +37,18 @@ def command(
       tlkit predict run/onnx/fp32/model.onnx a.jpg b/
       tlkit predict run/ photos/ --topk 3 --json
     """
+    from tlkit.api import load
     from tlkit.data.dataset import images as find
     from tlkit.util.resources import cores
 
     files = find(images)
-    opened = open_model(
-        model,
-        device=device,
-        allow_cpu=allow_cpu,
-        workers=1 if len(files) < 2 * cores() else None,
-        head=head,
-    )
+    workers = 1 if len(files) < 2 * cores() else None
+    opened = load(model, device=device, allow_cpu=allow_cpu, workers=workers, head=head)
     reasons = {}
     for prediction in opened.predictions(files, topk=topk):
         if prediction.reason is not None:
             reasons[str(prediction.file)] = prediction.reason
-            rejected(prediction.file, prediction.reason)
+            note("rejected", {str(prediction.file): prediction.reason})
             continue
         best = list(zip(prediction.labels, prediction.probabilities, strict=True))
         if as_json:
@@ -60,7 +57,7 @@ def command(
         else:
             cells = [cell for label, probability in best for cell in (label, f"{probability:.4f}")]
             click.echo("\t".join(map(one_line, [str(prediction.file), *cells])))
-    check_max_bad(reasons, len(files), None)
+    check_rejected(reasons, len(files))
     sources = " ".join(map(quoted, images)) if len(images) <= MOST_IMAGES else "IMAGE..."
     suffix = "parquet" if find_spec("pyarrow") else "npy"
     wrote(None, then=f"tlkit embed {quoted(model)} {sources} -o features.{suffix}")

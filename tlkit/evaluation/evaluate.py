@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tlkit.data import dataset as folder
 from tlkit.data.dataset import Sample
 from tlkit.errors import DataError, UsageError
-from tlkit.evaluation.metrics import Metrics, score
-from tlkit.plugin.contract import PROBABILITIES
+from tlkit.evaluation.metrics import Metrics, described, score
+from tlkit.plugin.contract import PROBABILITIES, Progress, silent
 from tlkit.runtime.model import Model
 
 if TYPE_CHECKING:
@@ -42,10 +42,27 @@ class ModelOutputs:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """The scores over the images that could be used; by path, why the others could not."""
+    """Metrics over the readable images of one split; by path, why the others were rejected."""
 
     metrics: Metrics
+    labels: tuple[str, ...]
+    split: str  # "all" for a dataset without splits of its own
     rejected: dict[str, str]
+
+    @property
+    def images(self) -> int:
+        """All images, the rejected ones included."""
+        return self.metrics.images + len(self.rejected)
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [f"{self.metrics.images} images ({self.split})", *described(self.metrics.to_json(), self.labels)]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON knows it."""
+        labels = list(self.labels)
+        return {"split": self.split, "labels": labels, **self.metrics.to_json(), "rejected": self.rejected}
 
 
 def labelled(source: Path, labels: Sequence[str], split: str | None = None) -> tuple[str, tuple[Sample, ...]]:
@@ -65,10 +82,12 @@ def labelled(source: Path, labels: Sequence[str], split: str | None = None) -> t
     return chosen, dataset.of(chosen)
 
 
-def evaluate(model: Model, samples: Sequence[Sample], tick: Callable[[int], object]) -> EvaluationResult:
-    """Predict all samples and score them; `tick(n)` is called whenever n more are done."""
-    given = answers(model, samples, tick)
-    return EvaluationResult(score(given.arrays[PROBABILITIES], given.truth), given.rejected)
+def evaluate(model: Model, source: Path, *, split: str | None = None, progress: Progress = silent) -> EvaluationResult:
+    """Predict the labelled images of a source, see `labelled`, and compare with their labels."""
+    name, samples = labelled(source, model.labels, split)
+    given = answers(model, samples, progress("evaluating", len(samples)))
+    metrics = score(given.arrays[PROBABILITIES], given.truth)
+    return EvaluationResult(metrics, tuple(model.labels), name, given.rejected)
 
 
 def answers(

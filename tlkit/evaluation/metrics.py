@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tlkit.util.statistics import wilson
+from tlkit.util.text import table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ECE_BINS = 15
+WIDEST, PAIRS = 12, 10  # classes of a confusion matrix that is shown whole, and pairs that are shown of a larger one
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +86,30 @@ def calibration_error(bins: NDArray[np.float64]) -> float:
     """Expected calibration error (Naeini et al. 2015): |confidence - share right| over the bins, weighted by size."""
     images, confidence, right = bins.T
     return float((images * np.abs(confidence - right)).sum() / images.sum())
+
+
+def described(metrics: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
+    """Return metrics, given as `Metrics.to_json` does, as lines for people, with the confusion matrix."""
+    low, high = metrics["interval"]
+    return [
+        f"accuracy           {metrics['accuracy']:.1%}  (95 %: {low:.1%} to {high:.1%})",
+        f"balanced accuracy  {metrics['balanced_accuracy']:.1%}",
+        f"macro-F1           {metrics['macro_f1']:.3f}",
+        f"ECE                {metrics['ece']:.3f}",
+        f"log loss           {metrics['log_loss']:.3f}",
+        *confusion_lines(np.array(metrics["confusion"], np.int64), labels),
+    ]
+
+
+def confusion_lines(confusion: NDArray[np.int64], labels: Sequence[str]) -> list[str]:
+    """Return a confusion matrix as a table; of more than `WIDEST` classes the pairs confused most often."""
+    if len(labels) <= WIDEST:
+        header = ["", *(f"#{index}" for index in range(len(labels))), ""]
+        rows = [
+            [label, *counts, f"#{index}"] for index, (label, counts) in enumerate(zip(labels, confusion, strict=True))
+        ]
+        return ["confusion matrix (rows: true class, columns: predicted class):", *table(rows, header)]
+    wrong = confusion * ~np.eye(len(labels), dtype=bool)
+    pairs = sorted(zip(*np.nonzero(wrong), strict=True), key=lambda pair: (-wrong[pair], pair))
+    rows = [[f"{labels[true]} predicted as {labels[called]}", wrong[true, called]] for true, called in pairs[:PAIRS]]
+    return ["most frequent confusions:", *(f"  {line}" for line in table(rows))]

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import pluggy
@@ -22,9 +22,9 @@ from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin import hooks
 from tlkit.plugin.contract import Backbone, Component, Head, Strategy, Target
 from tlkit.plugin.discovery import Found, find, normalize
-from tlkit.plugin.options import configure, from_json
+from tlkit.plugin.options import configure, describe, from_json, to_json
 from tlkit.plugin.validation import fault
-from tlkit.util.text import did_you_mean
+from tlkit.util.text import did_you_mean, table
 
 DISABLE_VARIABLE = "TLKIT_DISABLE_PLUGINS"
 BASE_CLASSES: dict[str, type[Component]] = {  # by hook
@@ -54,6 +54,42 @@ class RegisteredComponent:
     def state(self) -> Literal["ok", "refused"]:
         """Whether the host gives it out."""
         return "ok" if self.reason is None else "refused"
+
+    def __str__(self) -> str:
+        lines = [f"{self.kind} {self.name} ({self.distribution} {self.version})"]
+        if self.reason is not None:
+            return f"{lines[0]} refused: {self.reason}"
+        facts = self.to_json()
+        options = [["option", "type", "default", "choices", "help"]]
+        for each in facts.pop("options"):
+            default = "none" if each["default"] is None else each["default"]
+            options.append(
+                [each["name"], each["type"], default, ", ".join(map(str, each["choices"] or ())), each["help"]]
+            )
+        details = ((name, value) for name, value in facts.items() if isinstance(value, Mapping))
+        lines += [f"  {name}: " + ", ".join(f"{key} {value}" for key, value in each.items()) for name, each in details]
+        return "\n".join(lines + [f"  {line}" for line in table(options, left=5) if len(options) > 1])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return kind, name, state and options; of a backbone its weights and preprocessing as well."""
+        facts: dict[str, Any] = {"kind": self.kind, "name": self.name, "distribution": self.distribution}
+        facts |= {"version": self.version, "state": self.state, "reason": self.reason, "options": []}
+        if self.reason is not None:
+            return facts
+        values = to_json(self.component)
+        if isinstance(self.component, Backbone):
+            facts |= {"weights": asdict(self.component.weights), "preprocessing": asdict(self.component.preprocessing)}
+        facts["options"] = [
+            {
+                "name": each.name,
+                "type": each.type,
+                "default": values[each.name],
+                "choices": list(each.choices) or None,
+                "help": each.help,
+            }
+            for each in describe(self.component)
+        ]
+        return facts
 
 
 @dataclass(frozen=True, slots=True)

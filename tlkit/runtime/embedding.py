@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +17,7 @@ from tlkit.graph import metadata
 from tlkit.plugin.contract import FEATURES
 from tlkit.runtime.model import Model, Row
 from tlkit.util.files import NpyWriter, atomic_file, check_writable, translate_os_errors
+from tlkit.util.text import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,11 +27,27 @@ ROW_GROUP = 1024  # rows that are held back before they are written
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingResult:
-    """How many rows were written, of which width, and what was rejected: by path, the reason."""
+    """The file and what it holds: rows of `width` features. By path, why images were rejected."""
 
+    out: Path
     rows: int
     width: int
     rejected: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        """All images, the rejected ones included."""
+        return self.rows + len(self.rejected)
+
+    def __fspath__(self) -> str:
+        return str(self.out)
+
+    def __str__(self) -> str:
+        return f"{self.rows} rows of {self.width} features, {counted(len(self.rejected), 'image')} rejected"
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON knows it."""
+        return {**asdict(self), "out": str(self.out)}
 
 
 class _Writer(Protocol):
@@ -61,7 +78,7 @@ def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], 
             first, reason = next(iter(rejected.items()))
             raise DataError(f"none of the {len(files)} images can be used, the first because: {reason}", file=first)
     _write_rejects(out.with_name(out.name + ".rejects.csv"), rejected)
-    return EmbeddingResult(rows, width, rejected)
+    return EmbeddingResult(out, rows, width, rejected)
 
 
 @contextmanager

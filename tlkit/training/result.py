@@ -24,11 +24,14 @@ from tlkit.training.heads import probabilities, report
 from tlkit.training.inputs import Examples
 from tlkit.training.phases import provenance
 from tlkit.training.trainer import FitResult
+from tlkit.util.text import counted, table
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
+
+SHOWN = 20  # classes whose images are counted, in text for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,33 @@ class TrainingResult:
     def __fspath__(self) -> str:
         """The bundle: a result stands wherever a path to one does."""
         return str(self.bundle)
+
+    def __str__(self) -> str:
+        metrics, splits = self.metrics, [split for split, count in self.images.items() if count]
+        low, high = metrics.interval
+        labels = list(self.counts["train"])
+        rows = [[label, *(self.counts[split][label] for split in splits)] for label in labels[:SHOWN]]
+        more = [f"and {len(labels) - SHOWN} more classes"] if len(labels) > SHOWN else []
+        rows.append([counted(len(labels), "class", "classes"), *(self.images[split] for split in splits)])
+        changed = [f"{stage} {state}" for stage, state in self.provenance.items() if state != "original"]
+        lines = [
+            f"{self.backbone} up to {self.cut}, strategy {self.strategy}, head {self.head}",
+            *table(rows, ["images", *splits]),
+            *more,
+            f"{counted(self.decoded, 'image')} decoded, the features of the others were cached",
+            f"validation accuracy {metrics.accuracy:.1%} (95 %: {low:.1%} to {high:.1%})",
+            f"macro-F1 {metrics.macro_f1:.3f}, ECE {metrics.ece:.3f}",
+        ]
+        if changed:
+            lines.append(f"{len(changed)} of {len(self.provenance)} stages changed: {', '.join(changed)}")
+        return "\n".join(lines if self.advice is None else [*lines, "", str(self.advice.recommendation)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the predictions, as JSON knows it."""
+        names = ("digest", "backbone", "strategy", "head", "cut", "counts", "images", "decoded", "rejected", "skipped")
+        facts = {name: getattr(self, name) for name in (*names, "provenance", "report", "epochs")}
+        advice = None if self.advice is None else self.advice.recommendation.to_json()
+        return {"bundle": str(self.bundle), **facts, "metrics": self.metrics.to_json(), "advice": advice}
 
 
 def write(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tlkit.errors import one_line
@@ -18,6 +19,7 @@ __all__ = [
     "nearest",
     "one_line",
     "quoted",
+    "table",
 ]
 
 
@@ -75,3 +77,21 @@ def format_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def table(rows: Iterable[Sequence[object]], header: Sequence[str] = (), *, left: int = 1) -> list[str]:
+    """Return rows as lines with aligned columns: the first `left` columns to the left, the others to the right."""
+    cells = [[one_line(str(cell)) for cell in row] for row in ([header] if header else []) + [*rows]]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(_padded, row, widths, (n < left for n in range(len(row))))).rstrip() for row in cells]
+
+
+def _padded(cell: str, width: int, to_left: bool) -> str:
+    space = " " * (width - _width(cell))
+    return cell + space if to_left else space + cell
+
+
+def _width(text: str) -> int:
+    """Return the columns that a text takes on a terminal: two for a wide East Asian character, none for an accent."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)

@@ -1,0 +1,147 @@
+"""Options that several verbs share, each documented once, and the types of what they take."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from tlkit.util.files import local_path
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Command], Command]
+
+
+class LocalPath(click.Path):
+    """A file or folder; the address of something that is not on this machine is refused as it was typed."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        local_path(value)  # before it becomes a path, which has no two slashes in a row
+        return Path(os.fsdecode(super().convert(value, param, ctx)))
+
+
+class Seconds(click.ParamType[float]):
+    """A length of time: 90, 90s, 2m or 1.5h, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value.strip())
+        if found is None or float(found[1]) <= 0:
+            self.fail(f"{value!r} is not a time; write it as 90s, 2m or 1h", param, ctx)
+        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Return what completes a word in a shell: the names of the components of one kind."""
+
+    def names(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+        from tlkit.plugin.registry import load
+
+        return [name for name in load().names(kind) if name.startswith(typed)]
+
+    return names
+
+
+def _settings(_context: click.Context, _parameter: click.Parameter, pairs: Iterable[str]) -> dict[str, str]:
+    """Return pairs like `head.pca=128` as a mapping. Raises one error for all that are malformed."""
+    options: dict[str, str] = {}
+    problems = []
+    for pair in pairs:
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or "." not in key:
+            problems.append(f"--set {pair} is not of the form kind.option=value")
+        elif options.setdefault(key, value) != value:
+            problems.append(f"--set {pair}: {key} was set to {options[key]} before")
+    if problems:
+        raise click.UsageError("; ".join(problems))
+    return options
+
+
+def together(*decorators: Decorator[Command]) -> Decorator[Command]:
+    """Return several options as one decorator, in this order."""
+    return lambda command: reduce(lambda inner, decorator: decorator(inner), reversed(decorators), command)
+
+
+FilePath = LocalPath()
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+head_option = click.option("--head", metavar="NAME", help="Head to use of a graph with several.")
+split_option = click.option(
+    "--split", type=click.Choice(["train", "val", "test"]), help="Split to use of a dataset with splits of its own."
+)
+trust_option = click.option(
+    "--trust-engine", is_flag=True, help="Open engines that were built elsewhere: they are executable code."
+)
+set_option = click.option(
+    "--set",
+    "options",
+    multiple=True,
+    callback=_settings,
+    metavar="KIND.OPTION=VALUE",
+    help="Set an option of a component; repeatable.",
+)
+max_bad_option = click.option(
+    "--max-bad",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    help="Share of images that may be unreadable before the command fails.",
+)
+val_option = click.option(
+    "--val",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.2,
+    help="Share of images to validate on, if the dataset has no split of its own.",
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of every random number generator."
+)
+budget_option = click.option(
+    "--budget", type=Seconds(), help="Time for trial runs that settle close calls, such as 90s or 2m; none by default."
+)
+device_options = together(
+    click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda", "tensorrt"]),
+        default="cpu",
+        help="Device to run on; a GPU needs tlkit[gpu].",
+    ),
+    click.option("--allow-cpu", is_flag=True, help="Use the CPU, with a warning, if the device can't be used."),
+)
+trainer_options = together(
+    click.option(
+        "--refit/--no-refit",
+        default=True,
+        help="Solve the head again on a fine-tuned trunk; keep it if it is no worse on the validation images.",
+    ),
+    click.option(
+        "--views",
+        type=click.IntRange(0),
+        default=4,
+        help="Augmented views cached per image while stages are frozen; 0 draws a new view every epoch.",
+    ),
+    click.option("--cache/--no-cache", default=True, help="Cache the output of the frozen stages on disk."),
+    click.option("--resume", is_flag=True, help="Resume an interrupted training of the same bundle."),
+    click.option("--tensorboard", type=FilePath, help="Folder to write training curves to, for TensorBoard."),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        help="Device to train stages on; auto uses a GPU if there is one.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        default="auto",
+        help="Mixed-precision dtype for training; auto uses bf16 if the GPU supports it.",
+    ),
+    click.option("--compile", is_flag=True, help="Compile the trained modules with torch.compile."),
+    click.option("--tf32", is_flag=True, help="Allow TF32 in fp32 matrix products and convolutions on a GPU."),
+)

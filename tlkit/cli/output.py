@@ -1,0 +1,83 @@
+"""What verbs print: results on stdout; progress, skipped images, warnings and the next command on stderr."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tlkit.errors import DataError, one_line
+from tlkit.plugin.contract import Progress, Tick, silent
+
+BAR, TIMES = 20, 24  # characters of a progress bar, and of the remaining time with the brackets around both
+
+
+def show(facts: Mapping[str, Any], text: object, as_json: bool) -> None:
+    """Print a result on stdout: as JSON, or as text for people."""
+    click.echo(json.dumps(facts, indent=2) if as_json else str(text))
+
+
+def wrote(path: Path | None, *, then: str) -> None:
+    """Close a verb by naming what it wrote and the exact next command."""
+    click.echo(f"wrote {'nothing' if path is None else one_line(str(path))}\nnext: {then}", err=True)
+
+
+def note(what: str, reasons: Mapping[str, str] | Iterable[str]) -> None:
+    """Say on stderr, one line each, what was not used and why."""
+    lines = (f"{name}: {reason}" for name, reason in reasons.items()) if isinstance(reasons, Mapping) else reasons
+    for line in lines:
+        click.echo(one_line(f"{what} {line}"), err=True)
+
+
+def check_rejected(rejected: Mapping[str, str], images: int, max_bad: float | None = None) -> None:
+    """Fail, after the work is safe, if more than this share of the images were unreadable, or any without a share."""
+    if len(rejected) > (max_bad or 0.0) * images:
+        file, reason = next(iter(rejected.items()))
+        raise DataError(
+            f"{len(rejected)} of {images} images can't be used, the first because: {reason}",
+            file=file,
+            do="mend or remove them"
+            + ("" if max_bad is None else f", or allow more than {max_bad:.1%} with --max-bad"),
+        )
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Give progress as bars on stderr, shown only on a terminal: `progress(what, total)` gives `tick(n, said)`.
+
+    A new bar takes over from the one before, which stays on its line as far as it came; one of nothing is a line.
+    """
+    with ExitStack() as shown:
+
+        def bar(what: str, total: int) -> Tick:
+            shown.close()
+            if not sys.stderr.isatty():
+                return silent(what, total)
+            if not total:
+                click.echo(what, err=True)
+                return silent(what, total)
+            room = max(0, shutil.get_terminal_size().columns - len(what) - 2 * len(str(total)) - BAR - TIMES)
+            made: Any = click.progressbar(
+                length=total,
+                label=what,
+                file=sys.stderr,
+                show_pos=True,
+                width=BAR,
+                item_show_func=partial(_fit, room),
+            )
+            opened = shown.enter_context(made)
+            return lambda more, said="": opened.update(more, said)
+
+        yield bar
+
+
+def _fit(room: int, said: str | None) -> str:
+    """Return as much as there is room for: a bar that is longer than a line would be drawn again on the next one."""
+    return (said or "")[:room]
