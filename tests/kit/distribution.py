@@ -40,8 +40,10 @@ def install_project(site: Path, folder: Path) -> None:
     """The files that a wheel of the project in `folder` would hold by its `pyproject.toml`, and its metadata."""
     content = tomllib.loads((folder / "pyproject.toml").read_text())
     project = content["project"]
-    for name in content["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]:
-        shutil.copy(folder / name, site / name)
+    wheel = content["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for name in wheel.get("only-include") or wheel["packages"]:
+        copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
+        copy(folder / name, site / name)
     describe(site, project["name"], entry_points(project), project["version"], project["dependencies"])
 
 
