@@ -1,4 +1,4 @@
-"""Ways from features to logits. Declaring them imports neither torch nor scikit-learn."""
+"""Classifiers from features to logits. Declaring them imports neither torch nor scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,11 +1,15 @@
-"""What the standard heads share: their common options, and the way from a component to its module."""
+"""Base classes of the standard heads: their options, and what each kind of head implements.
+
+A head is told in four files: its own (options and how it is fitted), this one, `_solver` (features to a fitted module)
+and `_modules` (what is stored and exported).
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tlkit.errors import UsageError
 from tlkit.plugin.contract import Head, option, option_fields
@@ -15,30 +19,50 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from tlkit_standard.heads._modules import Front, Tensors
-    from tlkit_standard.heads._solve import Method
+    from tlkit_standard.heads._modules import Affine, Front, Tensors
+
+    Rows = NDArray[np.float64]
+    Labels = NDArray[np.int64]
+    Report = dict[str, float | int | bool | str | None]
+
+# From a candidate to the scores `(n, classes)` of a fold's held-out rows. It is called for one candidate after the
+# other, so it may start from the previous fit.
+Scorer = Callable[[float], "Rows"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Candidate values of a hyperparameter, the strongest regularization first; `start` indexes the expected one."""
+
+    values: Sequence[float]
+    start: int = 0
+
+    @property
+    def expected(self) -> float:
+        """Value to take without evidence."""
+        return self.values[self.start]
 
 
 @dataclass(frozen=True)
 class FrontHead(Head):
-    """A head that begins by evening out the features (see `_modules.Front`).
+    """Head behind a feature transform (see `_modules.Front`).
 
-    The defaults, power and L2 norm without standardising, had the lowest mean log-loss over ants/bees, digits, CIFAR-10
+    The defaults, power and L2 norm without standardizing, had the lowest mean log loss over ants/bees, digits, CIFAR-10
     and Fashion-MNIST (200 to 500 images, EfficientNet-Lite0) or missed it by 0.002, with every solved head but one:
-    nearest-mean on features of both signs gains a point of accuracy from standardising. Elsewhere that costs up to 5
+    nearest-mean on features of both signs gains a point of accuracy from standardizing. Elsewhere that costs up to 5
     points where images are few, as it magnifies features that hardly vary.
     """
 
-    power: float | None = option(None, "signed power of every feature, 1 for none; none: 0.5 if no feature is negative")
-    l2: bool = option(True, "scale the features of every image to norm 1")
-    standardise: bool = option(False, "scale every feature to mean 0 and variance 1 over the training images")
+    power: float | None = option(None, "signed power of every feature, 1: off; none: 0.5 if no feature is negative")
+    l2: bool = option(True, "L2-normalize the features of every image")
+    standardize: bool = option(False, "scale every feature to mean 0 and variance 1 over the training images")
 
     def __post_init__(self) -> None:
         if problems := list(self.problems()):
             raise UsageError("; ".join(problems))
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with the options."""
+        """Yield what is wrong with the options."""
         for field in option_fields(self):
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices and value not in choices:
@@ -48,7 +72,7 @@ class FrontHead(Head):
 
     @abstractmethod
     def build(self, front: Front, tensors: Tensors) -> nn.Module:
-        """The module of a state dict, its sizes taken from there. Raises KeyError for a tensor that is missing."""
+        """Return the module of a state dict, with the sizes of its tensors. Raises KeyError for a missing tensor."""
 
     def restore(self, width: int, classes: int, tensors: Mapping[str, Any]) -> nn.Module:
         from tlkit_standard.heads._modules import rebuild
@@ -58,11 +82,17 @@ class FrontHead(Head):
 
 @dataclass(frozen=True)
 class SolvedHead(FrontHead):
-    """A head that is fitted with scikit-learn and stored as tensors."""
+    """Head that is fitted with scikit-learn and stored as tensors.
 
-    pca: int = option(0, "principal components to keep, at most as many as vary; 0 keeps the features as they are")
-    whiten: bool = option(False, "scale every principal component to variance 1; all of them where pca is 0")
-    calibrate: bool = option(True, "fit a temperature to held-out images, so that probabilities mean what they say")
+    The methods get rows `(n, out)`, which are features behind the front and an affine map, and labels 0..classes-1,
+    each of them present. Scores `(n, classes)` are the logits at temperature 1.
+    """
+
+    rotates: ClassVar[bool] = False  # a rotation of the rows does not change the solution
+
+    pca: int = option(0, "principal components to keep, at most the rank of the features; 0 keeps the features")
+    whiten: bool = option(False, "scale every principal component to variance 1; all components if pca is 0")
+    calibrate: bool = option(True, "fit a softmax temperature to held-out images")
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -70,21 +100,45 @@ class SolvedHead(FrontHead):
             yield f"pca must be 0 or more, not {self.pca}"
 
     @abstractmethod
-    def method(self) -> Method:
-        """How it is fitted."""
+    def candidates(self, rows: Rows) -> Candidates:
+        """Return the values to choose from by cross-validation."""
+
+    @abstractmethod
+    def scorer(self, rows: Rows, labels: Labels, held: Rows) -> Scorer:
+        """Return the function from a candidate, fitted to `rows`, to the scores of the held-out rows."""
+
+    @abstractmethod
+    def fit(
+        self, front: Front, affine: Affine, rows: Rows, labels: Labels, choice: float, temperature: float
+    ) -> tuple[nn.Module, Report]:
+        """Return the module for `choice` fitted to `rows`, the features under `affine`, and its report."""
 
     def solve(self, features: NDArray[np.float32], labels: NDArray[np.int64], classes: int, seed: int) -> nn.Module:
-        from tlkit_standard.heads._solve import solve
+        from tlkit_standard.heads._solver import solve
 
-        return solve(self, self.method(), features, labels, classes, seed)
+        return solve(self, features, labels, classes, seed)
 
 
 @dataclass(frozen=True)
 class LinearHead(SolvedHead):
-    """A head that is one linear layer, behind power and L2 norm where these are on.
+    """Head that is one linear layer, behind power and L2 norm if these are on.
 
-    Standardising, PCA, whitening and temperature are folded into the layer. Trained by gradient, there are none.
+    Standardizing, PCA, whitening and temperature are folded into the layer; training by gradient uses none of them.
     """
+
+    rotates = True
+
+    @abstractmethod
+    def layer(self, rows: Rows, labels: Labels, choice: float) -> tuple[Rows, Rows, Report]:
+        """Return weight `(classes, out)` and bias `(classes,)` fitted to `rows`, and the report."""
+
+    def fit(
+        self, front: Front, affine: Affine, rows: Rows, labels: Labels, choice: float, temperature: float
+    ) -> tuple[nn.Module, Report]:
+        from tlkit_standard.heads._modules import fitted_linear
+
+        weight, bias, report = self.layer(rows, labels, choice)
+        return fitted_linear(*affine.under(weight / temperature, bias / temperature), front), report
 
     def module(self, width: int, classes: int) -> nn.Module:
         from tlkit_standard.heads._modules import linear, untrained_front
@@ -100,7 +154,7 @@ class LinearHead(SolvedHead):
 
 @dataclass(frozen=True)
 class MemoryHead(SolvedHead):
-    """A head that keeps training images: it can be solved, not trained by gradient."""
+    """Head that stores training images: it can be solved, not trained by gradient."""
 
     def module(self, width: int, classes: int) -> nn.Module:
         raise UsageError(
@@ -110,11 +164,11 @@ class MemoryHead(SolvedHead):
 
 
 @dataclass(frozen=True)
-class Regularised(SolvedHead):
-    """A head whose regularisation has a strength."""
+class RegularizedHead(SolvedHead):
+    """Head with a regularization strength."""
 
-    c: float | None = option(None, "inverse strength of the regularisation; none finds it by cross-validation")
-    class_weight: str = option("none", "balanced: a rare class counts as much as any", choices=("none", "balanced"))
+    c: float | None = option(None, "inverse regularization strength; none: chosen by cross-validation")
+    class_weight: str = option("none", "balanced: weight classes inversely to their size", choices=("none", "balanced"))
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

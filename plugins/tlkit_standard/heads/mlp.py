@@ -1,4 +1,4 @@
-"""One hidden layer, trained by gradient."""
+"""Multilayer perceptron with one hidden layer, trained by gradient."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mlp(FrontHead):
+    """Linear, ReLU, dropout, linear."""
+
     name = "mlp"
-    standardise: bool = option(True, "batch normalisation before the hidden layer")
+    standardize: bool = option(True, "batch normalization before the hidden layer")
     hidden: int = option(512, "units of the hidden layer")
-    dropout: float = option(0.2, "share of the hidden units that is dropped while training")
+    dropout: float = option(0.2, "dropout probability of the hidden units")
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -41,4 +43,4 @@ class Mlp(FrontHead):
     def _perceptron(self, width: int, hidden: int, classes: int, front: Front) -> nn.Module:
         from tlkit_standard.heads._modules import perceptron
 
-        return perceptron(width, hidden, classes, front, standardise=self.standardise, dropout=self.dropout)
+        return perceptron(width, hidden, classes, front, standardize=self.standardize, dropout=self.dropout)
