@@ -1,60 +1,61 @@
-"""Write a page for each kind of component: what the standard plugin has of it, and what the contract asks for.
+"""Write a page for each kind of component: those of the standard plugin, the contract and the checks.
 
-Run `python docs/generate.py` after changing either. A test renders the pages again and compares.
+Run `python docs/generate.py` after changing one of them. A test renders the pages again and compares.
 """
 
 from __future__ import annotations
 
 import inspect
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tlkit.conformance import checks
-from tlkit.plugin import hooks
-from tlkit.plugin.contract import Component
+from tlkit.plugin import contract, hooks
+from tlkit.plugin.contract import Component, option
+from tlkit.plugin.kinds import KINDS, Kind
 from tlkit.plugin.options import describe, to_json
-from tlkit.plugin.registry import BASE_CLASSES, Host, load
+from tlkit.plugin.registry import Host, load
 
 HERE = Path(__file__).parent
-PREFIX = "tlkit_"  # of every hook
 STANDARD = "tlkit"  # the distribution whose components are listed
 
 
 def pages(host: Host) -> dict[str, str]:
-    """The text of every page by its file name."""
-    return {
-        f"{hook.removeprefix(PREFIX)}.md": "\n".join(_page(hook, contract, host)) + "\n"
-        for hook, contract in BASE_CLASSES.items()
-    }
+    """Return the text of every page by its file name."""
+    return {f"{_title(kind)}.md": "\n".join(_page(kind, host)) + "\n" for kind in KINDS.values()}
 
 
-def _page(hook: str, contract: type[Component], host: Host) -> Iterator[str]:
-    kind = contract.kind
-    yield f"# {hook.removeprefix(PREFIX).capitalize()}\n"
-    yield f"{inspect.getdoc(contract)}\n"
+def _title(kind: Kind) -> str:
+    return kind.hook.removeprefix("tlkit_")
+
+
+def _page(kind: Kind, host: Host) -> Iterator[str]:
+    components = [host.get(kind.name, name) for name in host.names(kind.name)]
+    standard = [each for each in components if host.origin(each)[0] == STANDARD]
+    yield f"# {_title(kind).capitalize()}\n"
+    yield f"{inspect.getdoc(kind.base)}\n"
     yield "## Components of the standard plugin\n"
-    for name in host.names(kind):
-        component = host.get(kind, name)
-        if host.origin(component)[0] == STANDARD:
-            yield from _component(component)
-    yield "## What a plugin writes\n"
-    yield f"The hook: {inspect.getdoc(getattr(hooks, hook))}\n"
-    yield f"```python\n@hookimpl\ndef {hook}{_signature(getattr(hooks, hook))}: ...\n```\n"
-    for member, function in inspect.getmembers(contract, inspect.isfunction):
-        if not member.startswith("_") and function.__qualname__.startswith(contract.__name__):
-            must = " (must be written)" if getattr(function, "__isabstractmethod__", False) else ""
-            yield f"### `{member}`{must}\n"
-            yield f"```python\ndef {member}{_signature(function)}: ...\n```\n"
-            yield f"{inspect.getdoc(function)}\n"
-    yield "## What is checked\n"
-    yield "By `tlkit plugins check`, and by [tests of the plugin](../CONTRIBUTING.md#check-and-test-it):\n"
-    first = next(host.get(kind, name) for name in host.names(kind) if host.origin(host.get(kind, name))[0] == STANDARD)
-    for check in checks(first):
+    for component in standard:
+        yield from _component(component)
+    yield "## The contract\n"
+    hook = getattr(hooks, kind.hook)
+    yield f"The hook returns components: {inspect.getdoc(hook)}\n"
+    yield f"```python\n@tlkit.hookimpl\ndef {kind.hook}{_signature(hook)}: ...\n```\n"
+    yield from _class(kind.base, (kind.base, Component))
+    for type_ in _types(kind.base):
+        yield from _class(type_, (type_,))
+    yield "### `option`\n"
+    yield f"```python\ndef option{_signature(option)}: ...\n```\n\n{inspect.getdoc(option)}\n"
+    yield "## The checks\n"
+    yield "`tlkit plugins check` and [tests of the plugin](../CONTRIBUTING.md#check-and-test-it) run them:\n"
+    for check in checks(standard[0]):
         yield f"- `{check.name}`: {(inspect.getdoc(check.call) or '').splitlines()[0]}"
-    yield f"\n`tlkit plugins new tlkit-mine --kind {kind}` writes a package that passes its checks as it stands;"
-    yield "`tlkit plugins check` runs them. The whole contract: [contract.py](../tlkit/plugin/contract.py)."
+    yield f"\n`tlkit plugins new tlkit-mine --kind {kind.name}` writes a package that passes its checks as it stands."
+    yield "The whole contract: [contract.py](../tlkit/plugin/contract.py)."
 
 
 def _component(component: Any) -> Iterator[str]:
@@ -69,18 +70,73 @@ def _component(component: Any) -> Iterator[str]:
     values = to_json(component)
     yield "| option | default | type | meaning |"
     yield "|---|---|---|---|"
-    for option in options:
-        default = "none" if values[option.name] is None else values[option.name]
-        choices = f" ({', '.join(map(str, option.choices))})" if option.choices else ""
-        kind, help_ = option.type.replace("|", "or"), option.help.replace("|", "\\|")
-        yield f"| `{option.name}` | {default} | {kind} | {help_}{choices} |"
+    for each in options:
+        default = "none" if values[each.name] is None else values[each.name]
+        choices = f" ({', '.join(map(str, each.choices))})" if each.choices else ""
+        yield f"| `{each.name}` | {default} | {_cell(each.type)} | {_cell(each.help)}{choices} |"
     yield ""
 
 
 def _explanation(kind: type) -> str:
-    """The class's own docstring, or that of its module: one file for each thing."""
+    """Return the docstring of the class's module, and that of the class if it has its own."""
     own = kind.__doc__ if kind.__doc__ and not kind.__doc__.startswith(f"{kind.__name__}(") else None
-    return inspect.cleandoc(own or inspect.getmodule(kind).__doc__ or "")
+    return "\n\n".join(inspect.cleandoc(text) for text in (inspect.getmodule(kind).__doc__, own) if text)
+
+
+def _class(type_: type, members_of: tuple[type, ...]) -> Iterator[str]:
+    """Yield fields and methods of a class of the contract, the abstract methods first."""
+    yield f"### `{type_.__name__}`\n"
+    if type_ not in [kind.base for kind in KINDS.values()]:
+        yield f"{inspect.getdoc(type_)}\n"
+    fields = [field for each in reversed(members_of) for field in _fields(each) if field[0] != "kind"]
+    if fields:
+        yield "| attribute | type | default | meaning |"
+        yield "|---|---|---|---|"
+        yield from (
+            f"| `{name}` | `{_cell(annotation)}` | {default} | {_cell(meaning)} |"
+            for name, annotation, default, meaning in fields
+        )
+        yield ""
+    methods = [
+        function
+        for each in members_of
+        for name, function in vars(each).items()
+        if inspect.isfunction(function) and not name.startswith("_")
+    ]
+    for function in sorted(methods, key=lambda each: not getattr(each, "__isabstractmethod__", False)):
+        abstract = " (abstract)" if getattr(function, "__isabstractmethod__", False) else ""
+        yield f"#### `{function.__name__}`{abstract}\n"
+        yield f"```python\ndef {function.__name__}{_signature(function)}: ...\n```\n"
+        yield f"{inspect.getdoc(function)}\n"
+
+
+def _fields(type_: type) -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, type, default and comment of the attributes that a class of the contract declares."""
+    for line in inspect.getsource(type_).splitlines():
+        if declared := re.match(r"    (\w+): ([^#=]+?)(?: = ([^#]+?))?(?:  # .*)?$", line):
+            name, annotation, default = declared.groups()
+            tokens = tokenize.generate_tokens(io.StringIO(line.strip()).readline)
+            comments = [token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT]
+            annotation = re.sub(r"ClassVar\[(.+)\]", r"\1", annotation)
+            meaning = re.sub(r"\b[A-Z]{5,}\b", _value, " ".join(comments))
+            yield name, annotation, f"`{default}`" if default else "", meaning
+
+
+def _value(constant: re.Match[str]) -> str:
+    """Return the value of a constant of the contract, such as the names of the optimizers."""
+    value = getattr(contract, constant[0], constant[0])
+    return f"`{value}`" if isinstance(value, str) else ", ".join(f"`{each}`" for each in value)
+
+
+def _types(base: type) -> list[type]:
+    """Return the classes of the contract that a base class mentions, in order of definition."""
+    source = inspect.getsource(base)
+    own = [each for each in vars(contract).values() if inspect.isclass(each) and each.__module__ == contract.__name__]
+    return [each for each in own if not issubclass(each, Component) and re.search(rf"\b{each.__name__}\b", source)]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _signature(function: Any) -> str:

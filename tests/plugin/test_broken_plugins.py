@@ -100,10 +100,10 @@ CASES = {
     "later": Case(
         "raise RuntimeError('it was imported')",
         "incompatible",
-        "it was made for tlkit <3,>=2, and this is 0.1.0; install a version of broken-later for this one",
+        "it requires tlkit <3,>=2, and this is 0.1.0; install a version of broken-later for this one",
         requires=("numpy", "tlkit[train]>=2,<3"),
     ),
-    "earlier": Case("raise RuntimeError", "incompatible", "made for tlkit ==0.0.9", requires=("Tlkit (==0.0.9)",)),
+    "earlier": Case("raise RuntimeError", "incompatible", "requires tlkit ==0.0.9", requires=("Tlkit (==0.0.9)",)),
     "namesake": Case(toy("namesake-toy") + HEADS, "ok", components=("namesake-toy",), entry_point="fine"),
 }
 

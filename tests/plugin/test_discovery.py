@@ -55,13 +55,13 @@ def test_a_plugin_for_this_version_is_fit(site: Path, requires: tuple[str, ...])
     ],
 )
 def test_a_plugin_for_another_version_is_not(site: Path, requires: tuple[str, ...], range_: str) -> None:
-    assert incompatible(site, *requires) == f"it was made for tlkit {range_}, and this is 0.1.0"
+    assert incompatible(site, *requires) == f"it requires tlkit {range_}, and this is 0.1.0"
 
 
 @pytest.mark.parametrize(
     ("files", "origin"),
     [
-        ({}, "Python's path: no installer noted it"),
+        ({}, "Python's path: no installer recorded it"),
         ({"INSTALLER": "pip\n"}, "a package index"),
         (
             {"direct_url.json": {"url": "file://host/x", "dir_info": {"editable": True}}},
@@ -77,7 +77,7 @@ def test_a_plugin_for_another_version_is_not(site: Path, requires: tuple[str, ..
             },
             "https://example.org/x.git@c0ffee",
         ),
-        ({"direct_url.json": ["garbled"]}, "an unknown place"),
+        ({"direct_url.json": ["garbled"]}, "an unknown origin"),
     ],
 )
 def test_where_it_came_from_is_known(site: Path, files: dict[str, object], origin: str) -> None:
@@ -89,4 +89,4 @@ def test_where_it_came_from_is_known(site: Path, files: dict[str, object], origi
 
 
 def test_what_is_not_installed_comes_from_nowhere() -> None:
-    assert provenance("no-such-distribution") == "an unknown place"
+    assert provenance("no-such-distribution") == "an unknown origin"

@@ -13,7 +13,8 @@ from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin import hooks
 from tlkit.plugin.contract import Component, DatasetStatistics, Head, Phase, Strategy, option
 from tlkit.plugin.discovery import Found
-from tlkit.plugin.registry import BASE_CLASSES, Host
+from tlkit.plugin.kinds import BY_HOOK, KINDS
+from tlkit.plugin.registry import Host
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ def host() -> Host:
     return Host([found("toys", strategies=[Plain()]), broken()])
 
 
-def test_every_hook_has_its_contract() -> None:
-    assert set(BASE_CLASSES) == {name for name in vars(hooks) if name.startswith("tlkit_")}
-    assert len({contract.kind for contract in BASE_CLASSES.values()}) == len(BASE_CLASSES)
+def test_every_hook_and_base_class_has_a_row_in_the_table_of_kinds() -> None:
+    assert set(BY_HOOK) == {name for name in vars(hooks) if name.startswith("tlkit_")}
+    assert {kind.base for kind in KINDS.values()} == set(Component.__subclasses__())
+    assert [kind.base.kind for kind in KINDS.values()] == list(KINDS)
 
 
 def test_a_component_is_found_by_kind_and_name(host: Host) -> None:

@@ -6,7 +6,8 @@ import importlib.util
 
 import pytest
 
-from tlkit.plugin.registry import BASE_CLASSES, load
+from tlkit.plugin.kinds import KINDS
+from tlkit.plugin.registry import load
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def pages(checkout):
 
 
 def test_every_page_is_as_it_would_be_written_now(pages, checkout):
-    assert len(pages) == len(BASE_CLASSES)
+    assert len(pages) == len(KINDS)
     for name, text in pages.items():
         assert (checkout / "docs" / name).read_text() == text, f"docs/{name} is stale; run: python docs/generate.py"
 

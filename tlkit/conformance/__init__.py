@@ -11,7 +11,7 @@ In the tests of a plugin:
 A check that can't run here is skipped. So is one that the component's own `exempt()` or the argument
 `exempt={check: reason}` names. Exemptions are strict: one that isn't needed fails.
 
-Where they are useful, backbones have random weights unless `pretrained=True`; checks of the weights need that.
+Backbones have random weights unless `pretrained=True`; checks of the pretrained weights need that.
 """
 
 from __future__ import annotations
@@ -28,23 +28,16 @@ from typing import Any, Literal, NamedTuple
 from tlkit.conformance.subject import CheckFailed, Exempt, Function, Skipped, Subject
 from tlkit.errors import UsageError
 from tlkit.plugin.contract import Component
-from tlkit.plugin.registry import BASE_CLASSES
+from tlkit.plugin.kinds import KINDS
 from tlkit.util.text import did_you_mean
 
 __all__ = ["Check", "CheckFailed", "Exempt", "Result", "Skipped", "checks", "run"]
 
-# By kind, the modules whose public functions are its checks, in order; the first of them has its SUBJECT.
-_BACKBONE = ("subject", "declared", "stages", "state", "weights", "running", "learning", "graph")
-_MODULES = {
-    "backbone": tuple(f"tlkit.conformance.backbone.{module}" for module in _BACKBONE),
-    "head": ("tlkit.conformance.head",),
-    "strategy": ("tlkit.conformance.strategy",),
-    "target": ("tlkit.conformance.target",),
-}
+COMMON = "tlkit.conformance.component"  # module of the checks of every kind
 
 
 class Check(NamedTuple):
-    """A check by name. Calling it raises `CheckFailed`, or `Skipped`, which pytest and unittest take for a skip."""
+    """Check by name. Calling it raises `CheckFailed`, or `Skipped`, which pytest and unittest count as a skip."""
 
     name: str
     call: Callable[[], None]
@@ -52,7 +45,7 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a check: `reason` is why it failed, was exempt or was skipped; `about` is what it asks for."""
+    """Result of a check: `about` is the requirement, `reason` why it failed, was exempt or was skipped."""
 
     name: str
     about: str
@@ -63,18 +56,16 @@ class Result:
 def checks(
     component: Component, exempt: Mapping[str, str] | None = None, *, pretrained: bool = False
 ) -> tuple[Check, ...]:
-    """Every check of a component, in order, the simple ones first. Raises UsageError for an unknown exemption.
+    """Return every check of a component, the simple ones first. Raises UsageError for an unknown exemption.
 
-    They share what is expensive to make, so use one set of checks for one component, and let go of it.
+    They share what is expensive to make: use one set of checks for one component, and release it.
     """
-    if not isinstance(component, Component) or component.kind not in _MODULES:
+    if not isinstance(component, Component) or component.kind not in KINDS:
         raise UsageError(
             f"{component!r} is no component",
-            do=f"give an instance of a subclass of {', '.join(base.__name__ for base in BASE_CLASSES.values())}",
+            do=f"give an instance of a subclass of {', '.join(kind.base.__name__ for kind in KINDS.values())}",
         )
-    modules = [
-        import_module(name) for name in ("tlkit.conformance.component", *_MODULES[component.kind])
-    ]  # some import torch
+    modules = [import_module(name) for name in (COMMON, *KINDS[component.kind].checks)]  # some import torch
     functions = {_name(function): function for module in modules for function in _functions(module)}
     exemptions = _exemptions(component, exempt or {}, functions)
     subject: Subject[Any] = modules[1].SUBJECT(component, pretrained=pretrained, exempt=exemptions)
@@ -88,7 +79,7 @@ def run(
     pretrained: bool = False,
     tick: Callable[[int], object] = lambda _more: None,
 ) -> list[Result]:
-    """The results of every check of a component, in order. `tick(1)` is called after each."""
+    """Return the results of every check of a component, in order. `tick(1)` is called after each."""
     results = []
     for check in checks(component, exempt, pretrained=pretrained):
         with contextlib.redirect_stdout(sys.stderr):  # results belong on stdout, and nothing a plugin prints
@@ -111,7 +102,7 @@ def _result(check: Check) -> Result:
 
 
 def _functions(module: ModuleType) -> Iterator[Function]:
-    """The public functions that a module defines, in the order of the source: each is a check."""
+    """Yield the public functions that a module defines, in the order of the source: each is a check."""
     for value in vars(module).values():
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not value.__name__.startswith("_"):
             yield value

@@ -1,4 +1,4 @@
-"""What is asked of a component of any kind."""
+"""Checks of a component of any kind."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from tlkit.conformance.declare import declare
 from tlkit.conformance.subject import Skipped, Subject, expect
 from tlkit.plugin import validation
+from tlkit.plugin.kinds import KINDS
 from tlkit.plugin.options import describe, from_json, option_fault, to_json
-from tlkit.plugin.registry import BASE_CLASSES
 
 
 def named(subject: Subject[Any]) -> None:
@@ -22,8 +22,8 @@ def named(subject: Subject[Any]) -> None:
 
 
 def frozen_dataclass(subject: Subject[Any]) -> None:
-    """The component is a frozen dataclass of its contract: nothing changes it under way."""
-    contract = next(contract for contract in BASE_CLASSES.values() if contract.kind == subject.component.kind)
+    """The component is a frozen dataclass of its contract: it is immutable."""
+    contract = KINDS[subject.component.kind].base
     fault = validation.kind_fault(subject.component, contract) or validation.frozen_fault(subject.component)
     expect(fault is None, str(fault), do=f"declare: @dataclass(frozen=True) class ...({contract.__name__})")
 

@@ -1,1 +1,1 @@
-"""What strangers write against, and how it is found."""
+"""The plugin contract, and how plugins are found, validated and registered."""

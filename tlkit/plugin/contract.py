@@ -53,7 +53,7 @@ class Preprocessing:
     mean: RGB  # on the scale 0..1
     std: RGB
     crop_pct: float = 0.875
-    interpolation: str = "bicubic"  # or another of INTERPOLATIONS
+    interpolation: str = "bicubic"  # one of INTERPOLATIONS
 
     def __post_init__(self) -> None:
         problems = []
@@ -97,23 +97,23 @@ class Phase:
     """
 
     epochs: int
-    head_lr: float
-    trunk_lr: float = 0.0  # of the deepest stage
+    head_lr: float  # learning rate of the head
+    trunk_lr: float = 0.0  # learning rate of the deepest stage
     trainable: int = 0  # number of deepest stages whose weights are updated
     lr_decay: float = 1.0  # factor on the learning rate per stage, going shallower
     reinit: int = 0  # number of deepest stages that start from random weights
     batch_size: int = 64
-    optimizer: str = "adamw"  # or another of OPTIMIZERS
+    optimizer: str = "adamw"  # one of OPTIMIZERS
     warmup: float = 0.0  # fraction of the steps
     label_smoothing: float = 0.0
     gradient_clipping: float = 0.0  # maximum gradient norm; 0: off
     patience: int = 0  # early stopping: epochs without a lower validation loss; 0: off
-    augment: bool = False  # random resized crop and horizontal flip, drawn anew per epoch
+    augment: bool = False  # random resized crop and horizontal flip, drawn again per epoch
     randaugment: int = 0  # RandAugment magnitude, at most 30, with two operations per image; 0: off
     mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0: off
     cutmix: float = 0.0  # alpha of Beta(alpha, alpha); 0: off
     balance: str = "none"  # class balancing, one of BALANCES: class weights in the loss, or a weighted sampler
-    batchnorm: str = "freeze"  # or "update": running statistics of batch norms in trainable stages
+    batchnorm: str = "freeze"  # running statistics of batch norms in trainable stages, one of BATCHNORMS
     ema: float = 0.0  # decay per step of the weight average; 0: off
 
 
@@ -143,7 +143,7 @@ def silent(_what: str, _total: int) -> Tick:
 class Component(ABC):
     """Base class of every component. Its name is lower case, words joined by `-`, `_`, `.` or `/`."""
 
-    name: str
+    name: str  # `--head NAME`; a class attribute, or a field of a family of components
     kind: ClassVar[str]
 
     def exempt(self) -> Mapping[str, str]:
@@ -228,8 +228,8 @@ class Session(ABC):
     """Opened export: one array in, named arrays out."""
 
     input: str  # IMAGES or FEATURES
-    outputs: tuple[str, ...]
-    metadata: Mapping[str, str]
+    outputs: tuple[str, ...]  # FEATURES, LOGITS, PROBABILITIES: those of the graph
+    metadata: Mapping[str, str]  # of the graph
     workers: int = 1  # number of threads that gain throughput by calling `run` concurrently
     batch_size: int = 8  # rows per call with the best throughput
     gpu_seconds: float | None = None  # GPU time of the last call, if it was measured

@@ -1,4 +1,4 @@
-"""The entry points that plugins are found by, whatever state their distributions are in."""
+"""Find the entry points of plugins, whatever the state of their distributions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REQUIRES_US = re.compile(rf"\s*{OWN_DISTRIBUTION}\s*(?![\w.-])", re.IGNORECASE)
 class Found:
     """One entry point that has not been imported yet; `load` imports it.
 
-    `unfit` is why it need not be: the distribution itself requires another version of tlkit.
+    `incompatible` is the reason not to: the distribution requires another version of tlkit.
     """
 
     name: str
@@ -34,9 +34,9 @@ class Found:
 
 
 def find(group: str) -> list[Found]:
-    """The entry points of `group`, sorted by distribution and name.
+    """Return the entry points of `group`, sorted by distribution and name.
 
-    The host's own distribution comes first, so that nobody else can take a name that ships with the host.
+    tlkit's own distribution comes first, so that no other can take a name of the standard plugin.
     """
     by_distribution: dict[str, list[Found]] = {}
     for distribution in metadata.distributions():
@@ -47,22 +47,22 @@ def find(group: str) -> list[Found]:
 
 
 def normalize(name: str) -> str:
-    """The one spelling of a distribution's name (Python packaging specifications, "Names and normalization")."""
+    """Return the normalized name of a distribution (Python packaging specifications, "Names and normalization")."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def provenance(distribution: str) -> str:
-    """Where an installed distribution came from, as its installer noted it (PEP 610)."""
+    """Return the origin of an installed distribution, as its installer recorded it (PEP 610)."""
     try:
         found = metadata.distribution(distribution)
         noted = json.loads(found.read_text("direct_url.json") or "null")
         if noted is None:
-            return "a package index" if found.read_text("INSTALLER") else "Python's path: no installer noted it"
+            return "a package index" if found.read_text("INSTALLER") else "Python's path: no installer recorded it"
         commit = noted.get("vcs_info", {}).get("commit_id", "")
         editable = " (editable)" if noted.get("dir_info", {}).get("editable") else ""
         return f"{noted['url']}{commit and '@' + commit}{editable}"
-    except Exception:  # noqa: BLE001  # a note is missing or garbled in more ways than can be told
-        return "an unknown place"
+    except Exception:  # noqa: BLE001  # a record may be missing or malformed in many ways
+        return "an unknown origin"
 
 
 def _order(found: Found) -> tuple[bool, str, str]:
@@ -70,7 +70,7 @@ def _order(found: Found) -> tuple[bool, str, str]:
 
 
 def _declares(distribution: metadata.Distribution, group: str) -> bool:
-    """Whether the group stands in the metadata; nothing is parsed, as most distributions have no plugin."""
+    """Return True if the metadata has the group; nothing is parsed, as most distributions have no plugin."""
     try:
         return f"[{group}]" in (distribution.read_text("entry_points.txt") or "")
     except (OSError, UnicodeError):
@@ -78,18 +78,18 @@ def _declares(distribution: metadata.Distribution, group: str) -> bool:
 
 
 def _read(distribution: metadata.Distribution, group: str) -> list[Found]:
-    """Its entry points of the group, or one that fails to load where they can't be read."""
+    """Return the entry points of the group, or one that fails to load if they can't be read."""
     name, version = _identity(distribution)
     try:
         entry_points = distribution.entry_points.select(group=group)
-        incompatible = _unfit(distribution, name)
+        incompatible = _incompatible(distribution, name)
         return [Found(each.name, name, version, each.module, each.load, incompatible) for each in entry_points]
-    except Exception as problem:  # noqa: BLE001  # malformed text: the parser raises whatever it stumbles over
+    except Exception as problem:  # noqa: BLE001  # malformed text: the parser raises many types
         return [Found(name, name, version, "", functools.partial(_fail, problem))]
 
 
-def _unfit(distribution: metadata.Distribution, name: str) -> str | None:
-    """Why a plugin was not made for this version, by the range it requires; None where it was, or doesn't say."""
+def _incompatible(distribution: metadata.Distribution, name: str) -> str | None:
+    """Return why a plugin does not support this version, by the range that it requires, or None."""
     if normalize(name) == OWN_DISTRIBUTION:
         return None
     for text in filter(_REQUIRES_US.match, _requirements(distribution)):
@@ -101,7 +101,7 @@ def _unfit(distribution: metadata.Distribution, name: str) -> str | None:
             continue
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if applies and not requirement.specifier.contains(__version__, prereleases=True):
-            return f"it was made for {OWN_DISTRIBUTION} {requirement.specifier}, and this is {__version__}"
+            return f"it requires {OWN_DISTRIBUTION} {requirement.specifier}, and this is {__version__}"
     return None
 
 

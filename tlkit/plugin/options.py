@@ -1,4 +1,4 @@
-"""The options of a component: described, set from `--set kind.option=value`, and carried through a bundle's JSON.
+"""Options of a component: description, values from `--set kind.option=value`, and a bundle's JSON.
 
 A value is checked against the type that the option is annotated with: `bool`, `int`, `float`, `str`, `Path`,
 `Literal`, or a union of these with `None`; in a bundle, all of them are JSON scalars.
@@ -30,25 +30,25 @@ _SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option of one component. `default` is its value as the plugin declares it; no `choices` means any value."""
+    """Option of a component. `default` is its value as the plugin declares it; no `choices`: any value."""
 
     name: str
-    types: tuple[Any, ...]  # the members of its annotation; `str` and `Path` last, as every text is one
+    types: tuple[Any, ...]  # members of its annotation; `str` and `Path` last, as every text is one
     default: Any
     help: str
     choices: tuple[Any, ...]
 
     @property
     def type(self) -> str:
-        """The type in words: `int | none`."""
+        """Type as text: `int | none`."""
         return " | ".join(_type_text(member) for member in sorted(self.types, key=_is_none))
 
     def read(self, text: str) -> Any:
-        """The value that `text` spells. Raises ValueError where it spells none."""
+        """Return the value that `text` spells. Raises ValueError if it spells none."""
         return self._accept(text, _from_text)
 
     def accept(self, value: object) -> Any:
-        """`value`, as an int becomes a float or a str a path where that is the type. Raises ValueError."""
+        """Return `value`, an int converted to float and a str to Path if that is the type. Raises ValueError."""
         return self._accept(value, _from_value)
 
     def _accept(self, given: Any, convert: Callable[[Any, Any], Any]) -> Any:
@@ -64,7 +64,7 @@ class Option:
 
 
 def describe(component: Component) -> tuple[Option, ...]:
-    """The options of `component`, in order of declaration. Raises TypeError for an annotation that can't be set."""
+    """Return the options of `component`, in order. Raises TypeError for an annotation that can't be set."""
     return tuple(
         Option(
             field.name,
@@ -78,7 +78,7 @@ def describe(component: Component) -> tuple[Option, ...]:
 
 
 def option_fault(component: Component) -> str | None:
-    """Why an option of `component` could not be set or stored, for the plugin's author; None where all can."""
+    """Return why an option of `component` can't be set or stored, for the plugin's author, or None."""
     try:
         options = describe(component)
     except TypeError as problem:
@@ -92,7 +92,7 @@ def option_fault(component: Component) -> str | None:
 
 
 def configure(component: AnyComponent, values: Mapping[str, object]) -> AnyComponent:
-    """`component` with these option values. Raises one UsageError that names everything which doesn't fit."""
+    """Return `component` with these option values. Raises one UsageError that names all problems."""
     options = {option.name: option for option in describe(component)}
     accepted, problems = {}, []
     for name, value in values.items():
@@ -111,7 +111,7 @@ def configure(component: AnyComponent, values: Mapping[str, object]) -> AnyCompo
 def configure_all(components: Mapping[str, Component], options: Mapping[str, object]) -> dict[str, Any]:
     """Return `components` (by kind) with `options` set, as in `{"head.pca": 128}`; a text is read as on a command line.
 
-    Raises one UsageError that lists every option which doesn't fit, not only the first.
+    Raises one UsageError that lists every problem, not only the first.
     """
     known = {kind: {option.name: option for option in describe(each)} for kind, each in components.items()}
     values: dict[str, dict[str, Any]] = {kind: {} for kind in components}
@@ -134,13 +134,13 @@ def configure_all(components: Mapping[str, Component], options: Mapping[str, obj
 
 
 def to_json(component: Component) -> dict[str, bool | int | float | str | None]:
-    """The options of `component` and their values as JSON scalars."""
+    """Return the options of `component` and their values as JSON scalars."""
     values = {option.name: option.default for option in describe(component)}
     return {name: value.as_posix() if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def from_json(component: AnyComponent, values: Mapping[str, object]) -> AnyComponent:
-    """`component` with the option values that a bundle recorded. Raises ArtifactError for what it doesn't know."""
+    """Return `component` with the option values that a bundle recorded. Raises ArtifactError for unknown ones."""
     try:
         return configure(component, values)
     except UsageError as problem:
@@ -166,7 +166,7 @@ def _look_up(options: Mapping[str, Option], name: str) -> Option:
 
 @functools.cache  # a plugin may have a thousand instances of one class
 def _members(cls: type[Component], field: dataclasses.Field[Any]) -> tuple[Any, ...]:
-    """What the annotation of an option allows, one by one. Raises TypeError."""
+    """Return the types that the annotation of an option allows. Raises TypeError."""
     annotation = _annotation(cls, field) if isinstance(field.type, str) else field.type
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     members = typing.get_args(annotation) if is_union else (annotation,)
@@ -177,7 +177,7 @@ def _members(cls: type[Component], field: dataclasses.Field[Any]) -> tuple[Any, 
 
 
 def _annotation(cls: type[Component], field: dataclasses.Field[Any]) -> Any:
-    """The type of one field, resolved alone: the others may name what is imported for type checkers only."""
+    """Resolve the type of one field alone: others may name what is imported for type checkers only."""
     owner = next(base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", ()))
     alone = types.SimpleNamespace(__annotations__={field.name: field.type})
     try:
@@ -197,7 +197,7 @@ def _is_none(member: Any) -> bool:
 
 
 def _from_text(member: Any, text: str) -> Any:
-    """`text` as one member of an annotation. Raises ValueError."""
+    """Return `text` as one member of an annotation. Raises ValueError."""
     if member is bool:
         words: Mapping[str, Any] = _SWITCHES
     elif _is_none(member):
@@ -212,10 +212,10 @@ def _from_text(member: Any, text: str) -> Any:
 
 
 def _from_value(member: Any, value: Any) -> Any:
-    """`value` as one member of an annotation. Raises ValueError, or OverflowError for a huge int as a float."""
+    """Return `value` as one member of an annotation. Raises ValueError, or OverflowError for a huge int."""
     if typing.get_origin(member) is Literal:
         fits = any(value == allowed and type(value) is type(allowed) for allowed in typing.get_args(member))
-    elif isinstance(value, bool):  # an int to Python, but never meant as one
+    elif isinstance(value, bool):  # an int in Python, but never meant as one
         fits = member is bool
     elif member is float and isinstance(value, int):
         value, fits = float(value), True

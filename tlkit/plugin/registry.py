@@ -1,6 +1,6 @@
-"""Loads plugins one by one and indexes their components by kind and name.
+"""Load plugins one by one and register their components by kind and name.
 
-A plugin that fails is remembered with its reason and is never in the way of the rest.
+A plugin that fails is listed with its reason and never stops the others.
 """
 
 from __future__ import annotations
@@ -20,19 +20,14 @@ import pluggy
 
 from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin import hooks
-from tlkit.plugin.contract import Backbone, Component, Head, Strategy, Target
+from tlkit.plugin.contract import Backbone, Component
 from tlkit.plugin.discovery import Found, find, normalize
+from tlkit.plugin.kinds import BY_HOOK
 from tlkit.plugin.options import configure, describe, from_json, to_json
 from tlkit.plugin.validation import fault
 from tlkit.util.text import did_you_mean, table
 
 DISABLE_VARIABLE = "TLKIT_DISABLE_PLUGINS"
-BASE_CLASSES: dict[str, type[Component]] = {  # by hook
-    "tlkit_backbones": Backbone,
-    "tlkit_heads": Head,
-    "tlkit_strategies": Strategy,
-    "tlkit_targets": Target,
-}
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*")
 _NAMES_IN_MESSAGE = 30
@@ -41,7 +36,7 @@ _REASON_LENGTH = 300
 
 @dataclass(frozen=True, slots=True)
 class RegisteredComponent:
-    """What a hook returned: a component, or whatever was refused for `reason`."""
+    """Component that a hook returned, or whatever was refused for `reason`."""
 
     kind: str
     name: str
@@ -52,7 +47,7 @@ class RegisteredComponent:
 
     @property
     def state(self) -> Literal["ok", "refused"]:
-        """Whether the host gives it out."""
+        """`ok` if the host returns it."""
         return "ok" if self.reason is None else "refused"
 
     def __str__(self) -> str:
@@ -94,9 +89,9 @@ class RegisteredComponent:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A plugin that was found: loaded, broken for `reason`, or never imported: disabled, or made for another version.
+    """Plugin that was found: loaded, broken for `reason`, or not imported: disabled, or for another version.
 
-    One that is broken may still have components: those of the hooks that didn't fail.
+    A broken one may still have components: those of the hooks that didn't fail.
     """
 
     name: str
@@ -113,7 +108,7 @@ class Plugin:
 
     @property
     def problem(self) -> str | None:
-        """What to tell a user about it in one line; None where all is well."""
+        """Problem with it in one line, or None."""
         refused = [registered for registered in self.components if registered.reason is not None]
         if self.state != "ok":
             return f"{self} is {self.state}: {self.reason}"
@@ -124,31 +119,31 @@ class Plugin:
 
 
 class Host:
-    """The plugins that were found, and their components by kind and name."""
+    """Plugins that were found, and their components by kind and name."""
 
     def __init__(self, found: Iterable[Found], disabled: Collection[str] = ()) -> None:
-        """Load `found` in the order given, without those whose name or distribution `disabled` has ("all": all)."""
+        """Load `found` in order, without those whose name or distribution is in `disabled` ("all": all)."""
         self._components: dict[tuple[str, str], RegisteredComponent] = {}
         self._disabled = {normalize(name) for name in disabled}
-        self._idle = self._disabled - {"all"}  # names that have disabled nothing so far
+        self._unused = self._disabled - {"all"}  # names that matched no plugin so far
         self.plugins = tuple(self._admit(each) for each in found)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One line for each plugin that is broken or had components refused, and one for names that disable nothing."""
+        """One line per plugin that is broken or has refused components, and one for unknown disabled names."""
         lines = [plugin.problem for plugin in self.plugins if plugin.problem and plugin.state != "disabled"]
-        if self._idle:
-            lines.append(f"{DISABLE_VARIABLE} names no installed plugin: {', '.join(sorted(self._idle))}")
+        if self._unused:
+            lines.append(f"{DISABLE_VARIABLE} names no installed plugin: {', '.join(sorted(self._unused))}")
         return tuple(lines)
 
     def names(self, kind: str) -> tuple[str, ...]:
-        """The names of the components of `kind`, sorted."""
+        """Return the names of the components of `kind`, sorted."""
         return tuple(sorted(name for registered_kind, name in self._components if registered_kind == kind))
 
     def get(self, kind: str, name: str, settings: Mapping[str, object] | None = None) -> Any:
-        """The component of that kind and name, with its options set. Raises UsageError.
+        """Return the component of that kind and name, with its options set. Raises UsageError.
 
-        Any, because only the caller knows which kind it asks for: `head: Head = host.get("head", "ridge")`.
+        Any, because only the caller knows the kind: `head: Head = host.get("head", "ridge")`.
         """
         return configure(self._named(kind, name).component, settings or {})
 
@@ -158,9 +153,10 @@ class Host:
         return registered.distribution, registered.version
 
     def require(self, kind: str, name: str, distribution: str, version: str, settings: Mapping[str, object]) -> Any:
-        """The component that a bundle was made with, its options set from the bundle's JSON. Raises ArtifactError.
+        """Return the component that a bundle was made with, its options set from the bundle's JSON.
 
-        Another version of the distribution will do, since verification replays the bundle's golden images.
+        Another version of the distribution is accepted, as verification replays the bundle's golden images. Raises
+        ArtifactError.
         """
         if not _REQUIREMENT.fullmatch(f"{distribution}=={version}"):  # it would end in a command to be copied
             raise ArtifactError(f"the {kind}'s plugin can't be called {distribution!r}, version {version!r}")
@@ -180,12 +176,12 @@ class Host:
             return self._components[kind, name]
         known = self.names(kind)
         installed = ", ".join(known) if len(known) <= _NAMES_IN_MESSAGE else f"{len(known)}, see `tlkit plugins`"
-        maybe_there = [plugin.problem for plugin in self.plugins if plugin.problem]
+        problems = [plugin.problem for plugin in self.plugins if plugin.problem]
         what = f"there is no {kind} {name!r}{did_you_mean(name, known)}; installed: {installed or 'none'}"
-        raise UsageError("; ".join([what, *maybe_there]))
+        raise UsageError("; ".join([what, *problems]))
 
     def _absent(self, kind: str, name: str, distribution: str, version: str) -> ArtifactError:
-        """The error for a component that `distribution` doesn't make here: why, and what to do."""
+        """Return the error for a component that `distribution` doesn't provide here: why, and what to do."""
         other = self._components.get((kind, name))
         plugins = [plugin for plugin in self.plugins if normalize(plugin.distribution) == normalize(distribution)]
         problems = [plugin.problem for plugin in plugins if plugin.problem]
@@ -202,7 +198,7 @@ class Host:
     def _admit(self, found: Found) -> Plugin:
         plugin = Plugin(found.name, found.distribution, found.version, found.module, "ok")
         own_names = {normalize(found.name), normalize(found.distribution)}
-        self._idle -= own_names
+        self._unused -= own_names
         if self._disabled & {"all", *own_names}:
             return replace(plugin, state="disabled", reason=f"{DISABLE_VARIABLE} says so")
         if found.incompatible:
@@ -231,13 +227,13 @@ def _install(distribution: str, version: str) -> str:
 
 @functools.cache
 def load() -> Host:
-    """The host of every plugin that is installed, loaded once a process."""
+    """Return the host of every installed plugin, loaded once per process."""
     disabled = os.environ.get(DISABLE_VARIABLE, "").split(",")
     return Host(find(hooks.NAMESPACE), [name.strip() for name in disabled if name.strip()])
 
 
 class _PluginFault(Exception):
-    """What is wrong with a plugin, in a sentence for its author."""
+    """Fault of a plugin, in a sentence for its author."""
 
 
 class _Failure(NamedTuple):
@@ -246,8 +242,8 @@ class _Failure(NamedTuple):
 
 
 @contextlib.contextmanager
-def _blaming(what: str, failures: list[_Failure]) -> Iterator[None]:
-    """For a block that runs a plugin's code: what it prints goes to stderr, what it raises joins `failures`."""
+def _collecting(what: str, failures: list[_Failure]) -> Iterator[None]:
+    """Run a plugin's code: what it prints goes to stderr, what it raises is added to `failures`."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -256,39 +252,39 @@ def _blaming(what: str, failures: list[_Failure]) -> Iterator[None]:
     except _PluginFault as fault:
         failures.append(_Failure(str(fault), traceback.format_exc()))
     except BaseException as error:  # noqa: BLE001  # also SystemExit: a plugin that exits must not end the host
-        line = traceback.format_exception_only(error)[-1]  # unlike str(), it survives a __str__ that raises
+        line = traceback.format_exception_only(error)[-1]  # str() would fail if __str__ raises
         failures.append(_Failure(textwrap.shorten(f"{what}: {line}", _REASON_LENGTH), traceback.format_exc()))
 
 
 def _ask(found: Found) -> tuple[list[RegisteredComponent], list[_Failure]]:
-    """The components of one plugin and where it failed. A hook that fails takes only its own components with it."""
+    """Return the components of one plugin and its failures. A hook that fails loses its own components only."""
     components: list[RegisteredComponent] = []
     failures: list[_Failure] = []
-    with _blaming("it failed to load", failures):
+    with _collecting("it failed to load", failures):
         manager = _register(found.load())
     if failures:
         return components, failures
-    for hook, contract in BASE_CLASSES.items():
-        with _blaming(f"{hook} failed", failures):
-            components += [_judge(component, contract, found) for component in _call(manager, hook)]
+    for hook, kind in BY_HOOK.items():
+        with _collecting(f"{hook} failed", failures):
+            components += [_validate(component, kind.base, found) for component in _call(manager, hook)]
     return components, failures
 
 
 def _register(plugin: object) -> pluggy.PluginManager:
-    """The hooks of one plugin, in a manager of its own: none sees, wraps or hides another's hooks."""
+    """Register one plugin in a manager of its own: none sees, wraps or hides another's hooks."""
     manager = pluggy.PluginManager(hooks.NAMESPACE)
     manager.add_hookspecs(hooks)
     manager.register(plugin)
     callers = manager.get_hookcallers(plugin) or []
     for caller in callers:
         if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
-            raise _PluginFault(f"there is no hook {caller.name}{did_you_mean(caller.name, BASE_CLASSES)}")
+            raise _PluginFault(f"there is no hook {caller.name}{did_you_mean(caller.name, BY_HOOK)}")
     implemented = {caller.name for caller in callers}
-    for hook in BASE_CLASSES:
+    for hook in BY_HOOK:
         if hook not in implemented and hasattr(plugin, hook):
             raise _PluginFault(f"{hook} lacks the decorator @tlkit.plugin.hooks.hookimpl")
     if not implemented:
-        raise _PluginFault(f"it implements none of {', '.join(BASE_CLASSES)}")
+        raise _PluginFault(f"it implements none of {', '.join(BY_HOOK)}")
     return manager
 
 
@@ -302,7 +298,7 @@ def _call(manager: pluggy.PluginManager, hook: str) -> Iterator[object]:
         yield from components
 
 
-def _judge(component: Any, contract: type[Component], found: Found) -> RegisteredComponent:
+def _validate(component: Any, contract: type[Component], found: Found) -> RegisteredComponent:
     name = getattr(component, "name", None)
     label = name if isinstance(name, str) else textwrap.shorten(repr(component), _REASON_LENGTH)
     return RegisteredComponent(

@@ -11,14 +11,14 @@ _NAME = re.compile(r"[a-z0-9]+(?:(?:[./]|[-_]+)[a-z0-9]+)*")
 
 
 def kind_fault(component: object, contract: type[Component]) -> str | None:
-    """Why `component` is not what `contract` says; None where it is."""
+    """Return why `component` is not an instance of `contract`, or None."""
     if isinstance(component, contract) and component.kind == contract.kind:
         return None
     return f"it is not an instance of a subclass of tlkit.plugin.contract.{contract.__name__}"
 
 
 def name_fault(component: object) -> str | None:
-    """Why `component` can't be called what it is called; None where it can."""
+    """Return what is wrong with the name of `component`, or None."""
     name = getattr(component, "name", None)
     if isinstance(name, str) and _NAME.fullmatch(name):
         return None
@@ -26,7 +26,7 @@ def name_fault(component: object) -> str | None:
 
 
 def frozen_fault(component: object) -> str | None:
-    """Why the options of `component` could change under way; None where they can't."""
+    """Return why the options of `component` are mutable, or None."""
     parameters = getattr(component, "__dataclass_params__", None)
     if parameters is not None and parameters.frozen:
         return None
@@ -34,7 +34,7 @@ def frozen_fault(component: object) -> str | None:
 
 
 def fault(component: object, contract: type[Component]) -> str | None:
-    """The first reason not to give `component` out as what `contract` says; None where there is none."""
+    """Return the first reason to refuse `component` as an instance of `contract`, or None."""
     if (wrong := kind_fault(component, contract)) or not isinstance(component, Component):
         return wrong
     return name_fault(component) or frozen_fault(component) or option_fault(component)

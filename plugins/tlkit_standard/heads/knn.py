@@ -22,7 +22,7 @@ EXPECTED = 10
 
 @dataclass(frozen=True)
 class Knn(MemoryHead):
-    """Brute-force search (see `_modules.Neighbors`)."""
+    """Brute-force search: one matrix product and a TopK."""
 
     name = "knn"
     k: int | None = option(None, "number of neighbors; none: chosen by cross-validation")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Logistic(RegularizedHead, LinearHead):
-    """Logistic regression with an L2 penalty, multinomial for more than two classes.
+    """L2 penalty; fitted with scikit-learn.
 
     Solved on rows moved to mean 0 and scaled to mean squared norm 1. As the intercept carries no penalty and C is
     scaled along, that is the same problem, in which one tolerance suits rows of any scale.

@@ -24,7 +24,7 @@ TOLERANCE = 1e-5  # stopping tolerance of the final fit: decision values are rig
 
 @dataclass(frozen=True)
 class RbfSvm(RegularizedHead, MemoryHead):
-    """`sklearn.svm.SVC(kernel="rbf")`."""
+    """Fitted with scikit-learn's `SVC(kernel="rbf")`; stores the support vectors."""
 
     name = "rbf-svm"
     # Up to this many rows LIBSVM gets the whole kernel matrix (half a GB at most): one matrix product is many times

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Svm(RegularizedHead, LinearHead):
-    """Squared hinge loss (LIBLINEAR: Fan et al., JMLR 2008)."""
+    """L2 penalty and squared hinge loss (LIBLINEAR: Fan et al., JMLR 2008)."""
 
     name = "svm"
 

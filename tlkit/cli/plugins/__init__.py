@@ -10,7 +10,7 @@ import click
 from tlkit.cli import Verbs
 from tlkit.cli.options import json_option
 from tlkit.cli.output import show, wrote
-from tlkit.plugin.contract import Backbone, Head, Strategy, Target
+from tlkit.plugin import kinds
 from tlkit.plugin.discovery import provenance
 from tlkit.util.text import listed
 
@@ -22,7 +22,7 @@ COMMANDS = {
     "check": "Check that components keep the contract.",
     "new": "Start a plugin: a package that passes its checks as it stands.",
 }
-KINDS = tuple(contract.kind for contract in (Backbone, Head, Strategy, Target))
+KINDS = tuple(kinds.KINDS)
 ALLOWED = "everything: it is code that runs with your rights"
 SHOWN = 8  # components of one kind and plugin; a library of networks may have a thousand
 
