@@ -24,7 +24,7 @@ from tlkit.plugin.contract import silent
 from tlkit.util.files import local_path
 
 if TYPE_CHECKING:
-    from tlkit.advice.run import Advice, Question
+    from tlkit.advice.run import Advice, AdviceRequest
     from tlkit.benchmarking.report import BenchmarkResult
     from tlkit.doctor import Diagnosis
     from tlkit.evaluation.evaluate import EvaluationResult
@@ -69,14 +69,9 @@ def advise(
     chosen = [load_plugins().get("backbone", name) for name in dict.fromkeys(named)]
 
     from tlkit.advice.run import advise
-    from tlkit.advice.trials import try_out
-    from tlkit.audit.run import audit as run_audit
 
-    request, progress = _request(chosen, val=val, max_bad=max_bad, seed=seed), progress or silent
-    advice = advise(local_path(source), request, progress)
-    if budget is not None:
-        advice = try_out(advice, request, budget, progress)
-    return advice.with_audit(run_audit(advice.dataset, advice.sight.trunk, progress)) if audit else advice
+    request = _request(chosen, val=val, max_bad=max_bad, seed=seed)
+    return advise(local_path(source), request, progress or silent, budget=budget, audit=audit)
 
 
 def train(
@@ -397,14 +392,14 @@ def _request(
     head: Head | None = None,
     cut: str | None = None,
     **options: Any,
-) -> Question:
+) -> AdviceRequest:
     """Return the request for advice: every strategy that plugins provide, and every head or the one that is named."""
-    from tlkit.advice.run import Question
+    from tlkit.advice.run import AdviceRequest
 
     plugins = load_plugins()
     heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
     strategies = [plugins.get("strategy", name) for name in plugins.names("strategy")]
-    return Question(backbones, heads, strategies, plugins.origin, val, max_bad, seed, cut, options)
+    return AdviceRequest(backbones, heads, strategies, plugins.origin, val, max_bad, seed, cut, options)
 
 
 def _configured(named: Mapping[str, str], options: Mapping[str, object] | None) -> dict[str, Any]:

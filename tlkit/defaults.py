@@ -6,5 +6,5 @@ DEFAULT_BACKBONE = "efficientnet-lite0"
 DEFAULT_HEAD = "logistic"  # smallest to deploy, with the best probabilities
 DEFAULT_TARGET = "onnx"
 FROZEN = "frozen"  # strategy: no stage is trained
-MOVER = "probe-then-tune"  # strategy recommended for fine-tuning: its head is fitted before the trunk is trained
+FINE_TUNING = "probe-then-tune"  # strategy recommended to fine-tune: its head is fitted before the trunk is trained
 TRIED = ("partial", "probe-then-tune")  # strategies that trials compare: the cheapest, and the one that usually wins

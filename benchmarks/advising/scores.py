@@ -14,10 +14,9 @@ from scipy.stats import spearmanr
 
 from advising.sets import BACKBONES, NAMES, backbone, seen
 from advising.sets import load as load_set
-from tlkit.advice import confidence
-from tlkit.advice.domain_shift import Moments
+from tlkit.advice.domain_shift import ActivationMoments, classifier_confidence
 from tlkit.advice.probes import nearest_mean, ridge
-from tlkit.advice.scores import h_score, logme
+from tlkit.advice.scores import h_score, leep, logme, nce
 from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
 from tlkit.model.batchnorm import norms
@@ -43,17 +42,17 @@ def scores(root: Path, count: int = 500) -> int:
             trunk, features = seen(component, data)
             rows, classes = data.draw(count, 0), len(data.classes)
             labels = data.labels[rows]
-            moments = Moments(norms(trunk))
-            graph = moments_graph(trace.stage_graph(trunk), moments.batchnorm)
-            moments.look(graph, trunk.preprocessing, [data.files[row] for row in rows[:96]])
+            moments = ActivationMoments(norms(trunk))
+            graph = moments_graph(trace.stage_graph(trunk), moments.norms)
+            moments.collect(graph, trunk.preprocessing, [data.files[row] for row in rows[:96]])
             distance = moments.shift().stages
-            sure = confidence.measure(component.classifier(), features.stage(-1)[rows])
+            confidence = classifier_confidence(component.classifier(), features.stage(-1)[rows])
             head = load_plugins().get("head", "logistic")
             for index, stage in enumerate(trunk.names):
                 at = features.stage(index)
                 solved = head.solve(at[rows], labels, classes, 0)
                 truth = float((head_logits(solved, at[data.test]).argmax(1) == data.labels[data.test]).mean())
-                deepest = stage == trunk.names[-1] and sure is not None
+                deepest = stage == trunk.names[-1] and confidence is not None
                 found.append(
                     {
                         "backbone": name,
@@ -64,8 +63,8 @@ def scores(root: Path, count: int = 500) -> int:
                         "nearest mean": nearest_mean(at[rows], labels, classes).accuracy,
                         "LogME": logme(at[rows], labels, classes),
                         "H-score": h_score(at[rows], labels),
-                        "LEEP": sure.leep(labels, classes) if deepest else None,
-                        "NCE": sure.nce(labels) if deepest else None,
+                        "LEEP": leep(confidence.probabilities, labels, classes) if deepest else None,
+                        "NCE": nce(confidence.probabilities.argmax(axis=1), labels) if deepest else None,
                         "shift": -distance[stage] if stage in distance else None,
                     }
                 )

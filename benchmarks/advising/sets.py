@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkit.advice.run import Question
+from tlkit.advice.run import AdviceRequest
 from tlkit.cli.common import question
 from tlkit.data.split import fraction
 from tlkit.graph import trace
@@ -96,7 +96,7 @@ def seen(component: Backbone, data: Set) -> tuple[trunks.Trunk, Features]:
     return trunk, extract(data.files, trace.stage_graph(trunk), trunk.preprocessing, trunk.names, None, quiet)
 
 
-def ask(**options: Any) -> Question:
+def ask(**options: Any) -> AdviceRequest:
     """What the command line asks of the first backbone."""
     return question([backbone(BACKBONES[0])], val=0.2, max_bad=0.01, seed=0, **options)
 

@@ -1,4 +1,4 @@
-"""On which side of alike and unlike each data set falls with each backbone, and from how many images on."""
+"""On which side of similar and different each data set falls with each backbone, and from how many images on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from _bench import Bar, Report, spread
 
 from advising.sets import BACKBONES, NAMES, backbone
 from advising.sets import load as load_set
-from tlkit.advice.domain_shift import ALIKE, FEWEST, LEAST, UNLIKE, Moments, Shift
+from tlkit.advice.domain_shift import ActivationMoments, DomainShift, ShiftPolicy
 from tlkit.graph import trace
 from tlkit.graph.moments import MEAN, SQUARE, moments_graph
 from tlkit.model import trunk as trunks
 from tlkit.model.batchnorm import norms
 
-SIDES = {"ants_bees": "alike", "sign_digits": "unlike", "cifar10": "unlike", "fashion_mnist": "unlike"}
+SIDES = {"ants_bees": "similar", "sign_digits": "different", "cifar10": "different", "fashion_mnist": "different"}
 
-
+POLICY = ShiftPolicy()
 COUNTS = (8, 16, 32, 64, 96, 192)
 DRAWS, ALL = 20, 384  # draws of each count, out of so many images
 
@@ -32,8 +32,8 @@ def _sides(root: Path, repeat: int) -> int:
     report = Report(
         "advise-shift",
         "How far each data set is from the images of the pretraining, and on which side of the borders that falls: "
-        f"alike below {ALIKE}, unlike above {UNLIKE}. The median symmetric KL divergence over channels and layers, "
-        f"over {repeat} draws of images; in brackets the least and the greatest.",
+        f"similar below {POLICY.similar_below}, different above {POLICY.different_above}. The median symmetric KL "
+        f"divergence over channels and layers, over {repeat} draws of images; in brackets the least and the greatest.",
         {"backbones": ", ".join(BACKBONES), "draws": repeat, "seed": 0},
     )
     right, margins, wrong = [], [], 0
@@ -47,14 +47,14 @@ def _sides(root: Path, repeat: int) -> int:
             for count in (32, 96):
                 found = []
                 for seed in range(repeat):
-                    moments = Moments(remembered)
-                    moments.look(graph, trunk.preprocessing, [data.files[row] for row in data.draw(count, seed)])
+                    moments = ActivationMoments(remembered)
+                    moments.collect(graph, trunk.preprocessing, [data.files[row] for row in data.draw(count, seed)])
                     found.append(moments.shift(seed))
                 values[count] = [float(one.overall or 0.0) for one in found]
-                sides += [one.likeness for one in found]
-            worst = max(values[96]) if SIDES[each] == "alike" else min(values[96])
-            margin = ALIKE / worst if SIDES[each] == "alike" else worst / UNLIKE
-            wrong += ("unlike" if SIDES[each] == "alike" else "alike") in sides
+                sides += [one.domain for one in found]
+            worst = max(values[96]) if SIDES[each] == "similar" else min(values[96])
+            margin = POLICY.similar_below / worst if SIDES[each] == "similar" else worst / POLICY.different_above
+            wrong += ("different" if SIDES[each] == "similar" else "similar") in sides
             right += [float(side == SIDES[each]) for side in sides]
             margins.append(margin)
             last = found[-1].stages
@@ -101,16 +101,16 @@ def _stability(root: Path) -> int:
     for each in NAMES:
         data = load_set(root, each)
         seen = _Kept(remembered)
-        seen.look(graph, trunk.preprocessing, [data.files[row] for row in data.draw(ALL, 0)])
+        seen.collect(graph, trunk.preprocessing, [data.files[row] for row in data.draw(ALL, 0)])
         whole = seen.some(np.arange(seen.count), 0)
         row = {"data": f"{each}, {seen.count} images: {whole.overall:.3f}"}
         for count in COUNTS:
             rows = [np.random.default_rng([seed, count]).permutation(seen.count)[:count] for seed in range(DRAWS)]
             found = [seen.some(drawn, seed) for seed, drawn in enumerate(rows)]
             away = [abs(float(one.overall or 0.0) / float(whole.overall or 1.0) - 1.0) for one in found]
-            sides = [one.likeness for one in found]
+            sides = [one.domain for one in found]
             off[count] += away
-            wrong[count] += sides.count("unlike" if SIDES[each] == "alike" else "alike")
+            wrong[count] += sides.count("different" if SIDES[each] == "similar" else "similar")
             unclear = sides.count("unclear")
             said = "" if not unclear else f", {unclear} of {DRAWS} unclear"
             row[f"{count} images"] = f"{statistics.median(away):.0%}, {max(away):.0%}{said}"
@@ -119,25 +119,30 @@ def _stability(root: Path) -> int:
         print(row, file=sys.stderr, flush=True)
     every = {f"{count} images": f"{statistics.median(off[count]):.0%}, {max(off[count]):.0%}" for count in COUNTS}
     report.rows.append({"data": "all"} | every)
-    told = [wrong[count] for count in COUNTS if count >= FEWEST]
+    told = [wrong[count] for count in COUNTS if count >= POLICY.min_images]
     report.bars.append(
-        Bar(f"draws of {FEWEST} images or more said to lie on the wrong side", [max(told)], "=", 0, "", 0)
+        Bar(f"draws of {POLICY.min_images} images or more said to lie on the wrong side", [max(told)], "=", 0, "", 0)
     )
     report.bars.append(
-        Bar(f"median difference at {LEAST} images, percent", [100 * statistics.median(off[LEAST])], "≤", 10)
+        Bar(
+            f"median difference at {POLICY.min_measured} images, percent",
+            [100 * statistics.median(off[POLICY.min_measured])],
+            "≤",
+            10,
+        )
     )
     return report.save()
 
 
-class _Kept(Moments):
+class _Kept(ActivationMoments):
     """Keeps what the graph gave for each image, to draw from."""
 
-    def some(self, rows: np.ndarray, seed: int) -> Shift:
+    def some(self, rows: np.ndarray, seed: int) -> DomainShift:
         """The shift of a few of the images seen."""
-        few = Moments(self.batchnorm)
+        few = ActivationMoments(self.norms)
         for index, parts in self._parts.items():
             means, squares = (np.concatenate(side)[rows] for side in zip(*parts, strict=True))
-            few.see({f"{MEAN}{index}": means, f"{SQUARE}{index}": squares})
+            few.add({f"{MEAN}{index}": means, f"{SQUARE}{index}": squares})
         return few.shift(seed)
 
     @property

@@ -1,4 +1,4 @@
-"""Auto that was killed, whenever it was, is taken up and ends with the bundle of one that was not."""
+"""Auto that was killed at any time is resumed, and ends with the bundle of a run that was not."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.advice import killed
-from tests.advice.asking import ask
-from tlkit.advice import auto, statistics
+from tests.advice.asking import ask, eager
+from tlkit.advice import auto, trials
 from tlkit.errors import UsageError
 from tlkit.model.bundle import open_bundle
 from tlkit.training.config import RunOptions
@@ -23,7 +22,7 @@ from tlkit.training.run_directory import DONE, folder_of, is_unfinished
 
 @pytest.fixture(scope="module")
 def start(pictures, checkout, tmp_path_factory):
-    """Runs auto in a process of its own: exit code, and what it printed (digest, strategy, trials)."""
+    """Run auto in a process of its own: exit code, and its output (digest, strategy, trials)."""
     cache = tmp_path_factory.mktemp("cache")
 
     def run(out, budget, kept, when="never", number=0):
@@ -44,7 +43,7 @@ def start(pictures, checkout, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unbroken(start, tmp_path_factory):
-    """What comes of it where nothing is killed, by budget and which trunk does better."""
+    """Output of runs that were not killed, by budget and the better trunk."""
     known = {}
 
     def found(*case):
@@ -58,9 +57,9 @@ def unbroken(start, tmp_path_factory):
 @pytest.mark.parametrize(
     ("case", "moments"),
     [
-        ((0, "moved"), [("rename", 4), ("step", 20)]),
+        ((0, "fine-tuned"), [("rename", 4), ("step", 20)]),
         ((0, "frozen"), [("step", 90)]),
-        ((0, "moved"), [("rename", 60), ("rename", 10), ("rename", 40)]),
+        ((0, "fine-tuned"), [("rename", 60), ("rename", 10), ("rename", 40)]),
         ((3600, "frozen"), [("step", 5), ("rename", 50), ("step", 30)]),
     ],
 )
@@ -76,62 +75,60 @@ def test_killed_at_any_time_it_ends_with_the_same_bundle(start, unbroken, tmp_pa
 
 
 @pytest.fixture
-def left_off(pictures, tmp_path, monkeypatch):
-    """The folder of a bundle whose training by auto was interrupted while the trunk moved."""
-    for owner, name, value in (
-        (statistics, "LARGE", 20),
-        (statistics, "LARGE_PER_CLASS", 5),
-        (killed.recommend, "ROOM", -1.0),
-        (killed.recommend, "EPOCHS", 2),
-    ):
-        monkeypatch.setattr(owner, name, value)
+def request_():
+    return ask(policy=eager(2))
 
-    def interrupted(_watch, _line):
+
+@pytest.fixture
+def interrupted_run(pictures, tmp_path, monkeypatch, request_):
+    """Bundle whose training by auto was interrupted while the trunk was fine-tuned."""
+
+    def interrupt(_watch, _line):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "epoch", interrupted)
+        patch.setattr(Watch, "epoch", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            auto.train_auto(pictures, tmp_path / "run", ask(), RunOptions(checkpoint_every=0))
+            auto.train_auto(pictures, tmp_path / "run", request_, RunOptions(checkpoint_every=0))
     return tmp_path / "run"
 
 
-def test_what_was_left_off_is_begun_anew_by_nobody_who_does_not_say_so(left_off, pictures, tiny_recipe):
+def test_an_interrupted_run_is_not_resumed_as_another(interrupted_run, pictures, tiny_recipe, request_):
     from tests.training.test_tune import tuned
     from tlkit.plugin.contract import Phase
 
-    moving = replace(tiny_recipe, **tuned(Phase(1, 0.05, trunk_lr=0.02, trainable=1)))
+    fine_tuned = replace(tiny_recipe, **tuned(Phase(1, 0.05, trunk_lr=0.02, trainable=1)))
     with pytest.raises(UsageError, match="was left off; go on with --resume"):
-        auto.train_auto(pictures, left_off, ask())
+        auto.train_auto(pictures, interrupted_run, request_)
     with pytest.raises(UsageError, match="was left off; go on with --resume"):
-        train(pictures, left_off, moving)
+        train(pictures, interrupted_run, fine_tuned)
     with pytest.raises(UsageError, match=r"begun with something else: .*strategy was auto"):
-        train(pictures, left_off, moving, how=RunOptions(resume=True))
+        train(pictures, interrupted_run, fine_tuned, how=RunOptions(resume=True))
     with pytest.raises(UsageError, match="begun with something else: seed was 0, is 1; give what it was"):
-        auto.train_auto(pictures, left_off, ask(seed=1), RunOptions(resume=True))
+        auto.train_auto(pictures, interrupted_run, replace(request_, seed=1), RunOptions(resume=True))
     with pytest.raises(UsageError, match="begun with something else: budget was not there, is 60"):
-        auto.train_auto(pictures, left_off, ask(), RunOptions(resume=True), budget=60.0)
-    assert is_unfinished(left_off)
+        auto.train_auto(pictures, interrupted_run, request_, RunOptions(resume=True), budget=60.0)
+    assert is_unfinished(interrupted_run)
 
 
-def test_what_is_done_is_not_done_again(left_off, pictures, monkeypatch):
-    assert [path.name for path in folder_of(left_off).glob(f"*{DONE}")] == [f"frozen{DONE}"]
+def test_a_finished_part_is_not_trained_again(interrupted_run, pictures, monkeypatch, request_):
+    assert [path.name for path in folder_of(interrupted_run).glob(f"*{DONE}")] == [f"frozen{DONE}"]
     trained_to = []
-    before = auto.run.__globals__["train"]
+    train_part = trials.train
 
     def counted(source, out, *rest):
         trained_to.append(out.name)
-        return before(source, out, *rest)
+        return train_part(source, out, *rest)
 
-    monkeypatch.setitem(auto.run.__globals__, "train", counted)
-    monkeypatch.setattr(auto, "better", lambda _moved, _still, _likeness: True)
-    trained, _ = auto.train_auto(pictures, left_off, ask(), RunOptions(resume=True))
-    assert trained_to == ["moved"]
-    assert trained.bundle == left_off
-    assert not folder_of(left_off).exists()
+    monkeypatch.setattr(trials, "train", counted)
+    monkeypatch.setattr(auto, "is_better", lambda _fine_tuned, _frozen, _domain: True)
+    trained, _ = auto.train_auto(pictures, interrupted_run, request_, RunOptions(resume=True))
+    assert trained_to == ["fine-tuned"]
+    assert trained.bundle == interrupted_run
+    assert not folder_of(interrupted_run).exists()
 
 
-def test_with_nothing_to_go_on_from_it_begins(pictures, tmp_path):
+def test_resume_without_an_interrupted_run_begins(pictures, tmp_path):
     trained, advice = auto.train_auto(pictures, tmp_path / "run", ask(), RunOptions(resume=True))
     assert trained.bundle == tmp_path / "run"
     assert open_bundle(trained.bundle).record.strategy.name == advice.recommendation.strategy

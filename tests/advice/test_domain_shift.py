@@ -1,4 +1,4 @@
-"""The distance from the images of the pretraining, against what batch norms really give."""
+"""The domain shift against the outputs of batch norms, and what it means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from tests.advice.asking import ask
 from tests.kit.tiny import Tiny
-from tlkit.advice.domain_shift import ALIKE, FEWEST, UNLIKE, Moments, divergence, judge
+from tlkit.advice.domain_shift import (
+    ActivationMoments,
+    ClassifierConfidence,
+    ShiftPolicy,
+    classifier_confidence,
+    divergence,
+)
 from tlkit.advice.run import advise
 from tlkit.data.preprocessing import load
 from tlkit.graph import trace
@@ -20,6 +26,9 @@ from tlkit.graph.moments import MEAN, SQUARE, moments_graph, watched
 from tlkit.model import trunk as trunks
 from tlkit.model.batchnorm import norms
 from tlkit.runtime.session import OnnxSession
+
+POLICY = ShiftPolicy()
+SIMILAR, DIFFERENT = POLICY.similar_below, POLICY.different_above
 
 
 @pytest.fixture
@@ -48,8 +57,8 @@ def pretrained_on(files):
 
 def shift_of(trunk, files, seed=0):
     remembered = norms(trunk)
-    moments = Moments(remembered)
-    moments.look(moments_graph(trace.stage_graph(trunk), remembered), trunk.preprocessing, files)
+    moments = ActivationMoments(remembered)
+    moments.collect(moments_graph(trace.stage_graph(trunk), remembered), trunk.preprocessing, files)
     return moments.shift(seed)
 
 
@@ -89,20 +98,20 @@ def test_the_graph_gives_the_moments_of_what_every_norm_gives(files):
         assert np.allclose(arrays[f"{SQUARE}{index}"], (output**2).mean((2, 3)), rtol=1e-3, atol=1e-4)
 
 
-def test_the_images_of_the_pretraining_are_alike_and_darker_ones_are_not(files):
+def test_the_pretraining_images_are_similar_and_darker_ones_different(files):
     own = shift_of(pretrained_on(files), files)
     assert own.overall == pytest.approx(0.0, abs=0.01)
-    assert own.likeness == "alike"
+    assert own.domain == "similar"
     assert set(own.stages) == {"first", "second", "third"}
     light = [file for file in files if file.parent.name == "light"]
     dark = [file for file in files if file.parent.name == "dark"]
     other = shift_of(pretrained_on(light), dark * 2)
-    assert other.overall > UNLIKE
-    assert other.likeness == "unlike"
+    assert other.overall > POLICY.different_above
+    assert other.domain == "different"
 
 
-def test_a_few_images_tell_nothing(files):
-    assert shift_of(pretrained_on(files), files[: FEWEST - 1]).likeness == "unclear"
+def test_few_images_are_unclear(files):
+    assert shift_of(pretrained_on(files), files[: POLICY.min_images - 1]).domain == "unclear"
 
 
 def test_the_interval_is_around_the_figure_and_the_same_for_a_seed(files):
@@ -113,15 +122,15 @@ def test_the_interval_is_around_the_figure_and_the_same_for_a_seed(files):
 
 
 @pytest.mark.usefixtures("files")  # a cache of its own
-def test_it_is_known_from_an_earlier_run_for_the_same_images_only(pictures, monkeypatch):
-    def look(seed=0):
-        return advise(pictures, ask(seed=seed)).sight.shift
+def test_it_is_cached_for_the_same_images_and_seed_only(pictures, monkeypatch):
+    def measured(seed=0):
+        return advise(pictures, ask(seed=seed)).analysis.shift
 
-    found = look()
-    monkeypatch.setattr(Moments, "look", lambda *_args: pytest.fail("looked again"))
-    assert look() == found
-    with pytest.raises(pytest.fail.Exception, match="looked again"):
-        look(seed=1)
+    found = measured()
+    monkeypatch.setattr(ActivationMoments, "collect", lambda *_args: pytest.fail("measured again"))
+    assert measured() == found
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        measured(seed=1)
 
 
 @dataclass(frozen=True)
@@ -138,20 +147,40 @@ class Plain(Tiny):
 
 
 def test_a_network_without_norms_is_unknown():
-    found = Moments(norms(trunks.build(Plain()))).shift()
-    assert (found.likeness, found.overall) == ("unknown", None)
+    found = ActivationMoments(norms(trunks.build(Plain()))).shift()
+    assert (found.domain, found.overall) == ("unknown", None)
     assert "no batch norm" in found.reason
 
 
 @pytest.mark.parametrize(
-    ("interval", "images", "likeness"),
+    ("low", "high", "images", "domain"),
     [
-        ((0.9 * ALIKE, 0.99 * ALIKE), 99, "alike"),
-        ((0.9 * ALIKE, 1.01 * ALIKE), 99, "unclear"),
-        ((0.99 * UNLIKE, 1.1 * UNLIKE), 99, "unclear"),
-        ((1.01 * UNLIKE, 1.1 * UNLIKE), 99, "unlike"),
-        ((1.01 * UNLIKE, 1.1 * UNLIKE), FEWEST - 1, "unclear"),
+        (0.9 * SIMILAR, 0.99 * SIMILAR, 99, "similar"),
+        (0.9 * SIMILAR, 1.01 * SIMILAR, 99, "unclear"),
+        (0.99 * DIFFERENT, 1.1 * DIFFERENT, 99, "unclear"),
+        (1.01 * DIFFERENT, 1.1 * DIFFERENT, 99, "different"),
+        (1.01 * DIFFERENT, 1.1 * DIFFERENT, POLICY.min_images - 1, "unclear"),
     ],
 )
-def test_nothing_is_said_near_the_borders(interval, images, likeness):
-    assert judge(sum(interval) / 2, interval, images)[0] == likeness
+def test_near_the_thresholds_the_domain_is_unclear(low, high, images, domain):
+    assert POLICY.judge((low + high) / 2, (low, high), images)[0] == domain
+
+
+@pytest.mark.parametrize(
+    ("probability", "images", "domain"),
+    [(0.51, 99, "similar"), (0.49, 99, "unclear"), (0.34, 99, "different"), (0.9, POLICY.min_images - 1, "unclear")],
+)
+def test_without_batch_norms_the_confidence_of_the_classifier_decides(probability, images, domain):
+    probabilities = np.full((images, 2), [probability, 1 - probability], np.float32)
+    shift = ClassifierConfidence(probability, 0.5, -1.0, probabilities).shift(POLICY)
+    assert (shift.domain, shift.overall, shift.images) == (domain, None, images)
+
+
+def test_the_classifier_is_measured_on_the_deepest_features():
+    classifier = torch.nn.Linear(2, 4)
+    torch.nn.init.zeros_(classifier.weight)
+    torch.nn.init.zeros_(classifier.bias)
+    found = classifier_confidence(classifier, np.ones((3, 2), np.float32))
+    assert (found.max_probability, found.entropy, found.energy) == pytest.approx((0.25, 1.0, -np.log(4)))
+    assert classifier_confidence(None, np.ones((3, 2), np.float32)) is None
+    assert classifier_confidence(classifier, np.ones((0, 2), np.float32)) is None

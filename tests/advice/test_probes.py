@@ -23,7 +23,7 @@ def blobs(images, width, classes, seed=0, spread=1.0):
 
 
 @pytest.mark.parametrize(("images", "width"), [(24, 4), (15, 40)])
-def test_ridge_calls_each_image_as_a_fit_to_the_others_does(images, width):
+def test_ridge_predicts_each_image_as_a_fit_to_the_others_does(images, width):
     features, labels = blobs(images, width, 3)
     rows, targets = power_normalize(features), one_hot(labels, 3)
     total = ((rows - rows.mean(axis=0)) ** 2).sum()
@@ -40,8 +40,8 @@ def test_ridge_calls_each_image_as_a_fit_to_the_others_does(images, width):
         if (error := ((predicted - targets) ** 2).mean()) < best:
             best, scores = error, predicted
     probe = ridge(features, labels, 3)
-    assert np.array_equal(probe.called, scores.argmax(axis=1))
-    assert probe.accuracy == np.mean(probe.called == labels)
+    assert np.array_equal(probe.predicted, scores.argmax(axis=1))
+    assert probe.accuracy == np.mean(probe.predicted == labels)
     losses = [log_loss(labels, softmax(sharpness * scores, axis=1)) for sharpness in SHARPNESS]
     assert probe.log_loss == pytest.approx(min(losses))
 
@@ -54,13 +54,13 @@ def test_the_nearest_mean_is_without_the_image_itself():
         others = np.arange(len(rows)) != image
         means = np.stack([rows[others & (labels == label)].mean(axis=0) for label in range(3)])
         called.append(((rows[image] - means) ** 2).sum(axis=1).argmin())
-    assert np.array_equal(nearest_mean(features, labels, 3).called, called)
+    assert np.array_equal(nearest_mean(features, labels, 3).predicted, called)
 
 
-def test_a_class_of_one_image_is_never_called_right():
+def test_a_class_of_one_image_is_never_predicted():
     features, labels = blobs(13, 4, 2)
     labels = np.where(np.arange(13) == 12, 2, labels)
-    assert not nearest_mean(features, labels, 3).right[12]
+    assert not nearest_mean(features, labels, 3).correct[12]
 
 
 def test_the_interval_is_around_the_accuracy():
@@ -80,7 +80,9 @@ def test_labels_that_have_nothing_to_do_with_the_features_are_not_predicted(clas
 @given(st.integers(0, 1000), st.floats(0.01, 100))
 def test_the_scale_of_the_features_changes_nothing(seed, scale):
     features, labels = blobs(20, 4, 2, seed)
-    assert np.array_equal(ridge(features, labels, 2).called, ridge(features * np.float32(scale), labels, 2).called)
+    assert np.array_equal(
+        ridge(features, labels, 2).predicted, ridge(features * np.float32(scale), labels, 2).predicted
+    )
 
 
 def test_features_that_do_not_vary_are_no_bug():

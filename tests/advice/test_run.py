@@ -1,4 +1,4 @@
-"""From a folder of images to a recommendation, or to the word that nothing can be told."""
+"""From a folder of images to a recommendation, or to an inconclusive one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from tlkit_standard.strategies import STRATEGIES
 
 from tests.advice.asking import ask
 from tests.kit.tiny import Tiny, write_images
-from tlkit.advice.page import lines
-from tlkit.advice.recommendation import SURE, UNSURE
+from tlkit.advice.recommendation import INCONCLUSIVE, RECOMMENDED
 from tlkit.advice.run import advise
 from tlkit.errors import DataError
 
@@ -31,58 +30,57 @@ def noise(root, counts):
 
 def test_it_says_what_fits_with_the_evidence_of_every_stage(pictures):
     advice = advise(pictures, ask())
-    assert advice.recommendation.verdict == SURE
-    assert advice.recommendation.strategy == "probe-then-tune"  # few, but nothing like those of the pretraining
-    assert [stage.name for stage in advice.sight.stages] == ["first", "second", "third"]
+    assert advice.recommendation.verdict == RECOMMENDED
+    assert advice.recommendation.strategy == "probe-then-tune"  # small, but different
+    assert [stage.name for stage in advice.analysis.stages] == ["first", "second", "third"]
     assert advice.recommendation.cut in ("first", "second", "third")
     assert advice.recommendation.head in {head.name for head in HEADS}
     low, high = advice.recommendation.accuracy
     assert 0.5 < low <= high <= 1.0
     assert advice.recommendation.seconds > 0
-    assert advice.facts.images == len(advice.dataset.of("train"))
+    assert advice.statistics.images == len(advice.dataset.of("train"))
     assert {each.head for each in advice.heads} >= {"logistic", "svm", "knn"}
 
 
 def test_it_looks_at_no_image_of_val(pictures):
     advice = advise(pictures, ask())
-    assert len(advice.sight.features.array) == len(advice.dataset.of("train")) < 36
+    assert len(advice.analysis.features.array) == len(advice.dataset.of("train")) < 36
 
 
 def test_the_same_data_and_seed_give_the_same_advice(pictures):
-    def seen(advice):
-        facts = advice.to_json()
-        for part in facts["heads"]:
+    def timeless(advice):
+        content = advice.to_json()
+        for part in content["heads"]:
             del part["seconds"]
-        del facts["recommendation"]["seconds"]
-        return facts
+        del content["recommendation"]["seconds"]
+        return content
 
-    assert seen(advise(pictures, ask())) == seen(advise(pictures, ask()))
+    assert timeless(advise(pictures, ask())) == timeless(advise(pictures, ask()))
 
 
 def test_it_is_json(pictures):
-    facts = json.loads(json.dumps(advise(pictures, ask()).to_json()))
-    assert {"facts", "backbones", "heads", "recommendation"} <= facts.keys()
-    assert len(facts["backbones"][0]["stages"]) == 3
+    content = json.loads(json.dumps(advise(pictures, ask()).to_json()))
+    assert {"dataset", "backbones", "heads", "recommendation"} <= content.keys()
+    assert len(content["backbones"][0]["stages"]) == 3
 
 
 @pytest.mark.parametrize(
-    ("counts", "lacking"),
+    ("counts", "reason"),
     [
-        ({"a": 5, "b": 5}, "fewer than 20"),
-        ({"a": 40, "b": 1}, "single image"),
+        ({"a": 5, "b": 5}, "8 training images, at least 20 are needed"),
+        ({"a": 40, "b": 1}, "at most one training image: b"),
         ({f"class{number}": 2 for number in range(40)}, "half of the classes"),
         ({"a": 40}, "only one class"),
     ],
 )
-def test_where_there_is_not_enough_to_tell_it_says_so(tmp_path, counts, lacking):
+def test_a_dataset_that_is_too_small_is_inconclusive(tmp_path, counts, reason):
     advice = advise(noise(tmp_path / "photos", counts), ask())
     recommendation = advice.recommendation
-    assert (recommendation.verdict, recommendation.strategy) == (UNSURE, "frozen")
+    assert (recommendation.verdict, recommendation.strategy) == (INCONCLUSIVE, "frozen")
     assert recommendation.accuracy is None
-    assert lacking in "; ".join(recommendation.reasons)
-    page = "\n".join(lines(advice))
-    assert "NOT ENOUGH TO TELL" in page
-    assert "RECOMMENDED" not in page
+    assert reason in "; ".join(recommendation.reasons)
+    assert "INCONCLUSIVE" in str(advice)
+    assert "RECOMMENDED" not in str(advice)
 
 
 def test_the_same_picture_over_and_over_is_not_enough(tmp_path):
@@ -91,8 +89,8 @@ def test_the_same_picture_over_and_over_is_not_enough(tmp_path):
         for number in range(1, 30):
             shutil.copy(tmp_path / "photos/a/0.png", tmp_path / f"photos/{label}/{number}.png")
     advice = advise(tmp_path / "photos", ask())
-    assert advice.facts.distinct <= 2
-    assert not advice.recommendation.sure
+    assert advice.statistics.distinct <= 2
+    assert advice.recommendation.inconclusive
     assert "distinct" in "; ".join(advice.recommendation.reasons)
 
 
@@ -114,7 +112,7 @@ def test_images_that_cannot_be_used_are_named(tmp_path):
 def test_of_two_backbones_the_first_is_kept_unless_the_other_is_ahead(pictures):
     advice = advise(pictures, ask(backbones=[Tiny(), Blind()]))
     assert advice.recommendation.backbone == "tiny"
-    assert [sight.backbone.name for sight in advice.sights] == ["tiny", "blind"]
+    assert [each.backbone.name for each in advice.analyses] == ["tiny", "blind"]
     assert advise(pictures, ask(backbones=[Blind(), Tiny()])).recommendation.backbone == "tiny"
 
 
@@ -141,9 +139,28 @@ def test_only_installed_components_are_recommended(pictures):
 def test_the_scores_that_order_badly_decide_nothing(pictures, monkeypatch, spoilt):
     before = advise(pictures, ask()).recommendation
     worth = iter(range(100, 0, -1))
-    monkeypatch.setattr(f"tlkit.advice.analysis.{spoilt}", lambda *_: float(next(worth)))
-    monkeypatch.setattr("tlkit.advice.confidence.Confidence.leep", lambda *_: pytest.fail("asked"))
-    monkeypatch.setattr("tlkit.advice.confidence.Confidence.nce", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(f"tlkit.advice.backbone_analysis.{spoilt}", lambda *_: float(next(worth)))
+    monkeypatch.setattr("tlkit.advice.scores.leep", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("tlkit.advice.scores.nce", lambda *_: pytest.fail("asked"))
     advice = advise(pictures, ask())
-    assert getattr(advice.sight.stages[0], spoilt) > 90
+    assert getattr(advice.analysis.stages[0], spoilt) > 90
     assert advice.recommendation.arguments() == before.arguments()
+
+
+def test_it_prints_a_page_and_shows_itself_in_a_notebook(pictures):
+    advice = advise(pictures, ask(), audit=True)
+    assert repr(advice) == str(advice)
+    assert "RECOMMENDED: probe-then-tune, tiny up to" in str(advice)
+    assert str(advice).endswith(str(advice.audit))
+    shown = advice._repr_html_()
+    assert shown.startswith("<style>")
+    assert shown.endswith("</main></div>")
+    assert "RECOMMENDED" in shown
+    assert "<h2>Audit</h2>" in shown
+
+
+def test_the_command_follows_the_recommendation(pictures, tmp_path):
+    advice = advise(pictures, ask())
+    assert advice.command == f"tlkit train {pictures} -o run/ " + " ".join(advice.recommendation.arguments())
+    one_class = noise(tmp_path / "photos", {"a": 40})
+    assert advise(one_class, ask()).command == f"tlkit advise {one_class}"

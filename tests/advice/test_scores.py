@@ -113,7 +113,7 @@ def test_logme_is_a_number_whatever_the_features(rows, labels):
 def test_better_features_score_higher():
     random = np.random.default_rng(1)
     labels = np.repeat([0, 1, 2], 20)
-    centres = random.normal(size=(3, 5))[labels]
-    near, far = (centres + noise * random.normal(size=(60, 5)) for noise in (0.3, 3.0))
+    centers = random.normal(size=(3, 5))[labels]
+    near, far = (centers + noise * random.normal(size=(60, 5)) for noise in (0.3, 3.0))
     assert logme(near, labels, 3) > logme(far, labels, 3)
     assert h_score(near, labels) > h_score(far, labels)

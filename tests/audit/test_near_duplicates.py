@@ -1,4 +1,4 @@
-"""Which images are near-duplicates, and which are not."""
+"""Near-duplicates by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The advice as one HTML file that needs no other: no script, no address, pictures inside."""
+"""The advice as one self-contained HTML page, for a file or a notebook: no script, no URL, figures inside."""
 
 from __future__ import annotations
 
@@ -7,200 +7,209 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tlkit.advice import pictures
-from tlkit.advice.analysis import Sight
-from tlkit.advice.page import seconds
-from tlkit.advice.run import Advice
-from tlkit.advice.style import STYLE
+from tlkit.advice import figures
+from tlkit.advice.recommendation import duration
 from tlkit.errors import UsageError
 from tlkit.util.files import atomic_file, check_writable
 
 if TYPE_CHECKING:
+    from tlkit.advice.backbone_analysis import BackboneAnalysis
+    from tlkit.advice.run import Advice
     from tlkit.audit.run import Audit
 
 THUMBNAIL = 112
-MOST_SUSPECTS = 24  # of each kind that are shown
-MOST_CLASSES = 20  # with a bar of their own
+MAX_FINDINGS = 24  # of each kind that are shown
+MAX_CLASSES = 20  # with a bar of their own
 
 
 def check(file: Path) -> None:
     """Refuse, before any work, a page that could not be written."""
     if file.suffix.lower() not in (".html", ".htm"):
-        raise UsageError("not a kind of page", file=file, do="end its name in .html")
+        raise UsageError("not an HTML file", file=file, do="end its name in .html")
     check_writable(file)
 
 
-def write(file: Path, advice: Advice, found: Audit | None, then: str) -> None:
-    """Write the page, whole or not at all."""
+def write(file: Path, advice: Advice) -> None:
+    """Write the page atomically."""
     check(file)
-    title = f"Advice for {escape(str(advice.source))}"
-    body = "\n".join(_body(advice, found, then))
     page = (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_title(advice)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n{body}\n</main>\n</body>\n</html>\n"
+        f'<style>{STYLE}</style>\n</head>\n<body class="advice">\n{_main(advice)}\n</body>\n</html>\n'
     )
     with atomic_file(file) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _body(advice: Advice, found: Audit | None, then: str) -> Iterator[str]:
-    yield _verdict(advice, then)
+def fragment(advice: Advice) -> str:
+    """Return the page's content for a notebook, with a style that applies to it alone."""
+    return f'<style>{STYLE}</style><div class="advice">{_main(advice)}</div>'
+
+
+def _title(advice: Advice) -> str:
+    return f"Advice for {escape(str(advice.source))}"
+
+
+def _main(advice: Advice) -> str:
+    body = "\n".join(_body(advice))
+    return f"<main>\n<h1>{_title(advice)}</h1>\n{body}\n</main>"
+
+
+def _body(advice: Advice) -> Iterator[str]:
+    yield _verdict(advice)
     yield from _data(advice)
-    for sight in advice.sights:
-        yield from _backbone(sight, advice)
+    for analysis in advice.analyses:
+        yield from _backbone(analysis, advice)
     if advice.heads:
         yield "<h2>Heads</h2>"
         yield f"<p>Each cross-validated on the features of {escape(advice.heads[0].stage)}.</p>"
         ordered = sorted(advice.heads, key=lambda each: -each.accuracy)
         yield _table(
-            ["head", "stage", "accuracy", "log-loss, nats"],
+            ["head", "stage", "accuracy", "log loss, nats"],
             [[each.head, each.stage, f"{each.accuracy:.1%}", f"{each.log_loss:.3f}"] for each in ordered],
             [each.head == advice.recommendation.head for each in ordered],
         )
     if advice.trials:
         yield "<h2>Trials</h2>"
-        rows = [[t["what"], f"{t['accuracy']:.1%}", seconds(t["seconds"])] for t in advice.trials]
-        yield _table(["what", "accuracy on val", "time"], rows)
+        rows = [[t["name"], f"{t['accuracy']:.1%}", duration(t["seconds"])] for t in advice.trials]
+        yield _table(["training", "accuracy on val", "time"], rows)
     yield from _maps(advice)
-    if found is not None:
-        yield from _audit(advice, found)
+    if advice.audit is not None:
+        yield from _audit(advice, advice.audit)
 
 
-def _verdict(advice: Advice, then: str) -> str:
+def _verdict(advice: Advice) -> str:
     chosen = advice.recommendation
-    if not chosen.sure:
-        lacking = "".join(f"<li>{escape(reason)}</li>" for reason in chosen.reasons)
-        more = "<p>More images of each class, each another picture, would let this say something.</p>"
-        what = f'<p class="what">NOT ENOUGH TO TELL</p><ul>{lacking}</ul>{more}'
-        return f'<section class="verdict unsure">{what}{_command("The cautious way:", then)}</section>'
-    says = f"{chosen.strategy}, {chosen.backbone} up to {chosen.cut}, {chosen.head} head"
-    figures = {}
+    if chosen.inconclusive:
+        reasons = "".join(f"<li>{escape(reason)}</li>" for reason in chosen.reasons)
+        more = "<p>More distinct images per class are needed for a recommendation.</p>"
+        verdict = f'<p class="what">INCONCLUSIVE</p><ul>{reasons}</ul>{more}'
+        return f'<section class="verdict inconclusive">{verdict}{_command("The cautious way:", advice)}</section>'
+    cards = {}
     if chosen.accuracy is not None:
-        figures["accuracy to expect (95 %)"] = f"{chosen.accuracy[0]:.1%} to {chosen.accuracy[1]:.1%}"
+        cards["expected accuracy (95 %)"] = f"{chosen.accuracy[0]:.1%} to {chosen.accuracy[1]:.1%}"
     if chosen.seconds is not None:
-        figures["time on this machine"] = f"about {seconds(chosen.seconds)}"
-    figures["the images and those of the pretraining"] = advice.sight.shift.likeness
+        cards["time on this machine"] = f"about {duration(chosen.seconds)}"
+    cards["compared with the pretraining data"] = advice.analysis.shift.domain
     if chosen.trainable:
-        rates = "".join(f", {name} {rate:g}" for name, rate in chosen.rates.items())
-        figures["stages that move"] = f"{chosen.trainable}{rates}"
-    cards = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in figures.items())
-    rule = [] if chosen.case is None else [f"the rule: {chosen.case}: {chosen.rule}"]
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*rule, *chosen.reasons))
+        cards["fine-tuning"] = chosen.fine_tuning
+    shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in cards.items())
+    scenario = [] if chosen.scenario is None else [f"scenario: {chosen.scenario}: {chosen.rule}"]
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*scenario, *chosen.reasons))
     return (
-        f'<section class="verdict"><p class="label">RECOMMENDED</p><p class="what">{escape(says)}</p>'
-        f'<dl class="cards">{cards}</dl><ul>{reasons}</ul>{_command("To do it:", then)}</section>'
+        f'<section class="verdict"><p class="label">RECOMMENDED</p><p class="what">{escape(chosen.training)}</p>'
+        f'<dl class="cards">{shown}</dl><ul>{reasons}</ul>{_command("Command:", advice)}</section>'
     )
 
 
-def _command(said: str, then: str) -> str:
-    return f"<p>{said}</p><pre><code>{escape(then)}</code></pre>"
+def _command(label: str, advice: Advice) -> str:
+    return f"<p>{label}</p><pre><code>{escape(advice.command)}</code></pre>"
 
 
 def _data(advice: Advice) -> Iterator[str]:
-    facts = advice.facts
-    yield "<h2>The data</h2>"
+    statistics = advice.statistics
+    yield "<h2>Dataset</h2>"
     rows = [
-        ["images to learn from", str(facts.images)],
-        ["distinct pictures", str(facts.distinct)],
-        ["images to validate on", str(len(advice.dataset.of("val")))],
-        ["classes", str(facts.classes)],
-        ["median size", f"{facts.widths[1]} x {facts.heights[1]} pixels"],
-        ["formats", ", ".join(facts.formats)],
+        ["training images", str(statistics.images)],
+        ["distinct images", str(statistics.distinct)],
+        ["validation images", str(len(advice.dataset.of("val")))],
+        ["classes", str(statistics.classes)],
+        ["median size", f"{statistics.widths[1]} x {statistics.heights[1]} pixels"],
+        ["formats", ", ".join(statistics.formats)],
     ]
-    counts = sorted(facts.per_class.items(), key=lambda each: -each[1])
+    counts = sorted(statistics.per_class.items(), key=lambda each: -each[1])
     most = max(1, counts[0][1])
     bars = "".join(
         f'<tr><td>{escape(label)}</td><td>{count}</td><td class="bar"><span style="width:{100 * count / most:.0f}%">'
         "</span></td></tr>"
-        for label, count in counts[:MOST_CLASSES]
+        for label, count in counts[:MAX_CLASSES]
     )
-    rest = f"<p>and {len(counts) - MOST_CLASSES} more classes</p>" if len(counts) > MOST_CLASSES else ""
+    rest = f"<p>and {len(counts) - MAX_CLASSES} more classes</p>" if len(counts) > MAX_CLASSES else ""
     head = "<tr><th>class</th><th>images</th><th></th></tr>"
     yield f'<div class="side">{_table(["", ""], rows)}<div class="wide"><table>{head}{bars}</table>{rest}</div></div>'
 
 
-def _backbone(sight: Sight, advice: Advice) -> Iterator[str]:
-    shift, sure = sight.shift, sight.confidence
-    yield f"<h2>{escape(sight.backbone.name)}</h2>"
-    figure = "" if shift.overall is None else f" (shift {shift.overall:.3f} nats over {shift.images} images)"
-    kind = f" It is {escape(shift.kind)}." if shift.kind else ""
-    yield f"<p><strong>{shift.likeness}</strong>{figure}: {escape(shift.reason)}.{kind}</p>"
-    if sure is not None:
+def _backbone(analysis: BackboneAnalysis, advice: Advice) -> Iterator[str]:
+    shift, confidence = analysis.shift, analysis.confidence
+    yield f"<h2>{escape(analysis.backbone.name)}</h2>"
+    figure = "" if shift.overall is None else f" (domain shift {shift.overall:.3f} nats over {shift.images} images)"
+    location = f" It is {escape(shift.location)}." if shift.location else ""
+    yield f"<p><strong>{shift.domain}</strong>{figure}: {escape(shift.reason)}.{location}</p>"
+    if confidence is not None:
         yield (
-            f"<p>Its own classifier's greatest probability is {sure.greatest:.2f} on average, its entropy "
-            f"{sure.entropy:.2f} of the most there could be.</p>"
+            f"<p>The mean maximum probability of the pretrained classifier is {confidence.max_probability:.2f}, its "
+            f"entropy {confidence.entropy:.2f} of the maximum.</p>"
         )
-    if not sight.stages:
+    if not analysis.stages:
         return
     recommended = advice.recommendation
-    chosen = recommended.cut if sight.backbone.name == recommended.backbone else None
-    yield "<h3>Accuracy and shift against depth</h3>"
-    yield pictures.legend(
+    chosen = recommended.cut if analysis.backbone.name == recommended.backbone else None
+    yield "<h3>Accuracy and domain shift over depth</h3>"
+    yield figures.legend(
         {"linear probe, with its 95 % interval": "var(--first)", "nearest class mean": "var(--second)"}
-        | ({"shift from the pretraining": "var(--third)"} if shift.stages else {})
+        | ({"domain shift": "var(--third)"} if shift.stages else {})
     )
-    yield f'<div class="wide">{pictures.depth(sight, chosen)}</div>'
-    yield _stages(sight, chosen)
+    yield f'<div class="wide">{figures.depth(analysis, chosen)}</div>'
+    yield _stages(analysis, chosen)
 
 
-def _stages(sight: Sight, chosen: str | None) -> str:
+def _stages(analysis: BackboneAnalysis, chosen: str | None) -> str:
     rows = []
-    for stage in sight.stages:
+    for stage in analysis.stages:
         low, high = stage.probe.interval
-        distance = sight.shift.stages.get(stage.name)
+        shift = analysis.shift.stages.get(stage.name)
         rows.append(
             [
                 stage.name,
                 str(stage.width),
                 f"{stage.probe.accuracy:.1%}",
                 f"{low:.1%} to {high:.1%}",
-                f"{stage.nearest.accuracy:.1%}",
+                f"{stage.nearest_mean.accuracy:.1%}",
                 f"{stage.logme:.3f}",
                 f"{stage.h_score:.2f}",
-                "" if distance is None else f"{distance:.3f}",
+                "" if shift is None else f"{shift:.3f}",
             ]
         )
-    marked = [stage.name == chosen for stage in sight.stages]
+    marked = [stage.name == chosen for stage in analysis.stages]
     return _table(["stage", "width", "probe", "95 %", "nearest mean", "LogME", "H-score", "shift, nats"], rows, marked)
 
 
 def _maps(advice: Advice) -> Iterator[str]:
-    found = pictures.maps(advice) if advice.facts.images >= 3 else []
+    found = figures.maps(advice) if advice.statistics.images >= 3 else []
     if not found:
         return
     labels = advice.dataset.labels
-    yield f"<h2>The images, by their features at {escape(advice.recommendation.cut)}</h2>"
-    yield pictures.legend(dict(zip(labels, pictures.colors(len(labels)), strict=True)))
-    figures = "".join(
+    yield f"<h2>The images by their features at {escape(advice.recommendation.cut)}</h2>"
+    yield figures.legend(dict(zip(labels, figures.colors(len(labels)), strict=True)))
+    maps = "".join(
         f"<figure><h3>{each.title}</h3>{each.svg}<figcaption>{each.axes}</figcaption></figure>" for each in found
     )
-    yield f'<div class="maps">{figures}</div>'
+    yield f'<div class="maps">{maps}</div>'
 
 
-def _audit(advice: Advice, found: Audit) -> Iterator[str]:
+def _audit(advice: Advice, audit: Audit) -> Iterator[str]:
     yield "<h2>Audit</h2>"
-    yield f"<pre>{escape(str(found))}</pre>"
+    yield f"<pre>{escape(str(audit))}</pre>"
     paths = {sample.name: sample.path for sample in advice.dataset.samples}
-    if found.near_duplicates:
+    if audit.near_duplicates:
         yield "<h3>Duplicates</h3>"
-        for pair in found.near_duplicates[:MOST_SUSPECTS]:
+        for pair in audit.near_duplicates[:MAX_FINDINGS]:
             names = [pair.first, pair.second]
-            yield _suspect(paths, names, f"{' = '.join(names)} ({pair.problems})")
-    if found.label_issues:
+            yield _finding(paths, names, f"{' = '.join(names)} ({pair.problems})")
+    if audit.label_issues:
         yield "<h3>Label issues</h3>"
-        for issue in found.label_issues[:MOST_SUSPECTS]:
-            yield _suspect(paths, [issue.name], str(issue))
+        for issue in audit.label_issues[:MAX_FINDINGS]:
+            yield _finding(paths, [issue.name], str(issue))
 
 
-def _suspect(paths: Mapping[str, Path], names: Sequence[str], said: str) -> str:
-    """Pictures beside each other, and what is wrong with them."""
+def _finding(paths: Mapping[str, Path], names: Sequence[str], caption: str) -> str:
+    """Return images beside each other, and what was found about them."""
     shown = ""
     for name in names:
-        picture = pictures.thumbnail(paths[name], THUMBNAIL) if name in paths else None
+        picture = figures.thumbnail(paths[name], THUMBNAIL) if name in paths else None
         if picture is not None:
             shown += f'<img alt="{escape(name)}" width="{THUMBNAIL}" height="{THUMBNAIL}" src="{picture}">'
-    return f'<figure class="suspect">{shown}<figcaption>{escape(said)}</figcaption></figure>'
+    return f'<figure class="finding">{shown}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], marked: Sequence[bool] = ()) -> str:
@@ -215,3 +224,53 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], marked: Sequence[
     ]
     top = f"<tr>{cells('th', head)}</tr>" if any(head) else ""
     return f'<div class="wide"><table>{top}{"".join(lines)}</table></div>'
+
+
+# Light or dark as the system is, on a wide screen or a phone; nested, so that a notebook around it is not affected.
+STYLE = """
+.advice { color-scheme: light dark; --ink: #1d2430; --soft: #5a6472; --paper: #fff; --panel: #f4f6f9;
+  --rule: #d9dee5; --accent: #1b62b5; --good: #e3f3e6; --warn: #b36b00; --first: #1b62b5; --second: #c26a00;
+  --third: #8b95a3; margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, "Segoe UI", sans-serif;
+@media (prefers-color-scheme: dark) { & { --ink: #e6e9ee; --soft: #a4adba; --paper: #14181e; --panel: #1e242c;
+  --rule: #37404c; --accent: #6cb0ff; --good: #1d3a26; --warn: #f0b04a; --first: #6cb0ff; --second: #f0a550;
+  --third: #7d8896; } }
+* { box-sizing: border-box; }
+main { max-width: 64rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .8rem; padding-bottom: .3rem; border-bottom: 1px solid var(--rule); }
+h3 { font-size: 1rem; margin: 1.6rem 0 .5rem; }
+.verdict { background: var(--panel); border-left: 5px solid var(--accent); border-radius: 4px; padding: .9rem 1.2rem; }
+.verdict.inconclusive { border-color: var(--warn); }
+.label { margin: 0; color: var(--accent); font-size: .8rem; font-weight: 700; letter-spacing: .08em; }
+.what { margin: 0 0 .6rem; font-size: 1.25rem; font-weight: 650; line-height: 1.3; }
+.inconclusive .what { color: var(--warn); }
+.cards { display: flex; flex-wrap: wrap; gap: .4rem 2rem; margin: .6rem 0; }
+.cards dt { color: var(--soft); font-size: .82rem; } .cards dd { margin: 0; font-weight: 600; }
+ul { margin: .5rem 0; padding-left: 1.2rem; } .verdict p { margin: .5rem 0 .2rem; }
+pre { margin: .3rem 0; padding: .6rem .8rem; background: var(--paper); border: 1px solid var(--rule);
+  border-radius: 4px; font: .85rem/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; max-width: 100%; margin: .6rem 0; } .side { display: flex; flex-wrap: wrap; gap: 0 3rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
+th, td { padding: .25rem .75rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; padding-left: .4rem; }
+th { border-bottom: 1px solid var(--soft); color: var(--soft); font-weight: 600; }
+tr.chosen { background: var(--good); font-weight: 650; }
+.bar { width: 9rem; } .bar span { display: block; height: .7rem; background: var(--third); border-radius: 2px; }
+svg { display: block; height: auto; } svg text { fill: var(--soft); font: 13px system-ui, sans-serif; }
+.wide > svg { width: 100%; min-width: 34rem; max-width: 46rem; }
+svg .marked { fill: var(--ink); font-weight: 700; } .grid { stroke: var(--rule); }
+polyline, path { fill: none; } polyline { stroke-width: 2; } .first { stroke: var(--first); } circle.first {
+  fill: var(--first); stroke: none; } .second { stroke: var(--second); } polyline.second { stroke-dasharray: 3 4; }
+circle.second { fill: var(--second); stroke: none; } .third { fill: var(--third); }
+.frame { fill: var(--panel); stroke: var(--rule); }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; margin: .4rem 0; list-style: none;
+  font-size: .88rem; color: var(--soft); }
+.legend span { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; border-radius: 2px; }
+.maps { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem; }
+figure { margin: 0; } figcaption { font-size: .85rem; color: var(--soft); margin-top: .4rem; }
+.maps svg { width: 100%; } .maps h3 { margin-top: .6rem; }
+.finding { display: inline-block; vertical-align: top; max-width: 15rem; margin: .4rem 1rem .8rem 0; }
+.finding img { border-radius: 4px; margin-right: .3rem; } .finding figcaption { overflow-wrap: anywhere; }
+}
+"""

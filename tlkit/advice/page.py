@@ -1,121 +1,87 @@
-"""The advice as lines for a terminal."""
+"""The advice as a page of text for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from tlkit.advice.analysis import Sight
-from tlkit.advice.recommendation import Recommendation
-from tlkit.advice.run import Advice
+from tlkit.advice.recommendation import Recommendation, duration
 from tlkit.util.text import listed
 
-MOST_CLASSES = 8  # named with their counts
+if TYPE_CHECKING:
+    from tlkit.advice.backbone_analysis import BackboneAnalysis
+    from tlkit.advice.run import Advice
+
+MAX_CLASSES = 8  # listed with their counts
 BAR = 24  # characters of a full bar
 
 
-def lines(advice: Advice) -> list[str]:
-    """The page: facts, likeness, evidence stage by stage, what is recommended and why."""
-    parts = [_facts(advice)]
-    for sight in advice.sights:
-        parts.append(_likeness(sight))
-        if sight.stages:
-            parts.append(_stages(sight, advice.recommendation))
+def text(advice: Advice) -> str:
+    """Return the page: statistics, domain shift, evidence of each stage, recommendation and reasons, and the audit."""
+    parts = ["\n".join(_statistics(advice))]
+    for analysis in advice.analyses:
+        parts.append("\n".join(_shift(analysis)))
+        if analysis.stages:
+            parts.append("\n".join(_stages(analysis, advice.recommendation)))
     if advice.heads:
         parts.append(_heads(advice))
     if advice.trials:
-        parts.append(_trials(advice))
-    parts.append(_verdict(advice.recommendation))
-    return [line for part in parts for line in (*part, "")][:-1]
+        parts.append("\n".join(_trials(advice)))
+    parts.append(str(advice.recommendation))
+    if advice.audit is not None:
+        parts.append(str(advice.audit))
+    return "\n\n".join(parts)
 
 
-def _facts(advice: Advice) -> Iterator[str]:
-    facts = advice.facts
-    repeated = f" ({facts.images - facts.distinct} of them repeated)" if facts.distinct < facts.images else ""
-    yield f"images    {facts.images} to learn from{repeated}, {len(advice.dataset.of('val'))} to validate on"
-    counts = sorted(facts.per_class.items(), key=lambda each: -each[1])
-    shown = listed((f"{label} {count}" for label, count in counts), MOST_CLASSES)
-    yield f"classes   {facts.classes}: {shown}"
-    if facts.imbalance >= 2:
-        yield f"imbalance the largest class has {facts.imbalance:.1f} times as many images as the smallest"
-    if facts.widths[1]:
-        least, middle, greatest = facts.widths
-        size = f"{middle} x {facts.heights[1]} pixels in the middle, widths from {least} to {greatest}"
-        yield f"size      {size} ({', '.join(facts.formats)})"
+def _statistics(advice: Advice) -> Iterator[str]:
+    statistics = advice.statistics
+    repeated = statistics.images - statistics.distinct
+    duplicates = f" ({repeated} of them repeated)" if repeated else ""
+    yield f"images    {statistics.images} for training{duplicates}, {len(advice.dataset.of('val'))} for validation"
+    counts = sorted(statistics.per_class.items(), key=lambda each: -each[1])
+    shown = listed((f"{label} {count}" for label, count in counts), MAX_CLASSES)
+    yield f"classes   {statistics.classes}: {shown}"
+    if statistics.imbalance >= 2:
+        yield f"imbalance the largest class has {statistics.imbalance:.1f} times as many images as the smallest"
+    if statistics.widths[1]:
+        low, middle, high = statistics.widths
+        size = f"{middle} x {statistics.heights[1]} pixels (median), widths from {low} to {high}"
+        yield f"size      {size} ({', '.join(statistics.formats)})"
 
 
-def _likeness(sight: Sight) -> Iterator[str]:
-    shift = sight.shift
+def _shift(analysis: BackboneAnalysis) -> Iterator[str]:
+    shift, confidence = analysis.shift, analysis.confidence
     figure = "" if shift.overall is None else f", shift {shift.overall:.3f} over {shift.images} images"
-    yield f"{sight.backbone.name}, against the images of its pretraining: {shift.likeness.upper()}{figure}"
+    yield f"{analysis.backbone.name}, domain shift from its pretraining data: {shift.domain.upper()}{figure}"
     yield f"  {shift.reason}"
-    if shift.kind:
-        yield f"  {shift.kind}"
-    if sight.confidence is not None:
-        sure = sight.confidence
-        yield f"  its own classifier: greatest probability {sure.greatest:.2f}, entropy {sure.entropy:.2f} of the most"
+    if shift.location:
+        yield f"  {shift.location}"
+    if confidence is not None:
+        entropy = f"entropy {confidence.entropy:.2f} of the maximum"
+        yield f"  pretrained classifier: mean maximum probability {confidence.max_probability:.2f}, {entropy}"
 
 
-def _stages(sight: Sight, recommended: Recommendation) -> Iterator[str]:
+def _stages(analysis: BackboneAnalysis, recommended: Recommendation) -> Iterator[str]:
     yield f"  {'stage':<10} {'width':>5}  {'probe':>6}  {'95 %':<14} {'nearest':>7} {'LogME':>7} {'H':>6} {'shift':>6}"
-    for stage in sight.stages:
+    for stage in analysis.stages:
         low, high = stage.probe.interval
-        distance = sight.shift.stages.get(stage.name)
-        chosen = recommended.sure and (sight.backbone.name, stage.name) == (recommended.backbone, recommended.cut)
+        shift = analysis.shift.stages.get(stage.name)
+        chosen = (analysis.backbone.name, stage.name) == (recommended.backbone, recommended.cut)
         bar = "#" * round(BAR * stage.probe.accuracy)
         yield (
-            f"{'>' if chosen else ' '} {stage.name:<10} {stage.width:>5}  {stage.probe.accuracy:>6.1%}  "
-            f"{f'{low:.1%} - {high:.1%}':<14} {stage.nearest.accuracy:>7.1%} {stage.logme:>7.3f} {stage.h_score:>6.2f} "
-            f"{'' if distance is None else f'{distance:.2f}':>6}  {bar}"
+            f"{'>' if chosen and not recommended.inconclusive else ' '} {stage.name:<10} {stage.width:>5}  "
+            f"{stage.probe.accuracy:>6.1%}  {f'{low:.1%} - {high:.1%}':<14} {stage.nearest_mean.accuracy:>7.1%} "
+            f"{stage.logme:>7.3f} {stage.h_score:>6.2f} {'' if shift is None else f'{shift:.2f}':>6}  {bar}"
         ).rstrip()
 
 
-def _heads(advice: Advice) -> Iterator[str]:
+def _heads(advice: Advice) -> str:
     ordered = sorted(advice.heads, key=lambda each: -each.accuracy)
-    yield f"heads, cross-validated on {ordered[0].images} images: " + ", ".join(
-        f"{each.head} {each.accuracy:.1%}" for each in ordered
-    )
+    accuracies = ", ".join(f"{each.head} {each.accuracy:.1%}" for each in ordered)
+    return f"heads, cross-validated on {ordered[0].images} images: {accuracies}"
 
 
 def _trials(advice: Advice) -> Iterator[str]:
-    yield "trials, measured on the validation images:"
+    yield "trials, accuracy on the validation images:"
     for trial in advice.trials:
-        yield f"  {trial['what']:<40} {trial['accuracy']:.1%}, {seconds(trial['seconds'])}"
-
-
-def _verdict(recommendation: Recommendation) -> Iterator[str]:
-    if not recommendation.sure:
-        yield f"NOT ENOUGH TO TELL: {'; '.join(recommendation.reasons)}"
-        yield "more images of each class, each another picture, would let this say something"
-        return
-    if recommendation.case is not None:
-        yield f"the rule: {recommendation.case}: {recommendation.rule}"
-    for reason in recommendation.reasons:
-        yield f"  {reason}"
-    yield (
-        f"RECOMMENDED: {recommendation.strategy}, {recommendation.backbone} up to {recommendation.cut}, "
-        f"{recommendation.head} head" + _moving(recommendation)
-    )
-    if recommendation.accuracy is not None:
-        low, high = recommendation.accuracy
-        yield f"  expected accuracy {low:.1%} to {high:.1%}"
-    if recommendation.seconds is not None:
-        yield f"  time on this machine about {seconds(recommendation.seconds)}"
-
-
-def _moving(recommendation: Recommendation) -> str:
-    if not recommendation.trainable:
-        return ""
-    rates = ", ".join(f"{what} {rate:g}" for what, rate in recommendation.rates.items())
-    return f"; {recommendation.trainable} stages move ({rates})"
-
-
-def seconds(value: float) -> str:
-    """A time in words, to the precision that an estimate has."""
-    if value < 90:
-        return f"{max(1, round(value))} s"
-    return f"{round(value / 60)} min" if value < 5400 else f"{value / 3600:.1f} h"
-
-
-def summary(recommendation: Recommendation) -> list[str]:
-    """The verdict alone."""
-    return list(_verdict(recommendation))
+        yield f"  {trial['name']:<40} {trial['accuracy']:.1%}, {duration(trial['seconds'])}"

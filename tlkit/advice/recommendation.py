@@ -1,15 +1,16 @@
-"""What to do: strategy, cut and head, with the rule that applies, what to expect and how long it takes."""
+"""Recommendation: strategy, cut and head, with the scenario that applies, the accuracy to expect and the time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from tlkit.advice.analysis import Sight, StageEvidence
-from tlkit.advice.scenarios import Case, agreement, case_of
-from tlkit.advice.selection import PREFERRED, HeadEvidence, best_head, best_stage
-from tlkit.advice.statistics import DataFacts
+from tlkit.advice.backbone_analysis import BackboneAnalysis, StageEvidence
+from tlkit.advice.dataset_statistics import ImageStatistics
+from tlkit.advice.scenarios import Scenario, agreement, find_scenario
+from tlkit.advice.selection import HeadEvidence, best_head, best_stage
+from tlkit.defaults import DEFAULT_HEAD, FINE_TUNING, FROZEN
 from tlkit.errors import TlkitError
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import DatasetStatistics, Head, Strategy
@@ -17,23 +18,35 @@ from tlkit.plugin.options import configure
 from tlkit.training.speed import seconds_an_image
 from tlkit.util.statistics import wilson
 
-# Shares of images called wrong by frozen features up to which moving the trunk is not worth its time: of any images,
-# and of few that are like those of the pretraining.
-ROOM, ROOM_OF_FEW = 0.03, 0.1
-EPOCHS = 10  # of a fine-tuning
-MOVER = "probe-then-tune"  # its head is right before the trunk begins to move
-# How auto moves a trunk: further than by default, as it moves only where there is far to go, and to an average of the
-# last ten steps, which on few images differ by points.
-MOVES = {"trunk_lr": 1e-3, "ema": 0.9}
-USUAL_SPEED = 100.0  # images a second from file to features, where none had to be run
-SURE, UNSURE = "recommended", "not enough to tell"
+RECOMMENDED, INCONCLUSIVE = "recommended", "inconclusive"
+TYPICAL_THROUGHPUT = 100.0  # images per second from file to features, if none had to be decoded
+SECONDS_TO_SOLVE = 2.0  # of a head whose time is not known
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuningPolicy:
+    """Conditions and options of fine-tuning.
+
+    Up to the share `min_error` of images that frozen features misclassify, fine-tuning is not worth its time; for a
+    small dataset that is similar to the pretraining data up to `min_error_small_similar`. The learning rate is higher
+    than the strategy's default, as only a trunk with much to gain is fine-tuned; the weights are an average of the last
+    ten steps, which on few images differ in accuracy by several percent.
+    """
+
+    min_error: float = 0.03
+    min_error_small_similar: float = 0.1
+    epochs: int = 10
+    min_epochs: int = 2  # of a trial
+    options: Mapping[str, float] = field(default_factory=lambda: {"trunk_lr": 1e-3, "ema": 0.9})
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """What to train and why. `accuracy` is the range to expect (95 %), None where nobody can say.
+    """Recommended training and the reasons; printed, the verdict in words.
 
-    `settings` are options of the components, by `kind.option`; `moving` counts the deepest stages that learn.
+    `accuracy` is the range to expect (95 %), None if inconclusive. `settings` are options of the components, by
+    `kind.option`; `trainable` counts the deepest stages that are fine-tuned. `frozen_head` is the head recommended on
+    frozen features, if the trunk is fine-tuned.
     """
 
     verdict: str
@@ -43,35 +56,44 @@ class Recommendation:
     head: str
     trainable: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
-    rates: Mapping[str, float] = field(default_factory=dict)
-    case: str | None = None
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    lr_decay: float = 1.0
+    scenario: str | None = None
     rule: str = ""
     agrees: bool | None = None
     reasons: Sequence[str] = ()
     accuracy: tuple[float, float] | None = None
     seconds: float | None = None
-    still: str | None = None  # head of frozen features, where the trunk moves
+    frozen_head: str | None = None
 
-    def __str__(self) -> str:
-        from tlkit.advice.page import summary
-
-        return "\n".join(summary(self))
+    @property
+    def inconclusive(self) -> bool:
+        """True if the dataset is too small for a recommendation."""
+        return self.verdict == INCONCLUSIVE
 
     def frozen(self) -> Recommendation:
-        """The best without moving the trunk."""
-        if self.still is None:
+        """Return the best recommendation without fine-tuning."""
+        if self.frozen_head is None:
             return self
-        return replace(self, strategy="frozen", head=self.still, trainable=0, settings={}, rates={}, still=None)
+        return replace(
+            self,
+            strategy=FROZEN,
+            head=self.frozen_head,
+            trainable=0,
+            settings={},
+            learning_rates={},
+            lr_decay=1.0,
+            frozen_head=None,
+        )
 
-    def moved(
-        self, strategy: Strategy, head: str, stages: Sequence[str], known: DatasetStatistics, epochs: int
+    def fine_tuned(
+        self, strategy: Strategy, head: str, stages: Sequence[str], known: DatasetStatistics, options: Mapping[str, Any]
     ) -> Recommendation:
-        """With the trunk moved by a strategy, cut where it is, under a head that learns by gradient.
+        """Return the recommendation with the trunk fine-tuned by a strategy, at the same cut, under a trainable head.
 
-        On a few hundred images the best cut for frozen features is the best for a trunk that moves, too: to what a
-        deeper stage has learnt of other images they add little, and it costs time.
+        On a few hundred images the best cut for frozen features is the best for a fine-tuned trunk, too: deeper stages
+        add little to it, and cost time.
         """
-        options = {"epochs": epochs, **MOVES}
         last = configure(strategy, options).phases(stages[: stages.index(self.cut) + 1], known)[-1]
         return replace(
             self,
@@ -79,137 +101,194 @@ class Recommendation:
             head=head,
             trainable=last.trainable,
             settings={f"strategy.{name}": value for name, value in options.items()},
-            rates={"head": last.head_lr, self.cut: last.trunk_lr, "factor a stage": last.lr_decay},
-            still=self.frozen().head,
+            learning_rates={"head": last.head_lr, self.cut: last.trunk_lr},
+            lr_decay=last.lr_decay,
+            frozen_head=self.frozen().head,
         )
 
-    def because(self, *reasons: str) -> Recommendation:
-        """With more reasons."""
+    def with_reasons(self, *reasons: str) -> Recommendation:
+        """Return the recommendation with more reasons."""
         return replace(self, reasons=(*self.reasons, *reasons))
 
-    @property
-    def sure(self) -> bool:
-        """Whether there was enough to tell."""
-        return self.verdict == SURE
-
     def arguments(self) -> list[str]:
-        """The options of `tlkit train` that do it."""
+        """Return the options of `tlkit train` that follow it."""
         chosen = {"backbone": self.backbone, "strategy": self.strategy, "cut": self.cut, "head": self.head}
         words = [word for name, value in chosen.items() for word in (f"--{name}", value)]
         return words + [word for name, value in self.settings.items() for word in ("--set", f"{name}={value}")]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON knows it."""
-        facts = asdict(self)
-        return {**facts, "reasons": list(self.reasons), "accuracy": self.accuracy and list(self.accuracy)}
+        """Return all fields as JSON types."""
+        return {**asdict(self), "reasons": list(self.reasons), "accuracy": self.accuracy and list(self.accuracy)}
+
+    @property
+    def training(self) -> str:
+        """Strategy, cut and head on one line."""
+        return f"{self.strategy}, {self.backbone} up to {self.cut}, {self.head} head"
+
+    @property
+    def fine_tuning(self) -> str:
+        """Trainable stages and learning rates on one line; empty if the trunk is frozen."""
+        if not self.trainable:
+            return ""
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in self.learning_rates.items())
+        return f"{self.trainable} trainable stages (learning rates: {rates}; lr_decay {self.lr_decay:g})"
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        if self.inconclusive:
+            yield f"INCONCLUSIVE: {'; '.join(self.reasons)}"
+            yield "more distinct images per class are needed for a recommendation"
+            return
+        if self.scenario is not None:
+            yield f"scenario: {self.scenario}: {self.rule}"
+        for reason in self.reasons:
+            yield f"  {reason}"
+        yield "; ".join([f"RECOMMENDED: {self.training}", *([self.fine_tuning] if self.trainable else [])])
+        if self.accuracy is not None:
+            low, high = self.accuracy
+            yield f"  expected accuracy {low:.1%} to {high:.1%}"
+        if self.seconds is not None:
+            yield f"  time on this machine about {duration(self.seconds)}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time to the precision of an estimate, as "40 s", "3 min" or "1.5 h"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @dataclass(frozen=True, slots=True)
 class Available:
-    """What can be recommended: a head where none is ahead, and the strategy to move a trunk with, if there is one."""
+    """Installed components to recommend: the head if no other is better, and the strategy to fine-tune, if any."""
 
     head: str
-    mover: Strategy | None
+    fine_tuning: Strategy | None
 
 
 def available(heads: Sequence[Head], strategies: Sequence[Strategy]) -> Available:
-    """The preferred head, or else the first; nothing moves under a head that can't learn by gradient."""
-    head = next((head for head in heads if head.name == PREFERRED), heads[0])
+    """Return the default head, or else the first; under a head that can't be trained by gradient no strategy."""
+    head = next((head for head in heads if head.name == DEFAULT_HEAD), heads[0])
     try:
         head.module(2, 2)
     except TlkitError:
         return Available(head.name, None)
-    return Available(head.name, next((strategy for strategy in strategies if strategy.name == MOVER), None))
+    return Available(head.name, next((strategy for strategy in strategies if strategy.name == FINE_TUNING), None))
 
 
-def cautious(sight: Sight, head: str, lacking: Sequence[str]) -> Recommendation:
-    """Where nothing can be told: what does the least harm, and what is lacking."""
-    return Recommendation(UNSURE, sight.backbone.name, "frozen", sight.trunk.names[-1], head, reasons=tuple(lacking))
+def cautious(analysis: BackboneAnalysis, head: str, shortcomings: Sequence[str]) -> Recommendation:
+    """Return an inconclusive recommendation: frozen features of the deepest stage."""
+    name, deepest = analysis.backbone.name, analysis.trunk.names[-1]
+    return Recommendation(INCONCLUSIVE, name, FROZEN, deepest, head, reasons=tuple(shortcomings))
 
 
-def recommend(
-    facts: DataFacts,
-    sight: Sight,
-    heads: Sequence[HeadEvidence],
-    installed: Available,
-    known: DatasetStatistics,
-    val: int,
-) -> Recommendation:
-    """The recommendation for one backbone; `val` counts the images to validate on."""
-    cut = best_stage(sight.stages)
-    head = best_head(heads, cut.name)
-    case = case_of(facts.large, sight.shift.likeness)
-    room = 1.0 - sum(cut.probe.interval) / 2
-    why_still = _why_still(facts, sight, room, installed)
-    mover = None if why_still else installed.mover
-    agrees, said = _agreement(case, sight, cut, room, tunes=mover is not None)
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything that a recommendation rests on; `val` counts the validation images."""
+
+    statistics: ImageStatistics
+    large: bool
+    analysis: BackboneAnalysis
+    heads: Sequence[HeadEvidence]
+    known: DatasetStatistics
+    val: int
+
+    @property
+    def cut(self) -> StageEvidence:
+        """Best stage to cut at."""
+        return best_stage(self.analysis.stages)
+
+    @property
+    def error(self) -> float:
+        """Share of images that frozen features misclassify."""
+        return 1.0 - sum(self.cut.probe.interval) / 2
+
+    @property
+    def scenario(self) -> Scenario | None:
+        """Transfer-learning scenario that applies, if one does."""
+        return find_scenario(self.large, self.analysis.shift.domain)
+
+
+def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy) -> Recommendation:
+    """Return the recommendation for one backbone."""
+    statistics, analysis, cut, scenario = evidence.statistics, evidence.analysis, evidence.cut, evidence.scenario
+    head = best_head(evidence.heads, cut.name)
+    freeze = _reason_to_freeze(evidence, installed, policy)
+    strategy = None if freeze else installed.fine_tuning
+    agrees, reason = _agreement(evidence, fine_tunes=strategy is not None)
     measured = cut.probe.interval if head is None else wilson(round(head.accuracy * head.images), head.images)
+    # The time to solve a head grows faster than the number of images.
+    solving = SECONDS_TO_SOLVE if head is None else head.seconds * (statistics.images / head.images) ** 1.5
     frozen = Recommendation(
-        SURE,
-        sight.backbone.name,
-        "frozen",
+        RECOMMENDED,
+        analysis.backbone.name,
+        FROZEN,
         cut.name,
         installed.head if head is None else head.head,
-        case=None if case is None else case.name,
-        rule="" if case is None else case.says,
+        scenario=None if scenario is None else scenario.name,
+        rule="" if scenario is None else scenario.rule,
         agrees=agrees,
-        reasons=(said, _about_cut(cut, sight.stages)),
+        reasons=(reason, _about_cut(cut, analysis.stages)),
         accuracy=(min(measured[0], cut.probe.interval[0]), max(measured[1], cut.probe.interval[1])),
-        seconds=(facts.images + val) / (sight.speed or USUAL_SPEED) + _solving(facts, head),
+        seconds=(statistics.images + evidence.val) / (analysis.throughput or TYPICAL_THROUGHPUT) + solving,
     )
-    if mover is None:
-        return frozen.because(f"the trunk stays: {why_still}")
-    moved = frozen.moved(mover, installed.head, sight.trunk.names, known, EPOCHS)
-    took = EPOCHS * epoch_seconds(sight.trunk.upto(cut.name), moved.trainable, facts.images, val)
-    why = f"frozen features leave {room:.1%} to be gained; auto keeps a moved trunk only if it does better on val"
-    return replace(moved, accuracy=(cut.probe.interval[0], 1.0), seconds=(frozen.seconds or 0.0) + took).because(why)
+    if strategy is None:
+        return frozen.with_reasons(f"the trunk stays frozen: {freeze}")
+    options = {"epochs": policy.epochs, **policy.options}
+    tuned = frozen.fine_tuned(strategy, installed.head, analysis.trunk.names, evidence.known, options)
+    per_epoch = epoch_seconds(analysis.trunk.upto(cut.name), tuned.trainable, statistics.images, evidence.val)
+    return replace(
+        tuned,
+        accuracy=(cut.probe.interval[0], 1.0),
+        seconds=(frozen.seconds or 0.0) + policy.epochs * per_epoch,
+    ).with_reasons(
+        f"frozen features misclassify {evidence.error:.1%}; auto keeps a fine-tuned trunk only if it is better on val"
+    )
 
 
-def _why_still(facts: DataFacts, sight: Sight, room: float, installed: Available) -> str:
-    """Why the trunk had better stay as it is; empty where moving it is worth a trial.
+def _reason_to_freeze(evidence: Evidence, installed: Available, policy: FineTuningPolicy) -> str:
+    """Return why the trunk should stay frozen; empty if fine-tuning is worth a trial.
 
-    By the rule of the craft few images never move a trunk. In trials with 100 and 500 images of two sets that are not
-    like those of the pretraining it gained 2 to 11 points. Of two that are like them it gained 7 with 500 images of
-    which frozen features leave a third, and lost 1 where they leave a twentieth.
+    By the rule of the scenarios a small dataset never fine-tunes. In trials with 100 and 500 images of two datasets
+    different from the pretraining data it gained 2 to 11 points. Of two similar ones it gained 7 with 500 images of
+    which frozen features misclassify a third, and lost 1 where they misclassify a twentieth.
     """
-    if room <= ROOM:
-        return f"frozen features call {1 - room:.1%} right, little is left to gain"
-    if not facts.large and sight.shift.likeness == "alike" and room <= ROOM_OF_FEW:
-        return f"few images, like those it has learnt from, of which frozen features call {1 - room:.1%} right"
-    if installed.mover is None:
-        return "no installed strategy trains it under a head that learns by gradient"
+    error = evidence.error
+    if error <= policy.min_error:
+        return f"its features misclassify {error:.1%}, little is left to gain"
+    similar = evidence.analysis.shift.domain == "similar"
+    if not evidence.large and similar and error <= policy.min_error_small_similar:
+        return f"a small dataset, similar to the pretraining data, of which its features misclassify {error:.1%}"
+    if installed.fine_tuning is None:
+        return "no installed strategy fine-tunes it under a head that can be trained by gradient"
     return ""
 
 
 def epoch_seconds(trunk: Trunk, trainable: int, images: int, val: int) -> float:
-    """Seconds for an epoch in which stages move, by a few measured steps; forward alone is a third of a step."""
+    """Return the seconds per epoch of fine-tuning, by a few measured steps; a forward pass is a third of a step."""
     step = seconds_an_image(trunk, trainable)
     return images * step + val * step / 3
 
 
-def _agreement(
-    case: Case | None, sight: Sight, cut: StageEvidence, room: float, *, tunes: bool
-) -> tuple[bool | None, str]:
-    if case is None:
-        shift = sight.shift
-        return None, f"no rule applies, and the evidence decides alone: likeness is {shift.likeness}, {shift.reason}"
-    return agreement(case, cut=cut.name, deepest=sight.stages[-1].name, tunes=tunes, room=room)
+def _agreement(evidence: Evidence, *, fine_tunes: bool) -> tuple[bool | None, str]:
+    scenario, shift = evidence.scenario, evidence.analysis.shift
+    if scenario is None:
+        return None, f"no scenario applies, the evidence alone decides: the domain is {shift.domain}, {shift.reason}"
+    deepest = evidence.analysis.stages[-1].name
+    return agreement(scenario, cut=evidence.cut.name, deepest=deepest, fine_tunes=fine_tunes, error=evidence.error)
 
 
 def _about_cut(cut: StageEvidence, stages: Sequence[StageEvidence]) -> str:
-    """The evidence of the cut, and of the best of the others."""
+    """Return the evidence of the cut, and of the best other stage."""
     others = [stage for stage in stages if stage is not cut]
     if not others:
         return f"cut at {cut.name}, the only stage"
     other = best_stage(others)
-    return f"cut at {cut.name}: {_said(cut)}; the next best, {other.name}: {_said(other)}"
+    return f"cut at {cut.name}: {_probe(cut)}; the next best, {other.name}: {_probe(other)}"
 
 
-def _said(stage: StageEvidence) -> str:
-    sure = "" if stage.probe.log_loss is None else f" with a log-loss of {stage.probe.log_loss:.2f}"
-    return f"its probe calls {stage.probe.accuracy:.1%} right{sure}"
-
-
-def _solving(facts: DataFacts, head: HeadEvidence | None) -> float:
-    """Seconds to solve the head on all images, from those that it took on some."""
-    return 2.0 if head is None else head.seconds * (facts.images / head.images) ** 1.5
+def _probe(stage: StageEvidence) -> str:
+    log_loss = "" if stage.probe.log_loss is None else f" with a log loss of {stage.probe.log_loss:.2f}"
+    return f"probe accuracy {stage.probe.accuracy:.1%}{log_loss}"

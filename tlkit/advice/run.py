@@ -1,4 +1,4 @@
-"""The advice: facts, evidence and what follows from them; from a folder of images to a recommendation."""
+"""The order of an advice: dataset statistics, backbone analyses, recommendation, trials and audit."""
 
 from __future__ import annotations
 
@@ -9,27 +9,39 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlkit.advice import analysis as evidences
-from tlkit.advice import statistics as data_facts
-from tlkit.advice.analysis import Sight, StageEvidence
-from tlkit.advice.recommendation import Recommendation, available, cautious, recommend
-from tlkit.advice.selection import HeadEvidence, best_stage, compare_heads, lead
-from tlkit.advice.statistics import DataFacts
-from tlkit.data import dataset as folder
+from tlkit.advice import html, page
+from tlkit.advice.backbone_analysis import BackboneAnalysis, analyze, stage_evidence, stratified
+from tlkit.advice.dataset_statistics import ImageStatistics, SizePolicy, gather
+from tlkit.advice.domain_shift import ShiftPolicy
+from tlkit.advice.recommendation import Evidence, FineTuningPolicy, Recommendation, available, cautious, recommend
+from tlkit.advice.selection import HeadEvidence, best_backbone, best_stage, compare_heads
+from tlkit.advice.trials import run_trials
+from tlkit.audit.run import Audit
+from tlkit.audit.run import audit as audit_dataset
+from tlkit.data import dataset as datasets
 from tlkit.data.dataset import Dataset
 from tlkit.plugin.contract import Backbone, Component, Head, Progress, Strategy, silent
 from tlkit.runtime.features import check_rejected
-from tlkit.training.config import facts as strategy_facts
+from tlkit.training.config import facts as strategy_statistics
+from tlkit.util.text import quoted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tlkit.audit.run import Audit
+
+@dataclass(frozen=True, slots=True)
+class AdvicePolicy:
+    """Thresholds of the advice; the defaults were measured, see docs/advice.md."""
+
+    size: SizePolicy = field(default_factory=SizePolicy)
+    shift: ShiftPolicy = field(default_factory=ShiftPolicy)
+    fine_tuning: FineTuningPolicy = field(default_factory=FineTuningPolicy)
+    max_probed: int = 2000  # images that the probes see: more do not change an accuracy by what matters
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What to advise on: backbones, the first one preferred, heads to choose from, and the installed strategies."""
+class AdviceRequest:
+    """Components to choose from, the first backbone preferred, and options of the dataset and the training."""
 
     backbones: Sequence[Backbone]
     heads: Sequence[Head]
@@ -38,41 +50,49 @@ class Question:
     val: float = 0.2
     max_bad: float = 0.01
     seed: int = 0
-    cut: str | None = None  # that the user wants
-    options: Mapping[str, Any] = field(default_factory=dict)  # others of `TrainingConfig`, for what is trained
+    cut: str | None = None  # required by the user
+    options: Mapping[str, Any] = field(default_factory=dict)  # other fields of the training's configuration
+    policy: AdvicePolicy = field(default_factory=AdvicePolicy)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Advice:
-    """Everything that was found out. `sights` has the backbones in the order asked; the images are those of train."""
+    """Statistics, evidence and recommendation; printed, a page of text, and in a notebook a page with figures.
+
+    `analyses` has the backbones in the order of the request; `labels` are those of the training images.
+    """
 
     source: Path
     dataset: Dataset
-    facts: DataFacts
-    sights: Sequence[Sight]
-    heads: Sequence[HeadEvidence]
+    statistics: ImageStatistics
+    analyses: Sequence[BackboneAnalysis]
     labels: NDArray[np.int64]
     recommendation: Recommendation
+    heads: Sequence[HeadEvidence] = ()
     rejected: Mapping[str, str] = field(default_factory=dict)
     trials: Sequence[Mapping[str, Any]] = ()
     audit: Audit | None = None
-
-    def with_audit(self, audit: Audit) -> Advice:
-        """Return the advice with the audit of its dataset."""
-        return replace(self, audit=audit)
+    learnable: bool = True  # a training could use the dataset
 
     @property
-    def sight(self) -> Sight:
-        """Of the backbone that is recommended."""
-        return next(sight for sight in self.sights if sight.backbone.name == self.recommendation.backbone)
+    def analysis(self) -> BackboneAnalysis:
+        """Analysis of the recommended backbone."""
+        return next(each for each in self.analyses if each.backbone.name == self.recommendation.backbone)
+
+    @property
+    def command(self) -> str:
+        """Command that follows the recommendation; asks for advice again if nothing can be trained on the dataset."""
+        if not self.learnable:
+            return f"tlkit advise {quoted(self.source)}"
+        return " ".join(["tlkit train", quoted(self.source), "-o run/", *self.recommendation.arguments()])
 
     def to_json(self) -> dict[str, Any]:
-        """All but the features, as JSON knows it."""
-        facts = asdict(self.facts)
+        """Return all but the features as JSON types."""
+        statistics = self.statistics
         return {
             "source": str(self.source),
-            "facts": {**facts, "classes": self.facts.classes, "imbalance": self.facts.imbalance},
-            "backbones": [_sight(sight) for sight in self.sights],
+            "dataset": {**asdict(statistics), "classes": statistics.classes, "imbalance": statistics.imbalance},
+            "backbones": [analysis.to_json() for analysis in self.analyses],
             "heads": [asdict(head) for head in self.heads],
             "trials": [dict(trial) for trial in self.trials],
             "recommendation": self.recommendation.to_json(),
@@ -80,82 +100,85 @@ class Advice:
             **({} if self.audit is None else {"audit": self.audit.to_json()}),
         }
 
+    def __repr__(self) -> str:
+        return page.text(self)
 
-def _sight(sight: Sight) -> dict[str, Any]:
-    sure = sight.confidence
-    return {
-        "backbone": sight.backbone.name,
-        "shift": {**asdict(sight.shift), "kind": sight.shift.kind},
-        "classifier": sure and {"greatest": sure.greatest, "entropy": sure.entropy, "energy": sure.energy},
-        "stages": [_stage(stage, sight) for stage in sight.stages],
-    }
+    def _repr_html_(self) -> str:
+        return html.fragment(self)
 
 
-def _stage(stage: StageEvidence, sight: Sight) -> dict[str, Any]:
-    return {
-        "stage": stage.name,
-        "width": stage.width,
-        "probe": stage.probe.accuracy,
-        "interval": list(stage.probe.interval),
-        "nearest_mean": stage.nearest.accuracy,
-        "logme": stage.logme,
-        "h_score": stage.h_score,
-        "shift": sight.shift.stages.get(stage.name),
-    }
+def advise(
+    source: Path,
+    request: AdviceRequest,
+    progress: Progress = silent,
+    *,
+    budget: float | None = None,
+    audit: bool = False,
+    learnable: bool = False,
+) -> Advice:
+    """Analyze the training images through each backbone and recommend a training.
 
-
-def advise(source: Path, question: Question, progress: Progress = silent, *, learnable: bool = False) -> Advice:
-    """Look at the images that there are to learn from through each backbone, and say what fits them.
-
-    Images to validate or to test on are not looked at. Raises `DataError` for a source without images, or with more
-    that can't be used than allowed; where it has to be `learnable`, also for one that nothing can be trained on.
+    Validation and test images are not read, except for trials (if there is a `budget` in seconds) and an audit. Raises
+    `DataError` for a source without images or with more unreadable ones than allowed; if it must be `learnable`, also
+    for one that nothing can be trained on.
     """
-    dataset = folder.read(source, val=question.val, learnable=learnable)
+    dataset = datasets.read(source, val=request.val, learnable=learnable)
     samples = dataset.of("train")
-    labels = np.array([sample.label for sample in samples], np.int64)
-    sights = []
-    for backbone in question.backbones:
-        tick = progress(f"{backbone.name}", len(samples))
-        sights.append(evidences.look(backbone, question.options.get("size"), samples, question.seed, tick))
-    counted = (*samples, *dataset.of("val")) if learnable else samples  # those that training then counts
-    check_rejected(sights[0].features, [sample.path for sample in counted], question.max_bad)
-    rejected = {samples[index].name: why for index, why in sights[0].features.rejected.items()}
-    usable = sights[0].features.usable
-    # The same features are the same picture, unless the backbone sees nothing.
-    seen = [data_facts.gather(dataset, samples, usable, sight.features.stage(-1)) for sight in sights]
-    facts = max(seen, key=lambda each: each.distinct)
-    installed = available(question.heads, question.strategies)
-    lacking = facts.lacking()
-    advice = Advice(source, dataset, facts, sights, (), labels, cautious(sights[0], installed.head, lacking), rejected)
-    if lacking:
-        return _cut_as_asked(advice, question.cut)
-    rows = evidences.draw(labels, usable, evidences.MOST_PROBED, question.seed)
+    analyses = []
+    for backbone in request.backbones:
+        tick = progress(backbone.name, len(samples))
+        size = request.options.get("size")
+        analyses.append(analyze(backbone, size, samples, request.seed, request.policy.shift, tick))
+    counted = (*samples, *dataset.of("val")) if learnable else samples  # those that a training then counts
+    features = analyses[0].features
+    check_rejected(features, [sample.path for sample in counted], request.max_bad)
+    # Equal features are the same image, unless the backbone is blind to what differs.
+    seen = [gather(dataset, samples, features.usable, each.features.stage(-1)) for each in analyses]
+    statistics = max(seen, key=lambda each: each.distinct)
+    shortcomings = statistics.shortcomings(request.policy.size)
+    head = available(request.heads, request.strategies).head
+    advice = Advice(
+        source,
+        dataset,
+        statistics,
+        analyses,
+        np.array([sample.label for sample in samples], np.int64),
+        cautious(analyses[0], head, shortcomings),
+        rejected={samples[index].name: reason for index, reason in features.rejected.items()},
+        learnable=learnable or datasets.is_learnable(source, request.val),
+    )
+    if not shortcomings:
+        advice = _recommended(advice, request)
+    advice = _cut_as_requested(advice, request.cut)
+    if budget is not None:
+        advice = run_trials(advice, request, budget, progress)
+    if audit:
+        advice = replace(advice, audit=audit_dataset(dataset, advice.analysis.trunk, progress, request.seed))
+    return advice
+
+
+def _recommended(advice: Advice, request: AdviceRequest) -> Advice:
+    """Return the advice with the evidence of stages and heads, and the recommendation that follows from it."""
+    dataset, statistics, labels, policy = advice.dataset, advice.statistics, advice.labels, request.policy
     classes = len(dataset.labels)
-    sights = [replace(sight, stages=evidences.weigh(sight, rows, labels[rows], classes)) for sight in sights]
-    chosen = best_sight(sights)
-    if question.cut is not None:
-        chosen, installed = chosen.only(question.cut), replace(installed, mover=None)
-    several = question.heads if len(question.heads) > 1 else ()
-    heads = compare_heads(chosen, best_stage(chosen.stages), several, labels, classes, question.seed)
-    recommendation = recommend(facts, chosen, heads, installed, strategy_facts(dataset), len(dataset.of("val")))
-    advice = replace(advice, sights=sights, heads=heads, recommendation=recommendation)
-    return _cut_as_asked(advice, question.cut)
+    rows = stratified(labels, advice.analyses[0].features.usable, policy.max_probed, request.seed)
+    analyses = [replace(each, stages=stage_evidence(each, rows, labels[rows], classes)) for each in advice.analyses]
+    best, installed = best_backbone(analyses), available(request.heads, request.strategies)
+    if request.cut is not None:
+        best, installed = best.only(request.cut), replace(installed, fine_tuning=None)
+    several = request.heads if len(request.heads) > 1 else ()
+    heads = compare_heads(best, best_stage(best.stages).name, several, labels, classes, request.seed)
+    large, val = statistics.is_large(policy.size), len(dataset.of("val"))
+    evidence = Evidence(statistics, large, best, heads, strategy_statistics(dataset), val)
+    recommendation = recommend(evidence, installed, policy.fine_tuning)
+    return replace(advice, analyses=analyses, heads=heads, recommendation=recommendation)
 
 
-def _cut_as_asked(advice: Advice, cut: str | None) -> Advice:
-    """With the cut that the user wants, whatever the evidence says of others, and then nothing moves."""
+def _cut_as_requested(advice: Advice, cut: str | None) -> Advice:
+    """Return the advice with the requested cut, whatever the evidence of others; nothing is fine-tuned then."""
     if cut is None:
         return advice
     chosen = replace(advice.recommendation, cut=cut)
-    if chosen.sure:
-        chosen = replace(chosen, agrees=None, reasons=(f"cut at {cut}, as you say; with a cut of yours nothing moves",))
+    if not chosen.inconclusive:
+        chosen = replace(chosen, agrees=None, reasons=(f"cut at {cut} as requested; the trunk stays frozen then",))
     return replace(advice, recommendation=chosen)
-
-
-def best_sight(sights: Sequence[Sight]) -> Sight:
-    """The backbone to take: the first, unless another's best stage is ahead of it by more than its error."""
-    best = sights[0]
-    for sight in sights[1:]:
-        if lead(best_stage(sight.stages), best_stage(best.stages)).exceeds_error:
-            best = sight
-    return best

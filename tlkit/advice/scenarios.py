@@ -1,58 +1,64 @@
-"""The four cases of the craft, and whether this data's evidence agrees.
+"""The four transfer-learning scenarios (CS231n), and their agreement with the evidence.
 
-The rule as it is taught (Karpathy, "CS231n: Transfer Learning", Stanford, after Yosinski et al., NeurIPS 2014): little
-data like the original, a classifier on the deepest features; much data like it, fine-tune; little data unlike it, a
-classifier on the features of an earlier stage; much data unlike it, fine-tune the whole network.
+The rule as it is taught (Karpathy, "CS231n: Transfer Learning", Stanford, after Yosinski et al., NeurIPS 2014): a small
+dataset similar to the original, a classifier on the deepest features; a large similar one, fine-tune; a small different
+one, a classifier on the features of an earlier stage; a large different one, fine-tune the whole network.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tlkit.advice.domain_shift import Likeness
+from tlkit.advice.domain_shift import Domain
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One of the four: what the rule says, whether it wants an earlier cut, whether it wants the trunk to move."""
+class Scenario:
+    """One of the four: its rule, and if that asks for an earlier cut or for fine-tuning."""
 
     name: str
-    says: str
-    earlier: bool
-    tunes: bool
+    rule: str
+    earlier_cut: bool
+    fine_tunes: bool
 
 
-CASES = {
-    (False, "alike"): Case(
-        "small and alike", "train only a classifier, on the deepest features", earlier=False, tunes=False
+SCENARIOS: dict[tuple[bool, Domain], Scenario] = {
+    (False, "similar"): Scenario(
+        "small and similar", "train only a classifier, on the deepest features", earlier_cut=False, fine_tunes=False
     ),
-    (True, "alike"): Case("large and alike", "fine-tune the network, gently", earlier=False, tunes=True),
-    (False, "unlike"): Case(
-        "small and unlike", "train only a classifier, on the features of an earlier stage", earlier=True, tunes=False
+    (True, "similar"): Scenario(
+        "large and similar", "fine-tune the network with a small learning rate", earlier_cut=False, fine_tunes=True
     ),
-    (True, "unlike"): Case(
-        "large and unlike", "fine-tune the whole network, from the pretrained weights", earlier=False, tunes=True
+    (False, "different"): Scenario(
+        "small and different",
+        "train only a classifier, on the features of an earlier stage",
+        earlier_cut=True,
+        fine_tunes=False,
+    ),
+    (True, "different"): Scenario(
+        "large and different",
+        "fine-tune the whole network from the pretrained weights",
+        earlier_cut=False,
+        fine_tunes=True,
     ),
 }
 
 
-def case_of(large: bool, likeness: Likeness) -> Case | None:
-    """The case that applies; None where nobody can say how alike the data are."""
-    return CASES.get((large, likeness))
+def find_scenario(large: bool, domain: Domain) -> Scenario | None:
+    """Return the scenario that applies; None if the domain shift is unclear or unknown."""
+    return SCENARIOS.get((large, domain))
 
 
-def agreement(case: Case, *, cut: str, deepest: str, tunes: bool, room: float) -> tuple[bool, str]:
-    """Whether the evidence agrees with the rule, and in which words.
+def agreement(scenario: Scenario, *, cut: str, deepest: str, fine_tunes: bool, error: float) -> tuple[bool, str]:
+    """Return True if the evidence agrees with the rule, and the reason.
 
-    `room`: the share of images that frozen features leave to be gained; `tunes`: whether the trunk is to move.
+    `error` is the share of images that frozen features misclassify; `fine_tunes`: the recommendation fine-tunes.
     """
-    gain = f"frozen features leave {room:.1%} of the images to be gained"
-    if case.tunes and not tunes:
-        return False, f"the evidence does not agree: {gain}, so the trunk stays as it is"
-    if tunes:
-        return case.tunes, f"the evidence {'agrees' if case.tunes else 'does not agree'}: {gain}"
-    further = f"the features of {cut} go further than those of {deepest}"
-    if cut == deepest:
-        further = f"the features of no earlier stage go further than those of {deepest}"
-    agrees = case.earlier == (cut != deepest)
-    return agrees, f"the evidence {'agrees' if agrees else 'does not agree'}: {further}"
+    if scenario.fine_tunes or fine_tunes:
+        reason = f"frozen features misclassify {error:.1%} of the images"
+    elif cut == deepest:
+        reason = f"no earlier stage has better features than {deepest}"
+    else:
+        reason = f"{cut} has better features than {deepest}"
+    agrees = scenario.fine_tunes == fine_tunes and (fine_tunes or scenario.earlier_cut == (cut != deepest))
+    return agrees, f"the evidence {'agrees' if agrees else 'does not agree'}: {reason}"

@@ -1,7 +1,7 @@
-"""How well features separate classes, without training anything: transferability scores, each as in its paper.
+"""Transferability scores: separability of classes by features, without training, each as in its paper.
 
-Features are `(N, width)`, labels `(N,)` in 0..classes-1. The higher, the better the transfer that is to be expected.
-How far each can be trusted is measured in benchmarks/advise.py; what the advice follows are the probes, not these.
+Features are `(N, width)`, labels `(N,)` in 0..classes-1. The higher, the better the transfer to expect. Their
+reliability is measured in benchmarks/advise.py; the advice follows the probes, not these.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     Rows = NDArray[np.float64]
     Labels = NDArray[np.int64]
 
-_ROUNDS, _SETTLED = 100, 1e-3  # of LogME's fixed point
-_LEAST, _GREATEST = 1e-9, 1e9  # precisions: without a signal, or without noise, the fixed point lies at infinity
+_ROUNDS, _TOLERANCE = 100, 1e-3  # of LogME's fixed point
+_MIN, _MAX = 1e-9, 1e9  # precisions: without a signal, or without noise, the fixed point lies at infinity
 
 
 def one_hot(labels: Labels, classes: int) -> Rows:
-    """`(N, classes)`, 1 where the label is."""
+    """Return the one-hot encoding `(N, classes)` of labels."""
     return np.eye(classes)[labels]
 
 
 def logme(features: NDArray[np.floating], labels: Labels, classes: int) -> float:
-    """The logarithm of maximum evidence of linear regression from features to each class, per image, class by class.
+    """Return LogME: the log maximum evidence of linear regression from features to each class, per image, averaged.
 
     You, Liu, Wang and Long, "LogME: Practical Assessment of Pre-trained Models for Transfer Learning", ICML 2021,
     algorithm 1: alpha and beta of each class are the fixed point of the evidence's maximum (MacKay 1992).
@@ -44,8 +44,8 @@ def logme(features: NDArray[np.floating], labels: Labels, classes: int) -> float
 
 
 def _evidence(images: int, width: int, spectrum: Rows, along: Rows, total: float) -> float:
-    """The evidence of one class: `spectrum` has the squared singular values, `along` the target's squared parts."""
-    outside = max(total - float(along.sum()), 0.0)  # what no weight can reach
+    """Return the evidence of one class, from squared singular values and the target's squared projections `along`."""
+    outside = max(total - float(along.sum()), 0.0)  # unreachable by any weights
     alpha, beta = 1.0, 1.0
     gamma, residual, norm = 0.0, outside, 0.0
     for _ in range(_ROUNDS):
@@ -53,8 +53,8 @@ def _evidence(images: int, width: int, spectrum: Rows, along: Rows, total: float
         norm = float((beta**2 * spectrum * along / (alpha + beta * spectrum) ** 2).sum())  # |m|^2
         residual = float((alpha**2 * along / (alpha + beta * spectrum) ** 2).sum()) + outside  # |Fm - y|^2
         ratio = alpha / beta
-        alpha, beta = _within(gamma / max(norm, _LEAST)), _within((images - gamma) / max(residual, _LEAST))
-        if abs(alpha / beta - ratio) <= _SETTLED * ratio:
+        alpha, beta = _within(gamma / max(norm, _MIN)), _within((images - gamma) / max(residual, _MIN))
+        if abs(alpha / beta - ratio) <= _TOLERANCE * ratio:
             break
     norm = float((beta**2 * spectrum * along / (alpha + beta * spectrum) ** 2).sum())
     residual = float((alpha**2 * along / (alpha + beta * spectrum) ** 2).sum()) + outside
@@ -64,11 +64,11 @@ def _evidence(images: int, width: int, spectrum: Rows, along: Rows, total: float
 
 
 def _within(precision: float) -> float:
-    return min(max(precision, _LEAST), _GREATEST)
+    return min(max(precision, _MIN), _MAX)
 
 
 def h_score(features: NDArray[np.floating], labels: Labels) -> float:
-    """The trace of cov(f)^-1 cov(E[f | y]): how far apart the class means are, in units of the features' spread.
+    """Return the H-score, the trace of cov(f)^-1 cov(E[f | y]): distances of class means per spread of the features.
 
     Bao, Li, Huang, Zhang, Zheng, Zamir and Guibas, "An Information-Theoretic Approach to Transferability in Task
     Transfer Learning", ICIP 2019, definition 2, with the pseudo-inverse where features outnumber images.
@@ -83,7 +83,7 @@ def h_score(features: NDArray[np.floating], labels: Labels) -> float:
 
 
 def leep(probabilities: NDArray[np.floating], labels: Labels, classes: int) -> float:
-    """The log expected empirical prediction: mean log-likelihood of labels guessed through a classifier's own classes.
+    """Return LEEP: the mean log-likelihood of labels predicted through a pretrained classifier's own classes.
 
     `probabilities` `(N, Z)` are the pretrained classifier's. Nguyen, Hassner, Seeger and Archambeau, "LEEP: A New
     Measure to Evaluate Transferability of Learned Representations", ICML 2020, section 3.
@@ -96,7 +96,7 @@ def leep(probabilities: NDArray[np.floating], labels: Labels, classes: int) -> f
 
 
 def nce(source: Labels, labels: Labels) -> float:
-    """Minus the conditional entropy (nats) of the labels given a classifier's own choices `(N,)`.
+    """Return NCE: minus the conditional entropy (nats) of the labels given a classifier's own predictions `(N,)`.
 
     Tran, Nguyen and Hassner, "Transferability and Hardness of Supervised Classification Tasks", ICCV 2019, section 3.
     """
@@ -108,9 +108,9 @@ def nce(source: Labels, labels: Labels) -> float:
 
 
 def _spectrum(rows: Rows) -> tuple[Rows, Callable[[Rows], Rows]]:
-    """The squared singular values of rows above rounding, and the map from targets `(N, k)` to their parts along them.
+    """Return squared singular values above rounding, and the projection of targets `(N, k)` on left singular vectors.
 
-    From the smaller of the two Gram matrices: `rows` = U S V', and the parts are U' times the targets.
+    From the smaller of the two Gram matrices: `rows` = U S V', and the projection is U' times the targets.
     """
     images, width = rows.shape
     if images <= width:

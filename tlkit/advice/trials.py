@@ -1,127 +1,190 @@
-"""Short trainings that settle what evidence from frozen features can't: whether the trunk had better move."""
+"""Trials: short trainings that decide what evidence from frozen features can't, whether fine-tuning is better."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tlkit.advice.domain_shift import Likeness
-from tlkit.advice.parts import run
-from tlkit.advice.recommendation import EPOCHS, Recommendation, available, epoch_seconds
-from tlkit.advice.run import Advice, Question
+import numpy as np
+
+from tlkit.advice.recommendation import Recommendation, available, epoch_seconds
+from tlkit.defaults import TRIED
+from tlkit.evaluation.metrics import Metrics
 from tlkit.plugin.contract import Head, Progress, Strategy, silent
 from tlkit.plugin.options import configure
 from tlkit.training.config import RunOptions, TrainingConfig, facts
 from tlkit.training.result import TrainingResult
-from tlkit.training.run_directory import once
+from tlkit.training.run import train
+from tlkit.training.run_directory import DONE, once
 from tlkit.util.statistics import paired_difference
 
-TRIED = ("partial", "probe-then-tune")  # the cheapest that moves the trunk, and the one that usually goes furthest
-FEWEST_EPOCHS = 2
-HALF = 0.5  # of the budget, for each
+if TYPE_CHECKING:
+    from tlkit.advice.domain_shift import Domain
+    from tlkit.advice.run import Advice, AdviceRequest
+
+BUDGET_SHARE = 0.5  # of the budget, for each strategy
 
 
-def recipe(question: Question, recommendation: Recommendation) -> TrainingConfig:
-    """How to train what is recommended, with the options that go with it."""
-    backbone = next(each for each in question.backbones if each.name == recommendation.backbone)
-    head: Head = next(each for each in question.heads if each.name == recommendation.head)
-    options = {name.removeprefix("strategy."): value for name, value in recommendation.settings.items()}
-    chosen = configure(named(question, recommendation.strategy), options)
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training, measured on the validation images."""
+
+    name: str
+    trained: TrainingResult
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return name, accuracy and seconds as JSON types."""
+        return {"name": self.name, "accuracy": self.trained.metrics.accuracy, "seconds": self.seconds}
+
+
+def run_trial(
+    source: Path,
+    out: Path,
+    request: AdviceRequest,
+    recommendation: Recommendation,
+    progress: Progress,
+    options: RunOptions | None,
+    **kept: Any,
+) -> Trial:
+    """Train to `out` what is recommended, with more fields of its configuration, and measure it.
+
+    The result is noted beside `out` and found there by a later run; an interrupted training is resumed. The folder of
+    `out` must not be used for anything else (see `training.run_directory`).
+    """
+    config = replace(training_config(request, recommendation), **kept)
+
+    def trial() -> dict[str, Any]:
+        shutil.rmtree(out, ignore_errors=True)  # written, but interrupted before the note
+        started = time.perf_counter()
+        trained = train(source, out, config, progress, replace(options or RunOptions(), resume=True))
+        return {"trained": _to_json(trained), "seconds": time.perf_counter() - started}
+
+    known, fresh = once(out.with_name(f"{out.name}{DONE}"), trial)
+    trained = _from_json(known["trained"], out)
+    return Trial(name_of(recommendation), trained if fresh else replace(trained, decoded=0), known["seconds"])
+
+
+def _to_json(trained: TrainingResult) -> dict[str, Any]:
+    others = ("bundle", "metrics", "right", "advice")
+    fields = {name: value for name, value in asdict(trained).items() if name not in others}
+    return {**fields, "metrics": trained.metrics.to_json(), "right": trained.right.tolist()}
+
+
+def _from_json(fields: dict[str, Any], bundle: Path) -> TrainingResult:
+    metrics = fields["metrics"] | {
+        "interval": tuple(fields["metrics"]["interval"]),
+        "confusion": np.array(fields["metrics"]["confusion"], np.int64),
+        "reliability": np.array(fields["metrics"]["reliability"], np.float64),
+    }
+    right = np.array(fields["right"], np.bool_)
+    return TrainingResult(**fields | {"bundle": bundle, "metrics": Metrics(**metrics), "right": right})
+
+
+def training_config(request: AdviceRequest, recommendation: Recommendation) -> TrainingConfig:
+    """Return the configuration of the recommended training."""
+    backbone = next(each for each in request.backbones if each.name == recommendation.backbone)
+    head: Head = next(each for each in request.heads if each.name == recommendation.head)
+    settings = {name.removeprefix("strategy."): value for name, value in recommendation.settings.items()}
+    strategy = configure(_strategy(request, recommendation.strategy), settings)
     return TrainingConfig(
         backbone,
-        chosen,
+        strategy,
         head,
-        {component.kind: question.origin(component) for component in (backbone, chosen, head)},
+        {component.kind: request.origin(component) for component in (backbone, strategy, head)},
         cut=recommendation.cut,
-        val=question.val,
-        max_bad=question.max_bad,
-        seed=question.seed,
-        **question.options,
+        val=request.val,
+        max_bad=request.max_bad,
+        seed=request.seed,
+        **request.options,
     )
 
 
-def named(question: Question, name: str) -> Strategy:
-    """The strategy of a name that is installed."""
-    return next(each for each in question.strategies if each.name == name)
+def _strategy(request: AdviceRequest, name: str) -> Strategy:
+    """Return the installed strategy of a name."""
+    return next(each for each in request.strategies if each.name == name)
 
 
-def better(moved: TrainingResult, still: TrainingResult, likeness: Likeness) -> bool:
-    """Whether to keep a trunk that moved, by how both do on the same validation images.
+def name_of(recommendation: Recommendation) -> str:
+    """Return what is trained, on one line."""
+    options = "".join(f", {name.removeprefix('strategy.')} {value}" for name, value in recommendation.settings.items())
+    return f"{recommendation.strategy} up to {recommendation.cut}, {recommendation.head} head{options}"
 
-    More than the standard error of their lead decides. Within it, where few images can't tell by what is right, the
-    log-loss does, which knows how right; but of data like those of the pretraining the trunk stays that is known to
-    serve them.
+
+def is_better(fine_tuned: TrainingResult, frozen: TrainingResult, domain: Domain) -> bool:
+    """Return True if a fine-tuned trunk is better than a frozen one, on the same validation images.
+
+    A difference in accuracy of more than its standard error decides. Within it, where few images can't tell by
+    accuracy, the log loss does, as it knows by how much; but for data similar to the pretraining data the frozen trunk
+    stays, which is known to serve them.
     """
-    if paired_difference(moved.right, still.right).exceeds_error:
+    if paired_difference(fine_tuned.right, frozen.right).exceeds_error:
         return True
-    behind = paired_difference(still.right, moved.right).exceeds_error
-    return not (behind or likeness == "alike") and moved.metrics.log_loss < still.metrics.log_loss
+    worse = paired_difference(frozen.right, fine_tuned.right).exceeds_error
+    return not (worse or domain == "similar") and fine_tuned.metrics.log_loss < frozen.metrics.log_loss
 
 
-def try_out(
+def run_trials(
     advice: Advice,
-    question: Question,
+    request: AdviceRequest,
     budget: float,
     progress: Progress = silent,
-    how: RunOptions | None = None,
+    options: RunOptions | None = None,
     folder: Path | None = None,
 ) -> Advice:
-    """The advice with trial trainings in about `budget` seconds, and a recommendation that heeds them.
+    """Return the advice with trial trainings of about `budget` seconds, and a recommendation that follows from them.
 
-    How many epochs fit depends on the machine, so what comes of a budget does too. In a `folder` all that is found out
-    is kept, to be found again by a run that takes this one up.
+    The number of epochs that fit depends on the machine, so the result of a budget does too. In a `folder` all results
+    are kept, to be found again by a resumed run.
     """
-    if not advice.recommendation.sure:
+    if advice.recommendation.inconclusive:
         return advice
     frozen = advice.recommendation.frozen()
-    with tempfile.TemporaryDirectory(prefix="tlkit-trial-") if folder is None else nullcontext(folder) as room:
-        still = run(advice.source, Path(room, "frozen"), words(frozen), recipe(question, frozen), progress, how)
-        trials, best, chosen = [still], still, frozen
+    with tempfile.TemporaryDirectory(prefix="tlkit-trial-") if folder is None else nullcontext(folder) as place:
+        baseline = run_trial(advice.source, Path(place, "frozen"), request, frozen, progress, options)
+        trials, best, chosen = [baseline], baseline, frozen
         for name in TRIED:
-            fit = partial(_epochs, advice, question, name, HALF * (budget - still.seconds))
-            epochs, _ = once(Path(room, f"{name}.epochs.json"), fit)
+            fit = partial(_epochs, advice, request, name, BUDGET_SHARE * (budget - baseline.seconds))
+            epochs, _ = once(Path(place, f"{name}.epochs.json"), fit)
             if not epochs:
                 continue
-            moved = _fitted(advice, question, name, epochs)
-            trial = run(advice.source, Path(room, name), words(moved), recipe(question, moved), progress, how)
-            trials.append(trial)
-            if better(trial.trained, best.trained, advice.sight.shift.likeness):
-                best, chosen = trial, moved
+            tuned = _fine_tuned(advice, request, name, epochs)
+            trials.append(run_trial(advice.source, Path(place, name), request, tuned, progress, options))
+            if is_better(trials[-1].trained, best.trained, advice.analysis.shift.domain):
+                best, chosen = trials[-1], tuned
     if len(trials) == 1:
-        why = f"the budget is too small to try more than frozen features: it takes {FEWEST_EPOCHS} epochs at least"
-        return replace(advice, trials=[still.to_json()], recommendation=advice.recommendation.because(why))
-    why = (
-        f"trials: {best.what} does best on the validation images"
-        if best is not still
-        else "trials: no trunk that moved does better than frozen features on the validation images"
-    )
-    settled = replace(chosen.because(why), accuracy=best.trained.metrics.interval)
+        fewest = request.policy.fine_tuning.min_epochs
+        reason = f"the budget is too small for a trial of more than frozen features: it takes at least {fewest} epochs"
+        settled = advice.recommendation.with_reasons(reason)
+    else:
+        winner = "no fine-tuned trunk is better than frozen features" if best is baseline else f"{best.name} is best"
+        settled = chosen.with_reasons(f"trials: {winner} on the validation images")
+        settled = replace(settled, accuracy=best.trained.metrics.interval)
     return replace(advice, trials=[trial.to_json() for trial in trials], recommendation=settled)
 
 
-def _epochs(advice: Advice, question: Question, name: str, budget: float) -> int:
-    """How many epochs of a strategy fit the budget; 0 where it is not installed or too few do."""
-    if name not in {each.name for each in question.strategies}:
+def _epochs(advice: Advice, request: AdviceRequest, name: str, budget: float) -> int:
+    """Return the number of epochs of a strategy that fit the budget; 0 if it is not installed or too few fit."""
+    if name not in {each.name for each in request.strategies}:
         return 0
-    if available(question.heads, question.strategies).mover is None:
+    if available(request.heads, request.strategies).fine_tuning is None:
         return 0
-    trunk = advice.sight.trunk.upto(advice.recommendation.cut)
-    trainable = named(question, name).phases(trunk.names, facts(advice.dataset))[-1].trainable
-    seconds = epoch_seconds(trunk, trainable, advice.facts.images, len(advice.dataset.of("val")))
-    epochs = min(EPOCHS, int(budget / seconds))
-    return epochs if epochs >= FEWEST_EPOCHS else 0
+    policy = request.policy.fine_tuning
+    trunk = advice.analysis.trunk.upto(advice.recommendation.cut)
+    trainable = _strategy(request, name).phases(trunk.names, facts(advice.dataset))[-1].trainable
+    seconds = epoch_seconds(trunk, trainable, advice.statistics.images, len(advice.dataset.of("val")))
+    epochs = min(policy.epochs, int(budget / seconds))
+    return epochs if epochs >= policy.min_epochs else 0
 
 
-def _fitted(advice: Advice, question: Question, name: str, epochs: int) -> Recommendation:
-    """The recommendation to take a strategy with so many epochs."""
-    strategy, head = named(question, name), available(question.heads, question.strategies).head
-    return advice.recommendation.moved(strategy, head, advice.sight.trunk.names, facts(advice.dataset), epochs)
-
-
-def words(recommendation: Recommendation) -> str:
-    """What is trained, on one line."""
-    options = "".join(f", {name.removeprefix('strategy.')} {value}" for name, value in recommendation.settings.items())
-    return f"{recommendation.strategy} up to {recommendation.cut}, {recommendation.head} head{options}"
+def _fine_tuned(advice: Advice, request: AdviceRequest, name: str, epochs: int) -> Recommendation:
+    """Return the recommendation to fine-tune by a strategy with so many epochs."""
+    strategy, head = _strategy(request, name), available(request.heads, request.strategies).head
+    options = {"epochs": epochs, **request.policy.fine_tuning.options}
+    return advice.recommendation.fine_tuned(strategy, head, advice.analysis.trunk.names, facts(advice.dataset), options)

@@ -19,7 +19,6 @@ from tlkit.cli.common import (
     show,
     wrote,
 )
-from tlkit.util.text import quoted
 
 
 @click.command(short_help="Say which strategy, cut and head fit a folder of images, and why.")
@@ -73,27 +72,16 @@ def command(
     chosen = [plugins.get("backbone", name.strip()) for name in dict.fromkeys(backbones.split(","))]
 
     from tlkit.advice import html
-    from tlkit.advice.page import lines
     from tlkit.advice.run import advise
-    from tlkit.advice.trials import try_out
-    from tlkit.audit import run as audits
-    from tlkit.data import dataset
 
     if page is not None:
         html.check(page)
-    asked = question(chosen, val=val, max_bad=max_bad, seed=seed)
+    request = question(chosen, val=val, max_bad=max_bad, seed=seed)
     with progress_bars() as bars:
-        advice = advise(source, asked, bars)
-        if budget is not None:
-            advice = try_out(advice, asked, budget, bars)
-        found = audits.audit(advice.dataset, advice.sight.trunk, bars) if audit else None
+        advice = advise(source, request, bars, budget=budget, audit=audit)
     for name, reason in advice.rejected.items():
         rejected(name, reason)
-    then = " ".join(["tlkit train", quoted(source), "-o run/", *advice.recommendation.arguments()])
-    if not dataset.is_learnable(source, val):
-        then = f"tlkit advise {quoted(source)}"  # again, when there are more images
-    result = advice.to_json() | ({} if found is None else {"audit": found.to_json()}) | {"next": then}
-    show(result, [*lines(advice), *([] if found is None else ["", str(found)])], as_json)
+    show(advice.to_json() | {"next": advice.command}, [str(advice)], as_json)
     if page is not None:
-        html.write(page, advice, found, then)
-    wrote(page, then=then)
+        html.write(page, advice)
+    wrote(page, then=advice.command)

@@ -18,7 +18,7 @@ import click
 from tlkit.errors import DataError, ResourceError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from tlkit.advice.run import Question
+    from tlkit.advice.run import AdviceRequest
     from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import Backbone, Head, Target
     from tlkit.plugin.registry import Host
@@ -182,14 +182,14 @@ def question(
     head: Head | None = None,
     cut: str | None = None,
     **options: Any,
-) -> Question:
+) -> AdviceRequest:
     """What to advise on: every installed strategy, and every head, or the one that the user has chosen."""
-    from tlkit.advice.run import Question
+    from tlkit.advice.run import AdviceRequest
 
     plugins = host()
     heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
     strategies = [plugins.get("strategy", name) for name in plugins.names("strategy")]
-    return Question(backbones, heads, strategies, plugins.origin, val, max_bad, seed, cut, options)
+    return AdviceRequest(backbones, heads, strategies, plugins.origin, val, max_bad, seed, cut, options)
 
 
 def target_of(by_product: str) -> Target:

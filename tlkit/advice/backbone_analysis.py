@@ -1,0 +1,181 @@
+"""Analysis of a backbone in one pass over the images: the domain shift, and the evidence of every stage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from tlkit.advice.domain_shift import (
+    ActivationMoments,
+    ClassifierConfidence,
+    DomainShift,
+    ShiftPolicy,
+    classifier_confidence,
+    shift_at,
+)
+from tlkit.advice.probes import Probe, nearest_mean, ridge
+from tlkit.advice.scores import h_score, logme
+from tlkit.data.dataset import Sample
+from tlkit.graph import trace
+from tlkit.graph.moments import moments_graph
+from tlkit.model import trunk as trunks
+from tlkit.model.batchnorm import norms
+from tlkit.model.trunk import Trunk
+from tlkit.plugin.contract import Backbone, Tick
+from tlkit.runtime.features import Features, extract
+from tlkit.training.run_directory import once
+from tlkit.util.files import cache_dir
+from tlkit.util.resources import cores
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Labels = NDArray[np.int64]
+
+MIN_TIMED = 32  # images from which a throughput is measured
+MAX_SCORED = 800  # images that LogME and H-score see
+
+
+@dataclass(frozen=True, slots=True)
+class StageEvidence:
+    """Evidence of one stage: the linear probe, the nearest class mean, and two scores of its features."""
+
+    name: str
+    width: int
+    probe: Probe
+    nearest_mean: Probe
+    logme: float
+    h_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneAnalysis:
+    """A backbone on the training images: their features of all stages, the domain shift, and the time of the pass."""
+
+    backbone: Backbone
+    trunk: Trunk
+    features: Features
+    shift: DomainShift
+    confidence: ClassifierConfidence | None
+    seconds: float
+    images: int  # decoded in that time; cached ones are not
+    stages: tuple[StageEvidence, ...] = ()
+
+    def only(self, stage: str) -> BackboneAnalysis:
+        """Return the analysis with the evidence of one stage alone."""
+        return replace(self, stages=tuple(each for each in self.stages if each.name == stage))
+
+    @property
+    def throughput(self) -> float | None:
+        """Images per second from file to features; None if too few were decoded."""
+        return self.images / self.seconds if self.images >= MIN_TIMED else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the features as JSON types."""
+        confidence = self.confidence
+        return {
+            "backbone": self.backbone.name,
+            "domain_shift": {**asdict(self.shift), "location": self.shift.location},
+            "classifier": confidence
+            and {
+                "max_probability": confidence.max_probability,
+                "entropy": confidence.entropy,
+                "energy": confidence.energy,
+            },
+            "stages": [
+                {
+                    "stage": stage.name,
+                    "width": stage.width,
+                    "probe": stage.probe.accuracy,
+                    "interval": list(stage.probe.interval),
+                    "nearest_mean": stage.nearest_mean.accuracy,
+                    "logme": stage.logme,
+                    "h_score": stage.h_score,
+                    "shift": self.shift.stages.get(stage.name),
+                }
+                for stage in self.stages
+            ],
+        }
+
+
+def analyze(
+    backbone: Backbone, size: int | None, samples: Sequence[Sample], seed: int, policy: ShiftPolicy, tick: Tick
+) -> BackboneAnalysis:
+    """Run the images through all stages, and some of them through the graph that measures the domain shift."""
+    trunk = trunks.build(backbone, preprocessing=None if size is None else trunks.resized(backbone, size))
+    graph = trace.stage_graph(trunk)
+    paths = [sample.path for sample in samples]
+    started = time.perf_counter()
+    features = extract(paths, graph, trunk.preprocessing, trunk.names, None, tick)
+    seconds = time.perf_counter() - started
+    shift = _shift(trunk, graph, paths, features, seed, policy)
+    confidence = classifier_confidence(backbone.classifier(), features.stage(-1)[features.usable])
+    if shift.domain == "unknown" and confidence is not None:
+        shift = confidence.shift(policy)
+    return BackboneAnalysis(backbone, trunk, features, shift, confidence, seconds, features.decoded)
+
+
+def _shift(
+    trunk: Trunk, graph: Path, paths: Sequence[Path], features: Features, seed: int, policy: ShiftPolicy
+) -> DomainShift:
+    """Return the domain shift of some of the images, cached for the same images and seed."""
+    remembered = norms(trunk)
+    if not remembered:
+        return ActivationMoments(remembered).shift(seed, policy)
+    drawn = np.random.default_rng(seed).permutation(len(paths))[: policy.measured(len(paths))]
+
+    def measure() -> dict[str, Any]:
+        moments = ActivationMoments(remembered)
+        # A graph of its own: observed layers are not fused, so that its features differ in their last bits.
+        moments.collect(moments_graph(graph, remembered), trunk.preprocessing, [paths[index] for index in drawn])
+        return asdict(moments.shift(seed, policy))
+
+    key = json.dumps([graph.stem, asdict(trunk.preprocessing), seed, [features.sha256[index] for index in drawn]])
+    known, _ = once(cache_dir("domain-shifts") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json", measure)
+    if known["overall"] is None:
+        return DomainShift(**known)
+    return shift_at(known["overall"], tuple(known["interval"]), known["stages"], known["images"], policy)
+
+
+def stage_evidence(
+    analysis: BackboneAnalysis, rows: NDArray[np.int64], labels: Labels, classes: int
+) -> tuple[StageEvidence, ...]:
+    """Return the evidence of every stage on the images `rows` `(n,)` with `labels` `(n,)`."""
+
+    def evidence(index: int) -> StageEvidence:
+        features = analysis.features.stage(index)[rows]
+        few = slice(MAX_SCORED)
+        return StageEvidence(
+            name=analysis.trunk.names[index],
+            width=features.shape[1],
+            probe=ridge(features, labels, classes),
+            nearest_mean=nearest_mean(features, labels, classes),
+            logme=logme(features[few], labels[few], classes),
+            h_score=h_score(features[few], labels[few]),
+        )
+
+    # One thread per stage, and one for its products, as in the heads: waiting BLAS threads spin.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as threads:
+        deepest_first = list(threads.map(evidence, reversed(range(len(analysis.trunk.names)))))
+    return tuple(reversed(deepest_first))
+
+
+def stratified(labels: Labels, usable: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.int64]:
+    """Return about `most` of the usable rows or fewer, shuffled: the same share of each class, but at least two."""
+    shuffled = np.random.default_rng(seed).permutation(np.flatnonzero(usable))
+    share = min(1.0, most / max(1, len(shuffled)))
+    kept = []
+    for label in np.unique(labels[usable]):
+        own = shuffled[labels[shuffled] == label]
+        kept.append(own[: max(2, round(share * len(own)))])
+    chosen = np.concatenate(kept) if kept else shuffled
+    return np.random.default_rng(seed).permutation(chosen)

@@ -1,0 +1,191 @@
+"""Figures of the advice as SVG: accuracy and domain shift over depth, and maps of the images."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from tlkit.advice.backbone_analysis import BackboneAnalysis, stratified
+from tlkit.data.preprocessing import UnreadableImage, load
+from tlkit.plugin.contract import Preprocessing
+from tlkit.util.statistics import power_normalize
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tlkit.advice.run import Advice
+
+MAX_POINTS, MAX_THUMBNAILS, MIN_POINTS = 800, 60, 10
+COMPONENTS = 50  # that t-SNE starts from, as its authors do
+# Of the figure over depth, in pixels: margins, width, heights of its two parts, and the gap between them.
+LEFT, TOP, WIDTH, HEIGHT, GAP, SHIFT_HEIGHT = 64, 14, 560, 220, 26, 100
+SIDE, THUMBNAIL = 460, 30  # of a map, and of a thumbnail in it
+# Distinguishable with most color vision deficiencies (Okabe and Ito 2008), on light and dark.
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c7a00", "#7a5fb0")
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A map of the images: title, meaning of its axes, and the SVG."""
+
+    title: str
+    axes: str
+    svg: str
+
+
+def depth(analysis: BackboneAnalysis, chosen: str | None) -> str:
+    """Return accuracies of probe (with interval) and nearest mean per stage, above the shift; `chosen` is marked."""
+    names = [stage.name for stage in analysis.stages]
+    places = [LEFT + WIDTH * (number + 0.5) / len(names) for number in range(len(names))]
+    top = TOP + HEIGHT + GAP
+    bottom = top + SHIFT_HEIGHT if analysis.shift.stages else TOP + HEIGHT
+    parts = [*_accuracies(analysis, places)]
+    if analysis.shift.stages:
+        parts += _shifts(analysis, places, top)
+    for name, x in zip(names, places, strict=True):
+        mark = ' class="marked"' if name == chosen else ""
+        parts.append(f'<text{mark} x="{x:.1f}" y="{bottom + 20}" text-anchor="middle">{escape(name)}</text>')
+    label = "last stage that is kept, from shallow to deep"
+    parts.append(f'<text x="{LEFT + WIDTH / 2:.0f}" y="{bottom + 44:.0f}" text-anchor="middle">{label}</text>')
+    best = max(analysis.stages, key=lambda stage: stage.probe.accuracy)
+    title = f"{analysis.backbone.name}: the probe is most accurate at {best.name}, with {best.probe.accuracy:.1%}"
+    return _svg(LEFT + WIDTH + 16, bottom + 54, title, parts)
+
+
+def _accuracies(analysis: BackboneAnalysis, places: Sequence[float]) -> Iterator[str]:
+    def height(share: float) -> float:
+        return TOP + HEIGHT * (1 - share)
+
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        yield from _gridline(height(share), f"{share:.0%}")
+    yield _axis(TOP + HEIGHT / 2, "leave-one-out accuracy")
+    nearest = [(x, height(stage.nearest_mean.accuracy)) for x, stage in zip(places, analysis.stages, strict=True)]
+    yield f'<polyline class="second" points="{_points(nearest)}"/>'
+    probes = [(x, height(stage.probe.accuracy)) for x, stage in zip(places, analysis.stages, strict=True)]
+    yield f'<polyline class="first" points="{_points(probes)}"/>'
+    for (x, y), (_, other), stage in zip(probes, nearest, analysis.stages, strict=True):
+        low, high = stage.probe.interval
+        span = f"M{x:.1f} {height(low):.1f}V{height(high):.1f}"
+        caps = "".join(f"M{x - 4:.1f} {height(end):.1f}h8" for end in (low, high))
+        title = f"{stage.name}: probe {stage.probe.accuracy:.1%} ({low:.1%} to {high:.1%})"
+        yield f'<path class="first" d="{span}{caps}"/>'
+        yield f'<circle class="second" cx="{x:.1f}" cy="{other:.1f}" r="3"/>'
+        yield f'<circle class="first" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{escape(title)}</title></circle>'
+
+
+def _shifts(analysis: BackboneAnalysis, places: Sequence[float], top: int) -> Iterator[str]:
+    shifts = [analysis.shift.stages.get(stage.name) for stage in analysis.stages]
+    most = max([0.3, *(value for value in shifts if value is not None)])
+    for share in (0.0, 0.5, 1.0):
+        yield from _gridline(top + SHIFT_HEIGHT * (1 - share), f"{share * most:.2f}")
+    yield _axis(top + SHIFT_HEIGHT / 2, "shift, nats")
+    for x, value, stage in zip(places, shifts, analysis.stages, strict=True):
+        if value is not None:
+            high = max(1.0, SHIFT_HEIGHT * value / most)
+            box = f'x="{x - 13:.1f}" y="{top + SHIFT_HEIGHT - high:.1f}" width="26" height="{high:.1f}"'
+            yield f'<rect class="third" {box}><title>{escape(stage.name)}: shift {value:.3f}</title></rect>'
+
+
+def maps(advice: Advice, seed: int = 0) -> list[Map]:
+    """Return maps of the training images by their features at the recommended cut: principal components, and t-SNE.
+
+    Van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 2008.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    analysis = advice.analysis
+    rows = stratified(advice.labels, analysis.features.usable, MAX_POINTS, seed)
+    cut = analysis.trunk.names.index(advice.recommendation.cut)
+    features = power_normalize(analysis.features.stage(cut)[rows])
+    few = min(COMPONENTS, len(rows) - 1, features.shape[1])
+    if few < 2 or not np.ptp(features, axis=0).any():
+        return []
+    fitted = PCA(few, random_state=seed).fit(features)
+    components = fitted.transform(features)
+    first, second = fitted.explained_variance_ratio_[:2]
+    axes = f"horizontal: the first principal component, {first:.0%} of the variance; vertical: the second, {second:.0%}"
+    found = [Map("Principal components", axes, _map(advice, rows, components[:, :2], "principal components"))]
+    if len(rows) >= MIN_POINTS:
+        perplexity = min(30.0, (len(rows) - 1) / 3)
+        places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(components)
+        axes = f"axes without a unit: images with similar features are close; perplexity {perplexity:.0f}"
+        found.append(Map("t-SNE", axes, _map(advice, rows, places, "t-SNE")))
+    return found
+
+
+def colors(count: int) -> list[str]:
+    """Return a color for each class."""
+    if count <= len(COLORS):
+        return list(COLORS[:count])
+    return [f"hsl({360 * number / count:.0f} 65% {(42, 58)[number % 2]}%)" for number in range(count)]
+
+
+def _map(advice: Advice, rows: NDArray[np.int64], points: NDArray[Any], method: str) -> str:
+    low, high = points.min(axis=0), points.max(axis=0)
+    places = THUMBNAIL + (SIDE - 2 * THUMBNAIL) * (points - low) / np.maximum(high - low, 1e-12)
+    places[:, 1] = SIDE - places[:, 1]
+    samples, labels = advice.dataset.of("train"), advice.dataset.labels
+    color = colors(len(labels))
+    parts = [f'<rect class="frame" x="0.5" y="0.5" width="{SIDE - 1}" height="{SIDE - 1}"/>']
+    shown = 0
+    # Thumbnails are drawn last, on top.
+    for number in reversed(range(len(rows))):
+        sample, (x, y) = samples[rows[number]], places[number]
+        title = f"<title>{escape(f'{sample.name} ({labels[sample.label]})')}</title>"
+        picture = thumbnail(sample.path, 2 * THUMBNAIL) if number < MAX_THUMBNAILS else None
+        if picture is None:
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color[sample.label]}">{title}</circle>')
+            continue
+        shown += 1
+        box = f'x="{x - THUMBNAIL / 2:.1f}" y="{y - THUMBNAIL / 2:.1f}" width="{THUMBNAIL}" height="{THUMBNAIL}"'
+        parts.append(
+            f'<g>{title}<image {box} href="{picture}"/>'
+            f'<rect {box} fill="none" stroke="{color[sample.label]}" stroke-width="2.5"/></g>'
+        )
+    title = f"{len(rows)} images by {method} of their features, colored by class, {shown} of them as thumbnails"
+    return _svg(SIDE, SIDE, title, parts)
+
+
+def thumbnail(path: Path, size: int) -> str | None:
+    """Return a thumbnail as a `data:` URL; None for an unreadable image."""
+    square = Preprocessing(size, (0.5,) * 3, (0.5,) * 3, crop_pct=1.0, interpolation="bilinear")
+    try:
+        picture = Image.fromarray(load(path, square))
+    except UnreadableImage:
+        return None
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def legend(names: Mapping[str, str]) -> str:
+    """Return a list of names, each with its color."""
+    spots = "".join(f'<li><span style="background:{color}"></span>{escape(name)}</li>' for name, color in names.items())
+    return f'<ul class="legend">{spots}</ul>'
+
+
+def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
+    view = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
+    return f'<svg {view} role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+
+
+def _gridline(y: float, label: str) -> Iterator[str]:
+    yield f'<path class="grid" d="M{LEFT} {y:.1f}h{WIDTH}"/>'
+    yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
+
+
+def _axis(y: float, label: str) -> str:
+    return f'<text transform="translate(14 {y:.0f}) rotate(-90)" text-anchor="middle">{label}</text>'
+
+
+def _points(places: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
