@@ -43,7 +43,7 @@ def _page(kind: Kind, host: Host) -> Iterator[str]:
         yield from _component(component)
     yield "## The contract\n"
     hook = getattr(hooks, kind.hook)
-    yield f"The hook returns components: {inspect.getdoc(hook)}\n"
+    yield f"The hook: {inspect.getdoc(hook)}\n"
     yield f"```python\n@tlkit.hookimpl\ndef {kind.hook}{_signature(hook)}: ...\n```\n"
     yield from _class(kind.base, (kind.base, Component))
     for type_ in _types(kind.base):

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from tlkit.inspection import Inspection
     from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import Backbone, Head, OptimizationProfile, Progress, Target
-    from tlkit.plugin.registry import Host, RegisteredComponent
+    from tlkit.plugin.loading import RegisteredComponent
+    from tlkit.plugin.registry import Host
     from tlkit.runtime.embedding import EmbeddingResult
     from tlkit.runtime.model import Model
     from tlkit.training.result import TrainingResult

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.kit.distribution import install
-from tlkit.conformance.select import select
+from tlkit.conformance.report import select
 from tlkit.errors import UsageError
 from tlkit.plugin import hooks
 from tlkit.plugin.contract import Head, Strategy

@@ -43,7 +43,7 @@ BORDERS = (
     ),
     Border(
         "pluggy",
-        ("tlkit.plugin.registry", "tlkit.plugin.hooks"),
+        ("tlkit.plugin.loading", "tlkit.plugin.hooks"),
         "ask tlkit.plugin.registry.load() for components; a plugin marks its hooks with tlkit.plugin.hooks.hookimpl",
     ),
     Border(

@@ -1,28 +1,31 @@
-"""The checks of all components that a name stands for, and their results."""
+"""Check all components that a name stands for, and report the results."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from tlkit.conformance import Result, checks, run
-from tlkit.conformance.select import select
 from tlkit.errors import UsageError
 from tlkit.plugin.contract import Progress, silent
-from tlkit.plugin.registry import Host, RegisteredComponent
+from tlkit.plugin.discovery import normalize
+from tlkit.plugin.loading import RegisteredComponent
+from tlkit.plugin.registry import Host
+from tlkit.util.text import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
 class ComponentReport:
-    """The results of one component's checks."""
+    """Results of the checks of one component."""
 
     component: RegisteredComponent
     results: tuple[Result, ...]
 
     @property
     def failed(self) -> list[str]:
-        """The names of the checks that fail."""
+        """Names of the checks that fail."""
         return [result.name for result in self.results if result.state == "fail"]
 
     def __str__(self) -> str:
@@ -35,14 +38,14 @@ class ComponentReport:
         return "\n".join([f"{each.kind} {each.name} ({each.distribution} {each.version}): {summary}", *lines])
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON knows it."""
+        """Return everything as JSON values."""
         facts = {name: getattr(self.component, name) for name in ("kind", "name", "distribution", "version")}
         return {**facts, "passed": not self.failed, "checks": [asdict(result) for result in self.results]}
 
 
 @dataclass(frozen=True, slots=True)
 class ConformanceReport:
-    """The reports of all components that a name stands for; `problems` keep a plugin from providing more."""
+    """Reports of all components that a name stands for; `problems` are those of the plugin itself."""
 
     name: str
     components: tuple[ComponentReport, ...]
@@ -50,20 +53,20 @@ class ConformanceReport:
 
     @property
     def failures(self) -> list[str]:
-        """What fails, a sentence for each component."""
+        """Failures, one sentence per component."""
         named = {f"{each.component.kind} {each.component.name!r}": each.failed for each in self.components}
         return [*self.problems, *(f"{name} fails {', '.join(failed)}" for name, failed in named.items() if failed)]
 
     @property
     def passed(self) -> bool:
-        """The verdict: no check fails."""
+        """True if no check fails."""
         return not self.failures
 
     def __str__(self) -> str:
         return "\n".join([*self.problems, *map(str, self.components)])
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON knows it."""
+        """Return everything as JSON values."""
         return {
             "name": self.name,
             "passed": self.passed,
@@ -75,10 +78,36 @@ class ConformanceReport:
 def check(
     host: Host, name: str, kind: str | None = None, *, pretrained: bool = False, progress: Progress = silent
 ) -> ConformanceReport:
-    """Run the checks of every component that `name` stands for. Raises UsageError where there is none."""
+    """Run the checks of every component that `name` stands for. Raises UsageError if there is none."""
     selection = select(host, name, kind)
     reports = tuple(ComponentReport(each, _results(each, pretrained, progress)) for each in selection.components)
     return ConformanceReport(name, reports, selection.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Components to check, refused ones among them, and the problems of a plugin that may provide more."""
+
+    components: tuple[RegisteredComponent, ...]
+    problems: tuple[str, ...] = ()
+
+
+def select(host: Host, name: str, kind: str | None = None) -> Selection:
+    """Return the components of that name, those that match it as a pattern, or all of the plugin of that name.
+
+    Raises UsageError if there are none.
+    """
+    components = [each for plugin in host.plugins for each in plugin.components if kind in (None, each.kind)]
+    if named := [each for each in components if fnmatchcase(each.name, name)]:
+        return Selection(tuple(named))
+    plugins = [each for each in host.plugins if normalize(name) in (normalize(each.name), normalize(each.distribution))]
+    own = tuple(each for plugin in plugins for each in plugin.components if kind in (None, each.kind))
+    problems = tuple(f"{plugin} is {plugin.state}: {plugin.reason}" for plugin in plugins if plugin.state != "ok")
+    if own or problems:
+        return Selection(own, problems)
+    what = f"plugin {name!r} has no {kind}" if plugins else f"there is no {kind or 'component or plugin'} {name!r}"
+    known = {*(each.name for each in components), *(each.name for each in host.plugins)}
+    raise UsageError(what + did_you_mean(name, known), do="see: tlkit plugins")
 
 
 def _results(each: RegisteredComponent, pretrained: bool, progress: Progress) -> tuple[Result, ...]:
@@ -87,6 +116,6 @@ def _results(each: RegisteredComponent, pretrained: bool, progress: Progress) ->
         try:
             tick = progress(each.name, len(checks(each.component)))
             return tuple(run(each.component, pretrained=pretrained, tick=tick))
-        except UsageError as problem:  # with what it is exempt from
+        except UsageError as problem:  # an unknown exemption
             refusal = problem.what
-    return (Result("accepted", "The registry accepts it, and knows what it is exempt from.", "fail", refusal),)
+    return (Result("accepted", "The registry accepts it, and its exemptions are known checks.", "fail", refusal),)

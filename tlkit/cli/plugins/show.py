@@ -24,7 +24,7 @@ def command(name: str, kind: str | None, as_json: bool) -> None:
       tlkit plugins show NAME --kind head --json
     """
     from tlkit.api import load_plugins
-    from tlkit.conformance.select import select
+    from tlkit.conformance.report import select
 
     components = select(load_plugins(), name, kind).components
     text = "\n\n".join(map(str, components))

@@ -1,0 +1,152 @@
+"""Load one plugin: register its hooks, call them, validate the components they return."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import textwrap
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import pluggy
+
+from tlkit.plugin import hooks
+from tlkit.plugin.contract import Backbone, Component
+from tlkit.plugin.discovery import Found
+from tlkit.plugin.kinds import BY_HOOK
+from tlkit.plugin.options import describe, to_json
+from tlkit.plugin.validation import fault
+from tlkit.util.text import did_you_mean, table
+
+_REASON_LENGTH = 300
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredComponent:
+    """Component that a hook returned, or whatever was refused for `reason`."""
+
+    kind: str
+    name: str
+    component: Any
+    distribution: str
+    version: str
+    reason: str | None = None
+
+    @property
+    def state(self) -> Literal["ok", "refused"]:
+        """`ok` if the host returns it."""
+        return "ok" if self.reason is None else "refused"
+
+    def __str__(self) -> str:
+        lines = [f"{self.kind} {self.name} ({self.distribution} {self.version})"]
+        if self.reason is not None:
+            return f"{lines[0]} refused: {self.reason}"
+        facts = self.to_json()
+        options = [["option", "type", "default", "choices", "help"]]
+        for each in facts.pop("options"):
+            default = "none" if each["default"] is None else each["default"]
+            options.append(
+                [each["name"], each["type"], default, ", ".join(map(str, each["choices"] or ())), each["help"]]
+            )
+        details = ((name, value) for name, value in facts.items() if isinstance(value, Mapping))
+        lines += [f"  {name}: " + ", ".join(f"{key} {value}" for key, value in each.items()) for name, each in details]
+        return "\n".join(lines + [f"  {line}" for line in table(options, left=5) if len(options) > 1])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return kind, name, state and options; of a backbone its weights and preprocessing as well."""
+        facts: dict[str, Any] = {"kind": self.kind, "name": self.name, "distribution": self.distribution}
+        facts |= {"version": self.version, "state": self.state, "reason": self.reason, "options": []}
+        if self.reason is not None:
+            return facts
+        values = to_json(self.component)
+        if isinstance(self.component, Backbone):
+            facts |= {"weights": asdict(self.component.weights), "preprocessing": asdict(self.component.preprocessing)}
+        facts["options"] = [
+            {
+                "name": each.name,
+                "type": each.type,
+                "default": values[each.name],
+                "choices": list(each.choices) or None,
+                "help": each.help,
+            }
+            for each in describe(self.component)
+        ]
+        return facts
+
+
+class PluginFault(Exception):
+    """Fault of a plugin, in a sentence for its author."""
+
+
+class Failure(NamedTuple):
+    """Reason in one line, and the traceback for the plugin's author."""
+
+    reason: str
+    traceback: str
+
+
+@contextlib.contextmanager
+def _collecting(what: str, failures: list[Failure]) -> Iterator[None]:
+    """Run a plugin's code: what it prints goes to stderr, what it raises is added to `failures`."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except KeyboardInterrupt:
+        raise
+    except PluginFault as fault:
+        failures.append(Failure(str(fault), traceback.format_exc()))
+    except BaseException as error:  # noqa: BLE001  # also SystemExit: a plugin that exits must not end the host
+        line = traceback.format_exception_only(error)[-1]  # str() would fail if __str__ raises
+        failures.append(Failure(textwrap.shorten(f"{what}: {line}", _REASON_LENGTH), traceback.format_exc()))
+
+
+def load_components(found: Found) -> tuple[list[RegisteredComponent], list[Failure]]:
+    """Return the components of one plugin and its failures. A hook that fails loses its own components only."""
+    components: list[RegisteredComponent] = []
+    failures: list[Failure] = []
+    with _collecting("it failed to load", failures):
+        manager = _register(found.load())
+    if failures:
+        return components, failures
+    for hook, kind in BY_HOOK.items():
+        with _collecting(f"{hook} failed", failures):
+            components += [_validate(component, kind.base, found) for component in _call(manager, hook)]
+    return components, failures
+
+
+def _register(plugin: object) -> pluggy.PluginManager:
+    """Register one plugin in a manager of its own: none sees, wraps or hides another's hooks."""
+    manager = pluggy.PluginManager(hooks.NAMESPACE)
+    manager.add_hookspecs(hooks)
+    manager.register(plugin)
+    callers = manager.get_hookcallers(plugin) or []
+    for caller in callers:
+        if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
+            raise PluginFault(f"there is no hook {caller.name}{did_you_mean(caller.name, BY_HOOK)}")
+    implemented = {caller.name for caller in callers}
+    for hook in BY_HOOK:
+        if hook not in implemented and hasattr(plugin, hook):
+            raise PluginFault(f"{hook} lacks the decorator @tlkit.plugin.hooks.hookimpl")
+    if not implemented:
+        raise PluginFault(f"it implements none of {', '.join(BY_HOOK)}")
+    return manager
+
+
+def _call(manager: pluggy.PluginManager, hook: str) -> Iterator[object]:
+    caller: pluggy.HookCaller = getattr(manager.hook, hook)
+    if not caller.get_hookimpls():
+        return
+    for components in caller() or [None]:  # pluggy drops what returned None
+        if not isinstance(components, Iterable):
+            raise PluginFault(f"{hook} returned {type(components).__name__}, not an iterable of components")
+        yield from components
+
+
+def _validate(component: Any, contract: type[Component], found: Found) -> RegisteredComponent:
+    name = getattr(component, "name", None)
+    label = name if isinstance(name, str) else textwrap.shorten(repr(component), _REASON_LENGTH)
+    return RegisteredComponent(
+        contract.kind, label, component, found.distribution, found.version, fault(component, contract)
+    )
