@@ -168,7 +168,7 @@ def test_from_nothing_to_a_deployed_backbone(begin):
     assert checked["passed"]
     states = {check["name"]: check["state"] for check in checked["components"][0]["checks"]}
     assert {name for name, state in states.items() if state == "skip"} == {
-        "together-the-whole-network",
+        "stages-equal-the-network",
         "classifier-fits",
     }
     settings = "--backbone mybackbone --cut stage3 --set backbone.width=8 --golden 4"

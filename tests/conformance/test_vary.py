@@ -87,7 +87,7 @@ class Taken(Tiny):
 
 
 def together(component):
-    dict(checks(component))["together-the-whole-network"]()
+    dict(checks(component))["stages-equal-the-network"]()
 
 
 def test_stages_that_are_together_the_whole_network_pass():

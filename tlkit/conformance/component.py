@@ -47,8 +47,8 @@ def options_survive_a_bundle(subject: Subject[Any]) -> None:
     )
 
 
-def equal_to_its_like(subject: Subject[Any]) -> None:
-    """A copy is equal, has the same hash and the same `repr`, which tells nothing of this machine."""
+def copies_are_equal(subject: Subject[Any]) -> None:
+    """A copy is equal, has the same hash and the same `repr`, without paths or addresses of this machine."""
     copy = dataclasses.replace(subject.component)
     expect(copy == subject.component, "a copy of it is not equal to it", do="leave `eq` to the dataclass")
     expect(hash(copy) == hash(subject.component), "a copy has another hash", do="leave `hash` to the dataclass")
@@ -62,7 +62,7 @@ def equal_to_its_like(subject: Subject[Any]) -> None:
 
 
 def declared_cheaply(subject: Subject[Any]) -> None:
-    """Importing the plugin and listing its components loads no framework (looked at in a fresh process)."""
+    """Importing the plugin and listing its components loads no framework (measured in a new process)."""
     heavy = declare(type(subject.component))
     if heavy is None:
         raise Skipped("it was not defined in a file")

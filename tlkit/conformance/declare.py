@@ -1,4 +1,4 @@
-"""What declaring a component costs, found out in a fresh process."""
+"""Measure what declaring a component imports, in a new process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CODE = "import sys; from tlkit.conformance.declare import main; main(*sys.argv[
 
 
 def declare(kind: type) -> list[str] | None:
-    """Those of the heavy packages that declaring components of that class imports; None where it has no file."""
+    """Return the heavy packages that declaring components of that class imports; None if it has no file."""
     try:
         file = inspect.getfile(kind)
     except (OSError, TypeError):
@@ -36,7 +36,7 @@ def declare(kind: type) -> list[str] | None:
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - ours
     if process.returncode != 0:
         reason = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise CheckFailed(f"its module can't be imported in a fresh process: {reason}", do="install the plugin")
+        raise CheckFailed(f"its module can't be imported in a new process: {reason}", do="install the plugin")
     imported: list[str] = json.loads(process.stdout.splitlines()[-1])
     return imported
 

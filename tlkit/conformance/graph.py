@@ -1,4 +1,4 @@
-"""Tracing in silence, and what is asked of a graph, whatever it was traced from."""
+"""Trace without printing, and find operators that are not ONNX's own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CORE = frozenset({"", "ai.onnx"})
 
 
 def trace(module: nn.Module, example: Tensor, name: str, outputs: Sequence[str]) -> onnx.ModelProto:
-    """As `tlkit.graph.trace.trace`, but without the programs that PyTorch prints where it can't trace one."""
+    """Trace as `tlkit.graph.trace.trace` does, without the programs that PyTorch prints if it can't."""
     nowhere = io.StringIO()
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -31,7 +31,7 @@ def trace(module: nn.Module, example: Tensor, name: str, outputs: Sequence[str])
 
 
 def foreign_operators(model: onnx.ModelProto) -> list[str]:
-    """The operators of a graph, and of those inside its nodes, that are not ONNX's own."""
+    """Return the operators of a graph, nested graphs included, that are not ONNX's own."""
     found = [f"{node.domain}::{node.op_type}" for node in _nodes(model.graph.node) if node.domain not in CORE]
     return sorted({*found, *(f"{function.domain}::{function.name}" for function in model.functions)})
 

@@ -1,4 +1,4 @@
-"""What is asked of a head."""
+"""Checks of a head."""
 
 from __future__ import annotations
 
@@ -29,74 +29,74 @@ if TYPE_CHECKING:
 
 WIDTH, CLASSES, PER_CLASS = 24, 3, 20
 BATCHES = (1, 2, 5)
-LEARNING = Phase(epochs=200, head_lr=1e-2)  # ample for what lies this far apart
+TRAINING = Phase(epochs=200, head_lr=1e-2)  # ample for clusters this far apart
 ACCURACY = 0.95
-SAME_PROBABILITY = 0.1  # between two fits that differ by the names of the classes alone
+SAME_PROBABILITY = 0.1  # between two fits that differ only by the order of the classes
 SAME = 1e-5  # relative
 
 
 @dataclass(frozen=True)
 class Blobs:
-    """Features `(N, width)` in well separated clusters, and the cluster of each; like a network's, none is negative."""
+    """Features `(N, width)` in well separated clusters, and the cluster of each; none is negative, as behind a ReLU."""
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
 
     @classmethod
     def make(cls, sizes: list[int], *, width: int = WIDTH, seed: int = 0) -> Blobs:
-        """`sizes[c]` rows of each class c, in random order; `seed` draws other rows of the same clusters."""
-        centres = np.random.default_rng(len(sizes)).exponential(2.0, (len(sizes), width))
+        """Return `sizes[c]` rows of each class c, shuffled; another `seed` draws other rows of the same clusters."""
+        centers = np.random.default_rng(len(sizes)).exponential(2.0, (len(sizes), width))
         random = np.random.default_rng(seed)
         labels = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
-        features = np.maximum(centres[labels] + random.normal(0.0, 0.3, (len(labels), width)), 0.0)
+        features = np.maximum(centers[labels] + random.normal(0.0, 0.3, (len(labels), width)), 0.0)
         features[:, 0] = 0.0  # dead channels are common
         return cls(features.astype(np.float32), labels.astype(np.int64))
 
 
 class HeadSubject(Subject[Head]):
-    """A head under examination. What is prepared here is not to be changed."""
+    """Head under test. Prepared objects must not be changed."""
 
     blobs = Blobs.make([PER_CLASS] * CLASSES)
     others = Blobs.make([PER_CLASS] * CLASSES, seed=1)
 
     @prepared("module-or-refusal")
     def untrained(self) -> nn.Module:
-        """The untrained module. Skips the check where the head can only be solved."""
+        """Untrained module. Skips the check if the head can only be solved."""
         try:
             return self.component.module(WIDTH, CLASSES)
         except UsageError as refusal:
             raise Skipped(f"it can only be solved: {refusal}") from refusal
 
     def fitted(self, blobs: Blobs, classes: int, seed: int = 0) -> nn.Module:
-        """The head fitted as training does it: solved, or else trained by gradient."""
+        """Return the head fitted as in training: solved, or else trained by gradient."""
         module = self.component.solve(blobs.features, blobs.labels, classes, seed)
         if module is None:
             torch.manual_seed(seed)
             module = self.component.module(blobs.features.shape[1], classes)
             examples = Examples(blobs.features, blobs.labels)
-            module, _ = fit_head(module, [LEARNING], examples, examples, Setting(seed))
+            module, _ = fit_head(module, [TRAINING], examples, examples, Setting(seed))
         return module
 
     @prepared("fits")
     def module(self) -> nn.Module:
-        """The head fitted to the blobs."""
+        """Head fitted to the blobs."""
         return self.fitted(self.blobs, CLASSES)
 
     @prepared("traces")
     def graph(self) -> onnx.ModelProto:
-        """The fitted head as a graph."""
+        """Fitted head as an ONNX graph."""
         return trace(self.module, torch.zeros(2, WIDTH), FEATURES, [LOGITS])
 
 
 def module_or_refusal(subject: HeadSubject) -> None:
-    """`module` returns an `nn.Module` from features to logits, or refuses with a UsageError that says why."""
+    """`module` returns an `nn.Module` from features to logits, or raises a UsageError with the reason."""
     logits = _logits(subject.untrained.eval(), subject.others.features)
     wrong = f"untrained, it gives {logits.dtype} {logits.shape} for {len(subject.others.labels)} rows"
     expect(_is_logits(logits, subject.others, CLASSES), wrong, do="give float32 `(N, classes)`")
 
 
 def gradient_reaches_every_parameter(subject: HeadSubject) -> None:
-    """An untrained module learns with all of its parameters."""
+    """Every parameter of an untrained module gets a gradient."""
     module = subject.untrained.train()
     logits = module(torch.from_numpy(subject.blobs.features))
     nn.functional.cross_entropy(logits, torch.from_numpy(subject.blobs.labels)).backward()  # type: ignore[no-untyped-call]
@@ -106,7 +106,7 @@ def gradient_reaches_every_parameter(subject: HeadSubject) -> None:
 
 
 def fits(subject: HeadSubject) -> None:
-    """It can be fitted, solved or by gradient, and is then a module in eval mode."""
+    """It can be fitted, solved or by gradient; the result is a module in eval mode."""
     module = subject.module
     expect(isinstance(module, nn.Module), f"`solve` returned {type(module).__name__}", do="return a module, or None")
     training = any(inner.training for inner in module.modules())
@@ -114,7 +114,7 @@ def fits(subject: HeadSubject) -> None:
 
 
 def leaves_its_data_alone(subject: HeadSubject) -> None:
-    """Solving changes neither features nor labels: other heads are fitted to the same."""
+    """Solving changes neither features nor labels: other heads are fitted to them, too."""
     mine = Blobs(subject.blobs.features.copy(), subject.blobs.labels.copy())
     subject.component.solve(mine.features, mine.labels, CLASSES, 0)
     same = np.array_equal(mine.features, subject.blobs.features) and np.array_equal(mine.labels, subject.blobs.labels)
@@ -122,7 +122,7 @@ def leaves_its_data_alone(subject: HeadSubject) -> None:
 
 
 def separates_blobs(subject: HeadSubject) -> None:
-    """It tells well separated clusters apart: column c of the logits speaks for class c."""
+    """It classifies well separated clusters: column c of the logits is that of class c."""
     accuracy = _accuracy(subject.module, subject.others)
     expect(accuracy >= ACCURACY, f"it gets {accuracy:.0%} of well separated rows right", do="check fit and label order")
 
@@ -133,7 +133,7 @@ def two_classes(subject: HeadSubject) -> None:
 
 
 def fifty_classes(subject: HeadSubject) -> None:
-    """Fifty classes of six rows each are told apart."""
+    """It classifies fifty classes of six rows each."""
     _check_classes(subject, 50, per_class=6)
 
 
@@ -149,7 +149,7 @@ def one_row_of_a_class(subject: HeadSubject) -> None:
 
 
 def permuted_labels_permute_logits(subject: HeadSubject) -> None:
-    """The names of the classes don't matter: with labels exchanged, the same columns are exchanged."""
+    """The order of the classes doesn't matter: permuted labels permute the columns of the logits."""
     permutation = np.array([1, 2, 0])
     module = subject.fitted(Blobs(subject.blobs.features, permutation[subject.blobs.labels]), CLASSES)
     before, after = (_probabilities(m, subject.others.features) for m in (subject.module, module))
@@ -157,12 +157,12 @@ def permuted_labels_permute_logits(subject: HeadSubject) -> None:
     expect(
         difference <= SAME_PROBABILITY,
         f"with its labels exchanged, probabilities differ by up to {difference:.2f}",
-        do="treat all classes alike, whatever their number",
+        do="treat all classes the same, whatever their index",
     )
 
 
-def repeats_itself(subject: HeadSubject) -> None:
-    """The same data and seed give the same head, to the bit."""
+def deterministic(subject: HeadSubject) -> None:
+    """The same data and seed give a bit-identical head."""
     torch.manual_seed(1)  # not the seed that it is given
     again = subject.fitted(subject.blobs, CLASSES).state_dict()
     changed = [name for name, t in subject.module.state_dict().items() if not torch.equal(t, again[name])]
@@ -179,7 +179,7 @@ def logits_are_float32(subject: HeadSubject) -> None:
 
 
 def finite_far_away(subject: HeadSubject) -> None:
-    """Logits are finite for rows far from all it was fitted to, and for zeros."""
+    """Logits are finite for zeros, and for rows far from the training data."""
     rows = np.concatenate([np.zeros((1, WIDTH), np.float32), 100 * subject.others.features[:4]])
     finite = bool(np.isfinite(_logits(subject.module, rows)).all())
     expect(finite, "logits of unusual rows are not finite", do="guard divisions, logarithms and exponentials")
@@ -195,7 +195,7 @@ def rows_are_independent(subject: HeadSubject) -> None:
 
 
 def restores(subject: HeadSubject) -> None:
-    """Its state goes through a safetensors file, and `restore` makes the same head of it, in eval mode."""
+    """`restore` returns the same head, in eval mode, from its state in a safetensors file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "head.safetensors")
         save_file({name: t.contiguous() for name, t in subject.module.state_dict().items()}, file)
@@ -207,14 +207,14 @@ def restores(subject: HeadSubject) -> None:
 
 
 def state_is_finite(subject: HeadSubject) -> None:
-    """Every stored value is finite: a bundle that holds anything else is refused."""
+    """Every stored value is finite: a bundle with other values is refused."""
     state = subject.module.state_dict()
     odd = [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]
     expect(not odd, f"values are not finite: {listed(odd)}", do="store what is finite, and compute the rest of it")
 
 
 def report_is_json(subject: HeadSubject) -> None:
-    """What it reports of its fit, in the attribute `report`, is JSON: it stands in the bundle."""
+    """The report of its fit, in the attribute `report`, is JSON: the bundle stores it."""
     report = getattr(subject.module, "report", {})
     try:
         again = json.loads(json.dumps(report, allow_nan=False))

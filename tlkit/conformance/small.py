@@ -1,4 +1,4 @@
-"""Two graphs as small as they can be with all that an exported classifier has, made without torch."""
+"""Two minimal graphs with everything that an exported classifier has, made without torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FACTS = {metadata.LABELS: '["a", "b", "c"]', metadata.BUNDLE: "0" * 64}
 
 
 def images(count: int) -> NDArray[np.uint8]:
-    """Noise `(count, S, S, 3)`."""
+    """Return noise, uint8 `(count, S, S, 3)`."""
     return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
 def model() -> onnx.ModelProto:
-    """Images to features and logits: cast, normalise, transpose, convolution, ReLU, mean, linear."""
+    """Return images to features and logits: cast, normalize, transpose, convolution, ReLU, mean, linear."""
     random = np.random.default_rng(1)
     weights = {
         "mean": np.array([100.0, 120.0, 140.0]),
@@ -34,9 +34,9 @@ def model() -> onnx.ModelProto:
     }
     nodes = [
         helper.make_node("Cast", [IMAGES], ["numbers"], to=TensorProto.FLOAT),
-        helper.make_node("Sub", ["numbers", "mean"], ["centred"]),
-        helper.make_node("Mul", ["centred", "scale"], ["normalised"]),
-        helper.make_node("Transpose", ["normalised"], ["input"], perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["numbers", "mean"], ["centered"]),
+        helper.make_node("Mul", ["centered", "scale"], ["normalized"]),
+        helper.make_node("Transpose", ["normalized"], ["input"], perm=[0, 3, 1, 2]),
         helper.make_node("Conv", ["input", "filters", "offsets"], ["map"], pads=[1, 1, 1, 1], strides=[2, 2]),
         helper.make_node("Relu", ["map"], ["active"]),
         helper.make_node("ReduceMean", ["active", "space"], [FEATURES], keepdims=0),
@@ -48,7 +48,7 @@ def model() -> onnx.ModelProto:
 
 
 def head() -> onnx.ModelProto:
-    """Features to logits."""
+    """Return the graph from features to logits."""
     return _graph([_linear()], [_value(FEATURES, WIDTH)], [_value(LOGITS, CLASSES)], _linear_weights())
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a strategy: it is a pure function, so it is asked for every number of stages and extreme facts."""
+"""Checks of a strategy: as a pure function it is called for many numbers of stages and extreme statistics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_EPOCHS = 10_000
 
 @dataclass(frozen=True)
 class Answer:
-    """What a strategy said for some stages and facts."""
+    """Result of a strategy for some stages and statistics."""
 
     stages: tuple[str, ...]
     info: DatasetStatistics
@@ -36,22 +36,22 @@ class Answer:
 
 
 class StrategySubject(Subject[Strategy]):
-    """A strategy under examination."""
+    """Strategy under test."""
 
     @prepared("answers")
     def answers(self) -> list[Answer]:
-        """What it says for all stages and facts."""
+        """Results for all stages and statistics."""
         return [self.ask(count, info) for count in STAGES for info in STATISTICS]
 
     def ask(self, count: int, info: DatasetStatistics) -> Answer:
-        """What it says for a number of stages; as in training, the phases are for the stages up to the cut."""
+        """Return the result for a number of stages; as in training, the phases are for the stages up to the cut."""
         stages = [f"stage{number}" for number in range(1, count + 1)]
         cut = self.component.cut(tuple(stages), info)
         kept = stages[: stages.index(cut) + 1] if cut in stages else stages
         return Answer(tuple(stages), info, cut, self.component.phases(tuple(kept), info))
 
     def phases(self) -> Iterator[tuple[Answer, Phase, int]]:
-        """Every phase it asks for, with how many stages there are up to the cut."""
+        """Yield every phase with its result and the number of stages up to the cut."""
         for answer in self.answers:
             kept = answer.stages.index(answer.cut) + 1 if answer.cut in answer.stages else len(answer.stages)
             for phase in answer.phases:
@@ -59,7 +59,7 @@ class StrategySubject(Subject[Strategy]):
 
 
 def answers(subject: StrategySubject) -> None:
-    """It has phases for 1 to 20 stages of any name, from one image a class to ten million images."""
+    """It has phases for 1 to 20 stages of any name, from one image per class to ten million images."""
     for answer in subject.answers:
         phases = answer.phases
         fits = isinstance(phases, Sequence) and len(phases) > 0 and all(isinstance(phase, Phase) for phase in phases)
@@ -73,7 +73,7 @@ def cut_is_a_stage(subject: StrategySubject) -> None:
 
 
 def pure(subject: StrategySubject) -> None:
-    """The same stages and facts give the same answer, whatever was asked before."""
+    """The same stages and statistics give the same result, whatever was called before."""
     for answer in reversed(subject.answers):
         again = subject.ask(len(answer.stages), answer.info)
         same = (again.cut, tuple(again.phases)) == (answer.cut, tuple(answer.phases))
@@ -81,7 +81,7 @@ def pure(subject: StrategySubject) -> None:
 
 
 def leaves_its_arguments_alone(subject: StrategySubject) -> None:
-    """A list of stages is as it was afterwards."""
+    """It does not change its arguments."""
     stages = ["stem", "body", "last"]
     subject.component.cut(stages, STATISTICS[0])
     subject.component.phases(stages, STATISTICS[0])
@@ -95,34 +95,36 @@ def epochs_are_positive(subject: StrategySubject) -> None:
         expect(fits, f"{answer}, a phase has {phase.epochs!r} epochs", do="keep them within 1 and 10,000")
 
 
-def rates_are_positive(subject: StrategySubject) -> None:
-    """Learning rates are finite and positive: the head's always, the trunk's where stages move."""
+def learning_rates_are_positive(subject: StrategySubject) -> None:
+    """Learning rates are finite and positive: the head's always, the trunk's if stages are trainable."""
     for answer, phase, _ in subject.phases():
         rates = (phase.head_lr, phase.trunk_lr) if phase.trainable else (phase.head_lr,)
         fits = all(math.isfinite(rate) and rate > 0.0 for rate in rates)
         expect(fits, f"{answer}, a phase has the learning rates {rates}", do="keep them above 0, and finite")
 
 
-def moves_what_there_is(subject: StrategySubject) -> None:
-    """A phase moves from none to all of the stages up to the cut."""
+def trainable_is_in_range(subject: StrategySubject) -> None:
+    """`trainable` is from 0 to the number of stages up to the cut."""
     for answer, phase, kept in subject.phases():
         fits = type(phase.trainable) is int and 0 <= phase.trainable <= kept
-        expect(fits, f"{answer}, a phase moves {phase.trainable!r} of {kept}", do="bound it by len(stages)")
+        expect(
+            fits, f"{answer}, a phase has {phase.trainable!r} trainable stages of {kept}", do="bound it by len(stages)"
+        )
 
 
-def restarts_what_moves(subject: StrategySubject) -> None:
-    """Only stages that move begin from random weights: others would stay random."""
+def reinit_is_trainable(subject: StrategySubject) -> None:
+    """Only trainable stages start from random weights: frozen ones would stay random."""
     for answer, phase, _ in subject.phases():
         fits = type(phase.reinit) is int and 0 <= phase.reinit <= phase.trainable
-        wrong = f"{answer}, a phase restarts {phase.reinit!r} stages and moves {phase.trainable}"
-        expect(fits, wrong, do="restart no more than you move")
+        wrong = f"{answer}, a phase has reinit={phase.reinit!r} and trainable={phase.trainable}"
+        expect(fits, wrong, do="keep reinit at most trainable")
 
 
-def decay_is_a_factor(subject: StrategySubject) -> None:
-    """The decay of the learning rate from stage to stage lies in (0, 1]."""
+def lr_decay_is_a_factor(subject: StrategySubject) -> None:
+    """`lr_decay`, the factor on the learning rate per stage, lies in (0, 1]."""
     for answer, phase, _ in subject.phases():
         fits = 0.0 < phase.lr_decay <= 1.0
-        expect(fits, f"{answer}, a phase has the decay {phase.lr_decay!r}", do="keep it above 0, and 1 at most")
+        expect(fits, f"{answer}, a phase has lr_decay={phase.lr_decay!r}", do="keep it above 0, and 1 at most")
 
 
 SUBJECT = StrategySubject

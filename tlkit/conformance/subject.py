@@ -1,4 +1,4 @@
-"""What the checks of a component share: the component, what was made of it so far, and how they fail."""
+"""Base of all checks: the component under test, objects prepared from it, failures and skips."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ Function = Callable[[Any], None]  # a check: it takes a Subject
 
 
 class CheckFailed(GateError):
-    """What is wrong with a component, and what its author can do about it."""
+    """Fault of a component, and the remedy for its author."""
 
 
 class _Depends(CheckFailed):
-    """A check can't be made because another fails."""
+    """The check depends on another that fails."""
 
 
 class Skipped(SkipTest):
-    """Why a check could not look at a component here."""
+    """Reason that a check can't run here."""
 
 
 class Exempt(Skipped):
-    """Why a component that fails a check may."""
+    """Reason that a component is exempt from a check that it fails."""
 
 
 def expect(held: bool, what: str, *, do: str) -> None:
-    """Fail the check with `what` is wrong and what its author should `do`, unless it held."""
+    """Raise CheckFailed with `what` is wrong and what its author should `do`, unless `held`."""
     __tracebackhide__ = True  # pytest shows the line that expects it
     if not held:
         raise CheckFailed(what, do=do)
 
 
 class Subject(Generic[AnyComponent]):
-    """A component under examination. What checks share is `prepared` once, whether that succeeds or fails."""
+    """Component under test. Objects that checks share are `prepared` once, whether that succeeds or fails."""
 
     def __init__(
         self, component: AnyComponent, *, pretrained: bool = False, exempt: Mapping[str, str] | None = None
@@ -67,17 +67,17 @@ class Subject(Generic[AnyComponent]):
         except (Exception, SystemExit) as error:
             root = _root(error)
             what = textwrap.shorten(f"it raised {type(root).__name__}: {root}", _MESSAGE)
-            raise CheckFailed(what + _place(root, type(self.component)), do="mend it there") from error
+            raise CheckFailed(what + _place(root, type(self.component)), do="fix it there") from error
 
     def prepare(self, name: str, owner: str, make: Callable[[], Made]) -> Made:
-        """What `make` returns, made at the first call only.
+        """Return what `make` returned at the first call.
 
-        Where that fails, `owner` is the check to fail with the reason; any other says that it depends on it.
+        If it raised, the check `owner` fails with the reason; any other fails because it depends on that.
         """
         if name not in self._prepared:
             try:
                 self._prepared[name] = make(), None
-            except Exception as error:  # noqa: BLE001  # kept for every check that will ask for it
+            except Exception as error:  # noqa: BLE001  # raised again for every check that needs it
                 self._prepared[name] = None, error
         made, problem = self._prepared[name]
         if problem is None:
@@ -86,11 +86,11 @@ class Subject(Generic[AnyComponent]):
             raise problem
         if owner in self.exempt:
             raise Skipped(f"it depends on {owner}, which is exempt") from problem
-        raise _Depends(f"it depends on {owner}, which fails", do="mend that first") from problem
+        raise _Depends(f"it depends on {owner}, which fails", do="fix that first") from problem
 
 
 def _root(error: BaseException) -> BaseException:
-    """What an error comes from; one of ours speaks for itself."""
+    """Return the root cause of an error, at most down to a TlkitError."""
     while error.__cause__ is not None and not isinstance(error, TlkitError):
         error = error.__cause__
     return error

@@ -1,4 +1,4 @@
-"""What is asked of a target: what it builds from a small graph has to give what ONNX Runtime gives."""
+"""Checks of a target: what it builds from a small graph must agree with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "fp16", "int8", "int8-symmetric")
 PROFILE = OptimizationProfile(min=1, opt=4, max=9)
 BATCHES = (1, 2, 5, 9)
-PREPROCESSING = small.images(PROFILE.max)
+IMAGES_IN = small.images(PROFILE.max)
 
 
 class TargetSubject(Subject[Target]):
-    """A target under examination, and what it made of a small graph of each kind."""
+    """Target under test, and what it built from a small graph of each kind."""
 
     def __init__(self, component: Target, **how: Any) -> None:
         super().__init__(component, **how)
@@ -38,24 +38,24 @@ class TargetSubject(Subject[Target]):
         weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
 
     def need(self) -> None:
-        """Skip the check where the target can't run."""
+        """Skip the check if the target can't run."""
         if missing := self.component.missing():
             raise Skipped(missing)
 
     def need_single_precision(self) -> None:
-        """Skip the check where the target takes no graph like the small ones."""
+        """Skip the check if the target takes no fp32 graph."""
         if "fp32" not in self.component.precisions:
             raise Skipped("it takes no fp32 graph, and the small ones are")
 
     def graph(self, name: str) -> Path:
-        """The ONNX file of the small `model` (images to features and logits) or `head` (features to logits)."""
+        """Return the ONNX file of the small `model` (images to features and logits) or `head` (features to logits)."""
         file = self.root / f"{name}.onnx"
         if not file.exists():
             onnx.save_model(small.model() if name == "model" else small.head(), file)
         return file
 
     def built(self, name: str) -> Path:
-        """What the target builds from it."""
+        """Return the file that the target built from a small graph."""
 
         def build() -> Path:
             self.need()
@@ -68,11 +68,11 @@ class TargetSubject(Subject[Target]):
         return self.prepare(f"built-{name}", "builds", build)
 
     def session(self, name: str) -> Session:
-        """That, opened."""
+        """Return that file, opened."""
         return self.prepare(f"session-{name}", "opens", lambda: self.open(self.built(name)))
 
     def open(self, file: Path) -> Session:
-        """A session of a file. Skips the check where only building is possible here."""
+        """Return a session of a file. Skips the check if only building is possible here."""
         try:
             return self.component.open(file)
         except ResourceError as missing:
@@ -80,8 +80,8 @@ class TargetSubject(Subject[Target]):
 
     @prepared("opens")
     def expected(self) -> dict[str, NDArray[np.float32]]:
-        """What ONNX Runtime gives for the images."""
-        return OnnxSession(self.graph("model")).run(PREPROCESSING)
+        """Outputs of ONNX Runtime for the images."""
+        return OnnxSession(self.graph("model")).run(IMAGES_IN)
 
 
 def suffix_of_its_files(subject: TargetSubject) -> None:
@@ -99,7 +99,7 @@ def precisions_are_known(subject: TargetSubject) -> None:
 
 
 def missing_says_what_to_install(subject: TargetSubject) -> None:
-    """`missing()` is None where it can run, and otherwise says why not, with the command that would install it."""
+    """`missing()` is None if it can run, and otherwise the reason, with the command that installs it."""
     missing = subject.component.missing()
     fits = missing is None or (isinstance(missing, str) and " install " in missing)
     expect(fits, f"`missing()` returns {missing!r}", do="end it with the command, as in: 'run: pip install NAME'")
@@ -107,13 +107,13 @@ def missing_says_what_to_install(subject: TargetSubject) -> None:
 
 
 def builds(subject: TargetSubject) -> None:
-    """`build` writes the file it is told to, from a graph of images and from one of features."""
+    """`build` writes the given file, from a graph of images and from one of features."""
     for name in ("model", "head"):
         subject.built(name)
 
 
 def leaves_the_graph_alone(subject: TargetSubject) -> None:
-    """`build` changes nothing of the graph it reads, and takes no other name for what it writes."""
+    """`build` does not change the graph that it reads."""
     before = small.model().SerializeToString()
     subject.built("model")
     same = onnx.load_model(subject.graph("model")).SerializeToString() == before
@@ -131,7 +131,7 @@ def opens(subject: TargetSubject) -> None:
 
 
 def metadata_passes_through(subject: TargetSubject) -> None:
-    """The session has the metadata of the graph: labels, pixel recipe and hash travel with the file."""
+    """The session has the metadata of the graph: labels, preprocessing and hash travel with the file."""
     found = subject.session("model").metadata
     lacking = [key for key, value in small.FACTS.items() if found.get(key) != value]
     do = "store the graph's metadata_props in the file that `build` writes"
@@ -141,13 +141,13 @@ def metadata_passes_through(subject: TargetSubject) -> None:
 def agrees_with_onnx_runtime(subject: TargetSubject) -> None:
     """Features and logits are those of ONNX Runtime within the tolerance, for every batch it is built for."""
     subject.need_single_precision()
-    verdict = compare(subject.expected, subject.session("model"), PREPROCESSING, batches=BATCHES)
+    verdict = compare(subject.expected, subject.session("model"), IMAGES_IN, batches=BATCHES)
     do = "compute in the precision of the graph; keep the channels' order"
     expect(verdict.passed, f"it differs from ONNX Runtime: {verdict.summary()}", do=do)
 
 
 def head_agrees_with_onnx_runtime(subject: TargetSubject) -> None:
-    """So are the logits of a graph that begins at features."""
+    """Logits of a graph that starts at features are those of ONNX Runtime, too."""
     subject.need_single_precision()
     features = subject.expected[FEATURES]
     expected = OnnxSession(subject.graph("head")).run(features)
@@ -156,41 +156,45 @@ def head_agrees_with_onnx_runtime(subject: TargetSubject) -> None:
 
 
 def arrays_are_float32(subject: TargetSubject) -> None:
-    """Outputs are float32 NumPy arrays by name, a row for each image."""
+    """Outputs are float32 NumPy arrays by name, a row per image."""
     for batch in BATCHES:
-        for name, array in subject.session("model").run(PREPROCESSING[:batch]).items():
+        for name, array in subject.session("model").run(IMAGES_IN[:batch]).items():
             fits = isinstance(array, np.ndarray) and array.dtype == np.float32 and len(array) == batch
             shape = getattr(array, "shape", type(array).__name__)
             expect(fits, f"for {batch} images, {name} is {shape}", do="return float32 arrays `(N, ...)`")
 
 
 def gives_what_is_asked_for(subject: TargetSubject) -> None:
-    """`run(array, names)` gives those outputs only, and all of them unless told."""
+    """`run(array, names)` gives those outputs only, and all of them by default."""
     session = subject.session("model")
     for names in ((FEATURES,), (LOGITS,), (LOGITS, FEATURES), None):
-        got = set(session.run(PREPROCESSING[:1], names))
+        got = set(session.run(IMAGES_IN[:1], names))
         wanted = set(names or (FEATURES, LOGITS))
-        expect(got == wanted, f"asked for {names}, it gives {sorted(got)}", do="heed the argument `outputs`")
+        expect(got == wanted, f"asked for {names}, it gives {sorted(got)}", do="use the argument `outputs`")
 
 
 def results_are_kept(subject: TargetSubject) -> None:
     """An array that was returned stays as it is when the session runs again."""
     session = subject.session("model")
-    first = session.run(PREPROCESSING[:1])
+    first = session.run(IMAGES_IN[:1])
     kept = {name: array.copy() for name, array in first.items()}
-    session.run(PREPROCESSING[1:2])
+    session.run(IMAGES_IN[1:2])
     changed = [name for name, array in first.items() if not np.array_equal(array, kept[name])]
     expect(not changed, f"a later run changes {', '.join(changed)}", do="return copies of reused buffers")
 
 
 def runs_in_threads(subject: TargetSubject) -> None:
-    """As many threads as `workers` says may run it at once."""
+    """`workers` threads may run it concurrently."""
     session = subject.session("model")
     fits = type(session.workers) is int and session.workers >= 1
-    expect(fits, f"workers is {session.workers!r}", do="say how many threads gain by calling `run` at once; 1 if none")
+    expect(
+        fits,
+        f"workers is {session.workers!r}",
+        do="set the number of threads that gain by calling `run` concurrently; 1 if none",
+    )
     fits = type(session.batch_size) is int and session.batch_size >= 1
-    expect(fits, f"batch is {session.batch_size!r}", do="say how many images a call had best be given")
-    batches = [PREPROCESSING[index : index + 1] for index in range(PROFILE.max)] * 4
+    expect(fits, f"batch_size is {session.batch_size!r}", do="set the rows per call with the best throughput")
+    batches = [IMAGES_IN[index : index + 1] for index in range(PROFILE.max)] * 4
     alone = [session.run(batch)[LOGITS] for batch in batches]
     with ThreadPoolExecutor(session.workers) as pool:
         together = list(pool.map(lambda batch: session.run(batch)[LOGITS], batches))
@@ -203,14 +207,14 @@ def runs_in_threads(subject: TargetSubject) -> None:
 def two_sessions_at_once(subject: TargetSubject) -> None:
     """A file can be opened twice, and the sessions don't disturb each other."""
     one = subject.session("model")
-    before = one.run(PREPROCESSING[:2])[LOGITS]
-    subject.open(subject.built("model")).run(PREPROCESSING[2:4])
-    same = np.array_equal(one.run(PREPROCESSING[:2])[LOGITS], before)
+    before = one.run(IMAGES_IN[:2])[LOGITS]
+    subject.open(subject.built("model")).run(IMAGES_IN[2:4])
+    same = np.array_equal(one.run(IMAGES_IN[:2])[LOGITS], before)
     expect(same, "a second session of the same file changes the first", do="share no buffers between sessions")
 
 
 def refuses_what_it_did_not_write(subject: TargetSubject) -> None:
-    """`open` raises an ArtifactError for a file of something else, for half a file, and for an empty one."""
+    """`open` raises an ArtifactError for another format, for half a file, and for an empty one."""
     whole = subject.built("model").read_bytes()
     for what, content in (("something else", b"no engine" * 99), ("half a file", whole[:-64]), ("nothing", b"")):
         file = subject.root / f"spoiled{subject.component.suffix}"

@@ -1,4 +1,4 @@
-"""Which files and which network a piece of code reaches for, whatever library it uses to do so.
+"""Watch the files and network addresses that code opens, whatever library it uses.
 
 Python's audit events tell of every file that Python opens and every address it looks up or connects to. The native
 code of safetensors opens files without one, so its door is watched as well.
@@ -59,7 +59,7 @@ def watching(watch: Watch) -> Iterator[None]:
 
 
 def is_weights(path: object) -> bool:
-    """Whether it is the path of weights, by its suffix, or by its size where it isn't code."""
+    """Return True for the path of weights: by its suffix, or by its size unless it is code."""
     if not isinstance(path, str | bytes | os.PathLike):
         return False  # a descriptor: its file was opened by name before
     file = Path(os.fsdecode(path))
@@ -78,7 +78,7 @@ def _reads(mode: object, flags: object) -> bool:
 
 
 def _is_local(event: str, args: tuple[Any, ...]) -> bool:
-    """Whether it is a socket of this machine's file system, which reaches no network."""
+    """Return True for a socket of this machine's file system, which reaches no network."""
     return event == "socket.connect" and isinstance(args[1], str | bytes)
 
 

@@ -76,7 +76,7 @@ class Doubling(Tiny):
         object.__setattr__(self, "depth", 2 * self.depth)
 
 
-@breaks("equal-to-its-like", "its repr tells of this process or machine")
+@breaks("copies-are-equal", "its repr tells of this process or machine")
 @dataclass(frozen=True)
 class Holding(Tiny):
     held: object = field(default_factory=object)
@@ -85,7 +85,7 @@ class Holding(Tiny):
 BROKEN["declared-cheaply"] = (heavy.Heavy(), "declaring it imports .*torch")
 
 
-@breaks("pixel-recipe", "not on the scale 0..1; divide by 255")
+@breaks("preprocessing", "not on the scale 0..1; divide by 255")
 class OtherScale(Tiny):
     preprocessing = replace(Tiny.preprocessing, mean=(124.0, 117.0, 104.0))
 
@@ -95,7 +95,7 @@ class AtHome(Tiny):
     weights = Weights("/elsewhere/weights.pth", "MIT")
 
 
-@breaks("license-of-the-weights", "the license 'unknown' is none")
+@breaks("license-of-the-weights", "the license 'unknown' is no SPDX expression")
 class Unlicensed(Tiny):
     weights = Weights("pypi:x==1", "unknown")
 
@@ -311,7 +311,7 @@ class Centring(Changed):
         return x - x.mean(0)
 
 
-@breaks("repeats-itself", "a second run differs from third on")
+@breaks("deterministic", "a second run differs from third on")
 class Dropping(Changed):
     def function(self, x):
         return F.dropout(x)
@@ -342,7 +342,7 @@ class InPlace(Changed):
         stages["third"].insert(0, nn.Hardtanh(0, 0.1, inplace=True).eval())
 
 
-@breaks("together-the-whole-network", "the chained stages differ from the whole network by")
+@breaks("stages-equal-the-network", "the chained stages differ from the network by")
 class OtherWhole(Tiny):
     def stages(self, *, pretrained):
         return built()
@@ -356,7 +356,7 @@ def built() -> dict[str, nn.Module]:
     return {"one": nn.Conv2d(3, 4, 3).eval(), "two": nn.Conv2d(4, 6, 3).eval()}
 
 
-@breaks("moves-to-another-device", "it raised RuntimeError: .*device")
+@breaks("runs-on-another-device", "it raised RuntimeError: .*device")
 class StayingBehind(Changed):
     def function(self, x):
         return x + torch.ones(x.shape)

@@ -1,1 +1,1 @@
-"""What is asked of a backbone."""
+"""Checks of a backbone."""

@@ -1,4 +1,4 @@
-"""What a backbone says of itself."""
+"""Checks of a backbone's declaration: preprocessing and origin of the weights."""
 
 from __future__ import annotations
 
@@ -17,28 +17,24 @@ _NO_LICENSE = frozenset({"", "-", "?", "n-a", "none", "other", "tbd", "todo", "u
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def pixel_recipe(subject: BackboneSubject) -> None:
-    """The pixel recipe is a `Pixels` whose mean and deviation are on the scale 0..1."""
-    preprocessing = subject.preprocessing
+def preprocessing(subject: BackboneSubject) -> None:
+    """`preprocessing` is a `Preprocessing` with mean and standard deviation on the scale 0..1."""
+    given = subject.preprocessing
+    expect(given.size in SIZES, f"images of {given.size} x {given.size} pixels", do="check `preprocessing.size`")
     expect(
-        preprocessing.size in SIZES,
-        f"images of {preprocessing.size} x {preprocessing.size} pixels",
-        do="check the recipe's size",
-    )
-    expect(
-        all(0.0 <= mean <= 1.0 for mean in preprocessing.mean) and all(0.0 < std <= 1.0 for std in preprocessing.std),
-        f"mean {preprocessing.mean} and std {preprocessing.std} are not on the scale 0..1",
-        do="divide by 255 what is meant for 0..255",
+        all(0.0 <= mean <= 1.0 for mean in given.mean) and all(0.0 < std <= 1.0 for std in given.std),
+        f"mean {given.mean} and std {given.std} are not on the scale 0..1",
+        do="divide values on the scale 0..255 by 255",
     )
 
 
 def origin_of_the_weights(subject: BackboneSubject) -> None:
-    """It says where the weights come from, in a way that means something on another machine."""
+    """The origin of the weights is recorded, as a package or address, not as a path of one machine."""
     origin = _weights(subject).origin.strip()
-    expect(bool(origin), "the source has no origin", do="name the package or address, as in 'pypi:name==1.0'")
+    expect(bool(origin), "the weights have no origin", do="name the package or address, as in 'pypi:name==1.0'")
     expect(
         not (Path(origin).is_absolute() or origin.startswith(("file:", "~", "."))),
-        f"the origin {origin!r} is a place on one machine",
+        f"the origin {origin!r} is a path on one machine",
         do="name the package or address that the weights were published at",
     )
 
@@ -48,8 +44,8 @@ def license_of_the_weights(subject: BackboneSubject) -> None:
     spdx = _weights(subject).license.strip()
     expect(
         spdx.lower() not in _NO_LICENSE and bool(_SPDX.fullmatch(spdx)),
-        f"the license {spdx!r} is none",
-        do="record it by its SPDX name, as in 'Apache-2.0'; where there is none, 'LicenseRef-...' with a word for it",
+        f"the license {spdx!r} is no SPDX expression",
+        do="record it by its SPDX name, as in 'Apache-2.0'; without one, 'LicenseRef-...' with a name for it",
     )
 
 
@@ -60,7 +56,7 @@ def hash_of_the_weights(subject: BackboneSubject) -> None:
         right = bool(_SHA256.fullmatch(sha256))
         expect(right, f"{sha256!r} is no SHA-256", do="record the 64 hex digits of: sha256sum FILE")
         return
-    watch, do = Watch(), "record the file's hash in `Source(..., sha256=...)`, and check it before the file is read"
+    watch, do = Watch(), "record the file's hash in `Weights(..., sha256=...)`, and check it before the file is read"
     try:
         with watching(watch):
             subject.component.stages(pretrained=True)

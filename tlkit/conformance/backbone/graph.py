@@ -1,4 +1,4 @@
-"""That a backbone can be exported, and computes the same once it is."""
+"""Checks that a backbone can be exported and that the graph agrees with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def traces(subject: BackboneSubject) -> None:
 
 
 def batch_is_dynamic(subject: BackboneSubject) -> None:
-    """The number of images is left open in the graph, and nothing else is."""
+    """Only the batch axis is dynamic in the graph."""
     values = [*subject.graph.graph.input, *subject.graph.graph.output]
     for value in values:
         first, *others = [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]

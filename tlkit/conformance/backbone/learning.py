@@ -1,4 +1,4 @@
-"""That a backbone can be trained, wholly or in part."""
+"""Checks that a backbone can be trained, as a whole and in part."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tlkit.conformance.subject import expect
 from tlkit.model.trunk import Trunk
 from tlkit.util.text import listed
 
-RATE = 1e-3
+LEARNING_RATE = 1e-3
 
 
 def gradient_reaches_every_parameter(subject: BackboneSubject) -> None:
-    """Every parameter has a part in the deepest features."""
+    """Every parameter gets a gradient from the deepest features."""
     trunk = subject.fresh()
     _loss(trunk, subject.images[:2]).backward()  # type: ignore[no-untyped-call]
     idle = [name for name, p in trunk.named_parameters() if p.grad is None or not p.grad.any()]
@@ -23,22 +23,22 @@ def gradient_reaches_every_parameter(subject: BackboneSubject) -> None:
 
 
 def trains(subject: BackboneSubject) -> None:
-    """In training mode a step changes every stage that has parameters, and leaves all of it finite."""
+    """A training step changes every stage that has parameters, and leaves all values finite."""
     trunk = subject.fresh().train()
     before = _state(trunk)
     _step(trunk, subject.images[:3])
-    still = []
+    unchanged = []
     for stage, module in trunk.stages.items():
         parameters = [(f"stages.{stage}.{name}", parameter) for name, parameter in module.named_parameters()]
         if parameters and all(torch.equal(parameter, before[name]) for name, parameter in parameters):
-            still.append(stage)
-    expect(not still, f"a training step does not change {listed(still)}", do="look for what is detached or frozen")
+            unchanged.append(stage)
+    expect(not unchanged, f"a training step does not change {listed(unchanged)}", do="detach and freeze nothing")
     odd = [name for name, tensor in trunk.state_dict().items() if not torch.isfinite(tensor.float()).all()]
     expect(not odd, f"a training step leaves {listed(odd)} not finite", do="check the stages in training mode")
 
 
 def frozen_stages_stay(subject: BackboneSubject) -> None:
-    """While deeper stages learn, those that are frozen and in eval mode stay the same to the bit, buffers and all."""
+    """While deeper stages are trained, frozen stages in eval mode stay bit-identical, buffers included."""
     trunk = subject.fresh()
     names = trunk.names[: (len(trunk.names) + 1) // 2]
     for name, stage in trunk.stages.items():
@@ -51,25 +51,25 @@ def frozen_stages_stay(subject: BackboneSubject) -> None:
     ]
     expect(
         not changed,
-        f"training changed what was frozen: {listed(changed)}",
+        f"training changed frozen tensors: {listed(changed)}",
         do="update statistics in training mode only",
     )
 
 
 def _loss(trunk: Trunk, images: Tensor) -> Tensor:
-    """A number that every feature has a different weight in."""
+    """Return a scalar in which every feature has a different weight."""
     features: Tensor = trunk(images)
     weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
     return (features * weights).mean() + features.square().mean()
 
 
 def _step(trunk: Trunk, images: Tensor) -> None:
-    """One step of gradient descent on whatever is not frozen."""
+    """Take one step of gradient descent on the trainable parameters."""
     loss = _loss(trunk, images)
     learning = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
     if learning:
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.optim.SGD(learning, lr=RATE).step()
+        torch.optim.SGD(learning, lr=LEARNING_RATE).step()
 
 
 def _state(trunk: Trunk) -> dict[str, Tensor]:

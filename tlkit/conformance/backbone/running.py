@@ -1,4 +1,4 @@
-"""What a backbone computes, in eval mode."""
+"""Checks of a backbone's forward pass in eval mode."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tlkit.model import trunk as trunks
 from tlkit.util.text import listed
 from tlkit.verification.parity import cosines, relative_error
 
-SAME = 1e-4  # relative; sums in another order differ by less, and whatever is wrong differs by more
+SAME = 1e-4  # relative; sums in another order differ by less, faults by more
 HALF_COSINE = 0.99  # of features in half precision to those in single
 
 
 def chains(subject: BackboneSubject) -> None:
-    """The first stage takes the recipe's input, each next what the last one gives: one float32 tensor, a row an image.
+    """Stages chain: each takes the output of the one before, a float32 tensor with one row per image.
 
     The default pooling takes `(N, C, H, W)`, `(N, T, C)` or `(N, C)`.
     """
@@ -32,7 +32,7 @@ def chains(subject: BackboneSubject) -> None:
 
 
 def pools(subject: BackboneSubject) -> None:
-    """What any stage gives is pooled to float32 features `(N, width)`, so that any stage can be the cut."""
+    """The output of every stage is pooled to float32 features `(N, width)`, so that any stage can be the cut."""
     for name, features in zip(subject.trunk.names, subject.features, strict=True):
         expect(
             features.ndim == 2 and len(features) == len(subject.images) and features.dtype == np.float32,
@@ -42,7 +42,7 @@ def pools(subject: BackboneSubject) -> None:
 
 
 def width_is_constant(subject: BackboneSubject) -> None:
-    """The width of the features depends on the cut alone: not on the batch, and not on the build."""
+    """The width of the features depends on the cut only: not on the batch, and not on the build."""
     widths = [features.shape[1:] for features in subject.features]
     for features in (*(part for _, part in subject.parts), subject.run(subject.random_trunk(), BATCHES[0])):
         got = [stage.shape[1:] for stage in features]
@@ -60,13 +60,15 @@ def features_are_finite(subject: BackboneSubject) -> None:
 def tells_images_apart(subject: BackboneSubject) -> None:
     """Different images have different features at the deepest stage."""
     features = subject.features[-1]
-    alike = [
+    equal = [
         f"{i} and {j}"
         for i in range(len(features))
         for j in range(i)
         if relative_error(features[i : i + 1], features[j : j + 1]) < 1e-6
     ]
-    expect(not alike, f"test images have the same features: {listed(alike)}", do="check recipe and initial weights")
+    expect(
+        not equal, f"test images have the same features: {listed(equal)}", do="check preprocessing and initial weights"
+    )
 
 
 def rows_are_independent(subject: BackboneSubject) -> None:
@@ -78,8 +80,8 @@ def rows_are_independent(subject: BackboneSubject) -> None:
             expect(error <= SAME, f"{name} depends on the other images of the batch (error {error:.2g})", do=do)
 
 
-def repeats_itself(subject: BackboneSubject) -> None:
-    """The same images give the same features, to the bit."""
+def deterministic(subject: BackboneSubject) -> None:
+    """The same images give bit-identical features."""
     again = subject.run(subject.trunk)
     pairs = zip(subject.trunk.names, again, subject.features, strict=True)
     differing = [name for name, one, other in pairs if not np.array_equal(one, other)]
@@ -104,7 +106,7 @@ def leaves_its_state_alone(subject: BackboneSubject) -> None:
 
 
 def leaves_its_input_alone(subject: BackboneSubject) -> None:
-    """No stage writes into its input: that is what the stage before it gave, and may be the cut."""
+    """No stage writes into its input, which is the output of the stage before and may be the cut."""
     with torch.inference_mode():
         inputs = [subject.trunk.normalize(subject.images), *subject.maps]
         for (name, stage), given in zip(subject.trunk.stages.items(), inputs, strict=False):
@@ -113,8 +115,8 @@ def leaves_its_input_alone(subject: BackboneSubject) -> None:
             expect(torch.equal(x, given), f"{name} changes its input", do="let no stage begin with `inplace=True`")
 
 
-def together_the_whole_network(subject: BackboneSubject) -> None:
-    """The chained stages give what the network gives in its own library, where the component has that as `whole`."""
+def stages_equal_the_network(subject: BackboneSubject) -> None:
+    """The chained stages compute what the library's own network computes, if the component has that as `whole`."""
     whole, trunk = _of_the_same_weights(subject)
     with torch.inference_mode():
         inputs = trunk.normalize(subject.images)
@@ -127,11 +129,11 @@ def together_the_whole_network(subject: BackboneSubject) -> None:
     do = "check order and content of the stages; without pretrained weights, build both with the same code"
     expect(expected.shape == got.shape, f"the network gives {expected.shape}, its stages {got.shape}", do=do)
     error = relative_error(expected.numpy(), got.numpy())
-    expect(error <= SAME, f"the chained stages differ from the whole network by {error:.2g}", do=do)
+    expect(error <= SAME, f"the chained stages differ from the network by {error:.2g}", do=do)
 
 
-def moves_to_another_device(subject: BackboneSubject) -> None:
-    """Moved to another device, it runs there: no tensor stays behind, and none is made on the CPU."""
+def runs_on_another_device(subject: BackboneSubject) -> None:
+    """On another device it runs there: no tensor stays behind, and none is created on the CPU."""
     moved = copy.deepcopy(subject.trunk).to("meta")  # where tensors have a shape and a device, but no values
     with torch.inference_mode():
         features = moved(subject.images[:1].to("meta"))
@@ -139,7 +141,7 @@ def moves_to_another_device(subject: BackboneSubject) -> None:
 
 
 def keeps_half_precision(subject: BackboneSubject) -> None:
-    """Made half precision, every module gives half precision: no float32 is made on the way."""
+    """In half precision, every module returns half precision: none creates float32."""
     stages = copy.deepcopy(subject.trunk.stages).to("meta", torch.float16)
     turned: list[str] = []
 
@@ -160,7 +162,7 @@ def keeps_half_precision(subject: BackboneSubject) -> None:
 
 
 def fits_half_precision(subject: BackboneSubject) -> None:
-    """Weights and what each layer gives fit float16: rounded to it, features keep their direction (cosine 0.99)."""
+    """Weights and activations fit float16: rounded to it, features keep a cosine of at least 0.99."""
 
     def round_(_module: nn.Module, _inputs: object, output: object) -> object:
         return output.half().float() if isinstance(output, Tensor) and output.is_floating_point() else output
@@ -170,19 +172,19 @@ def fits_half_precision(subject: BackboneSubject) -> None:
         if next(module.children(), None) is None:
             module.register_forward_hook(round_)
     features = subject.run(trunk, BATCHES[0])[-1]
-    do = "exempt it, with the reason, where values beyond 65504 are meant; such a network is deployed as fp32"
+    do = "exempt it with the reason if values beyond 65504 are intended; such a network is deployed as fp32"
     expect(bool(np.isfinite(features).all()), "it leaves the range of float16", do=do)
     cosine = float(cosines(subject.features[-1][BATCHES[0]], features).min())
     expect(cosine >= HALF_COSINE, f"in float16, the cosine to its features is {cosine:.4f}", do=do)
 
 
 def _of_the_same_weights(subject: BackboneSubject) -> tuple[nn.Module, trunks.Trunk]:
-    """The network of the component's library and a trunk, before any of them was run."""
+    """Return the library's own network and a trunk of the same weights; neither has been run."""
     trunk = subject.trunk if subject.pretrained else None
     with torch.random.fork_rng():
         torch.manual_seed(0)
         whole = subject.component.whole(pretrained=subject.pretrained)
         if whole is None:
-            raise Skipped("it has no `whole` to hold the stages against")
+            raise Skipped("it has no `whole` to compare the stages with")
         torch.manual_seed(0)
         return whole.eval(), trunk or subject.random_trunk()

@@ -1,4 +1,4 @@
-"""What the stages of a backbone are."""
+"""Checks of the stages of a backbone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def same_every_time(subject: BackboneSubject) -> None:
 
 
 def in_eval_mode(subject: BackboneSubject) -> None:
-    """Every module of every stage is in eval mode when it is handed out."""
+    """Every module of every stage is in eval mode when it is returned."""
     stages = subject.component.stages(pretrained=False)
     training = [
         f"{stage}.{name}".rstrip(".")
@@ -56,14 +56,14 @@ def in_eval_mode(subject: BackboneSubject) -> None:
 
 
 def in_single_precision(subject: BackboneSubject) -> None:
-    """Weights and buffers are float32; export makes lower precisions of that."""
+    """Weights and buffers are float32; export converts to lower precisions."""
     state = subject.random_trunk().state_dict()
     other = [f"{name} is {t.dtype}" for name, t in state.items() if t.is_floating_point() and t.dtype != torch.float32]
     expect(not other, f"not all weights are float32: {listed(other)}", do="return each stage after `.float()`")
 
 
 def can_be_trained(subject: BackboneSubject) -> None:
-    """Every parameter requires a gradient: which stages learn is the strategy's to say."""
+    """Every parameter requires a gradient: freezing is up to the strategy."""
     fixed = [name for name, parameter in subject.random_trunk().named_parameters() if not parameter.requires_grad]
     expect(not fixed, f"parameters are frozen: {listed(fixed)}", do="leave freezing to tlkit; make constants buffers")
 
@@ -97,11 +97,11 @@ def builds_share_no_tensors(subject: BackboneSubject) -> None:
     first, second = subject.random_trunk(), subject.random_trunk()
     places = {place for _, place in _places(first)}
     shared = [name for name, place in _places(second) if place in places]
-    expect(not shared, f"two builds share tensors: {listed(shared)}", do="build every module anew in each call")
+    expect(not shared, f"two builds share tensors: {listed(shared)}", do="build every module again in each call")
 
 
 def can_be_copied(subject: BackboneSubject) -> None:
-    """`copy.deepcopy` gives an equal trunk that shares no tensor: the best epoch is kept that way."""
+    """`copy.deepcopy` gives an equal trunk that shares no tensor: the best epoch is kept as a copy."""
     copied = copy.deepcopy(subject.trunk)
     places = {place for _, place in _places(subject.trunk)}
     shared = [name for name, place in _places(copied) if place in places]
@@ -120,7 +120,7 @@ def _layout(trunk: trunks.Trunk) -> dict[str, tuple[torch.dtype, tuple[int, ...]
 
 
 def _places(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Where in memory each parameter and buffer that holds anything lies."""
+    """Yield name and memory address of each parameter and buffer that is not empty."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.numel():
             yield name, tensor.untyped_storage().data_ptr()

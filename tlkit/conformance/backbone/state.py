@@ -1,4 +1,4 @@
-"""What a bundle keeps of a backbone."""
+"""Checks of the state that a bundle stores."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def state_survives_safetensors(subject: BackboneSubject) -> None:
 
 
 def state_is_complete(subject: BackboneSubject) -> None:
-    """Another build that is given the state computes the same: nothing that was learnt lies outside it."""
+    """Another build that is given the state computes the same: nothing that was learned is outside it."""
     other = subject.random_trunk()
     trunks.load_tensors(other, trunks.tensors(subject.trunk), what="trunk")
     expect(
@@ -74,7 +74,7 @@ def random_weights_are_random(subject: BackboneSubject) -> None:
     expect(
         share > 0.5,
         f"only {share:.0%} of the weights of two builds differ",
-        do="with `pretrained=False`, leave the weights as PyTorch initialises them",
+        do="with `pretrained=False`, leave the weights as PyTorch initializes them",
     )
 
 

@@ -1,4 +1,4 @@
-"""What the checks of a backbone share: its stages, test images, what each stage makes of them, and the graph."""
+"""Objects that the checks of a backbone share: stages, test images, the outputs of each stage, and the graph."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BATCHES = (slice(0, 1), slice(1, 3), ALL)  # of 1, 2 and 5 images
 
 
 class BackboneSubject(Subject[Backbone]):
-    """A backbone under examination. What is prepared here is not to be changed: take a `fresh()` trunk for that."""
+    """Backbone under test. Prepared objects must not be changed: `fresh()` returns a trunk for that."""
 
     def __init__(self, component: Backbone, **how: Any) -> None:
         super().__init__(component, **how)
@@ -40,44 +40,44 @@ class BackboneSubject(Subject[Backbone]):
 
     @prepared("builds")
     def stages(self) -> Mapping[str, nn.Module]:
-        """The stages with random weights, as the plugin returns them at first: a cache in it can't be filled yet."""
+        """Stages with random weights from the plugin's first call, when no cache in it is filled."""
         with watching(self.watch), torch.random.fork_rng(devices=()):  # whoever sets a seed finds it untouched
             return self.component.stages(pretrained=False)
 
-    @prepared("pixel-recipe")
+    @prepared("preprocessing")
     def preprocessing(self) -> Preprocessing:
-        """The pixel recipe."""
+        """Preprocessing that it declares."""
         if not isinstance(self.component.preprocessing, Preprocessing):
-            raise TypeError(f"pixels is {self.component.preprocessing!r}, not a Pixels")
+            raise TypeError(f"preprocessing is {self.component.preprocessing!r}, not a Preprocessing")
         return self.component.preprocessing
 
     @prepared("stage-names")
     def built(self) -> trunks.Trunk:
-        """A trunk as the plugin makes it, pretrained or random; it has not been run."""
+        """Trunk as the plugin builds it, pretrained or random; it has not been run."""
         return self.pretrained_trunk() if self.pretrained else self.random_trunk()
 
     @prepared("chains")
     def trunk(self) -> trunks.Trunk:
-        """The trunk under examination: pretrained, or random and `vary`ed, so that no layer is without effect."""
+        """Trunk under test: pretrained, or random and varied (see `vary`), so that every layer has an effect."""
         return self.built if self.pretrained else self.vary(copy.deepcopy(self.built))
 
     def vary(self, trunk: trunks.Trunk) -> trunks.Trunk:
-        """`trunk` with weights that hide nothing."""
+        """Return `trunk` with varied weights."""
         return vary(trunk, lambda: self.chain(trunk))
 
     def fresh(self) -> trunks.Trunk:
-        """A copy of `trunk` to do anything with."""
+        """Return a copy of `trunk` that may be changed."""
         return copy.deepcopy(self.trunk).requires_grad_(True)
 
     def random_trunk(self) -> trunks.Trunk:
-        """A trunk with the random weights that the plugin gives it."""
-        _ = self.stages, self.preprocessing  # whose own checks fail where these can't be had
+        """Return a trunk with the random weights of the plugin."""
+        _ = self.stages, self.preprocessing  # their own checks fail if these are wrong
         return trunks.build(self.component, pretrained=False)
 
     def pretrained_trunk(self) -> trunks.Trunk:
-        """A trunk with the pretrained weights. Skips the check where these can't be had."""
+        """Return a trunk with the pretrained weights. Skips the check if they are not available."""
         if not self.pretrained:
-            raise Skipped("it needs the pretrained weights, which are looked for only when asked to")
+            raise Skipped("it needs the pretrained weights; pass --pretrained, or pretrained=True")
         _ = self.preprocessing
         try:
             return trunks.build(self.component, pretrained=True)
@@ -86,17 +86,17 @@ class BackboneSubject(Subject[Backbone]):
 
     @property
     def images(self) -> Tensor:
-        """Five images, uint8 `(5, S, S, 3)`: noise, coarse noise, a gradient, black and white."""
-        return self.prepare("images", "pixel-recipe", lambda: _images(self.preprocessing.size))
+        """Five images, uint8 `(5, S, S, 3)`: noise, coarse noise, a gradient, black, white."""
+        return self.prepare("images", "preprocessing", lambda: _images(self.preprocessing.size))
 
     @prepared("chains")
     def maps(self) -> list[Tensor]:
-        """What each stage makes of the images, `(5, ...)`, not pooled."""
+        """Output `(5, ...)` of each stage for the images, not pooled."""
         with torch.inference_mode():
             return self.chain(self.trunk)
 
     def chain(self, trunk: trunks.Trunk) -> list[Tensor]:
-        """What each stage of a trunk gives; copies, whatever the next stage does to it."""
+        """Return a copy of the output of each stage of a trunk."""
         x, outputs = trunk.normalize(self.images), []
         for name, stage in trunk.stages.items():
             x = stage(x.clone())
@@ -106,23 +106,23 @@ class BackboneSubject(Subject[Backbone]):
 
     @prepared("pools")
     def features(self) -> list[NDArray[np.float32]]:
-        """The features `(5, width)` of each stage."""
+        """Features `(5, width)` of each stage."""
         with torch.inference_mode():
             return [self.trunk.pool(x).numpy() for x in self.maps]
 
     @prepared("chains")
     def parts(self) -> list[tuple[slice, list[NDArray[np.float32]]]]:
-        """The features of each stage for a batch of 1 and another of 2 images, and which of the five these are."""
+        """Features of each stage for batches of 1 and 2 of the images, and the slice of the images."""
         return [(rows, self.run(self.trunk, rows)) for rows in BATCHES[:2]]
 
     def run(self, trunk: trunks.Trunk, rows: slice = ALL) -> list[NDArray[np.float32]]:
-        """The features `(N, width)` of each stage for those of the images."""
+        """Return the features `(N, width)` of each stage for a slice of the images."""
         with torch.inference_mode():
             return [features.numpy() for features in trunks.StageFeatures(trunk)(self.images[rows])]
 
     @prepared("traces")
     def graph(self) -> onnx.ModelProto:
-        """The graph of all stages, traced once."""
+        """ONNX graph of all stages, traced once."""
         size = self.preprocessing.size
         example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
         taps = [stage_output(name) for name in self.trunk.names]

@@ -1,7 +1,7 @@
-"""Random weights that hide nothing.
+"""Random weights with which every layer has an effect.
 
-As networks are initialised, some of their layers do nothing: the last scale of a residual branch is often zero, biases
-are, and statistics of batch norm fit no data. An error in what such a layer does could not be seen.
+In a newly initialized network some layers have none: the last scale of a residual branch and biases are often zero, and
+statistics of batch norm fit no data. An error in such a layer would not be visible.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import torch
 from torch import Tensor, nn
 
 SHIFT = 0.1  # of a tensor's own spread
-LEAST_SPREAD = 0.05  # where it has none
+MIN_SPREAD = 0.05  # if it has none
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def vary(network: AnyModule, run: Callable[[], object]) -> AnyModule:
-    """Shift every parameter of `network` a little, and fit its batch norms to what it is `run` on; returns it.
+    """Shift every parameter of `network` slightly, fit its batch norms by calling `run`, and return it.
 
-    The shift depends on nothing but the values of a parameter: networks of the same weights under other names remain
-    the same.
+    The shift depends only on the values of a parameter: networks with the same weights under other names remain equal.
     """
     with torch.no_grad():
         for parameter in network.parameters():
@@ -38,7 +37,7 @@ def _shift(parameter: Tensor) -> Tensor:
     content = parameter.detach().cpu().contiguous()
     digest = hashlib.sha256(str(tuple(content.shape)).encode() + content.view(-1).view(torch.uint8).numpy().tobytes())
     generator = torch.Generator().manual_seed(int.from_bytes(digest.digest()[:7], "big"))
-    spread = max(float(content.std(correction=0)), LEAST_SPREAD)
+    spread = max(float(content.std(correction=0)), MIN_SPREAD)
     return SHIFT * spread * torch.randn(content.shape, generator=generator).to(parameter)
 
 

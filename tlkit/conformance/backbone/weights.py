@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from, and that only the pretrained ones do."""
+"""Checks of pretrained weights, and that random ones need no file and no network."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SEED = 20_260_101  # none that a plugin would use itself
 
 
 def touches_no_network(subject: BackboneSubject) -> None:
-    """`stages(pretrained=False)` reaches for no network: that is how a bundle is opened, anywhere."""
+    """`stages(pretrained=False)` uses no network: a bundle is opened that way, on any machine."""
     _attempt(subject)
     do = "download only with `pretrained=True`"
     expect(not subject.watch.addresses, f"it tried to reach {listed(subject.watch.addresses)}", do=do)
 
 
 def touches_no_weights(subject: BackboneSubject) -> None:
-    """`stages(pretrained=False)` opens no weights file: where a bundle is opened there need be none."""
+    """`stages(pretrained=False)` opens no weights file: a machine that opens a bundle may have none."""
     _attempt(subject)
     do = "read weights only with `pretrained=True`"
     expect(not subject.watch.files, f"it opened {listed(subject.watch.files)}", do=do)
@@ -39,13 +39,13 @@ def pretrained_has_the_same_structure(subject: BackboneSubject) -> None:
 
 
 def pretrained_is_always_the_same(subject: BackboneSubject) -> None:
-    """Two builds with pretrained weights are the same to the bit."""
+    """Two builds with pretrained weights are bit-identical."""
     one, other = (trunks.fingerprint(subject.pretrained_trunk()) for _ in range(2))
     expect(one == other, "two builds with pretrained weights differ", do="load every tensor of every stage")
 
 
 def pretrained_is_not_random(subject: BackboneSubject) -> None:
-    """Every matrix and filter comes from the weights: none is left as it was initialised."""
+    """Every matrix and filter comes from the weights: none keeps its initial value."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         pretrained = dict(subject.pretrained_trunk().named_parameters())
@@ -56,7 +56,7 @@ def pretrained_is_not_random(subject: BackboneSubject) -> None:
 
 
 def classifier_fits(subject: BackboneSubject) -> None:
-    """The pretrained classifier, where there is one, maps the deepest features to two logits or more, in eval mode."""
+    """The pretrained classifier, if there is one, maps the deepest features to two logits or more, in eval mode."""
     trunk = subject.pretrained_trunk()
     classifier = subject.component.classifier()
     if classifier is None:
@@ -73,6 +73,6 @@ def classifier_fits(subject: BackboneSubject) -> None:
 
 
 def _attempt(subject: BackboneSubject) -> None:
-    """Have the stages built; whether that works is for other checks to say."""
+    """Build the stages; other checks test that this works."""
     with suppress(Exception):
         _ = subject.stages
