@@ -52,7 +52,7 @@ def test_auto_trains_it_and_inspect_shows_why(story, tlkit, tmp_path):
     assert said.json["decoded"] == 0
     assert said.json["advice"]["verdict"] == "recommended"
     assert said.json["cut"] == said.json["advice"]["cut"]
-    assert said.json["val"]["accuracy"] > 0.6
+    assert said.json["metrics"]["accuracy"] > 0.6
     shown = tlkit("inspect", tmp_path / "run", "--json")
     assert shown.json["advice"]["reasons"]
 
