@@ -1,6 +1,6 @@
-"""What can go wrong for a user, and the exit code each kind ends with.
+"""Errors that a user can act on, and the exit code of each kind.
 
-Every problem a user can cause or mend is raised as a `TlkitError`; the command line catches it once and
+Every problem a user can cause or fix is raised as a `TlkitError`; the command line catches it once and
 prints one line. Anything else that escapes is a bug in tlkit and ends with exit code 1.
 """
 

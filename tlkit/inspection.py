@@ -28,7 +28,7 @@ class Inspection:
 
     @property
     def exports(self) -> tuple[str, ...]:
-        """What was exported from the bundle, such as "onnx/fp32"."""
+        """The exports of the bundle, such as "onnx/fp32"."""
         return tuple(self.facts.get("exports", ()))
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What is deployed needs neither the network's plugin nor what trains: everything beyond the base can't be found."""
+"""Deployment needs neither the network's plugin nor what trains: everything beyond the base can't be found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can't work ends with the right exit code, one line that says what and what to do, and nothing half-written."""
+"""Bad input ends with the right exit code, one line that says what and what to do, and nothing half-written."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def spoil(tensors: dict[str, np.ndarray]) -> None:
 
 
 class Payload:
-    """What a pickle can do to whoever reads it."""
+    """The harm that a pickle can do to whoever reads it."""
 
     def __reduce__(self):
         return os.mkdir, ("pwned",)
@@ -514,7 +514,7 @@ def test_predict_names_a_picture_it_can_not_use_and_labels_the_others(tlkit, pla
         rejected, error = finished.err.splitlines()
         assert rejected.startswith("rejected bad.png: ")
         assert error.startswith("tlkit: bad.png: 1 of 3 images can't be used, the first because: ")
-        assert error.endswith("; mend or remove them")
+        assert error.endswith("; fix or remove them")
     assert finished.code == 3
     assert snapshot(place) == before
 

@@ -42,7 +42,7 @@ def fail(monkeypatch, capsys):
     ("kind", "code"), [(UsageError, 2), (DataError, 3), (ArtifactError, 4), (ResourceError, 5), (GateError, 6)]
 )
 def test_each_kind_of_error_has_its_exit_code(fail, kind, code):
-    assert fail(kind("it is odd", file="a.jpg", do="mend it")) == (code, "tlkit: a.jpg: it is odd; mend it\n")
+    assert fail(kind("it is odd", file="a.jpg", do="fix it")) == (code, "tlkit: a.jpg: it is odd; fix it\n")
 
 
 @pytest.mark.parametrize(

@@ -101,12 +101,12 @@ def test_as_a_module():
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("predikt", "predict"), ("evaluate", "eval"), ("verfy", "verify")])
-def test_a_mistyped_verb_is_recognised(tlkit, typed, meant):
+def test_a_mistyped_verb_is_recognized(tlkit, typed, meant):
     assert f"did you mean '{meant}'?" in tlkit(typed).err
 
 
 @pytest.mark.parametrize(("verb", "typed", "meant"), [("train", "--hed", "--head"), ("embed", "--outt", "--out")])
-def test_a_mistyped_option_is_recognised(tlkit, verb, typed, meant):
+def test_a_mistyped_option_is_recognized(tlkit, verb, typed, meant):
     assert re.search(f"Did you mean.*{meant}'", tlkit(verb, typed, "x").err)
 
 

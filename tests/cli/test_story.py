@@ -1,4 +1,4 @@
-"""What a user does, from a folder of images to proven models, with the console script and the real weights."""
+"""The story of a user, from a folder of images to proven models, with the console script and the real weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What verbs print: results on stdout; progress, skipped images, warnings and the next command on stderr."""
+"""Output of verbs: results on stdout; progress, skipped images, warnings and the next command on stderr."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_rejected(rejected: Mapping[str, str], images: int, max_bad: float | No
         raise DataError(
             f"{len(rejected)} of {images} images can't be used, the first because: {reason}",
             file=file,
-            do="mend or remove them"
+            do="fix or remove them"
             + ("" if max_bad is None else f", or allow more than {max_bad:.1%} with --max-bad"),
         )
 
