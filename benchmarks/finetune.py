@@ -286,7 +286,7 @@ def subset(source: Path, target: Path, train: int | None, val: int | None) -> Pa
 
 
 def _accuracy(done: Run) -> float:
-    accuracy: float = json.loads(done.output)["val"]["accuracy"]
+    accuracy: float = json.loads(done.output)["metrics"]["accuracy"]
     return accuracy
 
 

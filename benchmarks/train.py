@@ -102,7 +102,7 @@ def main() -> int:
         f"The work of a second head is what `tlkit train --head {args.head}` takes once `tlkit.training.run`, and "
         "PyTorch with it, is imported; plugins and scikit-learn are imported within it."
     )
-    accuracy = [100 * _result(each)["val"]["accuracy"] for each in ours[FIRST]]
+    accuracy = [100 * _result(each)["metrics"]["accuracy"] for each in ours[FIRST]]
     report.bars += [
         Bar("accuracy on val", accuracy, "≥", 94, " %", 1),
         Bar("times as fast as fastai, very first run", ratios(seconds(theirs), seconds(ours[FIRST])), "≥", 10, "x", 1),
@@ -148,7 +148,7 @@ def _result(done: Run) -> dict[str, Any]:
 
 def _add(report: Report, side: str, runs: list[Run]) -> None:
     results = [_result(each) for each in runs]
-    accuracies = [result["val"]["accuracy"] for result in results]
+    accuracies = [result["metrics"]["accuracy"] for result in results]
     decoded = [result["decoded"] for result in results]
     report.figures[side] = {
         "seconds": seconds(runs),

@@ -31,8 +31,7 @@ def test_json_over_two_backbones(story, tlkit):
     said = tlkit(
         "advise",
         "photos/",
-        "--backbone",
-        "efficientnet-lite0,efficientnet-lite0",
+        *["--backbone", "efficientnet-lite0"] * 2,
         "--json",
         cwd=story.root,
         env=story.env,
@@ -187,7 +186,7 @@ def test_of_mixed_garbage_the_rest_is_taken_where_that_is_allowed(story, tlkit, 
     [
         (["advise", "photos/", "--html", "page.pdf"], 2, ".html"),
         (["advise", "photos/", "--budget", "soon"], 2, "not a time"),
-        (["advise", "photos/", "--backbone", "efficientnet-lite0,nothing"], 2, "nothing"),
+        (["advise", "photos/", "--backbone", "efficientnet-lite0", "--backbone", "nothing"], 2, "nothing"),
         (["advise", "nowhere/"], 3, "no such file"),
         (["train", "photos/", "-o", "new/", "--strategy", "frozen", "--budget", "2m"], 2, "use strategy auto"),
         (["train", "photos/", "-o", "new/", "--cut", "nowhere"], 2, "no stage"),

@@ -173,7 +173,7 @@ def test_from_nothing_to_a_deployed_backbone(begin):
     }
     settings = "--backbone mybackbone --cut stage3 --set backbone.width=8 --golden 4"
     trained = do(f"tlkit train {{photos}} -o run {settings} --json").json
-    assert trained["val"]["accuracy"] > 0.8
+    assert trained["metrics"]["accuracy"] > 0.8
     do("tlkit export run --onnx")
     do("tlkit verify run")
     record = json.loads(do("tlkit inspect run --json").out)

@@ -6,49 +6,39 @@ from pathlib import Path
 
 import click
 
-from tlkit.cli.common import (
+from tlkit import defaults
+from tlkit.cli.options import (
     FilePath,
-    Seconds,
-    complete_component,
-    host,
+    budget_option,
+    complete,
     json_option,
     max_bad_option,
-    progress_bars,
-    question,
-    rejected,
-    show,
-    wrote,
+    seed_option,
+    val_option,
 )
+from tlkit.cli.output import note, progress_bars, show, wrote
 
 
-@click.command(short_help="Say which strategy, cut and head fit a folder of images, and why.")
+@click.command()
 @click.argument("source", type=FilePath)
 @click.option(
     "--backbone",
     "backbones",
-    default="efficientnet-lite0",
-    show_default=True,
-    help="The pretrained network, or several with commas between them.",
-    shell_complete=complete_component("backbone"),
+    multiple=True,
+    default=[defaults.DEFAULT_BACKBONE],
+    shell_complete=complete("backbone"),
+    help="Pretrained network; repeatable, the first one is preferred.",
 )
-@click.option("--budget", type=Seconds(), help="Time for short trial runs, such as 90s or 2m; none unless given.")
-@click.option("--audit", is_flag=True, help="Look for duplicates, leaks, wrong labels and shortcuts as well.")
-@click.option("--html", "page", type=FilePath, help="Write it with pictures to one .html file as well.")
-@click.option(
-    "--val",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.2,
-    show_default=True,
-    help="Share of images to validate on, where the data has no split of its own.",
-)
+@budget_option
+@click.option("--audit", is_flag=True, help="Report duplicates, leakage, label errors and shortcuts as well.")
+@click.option("--html", "page", type=FilePath, help="Write a page with pictures to an .html file as well.")
+@val_option
 @max_bad_option
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all that is random."
-)
+@seed_option
 @json_option
 def command(
     source: Path,
-    backbones: str,
+    backbones: tuple[str, ...],
     budget: float | None,
     audit: bool,
     page: Path | None,
@@ -57,31 +47,35 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Look at SOURCE, labelled as for training, and say what fits it: strategy, cut and head, with the evidence.
+    """Recommend a strategy, a cut and a head for SOURCE, labelled as for training, with the evidence.
 
-    How much data, how far from the images of the pretraining, how accurate each stage's features are. Where that is
-    not enough to tell, it says so.
+    The evidence: the size of the dataset, its domain shift from the pretraining data, and the accuracy of each
+    stage's features. If that is not enough for a recommendation, the advice is inconclusive.
 
     \b
     Examples:
       tlkit advise photos/
-      tlkit advise photos/ --backbone efficientnet-lite0,efficientnet-lite2 --json
+      tlkit advise photos/ --backbone NAME --backbone NAME --json
       tlkit advise photos/ --audit --html advice.html
     """
-    plugins = host()
-    chosen = [plugins.get("backbone", name.strip()) for name in dict.fromkeys(backbones.split(","))]
-
     from tlkit.advice import html
-    from tlkit.advice.run import advise
+    from tlkit.api import advise
 
     if page is not None:
         html.check(page)
-    request = question(chosen, val=val, max_bad=max_bad, seed=seed)
-    with progress_bars() as bars:
-        advice = advise(source, request, bars, budget=budget, audit=audit)
-    for name, reason in advice.rejected.items():
-        rejected(name, reason)
-    show(advice.to_json() | {"next": advice.command}, [str(advice)], as_json)
+    with progress_bars() as progress:
+        advice = advise(
+            source,
+            backbones=backbones,
+            budget=budget,
+            audit=audit,
+            val=val,
+            max_bad=max_bad,
+            seed=seed,
+            progress=progress,
+        )
+    note("rejected", advice.rejected)
+    show({**advice.to_json(), "next": advice.command}, advice, as_json)
     if page is not None:
         html.write(page, advice)
     wrote(page, then=advice.command)

@@ -43,8 +43,7 @@ def check_rejected(rejected: Mapping[str, str], images: int, max_bad: float | No
         raise DataError(
             f"{len(rejected)} of {images} images can't be used, the first because: {reason}",
             file=file,
-            do="fix or remove them"
-            + ("" if max_bad is None else f", or allow more than {max_bad:.1%} with --max-bad"),
+            do="fix or remove them" + ("" if max_bad is None else f", or allow more than {max_bad:.1%} with --max-bad"),
         )
 
 
