@@ -23,10 +23,9 @@ from _bench import DATA, ROOT, TLKIT, Bar, Report, existing, parser, run, shown,
 
 sys.path.insert(0, str(ROOT))
 from demo.digits import write
+from tests.kit.exporting import replayed
 from tests.kit.faults import FAULTS, Drops, planted
 from tests.kit.tiny import resign
-from tlkit.model.bundle import open_bundle
-from tlkit.verification.replay import replay
 
 BACKBONES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 HEADS = ("logistic", "svm", "rbf-svm", "knn", "nearest-mean", "mlp")
@@ -129,8 +128,8 @@ def _planted(bundle: Path, place: Path, precision: str) -> dict[str, str]:
         if not planted(name, place / "onnx" / precision / "model.onnx"):
             continue
         resign(place, "model.onnx", precision)
-        found[name] = MISSED if replay(open_bundle(place), "onnx", precision).passed else FOUND
-    found[DROPPED] = MISSED if replay(open_bundle(bundle), "onnx", precision, Drops).passed else FOUND
+        found[name] = MISSED if replayed(place, precision).passed else FOUND
+    found[DROPPED] = MISSED if replayed(bundle, precision, session=Drops).passed else FOUND
     return found
 
 

@@ -25,21 +25,23 @@ from tlkit.util.files import local_path
 
 if TYPE_CHECKING:
     from tlkit.advice.run import Advice, AdviceRequest
-    from tlkit.benchmarking.report import BenchmarkResult
+    from tlkit.benchmarking.run import BenchmarkResult
     from tlkit.doctor import Diagnosis
     from tlkit.evaluation.evaluate import EvaluationResult
-    from tlkit.exporting.report import ExportReport
-    from tlkit.exporting.shared_trunk import Shared
-    from tlkit.exporting.triton import Repository
+    from tlkit.exporting.run import ExportReport
+    from tlkit.exporting.shared_trunk import SharedTrunk
+    from tlkit.exporting.triton import TritonRepository
     from tlkit.inspection import Inspection
     from tlkit.model.bundle import Bundle
-    from tlkit.plugin.contract import Backbone, Head, OptimizationProfile, Progress, Target
+    from tlkit.plugin.contract import Backbone, Head, OptimizationProfile, Progress
     from tlkit.plugin.loading import RegisteredComponent
     from tlkit.plugin.registry import Host
     from tlkit.runtime.embedding import EmbeddingResult
+    from tlkit.runtime.engine import Opener
     from tlkit.runtime.model import Model
     from tlkit.training.result import TrainingResult
-    from tlkit.verification.report import Verification
+    from tlkit.verification.run import Verification
+    from tlkit.verification.trained import TrainedModules
 
 StrPath = str | os.PathLike[str]
 
@@ -149,12 +151,11 @@ def export(
     higher one, or without `fallback` is an error. `options` sets options of the targets: `{"target.gpu": "sm86"}`.
     Raises GateError, and leaves what was there before, where a graph does not compute what was trained.
     """
-    from tlkit.exporting.report import export
+    from tlkit.exporting.run import export
 
     chosen = [_configured({"target": name}, options)["target"] for name in targets or (defaults.DEFAULT_TARGET,)]
     return export(
-        _bundle(bundle),
-        _made_with,
+        _trained(bundle),
         chosen,
         precision=precision,
         max_drop=max_drop,
@@ -168,16 +169,17 @@ def export(
 
 def export_shared_trunk(
     bundles: Iterable[StrPath], out: StrPath, *, data: StrPath | None = None, progress: Progress | None = None
-) -> Shared:
+) -> SharedTrunk:
     """Write one graph with the heads of several bundles that have the same trunk into the folder `out`.
 
     Each bundle is exported in fp32 first where it is not yet.
     """
-    from tlkit.exporting.shared_trunk import share
+    from tlkit.exporting.shared_trunk import export_shared_trunk
 
     for bundle in (made := list(bundles)):
         _export_missing(bundle, "fp32", data, progress)
-    return share([_bundle(bundle) for bundle in made], local_path(out))
+    folder = None if data is None else local_path(data)
+    return export_shared_trunk([_bundle(bundle) for bundle in made], local_path(out), data=folder)
 
 
 def export_triton(
@@ -187,23 +189,24 @@ def export_triton(
     precision: str = "fp32",
     data: StrPath | None = None,
     progress: Progress | None = None,
-) -> Repository:
+) -> TritonRepository:
     """Write a Triton model repository with the ONNX graphs of several bundles.
 
     Each bundle is exported in this precision first where it is not yet.
     """
-    from tlkit.exporting.triton import publish_triton
+    from tlkit.exporting.triton import export_triton
 
     for bundle in (made := list(bundles)):
         _export_missing(bundle, precision, data, progress)
-    return publish_triton([_bundle(bundle) for bundle in made], local_path(repository), precision=precision)
+    opened, folder = [_bundle(bundle) for bundle in made], None if data is None else local_path(data)
+    return export_triton(opened, local_path(repository), precision=precision, data=folder)
 
 
 def verify(
     bundle: StrPath,
     *,
-    target: str | None = None,
-    precision: str | None = None,
+    targets: Sequence[str] | str = (),
+    precisions: Sequence[str] | str = (),
     data: StrPath | None = None,
     split: str | None = None,
     against: StrPath | None = None,
@@ -216,20 +219,27 @@ def verify(
 
     With `against`, `bundle` is one exported graph, verified wherever it lies now against that bundle. With `data`, all
     images of a labelled folder go through the trained modules and through every export as well. Exports that can't run
-    on this machine are skipped, and an error where they were asked for by `target`.
+    on this machine are skipped, and an error where they were asked for by `targets`.
     """
-    from tlkit.verification.report import verify, verify_file
+    from tlkit.verification.run import verify, verify_file
 
-    def opener(name: str) -> Callable[[Path], Any]:
-        return functools.partial(_open_session, name, device, allow_cpu, trust_engine)
-
+    opener = _opener(device, allow_cpu, trust_engine)
     if against is not None:
         if data is not None:
             raise UsageError("data is for a bundle; evaluate() measures one graph on a folder")
-        return verify_file(local_path(bundle), _bundle(against), opener(defaults.DEFAULT_TARGET))
-    folder = None if data is None else local_path(data)
+        return verify_file(local_path(bundle), _bundle(against), opener)
+    if split is not None and data is None:
+        raise UsageError("a split is of data")
+    trained = None if data is None else _trained(bundle)
     return verify(
-        _bundle(bundle), _made_with, opener, target, precision, data=folder, split=split, progress=progress or silent
+        _bundle(bundle) if trained is None else trained.bundle,
+        opener,
+        targets=_names(targets),
+        precisions=_names(precisions),
+        trained=trained,
+        data=None if data is None else local_path(data),
+        split=split,
+        progress=progress or silent,
     )
 
 
@@ -294,8 +304,8 @@ def evaluate(
 def benchmark(
     bundle: StrPath,
     *,
-    targets: Sequence[str] | None = None,
-    precisions: Sequence[str] | None = None,
+    targets: Sequence[str] | str = (),
+    precisions: Sequence[str] | str = (),
     batch_sizes: Sequence[int] = (1, 8, 32),
     threads: Sequence[int] = (),
     tune: bool = False,
@@ -310,19 +320,18 @@ def benchmark(
     `threads` measures each with several numbers of threads. `tune` finds the fastest runtime config for the ONNX
     graphs and keeps it for machines like this one.
     """
-    from tlkit.benchmarking.report import benchmark
+    from tlkit.benchmarking.run import benchmark
 
+    trained = _trained(bundle)
     return benchmark(
-        _bundle(bundle),
-        _made_with,
-        _target_of,
-        lambda opening: _on_device(opening, device, allow_cpu),
-        targets=targets,
-        precisions=precisions,
+        trained.bundle,
+        _opener(device, allow_cpu, trust_engine),
+        targets=_names(targets),
+        precisions=_names(precisions),
         batch_sizes=batch_sizes,
         threads=threads,
         tuning=tune,
-        trust=trust_engine,
+        trained=trained,
         progress=progress or silent,
     )
 
@@ -459,25 +468,22 @@ def _on_device(opening: Callable[[str], T], device: str, allow_cpu: bool) -> T:
         return opening(CPU)
 
 
-def _open_session(target: str, device: str, allow_cpu: bool, trust: bool, file: Path) -> Any:
-    """Return a session of an exported file; ONNX needs no plugin, and is opened on the device that was asked for."""
-    from tlkit.runtime.engine import open_target
-    from tlkit.runtime.session import OnnxSession
+def _opener(device: str, allow_cpu: bool, trust: bool) -> Opener:
+    """Return what opens exports on a device, through the targets that plugins provide."""
+    from tlkit.runtime.engine import Opener
 
-    if target == defaults.DEFAULT_TARGET:
-        return _on_device(lambda chosen: OnnxSession(file, device=chosen), device, allow_cpu)
-    return open_target(_target_of(target), file, trust=trust)
+    return Opener(lambda name: load_plugins().get("target", name), device, allow_cpu, trust, _warn)
 
 
-def _target_of(name: str) -> Target:
-    """Return the target of an export; one that no plugin provides here is as good as of another machine."""
-    from tlkit.runtime.engine import IncompatibleEngine
+def _trained(bundle: StrPath) -> TrainedModules:
+    """Return the modules of a bundle, which are built when they are needed."""
+    from tlkit.verification.trained import TrainedModules
 
-    try:
-        found: Target = load_plugins().get("target", name)
-    except UsageError as error:
-        raise IncompatibleEngine(error.what, do="install the plugin that provides it") from error
-    return found
+    return TrainedModules(_bundle(bundle), _made_with)
+
+
+def _names(given: Sequence[str] | str) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
 
 
 def _model(model: Model | StrPath, graph: str) -> Model:
@@ -486,7 +492,7 @@ def _model(model: Model | StrPath, graph: str) -> Model:
 
 def _export_missing(bundle: StrPath, precision: str, data: StrPath | None, progress: Progress | None) -> None:
     """Export a bundle's ONNX graphs where they are not there or are not its own."""
-    from tlkit.model.exports import current
+    from tlkit.model.exports import Exports
 
-    if not current(_bundle(bundle), precision):
+    if not Exports.of(_bundle(bundle)).has(precision=precision):
         export(bundle, precision=precision, data=data, progress=progress)

@@ -11,7 +11,7 @@ from typing import Any
 from tlkit.evaluation.metrics import described
 from tlkit.graph.metadata import PREFIX
 from tlkit.model.bundle import open_bundle
-from tlkit.model.exports import found
+from tlkit.model.exports import Exports
 from tlkit.runtime.model import Model
 from tlkit.util.text import listed, table
 
@@ -74,7 +74,7 @@ def _bundle(root: Path) -> dict[str, Any]:
             "trunk": sum(int(tensor.size) for tensor in bundle.trunk.values()),
             "head": sum(int(tensor.size) for tensor in bundle.head.values()),
         },
-        "exports": ["/".join(place) for place in found(root)],
+        "exports": ["/".join(place) for place in Exports.of(bundle).names()],
     }
 
 

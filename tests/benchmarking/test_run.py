@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from tests.kit.tiny import elsewhere
-from tlkit import cli
-from tlkit.benchmarking import run as bench
-from tlkit.benchmarking.run import ROUNDS, WARM_UP, benchmark
+from tlkit import api, cli
+from tlkit.benchmarking import timing
+from tlkit.benchmarking.timing import BenchmarkPolicy, image_contents, measure
 from tlkit.errors import ResourceError, UsageError
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, IMAGES, Session
 from tlkit.runtime.engine import IncompatibleEngine
+
+POLICY = BenchmarkPolicy()
+LONG, SHORT = (BenchmarkPolicy(seconds=seconds) for seconds in (0.19, 0))  # POLICY but for the seconds
 
 
 class Time:
@@ -38,7 +41,7 @@ class Steady(Session):
 
     def run(self, array, outputs=None):
         self.batches.append(len(array))
-        if len(self.batches) > WARM_UP:
+        if len(self.batches) > POLICY.warm_up:
             self.measured += 1
         self.clock.now += self.seconds * (10 if self.measured % 10 == 9 else 1)
         return {FEATURES: np.zeros((len(array), 1), np.float32)}
@@ -56,28 +59,34 @@ def clock(monkeypatch):
         made.now += 0.0015
         return preprocessing.size, preprocessing.size
 
-    monkeypatch.setattr(bench, "load", load)
-    monkeypatch.setattr(bench, "decoded", decoded)
+    monkeypatch.setattr(timing, "load", load)
+    monkeypatch.setattr(timing, "decoded", decoded)
     return made
 
 
 def test_percentiles_rates_and_calls(tiny_run, clock):
     session = Steady(clock, 0.01)
     cpu = lambda: 2 * clock()  # noqa: E731 - two cores at work
-    result = benchmark(open_bundle(tiny_run), {"it": lambda: session}, [4], seconds=0.19, clock=clock, cpu_clock=cpu)
-    (speed,) = result.speeds
-    assert session.batches == [4] * (WARM_UP + speed.calls)
-    assert (speed.name, speed.batch_size, speed.calls) == ("it", 4, ROUNDS * 10)
+    stages, (speed,) = measure(
+        open_bundle(tiny_run),
+        {"it": lambda: session},
+        [4],
+        policy=LONG,
+        clock=clock,
+        cpu_clock=cpu,
+    )
+    assert session.batches == [4] * (POLICY.warm_up + speed.calls)
+    assert (speed.name, speed.batch_size, speed.calls) == ("it", 4, POLICY.rounds * 10)
     assert speed.latency["p50"] == pytest.approx(10)
     assert speed.latency["p99"] == pytest.approx(100)
-    assert speed.rates == pytest.approx([4 * 10 / 0.19] * ROUNDS)
+    assert speed.throughputs == pytest.approx([4 * 10 / 0.19] * POLICY.rounds)
     assert speed.cpu == pytest.approx(2 * 19)
     assert speed.gpu is None
-    decode, resize = result.stages
+    decode, resize = stages
     assert (decode.name, resize.name) == ("decode", "crop and resize")
     assert decode.latency["p50"] == pytest.approx(1.5)
     assert resize.latency["p50"] == pytest.approx(0.5)
-    assert resize.rates == pytest.approx([2000] * ROUNDS)
+    assert resize.throughputs == pytest.approx([2000] * POLICY.rounds)
 
 
 def test_the_time_of_the_gpu_is_told_apart(tiny_run, clock):
@@ -86,12 +95,12 @@ def test_the_time_of_the_gpu_is_told_apart(tiny_run, clock):
             self.gpu_seconds = 0.004
             return super().run(array, outputs)
 
-    (speed,) = benchmark(open_bundle(tiny_run), {"it": lambda: Gpu(clock, 0.01)}, [4], seconds=0.19, clock=clock).speeds
+    (speed,) = measure(open_bundle(tiny_run), {"it": lambda: Gpu(clock, 0.01)}, [4], policy=LONG, clock=clock)[1]
     assert speed.gpu == pytest.approx(4)
 
 
 def test_each_side_is_opened_once_and_one_that_is_missing_is_told_of(tiny_run, clock):
-    opened, told = [], []
+    opened, told = [], {}
 
     def opener(name, error=None):
         def open_():
@@ -108,16 +117,21 @@ def test_each_side_is_opened_once_and_one_that_is_missing_is_told_of(tiny_run, c
         "not": opener("not", IncompatibleEngine("x")),
     }
     bundle = open_bundle(tiny_run)
-    result = benchmark(
-        bundle, openers, [1], seconds=0, clock=clock, lacking=lambda name, error: told.append((name, error.what))
+    result = measure(
+        bundle,
+        openers,
+        [1],
+        policy=SHORT,
+        clock=clock,
+        skipped=told,
     )
     assert opened == ["no", "yes", "not"]
-    assert told == [("no", "no GPU"), ("not", "x")]
-    assert [speed.name for speed in result.speeds] == ["yes"]
+    assert told == {"no": "no GPU", "not": "x"}
+    assert [speed.name for speed in result[1]] == ["yes"]
     with pytest.raises(ResourceError, match="no GPU"):
-        benchmark(bundle, openers, [1], seconds=0, clock=clock)
+        measure(bundle, openers, [1], policy=SHORT, clock=clock)
     with pytest.raises(ResourceError, match="no GPU"):
-        benchmark(bundle, {"no": openers["no"]}, [1], clock=clock, lacking=lambda *_: None)
+        measure(bundle, {"no": openers["no"]}, [1], clock=clock, skipped={})
 
 
 def test_sides_take_turns_and_a_slow_one_is_called_at_least_once_a_round(tiny_run, clock):
@@ -129,24 +143,23 @@ def test_sides_take_turns_and_a_slow_one_is_called_at_least_once_a_round(tiny_ru
             return super().run(array, outputs)
 
     openers = {"slow": lambda: Noted(clock, 3.0), "fast": lambda: Noted(clock, 1.0)}
-    result = benchmark(open_bundle(tiny_run), openers, [1], seconds=0, clock=clock)
-    assert [speed.calls for speed in result.speeds] == [ROUNDS, ROUNDS]
-    assert order == [3.0] * WARM_UP + [1.0] * WARM_UP + [3.0, 1.0] * ROUNDS
+    result = measure(open_bundle(tiny_run), openers, [1], policy=SHORT, clock=clock)
+    assert [speed.calls for speed in result[1]] == [POLICY.rounds, POLICY.rounds]
+    assert order == [3.0] * POLICY.warm_up + [1.0] * POLICY.warm_up + [3.0, 1.0] * POLICY.rounds
 
 
 def test_the_golden_images_serve_where_the_others_are_gone(tiny_run):
     bundle = open_bundle(tiny_run)
     gone = elsewhere(bundle)
-    assert bench.pictures(gone) == bundle.golden_bytes()
+    assert image_contents(gone, 16) == bundle.golden_bytes()
     with pytest.raises(UsageError, match=r"no images to run: those it was trained on are not on this machine"):
-        bench.pictures(replace(gone, record=replace(gone.record, golden=())))
+        image_contents(replace(gone, record=replace(gone.record, golden=())), 16)
 
 
 class TestCommand:
     @pytest.fixture
     def run(self, tiny_run, monkeypatch, capsys):
-        monkeypatch.setattr(bench, "SECONDS", 0)
-        monkeypatch.setattr(bench.benchmark, "__kwdefaults__", bench.benchmark.__kwdefaults__ | {"seconds": 0})
+        monkeypatch.setattr(timing, "BenchmarkPolicy", lambda: SHORT)
 
         def run(*args):
             code = cli.run(["bench", str(tiny_run), *map(str, args)])
@@ -155,50 +168,55 @@ class TestCommand:
         return run
 
     def test_a_line_for_each_side_and_batch(self, run):
-        code, out, err = run("--batch", "1,3")
+        code, out, err = run("--batch-size", "1", "--batch-size", "3")
         assert code == 0, err
         lines = out.splitlines()
         assert [line.split()[:2] for line in lines[1:3]] == [["onnx/fp32", "1"], ["onnx/fp32", "3"]]
-        assert re.match(r"decode, one thread, \d+ pictures: p50 ", lines[-2])
-        assert re.match(r"crop and resize, one thread, \d+ pictures: p50 ", lines[-1])
+        assert re.match(r"decode, 1 thread, \d+ images: p50 ", lines[-2])
+        assert re.match(r"crop and resize, 1 thread, \d+ images: p50 ", lines[-1])
         assert "CPU ms" in lines[0]
         assert "GPU ms" not in lines[0]
         assert err.splitlines()[0] == "wrote nothing"
 
     def test_json(self, run, tiny_run):
-        code, out, _ = run("--target", "onnx", "--precision", "fp32", "--batch", "2", "--json")
+        code, out, _ = run("--target", "onnx", "--precision", "fp32", "--batch-size", "2", "--json")
         facts = json.loads(out)
         assert code == 0
-        (speed,) = facts["speeds"]
+        (speed,) = facts["inference"]
         assert (speed["name"], speed["batch_size"]) == ("onnx/fp32", 2)
         assert 0 < speed["latency"]["p50"] <= speed["latency"]["p90"] <= speed["latency"]["p99"]
-        assert min(speed["rates"]) <= speed["rate"] <= max(speed["rates"])
+        assert min(speed["throughputs"]) <= speed["throughput"] <= max(speed["throughputs"])
         assert facts["next"] == f"tlkit predict {tiny_run}/onnx/fp32 IMAGE..."
 
     def test_sides_by_threads_and_the_trained_modules(self, run, tiny_run, monkeypatch):
         from tests.kit.tiny import Line, Tiny
-        from tlkit.cli import bench
 
-        monkeypatch.setattr(bench, "components", lambda _bundle: (Tiny(), Line()))
-        code, out, err = run("--target", "onnx,torch", "--threads", "1,2", "--batch", "2", "--json")
+        monkeypatch.setattr(api, "_made_with", lambda _bundle: (Tiny(), Line()))
+        code, out, err = run(
+            *("--target", "onnx", "--target", "torch", "--threads", "1", "--threads", "2"),
+            "--batch-size",
+            "2",
+            "--json",
+        )
         assert code == 0, err
         facts = json.loads(out)
-        names = [speed["name"] for speed in facts["speeds"]]
+        names = [speed["name"] for speed in facts["inference"]]
         assert names == ["torch/fp32", "onnx/fp32, 1 thread", "onnx/fp32, 2 threads"]
         assert facts["next"] == f"tlkit predict {tiny_run}/onnx/fp32 IMAGE..."
-        code, out, err = run("--target", "torch", "--batch", "1", "--json")
+        code, out, err = run("--target", "torch", "--batch-size", "1", "--json")
         assert json.loads(out)["next"] == f"tlkit export {tiny_run} --onnx"
 
     def test_a_picture(self, run, tmp_path):
-        assert run("--batch", "1,2", "--plot", tmp_path / "speed.svg")[0] == 0
+        assert run("--batch-size", "1", "--batch-size", "2", "--plot", tmp_path / "speed.svg")[0] == 0
         text = (tmp_path / "speed.svg").read_text()
         assert "<svg" in text
 
     @pytest.mark.parametrize(
         ("args", "code", "says"),
         [
-            (("--batch", "0"), 2, "--batch"),
-            (("--batch", "1,x"), 2, "--batch"),
+            (("--batch-size", "0"), 2, "--batch-size"),
+            (("--batch-size", "x"), 2, "--batch-size"),
+            (("--target", "nonsense"), 2, "there is no target 'nonsense'; installed: "),
             (
                 ("--target", "tensorrt"),
                 4,

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.kit.exporting import export_of
 from tlkit import cli
-from tlkit.benchmarking import tuning
-from tlkit.benchmarking.tuning import ROUNDS, tune
+from tlkit.benchmarking import timing, tuning
+from tlkit.benchmarking.timing import BenchmarkPolicy
+from tlkit.benchmarking.tuning import TuningPolicy, tune
 from tlkit.model.bundle import open_bundle
 from tlkit.runtime import config
 from tlkit.runtime.config import RuntimeConfig, read, usual
@@ -34,7 +36,7 @@ def speeds(monkeypatch):
             tried.append(each)
             return rate(each, tried.count(each))
 
-        monkeypatch.setattr(tuning, "_rate", measure)
+        monkeypatch.setattr(tuning, "_throughput", measure)
         return tried
 
     return fake
@@ -42,12 +44,12 @@ def speeds(monkeypatch):
 
 def test_the_fastest_setting_is_kept_and_used(own_run, file, speeds):
     tried = speeds(lambda each, turn: 100 + 50 * (each.level == "basic") + each.batch_size + turn / 10)
-    tuned = tune(open_bundle(own_run))
+    tuned = tune(open_bundle(own_run), export_of(own_run))
     assert tuned.best == RuntimeConfig(cores(), 16, "basic")
-    assert tuned.rates == pytest.approx((166.1, 166.2, 166.3))
-    assert tuned.usual == pytest.approx((102.4, 102.5, 102.6))
+    assert tuned.throughputs == pytest.approx((166.1, 166.2, 166.3))
+    assert tuned.default_throughputs == pytest.approx((102.4, 102.5, 102.6))
     assert tuned.gain == pytest.approx(166.2 / 102.5)
-    assert {tried.count(each) for each in tried} == {ROUNDS, 2 * ROUNDS}
+    assert {tried.count(each) for each in tried} == {TuningPolicy().rounds, 2 * TuningPolicy().rounds}
     assert json.loads((file.parent / "manifest.json").read_text())["tuning"]["best"]["batch_size"] == 16
     assert read(file) == tuned.best
     session = Model.open(own_run).session
@@ -59,7 +61,7 @@ def test_the_fastest_setting_is_kept_and_used(own_run, file, speeds):
 
 def test_what_is_no_faster_beyond_the_spread_leaves_all_as_it_was(own_run, speeds):
     speeds(lambda each, turn: 100 + 10 * turn + (each.batch_size == 8))
-    assert tune(open_bundle(own_run)).best == usual()
+    assert tune(open_bundle(own_run), export_of(own_run)).best == usual()
     assert Model.open(own_run).session.batch_size == OnnxSession.batch_size
 
 
@@ -77,13 +79,13 @@ def test_a_setting_that_gives_other_results_is_left_out(own_run, speeds, monkeyp
 
     monkeypatch.setattr(RuntimeConfig, "open", opened)
     monkeypatch.setattr(tuning, "compare", compare)
-    assert tune(open_bundle(own_run)).best == usual()
+    assert tune(open_bundle(own_run), export_of(own_run)).best == usual()
     assert {each.level for each in tried} == {"all", "extended"}
 
 
 def test_another_machine_passes_it_over(own_run, file, speeds, monkeypatch):
     speeds(lambda each, _turn: each.batch_size)
-    tune(open_bundle(own_run))
+    tune(open_bundle(own_run), export_of(own_run))
     assert read(file) is not None
     monkeypatch.setattr(config, "machine", lambda: "another")
     assert read(file) is None
@@ -114,14 +116,12 @@ def test_every_level_opens(file, level):
 
 
 def test_the_verb_tunes_for_real(own_run, capsys, monkeypatch):
-    from tlkit.benchmarking import run as bench
-
-    for function, seconds in ((tuning.tune, 0.001), (bench.benchmark, 0)):
-        monkeypatch.setattr(function, "__kwdefaults__", function.__kwdefaults__ | {"seconds": seconds})
-    assert cli.run(["bench", str(own_run), "--batch", "1", "--tune"]) == 0
+    monkeypatch.setattr(timing, "BenchmarkPolicy", lambda: BenchmarkPolicy(seconds=0))
+    monkeypatch.setattr(tuning, "TuningPolicy", lambda: TuningPolicy(seconds=0.001))
+    assert cli.run(["bench", str(own_run), "--batch-size", "1", "--tune"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("onnx/fp32: tuned to ")
     record = json.loads((own_run / "onnx/fp32/manifest.json").read_text())["tuning"]
     assert record["machine"] == config.machine()
-    assert len(record["rates"]) == len(record["usual"]) == ROUNDS
-    assert min(record["rates"]) > 0
+    assert len(record["throughputs"]) == len(record["default_throughputs"]) == TuningPolicy().rounds
+    assert min(record["throughputs"]) > 0
     assert cli.run(["verify", str(own_run)]) == 0  # the record may say more; the graphs are as they were

@@ -1,4 +1,4 @@
-"""A depthwise network that falls apart in int8: the ladder sees it, and leaves those layers in float that it is due to.
+"""A depthwise network that falls apart in int8: the precision search leaves the layers in float that it is due to.
 
 Depthwise convolutions let channels of one tensor differ by orders of magnitude, which a scale for the whole tensor
 can't serve (Nagel, van Baalen, Blankevoort & Welling, "Data-Free Quantization Through Weight Equalization and Bias
@@ -15,14 +15,12 @@ import torch
 from tlkit_standard.strategies import STRATEGIES
 from torch import nn
 
+from tests.kit.exporting import exported, replayed, searched
 from tests.kit.tiny import ORIGINS, Tiny
 from tlkit.errors import GateError
-from tlkit.exporting.precision import publish_precision
-from tlkit.exporting.run import half_trunk, publish_onnx
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.registry import load
 from tlkit.training.run import TrainingConfig, train
-from tlkit.verification.replay import replay
 
 CHANNELS = 8
 LOUD = 1000.0  # a channel that says nothing
@@ -56,39 +54,38 @@ class Depthwise(Tiny):
 
 
 @pytest.fixture(scope="module")
-def climb(pictures, tmp_path_factory):
-    """Trains a network and climbs from int8: the bundle, what was published, and the rungs."""
+def search(pictures, tmp_path_factory):
+    """Trains a network and searches from int8: the bundle, what was exported, and the search."""
 
     def run(backbone, **options):
         place = tmp_path_factory.mktemp("depthwise") / "run"
         recipe = TrainingConfig(backbone, STRATEGIES[0], load().get("head", "logistic"), ORIGINS, golden=4)
         train(pictures, place, recipe)
         bundle = open_bundle(place)
-        publish_onnx(bundle, recipe.backbone, recipe.head)
-        half = lambda: half_trunk(bundle, recipe.backbone, recipe.head)  # noqa: E731
-        return bundle, *publish_precision(bundle, "int8", half, **options)
+        exported(place, recipe.backbone, recipe.head)
+        return bundle, *searched(place, recipe.backbone, recipe.head, **options)
 
     return run
 
 
-def test_with_channels_alike_it_is_as_good_in_int8(climb):
-    _, _, climbed = climb(Depthwise(wild=False), max_drop=0.5)
-    assert [rung.name for rung in climbed.rungs] == ["int8"]
+def test_with_channels_alike_it_is_as_good_in_int8(search):
+    _, _, found = search(Depthwise(wild=False), max_drop=0.5)
+    assert [candidate.name for candidate in found.candidates] == ["int8"]
 
 
-def test_with_channels_unlike_it_falls_apart_and_the_layers_around_them_stay_in_float(climb):
-    bundle, published, climbed = climb(Depthwise(), max_drop=0.5)
-    first, *_, last = climbed.rungs
+def test_with_channels_unlike_it_falls_apart_and_the_layers_around_them_stay_in_float(search):
+    bundle, published, found = search(Depthwise(), max_drop=0.5)
+    first, *_, last = found.candidates
     assert first.name == "int8"
     assert first.drop > 30
     assert (last.name, last.drop <= 0.5) == ("int8, 2 layers in float", True)
-    noise = {layer.name: layer.noise for layer in climbed.sensitivity}
-    guilty = set(climbed.rungs[-1].kept)
-    assert min(noise[name] for name in guilty) > 10 * max(noise[name] for name in noise if name not in guilty)
-    assert published.place == bundle.root / "onnx/int8"
-    assert replay(bundle, "onnx", "int8").passed
+    error = {layer.name: layer.error for layer in found.sensitivity}
+    guilty = set(found.candidates[-1].kept)
+    assert min(error[name] for name in guilty) > 10 * max(error[name] for name in error if name not in guilty)
+    assert published.folder == bundle.root / "onnx/int8"
+    assert replayed(bundle.root, "int8").passed
 
 
-def test_without_a_ladder_it_is_not_written(climb):
+def test_without_a_search_it_is_not_written(search):
     with pytest.raises(GateError, match="does not compute what was trained"):
-        climb(Depthwise())
+        search(Depthwise())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import onnx
@@ -13,21 +12,19 @@ import pytest
 import torch
 from torch import nn
 
+from tests.kit.exporting import built, export_of, modules, replayed, searched
 from tests.kit.faults import FAULTS, planted
-from tests.kit.tiny import Line, forget_source, resign
+from tests.kit.tiny import Line, Tiny, forget_source, resign
 from tlkit import cli
 from tlkit.errors import ArtifactError, DataError, UsageError
 from tlkit.evaluation.evaluate import ModelOutputs
-from tlkit.exporting import head_refit
-from tlkit.exporting.precision import publish_precision
-from tlkit.exporting.precision_search import better
-from tlkit.exporting.run import half_trunk, publish_target
+from tlkit.exporting.head_refit import better
 from tlkit.model import exports
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 from tlkit.runtime.session import OnnxSession
 from tlkit.util.statistics import softmax
-from tlkit.verification.replay import replay, replay_file
+from tlkit.verification.replay import replay_file
 
 
 @dataclass(frozen=True)
@@ -46,13 +43,11 @@ class Means(Line):
 
 
 @pytest.fixture
-def climb(own_run, tiny_recipe):
-    """Climbs from a precision with a head to fit again; what is written is in `own_run`."""
+def search(own_run, tiny_recipe):
+    """Searches from a precision with a head to refit; what is written is in `own_run`."""
 
     def run(head, precision="int8", **options):
-        bundle = open_bundle(own_run)
-        half = lambda: half_trunk(bundle, tiny_recipe.backbone, tiny_recipe.head)  # noqa: E731
-        return publish_precision(bundle, precision, half, fit=partial(head_refit.fit, bundle, head), **options)
+        return searched(own_run, tiny_recipe.backbone, head, precision, refit_head=precision == "int8", **options)
 
     return run
 
@@ -66,24 +61,24 @@ def record(run, place="onnx/int8"):
 
 
 class TestKept:
-    def test_a_better_head_is_in_the_graphs_and_the_bundle_stays_as_it_was(self, own_run, climb):
+    def test_a_better_head_is_in_the_graphs_and_the_bundle_stays_as_it_was(self, own_run, search):
         before = open_bundle(own_run)
-        published, climbed = climb(Means())
-        rung = climbed.rungs[0]
-        assert rung.head.kept
-        assert (rung.head.accuracy, -rung.head.log_loss) > (rung.head.own_accuracy, -rung.head.own_log_loss)
-        assert rung.accuracy == rung.head.accuracy
+        published, found = search(Means())
+        refit = found.candidates[0].head
+        assert refit.kept
+        assert (refit.accuracy, -refit.log_loss) > (refit.own_accuracy, -refit.own_log_loss)
+        assert found.candidates[0].accuracy == refit.accuracy
         assert all(verdict.passed for verdict in published.verdicts.values())
         assert record(own_run)["head_from"] == "export"
-        assert record(own_run)["ladder"]["rungs"][0]["head"]["kept"] is True
+        assert record(own_run)["precision_search"]["candidates"][0]["head"]["kept"] is True
         after = open_bundle(own_run)
         assert after.digest == before.digest
-        kept = exports.refitted(own_run / "onnx/int8")
+        kept = export_of(own_run, "int8").refitted()
         assert not np.allclose(kept["weight"], before.head["weight"])
         weight = next(t for t in onnx.load(own_run / "onnx/int8/head.onnx").graph.initializer if len(t.dims) == 2)
         assert np.array_equal(np.sort(onnx.numpy_helper.to_array(weight).ravel()), np.sort(kept["weight"].ravel()))
 
-    def test_it_was_fitted_on_the_features_of_the_quantised_trunk(self, own_run, climb):
+    def test_it_was_fitted_on_the_features_of_the_quantised_trunk(self, own_run, search):
         seen = []
 
         class Watched(Means):
@@ -91,7 +86,7 @@ class TestKept:
                 seen.append((features, labels, seed))
                 return super().solve(features, labels, classes, seed)
 
-        climb(Watched())
+        search(Watched())
         ((features, labels, seed),) = seen
         bundle = open_bundle(own_run)
         from tlkit.data.preprocessing import load
@@ -104,14 +99,14 @@ class TestKept:
         assert labels.tolist() == [sample.label for sample in train]
         assert seed == bundle.record.seed
 
-    def test_a_worse_head_is_told_of_and_left_out(self, own_run, climb):
-        _, climbed = climb(Means(sharpness=0.0))
-        assert climbed.rungs[0].head.kept is False
-        assert climbed.rungs[0].accuracy == climbed.rungs[0].head.own_accuracy
+    def test_a_worse_head_is_told_of_and_left_out(self, own_run, search):
+        _, found = search(Means(sharpness=0.0))
+        assert found.candidates[0].head.kept is False
+        assert found.candidates[0].accuracy == found.candidates[0].head.own_accuracy
         assert record(own_run)["head_from"] == "bundle"
-        assert exports.refitted(own_run / "onnx/int8") is None
+        assert export_of(own_run, "int8").refitted() is None
         assert metadata(own_run / "onnx/int8/model.onnx")["tlkit.head_from"] == "bundle"
-        assert replay(open_bundle(own_run), "onnx", "int8").passed
+        assert replayed(own_run, "int8").passed
 
     def test_where_both_call_as_many_rightly_the_log_loss_decides(self):
         features, truth = np.eye(3, dtype=np.float32), np.arange(3)
@@ -129,34 +124,34 @@ class TestKept:
 
 
 class TestRefused:
-    def test_a_head_that_learns_by_gradient(self, own_run, climb):
+    def test_a_head_that_learns_by_gradient(self, own_run, search):
         with pytest.raises(UsageError, match=r"head line learns by gradient, .*leave out --refit-head"):
-            climb(Line())
+            search(Line())
         assert not (own_run / "onnx/int8").exists()
 
-    def test_images_that_are_gone(self, own_run, climb):
+    def test_images_that_are_gone(self, own_run, search):
         forget_source(own_run)
         with pytest.raises(DataError, match="not on this machine any more"):
-            climb(Means())
+            search(Means())
 
     def test_other_precisions(self, own_run, capsys):
         assert cli.run(["export", str(own_run), "--onnx", "--precision", "fp16", "--refit-head"]) == 2
         assert "--refit-head is for --precision int8" in capsys.readouterr().err
 
-    def test_fp16_keeps_the_bundles_head(self, own_run, climb):
-        _, climbed = climb(Means(), "fp16")
-        assert climbed.rungs[0].head is None
+    def test_fp16_keeps_the_bundles_head(self, own_run, search):
+        _, found = search(Means(), "fp16")
+        assert found.candidates[0].head is None
         assert record(own_run, "onnx/fp16")["head_from"] == "bundle"
 
 
 class TestVerify:
     @pytest.fixture
-    def refitted(self, own_run, climb):
-        climb(Means())
+    def refitted(self, own_run, search):
+        search(Means())
         return own_run
 
     def test_it_passes_and_says_whose_head_it_is(self, refitted):
-        result = replay(open_bundle(refitted), "onnx", "int8")
+        result = replayed(refitted, "int8")
         assert (result.passed, result.problems, result.head_from) == (True, (), "export")
         alone = replay_file(open_bundle(refitted), refitted / "onnx/int8/model.onnx")
         assert (alone.passed, alone.problems) == (True, ())
@@ -166,29 +161,30 @@ class TestVerify:
         file = refitted / "onnx/int8/model.onnx"
         assert planted(fault, file)
         resign(refitted, "model.onnx", "int8")
-        assert not replay(open_bundle(refitted), "onnx", "int8").passed
+        assert not replayed(refitted, "int8").passed
 
-    def test_the_bundles_own_head_in_its_place_is_caught(self, refitted, tmp_path, climb):
+    def test_the_bundles_own_head_in_its_place_is_caught(self, refitted, tmp_path, search):
         shutil.copytree(refitted / "onnx/int8", tmp_path / "refitted")
-        climb(Means(sharpness=0.0))  # not kept
+        search(Means(sharpness=0.0))  # not kept
         result = replay_file(open_bundle(refitted), tmp_path / "refitted/model.onnx")
         assert not result.passed
-        assert "its head is not the one from the bundle, which its record speaks of" in result.problems[0]
+        assert "its head is not the one from the bundle, which the manifest names" in result.problems[0]
 
     def test_alone_without_the_record_of_what_it_gave_it_can_not_be_proven(self, refitted, tmp_path):
         shutil.move(refitted / "onnx/int8", tmp_path / "deployed")
-        with pytest.raises(ArtifactError, match=r"its head was fitted again at export, and .*int8.* is not there"):
+        with pytest.raises(ArtifactError, match=r"its head was refitted at export, and .*int8.* is not there"):
             replay_file(open_bundle(refitted), tmp_path / "deployed/model.onnx")
 
     def test_a_changed_head_beside_the_graphs_is_refused(self, refitted):
         (refitted / "onnx/int8" / exports.REFITTED).write_bytes(b"")
         with pytest.raises(ArtifactError, match="its head is missing or was changed after export"):
-            head_refit.deployed(open_bundle(refitted), Means(), "onnx", "int8")
+            export_of(refitted, "int8").refitted()
 
     def test_modules_with_that_head_give_the_same(self, refitted):
         features = open_bundle(refitted).expected()[FEATURES]
         given = OnnxSession(refitted / "onnx/int8/head.onnx").run(features)[LOGITS]
-        its, own = (head_refit.deployed(open_bundle(refitted), Means(), "onnx", name) for name in ("int8", "fp32"))
+        trained = modules(refitted, Tiny(), Means())
+        its, own = (trained.head_logits(export_of(refitted, name).refitted()) for name in ("int8", "fp32"))
         assert np.allclose(its(features), given, rtol=1e-4, atol=1e-3)
         assert not np.allclose(own(features), given, rtol=1e-4, atol=1e-3)
 
@@ -199,9 +195,9 @@ class TestVerify:
             name = "copy"
 
         bundle = open_bundle(refitted)
-        publish_target(bundle, Copy(), precision="int8")
+        built(bundle.root, Copy(), precision="int8")
         assert record(refitted, "copy/int8")["head_from"] == "export"
         assert np.array_equal(
-            exports.refitted(refitted / "copy/int8")["weight"], exports.refitted(refitted / "onnx/int8")["weight"]
+            export_of(refitted, "int8", "copy").refitted()["weight"], export_of(refitted, "int8").refitted()["weight"]
         )
-        assert replay(bundle, "copy", "int8").passed
+        assert replayed(bundle.root, "int8", "copy").passed

@@ -1,4 +1,4 @@
-"""The ladder takes the first rung within the budget; what it takes is written, and verified like everything else."""
+"""The search takes the first candidate within the budget; it is written, and verified like everything else."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from tests.kit.tiny import forget_source, resign
+from tests.kit.exporting import built, export_of, modules, replayed, searched
+from tests.kit.tiny import Line, Tiny, forget_source, resign
 from tlkit.errors import ArtifactError, DataError, GateError, UsageError
-from tlkit.exporting import precision_search
-from tlkit.exporting.precision import publish_precision
-from tlkit.exporting.precision_search import Candidate, Trial
-from tlkit.exporting.run import graphs_of, half_trunk, publish_target
+from tlkit.exporting import candidates as made_by
+from tlkit.exporting.candidates import Candidate, SearchPolicy
+from tlkit.exporting.precision_search import PrecisionSearch
+from tlkit.exporting.run import export
+from tlkit.graph import trace
 from tlkit.model import exports
 from tlkit.model.bundle import open_bundle
+from tlkit.model.exports import Exports
 from tlkit.model.reference_images import parity_images
-from tlkit.plugin.contract import FEATURES, LOGITS, silent
+from tlkit.plugin.contract import FEATURES, LOGITS
 from tlkit.runtime.model import Model
 from tlkit.runtime.session import OnnxSession
-from tlkit.verification.replay import replay
 
 
 @pytest.fixture
-def climb(own_run, tiny_recipe):
-    """Climbs from a precision; what is written is in `own_run`."""
+def search(own_run, tiny_recipe):
+    """Searches from a precision; what is written is in `own_run`."""
 
     def run(precision, **options):
-        bundle = open_bundle(own_run)
-        half = lambda: half_trunk(bundle, tiny_recipe.backbone, tiny_recipe.head)  # noqa: E731
-        return publish_precision(bundle, precision, half, **options)
+        return searched(own_run, tiny_recipe.backbone, tiny_recipe.head, precision, **options)
 
     return run
 
@@ -53,30 +53,30 @@ def bad_int8(monkeypatch):
     class Spoiler:
         enough = 99
 
-    real = precision_search.quantize
+    real = made_by.quantize
 
     def spoiled(graph, ranges, *, keep=(), **more):
         return real(graph, ranges, keep=keep, **more) if len(keep) >= Spoiler.enough else blind(graph)
 
-    monkeypatch.setattr(precision_search, "quantize", spoiled)
+    monkeypatch.setattr(made_by, "quantize", spoiled)
     return Spoiler
 
 
-class TestTrial:
-    def trial(self, run):
+class TestFirst:
+    def search(self, run):
         bundle = open_bundle(run)
-        head = onnx.load(run / "onnx/fp32/head.onnx")
-        return Trial(bundle, lambda p, t: graphs_of(bundle, t, head, p)["model"], data=None, progress=silent)
+        return PrecisionSearch(modules(run, Tiny(), Line()), Exports.of(bundle), parity_images(bundle))
 
     def test_fp32_loses_nothing_and_a_blind_trunk_much(self, tiny_run):
-        trial, trunk = self.trial(tiny_run), onnx.load(tiny_run / "onnx/fp32/trunk.onnx")
-        (_, same), (_, worse) = (trial.measure(Candidate(*each)) for each in (("fp32", trunk), ("int8", blind(trunk))))
+        search, trunk = self.search(tiny_run), onnx.load(tiny_run / "onnx/fp32/trunk.onnx")
+        _, (same,) = search.first([Candidate("fp32", trunk)], None)
+        _, (worse,) = search.first([Candidate("int8", blind(trunk))], None)
         assert (same.drop, same.agreement) == (0, 1)
         assert same.interval[1] == 1
         assert worse.drop == pytest.approx(100 * (same.accuracy - worse.accuracy))
         assert worse.drop > 30
         assert worse.agreement < 0.7
-        assert worse.images == same.images == len(trial.samples)
+        assert worse.images == same.images == len(search.val)
 
     def test_the_first_within_the_budget_is_taken_and_no_other_is_made(self, tiny_run):
         trunk = onnx.load(tiny_run / "onnx/fp32/trunk.onnx")
@@ -87,48 +87,54 @@ class TestTrial:
                 made.append(name)
                 yield Candidate(name, graph)
 
-        taken, rungs = self.trial(tiny_run).first(candidates(), 0.5)
-        assert (taken.precision, made, [rung.name for rung in rungs]) == ("fp16", ["int8", "fp16"], made)
+        taken, results = self.search(tiny_run).first(candidates(), 0.5)
+        assert (taken.precision, made, [each.name for each in results]) == ("fp16", ["int8", "fp16"], made)
 
     def test_a_budget_that_none_meets_is_refused_with_what_each_lost(self, tiny_run):
         trunk = onnx.load(tiny_run / "onnx/fp32/trunk.onnx")
-        with pytest.raises(GateError, match=r"within 0\.5 points .*int8, 2 layers in float: \d\d\.\d\d.*--max-drop"):
-            self.trial(tiny_run).first([Candidate("int8", blind(trunk), ("a", "b"))], 0.5)
+        with pytest.raises(GateError, match=r"drop of 0\.5 perc.*int8, 2 layers in float: \d\d\.\d\d.*--max-drop"):
+            self.search(tiny_run).first([Candidate("int8", blind(trunk), ("a", "b"))], 0.5)
 
     def test_without_a_budget_the_first_is_taken(self, tiny_run):
         trunk = onnx.load(tiny_run / "onnx/fp32/trunk.onnx")
-        assert self.trial(tiny_run).first([Candidate("int8", blind(trunk))], None)[0].precision == "int8"
+        assert self.search(tiny_run).first([Candidate("int8", blind(trunk))], None)[0].precision == "int8"
+
+    def test_only_so_many_images_are_measured_as_the_policy_says(self, tiny_run):
+        search = self.search(tiny_run)
+        search.policy = SearchPolicy(max_images=4)
+        _, (result,) = search.first([Candidate("fp32", onnx.load(tiny_run / "onnx/fp32/trunk.onnx"))], None)
+        assert result.images == 4
 
 
 class TestPublish:
     @pytest.mark.parametrize("precision", ["int8", "fp16"])
-    def test_it_is_written_proven_and_of_use(self, own_run, climb, pictures, precision):
-        published, climbed = climb(precision)
-        assert published.place == own_run / "onnx" / precision
+    def test_it_is_written_proven_and_of_use(self, own_run, search, pictures, precision):
+        published, found = search(precision)
+        assert published.folder == own_run / "onnx" / precision
         assert all(verdict.passed for verdict in published.verdicts.values())
-        record = json.loads((published.place / "manifest.json").read_text())
-        assert (record["precision"], record["ladder"]) == (precision, json.loads(json.dumps(climbed.to_json())))
-        assert replay(open_bundle(own_run), "onnx", precision).passed
-        for path in (published.place, published.place / "model.onnx"):
+        record = json.loads((published.folder / "manifest.json").read_text())
+        assert (record["precision"], record["precision_search"]) == (precision, json.loads(json.dumps(found.to_json())))
+        assert replayed(own_run, precision).passed
+        for path in (published.folder, published.folder / "model.onnx"):
             model = Model.open(path)
             assert model.session.metadata["tlkit.precision"] == precision
             assert model.predict([pictures / "dark/00.png"])[0].labels == ("dark",)
-        assert Model.open(published.place, graph="trunk").embed([pictures / "dark/00.png"]).shape == (1, 8)
+        assert Model.open(published.folder, graph="trunk").embed([pictures / "dark/00.png"]).shape == (1, 8)
 
-    def test_int8_lists_the_images_it_was_calibrated_on(self, own_run, climb):
-        climb("int8")
-        calibration = json.loads((own_run / "onnx/int8/manifest.json").read_text())["ladder"]["calibration"]
+    def test_int8_lists_the_images_it_was_calibrated_on(self, own_run, search):
+        search("int8")
+        calibration = json.loads((own_run / "onnx/int8/manifest.json").read_text())["precision_search"]["calibration"]
         assert calibration["from"].startswith("the training split of ")
         assert len(calibration["images"]) > 16
 
-    def test_int8_twice_is_the_same_file(self, own_run, climb):
-        climb("int8")
+    def test_int8_twice_is_the_same_file(self, own_run, search):
+        search("int8")
         before = (own_run / "onnx/int8/trunk.onnx").read_bytes()
-        climb("int8")
+        search("int8")
         assert (own_run / "onnx/int8/trunk.onnx").read_bytes() == before
 
-    def test_fp16_keeps_pixels_and_outputs_in_float32(self, own_run, climb):
-        climb("fp16")
+    def test_fp16_keeps_pixels_and_outputs_in_float32(self, own_run, search):
+        search("fp16")
         graph = onnx.load(own_run / "onnx/fp16/model.onnx").graph
         kinds = {len(tensor.dims): tensor.data_type for tensor in graph.initializer}
         assert kinds[4] == TensorProto.FLOAT16
@@ -136,98 +142,96 @@ class TestPublish:
         assert {output.type.tensor_type.elem_type for output in graph.output} == {TensorProto.FLOAT}
         assert graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
 
-    def test_fp16_needs_no_images_but_for_a_budget(self, own_run, climb):
+    def test_fp16_needs_no_images_but_for_a_budget(self, own_run, search):
         forget_source(own_run)
-        published, climbed = climb("fp16")
-        assert (published.drawn_from, climbed.rungs) == ("the golden images", ())
+        published, found = search("fp16")
+        assert (published.drawn_from, found.candidates) == ("the golden images", ())
         for options in ({"precision": "fp16", "max_drop": 1.0}, {"precision": "int8"}):
             with pytest.raises(DataError, match="not on this machine any more; name others like them with --data"):
-                climb(**options)
+                search(**options)
 
-    def test_layers_are_left_in_float_until_it_is_good_enough(self, own_run, climb, bad_int8):
+    def test_layers_are_left_in_float_until_it_is_good_enough(self, own_run, search, bad_int8):
         bad_int8.enough = 1
-        published, climbed = climb("int8", max_drop=0.5)
-        assert [rung.name for rung in climbed.rungs] == ["int8", "int8, 1 layer in float"]
-        assert climbed.rungs[0].drop > 30
-        assert climbed.rungs[1].kept == (climbed.sensitivity[0].name,)
-        assert published.place == own_run / "onnx/int8"
+        published, found = search("int8", max_drop=0.5)
+        assert [candidate.name for candidate in found.candidates] == ["int8", "int8, 1 layer in float"]
+        assert found.candidates[0].drop > 30
+        assert found.candidates[1].kept == (found.sensitivity[0].name,)
+        assert published.folder == own_run / "onnx/int8"
 
-    def test_or_else_a_higher_precision_is_taken(self, own_run, climb, bad_int8):
-        published, climbed = climb("int8", max_drop=0.5)
-        assert [rung.name for rung in climbed.rungs][-1] == "fp16"
-        assert published.place == own_run / "onnx/fp16"
+    def test_or_else_a_higher_precision_is_taken(self, own_run, search, bad_int8):
+        published, found = search("int8", max_drop=0.5)
+        assert [candidate.name for candidate in found.candidates][-1] == "fp16"
+        assert published.folder == own_run / "onnx/fp16"
         assert not (own_run / "onnx/int8").exists()
 
-    def test_up_to_fp32_which_only_gets_a_record(self, own_run, climb, bad_int8, monkeypatch):
-        from tlkit.exporting import run as publish
-
-        real = publish.trace.half_precision_graph
-        monkeypatch.setattr(publish.trace, "half_precision_graph", lambda trunk: blind(real(trunk)))
+    def test_up_to_fp32_which_only_gets_a_record(self, own_run, search, bad_int8, monkeypatch):
+        real = trace.half_precision_graph
+        monkeypatch.setattr(trace, "half_precision_graph", lambda trunk: blind(real(trunk)))
         graphs = (own_run / "onnx/fp32/model.onnx").read_bytes()
-        published, climbed = climb("int8", max_drop=0.5)
-        assert climbed.rungs[-1].name == "fp32"
-        assert published.place == own_run / "onnx/fp32"
+        published, found = search("int8", max_drop=0.5)
+        assert found.candidates[-1].name == "fp32"
+        assert published.folder == own_run / "onnx/fp32"
         assert (own_run / "onnx/fp32/model.onnx").read_bytes() == graphs
-        assert json.loads((own_run / "onnx/fp32/manifest.json").read_text())["ladder"]["max_drop"] == 0.5
-        assert replay(open_bundle(own_run)).passed
+        assert json.loads((own_run / "onnx/fp32/manifest.json").read_text())["precision_search"]["max_drop"] == 0.5
+        assert replayed(own_run).passed
 
     @pytest.mark.usefixtures("bad_int8")
-    def test_without_a_fallback_nothing_is_written(self, own_run, climb):
-        with pytest.raises(GateError, match="no graph stays within"):
-            climb("int8", max_drop=0.5, fallback=False)
+    def test_without_a_fallback_nothing_is_written(self, own_run, search):
+        with pytest.raises(GateError, match="no candidate stays within"):
+            search("int8", max_drop=0.5, fallback=False)
         assert [place.name for place in (own_run / "onnx").iterdir()] == ["fp32"]
 
     @pytest.mark.usefixtures("bad_int8")
-    def test_rubbish_is_not_written_even_without_a_budget(self, own_run, climb):
+    def test_rubbish_is_not_written_even_without_a_budget(self, own_run, search):
         with pytest.raises(GateError, match="does not compute what was trained"):
-            climb("int8")
+            search("int8")
         assert [place.name for place in (own_run / "onnx").iterdir()] == ["fp32"]
 
-    def test_no_images_to_measure_on(self, own_run, climb, tmp_path, pictures):
+    def test_no_images_to_measure_on(self, own_run, search, tmp_path, pictures):
         shutil.copytree(pictures, tmp_path / "photos/train")
         (tmp_path / "photos/test").mkdir()
         shutil.copytree(pictures / "dark", tmp_path / "photos/test/dark")
         shutil.rmtree(tmp_path / "photos/train")
         with pytest.raises(DataError):
-            climb("int8", data=tmp_path / "photos")
+            search("int8", data=tmp_path / "photos")
 
 
 class TestVerify:
     @pytest.mark.parametrize("precision", ["int8", "fp16"])
     @pytest.mark.parametrize("name", ["trunk.onnx", "head.onnx", "model.onnx"])
-    def test_a_changed_weight_is_caught(self, own_run, climb, precision, name):
-        climb(precision)
+    def test_a_changed_weight_is_caught(self, own_run, search, precision, name):
+        search(precision)
         file = own_run / "onnx" / precision / name
         graph = onnx.load(file)
         scale = change_a_weight(graph)
         onnx.save(graph, file)
         with pytest.raises(ArtifactError, match=f"changed after export; .*--onnx --precision {precision}"):
-            replay(open_bundle(own_run), "onnx", precision)
+            replayed(own_run, precision)
         resign(own_run, name, precision)
-        result = replay(open_bundle(own_run), "onnx", precision)
+        result = replayed(own_run, precision)
         assert [graph for graph, verdict in result.verdicts.items() if not verdict.passed] == [name.split(".")[0]], (
             scale
         )
 
-    def test_it_is_held_against_what_it_gave_when_it_was_built(self, own_run, climb):
-        climb("int8")
+    def test_it_is_held_against_what_it_gave_when_it_was_built(self, own_run, search):
+        search("int8")
         bundle = open_bundle(own_run)
-        kept = exports.expected(own_run / "onnx/int8")
+        kept = export_of(own_run, "int8").expected()
         assert {name: array.shape for name, array in kept.items()} == {FEATURES: (4, 8), LOGITS: (4, 3)}
-        verdict = replay(bundle, "onnx", "int8").verdicts["model"]
+        verdict = replayed(bundle.root, "int8").verdicts["model"]
         assert verdict.comparisons[0].feature_error == 0
         assert not np.array_equal(kept[FEATURES], bundle.expected()[FEATURES])
-        assert exports.expected(own_run / "onnx/fp32") is None
+        assert export_of(own_run).expected() is None
 
-    def test_another_bundles_by_product_is_refused(self, own_run, climb, tmp_path):
-        climb("int8")
+    def test_another_bundles_by_product_is_refused(self, own_run, search, tmp_path):
+        search("int8")
         record = own_run / "onnx/int8/manifest.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"bundle": "0" * 64}))
         with pytest.raises(ArtifactError, match="exported from another bundle"):
             Model.open(own_run / "onnx/int8")
 
-    def test_a_by_product_alone_is_still_of_use(self, own_run, climb, tmp_path, pictures):
-        climb("int8")
+    def test_a_by_product_alone_is_still_of_use(self, own_run, search, tmp_path, pictures):
+        search("int8")
         shutil.copytree(own_run / "onnx/int8", tmp_path / "deployed")
         assert Model.open(tmp_path / "deployed").predict([pictures / "light/00.png"])[0].labels == ("light",)
         (tmp_path / "deployed/model.onnx").write_bytes(b"")
@@ -251,19 +255,19 @@ def change_a_weight(graph):
 
 
 class TestTargets:
-    def test_a_target_is_built_from_the_graphs_of_that_precision(self, own_run, climb):
+    def test_a_target_is_built_from_the_graphs_of_that_precision(self, own_run, search):
         from tlkit_standard.targets.onnx import Onnx
 
         class Copy(Onnx):
             name = "copy"
 
-        climb("int8")
-        published = publish_target(open_bundle(own_run), Copy(), precision="int8")
-        assert published.place == own_run / "copy/int8"
+        search("int8")
+        published = built(own_run, Copy(), precision="int8")
+        assert published.folder == own_run / "copy/int8"
         images, _ = parity_images(open_bundle(own_run))
         one, other = (OnnxSession(own_run / place / "int8/model.onnx").run(images) for place in ("onnx", "copy"))
         assert np.array_equal(one[LOGITS], other[LOGITS])
-        assert replay(open_bundle(own_run), "copy", "int8").passed
+        assert replayed(own_run, "int8", "copy").passed
 
     def test_a_precision_it_does_not_take_is_refused(self, own_run):
         from tlkit_standard.targets.onnx import Onnx
@@ -272,28 +276,28 @@ class TestTargets:
             precisions = ("fp32", "fp16")
 
         with pytest.raises(UsageError, match="onnx takes no int8 graph; choose one of fp32, fp16"):
-            publish_target(open_bundle(own_run), Float(), precision="int8")
+            built(own_run, Float(), precision="int8")
 
-    def test_a_target_that_wants_int8_about_zero_gets_that(self, own_run, climb):
+    def test_a_target_that_wants_int8_about_zero_gets_that(self, own_run, search):
         from tlkit_standard.targets.onnx import Onnx
 
         class Symmetric(Onnx):
             name = "symmetric"
             precisions = ("fp32", exports.SYMMETRIC)
 
-        climb(exports.SYMMETRIC)
-        published = publish_target(open_bundle(own_run), Symmetric(), precision="int8")
-        assert published.place == own_run / "symmetric/int8"
+        report = export(modules(own_run, Tiny(), Line()), [Symmetric()], precision="int8")
+        assert [each.folder for each in report.exports] == [own_run / "onnx/int8-symmetric", own_run / "symmetric/int8"]
+        assert list(report.searches) == [exports.SYMMETRIC]
         images, _ = parity_images(open_bundle(own_run))
         one, other = (
             OnnxSession(own_run / place / "model.onnx").run(images)
             for place in ("onnx/int8-symmetric", "symmetric/int8")
         )
         assert np.array_equal(one[LOGITS], other[LOGITS])
-        assert replay(open_bundle(own_run), "symmetric", "int8").passed
+        assert replayed(own_run, "int8", "symmetric").passed
 
     def test_what_was_not_exported_in_that_precision_names_the_command(self, own_run):
         from tlkit_standard.targets.onnx import Onnx
 
         with pytest.raises(ArtifactError, match=r"run: tlkit export .* --onnx --precision fp16"):
-            publish_target(open_bundle(own_run), Onnx(), precision="fp16")
+            built(own_run, Onnx(), precision="fp16")

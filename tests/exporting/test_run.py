@@ -9,15 +9,15 @@ import onnx
 import pytest
 import torch
 
+from tests.kit.exporting import exported
 from tests.kit.tiny import WIDTHS, Tiny
 from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, GateError, UsageError
-from tlkit.exporting.run import publish_onnx
 from tlkit.graph import trace as export
 from tlkit.graph.compose import cut_graph, merge_graphs, stage_output
-from tlkit.model import exports
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
+from tlkit.model.exports import read_manifest
 from tlkit.model.modules import load_modules, run_modules
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
@@ -113,7 +113,7 @@ def test_the_modules_of_a_bundle_are_those_that_were_trained(tiny_run, tiny_reci
 
 class TestPublish:
     def test_the_record_says_what_was_checked(self, tiny_run):
-        record = exports.read(tiny_run / "onnx/fp32", again="")
+        record = read_manifest(tiny_run / "onnx/fp32", "")
         assert record["bundle"] == open_bundle(tiny_run).digest
         assert record["parity_images"]["count"] >= 3
         assert set(record["parity"]) == {"trunk", "head", "model"}
@@ -130,9 +130,9 @@ class TestPublish:
             weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.05, weight.name))
             return graph
 
-        monkeypatch.setattr("tlkit.exporting.run.cut_graph", spoiled)
+        monkeypatch.setattr("tlkit.graph.compose.cut_graph", spoiled)
         with pytest.raises(GateError, match="trunk does not compute what was trained"):
-            publish_onnx(open_bundle(own_run), tiny_recipe.backbone, tiny_recipe.head)
+            exported(own_run, tiny_recipe.backbone, tiny_recipe.head)
         assert (own_run / "onnx/fp32/model.onnx").read_bytes() == before
         assert [place.name for place in (own_run / "onnx").iterdir()] == ["fp32"]
 
@@ -146,7 +146,7 @@ class TestPublish:
         from tlkit.errors import ArtifactError
 
         with pytest.raises(ArtifactError, match=r"shape .* not "):
-            publish_onnx(open_bundle(own_run), Wider(), tiny_recipe.head)
+            exported(own_run, Wider(), tiny_recipe.head)
 
 
 class TestParityImages:

@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from tests.kit.exporting import exported
 from tests.kit.tiny import write_images
 from tlkit import cli
 from tlkit.errors import ArtifactError, GateError, UsageError
 from tlkit.exporting import shared_trunk
-from tlkit.exporting.run import publish_onnx
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 from tlkit.runtime.model import Model
@@ -31,7 +31,7 @@ def runs(tiny_recipe, pictures, tmp_path_factory):
     made["deeper"] = (pictures, replace(tiny_recipe, cut="third"))
     for name, (photos, recipe) in made.items():
         train(photos, root / name, recipe)
-        publish_onnx(open_bundle(root / name), recipe.backbone, recipe.head)
+        exported(root / name, recipe.backbone, recipe.head)
     return root
 
 
@@ -45,7 +45,7 @@ def images():
 
 
 def test_every_head_gives_what_it_gives_alone(runs, tmp_path, images):
-    made = shared_trunk.share(opened(runs, "shades", "sides"), tmp_path / "multi")
+    made = shared_trunk.export_shared_trunk(opened(runs, "shades", "sides"), tmp_path / "multi")
     assert {name: verdict.passed for name, verdict in made.verdicts.items()} == {"shades": True, "sides": True}
     got = OnnxSession(tmp_path / "multi/model.onnx").run(images)
     assert list(got) == [
@@ -60,15 +60,15 @@ def test_every_head_gives_what_it_gives_alone(runs, tmp_path, images):
 
 
 def test_the_trunk_is_there_once(runs, tmp_path):
-    shared_trunk.share(opened(runs, "shades", "sides"), tmp_path / "multi")
+    shared_trunk.export_shared_trunk(opened(runs, "shades", "sides"), tmp_path / "multi")
     weights = [t for t in onnx.load(tmp_path / "multi/model.onnx").graph.initializer if len(t.dims) == 4]
     assert len(weights) == 2
 
 
 def test_another_head_leaves_the_file_of_the_trunk_as_it_is(runs, tmp_path):
-    shared_trunk.share(opened(runs, "shades"), tmp_path / "multi")
+    shared_trunk.export_shared_trunk(opened(runs, "shades"), tmp_path / "multi")
     before = (tmp_path / "multi/trunk.onnx").read_bytes()
-    shared_trunk.share(opened(runs, "sides", "shades"), tmp_path / "multi")
+    shared_trunk.export_shared_trunk(opened(runs, "sides", "shades"), tmp_path / "multi")
     assert (tmp_path / "multi/trunk.onnx").read_bytes() == before
     record = json.loads((tmp_path / "multi/manifest.json").read_text())
     assert set(record["heads"]) == {"shades", "sides"}
@@ -77,7 +77,7 @@ def test_another_head_leaves_the_file_of_the_trunk_as_it_is(runs, tmp_path):
 
 def test_another_trunk_is_refused(runs, tmp_path):
     with pytest.raises(ArtifactError, match=r"deeper: its trunk is not that of .*shades: another cut, another state"):
-        shared_trunk.share(opened(runs, "shades", "deeper"), tmp_path / "multi")
+        shared_trunk.export_shared_trunk(opened(runs, "shades", "deeper"), tmp_path / "multi")
     assert not (tmp_path / "multi").exists()
 
 
@@ -92,7 +92,7 @@ def test_a_head_that_computes_something_else_is_not_written(runs, tmp_path, monk
 
     monkeypatch.setattr(shared_trunk, "joined", spoiled)
     with pytest.raises(GateError, match="the head sides does not compute what was trained"):
-        shared_trunk.share(opened(runs, "shades", "sides"), tmp_path / "multi")
+        shared_trunk.export_shared_trunk(opened(runs, "shades", "sides"), tmp_path / "multi")
     assert not (tmp_path / "multi").exists()
 
 
@@ -100,7 +100,7 @@ def test_what_is_no_such_folder_is_not_replaced(runs, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("precious")
     with pytest.raises(UsageError, match="it exists already"):
-        shared_trunk.share(opened(runs, "shades"), tmp_path / "mine")
+        shared_trunk.export_shared_trunk(opened(runs, "shades"), tmp_path / "mine")
     assert (tmp_path / "mine/thesis.txt").exists()
 
 

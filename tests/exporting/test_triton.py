@@ -12,7 +12,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from tlkit.data.preprocessing import load
 from tlkit.errors import UsageError
-from tlkit.exporting.triton import publish_triton, quoted
+from tlkit.exporting.triton import export_triton, quoted
 from tlkit.model.bundle import open_bundle
 from tlkit.model.reference_images import golden_pixels
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Preprocessing
@@ -49,7 +49,7 @@ def serve(repository, name, images):
 @pytest.fixture(scope="module")
 def repository(tiny_run, tmp_path_factory):
     place = tmp_path_factory.mktemp("served") / "repository"
-    publish_triton([open_bundle(tiny_run)], place)
+    export_triton([open_bundle(tiny_run)], place)
     return place
 
 
@@ -82,7 +82,7 @@ def test_another_head_leaves_the_trunk_untouched(tiny_run, repository, tmp_path)
     second = shutil.copytree(tiny_run, tmp_path / "second")
     trunk = next(place.glob("tiny-second-*/1/model.onnx"))
     before = trunk.stat()
-    made = publish_triton([open_bundle(second)], place)
+    made = export_triton([open_bundle(second)], place)
     assert made.models == ("second-head", "second")
     assert (trunk.stat().st_mtime_ns, trunk.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
     assert sorted(file.parent.name for file in place.glob("*/config.pbtxt")) == sorted(
@@ -97,7 +97,7 @@ def test_the_model_of_somebody_else_is_not_written_over(tiny_run, tmp_path):
     theirs.parent.mkdir()
     theirs.write_text('name: "run"\n')
     with pytest.raises(UsageError, match=r"run: there is a model of this name that tlkit did not write"):
-        publish_triton([open_bundle(tiny_run)], tmp_path)
+        export_triton([open_bundle(tiny_run)], tmp_path)
     assert theirs.read_text() == 'name: "run"\n'
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
 

@@ -16,7 +16,7 @@ from tests.kit.tiny import Tiny
 from tlkit.exporting import calibration
 from tlkit.graph import layout, trace
 from tlkit.graph.compose import cut_graph
-from tlkit.graph.quantize import FLAVOURS, OPERATORS, layers, quantize
+from tlkit.graph.quantize import FLAVORS, OPERATORS, layers, quantize
 from tlkit.model.trunk import build
 from tlkit.plugin.contract import FEATURES, IMAGES, Backbone, Preprocessing, Weights
 from tlkit.runtime.session import OnnxSession
@@ -154,9 +154,9 @@ def test_a_first_layer_left_in_float_is_left_alone(quantized, images, tmp_path):
     assert np.array_equal(features(graph, images, tmp_path), features(before, images, tmp_path))
 
 
-def test_it_is_for_the_flavour_that_has_channels_last(quantized):
-    assert [name for name, flavour in FLAVOURS.items() if flavour.channels_last] == ["int8"]
-    graph, _ = quantized(Stem(), flavour="int8-symmetric")
+def test_it_is_for_the_flavor_that_has_channels_last(quantized):
+    assert [name for name, flavor in FLAVORS.items() if flavor.channels_last] == ["int8"]
+    graph, _ = quantized(Stem(), flavor="int8-symmetric")
     assert [kind for kind in kinds(graph) if kind in ("Cast", "Transpose")] == ["Cast", "Transpose"]
 
 

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from tests.kit.processors import KINDS, compiled, environment
 from tlkit.exporting import calibration
-from tlkit.graph.quantize import FLAVOURS, OPERATORS, quantize
+from tlkit.graph.quantize import FLAVORS, OPERATORS, quantize
 from tlkit.plugin.contract import FEATURES, IMAGES, Preprocessing
 
 # Its pairs saturate with 8 bits: all of a channel's weights are alike, and so are the pixels.
@@ -84,10 +84,10 @@ def fp32():
     return loud_network()
 
 
-@pytest.fixture(scope="module", params=FLAVOURS)
+@pytest.fixture(scope="module", params=FLAVORS)
 def int8(request, fp32, images):
     found = calibration.ranges(fp32, images, LOUD, OPERATORS)
-    return quantize(fp32, found, flavour=request.param)
+    return quantize(fp32, found, flavor=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization.calibrate import TensorData
+from tlkit.exporting.sensitivity import sensitivity
 
 from tests.kit.tiny import Tiny, elsewhere
 from tlkit.errors import DataError
 from tlkit.exporting import calibration as calibrate
-from tlkit.exporting.sensitivity import sensitivity
 from tlkit.graph.quantize import ACTIVATIONS, OPERATORS, WEIGHTED, layers, quantize
 from tlkit.model import reference_images
 from tlkit.model.bundle import open_bundle
@@ -45,7 +45,7 @@ def int8(trunk, ranges):
 
 @pytest.fixture(scope="module")
 def symmetric(trunk, ranges):
-    return quantize(trunk, ranges, flavour="int8-symmetric")
+    return quantize(trunk, ranges, flavor="int8-symmetric")
 
 
 def features(graph, images, tmp_path):

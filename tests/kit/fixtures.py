@@ -208,13 +208,12 @@ def tiny_recipe() -> TrainingConfig:
 @pytest.fixture(scope="session")
 def tiny_run(pictures: Path, tiny_recipe: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the tiny backbone, exported; not to be changed (see `own_run`)."""
-    from tlkit.exporting.run import publish_onnx
-    from tlkit.model.bundle import open_bundle
+    from tests.kit.exporting import exported
     from tlkit.training.run import train
 
     run = tmp_path_factory.mktemp("tiny") / "run"
     train(pictures, run, tiny_recipe)
-    publish_onnx(open_bundle(run), tiny_recipe.backbone, tiny_recipe.head)
+    exported(run, tiny_recipe.backbone, tiny_recipe.head)
     return run
 
 

@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.kit.exporting import exported, replayed
 from tests.kit.tiny import Tiny
 from tlkit.errors import UsageError
-from tlkit.exporting.run import publish_onnx
 from tlkit.model.bundle import open_bundle
 from tlkit.model.trunk import resized
 from tlkit.training.run import train
-from tlkit.verification.replay import replay
 
 
 class Places(nn.Module):
@@ -43,8 +42,8 @@ def test_weights_that_fit_are_used_at_another_size(pictures, tiny_recipe, tmp_pa
     train(pictures, tmp_path / "run", replace(tiny_recipe, size=48))
     bundle = open_bundle(tmp_path / "run")
     assert bundle.record.preprocessing == replace(Tiny.preprocessing, size=48)
-    publish_onnx(bundle, tiny_recipe.backbone, tiny_recipe.head)
-    assert replay(bundle).passed
+    exported(bundle.root, tiny_recipe.backbone, tiny_recipe.head)
+    assert replayed(bundle.root).passed
 
 
 def test_weights_that_do_not_fit_are_refused_with_the_stage_and_the_reason():

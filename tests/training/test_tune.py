@@ -13,10 +13,10 @@ from tlkit_standard.heads import HEADS
 from tlkit_standard.strategies import STRATEGIES
 from torch import nn
 
+from tests.kit.exporting import exported, replayed
 from tests.kit.tiny import WIDTHS, Line, Seeded, Tiny
 from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, GateError, UsageError
-from tlkit.exporting.run import publish_onnx
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
 from tlkit.model.modules import run_modules
@@ -32,7 +32,6 @@ from tlkit.training.phases import check_phases, provenance
 from tlkit.training.run import train
 from tlkit.training.steps import rate, split
 from tlkit.training.trainer import Setting, fit_head
-from tlkit.verification.replay import replay
 
 BY_NAME = {strategy.name: strategy for strategy in STRATEGIES}
 STAGES = tuple(WIDTHS)
@@ -133,9 +132,9 @@ def test_batch_statistics_of_the_pretraining_are_kept_and_those_of_new_stages_le
 def test_what_was_trained_is_what_is_deployed(pictures, recipe, tmp_path):
     train(pictures, tmp_path / "run", recipe)
     bundle = open_bundle(tmp_path / "run")
-    published = publish_onnx(bundle, recipe.backbone, recipe.head)
+    published = exported(bundle.root, recipe.backbone, recipe.head)
     assert all(verdict.passed for verdict in published.verdicts.values())
-    assert replay(bundle).passed
+    assert replayed(bundle.root).passed
     expected, model = bundle.expected(), Model.open(tmp_path / "run")
     images = np.stack([load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()])
     got = model.session.run(images)
@@ -148,7 +147,7 @@ def test_what_was_trained_is_what_is_deployed(pictures, recipe, tmp_path):
 def test_the_scores_are_those_of_the_deployed_graph(pictures, recipe, tmp_path):
     trained = train(pictures, tmp_path / "run", recipe)
     bundle = open_bundle(tmp_path / "run")
-    publish_onnx(bundle, recipe.backbone, recipe.head)
+    exported(bundle.root, recipe.backbone, recipe.head)
     best = min(line["val_loss"] for line in history(tmp_path / "run"))
     assert trained.metrics.log_loss == pytest.approx(best, rel=1e-3)
     assert bundle.record.metrics["val"]["log_loss"] == trained.metrics.log_loss
@@ -162,7 +161,7 @@ def test_every_strategy_learns(pictures, tiny_recipe, tmp_path, name):
     losses = [line["train_loss"] for line in history(tmp_path / "run")]
     assert losses[-1] < losses[0]
     assert trained.metrics.log_loss < np.log(3)
-    publish_onnx(open_bundle(tmp_path / "run"), tiny_recipe.backbone, tiny_recipe.head)
+    exported(tmp_path / "run", tiny_recipe.backbone, tiny_recipe.head)
 
 
 @pytest.mark.parametrize("restart", [0, 2])

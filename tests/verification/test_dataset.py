@@ -10,14 +10,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from tests.kit.exporting import modules
 from tests.kit.tiny import Line, Tiny, resign
 from tlkit.data import dataset
 from tlkit.evaluation.evaluate import answers
-from tlkit.model.bundle import open_bundle
 from tlkit.runtime.model import Model
-from tlkit.verification.dataset import OUTPUTS, survey
+from tlkit.verification.dataset import OUTPUTS, compare_on_dataset
 from tlkit.verification.parity import TOLERANCES
-from tlkit.verification.trained import TrainedSession
 
 
 def ask(model, pictures):
@@ -30,7 +29,7 @@ def ask(model, pictures):
 
 @pytest.fixture(scope="module")
 def trained(tiny_run, pictures):
-    return ask(Model(TrainedSession(open_bundle(tiny_run), Tiny(), Line()), tiny_run), pictures)
+    return ask(Model(modules(tiny_run, Tiny(), Line()).session(), tiny_run), pictures)
 
 
 def test_the_modules_answer_as_a_session(trained):
@@ -41,7 +40,7 @@ def test_the_modules_answer_as_a_session(trained):
 
 
 def test_the_export_gives_the_same_on_every_image(tiny_run, pictures, trained):
-    found = survey(trained, ask(Model.open(tiny_run), pictures), TOLERANCES["fp32"])
+    found = compare_on_dataset(trained, ask(Model.open(tiny_run), pictures), TOLERANCES["fp32"])
     assert found.passed
     assert (found.images, found.drop, found.comparison.flips, found.comparison.agreement) == (36, 0, 0, 1)
     assert found.accuracy == found.trained_accuracy > 0.9
@@ -55,7 +54,7 @@ def test_another_weight_costs_labels_and_is_counted(own_run, pictures, trained):
     weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
     onnx.save(graph, file)
     resign(own_run, "model.onnx")
-    found = survey(trained, ask(Model.open(own_run), pictures), TOLERANCES["fp32"])
+    found = compare_on_dataset(trained, ask(Model.open(own_run), pictures), TOLERANCES["fp32"])
     assert not found.passed
     assert found.comparison.flips > 10
     assert found.drop == pytest.approx(100 * (found.trained_accuracy - found.accuracy))
@@ -66,10 +65,10 @@ def test_a_bad_image_is_passed_over_on_both_sides(tiny_run, pictures, tmp_path):
     other = shutil.copytree(pictures, tmp_path / "photos")
     bad = other / "dark/03.png"
     bad.write_bytes(b"no image")
-    sides = [Model(TrainedSession(open_bundle(tiny_run), Tiny(), Line()), tiny_run), Model.open(tiny_run)]
+    sides = [Model(modules(tiny_run, Tiny(), Line()).session(), tiny_run), Model.open(tiny_run)]
     one, two = (ask(side, other) for side in sides)
     assert list(one.rejected) == list(two.rejected) == [str(bad)]
-    assert survey(one, two, TOLERANCES["fp32"]).images == 35
+    assert compare_on_dataset(one, two, TOLERANCES["fp32"]).images == 35
 
 
 def test_the_verb_verifies_on_a_folder(story, tlkit):

@@ -9,40 +9,38 @@ import onnx
 import pytest
 from onnx import helper
 
+from tests.kit.exporting import exported, replayed
 from tests.kit.faults import FAULTS, Drops, facts, planted
 from tests.kit.tiny import resign
 from tlkit import cli
 from tlkit.errors import ArtifactError
-from tlkit.exporting.precision import publish_precision
-from tlkit.exporting.run import half_trunk
 from tlkit.model.bundle import open_bundle
-from tlkit.verification.replay import replay, replay_file
+from tlkit.verification.replay import replay_file
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_run, tiny_recipe, tmp_path_factory):
+def every_precision(tiny_run, tiny_recipe, tmp_path_factory):
     """A bundle exported in every precision; not to be changed."""
     run = tmp_path_factory.mktemp("exported") / "run"
     shutil.copytree(tiny_run, run)
-    bundle = open_bundle(run)
     for precision in ("fp16", "int8"):
-        publish_precision(bundle, precision, lambda: half_trunk(bundle, tiny_recipe.backbone, tiny_recipe.head))
+        exported(run, tiny_recipe.backbone, tiny_recipe.head, precision)
     return run
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_caught(exported, tmp_path, fault, precision):
+def test_a_planted_fault_is_caught(every_precision, tmp_path, fault, precision):
     run = tmp_path / "run"
-    shutil.copytree(exported, run)
+    shutil.copytree(every_precision, run)
     file = run / "onnx" / precision / "model.onnx"
     assert planted(fault, file)
     with pytest.raises(ArtifactError, match="changed after export"):  # the hash says so at once
-        replay(open_bundle(run), "onnx", precision)
+        replayed(run, precision)
     resign(run, "model.onnx", precision)  # and where it is no help, the images do
-    result = replay(open_bundle(run), "onnx", precision)
+    result = replayed(run, precision)
     assert not result.passed
     assert not replay_file(open_bundle(run), file).passed
     assert result.verdicts["trunk"].passed
@@ -50,13 +48,13 @@ def test_a_planted_fault_is_caught(exported, tmp_path, fault, precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_dropped_last_batch_is_caught(exported, precision):
-    assert not replay(open_bundle(exported), "onnx", precision, Drops).passed
+def test_a_dropped_last_batch_is_caught(every_precision, precision):
+    assert not replayed(every_precision, precision, session=Drops).passed
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_without_a_fault_there_is_no_alarm(exported, precision):
-    result = replay(open_bundle(exported), "onnx", precision)
+def test_without_a_fault_there_is_no_alarm(every_precision, precision):
+    result = replayed(every_precision, precision)
     assert (result.passed, result.problems, result.changed_images) == (True, (), ())
 
 
@@ -64,8 +62,8 @@ class TestAgainst:
     """One graph, wherever it lies, against its bundle; as commands, in this process."""
 
     @pytest.fixture
-    def place(self, exported, tmp_path, monkeypatch):
-        shutil.copytree(exported, tmp_path / "run")
+    def place(self, every_precision, tmp_path, monkeypatch):
+        shutil.copytree(every_precision, tmp_path / "run")
         monkeypatch.chdir(tmp_path)
         return tmp_path
 
@@ -97,7 +95,7 @@ class TestAgainst:
         helper.set_model_props(graph, {**facts(graph), "tlkit.bundle": "0" * 64})
         onnx.save(graph, place / "deployed.onnx")
         assert cli.run(["verify", "deployed.onnx", "--against", "run"]) == 6
-        assert "it says that it was exported from another bundle" in capsys.readouterr().out
+        assert "its metadata name another bundle" in capsys.readouterr().out
 
     def test_a_graph_alone_is_asked_for_its_bundle(self, place, capsys):
         assert cli.run(["verify", "run/onnx/fp32/model.onnx"]) == 2

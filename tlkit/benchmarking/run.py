@@ -1,219 +1,120 @@
-"""How fast an exported model is: latency and images a second by batch, memory, and the share of decoding."""
+"""Benchmark the exports of a bundle: the order of a benchmark, top to bottom, and its result."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-import numpy as np
-
-from tlkit.data.preprocessing import decoded, load
-from tlkit.errors import ResourceError, TlkitError, UsageError
-from tlkit.model import reference_images
+from tlkit.benchmarking.timing import BenchmarkPolicy, InferenceTiming, StageTiming, measure
+from tlkit.benchmarking.tuning import Tuned, TuningPolicy, tune
+from tlkit.errors import UsageError
+from tlkit.model import exports
 from tlkit.model.bundle import Bundle
-from tlkit.plugin.contract import Preprocessing, Progress, Session, silent
-from tlkit.runtime.engine import IncompatibleEngine
-from tlkit.util.resources import resident_memory
+from tlkit.model.exports import Export, Exports
+from tlkit.plugin.contract import Progress, Session, silent
+from tlkit.runtime.engine import Opener
+from tlkit.util.text import counted
+from tlkit.verification.trained import TrainedModules
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-ROUNDS = 5
-SECONDS = 0.5  # of every side in every round, at the least
-WARM_UP = 3  # calls: the first ones allocate
-PICTURES = 16  # that are decoded
-PERCENTILES = (50, 90, 99)
-
-Clock = Callable[[], float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timed:
-    """Latencies are those of a call, in ms by percentile; `rates` are images a second, one a round."""
-
-    latency: Mapping[str, float]  # p50, p90, p99
-    rates: tuple[float, ...]
-
-    @property
-    def rate(self) -> float:
-        """The median of the rounds."""
-        return statistics.median(self.rates)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON knows it."""
-        return {**asdict(self), "rate": self.rate}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speed(Timed):
-    """One model at one batch size.
-
-    `cpu` and `gpu` are ms a call that the processor spent, all cores together, and the GPU by its own clock; None where
-    that can't be told. `memory` is what opening and running it added to the process.
-    """
-
-    name: str
-    batch_size: int
-    calls: int
-    cpu: float
-    gpu: float | None
-    memory: float | None  # MiB
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage(Timed):
-    """One stage before inference, in one thread: the latency is of a picture."""
-
-    name: str
-    pictures: int
+TORCH = "torch"  # no target: the trained modules
 
 
 @dataclass(frozen=True, slots=True)
-class Benchmark:
-    """The stages of the pipeline: what comes before inference, in its order, and inference for each side."""
+class BenchmarkResult:
+    """Timings of the stages before inference and of each session, runtime configs that were tuned, and skipped exports.
 
-    stages: tuple[Stage, ...]
-    speeds: tuple[Speed, ...]
+    A session is named by its export and, where they vary, its threads: "onnx/int8, 2 threads".
+    """
+
+    stages: tuple[StageTiming, ...]
+    inference: tuple[InferenceTiming, ...]
+    tuned: Mapping[str, Tuned] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fastest(self) -> str | None:
+        """The ONNX export with the highest throughput ("onnx/int8"); None where none was measured."""
+        own = [each for each in self.inference if each.name.startswith(f"{exports.TARGET}/")]
+        return max(own, key=lambda each: each.throughput).name.split(",")[0] if own else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {
+            "tuned": {name: tuned.to_json() for name, tuned in self.tuned.items()},
+            "stages": [each.to_json() for each in self.stages],
+            "inference": [each.to_json() for each in self.inference],
+            "skipped": dict(self.skipped),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """Yield a table for people."""
+        width = max((len(each.name) for each in self.inference), default=0)
+        gpu = any(each.gpu is not None for each in self.inference)
+        columns = f"   p50 ms   p90 ms   p99 ms   CPU ms{'   GPU ms' if gpu else ''}"
+        yield f"{'':<{width}}  batch{columns}  images/s, median (min to max)  memory MiB"
+        for each in self.inference:
+            latency = "".join(f"{each.latency[name]:>9.2f}" for name in ("p50", "p90", "p99")) + f"{each.cpu:>9.2f}"
+            if gpu:
+                latency += f"{'-':>9}" if each.gpu is None else f"{each.gpu:>9.2f}"
+            memory = "-" if each.memory is None else f"{each.memory:.0f}"
+            yield f"{each.name:<{width}}  {each.batch_size:>5}{latency}  {each!s:<29}  {memory:>10}"
+        for stage in self.stages:
+            yield f"{stage.name}, 1 thread, {stage.images} images: p50 {stage.latency['p50']:.2f} ms, {stage} images/s"
+        yield from (f"{name}: {tuned}" for name, tuned in self.tuned.items())
 
 
-@dataclass(slots=True)
-class _Round:
-    """The calls of one side in one round: the seconds of each, and what they cost processor and GPU altogether."""
-
-    times: list[float]
-    cpu: float
-    gpu: float | None
-
-
-def benchmark(
+def benchmark(  # noqa: PLR0913  # the options of the verb
     bundle: Bundle,
-    openers: Mapping[str, Callable[[], Session]],
-    batches: Sequence[int],
+    opener: Opener,
     *,
-    seconds: float = SECONDS,
-    lacking: Callable[[str, TlkitError], None] | None = None,
+    targets: Collection[str] = (),
+    precisions: Collection[str] = (),
+    batch_sizes: Sequence[int] = (1, 8, 32),
+    threads: Sequence[int] = (),
+    tuning: bool = False,
+    trained: TrainedModules | None = None,
+    policy: BenchmarkPolicy | None = None,
+    tuning_policy: TuningPolicy | None = None,
     progress: Progress = silent,
-    clock: Clock = time.perf_counter,
-    cpu_clock: Clock = time.process_time,
-) -> Benchmark:
-    """Time every session at every batch size, in turns, so that whatever else the machine does meets all alike.
+) -> BenchmarkResult:
+    """Time the exports of these targets and precisions, or all that run here; "torch" names the `trained` modules.
 
-    `openers` opens each side by its name, once. One that can't be opened here is told to `lacking` and left out, or
-    without that an error, as it is when none is left.
+    `threads` times each export with several numbers of threads. `tuning` finds the fastest runtime config of each ONNX
+    export and keeps it in its manifest.
     """
-    contents = pictures(bundle)
-    pixels = np.stack([load(content, bundle.record.preprocessing) for content in contents])
-    sides: dict[str, Session] = {}
-    memory: dict[str, float | None] = {}
-    for name, opener in openers.items():
-        before = resident_memory()
-        try:
-            sides[name] = opener()
-        except (ResourceError, IncompatibleEngine) as error:
-            if lacking is None or (not sides and name == list(openers)[-1]):
-                raise
-            lacking(name, error)
-            continue
-        for batch in batches:
-            for _ in range(WARM_UP):
-                sides[name].run(_batch(pixels, batch))
-        after = resident_memory()
-        memory[name] = None if before is None or after is None else max(0.0, (after - before) / 2**20)
-
-    calls: dict[tuple[str, int], list[_Round]] = {(name, batch): [] for name in sides for batch in batches}
-    prepared: dict[str, list[list[float]]] = {}
-    tick = progress("rounds", ROUNDS)
-    for _ in range(ROUNDS):
-        for stage, times in _prepare(contents, bundle.record.preprocessing, clock).items():
-            prepared.setdefault(stage, []).append(times)
-        for (name, batch), rounds in calls.items():
-            rounds.append(_calls(sides[name], _batch(pixels, batch), seconds, clock, cpu_clock))
-        tick(1)
-    stages = tuple(
-        Stage(name=name, pictures=len(contents), latency=_percentiles(rounds), rates=_rates(rounds, 1))
-        for name, rounds in prepared.items()
+    chosen = _select(bundle, opener, targets, precisions)
+    tunable = [export for export in chosen if export.target == exports.TARGET] if tuning else []
+    if tuning and not tunable:
+        raise UsageError("--tune is for ONNX graphs, and none of them is among what was asked for")
+    openers: dict[str, Callable[[], Session]] = {}
+    if TORCH in targets and trained is not None and (not precisions or exports.PRECISION in precisions):
+        openers[f"{TORCH}/{exports.PRECISION}"] = trained.session
+    for export in chosen:
+        for number in threads if threads and opener.takes_threads(export) else (0,):
+            name = export.name + (f", {counted(number, 'thread')}" if number else "")
+            openers[name] = partial(opener.open, export, threads=number)
+    skipped: dict[str, str] = {}
+    explicit = bool(targets) or len(openers) == 1
+    stages, inference = measure(
+        bundle, openers, batch_sizes, skipped=None if explicit else skipped, policy=policy, progress=progress
     )
-    return Benchmark(
-        stages, tuple(_speed(name, batch, rounds, memory[name]) for (name, batch), rounds in calls.items())
-    )
+    # Last, as memory that it has used would count for none of the sessions.
+    tuned = {export.name: tune(bundle, export, policy=tuning_policy, progress=progress) for export in tunable}
+    return BenchmarkResult(stages, inference, tuned, skipped)
 
 
-def pictures(bundle: Bundle) -> list[bytes]:
-    """The content of some picture files to decode: of the validation split if it is there, or else the golden ones."""
-    if reference_images.source(bundle) is not None:
-        samples = reference_images.dataset(bundle)[1].of("val")
-        return [sample.path.read_bytes() for sample in reference_images.spread(samples, PICTURES)]
-    if not bundle.record.golden:
-        raise UsageError(
-            "there are no images to run: those it was trained on are not on this machine, and it keeps no golden ones",
-            file=bundle.root,
-            do="train it again here",
-        )
-    return bundle.golden_bytes()
-
-
-def _batch(pixels: NDArray[np.uint8], batch: int) -> NDArray[np.uint8]:
-    """So many images, repeated where there are fewer."""
-    return pixels[np.arange(batch) % len(pixels)]
-
-
-def _speed(name: str, batch: int, rounds: Sequence[_Round], memory: float | None) -> Speed:
-    times = [each.times for each in rounds]
-    calls = sum(map(len, times))
-    gpus = [each.gpu for each in rounds if each.gpu is not None]
-    return Speed(
-        name=name,
-        batch_size=batch,
-        calls=calls,
-        latency=_percentiles(times),
-        rates=_rates(times, batch),
-        cpu=1000 * sum(each.cpu for each in rounds) / calls,
-        gpu=1000 * sum(gpus) / calls if len(gpus) == len(rounds) else None,
-        memory=memory,
-    )
-
-
-def _calls(session: Session, images: NDArray[np.uint8], seconds: float, clock: Clock, cpu_clock: Clock) -> _Round:
-    """The seconds of each call, one at the least, until `seconds` are over."""
-    done = _Round([], 0.0, None)
-    end = clock() + seconds
-    spent = cpu_clock()
-    while not done.times or clock() < end:
-        before = clock()
-        session.run(images)
-        done.times.append(clock() - before)
-        if session.gpu_seconds is not None:
-            done.gpu = (done.gpu or 0.0) + session.gpu_seconds
-    done.cpu = cpu_clock() - spent
-    return done
-
-
-def _prepare(contents: Sequence[bytes], recipe: Preprocessing, clock: Clock) -> dict[str, list[float]]:
-    """The seconds of each stage from a file's bytes to pixels, picture by picture.
-
-    `load` is timed as a whole, and its decoding once more by itself: a picture that is decoded is resized at once.
-    """
-    decode, resize = [], []
-    for content in contents:
-        before = clock()
-        decoded(content, recipe)
-        between = clock()
-        load(content, recipe)
-        whole = clock() - between
-        decode.append(min(between - before, whole))
-        resize.append(whole - decode[-1])
-    return {"decode": decode, "crop and resize": resize}
-
-
-def _percentiles(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Of all calls of all rounds, in ms."""
-    values = np.percentile([1000 * seconds for calls in rounds for seconds in calls], PERCENTILES)
-    return {f"p{percent}": float(value) for percent, value in zip(PERCENTILES, values, strict=True)}
-
-
-def _rates(rounds: Sequence[Sequence[float]], batch: int) -> tuple[float, ...]:
-    """Images a second in each round."""
-    return tuple(batch * len(calls) / sum(calls) for calls in rounds)
+def _select(bundle: Bundle, opener: Opener, targets: Collection[str], precisions: Collection[str]) -> list[Export]:
+    """Return the exports that were asked for, beside the trained modules."""
+    named, found = [name for name in targets if name != TORCH], Exports.of(bundle)
+    opener.check(named, found)
+    if targets and not named:
+        return []
+    chosen = [found.get(*place) for place in found.select(named, precisions)]
+    for export in chosen:
+        export.file()  # refused at once where it was changed
+    return chosen

@@ -1,113 +1,132 @@
-"""Which threads, batch and rewriting of the graph let ONNX Runtime take the most images a second."""
+"""Tune ONNX Runtime: the threads, batch size and graph optimization level with the highest throughput."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlkit.model import exports
 from tlkit.model.bundle import Bundle
+from tlkit.model.exports import Export
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import Progress, silent
 from tlkit.runtime.config import TUNING, RuntimeConfig, machine, usual
 from tlkit.runtime.session import LEVELS, OnnxSession
 from tlkit.util.resources import cores
+from tlkit.util.text import counted
 from tlkit.verification.parity import TOLERANCES, compare
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ROUNDS = 3
-IMAGES = 16  # that are run
-SECONDS = 0.5  # of each setting in each round
-BATCHES = (1, 2, 4, 8, 16)
-TRIED_LEVELS = LEVELS[:3]  # not rewritten at all, no graph has ever been faster
+TRIED_LEVELS = LEVELS[:3]  # no graph has ever been faster without any optimization
 
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
+class TuningPolicy:
+    """Lengths of a tuning: seconds are those of each runtime config in each round."""
+
+    rounds: int = 3
+    seconds: float = 0.5
+    images: int = 16
+    batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True)
 class Tuned:
-    """What was best, and the images a second that it took in each round, beside those of the usual setting."""
+    """The best runtime config and its images per second in each round, beside those of the default one."""
 
     machine: str
     best: RuntimeConfig
-    rates: tuple[float, ...]
-    usual: tuple[float, ...]
+    throughputs: tuple[float, ...]
+    default_throughputs: tuple[float, ...]
 
     @property
     def gain(self) -> float:
-        """How many times the images a second of the usual setting."""
-        return statistics.median(self.rates) / statistics.median(self.usual)
+        """Throughput relative to that of the default runtime config."""
+        return statistics.median(self.throughputs) / statistics.median(self.default_throughputs)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in manifest.json."""
+        """Return everything as JSON values, as in manifest.json."""
         return {**asdict(self), "gain": self.gain}
 
-    def summary(self) -> str:
-        """In a line."""
-        threads = f"{self.best.workers} thread{'s' if self.best.workers > 1 else ''}"
-        rate, usual = statistics.median(self.rates), statistics.median(self.usual)
+    def __str__(self) -> str:
+        best, rounds = self.best, self.throughputs
         return (
-            f"tuned to {threads}, batch {self.best.batch_size}, graph level {self.best.level}: {rate:.1f} images/s "
-            f"({min(self.rates):.1f} to {max(self.rates):.1f}), {self.gain:.2f} times the usual {usual:.1f}"
+            f"tuned to {counted(best.workers, 'thread')}, batch size {best.batch_size}, graph optimization "
+            f"{best.level}: {statistics.median(rounds):.1f} images/s ({min(rounds):.1f} to {max(rounds):.1f}), "
+            f"{self.gain:.2f} times the default {statistics.median(self.default_throughputs):.1f}"
         )
+
+
+class _Tuning:
+    """Measures runtime configs of one graph; one whose output is out of tolerance is left out."""
+
+    def __init__(self, bundle: Bundle, export: Export, policy: TuningPolicy, progress: Progress, clock: Clock) -> None:
+        self.file, self.policy, self.clock = export.file(), policy, clock
+        self.images = parity_images(bundle).images[: policy.images]
+        self.default = usual()
+        self.expected = self.default.open(self.file).run(self.images)
+        self.tolerance = TOLERANCES[export.precision]
+        self.tick = progress(f"tuning {export.name}", policy.rounds * 2)
+
+    def throughputs(self, configs: Sequence[RuntimeConfig]) -> dict[RuntimeConfig, tuple[float, ...]]:
+        """Return the images per second of each round by runtime config, the best one first."""
+        opened = {each: each.open(self.file) for each in configs}
+        sessions = {each: session for each, session in opened.items() if each == self.default or self._same(session)}
+        found: dict[RuntimeConfig, list[float]] = {each: [] for each in sessions}
+        for _ in range(self.policy.rounds):
+            for each, session in sessions.items():
+                found[each].append(_throughput(session, self.images, each, self.policy.seconds, self.clock))
+            self.tick(1)
+        best_first = sorted(found, key=lambda each: -statistics.median(found[each]))
+        return {each: tuple(found[each]) for each in best_first}
+
+    def _same(self, session: OnnxSession) -> bool:
+        sizes = [session.batch_size]
+        return compare(self.expected, session, self.images, tolerance=self.tolerance, batches=sizes).passed
 
 
 def tune(
     bundle: Bundle,
-    precision: str = exports.PRECISION,
+    export: Export,
     *,
-    seconds: float = SECONDS,
+    policy: TuningPolicy | None = None,
     progress: Progress = silent,
     clock: Clock = time.perf_counter,
 ) -> Tuned:
-    """Find the best setting for an ONNX by-product of a bundle, and write it into its record.
+    """Find the best runtime config for an ONNX export, and write it into its manifest.
 
-    Threads and rewriting first, then the batch. A setting whose results are not those of the usual one within the
-    tolerance of the precision is left out; where none is faster beyond the spread of the rounds, the usual one stays.
+    Threads and graph optimization first, then the batch size. Where none is faster beyond the spread of the rounds, the
+    default one stays.
     """
-    file = exports.graph_file(bundle.root, "model", precision=precision)
-    images = parity_images(bundle)[0][:IMAGES]
-    start = usual()
-    expected = start.open(file).run(images)
-    tick = progress(f"tuning {precision}", ROUNDS * 2)
-
-    def same(session: OnnxSession) -> bool:
-        tolerance = TOLERANCES[precision]
-        return compare(expected, session, images, tolerance=tolerance, batches=[session.batch_size]).passed
-
-    def first(settings: Sequence[RuntimeConfig]) -> tuple[RuntimeConfig, Mapping[RuntimeConfig, tuple[float, ...]]]:
-        sessions = {each: each.open(file) for each in settings}
-        sessions = {each: session for each, session in sessions.items() if each == start or same(session)}
-        rates: dict[RuntimeConfig, list[float]] = {each: [] for each in sessions}
-        for _ in range(ROUNDS):
-            for each, session in sessions.items():
-                rates[each].append(_rate(session, images, each, seconds, clock))
-            tick(1)
-        return max(rates, key=lambda each: statistics.median(rates[each])), {k: tuple(v) for k, v in rates.items()}
-
-    ways = dict.fromkeys((cores(), 1))
-    best, _ = first([replace(start, workers=workers, level=level) for workers in ways for level in TRIED_LEVELS])
-    best, rates = first(list(dict.fromkeys([start, *(replace(best, batch_size=batch) for batch in BATCHES)])))
-    if min(rates[best]) <= max(rates[start]):
+    policy = policy or TuningPolicy()
+    tuning = _Tuning(bundle, export, policy, progress, clock)
+    start, numbers = tuning.default, dict.fromkeys((cores(), 1))
+    tried = [replace(start, workers=workers, level=level) for workers in numbers for level in TRIED_LEVELS]
+    best = next(iter(tuning.throughputs(tried)))
+    sized = [replace(best, batch_size=size) for size in policy.batch_sizes]
+    throughputs = tuning.throughputs(list(dict.fromkeys([start, *sized])))
+    best = next(iter(throughputs))
+    if min(throughputs[best]) <= max(throughputs[start]):
         best = start
-    tuned = Tuned(machine(), best, rates[best], rates[start])
-    exports.amend(file.parent, {TUNING: tuned.to_json()})
+    tuned = Tuned(machine(), best, throughputs[best], throughputs[start])
+    export.amend({TUNING: tuned.to_json()})
     return tuned
 
 
-def _rate(
-    session: OnnxSession, images: NDArray[np.uint8], setting: RuntimeConfig, seconds: float, clock: Clock
+def _throughput(
+    session: OnnxSession, images: NDArray[np.uint8], config: RuntimeConfig, seconds: float, clock: Clock
 ) -> float:
-    """Images a second with as many calls at once as the setting has workers."""
-    batch = images[np.arange(setting.batch_size) % len(images)]
+    """Return images per second with as many concurrent calls as the runtime config has workers."""
+    batch = images[np.arange(config.batch_size) % len(images)]
 
     def work(_worker: int) -> int:
         calls = 0
@@ -116,9 +135,9 @@ def _rate(
             calls += 1
         return calls
 
-    with ThreadPoolExecutor(setting.workers) as pool:
-        list(pool.map(session.run, [batch] * setting.workers))  # warm-up
+    with ThreadPoolExecutor(config.workers) as pool:
+        list(pool.map(session.run, [batch] * config.workers))  # warm-up
         start = clock()
         end = start + seconds
-        calls = sum(pool.map(work, range(setting.workers)))
-    return setting.batch_size * calls / (clock() - start)
+        calls = sum(pool.map(work, range(config.workers)))
+    return config.batch_size * calls / (clock() - start)

@@ -1,19 +1,16 @@
-"""Scores as a picture: the confusion matrix, and how far probabilities can be believed. Speeds as another."""
+"""Scores as a picture: the confusion matrix, and how far probabilities can be believed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tlkit.errors import ResourceError, UsageError
 from tlkit.evaluation.metrics import Metrics
 from tlkit.util.files import atomic_file
-
-if TYPE_CHECKING:
-    from tlkit.benchmarking.run import Speed
 
 MOST_NUMBERS = 20  # classes; the cells of more are too small to write into
 FORMATS = ("png", "svg", "pdf")
@@ -39,27 +36,6 @@ def plot(scores: Metrics, labels: Sequence[str], file: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=[size, 4.5])
     _confusion(left, scores, labels)
     _reliability(right, scores)
-    with atomic_file(file) as temporary:
-        figure.savefig(temporary, format=file.suffix.lower().removeprefix("."), dpi=150)
-
-
-def plot_speeds(speeds: Sequence[Speed], file: Path) -> None:
-    """Draw throughput against latency: a line for each side, a point for each batch size."""
-    check_plot(file)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes: Any = figure.subplots()
-    for name in dict.fromkeys(speed.name for speed in speeds):
-        points = sorted((speed for speed in speeds if speed.name == name), key=lambda speed: speed.batch_size)
-        latencies, rates = [point.latency["p50"] for point in points], [point.rate for point in points]
-        axes.plot(latencies, rates, marker="o", label=name)
-        for point, latency, rate in zip(points, latencies, rates, strict=True):
-            axes.annotate(f" {point.batch_size}", (latency, rate), fontsize=8)
-    axes.set(xscale="log", xlabel="latency of a call, median (ms)", ylabel="images a second")
-    axes.set_ylim(bottom=0)
-    axes.set_title("throughput against latency; numbers are batch sizes")
-    axes.legend()
     with atomic_file(file) as temporary:
         figure.savefig(temporary, format=file.suffix.lower().removeprefix("."), dpi=150)
 

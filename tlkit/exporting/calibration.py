@@ -1,9 +1,9 @@
-"""Which values flow through a graph: the images that are looked at, and the range of every tensor over them."""
+"""Calibration of int8: images of the training split, the range of every tensor over them, and layer sensitivity."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,43 +14,65 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader, TensorData
 
 from tlkit.data.preprocessing import UnreadableImage, load
 from tlkit.errors import DataError
+from tlkit.graph.quantize import layer_names, layers, quantize
 from tlkit.model import reference_images
 from tlkit.model.bundle import Bundle
-from tlkit.plugin.contract import IMAGES, Preprocessing
-from tlkit.runtime.session import on_disk
+from tlkit.plugin.contract import FEATURES, IMAGES, Preprocessing
+from tlkit.runtime.session import OnnxSession, on_disk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MOST, LEAST = 128, 16  # images: more change the ranges hardly, fewer leave them to chance
-BATCH = 8
+BATCH_SIZE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationPolicy:
+    """Numbers of images: more change the ranges hardly, fewer leave them to chance. Sensitivity needs the fewest."""
+
+    max_images: int = 128
+    min_images: int = 16
+    sensitivity_images: int = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Images `(N, S, S, 3)` of the training split with their names, and where they were drawn from."""
+    """Images `(N, S, S, 3)` of the training split with their names, and the dataset that they come from."""
 
     names: tuple[str, ...]
     images: NDArray[np.uint8]
     drawn_from: str
 
     def to_json(self) -> dict[str, Any]:
-        """All but the pixels, as JSON knows it."""
+        """Return everything but the pixels as JSON values."""
         return {"from": self.drawn_from, "images": list(self.names)}
 
 
-def draw(bundle: Bundle, data: Path | None = None) -> Calibration:
-    """Evenly spaced images of the training split, the same ones every time; what can't be used is passed over."""
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer by stage and operator, and its sensitivity: RMS error of the features, relative to theirs.
+
+    The error is that of a trunk in which this layer alone is int8. `node` is the layer's name in the graph.
+    """
+
+    name: str
+    node: str
+    error: float
+
+
+def draw(bundle: Bundle, data: Path | None = None, policy: CalibrationPolicy | None = None) -> Calibration:
+    """Return evenly spaced images of the training split, the same ones every time; unreadable ones are skipped."""
+    policy = policy or CalibrationPolicy()
     place, dataset = reference_images.dataset(bundle, data)
     names, images = [], []
-    for sample in reference_images.spread(dataset.of("train"), MOST):
+    for sample in reference_images.spread(dataset.of("train"), policy.max_images):
         try:
             images.append(load(sample.path, bundle.record.preprocessing))
         except UnreadableImage:
             continue
         names.append(sample.name)
-    if len(images) < LEAST:
-        what = f"{len(images)} images to calibrate int8 on in its training split, and at least {LEAST} are needed"
+    if len(images) < policy.min_images:
+        what = f"{len(images)} images to calibrate int8 on in its training split, at least {policy.min_images} needed"
         raise DataError(what, file=place, do="name a larger folder with --data, or choose --precision fp16")
     return Calibration(tuple(names), np.stack(images), f"the training split of {place.absolute().name}")
 
@@ -58,7 +80,7 @@ def draw(bundle: Bundle, data: Path | None = None) -> Calibration:
 def ranges(
     graph: onnx.ModelProto, images: NDArray[np.uint8], preprocessing: Preprocessing, operators: tuple[str, ...]
 ) -> Any:
-    """The least and the greatest value of every tensor at the `operators` of a graph, as `quantise` takes them."""
+    """Return the smallest and largest value of every tensor at the `operators` of a graph, as `quantize` takes them."""
     with on_disk(graph) as file, tempfile.TemporaryDirectory(prefix="tlkit-") as temporary:
         observed = Path(temporary, "observed.onnx")
         calibrator = create_calibrator(file, list(operators), augmented_model_path=str(observed))
@@ -71,8 +93,33 @@ def ranges(
     return found
 
 
+def sensitivity(
+    graph: onnx.ModelProto,
+    found: Any,
+    images: NDArray[np.uint8],
+    tick: Callable[[int], object],
+    *,
+    flavor: str = "int8",
+    policy: CalibrationPolicy | None = None,
+) -> tuple[Layer, ...]:
+    """Return every layer of a trunk's graph with its sensitivity, the most sensitive first.
+
+    `found` are the `ranges`; `tick(1)` is called after each layer.
+    """
+    count = (policy or CalibrationPolicy()).sensitivity_images
+    images = images[:: max(1, len(images) // count)][:count]
+    expected = _features(graph, images)
+    scale = float(np.sqrt(np.square(expected).mean())) or 1.0
+    names, measured = layer_names(graph), []
+    for node in layers(graph):
+        error = _features(quantize(graph, found, flavor=flavor, only=[node]), images) - expected
+        measured.append(Layer(names[node], node, float(np.sqrt(np.square(error).mean())) / scale))
+        tick(1)
+    return tuple(sorted(measured, key=lambda layer: -layer.error))
+
+
 def normalized(graph: onnx.ModelProto) -> str:
-    """The tensor that the normalised images are: what the first operator reads that is no part of normalising."""
+    """Return the tensor of normalized images: the input of the first operator that does not normalize."""
     name, steps = IMAGES, ("Cast", "Transpose", "Sub", "Mul", "Add", "Div")
     while True:
         readers = [node for node in graph.graph.node if name in node.input]
@@ -82,21 +129,26 @@ def normalized(graph: onnx.ModelProto) -> str:
 
 
 def pixel_range(preprocessing: Preprocessing) -> tuple[float, float]:
-    """What pixels of 0 and 255 become: known, not measured, so no picture is cut off that is darker than the others."""
+    """Return the normalized values of pixels 0 and 255: known, so no darker image is clipped."""
     low = min(-mean / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True))
     high = max((1 - mean) / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True))
     return low, high
 
 
+def _features(graph: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    with on_disk(graph) as file:
+        return OnnxSession(file).run(images, [FEATURES])[FEATURES].astype(np.float64)
+
+
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
-    """Hands the images to ONNX Runtime, some at a time."""
+    """Hands the images to ONNX Runtime, batch by batch."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
         self._batches: Iterator[NDArray[np.uint8]] = iter(
-            images[start : start + BATCH] for start in range(0, len(images), BATCH)
+            images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)
         )
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """The next ones, None after the last."""
+        """Return the next batch, None after the last."""
         batch = next(self._batches, None)
         return None if batch is None else {IMAGES: batch}

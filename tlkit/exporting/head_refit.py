@@ -1,14 +1,12 @@
-"""A bundle's head fitted again at export, on the features that a quantised trunk gives.
+"""Refit a bundle's head at export, on the features that a quantized trunk gives.
 
-It is no part of the bundle, which stays as it was trained. Its tensors lie beside the graphs that it is in, and these
-are held against the trained trunk with this head behind it.
+The refitted head is no part of the bundle, which stays as it was trained. Its tensors lie beside the graphs that it is
+in, and these are compared with the trained trunk with this head behind it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,53 +15,78 @@ import onnx
 from safetensors.numpy import save
 
 from tlkit.errors import UsageError
-from tlkit.graph import trace
+from tlkit.evaluation.evaluate import ModelOutputs
+from tlkit.evaluation.metrics import score
+from tlkit.graph.trace import head_graph
 from tlkit.model import exports
-from tlkit.model.bundle import Bundle
-from tlkit.model.modules import head_logits, load_head
+from tlkit.model.modules import head_logits
 from tlkit.model.trunk import tensors
-from tlkit.plugin.contract import Head
-from tlkit.verification.parity import HeadOf
+from tlkit.plugin.contract import FEATURES, PROBABILITIES
+from tlkit.util.statistics import softmax
+from tlkit.verification.trained import TrainedModules
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-Fit = Callable[["NDArray[np.float32]", "NDArray[np.int64]"], "Refitted"]  # (features, labels) -> head
-
 
 @dataclass(frozen=True, slots=True)
-class Refitted:
-    """A head that was fitted again."""
+class RefittedHead:
+    """A head with new weights; `width` is that of its features."""
 
     module: nn.Module
     width: int
 
     def graph(self) -> onnx.ModelProto:
-        """`features` to `logits`."""
-        return trace.head_graph(self.module, self.width)
+        """Return the graph from `features` to `logits`."""
+        return head_graph(self.module, self.width)
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the module itself gives for features `(N, width)`: `(N, classes)`."""
+        """Return the module's logits `(N, classes)` of features `(N, width)`."""
         return head_logits(self.module, features)
 
-    def save(self, place: Path) -> None:
-        """Write its tensors among the files of a by-product."""
+    def save(self, folder: Path) -> None:
+        """Write its tensors among the files of an export."""
         content = {name: np.ascontiguousarray(tensor) for name, tensor in tensors(self.module).items()}
-        (place / exports.REFITTED).write_bytes(save(content))
+        (folder / exports.REFITTED).write_bytes(save(content))
 
 
-def fit(bundle: Bundle, head: Head, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Refitted:
+@dataclass(frozen=True, slots=True)
+class HeadRefit:
+    """A refitted head beside the bundle's own, both measured on the same features of the validation split.
+
+    It is kept if it classifies more images correctly, or as many with a lower log loss.
+    """
+
+    kept: bool
+    accuracy: float
+    log_loss: float
+    own_accuracy: float
+    own_log_loss: float
+
+    def __str__(self) -> str:
+        return (
+            f"accuracy {self.accuracy:.1%}, before {self.own_accuracy:.1%}; log loss {self.log_loss:.4f}, before "
+            f"{self.own_log_loss:.4f}; {'kept' if self.kept else 'not kept'}"
+        )
+
+
+def refit(modules: TrainedModules, features: NDArray[np.float32], labels: NDArray[np.int64]) -> RefittedHead:
     """Solve the head of a bundle on features `(N, width)` and labels `(N,)`, with the seed of its training."""
-    record = bundle.record
-    solved = head.solve(features, labels, len(record.labels), record.seed)
+    record = modules.bundle.record
+    solved = modules.head.solve(features, labels, len(record.labels), record.seed)
     if solved is None:
-        what = f"head {head.name} learns by gradient, and only one that is solved can be fitted again"
-        raise UsageError(what, file=bundle.root, do="leave out --refit-head")
-    return Refitted(solved.eval(), record.width)
+        what = f"head {modules.head.name} learns by gradient, and only one that is solved can be refitted"
+        raise UsageError(what, file=modules.bundle.root, do="leave out --refit-head")
+    return RefittedHead(solved.eval(), record.width)
 
 
-def deployed(bundle: Bundle, head: Head, target: str, precision: str) -> HeadOf:
-    """The head of a by-product, be it the bundle's own or one that was fitted again, as PyTorch runs it."""
-    again = exports.refitted(bundle.root / target / precision)
-    return partial(head_logits, load_head(bundle, head, bundle.head if again is None else again))
+def better(own: ModelOutputs, refitted: RefittedHead) -> tuple[RefittedHead | None, HeadRefit, ModelOutputs]:
+    """Return the refitted head if it is better than the bundle's own, the comparison, and the better one's outputs."""
+    given = softmax(refitted.logits(own.arrays[FEATURES]))
+    before, after = (score(each, own.truth) for each in (own.arrays[PROBABILITIES], given))
+    kept = (after.accuracy, -after.log_loss) > (before.accuracy, -before.log_loss)
+    comparison = HeadRefit(kept, after.accuracy, after.log_loss, before.accuracy, before.log_loss)
+    if not kept:
+        return None, comparison, own
+    return refitted, comparison, replace(own, arrays={**own.arrays, PROBABILITIES: given})

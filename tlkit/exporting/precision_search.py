@@ -1,221 +1,190 @@
-"""The ladder: int8, int8 with the most sensitive layers in float, fp16, fp32; the first rung in the budget is taken.
+"""Search for the lowest precision that stays within a maximum accuracy drop.
 
-A rung is measured on the validation split: how many images it gets right, against fp32, and how many it calls as fp32
-does. Its head may be fitted again on the features of its own trunk, and is kept if it does better there. fp32 itself
-loses nothing, so only a ladder that ends below it can fail.
+A candidate is measured on the validation split: its accuracy against that of fp32, and its label agreement with fp32.
+Its head may be refitted on the features of its own trunk, and is kept if it is better. fp32 itself loses nothing, so
+only a search that ends below it can fail.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 
 from tlkit.data.dataset import Sample
 from tlkit.errors import DataError, GateError
 from tlkit.evaluation.evaluate import ModelOutputs, answers
-from tlkit.evaluation.metrics import score
-from tlkit.exporting.calibration import Calibration, draw, ranges
-from tlkit.exporting.sensitivity import Layer, sensitivity
-from tlkit.graph.quantize import FLAVOURS, OPERATORS, layers, quantize
-from tlkit.model import exports, reference_images
-from tlkit.model.bundle import Bundle
-from tlkit.plugin.contract import FEATURES, PROBABILITIES, Progress
+from tlkit.exporting.calibration import Calibration, Layer
+from tlkit.exporting.candidates import Candidate, Candidates, SearchPolicy
+from tlkit.exporting.head_refit import HeadRefit, better, refit
+from tlkit.exporting.targets import graphs_of
+from tlkit.graph.quantize import FLAVORS
+from tlkit.model import reference_images
+from tlkit.model.exports import Exports
+from tlkit.model.reference_images import ParityImages
+from tlkit.plugin.contract import FEATURES, PROBABILITIES, Progress, silent
 from tlkit.runtime.model import Model
-from tlkit.runtime.session import on_disk
-from tlkit.util.statistics import softmax, wilson
+from tlkit.runtime.session import OnnxSession, on_disk
+from tlkit.util.statistics import wilson
+from tlkit.verification.parity import TOLERANCES, compare
+from tlkit.verification.trained import TrainedModules
 
-if TYPE_CHECKING:
-    from tlkit.exporting.head_refit import Fit, Refitted
-
-MOST = 5000  # validation images: half a point of accuracy is 25 of them
-SHARES = (0.05, 0.1, 0.2, 0.4)  # of the layers, left in float one after the other
 ROUNDING = 1e-9
 
-Join = Callable[[str, onnx.ModelProto], onnx.ModelProto]  # (precision, trunk) -> model, with the bundle's head
-
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A trunk to try; `kept` names the layers that int8 leaves in float. `head` stands for the bundle's, if any."""
-
-    precision: str
-    trunk: onnx.ModelProto
-    kept: tuple[str, ...] = ()
-    head: Refitted | None = None
-
-    @property
-    def name(self) -> str:
-        """What it is called in tables."""
-        count = len(self.kept)
-        return self.precision + (f", {count} layer{'s' if count > 1 else ''} in float" if count else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """A head that was fitted again on a candidate's features, beside the bundle's own, both measured on these.
-
-    It is kept if more images are called rightly, or as many with a lower log loss.
-    """
-
-    kept: bool
-    accuracy: float
-    log_loss: float
-    own_accuracy: float
-    own_log_loss: float
-
-
-@dataclass(frozen=True, slots=True)
-class Rung:
-    """What a candidate was measured to be. `drop` is in points of accuracy against fp32; shares lie in 0..1."""
+class CandidateResult:
+    """A measured candidate. `drop` is in percentage points of accuracy against fp32; shares lie in 0..1."""
 
     name: str
-    kept: tuple[str, ...]
+    kept: tuple[str, ...]  # layers in float
     images: int
     accuracy: float
     drop: float
-    agreement: float
+    agreement: float  # share of images with the same label as in fp32
     interval: tuple[float, float]  # of the agreement, 95 %
-    head: Again | None = None  # where it was fitted again; the figures above are those of the one that was kept
-    proven: bool = True  # whether its features are still those that were trained, as far as its precision allows
+    head: HeadRefit | None = None  # where it was refitted; the figures above are those of the head that was kept
+    in_tolerance: bool = True  # whether the features are within the tolerance of the precision
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        text = f"accuracy {self.accuracy:.1%}, drop {self.drop:.2f} percentage points, label agreement "
+        text += f"{self.agreement:.1%} (95 %: {low:.1%} to {high:.1%})"
+        return text + ("" if self.in_tolerance else ", features out of tolerance")
 
 
 @dataclass(frozen=True, slots=True)
-class Climbed:
-    """The rungs that were tried, the last of which was taken, and what they rest on."""
+class PrecisionSearchResult:
+    """The candidates that were tried, the last of which was chosen, and the evidence behind them."""
 
-    rungs: tuple[Rung, ...]  # none where there was nothing to measure on
+    candidates: tuple[CandidateResult, ...]  # none where there were no images to measure on
     sensitivity: tuple[Layer, ...]  # where it was needed, the most sensitive first
     calibration: Calibration | None
     max_drop: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON knows it."""
+        """Return everything as JSON values."""
         return {
             "max_drop": self.max_drop,
-            "rungs": [asdict(rung) for rung in self.rungs],
+            "candidates": [asdict(each) for each in self.candidates],
             "sensitivity": [asdict(layer) for layer in self.sensitivity],
             "calibration": None if self.calibration is None else self.calibration.to_json(),
         }
 
 
-class Ladder:
-    """The candidates of a bundle in rising precision, each made when it is its turn."""
+class PrecisionSearch:
+    """Tries candidates of a bundle, whose fp32 graphs have to be there.
+
+    With `refit_head`, the head is refitted on the features of every int8 trunk that is tried.
+    """
 
     def __init__(
-        self, bundle: Bundle, half: Callable[[], onnx.ModelProto], *, data: Path | None, progress: Progress
-    ) -> None:
-        self.bundle, self.half, self.data, self.progress = bundle, half, data, progress
-        self.fp32: onnx.ModelProto = onnx.load_model(exports.graph_file(bundle.root, "trunk"))
-        self.calibration: Calibration | None = None
-        self.sensitivity: tuple[Layer, ...] = ()
-
-    def candidates(self, precision: str, *, fallback: bool) -> Iterator[Candidate]:
-        """Those of a precision, be it int8 in either flavour, and with `fallback` of every higher one."""
-        if precision in FLAVOURS:
-            yield from self._int8(precision)
-        rest = ("fp16", "fp32") if precision in FLAVOURS else exports.PRECISIONS[exports.PRECISIONS.index(precision) :]
-        for name in rest if fallback else {precision} - set(FLAVOURS):
-            yield Candidate(name, self.half() if name == "fp16" else self.fp32)
-
-    def _int8(self, flavour: str) -> Iterator[Candidate]:
-        self.calibration = draw(self.bundle, self.data)
-        images = self.calibration.images
-        found = ranges(self.fp32, images, self.bundle.record.preprocessing, OPERATORS)
-        yield Candidate(flavour, quantize(self.fp32, found, flavour=flavour))
-        names = layers(self.fp32)
-        tick = self.progress("sensitivity of layers", len(names))
-        self.sensitivity = sensitivity(self.fp32, found, images, tick, flavour=flavour)
-        for count in sorted({math.ceil(share * len(names)) for share in SHARES}):
-            kept = tuple(layer.name for layer in self.sensitivity[:count])
-            yield Candidate(flavour, quantize(self.fp32, found, flavour=flavour, keep=kept), kept)
-
-
-class Trial:
-    """The validation split, and what fp32 says of it; with `fit` also the training split, to fit heads again on."""
-
-    def __init__(
-        self, bundle: Bundle, join: Join, *, data: Path | None, progress: Progress, fit: Fit | None = None
-    ) -> None:
-        place, dataset = reference_images.dataset(bundle, data)
-        self.samples: list[Sample] = reference_images.spread(dataset.of("val"), MOST)
-        if not self.samples:
-            raise DataError("it has no validation images to measure accuracy on", file=place, do="name others: --data")
-        self.join, self.progress, self.fit = join, progress, fit
-        self.train: Sequence[Sample] = dataset.of("train")
-        self.reference = self._answers(exports.graph_file(bundle.root, "model"), "fp32")
-
-    def first(
         self,
-        candidates: Iterable[Candidate],
-        max_drop: float | None,
-        prove: Callable[[Candidate], bool] = lambda _candidate: True,
-    ) -> tuple[Candidate, tuple[Rung, ...]]:
-        """The first candidate that loses at most `max_drop` points (None: the first), and all that were measured.
+        modules: TrainedModules,
+        found: Exports,
+        parity: ParityImages,
+        *,
+        refit_head: bool = False,
+        data: Path | None = None,
+        policy: SearchPolicy | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.modules, self.parity, self.refit_head, self.data = modules, parity, refit_head, data
+        self.policy, self.progress = policy or SearchPolicy(), progress
+        fp32 = found.get()
+        self.model, self.head = fp32.file("model"), onnx.load_model(fp32.file("head"))
+        self.expected = OnnxSession(self.model).run(parity.images)
+        trunk = onnx.load_model(fp32.file("trunk"))
+        self.candidates = Candidates(modules, trunk, data=data, policy=self.policy, progress=progress)
+        self.train: Sequence[Sample] = ()
+        self.val: Sequence[Sample] = ()
 
-        `prove` is asked of each within the budget: on few images one may call as many rightly that has fallen apart.
+    def run(
+        self, precision: str, *, max_drop: float | None = None, fallback: bool = True
+    ) -> tuple[Candidate, PrecisionSearchResult]:
+        """Return the first candidate from `precision` upwards that loses at most `max_drop` percentage points.
+
+        Without `max_drop` that is the first one, whatever it loses. Raises DataError where there are no images and
+        something depends on them, GateError where no candidate is good enough.
         """
-        rungs: list[Rung] = []
+        candidates = self.candidates.starting_at(precision, fallback=fallback and max_drop is not None)
+        try:
+            self._find_images()
+        except DataError:
+            if max_drop is not None or self.data is not None or self.refit_head:
+                raise
+            chosen, results = next(candidates), list[CandidateResult]()  # int8 asks for images itself
+        else:
+            chosen, results = self.first(candidates, max_drop)
+        evidence = self.candidates
+        return chosen, PrecisionSearchResult(tuple(results), evidence.sensitivity, evidence.calibration, max_drop)
+
+    def first(self, candidates: Iterable[Candidate], max_drop: float | None) -> tuple[Candidate, list[CandidateResult]]:
+        """Return the first candidate within the accuracy budget, and the results of all that were measured.
+
+        Within a budget the features have to be in tolerance as well: on few images, a trunk with broken features may
+        classify as many correctly.
+        """
+        if not self.val:
+            self._find_images()
+        reference = self._outputs(self.model, "fp32")
+        results: list[CandidateResult] = []
         for candidate in candidates:
-            best, rung = self.measure(candidate)
-            within = max_drop is None or rung.drop <= max_drop + ROUNDING
+            best, result = self.measure(candidate, reference)
+            within = max_drop is None or result.drop <= max_drop + ROUNDING
             if max_drop is not None and within:
-                rung = replace(rung, proven=prove(candidate))
-            rungs.append(rung)
-            if within and rung.proven:
-                return best, tuple(rungs)
-        tried = "; ".join(f"{rung.name}: {rung.drop:.2f}{'' if rung.proven else ', fallen apart'}" for rung in rungs)
+                result = replace(result, in_tolerance=self._in_tolerance(candidate))
+            results.append(result)
+            if within and result.in_tolerance:
+                return best, results
+        tried = "; ".join(f"{each.name}: {each.drop:.2f}{'' if each.in_tolerance else ', broken'}" for each in results)
         raise GateError(
-            f"no graph stays within {max_drop:g} points of the accuracy of fp32 on {self.reference.truth.size} images "
-            f"(points lost: {tried})",
-            do="allow more with --max-drop, or a higher precision by leaving out --no-fallback",
+            f"no candidate stays within an accuracy drop of {max_drop:g} percentage points on {len(reference.truth)} "
+            f"images (drops: {tried})",
+            do="raise --max-drop, or leave out --no-fallback for a higher precision",
         )
 
-    def measure(self, candidate: Candidate) -> tuple[Candidate, Rung]:
-        """The accuracy of a candidate, with the better head, and how far it agrees with fp32."""
-        head, again = None, None
-        with on_disk(self.join(candidate.precision, candidate.trunk)) as file:
-            if self.fit is None or candidate.precision not in FLAVOURS:
-                got = self._answers(file, candidate.name)
+    def measure(self, candidate: Candidate, reference: ModelOutputs) -> tuple[Candidate, CandidateResult]:
+        """Return a candidate with the better head, and its accuracy and label agreement with the fp32 outputs."""
+        head, comparison = None, None
+        graphs = graphs_of(self.modules.bundle, candidate.trunk, self.head, candidate.precision)
+        with on_disk(graphs["model"]) as file:
+            if self.refit_head and candidate.precision in FLAVORS:
+                own = self._outputs(file, candidate.name, (FEATURES, PROBABILITIES))
+                tick = self.progress(f"features of {candidate.name}", len(self.train))
+                train = answers(Model.open(file), self.train, tick, [FEATURES])
+                head, comparison, got = better(own, refit(self.modules, train.arrays[FEATURES], train.truth))
             else:
-                own = self._answers(file, candidate.name, (FEATURES, PROBABILITIES))
-                train = answers(
-                    Model.open(file),
-                    self.train,
-                    self.progress(f"features of {candidate.name}", len(self.train)),
-                    [FEATURES],
-                )
-                head, again, got = better(own, self.fit(train.arrays[FEATURES], train.truth))
-        truth, before = self.reference.truth, self.reference.called
-        right, right_before = int((got.called == truth).sum()), int((before == truth).sum())
-        same, images = int((got.called == before).sum()), len(truth)
-        rung = Rung(
+                got = self._outputs(file, candidate.name)
+        images = len(reference.truth)
+        same = int((got.called == reference.called).sum())
+        result = CandidateResult(
             name=candidate.name,
             kept=candidate.kept,
             images=images,
-            accuracy=right / images,
-            drop=100 * (right_before - right) / images,
+            accuracy=got.accuracy,
+            drop=100 * (reference.accuracy - got.accuracy),
             agreement=same / images,
             interval=wilson(same, images),
-            head=again,
+            head=comparison,
         )
-        return replace(candidate, head=head), rung
+        return replace(candidate, head=head), result
 
-    def _answers(self, file: Path, name: str, outputs: Sequence[str] = (PROBABILITIES,)) -> ModelOutputs:
-        tick = self.progress(f"accuracy of {name}", len(self.samples))
-        return answers(Model.open(file), self.samples, tick, outputs)
+    def _find_images(self) -> None:
+        place, dataset = reference_images.dataset(self.modules.bundle, self.data)
+        self.val = reference_images.spread(dataset.of("val"), self.policy.max_images)
+        self.train = dataset.of("train")
+        if not self.val:
+            raise DataError("it has no validation images to measure accuracy on", file=place, do="name others: --data")
 
+    def _outputs(self, file: Path, name: str, outputs: Sequence[str] = (PROBABILITIES,)) -> ModelOutputs:
+        return answers(Model.open(file), self.val, self.progress(f"accuracy of {name}", len(self.val)), outputs)
 
-def better(own: ModelOutputs, refitted: Refitted) -> tuple[Refitted | None, Again, ModelOutputs]:
-    """The head fitted again if it does better than the bundle's own on the same features, and the better's answers."""
-    given = softmax(refitted.logits(own.arrays[FEATURES]))
-    before, after = (score(each, own.truth) for each in (own.arrays[PROBABILITIES], given))
-    kept = (after.accuracy, -after.log_loss) > (before.accuracy, -before.log_loss)
-    again = Again(kept, after.accuracy, after.log_loss, before.accuracy, before.log_loss)
-    if not kept:
-        return None, again, own
-    return refitted, again, replace(own, arrays={**own.arrays, PROBABILITIES: given})
+    def _in_tolerance(self, candidate: Candidate) -> bool:
+        """Whether a candidate's trunk gives the trained features, within the tolerance of its precision."""
+        with on_disk(candidate.trunk) as file:
+            tolerance = TOLERANCES[candidate.precision]
+            return compare(self.expected, OnnxSession(file), self.parity.images, tolerance=tolerance).passed

@@ -1,9 +1,9 @@
-"""Several bundles with the same trunk as one graph: images go through the trunk once, and every head has its outputs.
+"""Export several bundles with the same trunk as one graph: images go through the trunk once, for all heads.
 
     trunk.onnx  head-<bundle>.onnx ...  model.onnx  manifest.json
 
-`trunk.onnx` says nothing of any head, so it stays the same file whichever heads come or go. In `model.onnx` the logits
-and probabilities of a head stand behind its bundle's name: `pets/logits`, `pets/probabilities`.
+`trunk.onnx` has no metadata of heads, so it stays the same file whichever heads come or go. In `model.onnx` the logits
+and probabilities of a head are named after its bundle: `pets/logits`, `pets/probabilities`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import compose
 
-from tlkit.errors import ArtifactError, GateError, UsageError
+from tlkit.errors import ArtifactError, UsageError
+from tlkit.exporting.gate import Gate
 from tlkit.graph import metadata
 from tlkit.graph.compose import add_probabilities
-from tlkit.graph.metadata import describe_graph
 from tlkit.model import exports
 from tlkit.model.bundle import TRUNK, Bundle, read_record
+from tlkit.model.exports import Exports
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 from tlkit.runtime.heads import OneHead, of_head
 from tlkit.runtime.session import OnnxSession
 from tlkit.util import files
-from tlkit.verification.parity import Verdict, compare
+from tlkit.verification.parity import Verdict
 from tlkit.version import __version__
 
 if TYPE_CHECKING:
@@ -39,36 +40,57 @@ NAME = re.compile(r"[\w.-]+")  # it becomes part of output names
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
-    """Where the files are, and the verdict on each head."""
+class SharedTrunk:
+    """The folder that was written, and the verdict on each head by its bundle's name."""
 
-    place: Path
-    verdicts: dict[str, Verdict]
+    folder: Path
+    verdicts: Mapping[str, Verdict]
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folder that was written."""
+        return (self.folder,)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {
+            "folder": str(self.folder),
+            "heads": {name: verdict.to_json() for name, verdict in self.verdicts.items()},
+        }
+
+    def __str__(self) -> str:
+        lines = [f"  {name}: {verdict.summary()}" for name, verdict in self.verdicts.items()]
+        return "\n".join([f"{self.folder}: each head compared with its own model", *lines])
 
 
-def share(bundles: Sequence[Bundle], out: Path) -> Shared:
-    """Write the graphs of bundles that have one trunk; a `GateError` leaves what was there before.
+def export_shared_trunk(bundles: Sequence[Bundle], out: Path, *, data: Path | None = None) -> SharedTrunk:
+    """Write one graph of bundles that have the same trunk, from their fp32 graphs; a GateError writes nothing.
 
     `out` must be new, or what an earlier call wrote.
     """
     named = by_name(bundles)
     check_trunks(bundles)
-    if not (out / exports.BUILT).exists():
+    if not (out / exports.MANIFEST).exists():
         files.check_new(out)
-    graphs = {name: onnx.load_model(exports.graph_file(bundle.root, "head")) for name, bundle in named.items()}
-    trunk = onnx.load_model(exports.graph_file(bundles[0].root, "trunk"))
+    own = {name: Exports.of(bundle).get() for name, bundle in named.items()}
+    graphs = {name: onnx.load_model(export.file("head")) for name, export in own.items()}
+    trunk = onnx.load_model(next(iter(own.values())).file("trunk"))
     _describe(trunk, bundles[0], {})
     model = joined(trunk, graphs)
     _describe(model, bundles[0], named)
     verdicts: dict[str, Verdict] = {}
 
-    def fill(place: Path) -> dict[str, object]:
-        onnx.save_model(trunk, place / "trunk.onnx")
-        onnx.save_model(model, place / "model.onnx")
+    def fill(folder: Path) -> dict[str, object]:
+        onnx.save_model(trunk, folder / "trunk.onnx")
+        onnx.save_model(model, folder / "model.onnx")
         for name, head in graphs.items():
-            onnx.save_model(head, place / f"head-{name}.onnx")
+            onnx.save_model(head, folder / f"head-{name}.onnx")
+        shared = OnnxSession(folder / "model.onnx")
         for name, bundle in named.items():
-            verdicts[name] = _verdict(bundle, place / "model.onnx", name)
+            parity = parity_images(bundle, data)
+            gate = Gate(bundle, parity, OnnxSession(own[name].file("model")).run(parity.images))
+            gate.admit(name, OneHead(shared, name), what=f"the head {name}")
+            verdicts.update(gate.verdicts)
         return {"parity": {name: verdict.to_json() for name, verdict in verdicts.items()}}
 
     facts = {
@@ -76,12 +98,12 @@ def share(bundles: Sequence[Bundle], out: Path) -> Shared:
         "tlkit": __version__,
         "heads": {name: {"bundle": bundle.digest} for name, bundle in named.items()},
     }
-    exports.write_at(out, exports.TARGET, exports.PRECISION, facts, fill)
-    return Shared(out, verdicts)
+    exports.write_export(out, exports.TARGET, exports.PRECISION, facts, fill)
+    return SharedTrunk(out, verdicts)
 
 
 def joined(trunk: onnx.ModelProto, heads: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
-    """`images` to `features`, and to `<name>/logits` and `<name>/probabilities` of every head."""
+    """Return the graph from `images` to `features`, and to `<name>/logits` and `<name>/probabilities` of every head."""
     model, outputs = trunk, [FEATURES]
     for name, head in heads.items():
         part = compose.add_prefix(head, f"{name}/")
@@ -94,7 +116,7 @@ def joined(trunk: onnx.ModelProto, heads: Mapping[str, onnx.ModelProto]) -> onnx
 
 
 def by_name(bundles: Iterable[Bundle]) -> dict[str, Bundle]:
-    """The bundles by the names of their folders."""
+    """Return the bundles by the names of their folders."""
     named: dict[str, Bundle] = {}
     for bundle in bundles:
         name = bundle.root.resolve().name
@@ -107,7 +129,7 @@ def by_name(bundles: Iterable[Bundle]) -> dict[str, Bundle]:
 
 
 def check_trunks(bundles: Sequence[Bundle]) -> None:
-    """Refuse bundles whose trunks are not one and the same."""
+    """Refuse bundles whose trunks differ."""
     first = _trunk(bundles[0])
     for bundle in bundles[1:]:
         theirs = _trunk(bundle)
@@ -118,18 +140,18 @@ def check_trunks(bundles: Sequence[Bundle]) -> None:
 
 
 def _trunk(bundle: Bundle) -> dict[str, Any]:
-    """What makes a trunk what it is."""
+    """Return the facts that identify a trunk."""
     record = bundle.record
     return {
         "backbone": (record.backbone.name, record.backbone.options),
         "cut": record.cut,
-        "pixel recipe": record.preprocessing,
+        "preprocessing": record.preprocessing,
         "state of the weights": read_record(bundle.root)["files"][TRUNK],
     }
 
 
 def _describe(graph: onnx.ModelProto, bundle: Bundle, named: Mapping[str, Bundle]) -> None:
-    """Write into a graph what is needed to use it; of the trunk alone, nothing that is about a head."""
+    """Write the metadata of a graph; that of the trunk alone says nothing about a head."""
     record = bundle.record
     facts = {
         metadata.BACKBONE: record.backbone.name,
@@ -143,13 +165,4 @@ def _describe(graph: onnx.ModelProto, bundle: Bundle, named: Mapping[str, Bundle
                 for name, each in named.items()
             }
         )
-    describe_graph(graph, metadata.facts(record.preprocessing, (), facts))
-
-
-def _verdict(bundle: Bundle, file: Path, name: str) -> Verdict:
-    images, _ = parity_images(bundle)
-    expected = OnnxSession(exports.graph_file(bundle.root, "model")).run(images)
-    verdict = compare(expected, OneHead(OnnxSession(file), name), images)
-    if not verdict.passed:
-        raise GateError(f"the head {name} does not compute what was trained: {verdict.summary()}", file=bundle.root)
-    return verdict
+    metadata.describe_graph(graph, metadata.facts(record.preprocessing, (), facts))

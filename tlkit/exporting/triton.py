@@ -15,58 +15,76 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
-from tlkit.errors import GateError, UsageError, one_line
+from tlkit.errors import UsageError, one_line
+from tlkit.exporting.gate import Gate
 from tlkit.exporting.shared_trunk import by_name
 from tlkit.graph import metadata
 from tlkit.graph.compose import add_probabilities
 from tlkit.model import exports
 from tlkit.model.bundle import Bundle
+from tlkit.model.exports import Export, Exports
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES
 from tlkit.runtime.session import OnnxSession, on_disk
 from tlkit.util import files
-from tlkit.verification.parity import Verdict, compare
+from tlkit.verification.parity import Verdict
 
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
-BIGGEST = 64  # images in a batch that the server may put together
-WAIT = 500  # microseconds that it may wait for others to join one
+MAX_BATCH_SIZE = 64  # images in a batch that the server may put together
+MAX_DELAY = 500  # microseconds that it may wait for others to join one
 MARK = "# written by tlkit"
 UINT8, FP32 = "TYPE_UINT8", "TYPE_FP32"
 
 
 @dataclass(frozen=True, slots=True)
-class Repository:
-    """Where it is, the models in it that were written, and the verdict on each ensemble."""
+class TritonRepository:
+    """The folder, the models in it that were written, and the verdict on each ensemble by its bundle's name."""
 
-    place: Path
+    folder: Path
     models: tuple[str, ...]
-    verdicts: dict[str, Verdict]
+    verdicts: Mapping[str, Verdict]
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folder that was written."""
+        return (self.folder,)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        verdicts = {name: verdict.to_json() for name, verdict in self.verdicts.items()}
+        return {"folder": str(self.folder), "models": list(self.models), "ensembles": verdicts}
+
+    def __str__(self) -> str:
+        lines = [f"  {name}: {verdict.summary()}" for name, verdict in self.verdicts.items()]
+        first = f"{self.folder}: {', '.join(self.models)}; each ensemble compared with its own model"
+        return "\n".join([first, *lines])
 
 
-def publish_triton(bundles: Sequence[Bundle], repository: Path, *, precision: str = exports.PRECISION) -> Repository:
+def export_triton(
+    bundles: Sequence[Bundle], repository: Path, *, precision: str = exports.PRECISION, data: Path | None = None
+) -> TritonRepository:
     """Write the models of bundles from their ONNX graphs, which have to be there; others in the repository stay.
 
-    Every head is held against its own model first: a `GateError` leaves what was there before.
+    Every ensemble is compared with its own model first: a GateError leaves what was there before.
     """
-    named = by_name(bundles)
     written: dict[str, None] = {}
-    verdicts = {}
-    for name, bundle in named.items():
-        graphs = {
-            part: onnx.load_model(exports.graph_file(bundle.root, part, precision=precision)) for part in exports.GRAPHS
-        }
+    verdicts: dict[str, Verdict] = {}
+    for name, bundle in by_name(bundles).items():
+        export = Exports.of(bundle).get(precision=precision)
+        graphs = {part: onnx.load_model(export.file(part)) for part in exports.GRAPHS}
         trunk, head = trunk_name(bundle, graphs["trunk"]), f"{name}-head"
         add_probabilities(graphs["head"].graph, LOGITS, PROBABILITIES)
         for model in (trunk, head, name):
             _check_ours(repository / model)
+        verdicts[name] = _verdict(bundle, export, graphs["head"], data)
+
         size, width, classes = bundle.record.preprocessing.size, bundle.record.width, len(bundle.record.labels)
         shapes = {IMAGES: (UINT8, (size, size, 3)), FEATURES: (FP32, (width,))}
         answers = {LOGITS: (FP32, (classes,)), PROBABILITIES: (FP32, (classes,))}
-        verdicts[name] = _verdict(bundle, graphs, precision)
-
         facts = {metadata.BUNDLE: bundle.digest, metadata.PRECISION: precision}
         if not (repository / trunk / CONFIG).exists():
             _write_graph(repository, trunk, graphs["trunk"], pick(shapes, IMAGES), pick(shapes, FEATURES), {})
@@ -74,19 +92,19 @@ def publish_triton(bundles: Sequence[Bundle], repository: Path, *, precision: st
         _write_graph(repository, head, graphs["head"], pick(shapes, FEATURES), answers, facts)
         _write_ensemble(repository, name, bundle, trunk, head, shapes, answers, facts)
         written |= dict.fromkeys((head, name))
-    return Repository(repository, tuple(written), verdicts)
+    return TritonRepository(repository, tuple(written), verdicts)
 
 
 Shape = tuple[str, tuple[int, ...]]  # the type, and the axes behind the batch
 
 
 def pick(shapes: Mapping[str, Shape], name: str) -> dict[str, Shape]:
-    """One of them alone."""
+    """Return one of the shapes by itself."""
     return {name: shapes[name]}
 
 
 def trunk_name(bundle: Bundle, graph: onnx.ModelProto) -> str:
-    """The name of a trunk's model: the same for the same graph, whatever stands in its metadata."""
+    """Return the name of a trunk's model: the same for the same graph, whatever its metadata."""
     bare = onnx.ModelProto.FromString(graph.SerializeToString())
     del bare.metadata_props[:]
     return (
@@ -115,7 +133,7 @@ def _write_graph(
         return [
             'backend: "onnxruntime"',
             'default_model_filename: "model.onnx"',
-            f"dynamic_batching {{ max_queue_delay_microseconds: {WAIT} }}",
+            f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_DELAY} }}",
         ]
 
     _write(repository / name, inputs, outputs, facts, fill)
@@ -131,7 +149,7 @@ def _write_ensemble(
     answers: Mapping[str, Shape],
     facts: Mapping[str, str],
 ) -> None:
-    """The trunk, then the head; its answers come with the names of the classes."""
+    """Write the ensemble of trunk and head, whose probabilities come with the names of the classes."""
 
     def fill(place: Path) -> list[str]:
         (place / LABELS).write_text("".join(f"{one_line(label)}\n" for label in bundle.record.labels))
@@ -150,13 +168,13 @@ def _write(
     facts: Mapping[str, str],
     fill: Callable[[Path], list[str]],
 ) -> None:
-    """Make a model's folder whole or not at all; `fill` writes the files and returns what its configuration says."""
+    """Write a model's folder atomically; `fill` writes the files and returns lines of its configuration."""
     with files.atomic_dir(place, replace=True) as temporary, files.translate_os_errors(place):
         (temporary / "1").mkdir()
         lines = [
             MARK,
             f"name: {quoted(place.name)}",
-            f"max_batch_size: {BIGGEST}",
+            f"max_batch_size: {MAX_BATCH_SIZE}",
             *fill(temporary),
             *(_tensor("input", name, shape, labels=False) for name, shape in inputs.items()),
             *(
@@ -185,17 +203,16 @@ def _step(model: str, inputs: Sequence[str], outputs: Sequence[str]) -> str:
 
 
 def quoted(text: str) -> str:
-    """A string of protobuf's text format, which knows the escapes of JSON's strings in ASCII but for \\u."""
+    """Return a string of protobuf's text format, which knows the escapes of JSON's strings in ASCII but for \\u."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def _verdict(bundle: Bundle, graphs: Mapping[str, onnx.ModelProto], precision: str) -> Verdict:
-    """Trunk and head one after the other, as the server runs them, against the bundle's model."""
-    images, _ = parity_images(bundle)
-    expected = OnnxSession(exports.graph_file(bundle.root, "model", precision=precision)).run(images)
-    features = OnnxSession(exports.graph_file(bundle.root, "trunk", precision=precision)).run(images)[FEATURES]
-    with on_disk(graphs["head"]) as head:
-        verdict = compare(expected, OnnxSession(head), features)
-    if not verdict.passed:
-        raise GateError(f"the ensemble does not compute what was exported: {verdict.summary()}", file=bundle.root)
-    return verdict
+def _verdict(bundle: Bundle, export: Export, head: onnx.ModelProto, data: Path | None) -> Verdict:
+    """Compare trunk and head, run one after the other as the server does, with the bundle's model."""
+    parity = parity_images(bundle, data)
+    expected = OnnxSession(export.file("model")).run(parity.images)
+    features = OnnxSession(export.file("trunk")).run(parity.images)[FEATURES]
+    gate = Gate(bundle, parity, {**expected, FEATURES: features})
+    with on_disk(head) as file:
+        gate.admit("ensemble", OnnxSession(file), what="the ensemble")
+    return gate.verdicts["ensemble"]

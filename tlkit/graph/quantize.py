@@ -1,7 +1,7 @@
-"""int8 as QuantizeLinear and DequantizeLinear around operators, in the flavour that the runtime wants.
+"""int8 as QuantizeLinear and DequantizeLinear around operators, in the flavor that the runtime wants.
 
 Weights are int8 with a scale for each channel, without which depthwise convolutions fall apart. What else differs by
-runtime is a `Flavour`. The quantiser is ONNX Runtime's own.
+runtime is a `Flavor`. The quantiser is ONNX Runtime's own.
 
 One file is one model on every processor. Without VNNI, x86 multiplies uint8 by int8 with an instruction that adds two
 neighbouring products in 16 bits (`vpmaddubsw`), and saturates: a sum is then whatever fits. `weight_scales` chooses
@@ -35,7 +35,7 @@ OPERATORS = (*WEIGHTED, *ACTIVATIONS, "Add", "AveragePool", "Concat", "GlobalAve
 
 
 @dataclass(frozen=True, slots=True)
-class Flavour:
+class Flavor:
     """How a runtime wants its int8: the type of activations, and what ONNX Runtime's quantiser calls the rest.
 
     With `channels_last` its convolutions read them so, and the graph begins accordingly: see `entry`.
@@ -46,11 +46,11 @@ class Flavour:
     options: Mapping[str, bool] = field(default_factory=dict)
 
 
-FLAVOURS = {
+FLAVORS = {
     # ONNX Runtime's CPU: uint8 with a zero point, so that what comes after a ReLU has all 256 levels; int32 biases.
-    "int8": Flavour(QuantType.QUInt8, channels_last=True),
+    "int8": Flavor(QuantType.QUInt8, channels_last=True),
     # TensorRT: int8 about zero, and biases stay float; it parses no other.
-    "int8-symmetric": Flavour(
+    "int8-symmetric": Flavor(
         QuantType.QInt8,
         channels_last=False,
         options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
@@ -63,11 +63,42 @@ def layers(graph: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(node.name for node in graph.graph.node if node.op_type in WEIGHTED)
 
 
+def layer_names(graph: onnx.ModelProto) -> dict[str, str]:
+    """Return names for people of the `layers`: stage, block and operator, as in "stage3 / block 2 / depthwise conv".
+
+    They follow from the names of the weights; where these say nothing, the node's own name stands.
+    """
+    weights = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}
+    names: dict[str, str] = {}
+    for node in graph.graph.node:
+        if node.op_type in WEIGHTED:
+            path = node.input[1].rpartition("stages.")[2].split(".")[:-1] if "stages." in node.input[1] else []
+            name = _layer_name(path, node, weights.get(node.input[1], [])) or node.name
+            names[node.name] = node.name if name in names.values() else name
+    return names
+
+
+def _layer_name(path: list[str], node: onnx.NodeProto, dims: list[int]) -> str:
+    """Return the name of a layer whose weight has this path of modules behind the trunk's stages."""
+    if not path:
+        return ""
+    groups = {each.name: each.i for each in node.attribute}.get("group", 1)
+    operator = "conv" if node.op_type == "Conv" else "linear"
+    words = [word for word in path[1:] if not word.isdecimal() and word != operator]
+    depthwise = groups > 1 and dims[:1] == [groups]
+    if depthwise and "depthwise" not in words:
+        words.append("depthwise")
+    if not any(operator in word for word in words):
+        words.append(operator)
+    blocks = [f"block {int(word) + 1}" for word in path[1:-1] if word.isdecimal()]
+    return " / ".join([path[0], *blocks, " ".join(words)])
+
+
 def quantize(
     graph: onnx.ModelProto,
     ranges: Any,
     *,
-    flavour: str = "int8",
+    flavor: str = "int8",
     keep: Collection[str] = (),
     only: Collection[str] = (),
 ) -> onnx.ModelProto:
@@ -75,7 +106,7 @@ def quantize(
 
     `ranges` are those of `calibrate.ranges`.
     """
-    wanted = FLAVOURS[flavour]
+    wanted = FLAVORS[flavor]
     if wanted.channels_last:
         graph = layout.by_rows(graph)
     quantiser = QDQQuantizer(

@@ -1,160 +1,250 @@
-"""By-products of a bundle: what `export` writes below it, recorded in `manifest.json` and refused once it is stale."""
+"""Exports of a bundle: files of one target and precision with their manifest, refused once they are stale.
+
+    onnx/fp32/{trunk,head,model}.onnx  manifest.json      onnx/int8/...      tensorrt/fp16/...
+
+The manifest lists every file with its SHA-256 and names the bundle that it was exported from. `Exports` opens the
+manifests of a bundle once; whoever needs an export is handed that object.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import platform
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tlkit.defaults import DEFAULT_TARGET
 from tlkit.errors import ArtifactError, DataError, TlkitError
-from tlkit.model.bundle import RECORD, Bundle, read_record, read_tensors
+from tlkit.model.bundle import RECORD, Bundle, Tensors, read_record, read_tensors
 from tlkit.util import files
 from tlkit.util.text import quoted
 
-BUILT = "manifest.json"
-EXPECTED = "expected.safetensors"  # what the golden images gave when it was built
-REFITTED = "refitted.safetensors"  # the head, where it was fitted again at export
-HEAD_FROM = "head_from"  # in the record and in what a graph says of itself; one of these two:
+MANIFEST = "manifest.json"
+EXPECTED = "expected.safetensors"  # output for the golden images at the time of export
+REFITTED = "refitted.safetensors"  # the head, where it was refitted at export
+HEAD_FROM = "head_from"  # in the manifest and in a graph's metadata; one of these two:
 FROM_BUNDLE, FROM_EXPORT = "bundle", "export"
-TARGET, PRECISION = "onnx", "fp32"  # what is opened unless told otherwise
+TARGET, PRECISION = DEFAULT_TARGET, "fp32"  # what is opened unless told otherwise
 PRECISIONS = ("int8", "fp16", "fp32")  # the coarsest first
 SYMMETRIC = "int8-symmetric"  # int8 graphs as TensorRT wants them; whoever asks for its int8 gets them
 GRAPHS = ("trunk", "head", "model")
-FLAGS = ("onnx", "tensorrt", "tensorrt-rtx")  # the targets that `tlkit export` has an option for
+
+_VECTORS = {"avx512_vnni": "VNNI", "avx_vnni": "VNNI", "avx512f": "AVX-512", "avx2": "AVX2"}  # the best first
 
 
 def plain(precision: str) -> str:
-    """What users call a precision: int8, whatever its flavour."""
+    """Return the precision that users ask for: int8, whatever its flavor."""
     return "int8" if precision == SYMMETRIC else precision
 
 
-def write(
-    bundle: Path, target: str, precision: str, facts: Mapping[str, Any], fill: Callable[[Path], Mapping[str, Any]]
-) -> Path:
-    """As `write_at` at the by-product's own place in a bundle."""
-    return write_at(bundle / target / precision, target, precision, facts, fill)
+@dataclass(eq=False)
+class Export:
+    """One target and precision: the files of a folder, each checked against its hash when it is first asked for."""
+
+    folder: Path
+    target: str
+    precision: str
+    manifest: dict[str, Any]
+    rebuild: str  # advice: the command that exports it again
+    _checked: set[str] = field(default_factory=set, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The target and precision, as in "onnx/int8"."""
+        return f"{self.target}/{self.precision}"
+
+    @property
+    def head_from(self) -> str:
+        """Origin of the head: `FROM_BUNDLE` or `FROM_EXPORT`."""
+        return str(self.manifest.get(HEAD_FROM, FROM_BUNDLE))
+
+    def file(self, graph: str = "model") -> Path:
+        """Return the file of a graph; raises ArtifactError where it is missing or was changed."""
+        name = next((name for name in self.manifest["files"] if name.rpartition(".")[0] == graph), graph)
+        return self._check(name, graph)
+
+    def expected(self) -> Tensors | None:
+        """Return `features` and `logits` of the golden images at export, where they were kept."""
+        return read_tensors(self._check(EXPECTED, "output kept")) if EXPECTED in self.manifest["files"] else None
+
+    def refitted(self) -> Tensors | None:
+        """Return the tensors of the head where it was refitted at export."""
+        return read_tensors(self._check(REFITTED, "its head")) if REFITTED in self.manifest["files"] else None
+
+    def amend(self, facts: Mapping[str, Any]) -> None:
+        """Write more facts into the manifest."""
+        self.manifest |= facts
+        with files.atomic_file(self.folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(self.manifest, indent=2) + "\n")
+
+    def _check(self, name: str, what: str) -> Path:
+        file = self.folder / name
+        if name not in self._checked:
+            if not file.is_file() or files.sha256(file) != self.manifest["files"].get(name):
+                what = f"{what} is missing or was changed after export"
+                raise ArtifactError(what, file=self.folder, do=self.rebuild)
+            self._checked.add(name)
+        return file
 
 
-def write_at(
-    place: Path, target: str, precision: str, facts: Mapping[str, Any], fill: Callable[[Path], Mapping[str, Any]]
-) -> Path:
-    """Make a by-product whole or not at all; `fill` writes the files and returns more facts."""
-    with files.atomic_dir(place, replace=True) as temporary, files.translate_os_errors(place):
-        with _placed(temporary, place):
+class Exports:
+    """All exports of a bundle, each opened at most once.
+
+    Only a folder of a known precision whose manifest names that target and precision counts: no copy, no rest of an
+    interrupted export.
+    """
+
+    def __init__(self, root: Path, digest: str) -> None:
+        self.root, self.digest = root, digest
+        self._opened: dict[tuple[str, str], Export] = {}
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Exports:
+        """Return the exports of an opened bundle."""
+        return cls(bundle.root, bundle.digest)
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return the (target, precision) of every export."""
+        listed = sorted(
+            (folder.parent.name, folder.name)
+            for precision in (*PRECISIONS, SYMMETRIC)
+            for folder in self.root.glob(f"[!.]*/{precision}")
+            if (folder / MANIFEST).is_file()
+        )
+        return [place for place in listed if self._is_own(*place)]
+
+    def get(self, target: str = TARGET, precision: str = PRECISION) -> Export:
+        """Return an export; an ArtifactError where it is not there or is another bundle's names the command."""
+        if (target, precision) not in self._opened:
+            folder, rebuild = self.root / target / precision, self.command(target, precision)
+            manifest = read_manifest(folder, rebuild)
+            if manifest["bundle"] != self.digest:
+                raise ArtifactError("it was exported from another bundle than this one", file=folder, do=rebuild)
+            self._opened[target, precision] = Export(folder, target, precision, manifest, rebuild)
+        return self._opened[target, precision]
+
+    def has(self, target: str = TARGET, precision: str = PRECISION) -> bool:
+        """Whether all graphs of an export are there and are this bundle's."""
+        try:
+            for graph in GRAPHS:
+                self.get(target, precision).file(graph)
+        except ArtifactError:
+            return False
+        return True
+
+    def select(self, targets: Collection[str] = (), precisions: Collection[str] = ()) -> list[tuple[str, str]]:
+        """Return the names of the exports of these targets and precisions, of all where none are given.
+
+        Raises ArtifactError where there is nothing, or nothing for one that is named.
+        """
+        found = [
+            (target, precision)
+            for target, precision in self.names()
+            if (not targets or target in targets) and (not precisions or precision in precisions)
+        ]
+        asked = [(name, 0, {"target": name}) for name in targets]
+        asked += [(name, 1, {"precision": name} if name in PRECISIONS else {}) for name in precisions]
+        for name, position, options in asked:
+            if name not in {place[position] for place in found}:
+                what = f"nothing was exported from it for {name} yet"
+                raise ArtifactError(what, file=self.root, do=self.command(**options))
+        if not found:
+            raise ArtifactError("nothing was exported from it yet", file=self.root, do=self.command())
+        return found
+
+    def write(
+        self, target: str, precision: str, facts: Mapping[str, Any], fill: Callable[[Path], Mapping[str, Any]]
+    ) -> Export:
+        """Write an export atomically, see `write_export`, and return it."""
+        facts = {"bundle": self.digest, **facts}
+        write_export(self.root / target / precision, target, precision, facts, fill)
+        self._opened.pop((target, precision), None)
+        return self.get(target, precision)
+
+    def command(self, target: str = TARGET, precision: str = PRECISION) -> str:
+        """Return the advice to export something again."""
+        more = "" if precision == PRECISION else f" --precision {plain(precision)}"
+        return f"run: tlkit export {quoted(self.root)} --{target}{more}"
+
+    def _is_own(self, target: str, precision: str) -> bool:
+        """Whether a manifest names its place; one that can't be read counts, and is an error when it is opened."""
+        try:
+            manifest = json.loads((self.root / target / precision / MANIFEST).read_text())
+            return (manifest["target"], manifest["precision"]) == (target, precision)
+        except (OSError, ValueError, KeyError, TypeError):
+            return True
+
+
+def graph_file(path: Path, graph: str, target: str = TARGET, precision: str = PRECISION) -> Path:
+    """Return the checked file of a graph: `path` itself, or of the export that it means (see `open_export`)."""
+    if not path.exists():
+        raise DataError("no such file or bundle", file=path)
+    return open_export(path, target, precision).file(graph) if path.is_dir() else path
+
+
+def open_export(path: Path, target: str = TARGET, precision: str = PRECISION) -> Export:
+    """Open the export of a bundle, or the folder of an export, which belongs to the bundle above it if there is one."""
+    if (path / RECORD).exists():
+        return Exports(path, read_record(path)["digest"]).get(target, precision)
+    if not (path / MANIFEST).exists():
+        raise ArtifactError(f"neither a graph nor a bundle: it holds no {RECORD}", file=path)
+    whole = path.absolute()
+    bundle = path.parent.parent if len(path.parts) > 2 else whole.parents[1]
+    if (bundle / RECORD).exists():
+        return Exports(bundle, read_record(bundle)["digest"]).get(whole.parent.name, whole.name)
+    again = "export it again"
+    return Export(path, whole.parent.name, whole.name, read_manifest(path, again), again)
+
+
+def write_export(
+    folder: Path, target: str, precision: str, facts: Mapping[str, Any], fill: Callable[[Path], Mapping[str, Any]]
+) -> None:
+    """Write a folder and its manifest atomically; `fill` writes the files and returns more facts."""
+    with files.atomic_dir(folder, replace=True) as temporary, files.translate_os_errors(folder):
+        with _placed(temporary, folder):
             filled = fill(temporary)
-        content = {"target": target, "precision": precision, **facts, **filled}
+        content = {"target": target, "precision": precision, "processor": processor_kind(), **facts, **filled}
         content["files"] = {file.name: files.sha256(file) for file in sorted(temporary.iterdir())}
-        (temporary / BUILT).write_text(json.dumps(content, indent=2) + "\n")
-    return place
+        (temporary / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_manifest(folder: Path, rebuild: str) -> dict[str, Any]:
+    """Return the content of an export's manifest."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError as error:
+        raise ArtifactError("it was not exported yet", file=folder, do=rebuild) from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"can't be read: {error}", file=folder / MANIFEST, do=rebuild) from error
+    if not isinstance(content, dict) or not {"bundle", "files"} <= content.keys():
+        raise ArtifactError("not the manifest of an export", file=folder / MANIFEST, do=rebuild)
+    return content
+
+
+def processor_kind(flags: Sequence[str] | None = None) -> str:
+    """Return the kind of processor that int8 sums depend on: "x86-64 VNNI", "x86-64 AVX2", ..., or the machine type."""
+    machine = platform.machine() or "unknown"
+    if flags is None:
+        try:
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+        except OSError:
+            lines = []
+        flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    if machine.lower() not in ("x86_64", "amd64"):
+        return machine
+    best = next((kind for flag, kind in _VECTORS.items() if flag in flags), None)
+    return "x86-64" + (f" {best}" if best else "")
 
 
 @contextmanager
-def _placed(temporary: Path, place: Path) -> Iterator[None]:
-    """Errors with a file that is being written name it as it would have been called."""
+def _placed(temporary: Path, folder: Path) -> Iterator[None]:
+    """Let errors about a file that is being written name it by its final path."""
     try:
         yield
     except TlkitError as error:
         if error.file is None or not Path(error.file).is_relative_to(temporary):
             raise
-        raise type(error)(error.what, file=place / Path(error.file).relative_to(temporary), do=error.do) from error
-
-
-def amend(place: Path, facts: Mapping[str, Any]) -> None:
-    """Write more facts into the record of a by-product."""
-    content = {**read(place, again="export it again"), **facts}
-    with files.atomic_file(place / BUILT) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def found(bundle: Path) -> list[tuple[str, str]]:
-    """The (target, precision) of every by-product below a bundle."""
-    return sorted((file.parent.parent.name, file.parent.name) for file in bundle.glob(f"*/*/{BUILT}"))
-
-
-def current(bundle: Bundle, precision: str = PRECISION) -> bool:
-    """Whether the bundle's ONNX graphs are there and are its own."""
-    try:
-        for graph in GRAPHS:
-            graph_file(bundle.root, graph, precision=precision)
-    except ArtifactError:
-        return False
-    return True
-
-
-def graph_file(path: Path, graph: str, target: str = TARGET, precision: str = PRECISION) -> Path:
-    """The file to open: `path` itself, or that of a by-product, checked to belong to its bundle.
-
-    `path` names a graph, a by-product such as run/onnx/int8, or a bundle, of which `target` and `precision` say which.
-    """
-    if not path.exists():
-        raise DataError("no such file or bundle", file=path)
-    if not path.is_dir():
-        return path
-    place = path
-    if (path / RECORD).exists():
-        place = path / target / precision
-    elif not (path / BUILT).exists():
-        raise ArtifactError(f"neither a graph nor a bundle: it holds no {RECORD}", file=path)
-    return _checked(place, graph)
-
-
-def _checked(place: Path, graph: str) -> Path:
-    """A graph of the by-product `place`, as it was exported from the bundle above it, if that is still there."""
-    whole = place.absolute()
-    bundle = place.parent.parent if len(place.parts) > 2 else whole.parents[1]
-    known = (bundle / RECORD).exists()
-    again = command(bundle, whole.parent.name, whole.name) if known else "export it again"
-    content = read(place, again)
-    if known and content["bundle"] != read_record(bundle)["digest"]:
-        raise ArtifactError("it was exported from another bundle than this one", file=place.parent, do=again)
-    file = next(place.glob(f"{graph}.*"), None)
-    if file is None or content["files"].get(file.name) != files.sha256(file):
-        raise ArtifactError(f"{graph} is missing or was changed after export", file=place, do=again)
-    return file
-
-
-def command(bundle: Path, target: str = TARGET, precision: str = PRECISION) -> str:
-    """The advice to make a by-product again."""
-    option = f"--{target}" if target in FLAGS else f"--target {target}"
-    more = "" if precision == PRECISION else f" --precision {precision}"
-    return f"run: tlkit export {quoted(bundle)} {option}{more}"
-
-
-def expected(place: Path) -> Mapping[str, Any] | None:
-    """`features` and `logits` of the golden images as a by-product gave them when it was built, if that was kept."""
-    file = place / EXPECTED
-    if EXPECTED not in read(place, again="export it again")["files"]:
-        return None
-    return read_tensors(file)
-
-
-def head_from(place: Path) -> str:
-    """Where the head of a by-product comes from: `FROM_BUNDLE` or `FROM_EXPORT`."""
-    return str(read(place, again="export it again").get(HEAD_FROM, FROM_BUNDLE))
-
-
-def refitted(place: Path) -> Mapping[str, Any] | None:
-    """The tensors of the head of a by-product where it was fitted again; refuses those that were changed since."""
-    again = "export it again"
-    hashes = read(place, again)["files"]
-    if REFITTED not in hashes:
-        return None
-    file = place / REFITTED
-    if not file.exists() or files.sha256(file) != hashes[REFITTED]:
-        raise ArtifactError("its head is missing or was changed after export", file=file, do=again)
-    return read_tensors(file)
-
-
-def read(place: Path, again: str) -> dict[str, Any]:
-    """The record of a by-product."""
-    try:
-        content = json.loads((place / BUILT).read_text())
-    except FileNotFoundError as error:
-        raise ArtifactError("it was not exported yet", file=place, do=again) from error
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"can't be read: {error}", file=place / BUILT, do=again) from error
-    if not isinstance(content, dict) or not {"bundle", "files"} <= content.keys():
-        raise ArtifactError("not the record of an export", file=place / BUILT, do=again)
-    return content
+        raise type(error)(error.what, file=folder / Path(error.file).relative_to(temporary), do=error.do) from error

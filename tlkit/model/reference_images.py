@@ -1,4 +1,4 @@
-"""The labelled images behind a bundle: those it was trained on, as long as they are there, or others that are named.
+"""Labelled images behind a bundle: those it was trained on, as long as they are there, or others that are named.
 
 The folder is remembered in the cache of the machine that trained, by the bundle's digest: a bundle is the same wherever
 its images lie.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PARITY_IMAGES = 64
+
+
+class ParityImages(NamedTuple):
+    """Images `(N, S, S, 3)` to compare output on, and where they come from."""
+
+    images: NDArray[np.uint8]
+    drawn_from: str
 
 
 def remember(digest: str, source: Path) -> None:
@@ -56,16 +63,16 @@ def _note(digest: str) -> Path:
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:
-    """Up to `most` of the items, evenly spaced; of items sorted by class, as many of each as its share."""
+    """Return up to `most` of the items, evenly spaced: of items sorted by class, each class's share."""
     count = min(most, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def parity_images(bundle: Bundle, data: Path | None = None) -> tuple[NDArray[np.uint8], str]:
-    """Images `(N, S, S, 3)` to check on, and where they were drawn from.
+def parity_images(bundle: Bundle, data: Path | None = None) -> ParityImages:
+    """Return images to check an export on.
 
-    From the validation split of `data`, or of the folder that was trained on if it is still there, or else the golden
-    images of the bundle.
+    They come from the validation split of `data`, or of the dataset that was trained on if it is still there, or else
+    from the golden images of the bundle.
     """
     for named in dict.fromkeys([data, None]):
         try:
@@ -76,7 +83,7 @@ def parity_images(bundle: Bundle, data: Path | None = None) -> tuple[NDArray[np.
             continue
         images = _load_some(bundle, [sample.path for sample in found.of("val")])
         if len(images):
-            return images, f"the validation split of {place.absolute().name}"
+            return ParityImages(images, f"the validation split of {place.absolute().name}")
     if not bundle.record.golden:
         raise UsageError(
             "there are no images to check the export on: the folder it was trained on is not there, and the bundle "
@@ -84,11 +91,11 @@ def parity_images(bundle: Bundle, data: Path | None = None) -> tuple[NDArray[np.
             file=bundle.root,
             do="name a folder with --data",
         )
-    return golden_pixels(bundle), "the golden images"
+    return ParityImages(golden_pixels(bundle), "the golden images")
 
 
 def golden_pixels(bundle: Bundle) -> NDArray[np.uint8]:
-    """The golden images `(N, S, S, 3)` as they are loaded here."""
+    """Return the golden images `(N, S, S, 3)` as this machine loads them."""
     return np.stack([load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()])
 
 

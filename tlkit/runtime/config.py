@@ -48,7 +48,7 @@ def machine() -> str:
 def read(file: Path) -> RuntimeConfig | None:
     """The setting that a graph was tuned to on a machine like this one; None where it wasn't."""
     try:
-        record = json.loads((file.parent / exports.BUILT).read_text())[TUNING]
+        record = json.loads((file.parent / exports.MANIFEST).read_text())[TUNING]
         setting = RuntimeConfig(**record["best"])
         sound = setting.level in LEVELS and 0 < setting.workers <= cores() and setting.batch_size > 0
         return setting if sound and record["machine"] == machine() else None

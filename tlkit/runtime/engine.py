@@ -1,54 +1,112 @@
-"""Opening what was built for a target: not on a machine it was not built for, and no stranger's code."""
+"""Opening exports: not on a machine that they were not built for, and no stranger's code."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from tlkit.errors import ArtifactError
+from tlkit.errors import ArtifactError, ResourceError, UsageError
 from tlkit.model import exports
-from tlkit.plugin.contract import Session, Target
+from tlkit.model.exports import Export, Exports
+from tlkit.plugin.contract import Session, Target, option_fields
 from tlkit.plugin.options import from_json
+from tlkit.runtime.session import OnnxSession
 from tlkit.util import files
 
+CPU = "cpu"
 MADE_HERE = "engines"  # in the cache: the hashes of executable files that were built on this machine
 
 
 class IncompatibleEngine(ArtifactError):
-    """A file that was built for another machine, or on one that nobody here knows."""
+    """A file that was built for another machine, or by a plugin that is not installed."""
 
 
-def open_target(target: Target, file: Path, *, trust: bool = False) -> Session:
-    """Open a file of a by-product, which says in its record what it was built for.
+@dataclass(frozen=True)
+class Opener:
+    """Opens exports: ONNX graphs on a `device`, other targets through the component that `target` returns by name.
+
+    Where the device can't be used and `allow_cpu` is set, the CPU is used and `warn` is told; otherwise that is a
+    ResourceError. `trust` lets engines run that were not built on this machine.
+    """
+
+    target: Callable[[str], Target]
+    device: str = CPU
+    allow_cpu: bool = False
+    trust: bool = False
+    warn: Callable[[str], object] = lambda _text: None
+
+    def open(self, export: Export, graph: str = "model", *, threads: int = 0) -> Session:
+        """Open a graph of an export; `threads` is the number of cores per call, 0 for the target's default."""
+        if export.target == exports.TARGET:
+            return self.open_file(export.file(graph), threads=threads)
+        target: Any = self.component(export)  # a dataclass, whose fields depend on the target
+        return open_target(replace(target, threads=threads) if threads else target, export, graph, trust=self.trust)
+
+    def open_file(self, file: Path, *, threads: int = 0) -> Session:
+        """Open an ONNX file."""
+        try:
+            return OnnxSession(file, device=self.device, threads=threads)
+        except ResourceError as error:
+            if not self.allow_cpu or self.device == CPU:
+                raise
+            self.warn(f"{error.what}; the CPU is used instead")
+            return OnnxSession(file, threads=threads)
+
+    def takes_threads(self, export: Export) -> bool:
+        """Whether the number of threads can be chosen for an export."""
+        if export.target == exports.TARGET:
+            return True
+        try:
+            return "threads" in {field.name for field in option_fields(self.component(export))}
+        except IncompatibleEngine:
+            return False
+
+    def check(self, targets: Collection[str], found: Exports) -> None:
+        """Raise UsageError for a target that is neither exported nor installed: no command could export it."""
+        exported = {target for target, _ in found.names()}
+        for name in targets:
+            if name not in exported:
+                self.target(name)
+
+    def component(self, export: Export) -> Target:
+        """Return the target of an export; raises IncompatibleEngine where no installed plugin provides it."""
+        try:
+            return self.target(export.target)
+        except UsageError as error:
+            raise IncompatibleEngine(error.what, do="install the plugin that provides it") from error
+
+
+def open_target(target: Target, export: Export, graph: str = "model", *, trust: bool = False) -> Session:
+    """Open a graph of an export, whose manifest says which machine it was built for.
 
     An engine is executable code: unless it was built on this machine, `trust` says that it may run.
     """
-    record = exports.read(file.parent, again="export it again")
-    again = exports.command(file.parents[2], target.name, file.parent.name)
+    file, manifest = export.file(graph), export.manifest
     if target.executable and not trust and not _made_here(file):
         what = f"a file of {target.name} is executable code, and this one was not built on this machine"
-        raise IncompatibleEngine(what, file=file, do=f"{again}; or, if you trust it, add --trust-engine")
-    built_on: Mapping[str, str] = record.get("machine", {})
-    if built_on and (why := from_json(target, record.get("options", {})).incompatible(built_on)) is not None:
-        raise IncompatibleEngine(why, file=file, do=again)
+        raise IncompatibleEngine(what, file=file, do=f"{export.rebuild}; or, if you trust it, add --trust-engine")
+    built_on: Mapping[str, str] = manifest.get("machine", {})
+    if built_on and (why := from_json(target, manifest.get("options", {})).incompatible(built_on)) is not None:
+        raise IncompatibleEngine(why, file=file, do=export.rebuild)
     session = target.open(file)
-    if not session.metadata:  # a format that keeps none: what the graph said that it was built from
-        session.metadata = record.get("metadata", {}).get(file.stem, {})
+    if not session.metadata:  # a format that keeps none: the metadata of the graph that it was built from
+        session.metadata = manifest.get("metadata", {}).get(file.stem, {})
     return session
 
 
-def remember(target: Target, place: Path) -> None:
-    """Note that the executable files of a by-product were built on this machine."""
+def remember(target: Target, export: Export) -> None:
+    """Note that the executable files of an export were built on this machine."""
     if target.executable:
-        for file in place.glob(f"*{target.suffix}"):
-            (files.cache_dir(MADE_HERE) / files.sha256(file)).touch()
+        for graph in exports.GRAPHS:
+            (files.cache_dir(MADE_HERE) / files.sha256(export.file(graph))).touch()
 
 
 def facts(target: Target, graphs: Mapping[str, Path]) -> dict[str, Any]:
-    """What the record of a by-product says for `open_target`."""
+    """Return the facts for `open_target` that a manifest keeps: the graphs' metadata."""
     metadata = {
         name: {prop.key: prop.value for prop in onnx.load_model(graph, load_external_data=False).metadata_props}
         for name, graph in graphs.items()

@@ -1,7 +1,8 @@
-"""Verify on a whole folder: hold what was deployed against the trained modules, image by image."""
+"""Compare an export with the trained modules on a whole dataset, image by image."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,36 +15,51 @@ OUTPUTS = (FEATURES, LOGITS, PROBABILITIES)
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
-    """A deployed graph against the trained modules. Shares lie in 0..1; `drop` is in points of accuracy."""
+class DatasetComparison:
+    """An export against the trained modules. Shares lie in 0..1; `drop` is in percentage points of accuracy."""
 
     images: int
     accuracy: float
     trained_accuracy: float
-    interval: tuple[float, float]  # of the agreement, 95 %
+    interval: tuple[float, float]  # of the label agreement, 95 %
     comparison: Comparison
 
     @property
     def passed(self) -> bool:
-        """The gate: everything within the tolerance of the precision, and in fp32 no label flipped that was no tie."""
+        """The verdict: output within the tolerance of the precision, and in fp32 no flipped label that was no tie."""
         return self.comparison.passed
 
     @property
     def drop(self) -> float:
-        """What deploying cost."""
+        """The accuracy drop."""
         return 100 * (self.trained_accuracy - self.accuracy)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON knows it."""
+        """Return everything as JSON values."""
         return {"passed": self.passed, "drop": self.drop, **asdict(self)}
 
+    def lines(self, name: str) -> Iterator[str]:
+        """Yield the figures for people; `name` is that of the export."""
+        figures, (low, high) = self.comparison, self.interval
+        yield f"{name}: {self.images} images against the trained modules: {'same' if self.passed else 'DIFFERS'}"
+        yield (
+            f"  lowest cosine {figures.cosine:.6f}, largest error of features {figures.feature_error:.3g} and of "
+            f"logits {figures.logit_error:.3g}"
+        )
+        yield (
+            f"  label agreement {figures.agreement:.2%} (95 %: {low:.2%} to {high:.2%}), flipped labels {figures.flips}"
+        )
+        yield f"  accuracy {self.accuracy:.2%}, trained {self.trained_accuracy:.2%}: drop {self.drop:.2f} points"
 
-def survey(trained: ModelOutputs, deployed: ModelOutputs, tolerance: Tolerance, head: HeadOf | None = None) -> Survey:
-    """Hold what a deployed graph answered (all `OUTPUTS`) against what the trained modules did for the same images.
 
-    `head` is the one in the graph, which its logits are held against below fp32 (see `parity.Comparison`).
+def compare_on_dataset(
+    trained: ModelOutputs, exported: ModelOutputs, tolerance: Tolerance, head: HeadOf | None = None
+) -> DatasetComparison:
+    """Compare all `OUTPUTS` of an export with those of the trained modules for the same images.
+
+    `head` is the one in the graph, which its logits are compared with below fp32 (see `parity.Comparison`).
     """
     images = len(trained.truth)
-    comparison = compared(images, images, trained.arrays, deployed.arrays, tolerance, head)
-    same = int((trained.called == deployed.called).sum())
-    return Survey(images, deployed.accuracy, trained.accuracy, wilson(same, images), comparison)
+    comparison = compared(images, images, trained.arrays, exported.arrays, tolerance, head)
+    same = int((trained.called == exported.called).sum())
+    return DatasetComparison(images, exported.accuracy, trained.accuracy, wilson(same, images), comparison)

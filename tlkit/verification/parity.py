@@ -30,7 +30,7 @@ class Tolerance:
 
 
 # float32 sums in another order differ in the last digits, and a deep network adds that up.
-# fp16 keeps eleven bits of every value. int8 is judged by its accuracy (see `precision.ladder`): here it is only told
+# fp16 keeps eleven bits of every value. int8 is judged by its accuracy (see `precision_search`): here it is only told
 # from a graph that computes something else.
 TOLERANCES = {
     "fp32": Tolerance(cosine=0.9999, error=1e-3),

@@ -1,4 +1,4 @@
-"""Replay the golden images of a bundle, from bytes to logits, on what was exported from it."""
+"""Replay the golden images of a bundle, from bytes to logits, on its exports."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tlkit.errors import ArtifactError, UsageError
 from tlkit.graph import metadata
 from tlkit.model import exports
 from tlkit.model.bundle import Bundle, Tensors
+from tlkit.model.exports import Export, Exports
 from tlkit.plugin.contract import FEATURES, IMAGES, Preprocessing, Session
 from tlkit.runtime.session import OnnxSession
 from tlkit.verification.parity import HEAD_ERROR, REPLAYS, TOLERANCES, HeadOf, Verdict, compare, head_of
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """`changed_images` names the golden images whose pixels differ; `verdicts` has one for each graph.
+    """Golden images replayed on the graphs of one export.
 
-    `problems` says what else a graph has that is not the bundle's: labels, pixel recipe. `head_from` says whether the
-    head is the bundle's own or was fitted again at export.
+    `changed_images` names the images whose pixels differ, `problems` other facts that are not the bundle's (labels,
+    preprocessing), `verdicts` has one for each graph. `head_from` is the origin of the head: bundle or export.
     """
 
     images: int
@@ -39,13 +40,13 @@ class Replay:
 
     @property
     def passed(self) -> bool:
-        """The gate: the same facts, the same pixels, and the same values within the tolerance."""
+        """The verdict: the same facts, the same pixels, and the same output within the tolerance."""
         return (
             not self.changed_images and not self.problems and all(verdict.passed for verdict in self.verdicts.values())
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON knows it."""
+        """Return everything as JSON values."""
         return {
             "passed": self.passed,
             "images": self.images,
@@ -55,44 +56,49 @@ class Replay:
             "graphs": {name: verdict.to_json() for name, verdict in self.verdicts.items()},
         }
 
+    def lines(self, name: str) -> Iterator[str]:
+        """Yield the verdicts for people; `name` is that of the export or file."""
+        wrong = f"pixels differ for {', '.join(self.changed_images)}" if self.changed_images else "pixels identical"
+        yield f"{name}: {self.images} golden images, {wrong}"
+        if self.head_from != exports.FROM_BUNDLE:
+            yield "  its head was refitted at export"
+        yield from (f"  {problem}" for problem in self.problems)
+        for graph, verdict in self.verdicts.items():
+            yield f"  {graph}: {'same' if verdict.passed else 'DIFFERS'} ({verdict.summary()})"
 
-def replay(
-    bundle: Bundle,
-    target: str = exports.TARGET,
-    precision: str = exports.PRECISION,
-    open_session: Callable[[Path], Session] = OnnxSession,
-) -> Replay:
-    """Hold every graph that was exported for one target and precision against the golden images.
 
-    `open_session` opens a file of that target.
-    """
+def replay(bundle: Bundle, export: Export, open_graph: Callable[[Export, str], Session] | None = None) -> Replay:
+    """Compare every graph of an export with the golden images; `open_graph` opens one, unless told as ONNX."""
     _check_golden(bundle)
-    graphs = {name: exports.graph_file(bundle.root, name, target, precision) for name in exports.GRAPHS}
-    place = bundle.root / target / precision
-    return _replay(bundle, graphs, precision, exports.expected(place), exports.head_from(place), None, open_session)
+    open_graph = open_graph or (lambda export, graph: OnnxSession(export.file(graph)))
+    files = {name: export.file(name) for name in exports.GRAPHS}  # all are checked before one is opened
+    graphs = {name: (file, open_graph(export, name)) for name, file in files.items()}
+    return _replay(bundle, graphs, export.precision, export.expected(), export.head_from, None)
 
 
-def replay_file(bundle: Bundle, file: Path, open_session: Callable[[Path], Session] = OnnxSession) -> Replay:
-    """Hold one graph, wherever it lies now, against the golden images of the bundle that it is said to come from.
+def replay_file(bundle: Bundle, file: Path, open_file: Callable[[Path], Session] = OnnxSession) -> Replay:
+    """Compare one graph, wherever it lies now, with the golden images of the bundle that it is said to come from.
 
     Below fp32 it must give what the bundle's own graph of that precision gave when it was exported, if that is there.
     """
     _check_golden(bundle)
-    says = open_session(file).metadata
+    session = open_file(file)
+    says = session.metadata
     precision = says.get(metadata.PRECISION, exports.PRECISION)
     if precision not in TOLERANCES:
-        raise ArtifactError(f"it says that its precision is {precision!r}, which is none", file=file)
-    place = bundle.root / exports.TARGET / precision
-    known = (place / exports.BUILT).exists()
-    kept = exports.expected(place) if known else None
+        raise ArtifactError(f"its metadata name the precision {precision!r}, which does not exist", file=file)
+    found = Exports.of(bundle)
+    own = found.get(precision=precision) if (exports.TARGET, precision) in found.names() else None
+    kept = None if own is None else own.expected()
     if kept is None and says.get(metadata.HEAD_FROM) == exports.FROM_EXPORT:
-        what = f"its head was fitted again at export, and {place}, which says what it gives, is not there"
+        place = bundle.root / exports.TARGET / precision
+        what = f"its head was refitted at export, and {place}, which has its output, is not there"
         raise ArtifactError(what, file=file, do="copy that as well, or export it again")
-    head_from = exports.head_from(place) if known else exports.FROM_BUNDLE
+    head_from = exports.FROM_BUNDLE if own is None else own.head_from
     head = None
-    if known and precision != exports.PRECISION:
-        head = head_of(OnnxSession(exports.graph_file(bundle.root, "head", precision=precision)))
-    return _replay(bundle, {file.name: file}, precision, kept, head_from, head, open_session)
+    if own is not None and precision != exports.PRECISION:
+        head = head_of(OnnxSession(own.file("head")))
+    return _replay(bundle, {file.name: (file, session)}, precision, kept, head_from, head)
 
 
 def _check_golden(bundle: Bundle) -> None:
@@ -104,14 +110,13 @@ def _check_golden(bundle: Bundle) -> None:
 
 def _replay(
     bundle: Bundle,
-    graphs: Mapping[str, Path],
+    graphs: Mapping[str, tuple[Path, Session]],
     precision: str,
     kept: Tensors | None,
     head_from: str,
     head: HeadOf | None,
-    open_session: Callable[[Path], Session],
 ) -> Replay:
-    """`kept` is what the golden images gave at export, which is held against more strictly than what was trained.
+    """Compare opened graphs; `kept` is the output at export, with a stricter tolerance than that of the training.
 
     `head` is a model's, where its graph is not among the `graphs`.
     """
@@ -120,12 +125,11 @@ def _replay(
     differing: dict[str, None] = {}
     problems: list[str] = []
     verdicts = {}
-    for name, file in graphs.items():
-        session = open_session(file)
+    for name, (file, session) in graphs.items():
         preprocessing, labels = metadata.described(session.metadata, file)
         problems += (f"{name}: {problem}" for problem in _problems(bundle, session.metadata, preprocessing, labels))
         if session.metadata.get(metadata.HEAD_FROM, exports.FROM_BUNDLE) != head_from:
-            problems.append(f"{name}: its head is not the one from the {head_from}, which its record speaks of")
+            problems.append(f"{name}: its head is not the one from the {head_from}, which the manifest names")
         if session.input == IMAGES:
             inputs, wrong = _pixels(bundle, preprocessing)
             differing |= dict.fromkeys(wrong)
@@ -141,20 +145,20 @@ def _replay(
 def _problems(
     bundle: Bundle, says: Mapping[str, str], preprocessing: Preprocessing, labels: tuple[str, ...]
 ) -> Iterator[str]:
-    """What a graph says of itself that its bundle does not."""
+    """Yield the facts in a graph's metadata that are not the bundle's."""
     record = bundle.record
     if says.get(metadata.BUNDLE) != bundle.digest:
-        yield "it says that it was exported from another bundle"
+        yield "its metadata name another bundle"
     if labels != record.labels:
         wrong = [f"{a!r} for {b!r}" for a, b in zip(labels, record.labels, strict=False) if a != b]
-        yield f"its labels are others: {', '.join(wrong[:3]) or f'{len(labels)} of {len(record.labels)}'}"
+        yield f"its labels differ: {', '.join(wrong[:3]) or f'{len(labels)} of {len(record.labels)}'}"
     theirs, ours = asdict(preprocessing), asdict(record.preprocessing)
     for fact in (fact for fact in ours if theirs[fact] != ours[fact]):
-        yield f"its pixel recipe is another: {fact} {theirs[fact]}, not {ours[fact]}"
+        yield f"its preprocessing differs: {fact} {theirs[fact]}, not {ours[fact]}"
 
 
 def _pixels(bundle: Bundle, preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], list[str]]:
-    """The golden images as `load` gives them here by a graph's own recipe, and the names of those that differ."""
+    """Return the golden images with a graph's own preprocessing, and the names of those whose pixels differ."""
     images, differing = [], []
     for golden, content in zip(bundle.record.golden, bundle.golden_bytes(), strict=True):
         try:

@@ -1,34 +1,84 @@
-"""The trained modules themselves, run by PyTorch as if they were a target: what everything deployed is held against."""
+"""The trained modules of a bundle, run by PyTorch: the reference that everything exported is compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from tlkit.graph import metadata
-from tlkit.model.bundle import Bundle
-from tlkit.model.modules import load_modules, run_modules
+import onnx
+
+from tlkit.graph import compose, metadata, trace
+from tlkit.model.bundle import Bundle, Tensors
+from tlkit.model.modules import head_logits, load_head, load_modules, run_modules
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head, Session
 from tlkit.util.statistics import softmax
+from tlkit.verification.parity import HeadOf
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
+
+    from tlkit.model.trunk import Trunk
+
+
+class TrainedModules:
+    """A bundle's modules in PyTorch, made by its components when they are first needed.
+
+    `components` returns the backbone and the head that a bundle was trained with; where a plugin is missing it raises.
+    """
+
+    def __init__(self, bundle: Bundle, components: Callable[[Bundle], tuple[Backbone, Head]]) -> None:
+        self.bundle, self._components = bundle, components
+
+    @cached_property
+    def head(self) -> Head:
+        """The component of the head."""
+        return self._components(self.bundle)[1]
+
+    @cached_property
+    def _modules(self) -> tuple[Trunk, nn.Module]:
+        return load_modules(self.bundle, *self._components(self.bundle))
+
+    def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Return `features` and `logits` of images `(N, S, S, 3)`, in eager mode on the CPU."""
+        return run_modules(*self._modules, images)
+
+    def trunk_graph(self) -> onnx.ModelProto:
+        """Return the graph of the trunk, from the one trace of its backbone."""
+        return compose.cut_graph(onnx.load_model(trace.stage_graph(self._modules[0])), self.bundle.record.cut)
+
+    def half_trunk_graph(self) -> onnx.ModelProto:
+        """Return the graph of the trunk with its stages in half precision."""
+        return trace.half_precision_graph(self._modules[0])
+
+    def head_graph(self) -> onnx.ModelProto:
+        """Return the graph of the head."""
+        return trace.head_graph(self._modules[1], self.bundle.record.width)
+
+    def head_logits(self, tensors: Tensors | None = None) -> HeadOf:
+        """Return the head as a function, with the bundle's tensors or with those of one refitted at export."""
+        module = load_head(self.bundle, self.head, self.bundle.head if tensors is None else tensors)
+        return partial(head_logits, module)
+
+    def session(self) -> TrainedSession:
+        """Return the modules as a session, as if they were an export."""
+        return TrainedSession(self)
 
 
 class TrainedSession(Session):
-    """Images to features, logits and probabilities by a bundle's modules, in eager mode on the CPU."""
+    """Images to features, logits and probabilities by the trained modules."""
 
     input = IMAGES
     outputs = (FEATURES, LOGITS, PROBABILITIES)
     batch_size = 16
 
-    def __init__(self, bundle: Bundle, backbone: Backbone, head: Head) -> None:
-        self._trunk, self._head = load_modules(bundle, backbone, head)
-        record = bundle.record
-        self.metadata = metadata.facts(record.preprocessing, record.labels, {metadata.BUNDLE: bundle.digest})
+    def __init__(self, modules: TrainedModules) -> None:
+        self._modules, record = modules, modules.bundle.record
+        self.metadata = metadata.facts(record.preprocessing, record.labels, {metadata.BUNDLE: modules.bundle.digest})
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
-        got = run_modules(self._trunk, self._head, array)
+        got = self._modules.run(array)
         got[PROBABILITIES] = softmax(got[LOGITS])
         return {name: got[name] for name in outputs or self.outputs}

@@ -49,7 +49,7 @@ def trunks():
         size = backbone.preprocessing.size
         images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
         found = ranges(fp32, images, backbone.preprocessing, OPERATORS)
-        return quantize(fp32, found, flavour="int8-symmetric")
+        return quantize(fp32, found, flavor="int8-symmetric")
 
     return trunk
 

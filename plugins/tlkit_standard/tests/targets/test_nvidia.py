@@ -23,11 +23,11 @@ from tlkit_standard.targets import _engine, _nvidia, _watch, tensorrt, tensorrt_
 from tlkit_standard.targets.tensorrt import TensorRT
 from tlkit_standard.targets.tensorrt_rtx import TensorRTRTX
 
+from tests.kit.exporting import built
 from tests.kit.fake_cuda import Cuda, needs_rtx
 from tlkit import cli, doctor
 from tlkit.errors import ArtifactError, ResourceError, UsageError
-from tlkit.exporting.run import publish_target
-from tlkit.model.bundle import open_bundle
+from tlkit.model.exports import open_export
 from tlkit.plugin.contract import OptimizationProfile, Session
 from tlkit.runtime import cuda
 from tlkit.runtime.engine import IncompatibleEngine, open_target
@@ -142,7 +142,7 @@ class TestRTX:
         monkeypatch.setattr(_nvidia, "_log", lambda _: log)
         monkeypatch.setattr(_nvidia, "watch", watch)
         with pytest.raises(KeyboardInterrupt):
-            publish_target(open_bundle(own_run), TensorRTRTX(), progress=progress)
+            built(own_run, TensorRTRTX(), progress=progress)
         assert seen
         assert "anceled by user" in log.worst
         assert not list((own_run / "tensorrt-rtx").iterdir())
@@ -161,7 +161,7 @@ class TestRTX:
     def test_a_graph_that_was_changed_after_export_is_not_built_from(self, own_run):
         (own_run / "onnx/fp32/model.onnx").write_bytes(b"other")
         with pytest.raises(ArtifactError, match=r"model is missing or was changed after export; run: tlkit export"):
-            publish_target(open_bundle(own_run), TensorRTRTX())
+            built(own_run, TensorRTRTX())
         assert not (own_run / "tensorrt-rtx").exists()
 
     def test_batches_must_rise(self, tiny_run, tmp_path):
@@ -170,13 +170,13 @@ class TestRTX:
 
     @no_gpu
     def test_a_bundle_is_published_and_says_that_it_is_unproven(self, own_run):
-        published = publish_target(open_bundle(own_run), TensorRTRTX())
-        assert published.place == own_run / "tensorrt-rtx/fp32"
+        published = built(own_run, TensorRTRTX())
+        assert published.folder == own_run / "tensorrt-rtx/fp32"
         assert "no NVIDIA GPU" in str(published.unproven)
-        record = json.loads((published.place / "manifest.json").read_text())
+        record = json.loads((published.folder / "manifest.json").read_text())
         assert record["machine"] == TensorRTRTX().machine()
         assert json.loads(record["metadata"]["model"]["tlkit.labels"]) == ["dark", "light", "middle"]
-        names = sorted(file.name for file in published.place.iterdir())
+        names = sorted(file.name for file in published.folder.iterdir())
         assert names == ["manifest.json", "head.engine", "model.engine", "trunk.engine"]
 
 
@@ -210,43 +210,45 @@ class Engine(TensorRTRTX):
 class TestOpening:
     @pytest.fixture
     def file(self, own_run, monkeypatch):
-        place = publish_target(open_bundle(own_run), Engine()).place
+        place = built(own_run, Engine()).folder
         monkeypatch.setattr(Engine, "opens", True)
         return place / "model.engine"
 
     def test_what_was_built_here_opens_and_knows_its_labels(self, file):
-        session = open_target(Engine(), file)
+        session = open_target(Engine(), open_export(file.parent))
         assert json.loads(session.metadata["tlkit.labels"]) == ["dark", "light", "middle"]
 
     def test_a_strangers_engine_is_not_opened_unless_trusted(self, file, monkeypatch, tmp_path):
         monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "of another machine"))
         with pytest.raises(ArtifactError, match=r"executable code.* --tensorrt-rtx; or, .* --trust-engine"):
-            open_target(Engine(), file)
-        assert open_target(Engine(), file, trust=True).metadata
+            open_target(Engine(), open_export(file.parent))
+        assert open_target(Engine(), open_export(file.parent), trust=True).metadata
 
     def test_another_driver_will_do(self, file, monkeypatch):
         record = json.loads((file.parent / "manifest.json").read_text())
         record["machine"]["driver"] = "570.1"
         (file.parent / "manifest.json").write_text(json.dumps(record))
-        assert open_target(Engine(), file).metadata
+        assert open_target(Engine(), open_export(file.parent)).metadata
 
     def test_verify_and_bench_pass_over_what_was_built_elsewhere(self, own_run, tlkit, monkeypatch, tmp_path):
-        publish_target(open_bundle(own_run), TensorRTRTX())
+        built(own_run, TensorRTRTX())
         env = {"TLKIT_CACHE": str(tmp_path / "of another machine")}
         done = tlkit("verify", own_run, env=env)
         assert done.code == 0, done.err
-        assert "tensorrt-rtx/fp32: not verified here: a file of tensorrt-rtx is executable code" in done.out
+        assert "tensorrt-rtx/fp32: skipped here: a file of tensorrt-rtx is executable code" in done.out
         assert tlkit("verify", own_run, "--target", "tensorrt-rtx", env=env).code == 4
-        done = tlkit("bench", own_run, "--batch", "1", env=env)
+        done = tlkit("bench", own_run, "--batch-size", "1", env=env)
         assert done.code == 0, done.err
-        assert "passed over tensorrt-rtx/fp32: a file of tensorrt-rtx is executable code" in done.err
+        assert "skipped tensorrt-rtx/fp32: a file of tensorrt-rtx is executable code" in done.err
         assert tlkit("bench", own_run, "--target", "tensorrt-rtx", env=env).code == 4
 
     @pytest.mark.parametrize("verb", ["verify", "bench"])
     def test_what_no_plugin_here_was_built_by_is_passed_over(self, own_run, capsys, verb):
-        publish_target(open_bundle(own_run), TensorRTRTX())
+        built(own_run, TensorRTRTX())
         (own_run / "tensorrt-rtx").rename(own_run / "strange")
-        options = ["--batch", "1"] if verb == "bench" else []
+        manifest = own_run / "strange/fp32/manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"target": "strange"}))
+        options = ["--batch-size", "1"] if verb == "bench" else []
         assert cli.run([verb, str(own_run), *options]) == 0
         assert "strange/fp32: " in "".join(capsys.readouterr())
         assert cli.run([verb, str(own_run), "--target", "strange"]) == 4
@@ -255,11 +257,11 @@ class TestOpening:
     def test_an_engine_for_another_gpu_is_refused_with_the_command(self, file, monkeypatch):
         monkeypatch.setattr(Engine, "version", "2.0")
         with pytest.raises(ArtifactError, match=r"for GPU GeForce 1.0, and this machine has GeForce 2.0; run: tlkit e"):
-            open_target(Engine(), file)
+            open_target(Engine(), open_export(file.parent))
 
     @no_gpu
     def test_without_a_gpu_it_says_so_and_verify_names_it(self, own_run, tlkit):
-        publish_target(open_bundle(own_run), TensorRTRTX())
+        built(own_run, TensorRTRTX())
         with pytest.raises(ResourceError, match="no NVIDIA GPU that can be used here"):
             TensorRTRTX().open(own_run / "tensorrt-rtx/fp32/model.engine")
         done = tlkit("verify", own_run, "--target", "tensorrt-rtx")
@@ -346,12 +348,12 @@ class TestMachines:
     def test_an_export_for_other_gpus_is_unproven_and_opened_nowhere_else(self, own_run, monkeypatch):
         pytest.importorskip("tensorrt_rtx")
         monkeypatch.setattr(cuda, "gpu", lambda: cuda.Gpu("RTX A6000", "8.6"))
-        published = publish_target(open_bundle(own_run), TensorRTRTX(gpu="sm120"))
+        published = built(own_run, TensorRTRTX(gpu="sm120"))
         assert published.unproven == "it was built for sm120, and this machine has sm86 (RTX A6000)"
         with pytest.raises(
             IncompatibleEngine, match=r"for sm120, and this machine has sm86 .*; run: tlkit export .* --tensorrt-rtx$"
         ):
-            open_target(TensorRTRTX(), published.place / "model.engine")
+            open_target(TensorRTRTX(), open_export(published.folder))
 
 
 def attributes(file):
@@ -404,7 +406,7 @@ def test_a_missing_builder_names_the_command(tiny_run, tmp_path, monkeypatch):
         with pytest.raises(ResourceError, match=package):
             target.build(tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", OptimizationProfile())
         with pytest.raises(ResourceError, match="can't be built here"):
-            publish_target(open_bundle(tiny_run), target)
+            built(tiny_run, target)
 
 
 def test_a_library_that_does_not_load_is_told_apart_from_a_missing_one(monkeypatch):
