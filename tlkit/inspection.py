@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tlkit.evaluation.metrics import described
+from tlkit.evaluation.metrics import metric_lines
 from tlkit.graph.metadata import PREFIX
 from tlkit.model.bundle import open_bundle
 from tlkit.model.exports import Exports
@@ -118,7 +118,7 @@ def _bundle_sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[st
     phases = {f"phase {number}": phase for number, phase in enumerate(facts["phases"], 1)}
     advice = facts.get("advice", {}).get("reasons", ())
     yield "Training", {"strategy": _component(facts["strategy"]), **phases, "seed": facts["seed"], "advice": advice}
-    yield f"Validation ({facts['metrics']['images']} images)", described(facts["metrics"], labels)
+    yield f"Validation ({facts['metrics']['images']} images)", metric_lines(facts["metrics"], labels)
     yield "Exports", facts["exports"] or ["none"]
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tlkit.cli.common import question
 
 from tlkit.advice.run import AdviceRequest
+from tlkit.cli.common import question
 from tlkit.data.split import fraction
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks

@@ -60,7 +60,7 @@ def clock(monkeypatch):
         return preprocessing.size, preprocessing.size
 
     monkeypatch.setattr(timing, "load", load)
-    monkeypatch.setattr(timing, "decoded", decoded)
+    monkeypatch.setattr(timing, "decoded_size", decoded)
     return made
 
 

@@ -14,7 +14,7 @@ from tlkit.benchmarking.timing import BenchmarkPolicy
 from tlkit.benchmarking.tuning import TuningPolicy, tune
 from tlkit.model.bundle import open_bundle
 from tlkit.runtime import config
-from tlkit.runtime.config import RuntimeConfig, read, usual
+from tlkit.runtime.config import RuntimeConfig, default_config, read
 from tlkit.runtime.model import Model
 from tlkit.runtime.session import LEVELS, OnnxSession
 from tlkit.util.resources import cores
@@ -61,7 +61,7 @@ def test_the_fastest_setting_is_kept_and_used(own_run, file, speeds):
 
 def test_what_is_no_faster_beyond_the_spread_leaves_all_as_it_was(own_run, speeds):
     speeds(lambda each, turn: 100 + 10 * turn + (each.batch_size == 8))
-    assert tune(open_bundle(own_run), export_of(own_run)).best == usual()
+    assert tune(open_bundle(own_run), export_of(own_run)).best == default_config()
     assert Model.open(own_run).session.batch_size == OnnxSession.batch_size
 
 
@@ -79,7 +79,7 @@ def test_a_setting_that_gives_other_results_is_left_out(own_run, speeds, monkeyp
 
     monkeypatch.setattr(RuntimeConfig, "open", opened)
     monkeypatch.setattr(tuning, "compare", compare)
-    assert tune(open_bundle(own_run), export_of(own_run)).best == usual()
+    assert tune(open_bundle(own_run), export_of(own_run)).best == default_config()
     assert {each.level for each in tried} == {"all", "extended"}
 
 

@@ -158,7 +158,7 @@ def locked(root):
 @pytest.mark.parametrize(
     ("plant", "words"),
     [
-        (garbage, r"\d of (?:53|66) images can't be used, the first because: .*--max-bad"),
+        (garbage, r"\d of (?:53|66) images are unreadable, the first because: .*--max-bad"),
         (nothing, "holds no images"),
         pytest.param(locked, "", marks=pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")),
     ],

@@ -177,14 +177,14 @@ CASES = {
     "corrupt": Case(
         "train photos -o out",
         3,
-        r"photos/dark/00.png: 1 of 36 images can't be used, the first because: is not a picture .*"
+        r"photos/dark/00.png: 1 of 36 images are unreadable, the first because: is not an image .*"
         r"; mend or remove them, or allow more than 1.0% with --max-bad",
         lambda root: write(root, "photos/dark/00.png", "no image"),
     ),
     "truncated": Case(
         "train photos -o out",
         3,
-        "photos/dark/00.png: 1 of 36 images can't be used, the first because: damaged, truncated .*",
+        "photos/dark/00.png: 1 of 36 images are unreadable, the first because: damaged, truncated .*",
         lambda root: write(root, "photos/dark/00.png", (root / "photos/dark/00.png").read_bytes()[:2000]),
     ),
     "huge": Case(
@@ -513,7 +513,7 @@ def test_predict_names_a_picture_it_can_not_use_and_labels_the_others(tlkit, pla
         ]
         rejected, error = finished.err.splitlines()
         assert rejected.startswith("rejected bad.png: ")
-        assert error.startswith("tlkit: bad.png: 1 of 3 images can't be used, the first because: ")
+        assert error.startswith("tlkit: bad.png: 1 of 3 images are unreadable, the first because: ")
         assert error.endswith("; fix or remove them")
     assert finished.code == 3
     assert snapshot(place) == before
@@ -546,7 +546,7 @@ def test_train_goes_on_without_a_few_bad_images_and_names_them(tlkit, story, pla
     finished = tlkit("train", "photos", "-o", "out", *choice, "--json", cwd=place, env=story.env)
     assert finished.code == 0
     assert list(finished.json["rejected"]) == ["dark/00.png"]
-    assert finished.err.startswith("rejected dark/00.png: is not a picture")
+    assert finished.err.startswith("rejected dark/00.png: is not an image")
 
 
 def test_sixteen_bit_and_cmyk_pictures_are_seen_as_the_others(tlkit, story, tmp_path):

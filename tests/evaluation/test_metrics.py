@@ -1,4 +1,4 @@
-"""Scores against scikit-learn and values worked out by hand."""
+"""Metrics compared with scikit-learn and with values computed by hand."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from tlkit.evaluation.metrics import calibration_error, reliability, score
+from tlkit.evaluation.metrics import calibration_error, confusion_lines, reliability, score
 from tlkit.util.statistics import wilson
 
 
 @given(st.integers(2, 6), st.integers(1, 80), st.integers(0, 2**32 - 1))
-def test_scores_are_scikit_learns(classes, images, seed):
+def test_metrics_are_those_of_scikit_learn(classes, images, seed):
     random = np.random.default_rng(seed)
     truth = random.integers(0, classes, images)
     probabilities = random.dirichlet(np.ones(classes), images).astype(np.float32)
@@ -30,7 +30,7 @@ def test_scores_are_scikit_learns(classes, images, seed):
     assert 0 <= scores.ece <= 1
 
 
-def test_log_loss_is_scikit_learns_and_finite_for_a_sure_mistake():
+def test_log_loss_is_scikit_learns_and_finite_for_a_confident_mistake():
     probabilities = np.array([[0.7, 0.3], [0.2, 0.8], [0.9, 0.1]], np.float32)
     expected = metrics.log_loss([0, 1, 1], probabilities.astype(np.float64))
     assert score(probabilities, [0, 1, 1]).log_loss == pytest.approx(expected, rel=1e-6)
@@ -51,5 +51,28 @@ def test_calibration_error_by_hand():
     assert calibration_error(reliability(confidence, right)) == pytest.approx((4 * 0.2 + 2 * 0.35) / 6, abs=1e-6)
 
 
-def test_a_sure_and_right_model_is_calibrated():
+def test_a_confident_and_correct_model_is_calibrated():
     assert score(np.eye(3, dtype=np.float32), [0, 1, 2]).ece == 0
+
+
+def test_a_confusion_matrix_has_labels_on_both_axes():
+    confusion = np.array([[3, 0, 120], [0, 5, 1], [2, 0, 7]])
+    assert confusion_lines(confusion, ["ant", "bee", "a rather long label"]) == [
+        "confusion matrix (rows: true class, columns: predicted class):",
+        "                     ant  bee  a rather lo…",
+        "ant                    3    0           120",
+        "bee                    0    5             1",
+        "a rather long label    2    0             7",
+    ]
+
+
+def test_of_many_classes_the_most_confused_pairs_are_listed():
+    confusion = np.diag(np.arange(1, 21))
+    confusion[3, 4], confusion[7, 2] = 2, 9
+    lines = confusion_lines(confusion, [f"c{number}" for number in range(20)])
+    assert lines[1:] == ["  c7 predicted as c2  9", "  c3 predicted as c4  2"]
+
+
+def test_metrics_print_accuracy_with_its_interval():
+    text = str(score(np.eye(3, dtype=np.float32), [0, 1, 1]))
+    assert text.splitlines()[0] == "accuracy           66.7% (95 % interval 20.8% to 93.9%)"

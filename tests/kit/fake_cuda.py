@@ -1,4 +1,4 @@
-"""CUDA and an engine as far as `EngineSession` and `Bound` use them, on a machine without a GPU.
+"""CUDA and an engine as far as `EngineSession` and `BoundSession` use them, on a machine without a GPU.
 
 The memory is the computer's own, and copies and kernels happen when they are asked for, or, while a graph is recorded,
 whenever it is launched. It shows that what is copied is what is computed, in order; what a GPU makes of it, it can't.

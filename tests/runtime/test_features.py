@@ -19,7 +19,7 @@ from tlkit.errors import ResourceError
 from tlkit.graph import trace
 from tlkit.graph.compose import stage_output
 from tlkit.model import trunk as trunks
-from tlkit.runtime import features as module
+from tlkit.runtime.feature_cache import RECENT_NS
 from tlkit.runtime.features import extract
 from tlkit.runtime.session import OnnxSession
 from tlkit.util.files import cache_dir
@@ -37,7 +37,7 @@ def graph(tmp_path, monkeypatch):
 def files(pictures, tmp_path):
     """Copies, old enough to be trusted not to change unnoticed."""
     shutil.copytree(pictures, tmp_path / "photos")
-    time.sleep(2 * module.FRESH_NS / 1e9)
+    time.sleep(2 * RECENT_NS / 1e9)
     return sorted((tmp_path / "photos").rglob("*.png"))
 
 
@@ -54,7 +54,7 @@ def direct(files, graph, cut):
 def test_the_same_relative_name_in_two_folders_is_two_files(files, graph, tmp_path, monkeypatch):
     folders = [tmp_path, tmp_path / "other"]
     shutil.copytree(tmp_path / "photos", folders[1] / "photos")
-    time.sleep(2 * module.FRESH_NS / 1e9)
+    time.sleep(2 * RECENT_NS / 1e9)
     relative = [file.relative_to(tmp_path) for file in files]
     decoded = []
     for folder in (*folders, *folders):

@@ -1,20 +1,21 @@
-"""From files to arrays: in order, rejects in their place, the same whatever the number of workers."""
+"""Models: predict, embed and evaluate."""
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import threading
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from tlkit.data.preprocessing import load
-from tlkit.errors import ArtifactError, DataError
-from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Preprocessing, Session
-from tlkit.runtime import model as runtime
-from tlkit.runtime.model import Model, stream
+from tlkit.errors import ArtifactError, DataError, UsageError
+from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
+from tlkit.runtime.model import Model
 from tlkit.runtime.session import OnnxSession
 
 
@@ -28,89 +29,7 @@ def model(tiny_run):
     return Model.open(tiny_run)
 
 
-class Counting(Session):
-    """Gives the mean of each image, and remembers how many calls ran at once."""
-
-    input, outputs, metadata = IMAGES, ("mean",), {}
-
-    def __init__(self, workers):
-        self.workers, self.now, self.most = workers, 0, 0
-        self.lock = threading.Lock()
-
-    def run(self, array, outputs=None):
-        with self.lock:
-            self.now += 1
-            self.most = max(self.most, self.now)
-        mean = array.mean((1, 2, 3), dtype=np.float64).astype(np.float32)[:, None]
-        with self.lock:
-            self.now -= 1
-        return {"mean": mean}
-
-
-PREPROCESSING = Preprocessing(16, (0.5,) * 3, (0.5,) * 3)
-
-
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_rows_come_in_the_order_of_the_files(files, workers):
-    session = Counting(workers)
-    chunks = list(stream(session, PREPROCESSING, files, hashed=True))
-    rows = [row for chunk in chunks for row in chunk.rows]
-    assert [row.file for row in rows] == files
-    assert [row.sha256 for row in rows] == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    expected = [load(file, PREPROCESSING).mean(dtype=np.float64) for file in files]
-    assert np.concatenate([chunk.arrays["mean"] for chunk in chunks])[:, 0] == pytest.approx(expected)
-    if workers == 1:
-        assert session.most == 1  # they take turns
-
-
-def test_rejects_stand_in_their_place(files, tmp_path):
-    broken, missing = tmp_path / "broken.jpg", tmp_path / "missing.jpg"
-    broken.write_bytes(b"no image")
-    mixed = [broken, files[0], missing, *files[1:10], broken]
-    chunks = list(stream(Counting(2), PREPROCESSING, mixed, hashed=True))
-    rows = [row for chunk in chunks for row in chunk.rows]
-    assert [row.file for row in rows] == mixed
-    assert [index for index, row in enumerate(rows) if row.reason] == [0, 2, 12]
-    assert rows[2].sha256 == ""
-    assert sum(len(chunk.arrays.get("mean", ())) for chunk in chunks) == 10
-    assert all(len(chunk.kept()) == len(chunk.arrays.get("mean", ())) for chunk in chunks)
-
-
-def test_without_being_asked_no_file_is_hashed(files):
-    assert {row.sha256 for chunk in stream(Counting(2), PREPROCESSING, files) for row in chunk.rows} == {""}
-
-
-def test_a_chunk_without_a_usable_image_has_no_arrays(tmp_path):
-    chunks = list(stream(Counting(1), PREPROCESSING, [tmp_path / "none.jpg"]))
-    assert [chunk.arrays for chunk in chunks] == [{}]
-
-
-def test_no_files_give_no_chunks():
-    assert list(stream(Counting(1), PREPROCESSING, [])) == []
-
-
-def test_only_so_many_files_are_read_ahead(files):
-    asked = []
-
-    def source():
-        for file in files * 20:
-            asked.append(file)
-            yield file
-
-    next(stream(Counting(2), PREPROCESSING, source()))
-    assert len(asked) <= (2 * max(2, runtime.cores()) + 1) * Counting.batch_size
-
-
-def test_an_error_in_the_session_reaches_the_caller(files):
-    class Failing(Counting):
-        def run(self, array, outputs=None):
-            raise ArtifactError("broken engine")
-
-    with pytest.raises(ArtifactError, match="broken engine"):
-        list(stream(Failing(2), PREPROCESSING, files))
-
-
-def test_model_carries_labels_and_recipe(model, tiny_recipe):
+def test_model_carries_labels_and_preprocessing(model, tiny_recipe):
     assert model.labels == ("dark", "light", "middle")
     assert model.preprocessing == tiny_recipe.backbone.preprocessing
     assert model.session.outputs == (FEATURES, LOGITS, PROBABILITIES)
@@ -121,8 +40,70 @@ def test_predictions_are_right_and_best_first(model, files):
     assert all(set(p.labels) == set(model.labels) for p in predictions)
     assert all(sum(p.probabilities) == pytest.approx(1, abs=1e-5) for p in predictions)
     assert all(list(p.probabilities) == sorted(p.probabilities, reverse=True) for p in predictions)
-    right = sum(p.labels[0] == p.file.parent.name for p in predictions)
+    right = sum(p.label == Path(p.name).parent.name for p in predictions)
     assert right >= 0.9 * len(files)
+
+
+def test_every_kind_of_input_gives_the_same_prediction(model, files):
+    expected = model.predict(files[0], topk=3)[0]
+    content = files[0].read_bytes()
+    image = Image.open(BytesIO(content))
+    array = np.asarray(image.convert("RGB"))
+    for single in (str(files[0]), content, image, array, array[None]):
+        (prediction,) = model.predict(single, topk=3)
+        assert prediction.labels == expected.labels
+        assert prediction.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+    mixed = model.predict([files[0], str(files[0]), content, image, array, np.stack([array, array])])
+    assert [prediction.label for prediction in mixed] == [expected.label] * 7
+    assert [prediction.name for prediction in mixed][:3] == [str(files[0]), str(files[0]), "image 2"]
+    assert np.allclose(model.embed([content, array]), model.embed([files[0], files[0]]), atol=1e-5)
+
+
+def test_a_prediction_has_a_label_and_its_probability(model, files, tmp_path):
+    readable, unreadable = model.predict([files[0], tmp_path / "none.jpg"], topk=2)
+    assert (readable.label, readable.probability) == (readable.labels[0], readable.probabilities[0])
+    assert (unreadable.label, unreadable.probability, unreadable.reason) == (None, None, "no such file")
+
+
+def test_a_prediction_has_at_least_one_label(model, files):
+    assert len(model.predict(files[0], topk=99)[0].labels) == 3
+    with pytest.raises(UsageError, match="topk must be at least 1, not 0"):
+        model.predict(files[0], topk=0)
+
+
+def test_no_images_give_no_features(model):
+    assert model.embed([]).shape == (0, 8)
+    assert model.predict([]) == []
+
+
+def test_a_model_is_closed_by_with(tiny_run, files):
+    with Model.open(tiny_run) as model:
+        assert model.predict(files[0])
+    with pytest.raises(ArtifactError):
+        model.predict(files[0])
+
+
+def test_an_unknown_device_is_refused(tiny_run):
+    with pytest.raises(UsageError, match="there is no device 'tpu'; choose one of cpu, cuda, tensorrt"):
+        Model.open(tiny_run, device="tpu")
+
+
+def test_a_labeled_dataset_is_evaluated(model, pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "set")
+    (tmp_path / "set/dark/00.png").write_bytes(b"no image")
+    result = model.evaluate(str(tmp_path / "set"))
+    assert (result.split, result.labels, list(result.rejected)) == (
+        "all",
+        model.labels,
+        [str(tmp_path / "set/dark/00.png")],
+    )
+    assert result.metrics.images == 35
+    assert result.metrics.accuracy >= 0.9
+    assert result.to_json()["accuracy"] == result.metrics.accuracy
+    text = str(result).splitlines()
+    assert text[1].startswith(f"accuracy           {result.metrics.accuracy:.1%} (95 % interval ")
+    assert text[-4].split() == list(model.labels)
+    assert [line.split()[0] for line in text[-3:]] == list(model.labels)
 
 
 def test_workers_change_nothing(tiny_run, files):
@@ -131,7 +112,7 @@ def test_workers_change_nothing(tiny_run, files):
     assert np.allclose(one, two, atol=1e-5)
 
 
-def test_embed_names_a_file_that_can_not_be_used(model, files, tmp_path):
+def test_embed_names_an_unreadable_image(model, files, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"broken\.jpg"):
         model.embed([files[0], tmp_path / "broken.jpg"])

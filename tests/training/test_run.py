@@ -95,7 +95,7 @@ class TestBadImages:
 
     def test_too_many_stop_it_and_nothing_is_written(self, photos, tiny_recipe, tmp_path):
         (photos / "dark" / "00.png").write_bytes(b"no image")
-        with pytest.raises(DataError, match=r"dark/00\.png: 1 of 60 images can't be used.*--max-bad"):
+        with pytest.raises(DataError, match=r"dark/00\.png: 1 of 60 images are unreadable.*--max-bad"):
             train(photos, tmp_path / "run", tiny_recipe)
         assert not (tmp_path / "run").exists()
 

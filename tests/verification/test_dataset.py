@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from tests.kit.exporting import modules
 from tests.kit.tiny import Line, Tiny, resign
 from tlkit.data import dataset
-from tlkit.evaluation.evaluate import answers
+from tlkit.evaluation.evaluate import run_samples
 from tlkit.runtime.model import Model
 from tlkit.verification.dataset import OUTPUTS, compare_on_dataset
 from tlkit.verification.parity import TOLERANCES
@@ -22,7 +22,7 @@ from tlkit.verification.parity import TOLERANCES
 def ask(model, pictures):
     samples = dataset.read(pictures, labels=model.labels).samples
     ticks = []
-    given = answers(model, samples, ticks.append, OUTPUTS)
+    given = run_samples(model, samples, ticks.append, OUTPUTS)
     assert sum(ticks) == len(samples)
     return given
 
@@ -36,7 +36,7 @@ def test_the_modules_answer_as_a_session(trained):
     assert set(trained.arrays) == set(OUTPUTS)
     assert len(trained.truth) == 36
     assert trained.arrays["probabilities"].sum(1) == pytest.approx(np.ones(36))
-    assert np.array_equal(trained.called, trained.arrays["logits"].argmax(1))
+    assert np.array_equal(trained.predicted, trained.arrays["logits"].argmax(1))
 
 
 def test_the_export_gives_the_same_on_every_image(tiny_run, pictures, trained):

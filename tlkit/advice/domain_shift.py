@@ -19,7 +19,7 @@ import numpy as np
 from tlkit.graph.moments import MEAN, SQUARE, watched
 from tlkit.model.modules import head_logits
 from tlkit.plugin.contract import Preprocessing
-from tlkit.runtime.model import stream
+from tlkit.runtime.pipeline import stream
 from tlkit.runtime.session import OnnxSession
 from tlkit.util.resources import cores
 from tlkit.util.statistics import log_sum_exp, softmax
@@ -127,9 +127,9 @@ class ActivationMoments:
         """Run images through such a graph; unreadable ones are skipped."""
         session = OnnxSession(graph, workers=cores())
         wanted = [name for name in session.outputs if name.startswith((MEAN, SQUARE))]
-        for chunk in stream(session, preprocessing, files, wanted):
-            if chunk.kept():
-                self.add(chunk.arrays)
+        for batch in stream(session, preprocessing, files, wanted):
+            if batch.readable():
+                self.add(batch.arrays)
 
     def add(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
         """Add the graph's outputs for some images."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlkit.data.preprocessing import decoded, load
+from tlkit.data.preprocessing import decoded_size, load
 from tlkit.errors import ResourceError, UsageError
 from tlkit.model import reference_images
 from tlkit.model.bundle import Bundle
@@ -210,7 +210,7 @@ def _prepare(contents: Sequence[bytes], recipe: Preprocessing, clock: Clock) -> 
     decode, resize = [], []
     for content in contents:
         before = clock()
-        decoded(content, recipe)
+        decoded_size(content, recipe)
         between = clock()
         load(content, recipe)
         whole = clock() - between

@@ -15,7 +15,7 @@ from tlkit.model.bundle import Bundle
 from tlkit.model.exports import Export
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import Progress, silent
-from tlkit.runtime.config import TUNING, RuntimeConfig, machine, usual
+from tlkit.runtime.config import TUNING, RuntimeConfig, default_config, machine
 from tlkit.runtime.session import LEVELS, OnnxSession
 from tlkit.util.resources import cores
 from tlkit.util.text import counted
@@ -24,7 +24,7 @@ from tlkit.verification.parity import TOLERANCES, compare
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TRIED_LEVELS = LEVELS[:3]  # no graph has ever been faster without any optimization
+TRIED_LEVELS = tuple(LEVELS)[:3]  # no graph has ever been faster without any optimization
 
 Clock = Callable[[], float]
 
@@ -72,7 +72,7 @@ class _Tuning:
     def __init__(self, bundle: Bundle, export: Export, policy: TuningPolicy, progress: Progress, clock: Clock) -> None:
         self.file, self.policy, self.clock = export.file(), policy, clock
         self.images = parity_images(bundle).images[: policy.images]
-        self.default = usual()
+        self.default = default_config()
         self.expected = self.default.open(self.file).run(self.images)
         self.tolerance = TOLERANCES[export.precision]
         self.tick = progress(f"tuning {export.name}", policy.rounds * 2)

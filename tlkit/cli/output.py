@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from tlkit.errors import DataError, one_line
+from tlkit.errors import one_line
 from tlkit.plugin.contract import Progress, Tick, silent
 
 BAR, TIMES = 20, 24  # characters of a progress bar, and of the remaining time with the brackets around both
@@ -37,14 +37,10 @@ def note(what: str, reasons: Mapping[str, str] | Iterable[str]) -> None:
 
 
 def check_rejected(rejected: Mapping[str, str], images: int, max_bad: float | None = None) -> None:
-    """Fail, after the work is safe, if more than this share of the images were unreadable, or any without a share."""
-    if len(rejected) > (max_bad or 0.0) * images:
-        file, reason = next(iter(rejected.items()))
-        raise DataError(
-            f"{len(rejected)} of {images} images can't be used, the first because: {reason}",
-            file=file,
-            do="fix or remove them" + ("" if max_bad is None else f", or allow more than {max_bad:.1%} with --max-bad"),
-        )
+    """Fail, after the results are written, if more than this share of the images is unreadable, or any without one."""
+    from tlkit.data.decoding import check_max_bad
+
+    check_max_bad(rejected, images, max_bad)
 
 
 @contextmanager

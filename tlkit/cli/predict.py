@@ -47,16 +47,16 @@ def command(
     reasons = {}
     for prediction in opened.predictions(files, topk=topk):
         if prediction.reason is not None:
-            reasons[str(prediction.file)] = prediction.reason
-            note("rejected", {str(prediction.file): prediction.reason})
+            reasons[prediction.name] = prediction.reason
+            note("rejected", {prediction.name: prediction.reason})
             continue
         best = list(zip(prediction.labels, prediction.probabilities, strict=True))
         if as_json:
             answers = [{"label": label, "probability": probability} for label, probability in best]
-            click.echo(json.dumps({"path": str(prediction.file), "predictions": answers}))
+            click.echo(json.dumps({"path": prediction.name, "predictions": answers}))
         else:
             cells = [cell for label, probability in best for cell in (label, f"{probability:.4f}")]
-            click.echo("\t".join(map(one_line, [str(prediction.file), *cells])))
+            click.echo("\t".join(map(one_line, [prediction.name, *cells])))
     check_rejected(reasons, len(files))
     sources = " ".join(map(quoted, images)) if len(images) <= MOST_IMAGES else "IMAGE..."
     suffix = "parquet" if find_spec("pyarrow") else "npy"

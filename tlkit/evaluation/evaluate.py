@@ -1,4 +1,4 @@
-"""An exported model measured on labelled images."""
+"""Evaluate an exported model on labeled images."""
 
 from __future__ import annotations
 
@@ -9,68 +9,81 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlkit.data import dataset as folder
+from tlkit.data import dataset as datasets
 from tlkit.data.dataset import Sample
 from tlkit.errors import DataError, UsageError
-from tlkit.evaluation.metrics import Metrics, described, score
+from tlkit.evaluation.metrics import Metrics, metric_lines, score
 from tlkit.plugin.contract import PROBABILITIES, Progress, silent
-from tlkit.runtime.model import Model
+from tlkit.util.text import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from tlkit.runtime.model import Model
+
 
 @dataclass(frozen=True, slots=True)
 class ModelOutputs:
-    """Arrays by output and true labels `(N,)`, row for row, of the usable images; by path, why the others were not."""
+    """Arrays by output and true labels `(N,)` of the readable images, and the rejected ones: path to reason."""
 
     arrays: dict[str, NDArray[np.float32]]
     truth: NDArray[np.int64]
     rejected: dict[str, str]
 
     @property
-    def called(self) -> NDArray[np.int64]:
+    def predicted(self) -> NDArray[np.int64]:
         """The most probable label of each image."""
-        called: NDArray[np.int64] = self.arrays[PROBABILITIES].argmax(1)
-        return called
+        predicted: NDArray[np.int64] = self.arrays[PROBABILITIES].argmax(1)
+        return predicted
 
     @property
     def accuracy(self) -> float:
-        """The share of images that are called rightly."""
-        return float((self.called == self.truth).mean())
+        """Share of the images that are predicted correctly."""
+        return float((self.predicted == self.truth).mean())
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Metrics over the readable images of one split; by path, why the others were rejected."""
+    """Metrics over the readable images of a split, and the rejected ones: path to reason."""
 
     metrics: Metrics
     labels: tuple[str, ...]
-    split: str  # "all" for a dataset without splits of its own
+    split: str  # or "all"
     rejected: dict[str, str]
 
     @property
     def images(self) -> int:
-        """All images, the rejected ones included."""
+        """Number of all images, including the rejected ones."""
         return self.metrics.images + len(self.rejected)
 
     def __str__(self) -> str:
-        return "\n".join(
-            [f"{self.metrics.images} images ({self.split})", *described(self.metrics.to_json(), self.labels)]
-        )
+        lines = metric_lines(self.metrics.to_json(), self.labels)
+        return "\n".join([f"{counted(self.metrics.images, 'image')} ({self.split})", *lines])
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON knows it."""
-        labels = list(self.labels)
-        return {"split": self.split, "labels": labels, **self.metrics.to_json(), "rejected": self.rejected}
+        """Return all fields as JSON values."""
+        return {
+            "split": self.split,
+            "labels": list(self.labels),
+            **self.metrics.to_json(),
+            "rejected": dict(self.rejected),
+        }
 
 
-def labelled(source: Path, labels: Sequence[str], split: str | None = None) -> tuple[str, tuple[Sample, ...]]:
-    """The images of `source` to measure on, and the name of their split.
+def evaluate(model: Model, source: Path, *, split: str | None = None, progress: Progress = silent) -> EvaluationResult:
+    """Return the metrics of a model on a labeled dataset, or on one split of it (see `select_samples`)."""
+    chosen, samples = select_samples(source, model.labels, split)
+    outputs = run_samples(model, samples, progress("evaluating", len(samples)))
+    metrics = score(outputs.arrays[PROBABILITIES], outputs.truth)
+    return EvaluationResult(metrics, model.labels, chosen, outputs.rejected)
 
-    Of data with a split of its own the named one, or test, or else val; of data without one all images.
+
+def select_samples(source: Path, labels: Sequence[str], split: str | None = None) -> tuple[str, tuple[Sample, ...]]:
+    """Return the name of a split and its samples.
+
+    Of a dataset with its own splits that is `split`, by default test or else val; of another "all", all samples.
     """
-    dataset = folder.read(source, labels=labels)
+    dataset = datasets.read(source, labels=labels)
     if not dataset.given_split:
         if split is not None:
             raise UsageError(f"it has no split {split!r} of its own", file=source, do="leave out --split to use it all")
@@ -82,32 +95,23 @@ def labelled(source: Path, labels: Sequence[str], split: str | None = None) -> t
     return chosen, dataset.of(chosen)
 
 
-def evaluate(model: Model, source: Path, *, split: str | None = None, progress: Progress = silent) -> EvaluationResult:
-    """Predict the labelled images of a source, see `labelled`, and compare with their labels."""
-    name, samples = labelled(source, model.labels, split)
-    given = answers(model, samples, progress("evaluating", len(samples)))
-    metrics = score(given.arrays[PROBABILITIES], given.truth)
-    return EvaluationResult(metrics, tuple(model.labels), name, given.rejected)
-
-
-def answers(
+def run_samples(
     model: Model, samples: Sequence[Sample], tick: Callable[[int], object], outputs: Sequence[str] = (PROBABILITIES,)
 ) -> ModelOutputs:
-    """What a model says of labelled images; `tick(n)` is called whenever n more are done."""
+    """Return the outputs of a model for labeled images; `tick(n)` is called when n more are done."""
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in outputs}
-    truth, rejected, known = [], {}, iter(samples)
-    for chunk in model.stream([sample.path for sample in samples], outputs):
-        for row in chunk.rows:
-            sample = next(known)
-            if row.reason is None:
+    truth, rejected, remaining = [], {}, iter(samples)
+    for batch in model.stream([sample.path for sample in samples], outputs):
+        for image in batch.images:
+            sample = next(remaining)
+            if image.reason is None:
                 truth.append(sample.label)
             else:
-                rejected[str(row.file)] = row.reason
-        for name, array in chunk.arrays.items():
+                rejected[image.name] = image.reason
+        for name, array in batch.arrays.items():
             parts[name].append(array)
-        tick(len(chunk.rows))
+        tick(len(batch.images))
     if not truth:
-        raise DataError("none of its images can be used", file=samples[0].path.parent)
-    return ModelOutputs(
-        {name: np.concatenate(part) for name, part in parts.items()}, np.array(truth, np.int64), rejected
-    )
+        raise DataError("none of its images is readable", file=samples[0].path.parent)
+    arrays = {name: np.concatenate(part) for name, part in parts.items()}
+    return ModelOutputs(arrays, np.array(truth, np.int64), rejected)

@@ -16,7 +16,7 @@ import onnx
 
 from tlkit.data.dataset import Sample
 from tlkit.errors import DataError, GateError
-from tlkit.evaluation.evaluate import ModelOutputs, answers
+from tlkit.evaluation.evaluate import ModelOutputs, run_samples
 from tlkit.exporting.calibration import Calibration, Layer
 from tlkit.exporting.candidates import Candidate, Candidates, SearchPolicy
 from tlkit.exporting.head_refit import HeadRefit, better, refit
@@ -155,12 +155,12 @@ class PrecisionSearch:
             if self.refit_head and candidate.precision in FLAVORS:
                 own = self._outputs(file, candidate.name, (FEATURES, PROBABILITIES))
                 tick = self.progress(f"features of {candidate.name}", len(self.train))
-                train = answers(Model.open(file), self.train, tick, [FEATURES])
+                train = run_samples(Model.open(file), self.train, tick, [FEATURES])
                 head, comparison, got = better(own, refit(self.modules, train.arrays[FEATURES], train.truth))
             else:
                 got = self._outputs(file, candidate.name)
         images = len(reference.truth)
-        same = int((got.called == reference.called).sum())
+        same = int((got.predicted == reference.predicted).sum())
         result = CandidateResult(
             name=candidate.name,
             kept=candidate.kept,
@@ -181,7 +181,7 @@ class PrecisionSearch:
             raise DataError("it has no validation images to measure accuracy on", file=place, do="name others: --data")
 
     def _outputs(self, file: Path, name: str, outputs: Sequence[str] = (PROBABILITIES,)) -> ModelOutputs:
-        return answers(Model.open(file), self.val, self.progress(f"accuracy of {name}", len(self.val)), outputs)
+        return run_samples(Model.open(file), self.val, self.progress(f"accuracy of {name}", len(self.val)), outputs)
 
     def _in_tolerance(self, candidate: Candidate) -> bool:
         """Whether a candidate's trunk gives the trained features, within the tolerance of its precision."""

@@ -27,8 +27,7 @@ from tlkit.model.bundle import TRUNK, Bundle, read_record
 from tlkit.model.exports import Exports
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
-from tlkit.runtime.heads import OneHead, of_head
-from tlkit.runtime.session import OnnxSession
+from tlkit.runtime.session import HeadSession, OnnxSession, head_output
 from tlkit.util import files
 from tlkit.verification.parity import Verdict
 from tlkit.version import __version__
@@ -89,7 +88,7 @@ def export_shared_trunk(bundles: Sequence[Bundle], out: Path, *, data: Path | No
         for name, bundle in named.items():
             parity = parity_images(bundle, data)
             gate = Gate(bundle, parity, OnnxSession(own[name].file("model")).run(parity.images))
-            gate.admit(name, OneHead(shared, name), what=f"the head {name}")
+            gate.admit(name, HeadSession(shared, name), what=f"the head {name}")
             verdicts.update(gate.verdicts)
         return {"parity": {name: verdict.to_json() for name, verdict in verdicts.items()}}
 
@@ -108,10 +107,10 @@ def joined(trunk: onnx.ModelProto, heads: Mapping[str, onnx.ModelProto]) -> onnx
     for name, head in heads.items():
         part = compose.add_prefix(head, f"{name}/")
         del part.metadata_props[:]  # the labels of one head are not those of another
-        logits, probabilities = of_head(name, LOGITS), of_head(name, PROBABILITIES)
+        logits, probabilities = head_output(name, LOGITS), head_output(name, PROBABILITIES)
         add_probabilities(part.graph, logits, probabilities)
         outputs += [logits, probabilities]
-        model = compose.merge_models(model, part, io_map=[(FEATURES, of_head(name, FEATURES))], outputs=outputs)
+        model = compose.merge_models(model, part, io_map=[(FEATURES, head_output(name, FEATURES))], outputs=outputs)
     return model
 
 

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -237,6 +237,15 @@ class Session(ABC):
     @abstractmethod
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         """Return float32 arrays by name, all of `self.outputs` by default, with the rows of `array` `(N, ...)`."""
+
+    def close(self) -> None:  # noqa: B027 - most sessions hold nothing that has to be released
+        """Release what the session holds; it can't run afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Target(Component):

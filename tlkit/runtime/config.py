@@ -1,7 +1,6 @@
-"""How ONNX Runtime is best run on a kind of machine where there are many images: what `tuning` found, in manifest.json.
+"""Runtime configs that `bench --tune` found: the fastest way to run a graph on many images, in its manifest.
 
-It is a fact about a processor, its cores and the version of ONNX Runtime. On any other machine it is passed over, as if
-nothing had been tuned.
+A config holds for a processor, its number of cores and the version of ONNX Runtime; on another machine it is ignored.
 """
 
 from __future__ import annotations
@@ -22,45 +21,45 @@ TUNING = "tuning"  # in manifest.json
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
-    """How many threads run a graph at once, one core each (1: one call on all cores), and what each call gets."""
+    """Number of threads that run a graph concurrently, one core each (1: one call on all cores), and their calls."""
 
     workers: int
     batch_size: int
     level: str
 
     def open(self, file: Path) -> OnnxSession:
-        """A graph opened to be run like this."""
+        """Open a graph with this config."""
         session = OnnxSession(file, workers=self.workers, level=self.level)
         session.batch_size = self.batch_size
         return session
 
 
-def usual() -> RuntimeConfig:
-    """What is used where nothing was tuned and there are many images."""
-    return RuntimeConfig(cores(), OnnxSession.batch_size, LEVELS[0])
+def default_config() -> RuntimeConfig:
+    """Return the config for many images without tuning."""
+    return RuntimeConfig(cores(), OnnxSession.batch_size, "all")
 
 
 def machine() -> str:
-    """The kind of machine that a tuning is good for."""
+    """Return the kind of machine that a config holds for."""
     return f"{_processor()}, {cores()} cores, ONNX Runtime {onnxruntime.__version__}"
 
 
 def read(file: Path) -> RuntimeConfig | None:
-    """The setting that a graph was tuned to on a machine like this one; None where it wasn't."""
+    """Return the config that a graph was tuned to on a machine like this one; None without one."""
     try:
         record = json.loads((file.parent / exports.MANIFEST).read_text())[TUNING]
-        setting = RuntimeConfig(**record["best"])
-        sound = setting.level in LEVELS and 0 < setting.workers <= cores() and setting.batch_size > 0
-        return setting if sound and record["machine"] == machine() else None
-    except (OSError, ValueError, KeyError, TypeError):  # it was not tuned, or lies alone
+        config = RuntimeConfig(**record["best"])
+        valid = config.level in LEVELS and 0 < config.workers <= cores() and config.batch_size > 0
+        return config if valid and record["machine"] == machine() else None
+    except (OSError, ValueError, KeyError, TypeError):  # it was not tuned, or has no manifest beside it
         return None
 
 
 def _processor() -> str:
-    """The name of the processor; Python's own answer is often no more than its architecture."""
+    """Return the name of the processor; Python's own answer is often no more than its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

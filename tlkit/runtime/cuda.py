@@ -1,12 +1,13 @@
-"""The little of CUDA that running a network takes, through NVIDIA's own bindings: the GPU, memory, a stream, a graph.
+"""NVIDIA's CUDA bindings, as far as running a network needs them: the GPU, buffers, a stream, and graph capture.
 
-Whatever computes on a GPU here (an engine, ONNX Runtime) does so between the copies of a `Channel`.
+Everything that computes on a GPU here (an engine, ONNX Runtime) does so between the copies of a `Channel`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,26 +20,27 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 INSTALL = 'run: pip install "cuda-bindings"'
+Plan = Callable[[int], Callable[[], None]]  # number of rows -> the work on the stream that computes them
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The GPU that is used: its name, and its compute capability as in 8.9."""
+    """The GPU in use: its name, and its compute capability, such as 8.9."""
 
     name: str
     capability: str
 
 
 def runtime() -> Any:
-    """CUDA's runtime library; a ResourceError where its bindings are not installed."""
+    """Return CUDA's runtime library. Raises ResourceError if its bindings are not installed."""
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
-        raise ResourceError("to run on a GPU needs NVIDIA's Python bindings of CUDA", do=INSTALL) from error
+        raise ResourceError("running on a GPU needs NVIDIA's Python bindings of CUDA", do=INSTALL) from error
 
 
 def checked(cuda: Any, result: tuple[Any, ...]) -> Any:
-    """What a call returned beside its status; a ResourceError says what went wrong."""
+    """Return the values of a call without its status. Raises ResourceError if it failed."""
     status, *values = result
     if status != cuda.cudaError_t.cudaSuccess:
         _, text = cuda.cudaGetErrorString(status)
@@ -47,7 +49,7 @@ def checked(cuda: Any, result: tuple[Any, ...]) -> Any:
 
 
 def gpu() -> Gpu:
-    """The first GPU; a ResourceError where there is none."""
+    """Return the first GPU. Raises ResourceError if there is none."""
     cuda = runtime()
     try:
         count = checked(cuda, cuda.cudaGetDeviceCount())
@@ -61,7 +63,7 @@ def gpu() -> Gpu:
 
 
 class Buffer:
-    """Room for one tensor on the GPU, and as much in pinned memory, which copies at full speed."""
+    """Memory for one tensor on the GPU, and as much pinned memory, which copies at full speed."""
 
     def __init__(self, cuda: Any, shape: tuple[int, ...], dtype: DTypeLike) -> None:
         self._cuda = cuda
@@ -72,12 +74,12 @@ class Buffer:
         self.host: NDArray[Any] = np.frombuffer(content, dtype).reshape(shape)
 
     def send(self, array: NDArray[Any], stream: Any) -> None:
-        """Begin to copy an array to the GPU."""
+        """Start copying an array to the GPU."""
         self.host[: len(array)] = array
         self._copy(self.device, self._pinned, array.nbytes, self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, stream)
 
     def fetch(self, rows: int, stream: Any) -> None:
-        """Begin to copy so many rows back."""
+        """Start copying so many rows back."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._copy(self._pinned, self.device, self.host[:rows].nbytes, kind, stream)
 
@@ -85,59 +87,69 @@ class Buffer:
         checked(self._cuda, self._cuda.cudaMemcpyAsync(to, source, size, kind, stream))
 
     def free(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         self._cuda.cudaFree(self.device)
         self._cuda.cudaFreeHost(self._pinned)
 
 
 class Channel:
-    """The way to the GPU and back: a stream, and a buffer for each tensor that is allocated once and kept.
-
-    One call at a time, which is whoever uses it has to see to.
-    """
+    """A stream to the GPU, and a persistent buffer for each tensor. One call at a time uses them."""
 
     def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
+        self._lock = threading.Lock()
         self.stream = checked(cuda, cuda.cudaStreamCreate())
         self.buffers: dict[str, Buffer] = {}
-        self.seconds = 0.0  # that the last call took, by the clock of the GPU
-        self._begin, self._end = (checked(cuda, cuda.cudaEventCreate()) for _ in range(2))
+        self.seconds = 0.0  # GPU time of the last `run`
+        self._events = [checked(cuda, cuda.cudaEventCreate()) for _ in range(2)]
 
-    def room(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
-        """Allocate the buffer of a tensor."""
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
+        """Allocate the buffer of a tensor; the first axis of `shape` is the number of rows that fit."""
         self.buffers[name] = Buffer(self._cuda, shape, dtype)
         return self.buffers[name]
 
-    def call(
-        self, name: str, array: NDArray[Any], wanted: Sequence[str], compute: Callable[[], None]
+    def run(self, name: str, array: NDArray[Any], outputs: Sequence[str], plan: Plan) -> dict[str, NDArray[np.float32]]:
+        """Return the outputs for the input tensor `name`, row by row; what exceeds its buffer runs in parts."""
+        size = len(self.buffers[name].host)
+        with self._lock:
+            self.seconds = 0.0
+            parts = [
+                self._call(name, array[start : start + size], outputs, plan) for start in range(0, len(array), size)
+            ]
+        return {output: np.concatenate([part[output] for part in parts]) for output in outputs}
+
+    def _call(
+        self, name: str, array: NDArray[Any], outputs: Sequence[str], plan: Plan
     ) -> dict[str, NDArray[np.float32]]:
-        """Copy the tensor `name` there, `compute` on the stream, and copy what is wanted back, row for row."""
-        cuda = self._cuda
-        checked(cuda, cuda.cudaEventRecord(self._begin, self.stream))
+        cuda, (start, end) = self._cuda, self._events
+        compute = plan(len(array))
+        checked(cuda, cuda.cudaEventRecord(start, self.stream))
         self.buffers[name].send(array, self.stream)
         compute()
-        for output in wanted:
+        for output in outputs:
             self.buffers[output].fetch(len(array), self.stream)
-        checked(cuda, cuda.cudaEventRecord(self._end, self.stream))
+        checked(cuda, cuda.cudaEventRecord(end, self.stream))
         checked(cuda, cuda.cudaStreamSynchronize(self.stream))
-        self.seconds = float(checked(cuda, cuda.cudaEventElapsedTime(self._begin, self._end))) / 1000
-        return {output: self.buffers[output].host[: len(array)].astype(np.float32) for output in wanted}
+        self.seconds += float(checked(cuda, cuda.cudaEventElapsedTime(start, end))) / 1000
+        return {output: self.buffers[output].host[: len(array)].astype(np.float32) for output in outputs}
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release the buffers and the stream."""
         for buffer in self.buffers.values():
             buffer.free()
         self.buffers.clear()
-        for event in (self._begin, self._end):
+        for event in self._events:
             self._cuda.cudaEventDestroy(event)
-        self._cuda.cudaStreamDestroy(self.stream)
+        if self._events:
+            self._cuda.cudaStreamDestroy(self.stream)
+        self._events = []
 
 
-class Replayed:
-    """Work on a stream that is always the same, as a CUDA graph: recorded once, then begun as a whole.
+class CapturedGraph:
+    """Repeated work on a stream, captured as a CUDA graph at its second call and launched from then on.
 
-    A network is some hundred kernels, and to begin each takes longer than many of them run. The first call is not
-    recorded, as libraries still allocate in it. What can't be recorded is done as it was.
+    A network is some hundred kernels, and launching each takes longer than many of them run. The first call is not
+    captured because libraries still allocate in it. Work that can't be captured is done as it is.
     """
 
     def __init__(self, cuda: Any, stream: Any, work: Callable[[], None]) -> None:
@@ -148,22 +160,22 @@ class Replayed:
     def __call__(self) -> None:
         self._calls += 1
         if self._calls == 2:
-            self._graph = self._record()
+            self._graph = self._capture()
         if self._graph is None:
             self._work()
         else:
             checked(self._cuda, self._cuda.cudaGraphLaunch(self._graph, self._stream))
 
-    def _record(self) -> Any:
-        """The graph, ready to run; None where the work can't be recorded."""
+    def _capture(self) -> Any:
+        """Return the graph, ready to launch; None if the work can't be captured."""
         cuda = self._cuda
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         checked(cuda, cuda.cudaStreamBeginCapture(self._stream, mode))
         try:
             self._work()
-        except TlkitError:  # that it fails here says nothing of how it fares without being recorded
+        except TlkitError:  # work that fails under capture may succeed without
             cuda.cudaStreamEndCapture(self._stream)
-            cuda.cudaGetLastError()  # takes the error away, which later calls would report
+            cuda.cudaGetLastError()  # clears the error, which later calls would report
             return None
         status, graph = cuda.cudaStreamEndCapture(self._stream)
         if status != cuda.cudaError_t.cudaSuccess:
@@ -174,7 +186,7 @@ class Replayed:
         return ready
 
     def close(self) -> None:
-        """Give the graph back."""
+        """Release the graph."""
         if self._graph is not None:
             self._cuda.cudaGraphExecDestroy(self._graph)
             self._graph = None

@@ -1,7 +1,8 @@
-"""An ONNX graph opened with ONNX Runtime: the session that needs neither torch nor a plugin."""
+"""ONNX Runtime sessions of exported graphs, which need neither torch nor a plugin."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,80 +12,122 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnxruntime
 
-from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError
-from tlkit.plugin.contract import Session
-from tlkit.runtime import cuda
-from tlkit.runtime import providers as bound
+from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, UsageError
+from tlkit.graph.metadata import BUNDLE, HEAD, HEADS, LABELS
+from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
+from tlkit.runtime import cuda, providers
 from tlkit.util.resources import cores
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-
-DEVICES = ("cpu", *bound.DEVICES)
-LEVELS = ("all", "extended", "basic", "off")  # how far ONNX Runtime rewrites a graph before it runs it
-_LEVELS = ("ORT_ENABLE_ALL", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL")
+DEVICES = ("cpu", *providers.DEVICES)
+LEVELS = {  # of graph optimization
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "off": "ORT_DISABLE_ALL",
+}
 
 
 class OnnxSession(Session):
-    """ONNX Runtime on the CPU, or on an NVIDIA GPU by CUDA or TensorRT: `device`. It never falls back without a word.
+    """ONNX Runtime on the CPU, or on an NVIDIA GPU through CUDA or TensorRT; it never falls back to another device.
 
-    With `workers=1` one call at a time uses all cores: the least latency. With more, each call uses one core and that
-    many threads may call `run` at once, which gives the most images a second (on two cores about a third more).
-    `threads` says how many cores a call uses instead. `level` is one of LEVELS.
+    With `workers=1` one call at a time uses all cores, for the lowest latency. With more, each call uses one core and
+    `workers` threads may call `run` concurrently, for the highest throughput (a third more on two cores). `threads`
+    overrides the number of cores per call. `level` is the graph optimization, one of LEVELS.
     """
 
-    batch_size = 2  # the maps of two images stay in a core's cache; in eights, EfficientNet-Lite0 takes a tenth longer
+    batch_size = 2  # the maps of two images stay in a core's cache; with 8, EfficientNet-Lite0 takes a tenth longer
 
     def __init__(
         self, file: Path, *, workers: int = 1, threads: int = 0, device: str = "cpu", level: str = "all"
     ) -> None:
+        if device not in DEVICES:
+            raise UsageError(f"there is no device {device!r}", do=f"choose one of {', '.join(DEVICES)}")
         self.file = file
         content = read_graph(file)
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads or (cores() if workers == 1 else 1)
-        settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[LEVELS.index(level)])
-        settings.log_severity_level = 4  # what it would print is in the error it raises
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or (cores() if workers == 1 else 1)
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
+        options.log_severity_level = 4  # the error that it raises says the same
         self._session: Any
-        self._bound: bound.Bound | None
+        self._bound: providers.BoundSession | None = None
         if device == "cpu":
-            self._session = _start(content, settings, ["CPUExecutionProvider"], file)
-            self._bound = None
-        else:  # in this order, as they go in it, and the session computes on a stream that goes with the buffers
-            self._session, self._bound = _start_on_gpu(content, settings, device, file)
+            self._session = _start(content, options, ["CPUExecutionProvider"], file)
+        else:
+            self._session, self._bound = _start_on_gpu(content, options, device, file)
+            self.batch_size = providers.BATCH
         self.input: str = self._session.get_inputs()[0].name
         self.outputs: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
         self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
         self.workers = workers if device == "cpu" else 1
-        if device != "cpu":
-            self.batch_size = bound.BATCH
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         names = list(outputs or self.outputs)
         try:
             if self._bound is not None:
-                got = self._bound.run(array, names)
+                arrays = self._bound.run(array, names)
                 self.gpu_seconds = self._bound.seconds
-                return got
+                return arrays
             return dict(zip(names, self._session.run(names, {self.input: array}), strict=True))
         except TlkitError:
             raise
         except Exception as error:  # see `_start`
-            raise ArtifactError(f"ONNX Runtime fails at it: {error}", file=self.file, do="export it again") from error
+            raise ArtifactError(f"ONNX Runtime fails: {error}", file=self.file, do="export it again") from error
+
+    def close(self) -> None:
+        if self._bound is not None:
+            self._bound.close()
+        self._bound = self._session = None
 
 
-def _start(content: bytes, settings: Any, providers: Sequence[Any], file: Path) -> Any:
-    """ONNX Runtime's own session, which does not try other providers when these fail."""
+class HeadSession(Session):
+    """One head of a graph with several; computes only that head's outputs, under their usual names."""
+
+    def __init__(self, session: Session, head: str) -> None:
+        heads = json.loads(session.metadata.get(HEADS, "{}"))
+        if head not in heads:
+            raise UsageError(f"there is no head {head!r}", do=f"choose one of {', '.join(heads)}")
+        self._session = session
+        self._names = {FEATURES: FEATURES, **{name: head_output(head, name) for name in (LOGITS, PROBABILITIES)}}
+        self.input, self.outputs = session.input, tuple(self._names)
+        shared = {key: value for key, value in session.metadata.items() if key != HEADS}
+        own = heads[head]
+        self.metadata = {**shared, LABELS: json.dumps(own["labels"]), BUNDLE: own["bundle"], HEAD: own["head"]}
+        self.workers, self.batch_size = session.workers, session.batch_size
+
+    def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
+        names = list(outputs or self.outputs)
+        arrays = self._session.run(array, [self._names[name] for name in names])
+        return {name: arrays[self._names[name]] for name in names}
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def head_output(head: str, output: str) -> str:
+    """Return the name of a head's output in a graph with several heads."""
+    return f"{head}/{output}"
+
+
+def head_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names of the heads of a graph with several; empty for a graph with one."""
+    return tuple(json.loads(metadata.get(HEADS, "{}")))
+
+
+def _start(content: bytes, options: Any, names: Sequence[Any], file: Path) -> Any:
+    """Return ONNX Runtime's own session, which does not try other providers if these fail."""
     try:
-        return onnxruntime.InferenceSession(content, settings, providers=list(providers), enable_fallback=0)
+        return onnxruntime.InferenceSession(content, options, providers=list(names), enable_fallback=0)
     except Exception as error:  # onnxruntime has an exception class for each status, with no common base
         raise ArtifactError(f"ONNX Runtime refuses it: {error}", file=file, do="export it again") from error
 
 
-def _start_on_gpu(content: bytes, settings: Any, device: str, file: Path) -> tuple[Any, bound.Bound]:
-    """A session whose first provider runs on the GPU, and its buffers there; a ResourceError where that fails."""
-    first = bound.DEVICES[device][0]
+def _start_on_gpu(content: bytes, options: Any, device: str, file: Path) -> tuple[Any, providers.BoundSession]:
+    """Return a session whose first provider runs on the GPU, bound to buffers there. Raises ResourceError."""
+    first = providers.DEVICES[device][0]
     if first not in onnxruntime.get_available_providers():
         what = f"this ONNX Runtime has no {first}"
         raise ResourceError(what, do='run: pip uninstall -y onnxruntime && pip install "tlkit[gpu]"')
@@ -93,22 +136,23 @@ def _start_on_gpu(content: bytes, settings: Any, device: str, file: Path) -> tup
         channel = cuda.Channel(cuda.runtime())
     except ResourceError as error:
         raise ResourceError(f"{first} does not start here: {error.what}", do=error.do) from error
-    for graphs in (True, False):  # a graph of which some nodes run on the CPU can't be recorded as one of CUDA
+    for graphs in (True, False):  # a graph with nodes that run on the CPU can't be captured as a CUDA graph
         try:
-            session = _start(content, settings, bound.providers(device, int(channel.stream), graphs=graphs), file)
+            settings = providers.provider_options(device, int(channel.stream), graphs=graphs)
+            session = _start(content, options, settings, file)
         except ArtifactError:
             if graphs:
                 continue
             raise
         if session.get_providers()[0] != first:
             break
-        return session, bound.Bound(session, channel, graphs=graphs)
+        return session, providers.BoundSession(session, channel, graphs=graphs)
     raise ResourceError(f"{first} does not start here", do="see why with: tlkit doctor")
 
 
 @contextmanager
 def on_disk(graph: onnx.ModelProto) -> Iterator[Path]:
-    """A file that holds a graph for as long as it takes to open it."""
+    """Yield a temporary file with a graph."""
     with tempfile.TemporaryDirectory(prefix="tlkit-") as temporary:
         file = Path(temporary, "graph.onnx")
         onnx.save_model(graph, file)
@@ -116,9 +160,9 @@ def on_disk(graph: onnx.ModelProto) -> Iterator[Path]:
 
 
 def read_graph(file: Path) -> bytes:
-    """The bytes of a graph that ONNX's own checker accepts and that keeps all its weights inside.
+    """Return the bytes of a graph that passes ONNX's checker and holds all its weights inside.
 
-    The runtime is given these bytes, not the path, so what was checked is what is run.
+    The runtime gets these bytes, not the path, so that what was checked is what runs.
     """
     try:
         content = file.read_bytes()
@@ -143,7 +187,7 @@ def read_graph(file: Path) -> bytes:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a graph: initializers, constants, and those of the graphs inside its nodes."""
+    """Yield every tensor of a graph: initializers, constants, and those of the graphs inside its nodes."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)

@@ -61,5 +61,5 @@ def compare_on_dataset(
     """
     images = len(trained.truth)
     comparison = compared(images, images, trained.arrays, exported.arrays, tolerance, head)
-    same = int((trained.called == exported.called).sum())
+    same = int((trained.predicted == exported.predicted).sum())
     return DatasetComparison(images, exported.accuracy, trained.accuracy, wilson(same, images), comparison)

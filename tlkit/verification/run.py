@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit.errors import ResourceError
-from tlkit.evaluation.evaluate import answers, labelled
+from tlkit.evaluation.evaluate import run_samples, select_samples
 from tlkit.model import exports
 from tlkit.model.bundle import Bundle
 from tlkit.model.exports import Export, Exports, graph_file
@@ -111,10 +111,10 @@ def _compare(
 ) -> tuple[dict[str, DatasetComparison], dict[str, str]]:
     """Compare each export with the trained modules; also returns the unreadable images."""
     bundle = trained.bundle
-    _, samples = labelled(data, bundle.record.labels, split)
+    _, samples = select_samples(data, bundle.record.labels, split)
 
     def run(session: Session, place: Path, name: str) -> Any:
-        return answers(Model(session, place), samples, progress(name, len(samples)), OUTPUTS)
+        return run_samples(Model(session, place), samples, progress(name, len(samples)), OUTPUTS)
 
     expected = run(trained.session(), bundle.root, "trained modules")
     comparisons = {}

@@ -1,4 +1,4 @@
-"""What runs on a GPU, held against a stand-in for CUDA: buffers, order, parts, and CUDA graphs."""
+"""Sessions on a GPU, tested with a stand-in for CUDA: buffers, order, parts, and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tlkit_standard.targets import _engine
 from tests.kit.fake_cuda import Cuda, Engine, library
 from tlkit.errors import ArtifactError
 from tlkit.plugin.contract import FEATURES, LOGITS
-from tlkit.runtime import providers as bound
+from tlkit.runtime import providers
 from tlkit.runtime.cuda import Channel
-from tlkit.runtime.providers import Bound, providers
+from tlkit.runtime.providers import BoundSession, provider_options
 from tlkit.runtime.session import OnnxSession
 
 
@@ -64,7 +64,7 @@ class TestEngine:
         session, engine, _ = opened(batch_size=9)
         for rows in (1, 2, 3, 5, 6, 9, 7):
             session.run(images[:rows])
-        assert sorted(session._fixed) == [1, 2, 3, 9]
+        assert sorted(session._captured) == [1, 2, 3, 9]
         assert engine.contexts[0].shapes == [(5, 5), (6, 5), (7, 5)]
 
     def test_what_cannot_be_recorded_is_done_as_it_was(self, opened, images):
@@ -88,7 +88,7 @@ class TestEngine:
             _engine.EngineSession(library(None), SimpleNamespace(worst="no engine"), tmp_path / "y.engine")
 
 
-class TestBound:
+class TestBoundSession:
     """ONNX Runtime's own I/O binding, on its CPU provider: the buffers are the stand-in's, which are the computer's."""
 
     @pytest.fixture
@@ -98,12 +98,11 @@ class TestBound:
     def make(self, file, **options):
         cuda = Cuda()
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        return Bound(session, Channel(cuda), memory="cpu", **options), cuda
+        return BoundSession(session, Channel(cuda), memory="cpu", **options), cuda
 
-    def test_it_gives_what_a_session_gives_in_parts_and_for_some_outputs(self, file, monkeypatch):
-        monkeypatch.setattr(bound, "BATCH", 4)
+    def test_it_gives_what_a_session_gives_in_parts_and_for_some_outputs(self, file):
         images = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
-        one, _ = self.make(file, graphs=False)
+        one, _ = self.make(file, graphs=False, batch_size=4)
         plain = OnnxSession(file)
         for wanted in ([FEATURES], [LOGITS, FEATURES], list(plain.outputs)):
             for rows in (1, 4, 11, 3):
@@ -138,7 +137,7 @@ class TestBound:
             def add_run_config_entry(self, name, value):
                 entries.append((name, value))
 
-        monkeypatch.setattr(bound.onnxruntime, "RunOptions", Options)
+        monkeypatch.setattr(providers.onnxruntime, "RunOptions", Options)
         one, _ = self.make(file, graphs=True)
         images = np.zeros((3, 32, 32, 3), np.uint8)
         for rows in (3, 3, 1, 3, 1):
@@ -152,9 +151,9 @@ class TestBound:
 
 
 def test_providers_share_the_stream_and_only_the_first_records():
-    assert providers("cuda", 7, graphs=True) == [
+    assert provider_options("cuda", 7, graphs=True) == [
         ("CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": "7", "enable_cuda_graph": "1"})
     ]
-    first, second = providers("tensorrt", 7, graphs=False)
+    first, second = provider_options("tensorrt", 7, graphs=False)
     assert first[1] == {"device_id": "0", "user_compute_stream": "7", "trt_cuda_graph_enable": "0"}
     assert second == ("CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": "7"})

@@ -1,0 +1,200 @@
+"""Decode image files safely: bytes to a Pillow image in 8-bit gray or RGB.
+
+Choices that the preprocessing parameters leave open:
+
+- EXIF orientation is applied. Transparent pixels are composited on white. Of an animation or a multi-page TIFF the
+  first frame is used. Color profiles are ignored, as in the training of practically all published weights.
+- 16-bit gray is scaled by its true range; of 16-bit color Pillow keeps the high byte. Images of 32-bit integers or
+  floats are refused: nothing in the file says which value is white.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+# The plugins register themselves in `Image.OPEN`. Imported here, none is loaded in the middle of a thread.
+from PIL import (  # noqa: F401
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageChops,
+    ImageFile,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from tlkit.errors import DataError
+
+# Every further decoder is attack surface. "JPEG" includes MPO, which phones write as .jpg.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"})
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any handler, errors would go to stderr
+
+
+class _Decoding(threading.local):
+    now = False
+
+
+_decoding = _Decoding()
+
+
+class _IfDecoding(type):
+    def __subclasscheck__(cls, category: type) -> bool:
+        return _decoding.now
+
+
+class _WarningWhileDecoding(Warning, metaclass=_IfDecoding):
+    """Matches every warning of a thread that is decoding, and no other.
+
+    Pillow warns of odd metadata, which affects no pixel. `warnings.catch_warnings` can't silence it: it replaces the
+    filters of the whole process, and overlapping threads leave them replaced.
+    """
+
+
+warnings.filterwarnings("ignore", category=_WarningWhileDecoding)
+
+
+class UnreadableImage(DataError):
+    """An image that can't be decoded; `.what` is the reason."""
+
+
+def check_max_bad(rejected: Mapping[str, str], images: int, max_bad: float | None) -> None:
+    """Raise a DataError if more than the share `max_bad` of the images is unreadable; with None, if any is.
+
+    `rejected` maps names of images to reasons; the error names the first.
+    """
+    if len(rejected) > (max_bad or 0.0) * images:
+        name, reason = next(iter(rejected.items()))
+        allow = "" if max_bad is None else f", or allow more than {max_bad:.1%} with --max-bad"
+        what = f"{len(rejected)} of {images} images are unreadable, the first because: {reason}"
+        raise DataError(what, file=name, do=f"fix or remove them{allow}")
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Silence Pillow's warnings and raise its errors as `UnreadableImage`."""
+    _decoding.now = True
+    try:
+        yield
+    except UnreadableImage:
+        raise
+    except MemoryError as error:
+        raise UnreadableImage("needs more memory than there is") from error
+    except Exception as error:  # on damaged files Pillow raises almost any exception there is
+        reason = str(error) or type(error).__name__
+        raise UnreadableImage(f"damaged, truncated or of a kind that can't be decoded: {reason}") from error
+    finally:
+        _decoding.now = False
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a regular file. Raises `UnreadableImage`."""
+    try:
+        if path.is_file():
+            return path.read_bytes()
+        if path.is_dir():
+            raise UnreadableImage("is a folder, not an image")
+        # Opening a pipe or a device could block forever.
+        raise UnreadableImage("is not a regular file" if path.exists() else "no such file")
+    except OSError as error:
+        raise UnreadableImage(f"can't be read: {(error.strerror or str(error)).lower()}") from error
+
+
+def open_image(data: bytes) -> ImageFile.ImageFile:
+    """Return an image with its header read. `Image.open` would hide the reason of a failure and warn of large ones."""
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        if accept is not None and accept(data[:16]):
+            return factory(BytesIO(data), "")
+    raise UnreadableImage(f"is not an image ({', '.join(FORMATS)})" if data else "is an empty file")
+
+
+def exif_transpose(image: Image.Image) -> Image.Transpose | None:
+    """Return the transposition that brings an image upright, by its EXIF; Pillow applies that of a TIFF on loading."""
+    try:
+        return _TRANSPOSE.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - broken EXIF costs the orientation, not the image
+        return None
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """Return an image in 8-bit gray ("L") or RGB, composited on white; its pixels may be averaged afterwards."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return _flatten_16_bit(image)
+    if image.mode in ("I", "F"):
+        raise UnreadableImage("holds 32-bit values of unknown range; save it with 8 or 16 bits per channel")
+    if image.has_transparency_data:
+        # Pillow has no conversion from "La", gray premultiplied by its alpha, to RGBA.
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba)
+        return white
+    if image.mode in ("L", "RGB"):
+        return image
+    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        # Pillow takes every CMYK JPEG for Adobe's, which are stored inverted and marked as Adobe's.
+        return ImageChops.invert(image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _flatten_16_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit gray to 8 bits by the range that the file declares; Pillow's `convert` would clip at 255."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    highest = (1 << tags.get(ExifTags.Base.BitsPerSample, (16,))[0]) - 1  # TIFF also has 12 bits
+    levels = ((np.arange(highest + 1) * 255 + highest // 2) // highest).astype(np.uint8)
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero; Pillow inverts only up to 8 bits
+        levels = levels[::-1]
+    if "transparency" in image.info:
+        levels[image.info["transparency"]] = 255
+    return Image.fromarray(levels[np.asarray(image)])
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Header of an image file: format, pixels (not turned), color mode, and the camera by its EXIF."""
+
+    format: str
+    width: int
+    height: int
+    mode: str
+    exif: str  # maker and model, "other" for EXIF without them, "none" without EXIF
+
+
+def header(data: bytes) -> Header:
+    """Return the header of an image file. Raises `UnreadableImage`."""
+    with decoding():
+        image = open_image(data)
+        return Header(image.format or "", image.width, image.height, image.mode, _camera(image))
+
+
+def _camera(image: Image.Image) -> str:
+    try:
+        exif = image.getexif()
+    except Exception:  # noqa: BLE001 - broken EXIF is no EXIF
+        return "none"
+    maker, model = (str(exif.get(tag, "")).strip("\0 ") for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
+    return f"{maker} {model}".strip() or ("other" if exif else "none")

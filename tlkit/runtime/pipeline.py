@@ -1,0 +1,120 @@
+"""Stream images through a session, in order, with decoding and inference overlapped and memory bounded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from tlkit.data.decoding import UnreadableImage, read_file
+from tlkit.data.preprocessing import Source, check_array, load
+from tlkit.errors import UsageError
+from tlkit.plugin.contract import Preprocessing, Session
+from tlkit.util.files import local_path
+from tlkit.util.prefetch import chunks, prefetch
+from tlkit.util.resources import cores
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """An image of a batch: its path, or "image 3" if it has none, and the reason if it is unreadable.
+
+    `sha256` (hex) is that of the file, or empty if it was not requested.
+    """
+
+    name: str
+    sha256: str = ""
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some images in order; `arrays` holds a row for each readable one."""
+
+    images: tuple[ImageRecord, ...]
+    arrays: dict[str, NDArray[np.float32]]
+
+    def readable(self) -> list[ImageRecord]:
+        """Return the images that the rows of `arrays` belong to."""
+        return [image for image in self.images if image.reason is None]
+
+
+def iter_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[Source]:
+    """Yield one source per image of paths, bytes, Pillow images and uint8 arrays, or of an iterable that mixes them.
+
+    A single string, path, bytes object, image or array `(H, W, 3)` or `(H, W)` is one image; an array `(N, H, W, 3)`
+    is N images. Raises UsageError for anything else.
+    """
+    if isinstance(images, str | os.PathLike):
+        yield local_path(images)
+    elif isinstance(images, bytes | Image.Image):
+        yield images
+    elif isinstance(images, np.ndarray):
+        for image in images if images.ndim == 4 else [images]:
+            check_array(image)
+            yield image
+    elif isinstance(images, Iterable) and not isinstance(images, bytearray | memoryview):
+        for image in images:
+            yield from iter_images(image)
+    else:
+        raise UsageError(
+            f"{type(images).__name__!r} is not an image", do="give paths, bytes, Pillow images or uint8 arrays"
+        )
+
+
+def stream(
+    session: Session,
+    preprocessing: Preprocessing,
+    images: Iterable[Source],
+    outputs: Sequence[str] | None = None,
+    *,
+    hashed: bool = False,
+) -> Iterator[Batch]:
+    """Yield batches with the outputs of a session for images, in order.
+
+    Each worker decodes a batch and runs it. If the session gains nothing from concurrent calls (a GPU), its calls are
+    serialized and only the decoding overlaps.
+    """
+    lock = nullcontext() if session.workers > 1 else threading.Lock()
+
+    def work(chunk: tuple[tuple[int, Source], ...]) -> Batch:
+        prepared = [_prepare(index, source, preprocessing, hashed) for index, source in chunk]
+        arrays = [array for _, array in prepared if array is not None]
+        records = tuple(record for record, _ in prepared)
+        if not arrays:
+            return Batch(records, {})
+        batch = np.stack(arrays)
+        with lock:
+            return Batch(records, session.run(batch, outputs))
+
+    workers = max(session.workers, cores())
+    batches = chunks(enumerate(images), session.batch_size)
+    yield from prefetch(work, batches, workers=workers, ahead=2 * workers)
+
+
+def _prepare(
+    index: int, source: Source, preprocessing: Preprocessing, hashed: bool
+) -> tuple[ImageRecord, NDArray[np.uint8] | None]:
+    """Read a file once, for its pixels and its hash; the array is None if the image is unreadable."""
+    name = str(source) if isinstance(source, Path) else f"image {index}"
+    digest = ""
+    try:
+        content = read_file(source) if isinstance(source, Path) else source
+        if hashed and isinstance(content, bytes):
+            digest = hashlib.sha256(content).hexdigest()
+        return ImageRecord(name, digest), load(content, preprocessing)
+    except UnreadableImage as error:
+        return ImageRecord(name, digest, error.what), None
