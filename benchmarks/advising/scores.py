@@ -14,9 +14,10 @@ from scipy.stats import spearmanr
 
 from advising.sets import BACKBONES, NAMES, backbone, seen
 from advising.sets import load as load_set
+from tests.kit.transferability import leep, nce
 from tlkit.advice.domain_shift import ActivationMoments, classifier_confidence
 from tlkit.advice.probes import nearest_mean, ridge
-from tlkit.advice.scores import h_score, leep, logme, nce
+from tlkit.advice.scores import h_score, logme
 from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
 from tlkit.model.batchnorm import norms

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
 from tlkit_standard.heads import HEADS
 
 from tests.advice.asking import ask, eager
-from tests.advice.test_domain_shift import Plain
-from tests.kit.tiny import Line, Tiny, write_images
-from tlkit.advice import auto, trials
+from tests.kit.tiny import Line, write_images
+from tlkit.advice import auto
 from tlkit.advice.auto import train_auto
-from tlkit.advice.domain_shift import ShiftPolicy
-from tlkit.advice.recommendation import FineTuningPolicy
-from tlkit.advice.run import AdvicePolicy, advise
-from tlkit.advice.trials import run_trials
 from tlkit.errors import DataError, UsageError
 from tlkit.model.bundle import open_bundle
 
@@ -129,71 +121,3 @@ def test_under_a_head_that_cannot_be_trained_by_gradient_the_trunk_stays_frozen(
 def test_a_head_that_can_only_be_trained_by_gradient_is_recommended(pictures, tmp_path):
     _, advice = train_auto(pictures, tmp_path / "run", ask(heads=[Line()]))
     assert (advice.recommendation.head, list(advice.heads)) == ("line", [])
-
-
-SAME, CONFIDENT, LESS_CONFIDENT = [0] * 8 + [1] * 8, 0.5, 1.5
-
-
-@pytest.mark.parametrize(
-    ("correct", "log_loss", "domain", "kept"),
-    [
-        ([1] * 4 + SAME[4:], LESS_CONFIDENT, "similar", True),  # four of sixteen ahead, with a standard error of two
-        ([1, *SAME[1:]], LESS_CONFIDENT, "different", False),  # one ahead, with a standard error of one
-        ([1, *SAME[1:]], CONFIDENT, "different", True),
-        (SAME, CONFIDENT, "unclear", True),
-        (SAME, CONFIDENT, "unknown", True),
-        (SAME, CONFIDENT, "similar", False),
-        (SAME, LESS_CONFIDENT, "different", False),
-        (SAME[:12] + [0] * 4, CONFIDENT, "different", False),  # four behind
-    ],
-)
-def test_within_the_error_of_the_accuracy_the_log_loss_decides(pictures, tmp_path, correct, log_loss, domain, kept):
-    trained, _ = train_auto(pictures, tmp_path / "run", ask())
-
-    def of(correct, log_loss):
-        return replace(trained, right=np.array(correct, bool), metrics=replace(trained.metrics, log_loss=log_loss))
-
-    assert trials.is_better(of(correct, log_loss), of(SAME, 1.0), domain) is kept
-
-
-ANY = float("inf")
-SIMILAR, DIFFERENT = ShiftPolicy(similar_below=ANY), ShiftPolicy(similar_below=-1.0, different_above=-1.0)
-UNCLEAR = ShiftPolicy(similar_below=-1.0, different_above=ANY)
-
-
-@pytest.mark.parametrize(
-    ("domain", "backbone", "shift", "min_error", "fine_tunes"),
-    [
-        ("similar", Tiny, SIMILAR, 1.0, False),
-        ("similar", Tiny, SIMILAR, -1.0, True),
-        ("unclear", Tiny, UNCLEAR, 1.0, True),
-        ("different", Tiny, DIFFERENT, 1.0, True),
-        ("unknown", Plain, ShiftPolicy(), 1.0, True),
-    ],
-)
-def test_a_small_similar_dataset_is_fine_tuned_on_only_if_much_can_be_gained(
-    pictures, domain, backbone, shift, min_error, fine_tunes
-):
-    fine_tuning = FineTuningPolicy(min_error=-1.0, min_error_small_similar=min_error)
-    request = ask(backbones=[backbone()], policy=AdvicePolicy(shift=shift, fine_tuning=fine_tuning))
-    advice = advise(pictures, request)
-    recommendation = advice.recommendation
-    assert advice.analysis.shift.domain == domain
-    assert (recommendation.strategy == "probe-then-tune") is fine_tunes
-    assert recommendation.cut == recommendation.frozen().cut
-
-
-def test_a_budget_is_spent_on_trials(pictures):
-    advice = advise(pictures, ask(), budget=3600)
-    assert [trial["name"].split(" ")[0] for trial in advice.trials] == ["frozen", "partial", "probe-then-tune"]
-    assert any(reason.startswith("trials:") for reason in advice.recommendation.reasons)
-    assert all(0 <= trial["accuracy"] <= 1 for trial in advice.trials)
-    assert "trials, accuracy on the validation images:" in str(advice)
-
-
-def test_a_budget_that_is_too_small_changes_nothing_but_a_reason(pictures):
-    request = ask()
-    before = advise(pictures, request)
-    after = run_trials(before, request, budget=1e-6)
-    assert after.recommendation.arguments() == before.recommendation.arguments()
-    assert "budget is too small" in " ".join(after.recommendation.reasons)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize
 
-from tlkit.advice.scores import h_score, leep, logme, nce
+from tests.kit.transferability import leep, nce
+from tlkit.advice.scores import h_score, logme
 
 LABELS = np.array([0, 0, 1, 1])
 

@@ -1,4 +1,4 @@
-"""Selection of the cut, the head and the scenario."""
+"""Selection of the cut and the head."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 
 from tlkit.advice.backbone_analysis import StageEvidence
 from tlkit.advice.probes import Probe
-from tlkit.advice.scenarios import SCENARIOS, agreement
 from tlkit.advice.selection import HeadEvidence, best_head, best_stage
 
 
@@ -39,21 +38,3 @@ def test_the_default_head_is_kept_unless_another_is_better_by_more_than_the_erro
     assert best_head(heads(logistic=0.80, svm=0.81), "deep").head == "logistic"
     assert best_head(heads(logistic=0.80, svm=0.85), "deep").head == "svm"
     assert best_head(heads(logistic=0.80, svm=0.85), "elsewhere") is None
-
-
-@pytest.mark.parametrize(
-    ("scenario", "cut", "fine_tunes", "agrees"),
-    [
-        ((False, "similar"), "deep", False, True),
-        ((False, "similar"), "early", False, False),
-        ((False, "similar"), "deep", True, False),
-        ((False, "different"), "early", False, True),
-        ((False, "different"), "deep", False, False),
-        ((True, "different"), "deep", True, True),
-        ((True, "similar"), "deep", False, False),
-    ],
-)
-def test_the_reason_says_if_the_evidence_agrees_with_the_rule(scenario, cut, fine_tunes, agrees):
-    found, reason = agreement(SCENARIOS[scenario], cut=cut, deepest="deep", fine_tunes=fine_tunes, error=0.1)
-    assert found is agrees
-    assert ("does not agree" in reason) is not agrees

@@ -16,7 +16,7 @@ def test_the_page_and_the_command_it_ends_with(story, tlkit):
     assert said.code == 0, said.err
     for part in (
         "images",
-        "efficientnet-lite0, domain shift",
+        "efficientnet-lite0\n  domain shift",
         "stage7",
         "RECOMMENDED",
         "expected accuracy",

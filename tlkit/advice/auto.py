@@ -14,6 +14,7 @@ from typing import Any
 
 from tlkit.advice.run import Advice, AdviceRequest, advise
 from tlkit.advice.trials import is_better, run_trial, run_trials, training_config
+from tlkit.defaults import FROZEN
 from tlkit.errors import DataError, UsageError
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Component, Progress, silent
@@ -27,7 +28,7 @@ from tlkit.util import files
 from tlkit.version import __version__
 
 NAME = "auto"
-TRIALS, FROZEN_PART, FINE_TUNED_PART = "trials", "frozen", "fine-tuned"  # the parts, in the run directory
+TRIALS, FINE_TUNED_PART = "trials", "fine-tuned"  # parts of the run directory, beside FROZEN
 
 
 def train_auto(
@@ -78,7 +79,7 @@ def _compare(
     if not chosen.trainable:
         return _train(out, request, advice, progress, options), advice
     frozen = chosen.frozen()
-    baseline = run_trial(advice.source, folder / FROZEN_PART, request, frozen, progress, aside)
+    baseline = run_trial(advice.source, folder / FROZEN, request, frozen, progress, aside)
     seen = replace(advice, trials=[*advice.trials, baseline.to_json()])
     part = folder / FINE_TUNED_PART
     try:

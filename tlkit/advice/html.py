@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tlkit.advice import figures
-from tlkit.advice.recommendation import duration
+from tlkit.advice import figures, page
 from tlkit.errors import UsageError
 from tlkit.util.files import atomic_file, check_writable
 
@@ -32,13 +31,13 @@ def check(file: Path) -> None:
 def write(file: Path, advice: Advice) -> None:
     """Write the page atomically."""
     check(file)
-    page = (
+    content = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_title(advice)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<style>{STYLE}</style>\n</head>\n<body class="advice">\n{_main(advice)}\n</body>\n</html>\n'
     )
     with atomic_file(file) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
 def fragment(advice: Advice) -> str:
@@ -57,22 +56,16 @@ def _main(advice: Advice) -> str:
 
 def _body(advice: Advice) -> Iterator[str]:
     yield _verdict(advice)
-    yield from _data(advice)
-    for analysis in advice.analyses:
-        yield from _backbone(analysis, advice)
-    if advice.heads:
-        yield "<h2>Heads</h2>"
-        yield f"<p>Each cross-validated on the features of {escape(advice.heads[0].stage)}.</p>"
-        ordered = sorted(advice.heads, key=lambda each: -each.accuracy)
-        yield _table(
-            ["head", "stage", "accuracy", "log loss, nats"],
-            [[each.head, each.stage, f"{each.accuracy:.1%}", f"{each.log_loss:.3f}"] for each in ordered],
-            [each.head == advice.recommendation.head for each in ordered],
-        )
-    if advice.trials:
-        yield "<h2>Trials</h2>"
-        rows = [[t["name"], f"{t['accuracy']:.1%}", duration(t["seconds"])] for t in advice.trials]
-        yield _table(["training", "accuracy on val", "time"], rows)
+    analyses = {analysis.backbone.name: analysis for analysis in advice.analyses}
+    for number, section in enumerate(page.sections(advice)):
+        yield f"<h2>{escape(section.title.capitalize() if section.title not in analyses else section.title)}</h2>"
+        yield from (f"<p>{escape(line)}</p>" for line in section.lines)
+        if not number:
+            yield _class_bars(advice)
+        elif section.rows and section.title in analyses:
+            yield from _depth(analyses[section.title], section.marked)
+        if section.rows:
+            yield _table(section.columns, section.rows, section.marked)
     yield from _maps(advice)
     if advice.audit is not None:
         yield from _audit(advice, advice.audit)
@@ -80,98 +73,32 @@ def _body(advice: Advice) -> Iterator[str]:
 
 def _verdict(advice: Advice) -> str:
     chosen = advice.recommendation
-    if chosen.inconclusive:
-        reasons = "".join(f"<li>{escape(reason)}</li>" for reason in chosen.reasons)
-        more = "<p>More distinct images per class are needed for a recommendation.</p>"
-        verdict = f'<p class="what">INCONCLUSIVE</p><ul>{reasons}</ul>{more}'
-        return f'<section class="verdict inconclusive">{verdict}{_command("The cautious way:", advice)}</section>'
-    cards = {}
-    if chosen.accuracy is not None:
-        cards["expected accuracy (95 %)"] = f"{chosen.accuracy[0]:.1%} to {chosen.accuracy[1]:.1%}"
-    if chosen.seconds is not None:
-        cards["time on this machine"] = f"about {duration(chosen.seconds)}"
-    cards["compared with the pretraining data"] = advice.analysis.shift.domain
-    if chosen.trainable:
-        cards["fine-tuning"] = chosen.fine_tuning
-    shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in cards.items())
-    scenario = [] if chosen.scenario is None else [f"scenario: {chosen.scenario}: {chosen.rule}"]
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*scenario, *chosen.reasons))
+    details = "".join(f"<li>{escape(detail)}</li>" for detail in chosen.details())
     return (
-        f'<section class="verdict"><p class="label">RECOMMENDED</p><p class="what">{escape(chosen.training)}</p>'
-        f'<dl class="cards">{shown}</dl><ul>{reasons}</ul>{_command("Command:", advice)}</section>'
+        f'<section class="verdict {chosen.verdict}"><p class="what">{escape(chosen.summary())}</p><ul>{details}</ul>'
+        f"<pre><code>{escape(advice.command)}</code></pre></section>"
     )
 
 
-def _command(label: str, advice: Advice) -> str:
-    return f"<p>{label}</p><pre><code>{escape(advice.command)}</code></pre>"
-
-
-def _data(advice: Advice) -> Iterator[str]:
-    statistics = advice.statistics
-    yield "<h2>Dataset</h2>"
-    rows = [
-        ["training images", str(statistics.images)],
-        ["distinct images", str(statistics.distinct)],
-        ["validation images", str(len(advice.dataset.of("val")))],
-        ["classes", str(statistics.classes)],
-        ["median size", f"{statistics.widths[1]} x {statistics.heights[1]} pixels"],
-        ["formats", ", ".join(statistics.formats)],
-    ]
-    counts = sorted(statistics.per_class.items(), key=lambda each: -each[1])
+def _class_bars(advice: Advice) -> str:
+    counts = sorted(advice.statistics.per_class.items(), key=lambda each: -each[1])
     most = max(1, counts[0][1])
     bars = "".join(
         f'<tr><td>{escape(label)}</td><td>{count}</td><td class="bar"><span style="width:{100 * count / most:.0f}%">'
         "</span></td></tr>"
         for label, count in counts[:MAX_CLASSES]
     )
-    rest = f"<p>and {len(counts) - MAX_CLASSES} more classes</p>" if len(counts) > MAX_CLASSES else ""
-    head = "<tr><th>class</th><th>images</th><th></th></tr>"
-    yield f'<div class="side">{_table(["", ""], rows)}<div class="wide"><table>{head}{bars}</table>{rest}</div></div>'
+    return f'<div class="wide"><table><tr><th>class</th><th>images</th><th></th></tr>{bars}</table></div>'
 
 
-def _backbone(analysis: BackboneAnalysis, advice: Advice) -> Iterator[str]:
-    shift, confidence = analysis.shift, analysis.confidence
-    yield f"<h2>{escape(analysis.backbone.name)}</h2>"
-    figure = "" if shift.overall is None else f" (domain shift {shift.overall:.3f} nats over {shift.images} images)"
-    location = f" It is {escape(shift.location)}." if shift.location else ""
-    yield f"<p><strong>{shift.domain}</strong>{figure}: {escape(shift.reason)}.{location}</p>"
-    if confidence is not None:
-        yield (
-            f"<p>The mean maximum probability of the pretrained classifier is {confidence.max_probability:.2f}, its "
-            f"entropy {confidence.entropy:.2f} of the maximum.</p>"
-        )
-    if not analysis.stages:
-        return
-    recommended = advice.recommendation
-    chosen = recommended.cut if analysis.backbone.name == recommended.backbone else None
+def _depth(analysis: BackboneAnalysis, marked: int | None) -> Iterator[str]:
     yield "<h3>Accuracy and domain shift over depth</h3>"
     yield figures.legend(
         {"linear probe, with its 95 % interval": "var(--first)", "nearest class mean": "var(--second)"}
-        | ({"domain shift": "var(--third)"} if shift.stages else {})
+        | ({"domain shift": "var(--third)"} if analysis.shift.stages else {})
     )
+    chosen = None if marked is None else analysis.stages[marked].name
     yield f'<div class="wide">{figures.depth(analysis, chosen)}</div>'
-    yield _stages(analysis, chosen)
-
-
-def _stages(analysis: BackboneAnalysis, chosen: str | None) -> str:
-    rows = []
-    for stage in analysis.stages:
-        low, high = stage.probe.interval
-        shift = analysis.shift.stages.get(stage.name)
-        rows.append(
-            [
-                stage.name,
-                str(stage.width),
-                f"{stage.probe.accuracy:.1%}",
-                f"{low:.1%} to {high:.1%}",
-                f"{stage.nearest_mean.accuracy:.1%}",
-                f"{stage.logme:.3f}",
-                f"{stage.h_score:.2f}",
-                "" if shift is None else f"{shift:.3f}",
-            ]
-        )
-    marked = [stage.name == chosen for stage in analysis.stages]
-    return _table(["stage", "width", "probe", "95 %", "nearest mean", "LogME", "H-score", "shift, nats"], rows, marked)
 
 
 def _maps(advice: Advice) -> Iterator[str]:
@@ -212,18 +139,12 @@ def _finding(paths: Mapping[str, Path], names: Sequence[str], caption: str) -> s
     return f'<figure class="finding">{shown}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], marked: Sequence[bool] = ()) -> str:
-    def cells(tag: str, row: Sequence[str]) -> str:
-        return "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
-
-    listed = list(rows)
-    marks = [*marked, *[False] * (len(listed) - len(marked))]
-    lines = [
-        f'<tr class="chosen">{cells("td", row)}</tr>' if mark else f"<tr>{cells('td', row)}</tr>"
-        for row, mark in zip(listed, marks, strict=True)
-    ]
-    top = f"<tr>{cells('th', head)}</tr>" if any(head) else ""
-    return f'<div class="wide"><table>{top}{"".join(lines)}</table></div>'
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], marked: int | None) -> str:
+    lines = [f"<tr>{''.join(f'<th>{escape(column)}</th>' for column in columns)}</tr>"]
+    for number, row in enumerate(rows):
+        mark = ' class="chosen"' if number == marked else ""
+        lines.append(f"<tr{mark}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>")
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
 
 # Light or dark as the system is, on a wide screen or a phone; nested, so that a notebook around it is not affected.
@@ -242,15 +163,12 @@ h2 { font-size: 1.2rem; margin: 2.6rem 0 .8rem; padding-bottom: .3rem; border-bo
 h3 { font-size: 1rem; margin: 1.6rem 0 .5rem; }
 .verdict { background: var(--panel); border-left: 5px solid var(--accent); border-radius: 4px; padding: .9rem 1.2rem; }
 .verdict.inconclusive { border-color: var(--warn); }
-.label { margin: 0; color: var(--accent); font-size: .8rem; font-weight: 700; letter-spacing: .08em; }
 .what { margin: 0 0 .6rem; font-size: 1.25rem; font-weight: 650; line-height: 1.3; }
 .inconclusive .what { color: var(--warn); }
-.cards { display: flex; flex-wrap: wrap; gap: .4rem 2rem; margin: .6rem 0; }
-.cards dt { color: var(--soft); font-size: .82rem; } .cards dd { margin: 0; font-weight: 600; }
-ul { margin: .5rem 0; padding-left: 1.2rem; } .verdict p { margin: .5rem 0 .2rem; }
+ul { margin: .5rem 0; padding-left: 1.2rem; }
 pre { margin: .3rem 0; padding: .6rem .8rem; background: var(--paper); border: 1px solid var(--rule);
   border-radius: 4px; font: .85rem/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; max-width: 100%; margin: .6rem 0; } .side { display: flex; flex-wrap: wrap; gap: 0 3rem; }
+.wide { overflow-x: auto; max-width: 100%; margin: .6rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .25rem .75rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: .4rem; }

@@ -1,11 +1,12 @@
-"""The advice as a page of text for a terminal."""
+"""The advice as sections of lines and tables, and as text for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tlkit.advice.recommendation import Recommendation, duration
+from tlkit.advice.recommendation import duration
 from tlkit.util.text import listed
 
 if TYPE_CHECKING:
@@ -13,75 +14,85 @@ if TYPE_CHECKING:
     from tlkit.advice.run import Advice
 
 MAX_CLASSES = 8  # listed with their counts
-BAR = 24  # characters of a full bar
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Title, lines, and a table with its columns and the row to mark, if any."""
+
+    title: str
+    lines: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    marked: int | None = None
+
+    def __str__(self) -> str:
+        table = [self.columns, *self.rows] if self.rows else []
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [self.title, *(f"  {line}" for line in self.lines)]
+        for number, row in enumerate(table, start=-1):
+            first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append("  ".join([f"{'>' if number == self.marked else ' '} {first.strip():<{widths[0]}}", *others]))
+        return "\n".join(lines)
 
 
 def text(advice: Advice) -> str:
-    """Return the page: statistics, domain shift, evidence of each stage, recommendation and reasons, and the audit."""
-    parts = ["\n".join(_statistics(advice))]
-    for analysis in advice.analyses:
-        parts.append("\n".join(_shift(analysis)))
-        if analysis.stages:
-            parts.append("\n".join(_stages(analysis, advice.recommendation)))
-    if advice.heads:
-        parts.append(_heads(advice))
-    if advice.trials:
-        parts.append("\n".join(_trials(advice)))
-    parts.append(str(advice.recommendation))
+    """Return the page: dataset, domain shift, evidence, recommendation and reasons, and the audit."""
+    parts: list[object] = [*sections(advice), advice.recommendation]
     if advice.audit is not None:
-        parts.append(str(advice.audit))
-    return "\n\n".join(parts)
+        parts.append(advice.audit)
+    return "\n\n".join(map(str, parts))
 
 
-def _statistics(advice: Advice) -> Iterator[str]:
+def sections(advice: Advice) -> list[Section]:
+    """Return the evidence: the dataset, each backbone, the heads and the trials."""
+    found = [Section("dataset", list(_dataset(advice)))]
+    found += [backbone(analysis, advice) for analysis in advice.analyses]
+    if advice.heads:
+        ordered = sorted(advice.heads, key=lambda each: -each.accuracy)
+        title = f"heads, cross-validated on {ordered[0].images} images at {ordered[0].stage}"
+        rows = [[each.head, f"{each.accuracy:.1%}", f"{each.log_loss:.3f}"] for each in ordered]
+        marked = next((row for row, each in enumerate(ordered) if each.head == advice.recommendation.head), None)
+        found.append(Section(title, (), ["head", "accuracy", "log loss, nats"], rows, marked))
+    if advice.trials:
+        rows = [[each["name"], f"{each['accuracy']:.1%}", duration(each["seconds"])] for each in advice.trials]
+        found.append(Section("trials on the validation images", (), ["training", "accuracy", "time"], rows))
+    return found
+
+
+def backbone(analysis: BackboneAnalysis, advice: Advice) -> Section:
+    """Return the domain shift of a backbone, and its evidence stage by stage."""
+    shift, confidence, recommended = analysis.shift, analysis.confidence, advice.recommendation
+    figure = "" if shift.overall is None else f" ({shift.overall:.3f} nats over {shift.images} images)"
+    lines = [f"domain shift from its pretraining data: {shift.domain.upper()}{figure}, {shift.reason}"]
+    if shift.location:
+        lines.append(shift.location)
+    if confidence is not None:
+        entropy = f"entropy {confidence.entropy:.2f} of the maximum"
+        lines.append(f"pretrained classifier: mean maximum probability {confidence.max_probability:.2f}, {entropy}")
+    columns = ["stage", "width", "probe", "95 %", "nearest mean", "LogME", "H-score", "shift, nats"]
+    rows = []
+    for stage in analysis.stages:
+        low, high = stage.probe.interval
+        probes = [f"{stage.probe.accuracy:.1%}", f"{low:.1%} to {high:.1%}", f"{stage.nearest_mean.accuracy:.1%}"]
+        value = shift.stages.get(stage.name)
+        scores = [f"{stage.logme:.3f}", f"{stage.h_score:.2f}", "" if value is None else f"{value:.3f}"]
+        rows.append([stage.name, str(stage.width), *probes, *scores])
+    chosen = recommended.cut if analysis.backbone.name == recommended.backbone else None
+    marked = next((row for row, stage in enumerate(analysis.stages) if stage.name == chosen), None)
+    return Section(analysis.backbone.name, lines, columns, rows, marked)
+
+
+def _dataset(advice: Advice) -> Iterator[str]:
     statistics = advice.statistics
     repeated = statistics.images - statistics.distinct
     duplicates = f" ({repeated} of them repeated)" if repeated else ""
-    yield f"images    {statistics.images} for training{duplicates}, {len(advice.dataset.of('val'))} for validation"
+    yield f"{statistics.images} training images{duplicates}, {len(advice.dataset.of('val'))} validation images"
     counts = sorted(statistics.per_class.items(), key=lambda each: -each[1])
-    shown = listed((f"{label} {count}" for label, count in counts), MAX_CLASSES)
-    yield f"classes   {statistics.classes}: {shown}"
+    yield f"{statistics.classes} classes: {listed((f'{label} {count}' for label, count in counts), MAX_CLASSES)}"
     if statistics.imbalance >= 2:
-        yield f"imbalance the largest class has {statistics.imbalance:.1f} times as many images as the smallest"
+        yield f"imbalance: the largest class has {statistics.imbalance:.1f} times as many images as the smallest"
     if statistics.widths[1]:
         low, middle, high = statistics.widths
         size = f"{middle} x {statistics.heights[1]} pixels (median), widths from {low} to {high}"
-        yield f"size      {size} ({', '.join(statistics.formats)})"
-
-
-def _shift(analysis: BackboneAnalysis) -> Iterator[str]:
-    shift, confidence = analysis.shift, analysis.confidence
-    figure = "" if shift.overall is None else f", shift {shift.overall:.3f} over {shift.images} images"
-    yield f"{analysis.backbone.name}, domain shift from its pretraining data: {shift.domain.upper()}{figure}"
-    yield f"  {shift.reason}"
-    if shift.location:
-        yield f"  {shift.location}"
-    if confidence is not None:
-        entropy = f"entropy {confidence.entropy:.2f} of the maximum"
-        yield f"  pretrained classifier: mean maximum probability {confidence.max_probability:.2f}, {entropy}"
-
-
-def _stages(analysis: BackboneAnalysis, recommended: Recommendation) -> Iterator[str]:
-    yield f"  {'stage':<10} {'width':>5}  {'probe':>6}  {'95 %':<14} {'nearest':>7} {'LogME':>7} {'H':>6} {'shift':>6}"
-    for stage in analysis.stages:
-        low, high = stage.probe.interval
-        shift = analysis.shift.stages.get(stage.name)
-        chosen = (analysis.backbone.name, stage.name) == (recommended.backbone, recommended.cut)
-        bar = "#" * round(BAR * stage.probe.accuracy)
-        yield (
-            f"{'>' if chosen and not recommended.inconclusive else ' '} {stage.name:<10} {stage.width:>5}  "
-            f"{stage.probe.accuracy:>6.1%}  {f'{low:.1%} - {high:.1%}':<14} {stage.nearest_mean.accuracy:>7.1%} "
-            f"{stage.logme:>7.3f} {stage.h_score:>6.2f} {'' if shift is None else f'{shift:.2f}':>6}  {bar}"
-        ).rstrip()
-
-
-def _heads(advice: Advice) -> str:
-    ordered = sorted(advice.heads, key=lambda each: -each.accuracy)
-    accuracies = ", ".join(f"{each.head} {each.accuracy:.1%}" for each in ordered)
-    return f"heads, cross-validated on {ordered[0].images} images: {accuracies}"
-
-
-def _trials(advice: Advice) -> Iterator[str]:
-    yield "trials, accuracy on the validation images:"
-    for trial in advice.trials:
-        yield f"  {trial['name']:<40} {trial['accuracy']:.1%}, {duration(trial['seconds'])}"
+        yield f"{size} ({', '.join(statistics.formats)})"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tlkit.advice.scores import one_hot
+from tlkit.advice.scores import left_singular, one_hot
 from tlkit.util.statistics import log_loss, power_normalize, wilson
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def ridge(features: NDArray[np.floating], labels: Labels, classes: int) -> Probe
     rows -= rows.mean(axis=0)
     targets = one_hot(labels, classes)
     targets -= targets.mean(axis=0)
-    values, left = _left(rows)
+    values, left = left_singular(rows, 1e-12)
     within = left.T @ targets
     squared = left**2
     total = float(values.sum()) or 1.0
@@ -89,15 +89,3 @@ def nearest_mean(features: NDArray[np.floating], labels: Labels, classes: int) -
     distances[:, sizes == 0] = np.inf
     predicted = distances.argmin(axis=1)
     return Probe(predicted == labels, predicted)
-
-
-def _left(rows: Rows) -> tuple[Rows, Rows]:
-    """Return the squared singular values of rows, and their left singular vectors `(N, rank)`."""
-    images, width = rows.shape
-    if images <= width:
-        values, left = np.linalg.eigh(rows @ rows.T)
-        kept = values > max(float(values.max(initial=0.0)) * 1e-12, 1e-300)
-        return values[kept], left[:, kept]
-    values, right = np.linalg.eigh(rows.T @ rows)
-    kept = values > max(float(values.max(initial=0.0)) * 1e-12, 1e-300)
-    return values[kept], rows @ (right[:, kept] / np.sqrt(values[kept]))

@@ -120,37 +120,30 @@ class Recommendation:
         """Return all fields as JSON types."""
         return {**asdict(self), "reasons": list(self.reasons), "accuracy": self.accuracy and list(self.accuracy)}
 
-    @property
-    def training(self) -> str:
-        """Strategy, cut and head on one line."""
-        return f"{self.strategy}, {self.backbone} up to {self.cut}, {self.head} head"
-
-    @property
-    def fine_tuning(self) -> str:
-        """Trainable stages and learning rates on one line; empty if the trunk is frozen."""
-        if not self.trainable:
-            return ""
-        rates = ", ".join(f"{name} {rate:g}" for name, rate in self.learning_rates.items())
-        return f"{self.trainable} trainable stages (learning rates: {rates}; lr_decay {self.lr_decay:g})"
-
-    def __str__(self) -> str:
-        return "\n".join(self._lines())
-
-    def _lines(self) -> Iterator[str]:
+    def summary(self) -> str:
+        """Return the verdict, and what to train or why it is inconclusive, on one line."""
         if self.inconclusive:
-            yield f"INCONCLUSIVE: {'; '.join(self.reasons)}"
+            return f"INCONCLUSIVE: {'; '.join(self.reasons)}"
+        return f"RECOMMENDED: {self.strategy}, {self.backbone} up to {self.cut}, {self.head} head"
+
+    def details(self) -> Iterator[str]:
+        """Yield stages, expected accuracy, time, scenario and reasons, a line each."""
+        if self.inconclusive:
             yield "more distinct images per class are needed for a recommendation"
             return
+        if self.trainable:
+            rates = ", ".join(f"{name} {rate:g}" for name, rate in self.learning_rates.items())
+            yield f"{self.trainable} trainable stages, learning rates: {rates}, lr_decay {self.lr_decay:g}"
+        if self.accuracy is not None:
+            yield "expected accuracy {:.1%} to {:.1%}".format(*self.accuracy)
+        if self.seconds is not None:
+            yield f"time on this machine about {duration(self.seconds)}"
         if self.scenario is not None:
             yield f"scenario: {self.scenario}: {self.rule}"
-        for reason in self.reasons:
-            yield f"  {reason}"
-        yield "; ".join([f"RECOMMENDED: {self.training}", *([self.fine_tuning] if self.trainable else [])])
-        if self.accuracy is not None:
-            low, high = self.accuracy
-            yield f"  expected accuracy {low:.1%} to {high:.1%}"
-        if self.seconds is not None:
-            yield f"  time on this machine about {duration(self.seconds)}"
+        yield from self.reasons
+
+    def __str__(self) -> str:
+        return "\n  ".join([self.summary(), *self.details()])
 
 
 def duration(seconds: float) -> str:

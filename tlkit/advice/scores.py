@@ -6,7 +6,6 @@ reliability is measured in benchmarks/advise.py; the advice follows the probes, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,9 +32,9 @@ def logme(features: NDArray[np.floating], labels: Labels, classes: int) -> float
     algorithm 1: alpha and beta of each class are the fixed point of the evidence's maximum (MacKay 1992).
     """
     rows = np.asarray(features, np.float64)
-    spectrum, project = _spectrum(rows)
+    spectrum, left = left_singular(rows)
     targets = one_hot(labels, classes)
-    within = project(targets)  # the targets along the left singular vectors: (rank, classes)
+    within = left.T @ targets  # (rank, classes)
     evidences = [
         _evidence(len(rows), rows.shape[1], spectrum, within[:, label] ** 2, float(targets[:, label].sum()))
         for label in range(classes)
@@ -75,53 +74,22 @@ def h_score(features: NDArray[np.floating], labels: Labels) -> float:
     """
     rows = np.asarray(features, np.float64)
     rows = rows - rows.mean(axis=0)
-    spectrum, project = _spectrum(rows)
+    spectrum, left = left_singular(rows)
     # With F = U S V', the class means are sums of rows of U S V', so that (mean V / S) are sums of rows of U.
     present, sizes = np.unique(labels, return_counts=True)
-    sums = project(one_hot(np.searchsorted(present, labels), len(present)))  # (rank, classes): sums of U's rows
+    sums = left.T @ one_hot(np.searchsorted(present, labels), len(present))  # (rank, classes): sums of U's rows
     return float((sums**2 / sizes).sum()) if len(spectrum) else 0.0
 
 
-def leep(probabilities: NDArray[np.floating], labels: Labels, classes: int) -> float:
-    """Return LEEP: the mean log-likelihood of labels predicted through a pretrained classifier's own classes.
+def left_singular(rows: Rows, tolerance: float | None = None) -> tuple[Rows, Rows]:
+    """Return squared singular values `(rank,)` of rows and their left singular vectors `(N, rank)`.
 
-    `probabilities` `(N, Z)` are the pretrained classifier's. Nguyen, Hassner, Seeger and Archambeau, "LEEP: A New
-    Measure to Evaluate Transferability of Learned Representations", ICML 2020, section 3.
-    """
-    shares = np.asarray(probabilities, np.float64)
-    joint = one_hot(labels, classes).T @ shares / len(labels)  # P(y, z)
-    given = joint / np.maximum(joint.sum(axis=0), np.finfo(np.float64).tiny)  # P(y | z)
-    expected = (shares * given[labels]).sum(axis=1)
-    return float(np.log(np.maximum(expected, np.finfo(np.float64).tiny)).mean())
-
-
-def nce(source: Labels, labels: Labels) -> float:
-    """Return NCE: minus the conditional entropy (nats) of the labels given a classifier's own predictions `(N,)`.
-
-    Tran, Nguyen and Hassner, "Transferability and Hardness of Supervised Classification Tasks", ICCV 2019, section 3.
-    """
-    _, chosen = np.unique(source, return_inverse=True)
-    joint = np.zeros((int(chosen.max()) + 1, int(labels.max()) + 1))
-    np.add.at(joint, (chosen, labels), 1.0 / len(labels))
-    given = joint / joint.sum(axis=1, keepdims=True)
-    return float((joint[joint > 0] * np.log(given[joint > 0])).sum())
-
-
-def _spectrum(rows: Rows) -> tuple[Rows, Callable[[Rows], Rows]]:
-    """Return squared singular values above rounding, and the projection of targets `(N, k)` on left singular vectors.
-
-    From the smaller of the two Gram matrices: `rows` = U S V', and the projection is U' times the targets.
+    From the smaller of the two Gram matrices. Values up to `tolerance` times the greatest count as rounding errors.
     """
     images, width = rows.shape
-    if images <= width:
-        values, left = np.linalg.eigh(rows @ rows.T)
-        kept = _above_rounding(values, max(images, width))
-        return values[kept], lambda targets: left[:, kept].T @ targets
-    values, right = np.linalg.eigh(rows.T @ rows)
-    kept = _above_rounding(values, max(images, width))
-    directions = right[:, kept] / np.sqrt(values[kept])
-    return values[kept], lambda targets: directions.T @ (rows.T @ targets)
-
-
-def _above_rounding(values: Rows, size: int) -> NDArray[np.bool_]:
-    return values > max(float(values.max(initial=0.0)), 0.0) * size * np.finfo(np.float64).eps
+    if tolerance is None:
+        tolerance = max(images, width) * np.finfo(np.float64).eps
+    values, vectors = np.linalg.eigh(rows @ rows.T if images <= width else rows.T @ rows)
+    kept = values > max(float(values.max(initial=0.0)) * tolerance, 1e-300)
+    values, vectors = values[kept], vectors[:, kept]
+    return values, vectors if images <= width else rows @ (vectors / np.sqrt(values))

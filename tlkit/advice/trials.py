@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tlkit.advice.recommendation import Recommendation, available, epoch_seconds
-from tlkit.defaults import TRIED
+from tlkit.defaults import FROZEN, TRIED
 from tlkit.evaluation.metrics import Metrics
 from tlkit.plugin.contract import Head, Progress, Strategy, silent
 from tlkit.plugin.options import configure
@@ -147,7 +147,7 @@ def run_trials(
         return advice
     frozen = advice.recommendation.frozen()
     with tempfile.TemporaryDirectory(prefix="tlkit-trial-") if folder is None else nullcontext(folder) as place:
-        baseline = run_trial(advice.source, Path(place, "frozen"), request, frozen, progress, options)
+        baseline = run_trial(advice.source, Path(place, FROZEN), request, frozen, progress, options)
         trials, best, chosen = [baseline], baseline, frozen
         for name in TRIED:
             fit = partial(_epochs, advice, request, name, BUDGET_SHARE * (budget - baseline.seconds))
