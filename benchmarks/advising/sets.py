@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tlkit import api
 from tlkit.advice.run import AdviceRequest
 from tlkit.cli.common import question
 from tlkit.data.split import fraction
@@ -98,7 +99,9 @@ def seen(component: Backbone, data: Set) -> tuple[trunks.Trunk, Features]:
 
 def ask(**options: Any) -> AdviceRequest:
     """What the command line asks of the first backbone."""
-    return question([backbone(BACKBONES[0])], val=0.2, max_bad=0.01, seed=0, **options)
+    return api._request(  # noqa: SLF001  # as the command asks
+        [backbone(BACKBONES[0])], val=0.2, max_bad=0.01, seed=0, **options
+    )
 
 
 def table(file: Path, data: Set, **splits: Sequence[int]) -> Path:

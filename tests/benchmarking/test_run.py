@@ -32,7 +32,7 @@ class Time:
 
 
 class Steady(Session):
-    """Takes so many seconds a call; every tenth one takes ten times as long."""
+    """Takes so many seconds per call; every tenth one takes ten times as long."""
 
     input, outputs, metadata = IMAGES, (FEATURES,), {}
 

@@ -1,4 +1,4 @@
-"""What runs a graph fastest is found, kept, and heeded on machines like this one."""
+"""The fastest runtime config is found, kept, and used on machines like this one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def file(own_run):
 
 @pytest.fixture
 def speeds(monkeypatch):
-    """Has settings take as many images a second as a function of them and of their turn says; gives what was tried."""
+    """Have configs reach the throughput that a function of them and of their turn gives; return those tried."""
 
     def fake(rate):
         tried = []

@@ -68,12 +68,12 @@ def search(pictures, tmp_path_factory):
     return run
 
 
-def test_with_channels_alike_it_is_as_good_in_int8(search):
+def test_with_similar_channels_it_is_as_good_in_int8(search):
     _, _, found = search(Depthwise(wild=False), max_drop=0.5)
     assert [candidate.name for candidate in found.candidates] == ["int8"]
 
 
-def test_with_channels_unlike_it_falls_apart_and_the_layers_around_them_stay_in_float(search):
+def test_with_different_channels_it_falls_apart_and_the_layers_around_them_stay_in_float(search):
     bundle, published, found = search(Depthwise(), max_drop=0.5)
     first, *_, last = found.candidates
     assert first.name == "int8"

@@ -78,7 +78,7 @@ class TestKept:
         weight = next(t for t in onnx.load(own_run / "onnx/int8/head.onnx").graph.initializer if len(t.dims) == 2)
         assert np.array_equal(np.sort(onnx.numpy_helper.to_array(weight).ravel()), np.sort(kept["weight"].ravel()))
 
-    def test_it_was_fitted_on_the_features_of_the_quantised_trunk(self, own_run, search):
+    def test_it_was_fitted_on_the_features_of_the_quantized_trunk(self, own_run, search):
         seen = []
 
         class Watched(Means):

@@ -1,4 +1,4 @@
-"""Graphs: one trace, cut and joined without another, and held against the modules."""
+"""Graphs: one trace, cut and joined without another, and compared with the modules."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def config(repository, name):
 
 
 def serve(repository, name, images):
-    """What a server does: check the arrays against the configuration and run the steps of an ensemble in order."""
+    """Serve as Triton does: check the arrays against the configuration and run the steps of an ensemble in order."""
     wanted = config(repository, name)
     assert wanted.name == name
     known = {IMAGES: images}

@@ -1,4 +1,4 @@
-"""What was deployed against the trained modules, on a whole dataset."""
+"""Exports against the trained modules, on a whole dataset."""
 
 from __future__ import annotations
 

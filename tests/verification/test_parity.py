@@ -84,7 +84,7 @@ def amplified(features):
 
 
 class TestHead:
-    """Below fp32, features are held against what is expected, and logits against the head on these features."""
+    """Below fp32, features are compared with what is expected, and logits against the head on these features."""
 
     noisy = staticmethod(lambda arrays: {FEATURES: (x := arrays[FEATURES] * np.float32(1.0005)), LOGITS: amplified(x)})
 

@@ -202,7 +202,7 @@ def _calls(session: Session, images: NDArray[np.uint8], seconds: float, clock: C
     return done
 
 
-def _prepare(contents: Sequence[bytes], recipe: Preprocessing, clock: Clock) -> dict[str, list[float]]:
+def _prepare(contents: Sequence[bytes], preprocessing: Preprocessing, clock: Clock) -> dict[str, list[float]]:
     """Return the seconds of each stage from a file's bytes to pixels, image by image.
 
     `load` is timed in total, and its decoding once more by itself: an image that is decoded is resized at once.
@@ -210,9 +210,9 @@ def _prepare(contents: Sequence[bytes], recipe: Preprocessing, clock: Clock) -> 
     decode, resize = [], []
     for content in contents:
         before = clock()
-        decoded_size(content, recipe)
+        decoded_size(content, preprocessing)
         between = clock()
-        load(content, recipe)
+        load(content, preprocessing)
         whole = clock() - between
         decode.append(min(between - before, whole))
         resize.append(whole - decode[-1])

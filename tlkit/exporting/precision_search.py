@@ -37,7 +37,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class CandidateResult:
-    """A measured candidate. `drop` is in percentage points of accuracy against fp32; shares lie in 0..1."""
+    """A measured candidate. `drop` is that of the accuracy against fp32, in percentage points; shares lie in 0..1."""
 
     name: str
     kept: tuple[str, ...]  # layers in float
@@ -184,7 +184,7 @@ class PrecisionSearch:
         return run_samples(Model.open(file), self.val, self.progress(f"accuracy of {name}", len(self.val)), outputs)
 
     def _in_tolerance(self, candidate: Candidate) -> bool:
-        """Whether a candidate's trunk gives the trained features, within the tolerance of its precision."""
+        """Return whether a candidate's trunk gives the trained features, within the tolerance of its precision."""
         with on_disk(candidate.trunk) as file:
             tolerance = TOLERANCES[candidate.precision]
             return compare(self.expected, OnnxSession(file), self.parity.images, tolerance=tolerance).passed

@@ -73,7 +73,7 @@ def export(  # noqa: PLR0913  # the options of the verb
 ) -> ExportReport:
     """Write the ONNX graphs of a bundle, where they are missing or asked for, and from these every other target.
 
-    With `max_drop`, in percentage points of accuracy, precisions are tried from `precision` upwards.
+    With `max_drop`, an accuracy drop in percentage points, precisions are tried from `precision` upwards.
     """
     _check(precision, max_drop, fallback, refit_head)
     wanted = {target.name: graphs_for(target, precision) for target in targets}

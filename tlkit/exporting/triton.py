@@ -156,9 +156,9 @@ def _write_ensemble(
         steps = [_step(trunk, [IMAGES], [FEATURES]), _step(head, [FEATURES], [LOGITS, PROBABILITIES])]
         return ['platform: "ensemble"', f"ensemble_scheduling {{\n  step [\n{','.join(steps)}\n  ]\n}}"]
 
-    recipe = metadata.recipe(bundle.record.preprocessing)
+    preprocessing = metadata.recipe(bundle.record.preprocessing)
     outputs = {**pick(shapes, FEATURES), **answers}
-    _write(repository / name, pick(shapes, IMAGES), outputs, {**facts, metadata.PREPROCESSING: recipe}, fill)
+    _write(repository / name, pick(shapes, IMAGES), outputs, {**facts, metadata.PREPROCESSING: preprocessing}, fill)
 
 
 def _write(

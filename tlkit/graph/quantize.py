@@ -1,11 +1,11 @@
 """int8 as QuantizeLinear and DequantizeLinear around operators, in the flavor that the runtime wants.
 
 Weights are int8 with a scale for each channel, without which depthwise convolutions fall apart. What else differs by
-runtime is a `Flavor`. The quantiser is ONNX Runtime's own.
+runtime is a `Flavor`. The quantizer is ONNX Runtime's own.
 
 One file is one model on every processor. Without VNNI, x86 multiplies uint8 by int8 with an instruction that adds two
-neighbouring products in 16 bits (`vpmaddubsw`), and saturates: a sum is then whatever fits. `weight_scales` chooses
-each channel's scale so that no two neighbours can exceed it, and sums are exact everywhere.
+neighboring products in 16 bits (`vpmaddubsw`), and saturates: a sum is then whatever fits. `weight_scales` chooses
+each channel's scale so that no two neighbors can exceed it, and sums are exact everywhere.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 LEVELS = 127  # of a weight on either side of zero
 WEIGHTED = ("Conv", "Gemm", "MatMul")  # the layers that can be left in float one by one
 # An activation is absorbed by the layer before it, whose output then needs no range but the activation's own: without
-# that, ReLU6 would leave its six units a few levels. No Mul and no Sub: they are the normalisation, which stays float.
+# that, ReLU6 would leave its six units a few levels. No Mul and no Sub: they are the normalization, which stays float.
 ACTIVATIONS = ("Clip", "Relu")
 OPERATORS = (*WEIGHTED, *ACTIVATIONS, "Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool")
 
 
 @dataclass(frozen=True, slots=True)
 class Flavor:
-    """How a runtime wants its int8: the type of activations, and what ONNX Runtime's quantiser calls the rest.
+    """Form of int8 for a runtime: the type of activations, and other options of ONNX Runtime's quantizer.
 
     With `channels_last` its convolutions read them so, and the graph begins accordingly: see `entry`.
     """
@@ -109,7 +109,7 @@ def quantize(
     wanted = FLAVORS[flavor]
     if wanted.channels_last:
         graph = layout.by_rows(graph)
-    quantiser = QDQQuantizer(
+    quantizer = QDQQuantizer(
         onnx.shape_inference.infer_shapes(graph),  # a copy, with the shapes that it goes by
         per_channel=True,
         reduce_range=False,
@@ -121,8 +121,8 @@ def quantize(
         op_types_to_quantize=list(OPERATORS),
         extra_options={**wanted.options, "TensorQuantOverrides": weight_scales(graph)},
     )
-    quantiser.quantize_model()
-    made: onnx.ModelProto = quantiser.model.model
+    quantizer.quantize_model()
+    made: onnx.ModelProto = quantizer.model.model
     if wanted.channels_last:
         made = layout.merge_columns(made)
     ONNXModel(made).topological_sort()  # what was inserted was appended
@@ -130,10 +130,10 @@ def quantize(
 
 
 def weight_scales(graph: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
-    """A symmetric scale per output channel for every weight, as ONNX Runtime's quantiser takes overrides.
+    """A symmetric scale per output channel for every weight, as ONNX Runtime's quantizer takes overrides.
 
     It is the least with which neither a weight exceeds 127 levels nor the sum of two that are multiplied side by side:
-    rounded, such a sum is at most 128, and 255 * 128 < 2**15. Neighbours are taken in the order in which ONNX Runtime
+    rounded, such a sum is at most 128, and 255 * 128 < 2**15. Neighbors are taken in the order in which ONNX Runtime
     sums, channels innermost, wherever the first pair begins. Depthwise convolutions are summed in 32 bits.
     """
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}

@@ -127,7 +127,7 @@ class Exports:
         return self._opened[target, precision]
 
     def has(self, target: str = TARGET, precision: str = PRECISION) -> bool:
-        """Whether all graphs of an export are there and are this bundle's."""
+        """Return whether all graphs of an export are there and are this bundle's."""
         try:
             for graph in GRAPHS:
                 self.get(target, precision).file(graph)
@@ -170,7 +170,7 @@ class Exports:
         return f"run: tlkit export {quoted(self.root)} --{target}{more}"
 
     def _is_own(self, target: str, precision: str) -> bool:
-        """Whether a manifest names its place; one that can't be read counts, and is an error when it is opened."""
+        """Return whether a manifest names its place; an unreadable one counts, and is an error when it is opened."""
         try:
             manifest = json.loads((self.root / target / precision / MANIFEST).read_text())
             return (manifest["target"], manifest["precision"]) == (target, precision)

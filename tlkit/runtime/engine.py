@@ -57,7 +57,7 @@ class Opener:
             return OnnxSession(file, threads=threads)
 
     def takes_threads(self, export: Export) -> bool:
-        """Whether the number of threads can be chosen for an export."""
+        """Return whether the number of threads can be chosen for an export."""
         if export.target == exports.TARGET:
             return True
         try:

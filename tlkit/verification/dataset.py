@@ -16,7 +16,7 @@ OUTPUTS = (FEATURES, LOGITS, PROBABILITIES)
 
 @dataclass(frozen=True, slots=True)
 class DatasetComparison:
-    """An export against the trained modules. Shares lie in 0..1; `drop` is in percentage points of accuracy."""
+    """An export against the trained modules. Shares lie in 0..1; `drop` is in percentage points."""
 
     images: int
     accuracy: float

@@ -1,4 +1,4 @@
-"""Is what is deployed what was trained? A session held against expected values on real images, and a verdict."""
+"""Compare a session with expected output on real images: parity, with a tolerance for each precision."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HeadOf = Callable[["NDArray[np.float32]"], "NDArray[np.float32]"]  # features to
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What still counts as the same; errors are relative to the largest expected value."""
+    """Lowest cosine and largest error that pass; errors are relative to the largest expected value."""
 
     cosine: float
     error: float
@@ -38,7 +38,7 @@ TOLERANCES = {
     "int8": Tolerance(cosine=0.8, error=0.5),
     "int8-symmetric": Tolerance(cosine=0.8, error=0.5),
 }
-# The same graph on another machine: sums in another order round to another neighbour of what was written down.
+# The same graph on another machine: sums in another order round to an adjacent value of what was recorded.
 REPLAYS = {
     "fp16": Tolerance(cosine=0.9999, error=1e-2),
     "int8": Tolerance(cosine=0.999, error=5e-2),
@@ -75,7 +75,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether every comparison lies within the tolerance."""
+        """The verdict: every comparison lies within the tolerance."""
         return all(comparison.passed for comparison in self.comparisons)
 
     def to_json(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def compare(
     batches: Sequence[int] = BATCHES,
     head: HeadOf | None = None,
 ) -> Verdict:
-    """Run `inputs` `(N, ...)` through a session at several batch sizes and hold the results against `expected`.
+    """Run `inputs` `(N, ...)` through a session at several batch sizes and compare the output with `expected`.
 
     `expected` has `features` `(N, width)`, `logits` `(N, classes)` or both; those that the session gives are compared.
     Probabilities have to be the softmax of the logits. With `head`, below fp32, logits have to be what it gives for the
@@ -182,12 +182,12 @@ def compared(
 
 
 def head_of(session: Session) -> HeadOf:
-    """What an opened head gives for features."""
+    """Return the logits of an opened head as a function of features."""
     return lambda features: session.run(features, [LOGITS])[LOGITS]
 
 
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The cosine of each pair of rows; two rows of zeros are alike."""
+    """The cosine of each pair of rows; two rows of zeros have cosine 1."""
     norms = np.linalg.norm(a.astype(np.float64), axis=1) * np.linalg.norm(b.astype(np.float64), axis=1)
     dots = np.einsum("nw,nw->n", a, b, dtype=np.float64)
     both_zero = ~a.any(1) & ~b.any(1)
@@ -202,7 +202,7 @@ def relative_error(expected: NDArray[np.float32], got: NDArray[np.float32]) -> f
 
 
 def ties(logits: NDArray[np.float32], margin: float) -> NDArray[np.bool_]:
-    """Which rows have their two largest logits closer than `margin`."""
+    """Return the rows whose two largest logits are closer than `margin`."""
     top = np.partition(logits, -2, axis=1)[:, -2:]
     result: NDArray[np.bool_] = (top[:, 1] - top[:, 0]) < margin
     return result
