@@ -13,7 +13,6 @@ import numpy as np
 
 from tlkit import api
 from tlkit.advice.run import AdviceRequest
-from tlkit.cli.common import question
 from tlkit.data.split import fraction
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
