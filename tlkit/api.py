@@ -280,10 +280,10 @@ def embed(
 
     `model` is what `load` returned, a bundle or a graph. Unreadable images are in the result and in a rejects file.
     """
-    from tlkit.data.dataset import images as find
+    from tlkit.data.dataset import find_images
     from tlkit.runtime.embedding import embed
 
-    files = find([local_path(each) for each in ([images] if isinstance(images, str | os.PathLike) else images)])
+    files = find_images([local_path(each) for each in ([images] if isinstance(images, str | os.PathLike) else images)])
     opened = _model(model, "trunk")
     return embed(opened, files, local_path(out), (progress or silent)("embedding", len(files)))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tlkit import api
 from tlkit.advice.run import AdviceRequest
-from tlkit.data.split import fraction
+from tlkit.data.split import hash_fraction
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Backbone
@@ -53,7 +53,7 @@ def load(root: Path, name: str) -> Set:
         found += [(path, False) for path in _images(folder / "val")]
         found = _limited(folder, found)
     else:
-        found = [(path, fraction(path.relative_to(folder).as_posix()) >= 0.25) for path in _images(folder)]
+        found = [(path, hash_fraction(path.relative_to(folder).as_posix()) >= 0.25) for path in _images(folder)]
     classes = sorted({path.parent.name for path, _ in found})
     labels = np.array([classes.index(path.parent.name) for path, _ in found])
     learnt = np.array([learn for _, learn in found])
@@ -68,7 +68,7 @@ def _limited(folder: Path, found: list[tuple[Path, bool]]) -> list[tuple[Path, b
     """At most `PER_CLASS` images of each class to learn from."""
     kept: dict[str, int] = {}
     result = []
-    for path, learn in sorted(found, key=lambda each: fraction(each[0].relative_to(folder).as_posix())):
+    for path, learn in sorted(found, key=lambda each: hash_fraction(each[0].relative_to(folder).as_posix())):
         place = path.parent.name
         if learn:
             kept[place] = kept.get(place, 0) + 1

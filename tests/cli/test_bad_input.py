@@ -170,7 +170,7 @@ CASES = {
     "a table with holes": Case(
         "train photos/table.csv -o out",
         3,
-        "photos/table.csv: rows that can't be used: row 2 names no file: none.png, row 3 has no label; mend or .*",
+        "photos/table.csv: invalid rows: row 2 names no file: none.png, row 3 has no label; fix or .*",
         lambda root: write(root, "photos/table.csv", "path,label\nnone.png,dark\ndark/00.png,\n"),
     ),
     # images
@@ -178,7 +178,7 @@ CASES = {
         "train photos -o out",
         3,
         r"photos/dark/00.png: 1 of 36 images are unreadable, the first because: is not an image .*"
-        r"; mend or remove them, or allow more than 1.0% with --max-bad",
+        r"; fix or remove them, or allow more than 1.0% with --max-bad",
         lambda root: write(root, "photos/dark/00.png", "no image"),
     ),
     "truncated": Case(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkit.data.augmentation import AREA, RATIO, View, draw
+from tlkit.data.augmentation import AREA, RATIO, View, random_view
 from tlkit.data.preprocessing import load
 from tlkit.plugin.contract import Preprocessing
 
@@ -25,13 +25,13 @@ def picture(tmp_path):
 @pytest.mark.parametrize("extent", EXTENTS)
 def test_a_view_lies_inside_the_picture(extent):
     for index in range(300):
-        left, top, right, bottom = draw(0, 1, index).box(extent)
+        left, top, right, bottom = random_view(0, 1, index).box(extent)
         assert 0 <= left < right <= extent[0]
         assert 0 <= top < bottom <= extent[1]
 
 
 def test_views_have_the_areas_and_ratios_they_are_drawn_from():
-    views = [draw(0, 1, index) for index in range(2000)]
+    views = [random_view(0, 1, index) for index in range(2000)]
     for name, (low, high) in (("area", AREA), ("ratio", RATIO), ("x", (0, 1)), ("y", (0, 1))):
         values = [getattr(view, name) for view in views]
         assert low <= min(values) < low + 0.02
@@ -43,8 +43,8 @@ def test_views_have_the_areas_and_ratios_they_are_drawn_from():
 
 
 def test_seed_number_and_index_decide_and_nothing_else():
-    assert draw(1, 2, 3) == draw(1, 2, 3)
-    assert len({draw(*key) for key in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4))}) == 4
+    assert random_view(1, 2, 3) == random_view(1, 2, 3)
+    assert len({random_view(*key) for key in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4))}) == 4
 
 
 def test_the_view_of_everything_is_the_whole_picture(picture):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tlkit.data import scan as walking
-from tlkit.data.dataset import Dataset, Sample, images, read
+from tlkit.data import scan as scanning
+from tlkit.data.dataset import Dataset, Sample, find_images, read
 from tlkit.data.preprocessing import SUFFIXES, load
 from tlkit.errors import DataError, UsageError
 from tlkit.plugin.contract import Preprocessing
@@ -119,7 +119,7 @@ def test_order_of_the_listing_changes_nothing(tmp_path: Path, monkeypatch: pytes
         def __exit__(self, *_: object) -> None: ...
 
     scandir = os.scandir
-    monkeypatch.setattr(walking.os, "scandir", Backward)
+    monkeypatch.setattr(scanning.os, "scandir", Backward)
     assert read(root) == forward
 
 
@@ -250,7 +250,7 @@ def test_a_folder_that_is_closed_to_us_is_refused(tmp_path: Path, monkeypatch: p
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr(walking.os, "scandir", closed)
+    monkeypatch.setattr(scanning.os, "scandir", closed)
     with pytest.raises(DataError) as caught:
         read(root)
     assert str(caught.value) == f"{root / 'b'}: can't be read (Permission denied)"
@@ -367,7 +367,7 @@ def test_images_of_files_and_folders_in_the_order_named(tmp_path: Path) -> None:
     root = plant(
         tmp_path, ["b/2.jpg", "b/1.png", "b/c/3.gif", "b/.x.jpg", "b/note.txt", "a/1.jpg", "odd.bin", ".h.jpg"]
     )
-    found = images([root / "odd.bin", root / "b", root / ".h.jpg", root / "a"])
+    found = find_images([root / "odd.bin", root / "b", root / ".h.jpg", root / "a"])
     expected = ["odd.bin", "b/1.png", "b/2.jpg", "b/c/3.gif", ".h.jpg", "a/1.jpg"]
     assert found == [root / path for path in expected]
 
@@ -375,13 +375,13 @@ def test_images_of_files_and_folders_in_the_order_named(tmp_path: Path) -> None:
 def test_images_named_twice_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = plant(tmp_path, ["a/1.jpg", "a/2.jpg"])
     monkeypatch.chdir(root)
-    assert len(images([Path("a/2.jpg"), Path("a"), root / "a"])) == 2
+    assert len(find_images([Path("a/2.jpg"), Path("a"), root / "a"])) == 2
 
 
 def test_images_names_all_sources_that_hold_none(tmp_path: Path) -> None:
     root = plant(tmp_path, ["empty/", "text/x.txt", "good/1.jpg"])
     with pytest.raises(DataError) as caught:
-        images([root / "empty", root / "gone.jpg", root / "good", root / "text"])
+        find_images([root / "empty", root / "gone.jpg", root / "good", root / "text"])
     assert caught.value.what == (
         f"{root}/empty: a folder without images, {root}/gone.jpg: no such file or folder, "
         f"{root}/text: a folder without images"

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin, TiffImagePlugin
 
-from tlkit.data.dataset import images
+from tlkit.data.dataset import find_images
 from tlkit.data.preprocessing import UnreadableImage, load
 from tlkit.errors import DataError, UsageError
 from tlkit.plugin.contract import INTERPOLATIONS, Preprocessing
@@ -220,7 +220,7 @@ def test_reduced_decoding_is_faithful(
 
 
 def test_reduced_decoding_is_faithful_to_real_photographs(shared_data: Path, drafts: list[tuple[int, int]]) -> None:
-    large = [path for path in images([shared_data / "ants_bees"]) if min(Image.open(path).size) >= 1024]
+    large = [path for path in find_images([shared_data / "ants_bees"]) if min(Image.open(path).size) >= 1024]
     assert len(large) >= 2
     for path in large:
         size, full = Image.open(path).size, encoded(Image.open(path), "BMP")

@@ -11,18 +11,19 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tlkit.data.split import Row, assign, fraction
+from tlkit.data.labels import Entry
+from tlkit.data.split import assign_splits, hash_fraction
 
 VALS = st.floats(0.05, 0.95)
 SETS = st.dictionaries(st.text("abcé/.", min_size=1, max_size=6), st.sampled_from("xyz"), min_size=1, max_size=40)
 
 
-def rows(labelled: dict[str, str], split: str | None = None) -> list[Row]:
-    return [Row(Path(name), name, label, split) for name, label in labelled.items()]
+def rows(labelled: dict[str, str], split: str | None = None) -> list[Entry]:
+    return [Entry(Path(name), name, label, split) for name, label in labelled.items()]
 
 
 def splits(labelled: dict[str, str], val: float) -> dict[str, str]:
-    return dict(zip(labelled, assign(rows(labelled), val), strict=True))
+    return dict(zip(labelled, assign_splits(rows(labelled), val), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -31,15 +32,15 @@ def splits(labelled: dict[str, str], val: float) -> dict[str, str]:
 )
 def test_positions_never_move(name: str, position: float) -> None:
     """Bundles out there rely on these: if one differs, it is not the test that is wrong."""
-    assert fraction(name) == position
+    assert hash_fraction(name) == position
 
 
 def test_position_is_the_sha256_as_a_fraction_of_2_to_the_64() -> None:
-    assert fraction("a/b.jpg") == int(hashlib.sha256(b"a/b.jpg").hexdigest()[:16], 16) / 2**64
+    assert hash_fraction("a/b.jpg") == int(hashlib.sha256(b"a/b.jpg").hexdigest()[:16], 16) / 2**64
 
 
 def test_positions_of_names_that_are_not_utf8_follow_their_bytes() -> None:
-    assert fraction("caf\udce9") == int(hashlib.sha256(b"caf\xe9").hexdigest()[:16], 16) / 2**64
+    assert hash_fraction("caf\udce9") == int(hashlib.sha256(b"caf\xe9").hexdigest()[:16], 16) / 2**64
 
 
 @given(SETS, VALS, st.randoms())
@@ -58,7 +59,7 @@ def test_every_class_of_two_or_more_is_on_both_sides(labelled: dict[str, str], v
 
 @given(st.text(min_size=1, alphabet="abc"), VALS)
 def test_the_only_image_of_a_class_follows_the_threshold(name: str, val: float) -> None:
-    assert splits({name: "x"}, val) == {name: "val" if fraction(name) < val else "train"}
+    assert splits({name: "x"}, val) == {name: "val" if hash_fraction(name) < val else "train"}
 
 
 @given(SETS, VALS)
@@ -66,18 +67,18 @@ def test_an_image_is_where_the_threshold_puts_it_or_nearest_to_it(labelled: dict
     found = splits(labelled, val)
     for label in set(labelled.values()):
         members = [name for name in labelled if labelled[name] == label]
-        moved = [name for name in members if (found[name] == "val") != (fraction(name) < val)]
+        moved = [name for name in members if (found[name] == "val") != (hash_fraction(name) < val)]
         if not moved:
             continue
         assert len(moved) == 1
-        assert len({fraction(name) < val for name in members}) == 1  # all on one side: the exception acts
-        assert abs(fraction(moved[0]) - val) == min(abs(fraction(name) - val) for name in members)
+        assert len({hash_fraction(name) < val for name in members}) == 1  # all on one side: the exception acts
+        assert abs(hash_fraction(moved[0]) - val) == min(abs(hash_fraction(name) - val) for name in members)
 
 
 @given(SETS, SETS, VALS)
 def test_adding_images_moves_none(before: dict[str, str], added: dict[str, str], val: float) -> None:
     after = {**added, **before}
-    sides = {label: {fraction(n) < val for n in before if before[n] == label} for label in set(before.values())}
+    sides = {label: {hash_fraction(n) < val for n in before if before[n] == label} for label in set(before.values())}
     large = {label for label, both in sides.items() if len(both) == 2}  # where no exception acts
     assume(large)
     old, new = splits(before, val), splits(after, val)
@@ -94,10 +95,10 @@ def test_the_share_of_large_sets_is_near_val(val: float) -> None:
 
 def test_a_stated_split_is_kept() -> None:
     stated = [*rows({"a": "x", "b": "x"}, "train"), *rows({"c": "x"}, "val"), *rows({"d": "x"}, "test")]
-    assert assign(stated, 0.5) == ["train", "train", "val", "test"]
+    assert assign_splits(stated, 0.5) == ["train", "train", "val", "test"]
 
 
 def test_val_comes_out_of_train_only() -> None:
     labelled = {f"{index}": "x" for index in range(50)}
-    found = assign([*rows(labelled, "train"), *rows({"t": "x"}, "test")], 0.3)
+    found = assign_splits([*rows(labelled, "train"), *rows({"t": "x"}, "test")], 0.3)
     assert found == [*splits(labelled, 0.3).values(), "test"]

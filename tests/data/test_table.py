@@ -169,7 +169,7 @@ def test_all_rows_that_are_unusable_come_at_once_up_to_a_few(folder: Path) -> No
     assert "row 6 names no file: gone.jpg and has no label, row 7 names no file: lost0.jpg" in message
     assert "row 15" in message
     assert "row 16" not in message
-    assert message.endswith("and 3 more; mend or remove them")
+    assert message.endswith("and 3 more; fix or remove them")
 
 
 def test_csv_in_another_encoding_is_refused(folder: Path) -> None:
@@ -185,7 +185,7 @@ def test_parquet_nulls_are_refused_by_row(column: str, folder: Path) -> None:
 
 def test_parquet_labels_that_are_no_text_are_refused(folder: Path) -> None:
     what = refusal(pq(folder, path=FILES[:2], label=[1.0, 2.5])).what
-    assert "row 1 has a label that is no text or whole number: 1.0, row 2" in what
+    assert "row 1 has a label that is neither text nor an integer: 1.0, row 2" in what
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"no parquet at all" * 99])

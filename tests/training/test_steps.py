@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.kit.course import course
 from tests.kit.tiny import Line, Tiny
-from tlkit.data import randaugment as vision
+from tlkit.data import augmentation as vision
 from tlkit.errors import ResourceError, UsageError
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Phase

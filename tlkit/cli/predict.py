@@ -38,10 +38,10 @@ def command(
       tlkit predict run/ photos/ --topk 3 --json
     """
     from tlkit.api import load
-    from tlkit.data.dataset import images as find
+    from tlkit.data.dataset import find_images
     from tlkit.util.resources import cores
 
-    files = find(images)
+    files = find_images(images)
     workers = 1 if len(files) < 2 * cores() else None
     opened = load(model, device=device, allow_cpu=allow_cpu, workers=workers, head=head)
     reasons = {}

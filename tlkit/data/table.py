@@ -1,4 +1,4 @@
-"""A .csv or .parquet table with the columns path, label and optionally split -> rows."""
+"""Read a .csv or .parquet table with the columns path, label and optionally split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tlkit.data.split import LIMIT, SPLITS, Row, nfc
+from tlkit.data.labels import LIMIT, Entry, nfc
+from tlkit.data.split import SPLITS
 from tlkit.errors import DataError, ResourceError
 from tlkit.util.text import listed
 
@@ -16,7 +17,7 @@ SUFFIXES = frozenset({".csv", ".parquet"})
 
 
 class _Record(NamedTuple):
-    """One row of the table as it stands there; `split` is None where there is no such column."""
+    """One row of the table as it is written; `split` is None if there is no such column."""
 
     number: int  # as a spreadsheet counts: the header of a CSV is row 1; Parquet has none and begins at 1
     path: Any
@@ -25,36 +26,36 @@ class _Record(NamedTuple):
     surplus: bool = False  # there are more fields than columns
 
 
-class _Unusable(Exception):
-    """Why one row can't be used."""
+class _InvalidRow(Exception):
+    """The reason why a row is invalid."""
 
 
-def read(file: Path) -> list[Row]:
-    """The rows of a table; paths are absolute or relative to the table's folder, labels are text or whole numbers.
+def read(file: Path) -> list[Entry]:
+    """Return the entries of a table; paths are absolute or relative to its folder, labels are text or integers.
 
-    Raises `DataError` with all rows that can't be used, by number and reason, and `ResourceError` where reading
-    Parquet needs a package that is not installed.
+    Raises `DataError` with all invalid rows, by number and reason, and `ResourceError` if reading Parquet needs a
+    package that is not installed.
     """
     records = _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
-    rows: list[Row] = []
+    entries: list[Entry] = []
     problems: list[str] = []
     first: dict[str, _Record] = {}
     for record in records:
         try:
-            row = _row(record, file.parent)
-            _check_repeated(record, row, first)
-            rows.append(row)
-        except _Unusable as problem:
+            entry = _entry(record, file.parent)
+            _check_repeated(record, entry, first)
+            entries.append(entry)
+        except _InvalidRow as problem:
             problems.append(f"row {record.number} {problem}")
     if problems:
-        raise DataError(f"rows that can't be used: {listed(problems, LIMIT)}", file=file, do="mend or remove them")
-    if not rows:
+        raise DataError(f"invalid rows: {listed(problems, LIMIT)}", file=file, do="fix or remove them")
+    if not entries:
         raise DataError("a table without rows", file=file)
-    return rows
+    return entries
 
 
-def _row(record: _Record, folder: Path) -> Row:
-    problems = ["has more fields than the header (commas want quotes)"] if record.surplus else []
+def _entry(record: _Record, folder: Path) -> Entry:
+    problems = ["has more fields than the header (quote fields that contain commas)"] if record.surplus else []
     path, label = _text(record.path), _text(record.label)
     split = None if record.split is None else SPLITS.get(_text(record.split).casefold())
     if not path:
@@ -63,21 +64,23 @@ def _row(record: _Record, folder: Path) -> Row:
         problems.append(f"names no file: {path}")
     if not label:
         blank = record.label is None or isinstance(record.label, str)
-        problems.append("has no label" if blank else f"has a label that is no text or whole number: {record.label!r}")
+        problems.append(
+            "has no label" if blank else f"has a label that is neither text nor an integer: {record.label!r}"
+        )
     if record.split is not None and split is None:
         problems.append(f"has split {record.split!r}, not one of {', '.join(SPLITS)}")
     if problems:
-        raise _Unusable(" and ".join(problems))
-    return Row(folder / path, _name(folder, path), label, split)
+        raise _InvalidRow(" and ".join(problems))
+    return Entry(folder / path, _name(folder, path), label, split)
 
 
 def _text(value: Any) -> str:
-    """Text without the spaces around it; empty for what is no text, such as 1.0, which may mean class "1" or not."""
+    """Return text without surrounding spaces; empty for other values, such as 1.0, which may mean class "1" or not."""
     return str(value).strip() if isinstance(value, (str, int)) else ""
 
 
 def _name(folder: Path, path: str) -> str:
-    """The path relative to the table's folder, with "./" and "x/.." resolved; absolute if it lies elsewhere."""
+    """Return the path relative to the table's folder, with "./" and "x/.." resolved; absolute if it lies outside."""
     base = os.path.abspath(folder)
     full = os.path.normpath(os.path.join(base, path))
     inside = os.path.join(base, "")
@@ -88,12 +91,12 @@ def _name(folder: Path, path: str) -> str:
     return nfc(name.replace(os.sep, "/"))
 
 
-def _check_repeated(record: _Record, row: Row, first: dict[str, _Record]) -> None:
-    earlier = first.setdefault(row.name, record)
+def _check_repeated(record: _Record, entry: Entry, first: dict[str, _Record]) -> None:
+    earlier = first.setdefault(entry.name, record)
     if earlier is not record:
-        same = _text(earlier.label) == row.label
-        labels = "the same label" if same else f"another label ({row.label!r}, not {_text(earlier.label)!r})"
-        raise _Unusable(f"repeats the file of row {earlier.number} with {labels}")
+        same = _text(earlier.label) == entry.label
+        labels = "the same label" if same else f"another label ({entry.label!r}, not {_text(earlier.label)!r})"
+        raise _InvalidRow(f"repeats the file of row {earlier.number} with {labels}")
 
 
 def _csv(file: Path) -> Iterator[_Record]:

@@ -97,10 +97,12 @@ class Model:
         )
         names = head_names(session.metadata)
         if names and head is None:
-            raise UsageError("it has several heads", file=file, do=f"choose one of them: {', '.join(names)}")
+            raise UsageError(
+                "it has several heads", file=file, do=f"choose one of them with --head: {', '.join(names)}"
+            )
         if head is not None:
             if not names:
-                raise UsageError("it has one head", file=file, do="leave out the head")
+                raise UsageError("it has one head", file=file, do="leave out --head")
             session = HeadSession(session, head)
         return cls(session, file)
 

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlkit.data.augmentation import draw
+from tlkit.data.augmentation import randaugment, random_view
 from tlkit.data.preprocessing import load
-from tlkit.data.randaugment import randaugment
 from tlkit.plugin.contract import Phase, Preprocessing
 from tlkit.util.prefetch import prefetch
 from tlkit.util.resources import cores
@@ -86,7 +85,7 @@ class AugmentedViews:
 
     def see(self, path: Path, preprocessing: Preprocessing, number: int, row: int) -> NDArray[np.uint8]:
         """View `number` of an image, uint8 `(S, S, 3)`."""
-        image = load(path, preprocessing, view=draw(self.seed, number, row) if self.crop else None)
+        image = load(path, preprocessing, view=random_view(self.seed, number, row) if self.crop else None)
         return randaugment(image, self.magnitude, [self.seed, number, row, 1]) if self.magnitude else image
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 
-from tlkit.data.randaugment import STRONGEST
+from tlkit.data.augmentation import MAX_MAGNITUDE
 from tlkit.errors import UsageError
 from tlkit.plugin.contract import BALANCES, BATCHNORMS, OPTIMIZERS, Phase
 
@@ -28,6 +28,7 @@ def check_phases(phases: Sequence[Phase], stages: Sequence[str]) -> None:
 def _problems(phase: Phase, stages: int) -> Iterator[str]:
     """What is wrong with a phase, each as the end of a sentence about it."""
     rates = [phase.head_lr, phase.trunk_lr] if phase.trainable else [phase.head_lr]
+    magnitude = 0 <= phase.randaugment <= MAX_MAGNITUDE
     wrong = {
         f"has {phase.epochs} epochs": phase.epochs < 1,
         f"moves {phase.trainable} stages of {stages}": not 0 <= phase.trainable <= stages,
@@ -40,7 +41,7 @@ def _problems(phase: Phase, stages: int) -> Iterator[str]:
         f"has a smoothing of {phase.label_smoothing:g}, not in [0, 1)": not 0.0 <= phase.label_smoothing < 1.0,
         f"clips gradients to {phase.gradient_clipping:g}": phase.gradient_clipping < 0.0,
         f"has a patience of {phase.patience} epochs": phase.patience < 0,
-        f"has a randaugment of {phase.randaugment}, not from 0 to {STRONGEST}": not 0 <= phase.randaugment <= STRONGEST,
+        f"has a randaugment of {phase.randaugment}, not from 0 to {MAX_MAGNITUDE}": not magnitude,
         f"has a mixup of {phase.mixup:g}": not 0.0 <= phase.mixup < math.inf,
         f"has a cutmix of {phase.cutmix:g}": not 0.0 <= phase.cutmix < math.inf,
         f"has the balance {phase.balance!r}, not {' or '.join(BALANCES)}": phase.balance not in BALANCES,

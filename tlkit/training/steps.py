@@ -160,7 +160,7 @@ def mixing(phase: Phase, classes: int) -> Mix | None:
     """
     if not (phase.mixup or phase.cutmix):
         return None
-    from tlkit.data.randaugment import transforms
+    from tlkit.data.augmentation import transforms
 
     v2 = transforms()
     ways = {v2.MixUp: phase.mixup, v2.CutMix: phase.cutmix}
