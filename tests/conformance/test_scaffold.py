@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -15,9 +16,8 @@ import pytest
 from tests.kit.distribution import install_project
 from tlkit.conformance.scaffold import contract_range, names, write
 from tlkit.errors import UsageError
+from tlkit.plugin.kinds import KINDS
 from tlkit.version import __version__
-
-KINDS = ("backbone", "head", "strategy", "target")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -159,7 +159,7 @@ def begin(tlkit, shell, tmp_path, pictures):
     return run
 
 
-def test_from_nothing_to_a_deployed_backbone(begin):
+def test_a_new_backbone_is_listed_checked_and_recorded_in_a_bundle(begin):
     do = begin("backbone")
     listed = {plugin["distribution"]: plugin for plugin in do("tlkit plugins --json").json["plugins"]}
     assert [component["name"] for component in listed["tlkit-mybackbone"]["components"]] == ["mybackbone"]
@@ -174,8 +174,6 @@ def test_from_nothing_to_a_deployed_backbone(begin):
     settings = "--backbone mybackbone --cut stage3 --set backbone.width=8 --golden 4"
     trained = do(f"tlkit train {{photos}} -o run {settings} --json").json
     assert trained["metrics"]["accuracy"] > 0.8
-    do("tlkit export run --onnx")
-    do("tlkit verify run")
     record = json.loads(do("tlkit inspect run --json").out)
     assert record["backbone"]["distribution"] == "tlkit-mybackbone"
     assert record["backbone"]["options"] == {"width": 8}
@@ -183,13 +181,19 @@ def test_from_nothing_to_a_deployed_backbone(begin):
         do("tlkit export run --tensorrt-rtx")
 
 
-def test_a_new_head_and_strategy_train_and_a_new_target_is_built(begin):
-    do = begin("head")
-    begin("strategy")
-    begin("target")
-    for name in ("myhead", "mystrategy", "mytarget"):
-        do(f"tlkit plugins check {name}")
-    settings = "--cut stem --head myhead --strategy mystrategy --set strategy.steps=50 --golden 4"
-    do(f"tlkit train {{photos}} -o run {settings}")
-    do("tlkit export run --target mytarget")
-    do("tlkit verify run")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_command_of_its_readme_runs(kind, tlkit, shell, tmp_path, pictures):
+    name, site = f"tlkit-my{kind}", tmp_path / "site"
+    folder = tmp_path / name
+    assert tlkit("plugins", "new", name, "--kind", kind, cwd=tmp_path).code == 0
+    (folder / "photos").symlink_to(pictures)
+    blocks = re.findall(r"```console\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    install, *commands = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    assert install == "pip install -e '.[test]'"
+    site.mkdir()
+    install_project(site, folder)  # as pip would
+    assert len(commands) >= 4
+    assert all(any(name in command for command in commands) for name in ("plugins check", "pytest", "train"))
+    for command in commands:
+        finished = shell(command, cwd=folder, env={"PYTHONPATH": str(site)})
+        assert finished.code == 0, f"{command}: {finished.err}{finished.out}"

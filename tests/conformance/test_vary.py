@@ -99,7 +99,7 @@ def test_a_stage_left_out_is_found_even_where_it_begins_as_nothing():
         def stages(self, *, pretrained):
             return {name: stage for name, stage in super().stages(pretrained=pretrained).items() if name != "body"}
 
-    with pytest.raises(CheckFailed, match="the chained stages differ from the whole network"):
+    with pytest.raises(CheckFailed, match="the chained stages differ from the network"):
         together(Lacking())
 
 

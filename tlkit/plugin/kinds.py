@@ -58,7 +58,7 @@ KINDS: dict[str, Kind] = {
             ("head",),
             Template(
                 "head.py.tmpl",
-                (f"{_TRAIN} --head {{name}}", _EXPORT, "tlkit verify run/"),
+                (f"{_TRAIN} --head {{name}}", "tlkit inspect run/"),
                 "Put your classifier into `module` and `solve`; a head that is trained by gradient leaves out `solve`.",
             ),
         ),

@@ -85,12 +85,12 @@ class Holding(Tiny):
 BROKEN["declared-cheaply"] = (heavy.Heavy(), "declaring it imports .*torch")
 
 
-@breaks("preprocessing", "not on the scale 0..1; divide by 255")
+@breaks("preprocessing", "not on the scale 0..1; divide values on the scale 0..255 by 255")
 class OtherScale(Tiny):
     preprocessing = replace(Tiny.preprocessing, mean=(124.0, 117.0, 104.0))
 
 
-@breaks("origin-of-the-weights", "is a place on one machine")
+@breaks("origin-of-the-weights", "is a path on one machine")
 class AtHome(Tiny):
     weights = Weights("/elsewhere/weights.pth", "MIT")
 
@@ -393,7 +393,7 @@ class Learning(Holder):
         return x
 
 
-@breaks("frozen-stages-stay", "training changed what was frozen: stages.first.3.value")
+@breaks("frozen-stages-stay", "training changed frozen tensors: stages.first.3.value")
 class Unfrozen(Changed):
     def change(self, stages, pretrained):
         stages["first"].append(Learning(torch.zeros(1)).eval())
