@@ -1,4 +1,4 @@
-"""When fine-tuning is recommended, and how a recommendation prints."""
+"""Conditions of fine-tuning, and the text of a recommendation."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ h3 { font-size: 1rem; margin: 1.6rem 0 .5rem; }
 .verdict.inconclusive { border-color: var(--warn); }
 .what { margin: 0 0 .6rem; font-size: 1.25rem; font-weight: 650; line-height: 1.3; }
 .inconclusive .what { color: var(--warn); }
-ul { margin: .5rem 0; padding-left: 1.2rem; }
+p { margin: .4rem 0; } ul { margin: .5rem 0; padding-left: 1.2rem; }
 pre { margin: .3rem 0; padding: .6rem .8rem; background: var(--paper); border: 1px solid var(--rule);
   border-radius: 4px; font: .85rem/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; max-width: 100%; margin: .6rem 0; }
