@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from tlkit import api
 from tlkit.advice.run import AdviceRequest
 from tlkit.data.split import hash_fraction
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Backbone
 from tlkit.plugin.registry import load as load_plugins
+from tlkit.resolve import advice_request
 from tlkit.runtime.features import Features, extract
 
 NAMES = ("ants_bees", "sign_digits", "cifar10", "fashion_mnist")
@@ -98,9 +98,7 @@ def seen(component: Backbone, data: Set) -> tuple[trunks.Trunk, Features]:
 
 def ask(**options: Any) -> AdviceRequest:
     """What the command line asks of the first backbone."""
-    return api._request(  # noqa: SLF001  # as the command asks
-        [backbone(BACKBONES[0])], val=0.2, max_bad=0.01, seed=0, **options
-    )
+    return advice_request([backbone(BACKBONES[0])], val=0.2, max_bad=0.01, seed=0, **options)
 
 
 def table(file: Path, data: Set, **splits: Sequence[int]) -> Path:

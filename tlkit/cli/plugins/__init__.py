@@ -46,7 +46,7 @@ def command(context: click.Context, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from tlkit.api import load_plugins
+    from tlkit.resolve import load_plugins
 
     plugins = load_plugins().plugins
     text = "\n".join(line for plugin in plugins for line in _lines(plugin)) or "no plugins"

@@ -28,8 +28,8 @@ def command(name: str, kind: str | None, pretrained: bool, as_json: bool) -> Non
       tlkit plugins check 'mynet/*' --json
       tlkit plugins check tlkit-mynet --kind head
     """
-    from tlkit.api import load_plugins
     from tlkit.conformance.report import check
+    from tlkit.resolve import load_plugins
 
     with progress_bars() as progress:
         report = check(load_plugins(), name, kind, pretrained=pretrained, progress=progress)

@@ -28,8 +28,8 @@ def command(name: str, kind: str, out: Path | None, as_json: bool) -> None:
       tlkit plugins new tlkit-mynet --kind backbone
       tlkit plugins new tlkit-myhead --kind head -o somewhere/else/
     """
-    from tlkit.api import load_plugins
     from tlkit.conformance import scaffold
+    from tlkit.resolve import load_plugins
 
     found = scaffold.names(name, kind)
     if found.component in load_plugins().names(kind):

@@ -23,8 +23,8 @@ def command(name: str, kind: str | None, as_json: bool) -> None:
       tlkit plugins show NAME
       tlkit plugins show NAME --kind head --json
     """
-    from tlkit.api import load_plugins
     from tlkit.conformance.report import select
+    from tlkit.resolve import load_plugins
 
     components = select(load_plugins(), name, kind).components
     text = "\n\n".join(map(str, components))

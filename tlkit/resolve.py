@@ -1,0 +1,181 @@
+"""Resolution of what the API is given: names to components, paths to bundles, devices that may be missing."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tlkit import defaults
+from tlkit.errors import ResourceError, TlkitWarning, UsageError
+from tlkit.util.files import local_path
+
+if TYPE_CHECKING:
+    from tlkit.advice.run import AdviceRequest
+    from tlkit.model.bundle import Bundle
+    from tlkit.plugin.contract import Backbone, Head
+    from tlkit.plugin.loading import RegisteredComponent
+    from tlkit.plugin.registry import Host
+    from tlkit.runtime.engine import Opener
+    from tlkit.verification.trained import TrainedModules
+
+StrPath = str | os.PathLike[str]
+
+AUTO = "auto"  # the strategy that follows the advice
+CPU = "cpu"
+
+T = TypeVar("T")
+
+
+@functools.cache
+def load_plugins() -> Host:
+    """Return the registry of plugins, loaded once; what is wrong with some of them is a warning."""
+    from tlkit.plugin.registry import load
+
+    host = load()
+    for warning in host.warnings:
+        warn(warning)
+    return host
+
+
+def components(kind: str | None, pattern: str) -> list[RegisteredComponent]:
+    """Return the accepted components of a kind, or of all, whose name matches a shell pattern."""
+    found = [component for plugin in load_plugins().plugins for component in plugin.components]
+    return [
+        each
+        for each in found
+        if each.reason is None and kind in (None, each.kind) and fnmatch.fnmatchcase(each.name, pattern)
+    ]
+
+
+def image_files(images: Sequence[StrPath] | StrPath) -> list[Path]:
+    """Return the image files that are named, those in folders included; a bare string is one path."""
+    from tlkit.data.dataset import find_images
+
+    return find_images([local_path(each) for each in ([images] if isinstance(images, str | os.PathLike) else images)])
+
+
+def warn(text: str) -> None:
+    """Tell the user of something although the work goes on."""
+    warnings.warn(text, TlkitWarning, stacklevel=3)
+
+
+def optional_path(path: StrPath | None) -> Path | None:
+    """Return a path where one is given."""
+    return None if path is None else local_path(path)
+
+
+def open_bundle(path: StrPath) -> Bundle:
+    """Return a bundle, opened and checked as a whole."""
+    from tlkit.model import bundle
+
+    return bundle.open_bundle(local_path(path))
+
+
+def _made_with(bundle: Bundle) -> tuple[Backbone, Head]:
+    """Return the backbone and the head that a bundle was trained with."""
+    made = {"backbone": bundle.record.backbone, "head": bundle.record.head}
+    backbone, head = (
+        load_plugins().require(kind, each.name, each.distribution, each.version, each.options)
+        for kind, each in made.items()
+    )
+    return backbone, head
+
+
+def advice_request(
+    backbones: Sequence[Backbone],
+    *,
+    val: float,
+    max_bad: float,
+    seed: int,
+    head: Head | None = None,
+    cut: str | None = None,
+    **options: Any,
+) -> AdviceRequest:
+    """Return the request for advice: every strategy that plugins provide, and every head or the one that is named."""
+    from tlkit.advice.run import AdviceRequest
+
+    plugins = load_plugins()
+    heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
+    strategies = [plugins.get("strategy", name) for name in plugins.names("strategy")]
+    return AdviceRequest(backbones, heads, strategies, plugins.origin, val, max_bad, seed, cut, options)
+
+
+def configured(named: Mapping[str, str], options: Mapping[str, object] | None) -> dict[str, Any]:
+    """Return the components of these names by kind, with their options set.
+
+    Raises one UsageError for all names that no plugin provides.
+    """
+    from tlkit.plugin.options import configure_all
+
+    components, problems = dict[str, Any](), []
+    for kind, name in named.items():
+        try:
+            components[kind] = load_plugins().get(kind, name)
+        except UsageError as problem:
+            problems.append(problem.what)
+    if problems:
+        raise UsageError("; ".join(problems))
+    return configure_all(components, options or {})
+
+
+def components_to_train(
+    backbone: str | None, strategy: str | None, head: str | None, options: Mapping[str, object]
+) -> dict[str, Any]:
+    """Return the configured components to train; without a strategy, only those that are not left to the advice."""
+    named = {"backbone": backbone or defaults.DEFAULT_BACKBONE, "strategy": strategy, "head": head}
+    if strategy is not None and head is None:
+        named["head"] = defaults.DEFAULT_HEAD
+    for key in options:
+        kind = key.partition(".")[0].strip()
+        if kind in named and named[kind] is None:
+            raise UsageError(f"option {key}: {AUTO} decides on the {kind}", do=f"name the {kind}, or leave it out")
+    return configured({kind: name for kind, name in named.items() if name is not None}, options)
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Warn, if a training is interrupted, that it can be resumed."""
+    from tlkit.training.run_directory import is_unfinished
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_unfinished(out):
+            warn(f"{out} is not finished; give the same options and --resume to continue")
+        raise
+
+
+def on_device(opening: Callable[[str], T], device: str, allow_cpu: bool) -> T:
+    """Return what is opened on a device; on the CPU instead only where that is allowed, and with a warning."""
+    try:
+        return opening(device)
+    except ResourceError as error:
+        if not allow_cpu or device == CPU:
+            raise
+        warn(f"{error.what}; the CPU is used instead")
+        return opening(CPU)
+
+
+def opener(device: str, allow_cpu: bool, trust: bool) -> Opener:
+    """Return what opens exports on a device, through the targets that plugins provide."""
+    from tlkit.runtime.engine import Opener
+
+    return Opener(lambda name: load_plugins().get("target", name), device, allow_cpu, trust, warn)
+
+
+def trained_modules(bundle: StrPath) -> TrainedModules:
+    """Return the modules of a bundle, which are built when they are needed."""
+    from tlkit.verification.trained import TrainedModules
+
+    return TrainedModules(open_bundle(bundle), _made_with)
+
+
+def several(given: Sequence[str] | str) -> tuple[str, ...]:
+    """Return names without repetitions; a bare string is one name."""
+    return (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
