@@ -135,7 +135,7 @@ def test_pixels_that_are_levels_already_are_not_computed_with(quantized, tmp_pat
     assert run_by_onnx_runtime(graph, tmp_path)[:4] == ["Reshape", "QLinearConv", "Reshape", "QLinearConv"]
 
 
-def test_other_pixels_are_normalised_by_rows_and_quantised_before_they_are_moved(quantized, tmp_path):
+def test_other_pixels_are_normalised_normalize_rows_and_quantised_before_they_are_moved(quantized, tmp_path):
     graph, _ = quantized(Stem(), OTHER)
     begun = ["Cast", "Sub", "Mul", "QuantizeLinear", "Reshape", "QLinearConv", "Reshape", "QLinearConv"]
     assert run_by_onnx_runtime(graph, tmp_path)[: len(begun)] == begun
@@ -165,7 +165,7 @@ class TestByRows:
         trunk = cut_graph(onnx.load(trace.stage_graph(build(Tiny(), pretrained=True))), "second")
         name = calibration.normalized(trunk)
         values = []
-        for graph in (trunk, layout.by_rows(trunk)):
+        for graph in (trunk, layout.normalize_rows(trunk)):
             shown = onnx.shape_inference.infer_shapes(graph)
             shown.graph.output.extend(value for value in shown.graph.value_info if value.name == name)
             values.append(ReferenceEvaluator(shown).run([name], {IMAGES: images})[0])
@@ -175,4 +175,4 @@ class TestByRows:
         trunk = cut_graph(onnx.load(trace.stage_graph(build(Tiny(), pretrained=True))), "second")
         trunk.graph.node[2].op_type = "Add"
         with pytest.raises(ValueError, match="not the normalisation"):
-            layout.by_rows(trunk)
+            layout.normalize_rows(trunk)

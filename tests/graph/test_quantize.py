@@ -124,7 +124,7 @@ class TestQuantise:
 
     def test_pixels_are_normalised_in_float_without_loss_of_levels(self, int8):
         first = next(node for node in int8.graph.node if node.op_type == "QuantizeLinear")
-        assert first.input[0] == "images/normalised"
+        assert first.input[0] == "images/normalized"
         scale = next(t for t in int8.graph.initializer if t.name == first.input[1])
         low, high = calibrate.pixel_range(Tiny.preprocessing)
         assert numpy_helper.to_array(scale) == pytest.approx((high - low) / 255)

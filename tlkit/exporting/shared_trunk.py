@@ -8,7 +8,6 @@ and probabilities of a head are named after its bundle: `pets/logits`, `pets/pro
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -152,16 +151,13 @@ def _trunk(bundle: Bundle) -> dict[str, Any]:
 def _describe(graph: onnx.ModelProto, bundle: Bundle, named: Mapping[str, Bundle]) -> None:
     """Write the metadata of a graph; that of the trunk alone says nothing about a head."""
     record = bundle.record
-    facts = {
-        metadata.BACKBONE: record.backbone.name,
-        metadata.CUT: record.cut,
-        metadata.PRECISION: exports.PRECISION,
-    }
-    if named:
-        facts[metadata.HEADS] = json.dumps(
-            {
-                name: {"labels": list(each.record.labels), "bundle": each.digest, "head": each.record.head.name}
-                for name, each in named.items()
-            }
-        )
-    metadata.describe_graph(graph, metadata.facts(record.preprocessing, (), facts))
+    metadata.GraphMetadata(
+        preprocessing=record.preprocessing,
+        backbone=record.backbone.name,
+        cut=record.cut,
+        precision=exports.PRECISION,
+        heads={
+            name: metadata.HeadMetadata(each.record.labels, each.digest, each.record.head.name)
+            for name, each in named.items()
+        },
+    ).write(graph)

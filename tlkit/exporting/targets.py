@@ -39,16 +39,18 @@ def graphs_of(
     for part in (trunk, head):
         del part.metadata_props[:]  # of graphs that were exported before, in another precision
     graphs = {"trunk": trunk, "head": head, "model": merge_graphs(trunk, head)}
-    names = {
-        metadata.BUNDLE: bundle.digest,
-        metadata.BACKBONE: record.backbone.name,
-        metadata.CUT: record.cut,
-        metadata.HEAD: record.head.name,
-        metadata.HEAD_FROM: head_from,
-        metadata.PRECISION: precision,
-    }
+    described = metadata.GraphMetadata(
+        preprocessing=record.preprocessing,
+        labels=record.labels,
+        bundle=bundle.digest,
+        backbone=record.backbone.name,
+        cut=record.cut,
+        head=record.head.name,
+        head_from=head_from,
+        precision=precision,
+    )
     for graph in graphs.values():
-        metadata.describe_graph(graph, metadata.facts(record.preprocessing, record.labels, names))
+        described.write(graph)
     return graphs
 
 

@@ -156,7 +156,7 @@ def _write_ensemble(
         steps = [_step(trunk, [IMAGES], [FEATURES]), _step(head, [FEATURES], [LOGITS, PROBABILITIES])]
         return ['platform: "ensemble"', f"ensemble_scheduling {{\n  step [\n{','.join(steps)}\n  ]\n}}"]
 
-    preprocessing = metadata.recipe(bundle.record.preprocessing)
+    preprocessing = metadata.preprocessing_json(bundle.record.preprocessing)
     outputs = {**pick(shapes, FEATURES), **answers}
     _write(repository / name, pick(shapes, IMAGES), outputs, {**facts, metadata.PREPROCESSING: preprocessing}, fill)
 

@@ -1,14 +1,14 @@
-"""How an int8 graph for ONNX Runtime's CPU begins: from pixels to the first convolution without a detour.
+"""Rearrange the first nodes of an int8 graph for ONNX Runtime's CPU, from the images to the first convolution.
 
-ONNX Runtime runs int8 convolutions with channels last, as pixels are. Three detours of a traced graph cost
-EfficientNet-Lite0 a quarter of its time in int8. None of them changes a value:
+ONNX Runtime runs int8 convolutions with channels last, the layout of the images. Three inefficiencies of a traced graph
+cost EfficientNet-Lite0 a quarter of its time in int8. Removing them changes no value:
 
-- Pixels were normalised with channels first, and by threes once ONNX Runtime had moved the transposition out of the
-  way of its convolutions. `by_rows` normalises a row at a time.
-- Where normalised pixels, quantised, are the pixels again, as (x - 127) / 128 is in steps of 1/128 about 127, there is
-  nothing to compute: `straight` leaves it out.
-- ONNX Runtime's fast convolution reads channels by fours, and pixels have three. Four columns of three are twelve, and
-  a convolution of stride 2 makes two columns of them at once: `straight` merges them.
+- Images are normalized with channels first, and channel by channel in threes once ONNX Runtime has moved the
+  transposition. `normalize_rows` normalizes a row at a time.
+- If normalized and quantized pixels equal the pixels, as (x - 127) / 128 does in steps of 1/128 about 127, there is
+  nothing to compute: `merge_columns` removes these nodes.
+- ONNX Runtime's fast convolution reads channels in fours, and images have three. Four columns of three are twelve, and
+  a convolution of stride 2 computes two output columns from them: `merge_columns` merges them.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 CHANNELS = 3
 MERGED = 4  # columns
-STRIDE = 2  # of the convolution that they are merged for, as of nearly all that begin a network
-MADE = MERGED // STRIDE  # columns at once
+STRIDE = 2  # of the first convolution of nearly all networks
+MADE = MERGED // STRIDE  # output columns of one step
 
 
-def by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with pixels normalised before the channels come first, a row at a time: the same values bit for bit."""
+def normalize_rows(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with images normalized before the transposition, a row at a time; bit-identical."""
     changed = _copy(model)
     graph = changed.graph
     if [node.op_type for node in graph.node[:4]] != ["Cast", "Transpose", "Sub", "Mul"]:
-        raise ValueError("not the normalisation of `model.trunk.Normalise`")
+        raise ValueError("not the normalization of `model.trunk.Normalize`")
     cast, transpose, subtract, multiply = graph.node[:4]
     width = graph.input[0].type.tensor_type.shape.dim[2].dim_value
     constants = {constant.name: constant for constant in graph.initializer}
@@ -44,20 +44,20 @@ def by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
         constant = constants[step.input[1]]
         row = np.tile(numpy_helper.to_array(constant).reshape(1, CHANNELS), (width, 1))
         constant.CopyFrom(numpy_helper.from_array(row, constant.name))
-    preprocessing, planes = f"{IMAGES}/normalised", multiply.output[0]
-    subtract.input[0], multiply.output[0] = cast.output[0], preprocessing
-    transpose.input[0], transpose.output[0] = preprocessing, planes
+    normalized, planes = f"{IMAGES}/normalized", multiply.output[0]
+    subtract.input[0], multiply.output[0] = cast.output[0], normalized
+    transpose.input[0], transpose.output[0] = normalized, planes
     order = [cast, subtract, multiply, transpose, *graph.node[4:]]
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in order]
-    del graph.node[:], graph.value_info[:]  # the shapes between are others now, and are inferred again
+    del graph.node[:], graph.value_info[:]  # intermediate shapes changed, and are inferred again
     graph.node.extend(copies)
     return changed
 
 
 def merge_columns(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph normalised `by_rows` and then quantised, without what it need not do: the same values bit for bit.
+    """Return a graph of `normalize_rows` that was quantized, with columns merged; bit-identical.
 
-    Its nodes are in no order.
+    Its nodes are not sorted.
     """
     changed = _copy(model)
     graph = changed.graph
@@ -71,13 +71,13 @@ def merge_columns(model: onnx.ModelProto) -> onnx.ModelProto:
     beginning.transpose.input[0] = read
     beginning.dequantize.input[0] = beginning.transpose.output[0]
     _prune(graph)
-    del graph.value_info[:]  # the shapes between are others now
+    del graph.value_info[:]  # intermediate shapes changed
     return changed
 
 
 @dataclass(frozen=True, slots=True)
 class _Beginning:
-    """The first nodes of a quantised graph, in order."""
+    """The first nodes of a quantized graph, in order."""
 
     cast: onnx.NodeProto
     subtract: onnx.NodeProto
@@ -88,7 +88,7 @@ class _Beginning:
 
     @classmethod
     def of(cls, graph: onnx.GraphProto) -> _Beginning | None:
-        """Those of a graph, or None where they are others."""
+        """Return those of a graph; None if it begins with other nodes."""
         nodes: list[onnx.NodeProto] = []
         for kind in ("Cast", "Sub", "Mul", "Transpose", "QuantizeLinear", "DequantizeLinear"):
             node = _reader(graph, nodes[-1].output[0] if nodes else IMAGES, kind)
@@ -98,7 +98,7 @@ class _Beginning:
         return cls(*nodes)
 
     def quantized_input(self, graph: onnx.GraphProto) -> str:
-        """Have pixels quantised with channels last; the name of the tensor that they are then."""
+        """Quantize images with channels last; return the name of the quantized tensor."""
         if self._lossless(graph):
             for node in (self.cast, self.subtract, self.multiply, self.quantize):
                 graph.node.remove(node)
@@ -107,7 +107,7 @@ class _Beginning:
         return str(self.quantize.output[0])
 
     def _lossless(self, graph: onnx.GraphProto) -> bool:
-        """Whether each of the 256 values of a pixel, normalised and quantised, is that value again."""
+        """Return whether each of the 256 values of a pixel, normalized and quantized, is unchanged."""
         mean, factor, scale, zero = (
             _tensor(graph, name) for name in (self.subtract.input[1], self.multiply.input[1], *self.quantize.input[1:])
         )
@@ -118,7 +118,7 @@ class _Beginning:
 
 @dataclass(frozen=True, slots=True)
 class _Stem:
-    """The convolution that reads the pixels, of stride 2, and the nodes that quantise its output."""
+    """The first convolution, of stride 2, and the nodes that quantize its output."""
 
     convolution: onnx.NodeProto
     quantize: onnx.NodeProto
@@ -129,19 +129,21 @@ class _Stem:
     width: int
 
     @classmethod
-    def of(cls, graph: onnx.GraphProto, preprocessing: onnx.NodeProto) -> _Stem | None:
-        """That of a graph whose pixels come from this node, or None where their columns can't be merged for it."""
-        convolution = _reader(graph, preprocessing.output[0], "Conv")
+    def of(cls, graph: onnx.GraphProto, images: onnx.NodeProto) -> _Stem | None:
+        """Return that of a graph whose images come from this node; None if their columns can't be merged for it."""
+        convolution = _reader(graph, images.output[0], "Conv")
         quantize = convolution and _reader(graph, convolution.output[0], "QuantizeLinear")
         dequantize = quantize and _reader(graph, quantize.output[0], "DequantizeLinear")
         if convolution is None or quantize is None or dequantize is None:
             return None
-        how = {attribute.name: helper.get_attribute_value(attribute) for attribute in convolution.attribute}
+        settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in convolution.attribute}
         _, rows, width, channels = (size.dim_value for size in graph.input[0].type.tensor_type.shape.dim)
-        (tall, wide), (top, left, bottom, right), (down, across) = how["kernel_shape"], how["pads"], how["strides"]
+        (tall, wide), (top, left, bottom, right), (down, across) = (
+            settings[name] for name in ("kernel_shape", "pads", "strides")
+        )
         fits = (
-            how["group"] == 1
-            and how["dilations"] == [1, 1]
+            settings["group"] == 1
+            and settings["dilations"] == [1, 1]
             and across == STRIDE
             and channels == CHANNELS
             and width % MERGED == 0
@@ -153,8 +155,8 @@ class _Stem:
         made = (rows + top + bottom - tall) // down + 1
         return cls(convolution, quantize, dequantize, _Columns.of(wide, left), rows, made, width)
 
-    def merge(self, graph: onnx.GraphProto, preprocessing: str) -> str:
-        """Have it read several columns of `pixels` at a time; the name of the tensor that these are."""
+    def merge(self, graph: onnx.GraphProto, images: str) -> str:
+        """Let the convolution read several columns of `images` at a time; return the name of the merged tensor."""
         weights, *biases = _weights(graph, self.convolution)
         stored = _tensor(graph, weights.input[0])
         outputs = stored.shape[0]
@@ -162,7 +164,7 @@ class _Stem:
         for node in (weights, *biases):
             for index, name in enumerate(node.input):
                 tensor = _tensor(graph, name)
-                if tensor.shape == (outputs,):  # of each channel made: scale, zero point, bias
+                if tensor.shape == (outputs,):  # per output channel: scale, zero point, bias
                     self._replace(graph, node, index, np.tile(tensor, MADE))
         for attribute in self.convolution.attribute:
             match attribute.name:
@@ -174,10 +176,10 @@ class _Stem:
                     attribute.ints[1], attribute.ints[3] = self.columns.left, self.columns.right
         self._part(graph, outputs)
         merged = [0, self.rows, self.width // MERGED, MERGED * CHANNELS]
-        return self._reshape(graph, preprocessing, f"{IMAGES}/columns", merged)
+        return self._reshape(graph, images, f"{IMAGES}/columns", merged)
 
     def _part(self, graph: onnx.GraphProto, outputs: int) -> None:
-        """Put the columns that it makes at once side by side."""
+        """Place the output columns of one step side by side."""
         made = str(self.quantize.output[0])
         last, apart, first = (f"{made}/{name}" for name in ("last", "apart", "first"))
         graph.node.append(helper.make_node("Transpose", [made], [last], name=last, perm=[0, 2, 3, 1]))
@@ -191,7 +193,7 @@ class _Stem:
         return made
 
     def _replace(self, graph: onnx.GraphProto, node: onnx.NodeProto, index: int, array: NDArray[Any]) -> None:
-        """Give a node another constant; that which it had may have other readers."""
+        """Give a node another constant; the previous one may have other readers."""
         name = f"{node.input[index]}/columns"
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         node.input[index] = name
@@ -199,16 +201,16 @@ class _Stem:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """How a convolution of stride 2 over columns is one of stride 1 over four columns at a time."""
+    """A convolution of stride 2 over columns as one of stride 1 over groups of four columns."""
 
-    kernel: int  # how wide it is then
-    left: int  # how much padded
+    kernel: int  # width over groups
+    left: int  # padding
     right: int
-    places: tuple[tuple[int, int, int, int], ...]  # which column made, column of the kernel, four columns, one of these
+    places: tuple[tuple[int, int, int, int], ...]  # output column, kernel column, group, column in the group
 
     @classmethod
     def of(cls, kernel: int, left: int) -> _Columns:
-        """Of one with a kernel so wide, so much padded on the left."""
+        """Return that of a convolution with this kernel width and left padding."""
         places = [
             (made, column, *divmod(made * STRIDE + column - left, MERGED))
             for made in range(MADE)
@@ -219,7 +221,7 @@ class _Columns:
         return cls(last - first + 1, -first, last, moved)
 
     def weights(self, weights: NDArray[Any]) -> NDArray[Any]:
-        """The weights: those of each column made, which are zero where it does not look."""
+        """Return the weights for all output columns; they are zero outside the kernel."""
         outputs, channels, rows, _ = weights.shape
         wide = np.zeros((MADE, outputs, MERGED, channels, rows, self.kernel), weights.dtype)
         for made, column, four, one in self.places:
@@ -228,7 +230,7 @@ class _Columns:
 
 
 def _weights(graph: onnx.GraphProto, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """What gives a convolution its weights and its biases, where they are quantised and its own."""
+    """Return the nodes that dequantize a convolution's weights and biases, if they are constants and not shared."""
     makers = {maker.output[0]: maker for maker in graph.node if maker.op_type == "DequantizeLinear"}
     constants = {tensor.name for tensor in graph.initializer}
     return [
@@ -243,14 +245,14 @@ def _readers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
 
 
 def _reader(graph: onnx.GraphProto, name: str, kind: str) -> onnx.NodeProto | None:
-    """The one node that reads a tensor, if it is of a kind."""
+    """Return the only node that reads a tensor, if its operator is `kind`."""
     readers = _readers(graph, name)
     shown = any(output.name == name for output in graph.output)
     return readers[0] if len(readers) == 1 and readers[0].op_type == kind and not shown else None
 
 
 def _tensor(graph: onnx.GraphProto, name: str) -> NDArray[Any]:
-    """A constant of a graph."""
+    """Return a constant of a graph."""
     found: NDArray[Any] = numpy_helper.to_array(next(tensor for tensor in graph.initializer if tensor.name == name))
     return found
 
@@ -261,7 +263,7 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _prune(graph: onnx.GraphProto) -> None:
-    """Drop constants that nothing reads."""
+    """Remove constants that nothing reads."""
     read = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]

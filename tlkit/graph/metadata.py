@@ -1,55 +1,96 @@
-"""What a graph says of itself: the names that stand in its metadata, written and read here and nowhere else."""
+"""Metadata of exported graphs: one schema, written and read here."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import onnx
 from onnx import helper
 
-from tlkit.errors import ArtifactError
-from tlkit.model import exports
+from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin.contract import Preprocessing
 from tlkit.version import __version__
 
 PREFIX = "tlkit."
-PREPROCESSING = PREFIX + "preprocessing"  # the recipe, as JSON
-LABELS = PREFIX + "labels"  # in the order of the logits, as JSON; of a trunk alone there are none
-BUNDLE = PREFIX + "bundle"  # the hash of the bundle that it was exported from
-VERSION = PREFIX + "version"  # of the tlkit that exported it
-BACKBONE = PREFIX + "backbone"
-CUT = PREFIX + "cut"
-HEAD = PREFIX + "head"
-HEAD_FROM = PREFIX + exports.HEAD_FROM  # whether that is the bundle's own
-PRECISION = PREFIX + "precision"
-HEADS = PREFIX + "heads"  # of a graph with several: what each of them says of itself, as JSON
+PREPROCESSING, LABELS, VERSION = PREFIX + "preprocessing", PREFIX + "labels", PREFIX + "version"
+BUNDLE, BACKBONE, CUT = PREFIX + "bundle", PREFIX + "backbone", PREFIX + "cut"
+HEAD, HEAD_FROM, HEADS, PRECISION = PREFIX + "head", PREFIX + "head_from", PREFIX + "heads", PREFIX + "precision"
 
 
-def facts(preprocessing: Preprocessing, labels: Sequence[str], more: Mapping[str, str]) -> dict[str, str]:
-    """What every graph says, and `more`, whose names are those above."""
-    return {PREPROCESSING: recipe(preprocessing), LABELS: json.dumps(list(labels)), VERSION: __version__, **more}
+class HeadMetadata(NamedTuple):
+    """One head of a graph with several: its labels, the digest of its bundle, and the name of the head."""
+
+    labels: tuple[str, ...]
+    bundle: str
+    head: str
 
 
-def recipe(preprocessing: Preprocessing) -> str:
-    """A pixel recipe as it stands in a graph."""
-    return json.dumps(asdict(preprocessing))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphMetadata:
+    """Everything that is needed to use a graph; empty fields are not written, except labels.
+
+    Labels are in the order of the logits; a trunk alone, or a graph with several heads, has none of its own.
+    """
+
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] = ()
+    bundle: str = ""  # digest of the bundle that it was exported from
+    backbone: str = ""
+    cut: str = ""
+    head: str = ""
+    head_from: str = ""  # "bundle", or "export" if the head was refitted
+    precision: str = ""
+    heads: Mapping[str, HeadMetadata] = field(default_factory=dict)
+
+    def to_props(self) -> dict[str, str]:
+        """Return the metadata as the strings that a graph stores."""
+        props = {
+            PREPROCESSING: preprocessing_json(self.preprocessing),
+            LABELS: json.dumps(list(self.labels)),
+            VERSION: __version__,
+        }
+        names = ("bundle", "backbone", "cut", "head", "head_from", "precision")
+        props |= {PREFIX + name: value for name in names if (value := getattr(self, name))}
+        if self.heads:
+            props[HEADS] = json.dumps({name: head._asdict() for name, head in self.heads.items()})
+        return props
+
+    def write(self, graph: onnx.ModelProto) -> None:
+        """Replace the metadata of a graph."""
+        helper.set_model_props(graph, self.to_props())
+        graph.producer_name, graph.producer_version = "tlkit", __version__
 
 
-def described(metadata: Mapping[str, str], file: Path) -> tuple[Preprocessing, tuple[str, ...]]:
-    """The pixel recipe and the labels that a graph carries in its metadata."""
+def read_metadata(props: Mapping[str, str], file: Path) -> tuple[Preprocessing, tuple[str, ...]]:
+    """Return the preprocessing and the labels of a graph. Raises ArtifactError if they are missing or invalid."""
     try:
-        known = json.loads(metadata[PREPROCESSING])
+        known = json.loads(props[PREPROCESSING])
         preprocessing = Preprocessing(**{**known, "mean": tuple(known["mean"]), "std": tuple(known["std"])})
-        return preprocessing, tuple(json.loads(metadata[LABELS]))
+        return preprocessing, tuple(json.loads(props[LABELS]))
     except (KeyError, TypeError, ValueError) as error:
-        what = f"what the graph says of itself can't be read: {type(error).__name__}: {error}"
+        what = f"the metadata of the graph is invalid: {type(error).__name__}: {error}"
         raise ArtifactError(what, file=file, do="export it again") from error
 
 
-def describe_graph(graph: onnx.ModelProto, facts: Mapping[str, str]) -> None:
-    """Write metadata into a graph; earlier metadata is replaced."""
-    helper.set_model_props(graph, dict(facts))
-    graph.producer_name, graph.producer_version = "tlkit", __version__
+def preprocessing_json(preprocessing: Preprocessing) -> str:
+    """Return preprocessing as the JSON that a graph stores."""
+    return json.dumps(asdict(preprocessing))
+
+
+def head_names(props: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names of the heads of a graph with several; empty for a graph with one."""
+    return tuple(json.loads(props.get(HEADS, "{}")))
+
+
+def select_head(props: Mapping[str, str], head: str) -> dict[str, str]:
+    """Return the metadata of one head of a graph with several. Raises UsageError for an unknown head."""
+    heads: dict[str, Any] = json.loads(props.get(HEADS, "{}"))
+    if head not in heads:
+        raise UsageError(f"there is no head {head!r}", do=f"choose one of {', '.join(heads)}")
+    own = heads[head]
+    shared = {key: value for key, value in props.items() if key != HEADS}
+    return {**shared, LABELS: json.dumps(own["labels"]), BUNDLE: own["bundle"], HEAD: own["head"]}

@@ -1,7 +1,7 @@
-"""The graph of all stages with more outputs: mean and mean square of what every batch norm gives, image by image.
+"""Add outputs to the graph of all stages: mean and mean square of the output of every batch norm, per image.
 
 The exporter folds most batch norms into the convolution before them, so a norm is found by its numbers: the bias of
-the folded convolution follows from the norm. What the convolution then gives is what the norm gave.
+the folded convolution follows from the norm, and the output of that convolution is the output of the norm.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ MEAN, SQUARE = "moments.mean.", "moments.square."
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-4  # between the exporter's single precision and our double
 
 
-def moments_graph(taps: Path, norms: Sequence[Norm]) -> Path:
-    """The file of the graph `taps` (of `trace.stage_graph`), with the outputs `moments.mean.I` and `moments.square.I`.
+def moments_graph(stages: Path, norms: Sequence[Norm]) -> Path:
+    """Return the file of the graph of all stages with more outputs, `moments.mean.I` and `moments.square.I`.
 
     Both are float32 `(N, channels)`, for each `norms[I]` that could be found in the graph.
     """
-    file = taps.with_name(f"{taps.stem}-moments.onnx")
+    file = stages.with_name(f"{stages.stem}-moments.onnx")
     if not file.exists():
-        graph = onnx.load_model(taps)
+        graph = onnx.load_model(stages)
         for index, tensor in _found(graph, norms):
             _add(graph.graph, index, tensor, len(norms[index].bias))
         with atomic_file(file) as temporary:
@@ -42,12 +42,12 @@ def moments_graph(taps: Path, norms: Sequence[Norm]) -> Path:
 
 
 def watched(outputs: Sequence[str]) -> list[int]:
-    """Which norms the outputs of such a graph are of."""
+    """Return the indices of the norms that the outputs of such a graph belong to."""
     return [int(name.removeprefix(MEAN)) for name in outputs if name.startswith(MEAN)]
 
 
 def _found(model: onnx.ModelProto, norms: Sequence[Norm]) -> Iterator[tuple[int, str]]:
-    """The index of each norm that is found, and the name of the tensor that holds what it gives."""
+    """Yield the index of each norm that is found, and the name of the tensor with its output."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def constant(node: onnx.NodeProto, place: int) -> NDArray[np.float64] | None:
@@ -55,7 +55,7 @@ def _found(model: onnx.ModelProto, norms: Sequence[Norm]) -> Iterator[tuple[int,
         return numpy_helper.to_array(constants[name]).astype(np.float64) if name in constants else None
 
     def shift(node: onnx.NodeProto) -> NDArray[np.float64] | None:
-        """What a node adds to each channel, where it is one that a norm may have become."""
+        """Return the shift per channel of a node that a norm may have become; None for another node."""
         if node.op_type == "Conv":
             return constant(node, 2)
         if node.op_type != "BatchNormalization":
@@ -64,22 +64,24 @@ def _found(model: onnx.ModelProto, norms: Sequence[Norm]) -> Iterator[tuple[int,
         if scale is None or bias is None or mean is None or variance is None:
             return None
         epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
-        moved: NDArray[np.float64] = bias - mean * scale / np.sqrt(variance + epsilon)
-        return moved
+        result: NDArray[np.float64] = bias - mean * scale / np.sqrt(variance + epsilon)
+        return result
 
-    left = [(node.output[0], told) for node in model.graph.node if (told := shift(node)) is not None]
+    candidates = [(node.output[0], shifted) for node in model.graph.node if (shifted := shift(node)) is not None]
     for index, norm in enumerate(norms):
-        for place, (tensor, told) in enumerate(left):
-            if any(told.shape == each.shape and np.allclose(told, each, _RELATIVE, _ABSOLUTE) for each in norm.folded):
-                del left[place]
+        for place, (tensor, known) in enumerate(candidates):
+            if any(
+                known.shape == each.shape and np.allclose(known, each, _RELATIVE, _ABSOLUTE) for each in norm.folded
+            ):
+                del candidates[place]
                 yield index, tensor
                 break
 
 
 def _add(graph: onnx.GraphProto, index: int, tensor: str, channels: int) -> None:
-    """Mean and mean square over height and width of a tensor `(N, C, H, W)` as two more outputs.
+    """Add the mean and the mean square over height and width of a tensor `(N, C, H, W)` as two outputs.
 
-    By operators that ONNX Runtime has for its own layout of channels on a CPU: with others it would convert all maps.
+    The operators are those that ONNX Runtime runs in its blocked CPU layout; others would make it convert all maps.
     """
     squared = f"moments.squared.{index}"
     graph.node.append(helper.make_node("Mul", [tensor, tensor], [squared]))

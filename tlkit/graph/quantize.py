@@ -1,7 +1,7 @@
-"""int8 as QuantizeLinear and DequantizeLinear around operators, in the flavor that the runtime wants.
+"""Quantize graphs to int8 with QDQ nodes, in the flavor of a runtime.
 
-Weights are int8 with a scale for each channel, without which depthwise convolutions fall apart. What else differs by
-runtime is a `Flavor`. The quantizer is ONNX Runtime's own.
+Weights are int8 with one scale per channel, without which depthwise convolutions lose all accuracy. Other differences
+between runtimes are in a `Flavor`. The quantizer is ONNX Runtime's own.
 
 One file is one model on every processor. Without VNNI, x86 multiplies uint8 by int8 with an instruction that adds two
 neighboring products in 16 bits (`vpmaddubsw`), and saturates: a sum is then whatever fits. `weight_scales` chooses
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 LEVELS = 127  # of a weight on either side of zero
 WEIGHTED = ("Conv", "Gemm", "MatMul")  # the layers that can be left in float one by one
-# An activation is absorbed by the layer before it, whose output then needs no range but the activation's own: without
-# that, ReLU6 would leave its six units a few levels. No Mul and no Sub: they are the normalization, which stays float.
+# An activation is fused with the layer before it, whose output then has the range of the activation: otherwise the six
+# units of ReLU6 would get a few levels only. No Mul and no Sub: they are the normalization, which stays float.
 ACTIVATIONS = ("Clip", "Relu")
 OPERATORS = (*WEIGHTED, *ACTIVATIONS, "Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool")
 
@@ -38,7 +38,7 @@ OPERATORS = (*WEIGHTED, *ACTIVATIONS, "Add", "AveragePool", "Concat", "GlobalAve
 class Flavor:
     """Form of int8 for a runtime: the type of activations, and other options of ONNX Runtime's quantizer.
 
-    With `channels_last` its convolutions read them so, and the graph begins accordingly: see `entry`.
+    `channels_last`: its convolutions read channels last, and the first nodes are rearranged for it (see `layout`).
     """
 
     activations: QuantType
@@ -47,9 +47,9 @@ class Flavor:
 
 
 FLAVORS = {
-    # ONNX Runtime's CPU: uint8 with a zero point, so that what comes after a ReLU has all 256 levels; int32 biases.
+    # ONNX Runtime's CPU: uint8 with a zero point, so that the output of a ReLU has all 256 levels; int32 biases.
     "int8": Flavor(QuantType.QUInt8, channels_last=True),
-    # TensorRT: int8 about zero, and biases stay float; it parses no other.
+    # TensorRT: symmetric int8 and float biases; it parses no other.
     "int8-symmetric": Flavor(
         QuantType.QInt8,
         channels_last=False,
@@ -59,7 +59,7 @@ FLAVORS = {
 
 
 def layers(graph: onnx.ModelProto) -> tuple[str, ...]:
-    """The names of the operators with weights, in order."""
+    """Return the names of the operators with weights, in order."""
     return tuple(node.name for node in graph.graph.node if node.op_type in WEIGHTED)
 
 
@@ -102,15 +102,15 @@ def quantize(
     keep: Collection[str] = (),
     only: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """The graph in int8, but for the nodes named in `keep`; or with the nodes named in `only` in int8 and nothing else.
+    """Return a graph in int8, except for the nodes named in `keep`; or with the nodes named in `only` in int8 alone.
 
-    `ranges` are those of `calibrate.ranges`.
+    `ranges` are those of `calibration.ranges`.
     """
     wanted = FLAVORS[flavor]
     if wanted.channels_last:
-        graph = layout.by_rows(graph)
+        graph = layout.normalize_rows(graph)
     quantizer = QDQQuantizer(
-        onnx.shape_inference.infer_shapes(graph),  # a copy, with the shapes that it goes by
+        onnx.shape_inference.infer_shapes(graph),  # a copy, with the shapes that it needs
         per_channel=True,
         reduce_range=False,
         weight_qType=QuantType.QInt8,
@@ -125,7 +125,7 @@ def quantize(
     made: onnx.ModelProto = quantizer.model.model
     if wanted.channels_last:
         made = layout.merge_columns(made)
-    ONNXModel(made).topological_sort()  # what was inserted was appended
+    ONNXModel(made).topological_sort()  # inserted nodes were appended
     return made
 
 

@@ -193,7 +193,7 @@ def _utf8(path: str) -> str:
 def _provenance(model: Model) -> dict[str, str]:
     """Return the model's metadata, which is stored with the features."""
     facts = {key: value for key, value in model.session.metadata.items() if key != metadata.LABELS}
-    return {**facts, metadata.PREPROCESSING: metadata.recipe(model.preprocessing)}
+    return {**facts, metadata.PREPROCESSING: metadata.preprocessing_json(model.preprocessing)}
 
 
 def _write_rejects(file: Path, rejected: dict[str, str]) -> None:

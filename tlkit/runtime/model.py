@@ -16,7 +16,7 @@ from tlkit.model.exports import graph_file
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Progress, Session, silent
 from tlkit.runtime import config
 from tlkit.runtime.pipeline import Batch, iter_images, stream
-from tlkit.runtime.session import HeadSession, OnnxSession, head_names
+from tlkit.runtime.session import HeadSession, OnnxSession
 from tlkit.util.files import local_path
 from tlkit.util.resources import cores
 
@@ -68,7 +68,7 @@ class Model:
                 file=file,
                 do="give trunk.onnx or model.onnx of: tlkit export run/ --onnx",
             )
-        self.preprocessing, self.labels = metadata.described(session.metadata, file)
+        self.preprocessing, self.labels = metadata.read_metadata(session.metadata, file)
         self.session = session
         self.file = file
 
@@ -95,7 +95,7 @@ class Model:
             if tuned is None
             else tuned.open(file)
         )
-        names = head_names(session.metadata)
+        names = metadata.head_names(session.metadata)
         if names and head is None:
             raise UsageError(
                 "it has several heads", file=file, do=f"choose one of them with --head: {', '.join(names)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import onnx
 import onnxruntime
 
 from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, UsageError
-from tlkit.graph.metadata import BUNDLE, HEAD, HEADS, LABELS
+from tlkit.graph.metadata import select_head
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
 from tlkit.runtime import cuda, providers
 from tlkit.util.resources import cores
@@ -87,15 +86,10 @@ class HeadSession(Session):
     """One head of a graph with several; computes only that head's outputs, under their usual names."""
 
     def __init__(self, session: Session, head: str) -> None:
-        heads = json.loads(session.metadata.get(HEADS, "{}"))
-        if head not in heads:
-            raise UsageError(f"there is no head {head!r}", do=f"choose one of {', '.join(heads)}")
+        self.metadata = select_head(session.metadata, head)
         self._session = session
         self._names = {FEATURES: FEATURES, **{name: head_output(head, name) for name in (LOGITS, PROBABILITIES)}}
         self.input, self.outputs = session.input, tuple(self._names)
-        shared = {key: value for key, value in session.metadata.items() if key != HEADS}
-        own = heads[head]
-        self.metadata = {**shared, LABELS: json.dumps(own["labels"]), BUNDLE: own["bundle"], HEAD: own["head"]}
         self.workers, self.batch_size = session.workers, session.batch_size
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
@@ -110,11 +104,6 @@ class HeadSession(Session):
 def head_output(head: str, output: str) -> str:
     """Return the name of a head's output in a graph with several heads."""
     return f"{head}/{output}"
-
-
-def head_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the names of the heads of a graph with several; empty for a graph with one."""
-    return tuple(json.loads(metadata.get(HEADS, "{}")))
 
 
 def _start(content: bytes, options: Any, names: Sequence[Any], file: Path) -> Any:

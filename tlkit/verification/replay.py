@@ -126,7 +126,7 @@ def _replay(
     problems: list[str] = []
     verdicts = {}
     for name, (file, session) in graphs.items():
-        preprocessing, labels = metadata.described(session.metadata, file)
+        preprocessing, labels = metadata.read_metadata(session.metadata, file)
         problems += (f"{name}: {problem}" for problem in _problems(bundle, session.metadata, preprocessing, labels))
         if session.metadata.get(metadata.HEAD_FROM, exports.FROM_BUNDLE) != head_from:
             problems.append(f"{name}: its head is not the one from the {head_from}, which the manifest names")

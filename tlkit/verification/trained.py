@@ -76,7 +76,9 @@ class TrainedSession(Session):
 
     def __init__(self, modules: TrainedModules) -> None:
         self._modules, record = modules, modules.bundle.record
-        self.metadata = metadata.facts(record.preprocessing, record.labels, {metadata.BUNDLE: modules.bundle.digest})
+        self.metadata = metadata.GraphMetadata(
+            preprocessing=record.preprocessing, labels=record.labels, bundle=modules.bundle.digest
+        ).to_props()
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         got = self._modules.run(array)
