@@ -174,5 +174,5 @@ class TestByRows:
     def test_a_graph_with_another_beginning_is_an_error_of_ours(self):
         trunk = cut_graph(onnx.load(trace.stage_graph(build(Tiny(), pretrained=True))), "second")
         trunk.graph.node[2].op_type = "Add"
-        with pytest.raises(ValueError, match="not the normalisation"):
+        with pytest.raises(ValueError, match="not the normalization"):
             layout.normalize_rows(trunk)

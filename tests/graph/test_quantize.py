@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization.calibrate import TensorData
-from tlkit.exporting.sensitivity import sensitivity
 
 from tests.kit.tiny import Tiny, elsewhere
 from tlkit.errors import DataError
 from tlkit.exporting import calibration as calibrate
+from tlkit.exporting.calibration import CalibrationPolicy, sensitivity
 from tlkit.graph.quantize import ACTIVATIONS, OPERATORS, WEIGHTED, layers, quantize
 from tlkit.model import reference_images
 from tlkit.model.bundle import open_bundle
@@ -73,13 +73,12 @@ class TestCalibration:
         assert again.names == calibration.names
         assert np.array_equal(again.images, calibration.images)
 
-    def test_of_many_images_some_of_every_class_are_taken(self, tiny_run, monkeypatch):
-        monkeypatch.setattr(calibrate, "MOST", 17)
-        names = calibrate.draw(open_bundle(tiny_run)).names
+    def test_of_many_images_some_of_every_class_are_taken(self, tiny_run):
+        names = calibrate.draw(open_bundle(tiny_run), policy=CalibrationPolicy(max_images=17)).names
         assert len(names) == len(set(names)) == 17
         assert len({name.split("/")[0] for name in names}) == 3
 
-    def test_a_bad_image_is_passed_over(self, tiny_run, tmp_path):
+    def test_an_unreadable_image_is_skipped(self, tiny_run, tmp_path):
         other = moved(tiny_run, tmp_path, 12)
         bad = calibrate.draw(open_bundle(tiny_run), other).names[0]
         (other / bad).write_bytes(b"no image")
@@ -150,16 +149,16 @@ class TestQuantise:
 
 
 @pytest.mark.parametrize("worst", [0, 1])
-def test_the_layer_that_is_quantised_worst_is_the_most_sensitive(trunk, calibration, worst):
+def test_the_layer_that_is_quantized_worst_is_the_most_sensitive(trunk, calibration, worst):
     names, ticks = layers(trunk), []
     spoiled = calibrate.ranges(trunk, calibration.images, Tiny.preprocessing, OPERATORS)
     # What goes into the first layer, or comes out of the last, concerns that one alone. A range so wide has few levels.
     tensor = calibrate.normalized(trunk) if worst == 0 else last_activation(trunk)
     spoiled[tensor] = TensorData(lowest=np.float32(-100), highest=np.float32(100))
     found = sensitivity(trunk, spoiled, calibration.images, ticks.append)
-    assert {layer.name for layer in found} == set(names)
-    assert found[0].name == names[worst]
-    assert found[0].noise > 5 * found[1].noise
+    assert {layer.node for layer in found} == set(names)
+    assert found[0].node == names[worst]
+    assert found[0].error > 5 * found[1].error
     assert sum(ticks) == len(names)
 
 
