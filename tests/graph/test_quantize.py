@@ -7,15 +7,15 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization.calibrate import TensorData
 
 from tests.kit.tiny import Tiny, elsewhere
 from tlkit.errors import DataError
 from tlkit.exporting import calibration as calibrate
-from tlkit.exporting.calibration import CalibrationPolicy, sensitivity
-from tlkit.graph.quantize import ACTIVATIONS, OPERATORS, WEIGHTED, layers, quantize
+from tlkit.exporting.calibration import sensitivity
+from tlkit.graph.quantize import ACTIVATIONS, OPERATORS, WEIGHTED, layer_names, layers, quantize
 from tlkit.model import reference_images
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, Preprocessing
@@ -74,7 +74,7 @@ class TestCalibration:
         assert np.array_equal(again.images, calibration.images)
 
     def test_of_many_images_some_of_every_class_are_taken(self, tiny_run):
-        names = calibrate.draw(open_bundle(tiny_run), policy=CalibrationPolicy(max_images=17)).names
+        names = calibrate.draw(open_bundle(tiny_run), policy=calibrate.CalibrationPolicy(max_images=17)).names
         assert len(names) == len(set(names)) == 17
         assert len({name.split("/")[0] for name in names}) == 3
 
@@ -158,6 +158,7 @@ def test_the_layer_that_is_quantized_worst_is_the_most_sensitive(trunk, calibrat
     found = sensitivity(trunk, spoiled, calibration.images, ticks.append)
     assert {layer.node for layer in found} == set(names)
     assert found[0].node == names[worst]
+    assert found[0].name == ("first / conv", "second / conv")[worst]
     assert found[0].error > 5 * found[1].error
     assert sum(ticks) == len(names)
 
@@ -182,3 +183,38 @@ class TestSymmetric:
     def test_features_are_nearly_those_of_fp32(self, symmetric, trunk, calibration, tmp_path):
         expected, got = (features(graph, calibration.images, tmp_path) for graph in (trunk, symmetric))
         assert cosines(expected, got).min() > 0.999
+
+
+class TestLayerNames:
+    def graph(self, *layers):
+        """A graph of layers: operator, name of the weight, shape of the weight, groups."""
+        nodes, weights = [], []
+        for number, (operator, weight, shape, groups) in enumerate(layers):
+            attributes = {"group": groups} if operator == "Conv" else {}
+            nodes.append(helper.make_node(operator, ["x", weight], [f"y{number}"], name=f"node_{number}", **attributes))
+            weights.append(numpy_helper.from_array(np.zeros(shape, np.float32), weight))
+        return helper.make_model(helper.make_graph(nodes, "g", [], [], weights))
+
+    @pytest.mark.parametrize(
+        ("layer", "name"),
+        [
+            (("Conv", "trunk.stages.stem.conv.weight", (8, 3, 3, 3), 1), "stem / conv"),
+            (
+                ("Conv", "trunk.stages.stage3.1.depthwise.conv.weight", (8, 1, 3, 3), 8),
+                "stage3 / block 2 / depthwise conv",
+            ),
+            (("Conv", "trunk.stages.stage3.0.project.conv.weight", (8, 4, 1, 1), 1), "stage3 / block 1 / project conv"),
+            (("Conv", "trunk.stages.layer1.0.conv2.weight", (8, 4, 3, 3), 1), "layer1 / block 1 / conv2"),
+            (("Conv", "trunk.stages.blocks.4.conv_dw.weight", (8, 1, 3, 3), 8), "blocks / block 5 / conv_dw depthwise"),
+            (("MatMul", "trunk.stages.blocks.4.mlp.fc1.weight", (8, 4), 1), "blocks / block 5 / mlp fc1 linear"),
+            (("MatMul", "val_17", (8, 4), 1), "node_0"),
+        ],
+    )
+    def test_say_stage_block_and_operator(self, layer, name):
+        assert layer_names(self.graph(layer)) == {"node_0": name}
+
+    def test_are_unique(self):
+        layer = ("Conv", "trunk.stages.stem.conv.weight", (8, 3, 3, 3), 1)
+        graph = self.graph(layer)
+        graph.graph.node.append(helper.make_node("Conv", ["z", layer[1]], ["y"], name="again"))
+        assert layer_names(graph) == {"node_0": "stem / conv", "again": "again"}

@@ -1,0 +1,116 @@
+"""Exports of a bundle: found by what is listed and valid, opened once, refused where they are stale."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+
+import pytest
+
+from tests.kit.exporting import export_of
+from tlkit.errors import ArtifactError, DataError
+from tlkit.model import exports
+from tlkit.model.bundle import open_bundle
+from tlkit.model.exports import Exports, graph_file, open_export, processor_kind, read_manifest
+
+
+def change(file, **facts):
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+
+
+@pytest.fixture
+def found(own_run):
+    return Exports.of(open_bundle(own_run))
+
+
+class TestFound:
+    @pytest.mark.parametrize(
+        "place", ["onnx/.fp32.x.part", "onnx/.fp32.x.old", "onnx/fp32-backup", "onnx/int4", ".onnx/fp32", "copy/fp32"]
+    )
+    def test_what_only_looks_like_an_export_is_none(self, own_run, found, place):
+        shutil.copytree(own_run / "onnx/fp32", own_run / place)
+        assert found.names() == [("onnx", "fp32")]
+
+    @pytest.mark.parametrize("place", ["onnx/int8", "tensorrt/fp16"])
+    def test_a_folder_without_a_manifest_is_none(self, own_run, found, place):
+        (own_run / place).mkdir(parents=True)
+        assert found.names() == [("onnx", "fp32")]
+
+    def test_an_unreadable_manifest_is_an_error_and_not_passed_over(self, own_run, found):
+        (own_run / "onnx/fp32/manifest.json").write_text("{")
+        assert found.names() == [("onnx", "fp32")]
+        with pytest.raises(ArtifactError, match=r"manifest\.json: can't be read: .*; run: tlkit export .* --onnx"):
+            found.get()
+
+    def test_nothing_for_a_name_is_refused_with_the_command(self, found):
+        assert found.select() == found.select(["onnx"], ["fp32"]) == [("onnx", "fp32")]
+        with pytest.raises(ArtifactError, match=r"nothing was exported from it for tensorrt yet; .* --tensorrt$"):
+            found.select(["onnx", "tensorrt"])
+        with pytest.raises(
+            ArtifactError, match=r"nothing was exported from it for int8 yet; .* --onnx --precision int8"
+        ):
+            found.select(precisions=["int8"])
+
+
+class TestOpened:
+    def test_a_manifest_is_read_and_a_file_hashed_once(self, found, monkeypatch):
+        file = found.get().file("trunk")
+        monkeypatch.setattr(exports, "read_manifest", None)  # calling them would fail
+        monkeypatch.setattr(exports.files, "sha256", None)
+        assert found.get().file("trunk") == file
+
+    def test_another_bundles_is_refused(self, own_run, found):
+        change(own_run / "onnx/fp32/manifest.json", bundle="0" * 64)
+        with pytest.raises(ArtifactError, match="exported from another bundle"):
+            found.get()
+        assert not found.has()
+
+    @pytest.mark.parametrize("graph", exports.GRAPHS)
+    def test_a_graph_that_is_missing_or_changed_is_refused(self, own_run, graph):
+        (own_run / f"onnx/fp32/{graph}.onnx").write_bytes(b"")
+        with pytest.raises(ArtifactError, match=f"{graph} is missing or was changed after export"):
+            export_of(own_run).file(graph)
+        (own_run / f"onnx/fp32/{graph}.onnx").unlink()
+        with pytest.raises(ArtifactError, match=f"{graph} is missing or was changed after export"):
+            export_of(own_run).file(graph)
+
+    def test_more_facts_are_kept_beside_the_others(self, own_run):
+        before = read_manifest(own_run / "onnx/fp32", "")
+        export_of(own_run).amend({"note": 1})
+        assert read_manifest(own_run / "onnx/fp32", "") == {**before, "note": 1}
+
+    def test_a_path_may_be_a_graph_an_export_or_a_bundle(self, own_run, tmp_path):
+        model = own_run / "onnx/fp32/model.onnx"
+        assert {graph_file(path, "model") for path in (own_run, model.parent, model)} == {model}
+        assert open_export(shutil.copytree(model.parent, tmp_path / "alone")).file().parent == tmp_path / "alone"
+        with pytest.raises(DataError, match="no such file"):
+            graph_file(tmp_path / "nowhere", "model")
+        with pytest.raises(ArtifactError, match="neither a graph nor a bundle"):
+            graph_file(tmp_path, "model")
+
+
+class TestManifest:
+    def test_no_path_of_this_machine_is_in_it(self, own_run, pictures):
+        text = (own_run / "onnx/fp32/manifest.json").read_text()
+        assert str(pictures.parent) not in text
+        assert json.loads(text)["parity_images"]["from"] == "the validation split of photos"
+
+    def test_the_kind_of_processor_is_in_it(self, own_run):
+        assert read_manifest(own_run / "onnx/fp32", "")["processor"] == processor_kind()
+
+    @pytest.mark.parametrize(
+        ("flags", "kind"),
+        [
+            ("sse4 avx2 avx512f avx512_vnni", "x86-64 VNNI"),
+            ("avx2 avx_vnni", "x86-64 VNNI"),
+            ("avx2 avx512f", "x86-64 AVX-512"),
+            ("avx2", "x86-64 AVX2"),
+            ("sse4", "x86-64"),
+        ],
+    )
+    def test_kinds_differ_where_int8_sums_do(self, monkeypatch, flags, kind):
+        monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+        assert processor_kind(flags.split()) == kind
+        monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+        assert processor_kind(flags.split()) == "aarch64"
