@@ -102,7 +102,8 @@ def train(
     components = resolve.components_to_train(backbone, None if automatic else strategy, head, options or {})
 
     from tlkit.advice.auto import train_auto
-    from tlkit.training.run import DeviceOptions, RunOptions, TrainingConfig
+    from tlkit.training.config import RunOptions, TrainingConfig
+    from tlkit.training.device import DeviceOptions
     from tlkit.training.run import train as run
 
     config: dict[str, Any] = {"val": val, "max_bad": max_bad, "golden": golden, "seed": seed, "size": size, "cut": cut}

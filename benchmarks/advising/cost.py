@@ -18,8 +18,8 @@ from tlkit.data import dataset
 from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
 from tlkit.model import trunk as trunks
-from tlkit.model.batchnorm import norms
 from tlkit.runtime.features import extract
+from tlkit.training.batchnorm import pretraining_statistics
 from tlkit.util.files import cache_dir
 
 
@@ -34,7 +34,7 @@ def cost(root: Path, repeat: int) -> int:
     with workroom() as room:
         trunk = trunks.build(backbone(BACKBONES[0]))
         graph = trace.stage_graph(trunk)
-        moments_graph(graph, norms(trunk))
+        moments_graph(graph, pretraining_statistics(trunk))
         for each, count in (("ants_bees", 244), ("cifar10", 500), ("cifar10", 2000), ("sign_digits", 1500)):
             data = load_set(root, each)
             source = table(room / "set.csv", data, all=data.draw(count, 0))

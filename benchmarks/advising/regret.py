@@ -28,10 +28,10 @@ from tlkit.plugin.options import configure
 from tlkit.plugin.registry import load as load_plugins
 from tlkit.runtime.features import extract
 from tlkit.training.config import RunOptions, TrainingConfig
+from tlkit.training.device import DeviceOptions
 from tlkit.training.heads import solve_or_fit
 from tlkit.training.inputs import Examples
-from tlkit.training.run import DeviceOptions, train
-from tlkit.training.trainer import Setting
+from tlkit.training.run import train
 
 HEADS = ("logistic", "svm", "rbf-svm", "knn", "nearest-mean", "mlp")
 COUNTS = (100, 500, 2000)
@@ -194,7 +194,7 @@ def _frozen(cell: Cell, index: int, name: str) -> np.ndarray:
     head: Head = load_plugins().get("head", name)
     strategy = load_plugins().get("strategy", "frozen")
     phases = strategy.phases(trunk.names, DatasetStatistics(len(sides[0].labels), len(dataset.labels), 1, 1))
-    module, _ = solve_or_fit(head, phases, *sides, len(dataset.labels), Setting(0))
+    module, _ = solve_or_fit(head, phases, *sides, len(dataset.labels), seed=0)
     return head_logits(module, _features(cell.test, trunk).stage(index)).argmax(1) == cell.truth
 
 
@@ -217,7 +217,7 @@ def _moved(cell: Cell, name: str, settings: Mapping[str, Any], cut: str) -> np.n
     )
     with tempfile.TemporaryDirectory() as room:
         out = Path(room, "run")
-        train(cell.source(Path(room)), out, recipe, how=RunOptions(DeviceOptions("cpu")))
+        train(cell.source(Path(room)), out, recipe, options=RunOptions(DeviceOptions("cpu")))
         return _called(cell, out)
 
 

@@ -20,9 +20,9 @@ from tlkit.advice.probes import nearest_mean, ridge
 from tlkit.advice.scores import h_score, logme
 from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
-from tlkit.model.batchnorm import norms
 from tlkit.model.modules import head_logits
 from tlkit.plugin.registry import load as load_plugins
+from tlkit.training.batchnorm import pretraining_statistics
 
 SCORES = ("ridge probe", "nearest mean", "LogME", "H-score", "LEEP", "NCE", "shift")
 
@@ -43,7 +43,7 @@ def scores(root: Path, count: int = 500) -> int:
             trunk, features = seen(component, data)
             rows, classes = data.draw(count, 0), len(data.classes)
             labels = data.labels[rows]
-            moments = ActivationMoments(norms(trunk))
+            moments = ActivationMoments(pretraining_statistics(trunk))
             graph = moments_graph(trace.stage_graph(trunk), moments.norms)
             moments.collect(graph, trunk.preprocessing, [data.files[row] for row in rows[:96]])
             distance = moments.shift().stages

@@ -15,7 +15,7 @@ from tlkit.advice.domain_shift import ActivationMoments, DomainShift, ShiftPolic
 from tlkit.graph import trace
 from tlkit.graph.moments import MEAN, SQUARE, moments_graph
 from tlkit.model import trunk as trunks
-from tlkit.model.batchnorm import norms
+from tlkit.training.batchnorm import pretraining_statistics
 
 SIDES = {"ants_bees": "similar", "sign_digits": "different", "cifar10": "different", "fashion_mnist": "different"}
 
@@ -39,7 +39,7 @@ def _sides(root: Path, repeat: int) -> int:
     right, margins, wrong = [], [], 0
     for name in BACKBONES:
         trunk = trunks.build(backbone(name))
-        remembered = norms(trunk)
+        remembered = pretraining_statistics(trunk)
         graph = moments_graph(trace.stage_graph(trunk), remembered)
         for each in NAMES:
             data = load_set(root, each)
@@ -94,7 +94,7 @@ def _stability(root: Path) -> int:
         {"backbone": BACKBONES[0], "draws": DRAWS, "seed": 0},
     )
     trunk = trunks.build(backbone(BACKBONES[0]))
-    remembered = norms(trunk)
+    remembered = pretraining_statistics(trunk)
     graph = moments_graph(trace.stage_graph(trunk), remembered)
     off: dict[int, list[float]] = {count: [] for count in COUNTS}
     wrong: dict[int, int] = dict.fromkeys(COUNTS, 0)

@@ -42,7 +42,9 @@ class Busy:
 def ours(images: Path, epochs: int) -> list[float]:
     from tlkit.plugin.options import configure
     from tlkit.plugin.registry import load
-    from tlkit.training.run import DeviceOptions, RunOptions, TrainingConfig, train
+    from tlkit.training.config import RunOptions, TrainingConfig
+    from tlkit.training.device import DeviceOptions
+    from tlkit.training.run import train
 
     host = load()
     components: dict[str, Any] = {
@@ -52,8 +54,10 @@ def ours(images: Path, epochs: int) -> list[float]:
     }
     origins = {kind: host.origin(host.get(kind, component.name)) for kind, component in components.items()}
     with tempfile.TemporaryDirectory() as folder:
-        how = RunOptions(DeviceOptions("cuda", "bf16"))
-        done = train(images, Path(folder) / "run", TrainingConfig(**components, origins=origins, refit=False), how=how)
+        options = RunOptions(DeviceOptions("cuda", "bf16"))
+        done = train(
+            images, Path(folder) / "run", TrainingConfig(**components, origins=origins, refit=False), options=options
+        )
     return [line["images_per_second"] for line in done.epochs[1:]]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from tests.advice.asking import ask, eager
 from tlkit.advice import auto
 from tlkit.training.config import RunOptions
-from tlkit.training.history import Watch
+from tlkit.training.history import Monitor
 
 
 def kill_at(left: list[int], owner: Any, name: str, counts: Callable[..., bool]) -> None:
@@ -38,10 +38,10 @@ if __name__ == "__main__":
     left = [int(number)]
     auto.is_better = lambda _fine_tuned, _frozen, _domain: kept == "fine-tuned"
     if when == "step":
-        kill_at(left, Watch, "step", lambda _watch, _images, line: bool(line))
+        kill_at(left, Monitor, "step", lambda _monitor, _images, line: bool(line))
     elif when == "rename":
         for name in ("rename", "replace"):
             kill_at(left, os, name, lambda _source, target: ".training" in str(target))
-    how = RunOptions(resume=True, checkpoint_every=0)
+    how = RunOptions(resume=True, checkpoint_seconds=0)
     trained, advice = auto.train_auto(Path(photos), Path(out), ask(policy=eager(3)), how, float(budget) or None)
     sys.stdout.write(f"{trained.digest} {advice.recommendation.strategy} {len(advice.trials)} {left[0]}\n")

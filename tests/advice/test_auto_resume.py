@@ -15,7 +15,7 @@ from tlkit.advice import auto, trials
 from tlkit.errors import UsageError
 from tlkit.model.bundle import open_bundle
 from tlkit.training.config import RunOptions
-from tlkit.training.history import Watch
+from tlkit.training.history import Monitor
 from tlkit.training.run import train
 from tlkit.training.run_directory import DONE, folder_of, is_unfinished
 
@@ -87,26 +87,26 @@ def interrupted_run(pictures, tmp_path, monkeypatch, request_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "epoch", interrupt)
+        patch.setattr(Monitor, "end_epoch", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            auto.train_auto(pictures, tmp_path / "run", request_, RunOptions(checkpoint_every=0))
+            auto.train_auto(pictures, tmp_path / "run", request_, RunOptions(checkpoint_seconds=0))
     return tmp_path / "run"
 
 
 def test_an_interrupted_run_is_not_resumed_as_another(interrupted_run, pictures, tiny_recipe, request_):
-    from tests.training.test_tune import tuned
+    from tests.kit.course import fine_tuning
     from tlkit.plugin.contract import Phase
 
-    fine_tuned = replace(tiny_recipe, **tuned(Phase(1, 0.05, trunk_lr=0.02, trainable=1)))
-    with pytest.raises(UsageError, match="was left off; go on with --resume"):
+    fine_tuned = replace(tiny_recipe, **fine_tuning(Phase(1, 0.05, trunk_lr=0.02, trainable=1)))
+    with pytest.raises(UsageError, match="was interrupted; resume it with --resume"):
         auto.train_auto(pictures, interrupted_run, request_)
-    with pytest.raises(UsageError, match="was left off; go on with --resume"):
+    with pytest.raises(UsageError, match="was interrupted; resume it with --resume"):
         train(pictures, interrupted_run, fine_tuned)
-    with pytest.raises(UsageError, match=r"begun with something else: .*strategy was auto"):
-        train(pictures, interrupted_run, fine_tuned, how=RunOptions(resume=True))
-    with pytest.raises(UsageError, match="begun with something else: seed was 0, is 1; give what it was"):
+    with pytest.raises(UsageError, match=r"the interrupted run differs: .*strategy was auto"):
+        train(pictures, interrupted_run, fine_tuned, options=RunOptions(resume=True))
+    with pytest.raises(UsageError, match="the interrupted run differs: seed was 0, is 1; use the options"):
         auto.train_auto(pictures, interrupted_run, replace(request_, seed=1), RunOptions(resume=True))
-    with pytest.raises(UsageError, match="begun with something else: budget was not there, is 60"):
+    with pytest.raises(UsageError, match="the interrupted run differs: budget was not there, is 60"):
         auto.train_auto(pictures, interrupted_run, request_, RunOptions(resume=True), budget=60.0)
     assert is_unfinished(interrupted_run)
 

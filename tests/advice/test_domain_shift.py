@@ -24,8 +24,8 @@ from tlkit.data.preprocessing import load
 from tlkit.graph import trace
 from tlkit.graph.moments import MEAN, SQUARE, moments_graph, watched
 from tlkit.model import trunk as trunks
-from tlkit.model.batchnorm import norms
 from tlkit.runtime.session import OnnxSession
+from tlkit.training.batchnorm import pretraining_statistics
 
 POLICY = ShiftPolicy()
 SIMILAR, DIFFERENT = POLICY.similar_below, POLICY.different_above
@@ -56,7 +56,7 @@ def pretrained_on(files):
 
 
 def shift_of(trunk, files, seed=0):
-    remembered = norms(trunk)
+    remembered = pretraining_statistics(trunk)
     moments = ActivationMoments(remembered)
     moments.collect(moments_graph(trace.stage_graph(trunk), remembered), trunk.preprocessing, files)
     return moments.shift(seed)
@@ -90,7 +90,7 @@ def test_the_graph_gives_the_moments_of_what_every_norm_gives(files):
     with torch.no_grad():
         trunk(torch.from_numpy(images))
     seen, given[:] = given[:], []
-    session = OnnxSession(moments_graph(trace.stage_graph(trunk), norms(trunk)))
+    session = OnnxSession(moments_graph(trace.stage_graph(trunk), pretraining_statistics(trunk)))
     arrays = session.run(images)
     assert watched(session.outputs) == [0, 1, 2]
     for index, output in enumerate(seen):
@@ -147,7 +147,7 @@ class Plain(Tiny):
 
 
 def test_a_network_without_norms_is_unknown():
-    found = ActivationMoments(norms(trunks.build(Plain()))).shift()
+    found = ActivationMoments(pretraining_statistics(trunks.build(Plain()))).shift()
     assert (found.domain, found.overall) == ("unknown", None)
     assert "no batch norm" in found.reason
 

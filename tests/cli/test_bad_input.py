@@ -196,7 +196,7 @@ CASES = {
     "a class of corrupt images": Case(
         "train photos -o out --max-bad 1",
         3,
-        "photos/dark/.*: no usable train image is left of its class; add some",
+        "photos/dark/.*: no readable train image is left of its class; add some",
         lambda root: [file.write_text("no image") for file in (root / "photos/dark").iterdir()],
     ),
     "nothing to embed": Case(
@@ -261,7 +261,7 @@ CASES = {
     "more moving stages than there are": Case(
         "train photos -o out --strategy partial --set strategy.trainable=20",
         2,
-        "the strategy can't be run: phase 1 moves 20 stages of 9",
+        "the strategy can't be run: phase 1 trains 20 stages of 9",
     ),
     "no epochs": Case(
         "train photos -o out --strategy probe-then-tune --set strategy.epochs=0",

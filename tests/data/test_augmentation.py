@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tlkit.data import augmentation
 from tlkit.data.augmentation import AREA, RATIO, View, random_view
 from tlkit.data.preprocessing import load
 from tlkit.plugin.contract import Preprocessing
@@ -80,3 +81,21 @@ def test_a_small_view_of_a_large_jpeg_keeps_its_detail(tmp_path):
     view = View(0.004, 1.0, 0.5, 0.5, mirrored=False)  # 32 x 32 pixels: nothing may be decoded at reduced scale
     jpeg, png = (load(tmp_path / name, PREPROCESSING, view=view) for name in ("noise.jpg", "noise.png"))
     assert np.abs(jpeg.astype(int) - png.astype(int)).max() <= 1
+
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+
+
+def test_the_key_decides():
+    one, same, other = (augmentation.randaugment(IMAGE, 9, [0, 1, n]) for n in (4, 4, 5))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert one.shape == IMAGE.shape
+    assert one.dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", [name for name in augmentation._DISTORTIONS if name != "identity"])
+def test_every_distortion_distorts(name):
+    functional = augmentation.transforms().functional
+    distort = augmentation._DISTORTIONS[name]
+    assert not np.array_equal(np.array(distort(functional, Image.fromarray(IMAGE // 2), 0.9)), IMAGE // 2)

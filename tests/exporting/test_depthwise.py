@@ -20,7 +20,8 @@ from tests.kit.tiny import ORIGINS, Tiny
 from tlkit.errors import GateError
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.registry import load
-from tlkit.training.run import TrainingConfig, train
+from tlkit.training.config import TrainingConfig
+from tlkit.training.run import train
 
 CHANNELS = 8
 LOUD = 1000.0  # a channel that says nothing

@@ -1,6 +1,6 @@
-"""A training of the tiny backbone in which stages move, small enough to be done again and again.
+"""A fine-tuning of the tiny backbone, small enough to be run again and again.
 
-As a script it is killed at a moment that is told: `course.py photos/ work/ step 7`.
+As a script it is killed at a given moment: `course.py photos/ work/ step 7`.
 """
 
 from __future__ import annotations
@@ -8,22 +8,24 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tests.kit.tiny import Line, Seeded
+from tests.kit.tiny import WIDTHS, Line, Seeded
 from tlkit.data.preprocessing import load
 from tlkit.model import trunk as trunks
-from tlkit.plugin.contract import Phase
+from tlkit.plugin.contract import DatasetStatistics, Phase, Strategy
 from tlkit.training.checkpoint import Checkpoints
 from tlkit.training.device import Device
-from tlkit.training.history import Watch
-from tlkit.training.inputs import Examples, Images
-from tlkit.training.trainer import FitResult, Setting
-from tlkit.training.tune import Split, Store, tune
+from tlkit.training.freezing import Network
+from tlkit.training.history import Monitor
+from tlkit.training.inputs import Examples
+from tlkit.training.trainer import FitResult, Trainer
 
 PHASES = (
     Phase(3, 0.05),
@@ -32,19 +34,38 @@ PHASES = (
 )
 
 
+STAGES = tuple(WIDTHS)
+
+
+@dataclass(frozen=True)
+class Given(Strategy):
+    """A strategy with given phases."""
+
+    name = "given"
+    given: tuple[Phase, ...] = ()
+
+    def phases(self, stages: Sequence[str], facts: DatasetStatistics) -> Sequence[Phase]:
+        return self.given
+
+
+def fine_tuning(*phases: Phase, **others: Any) -> dict[str, Any]:
+    """Return the fields of a `TrainingConfig` that run these phases on all three stages of the tiny backbone."""
+    return {"strategy": Given(phases), "cut": "third", **others}
+
+
 class Stopped(Exception):
     """The training was stopped after an epoch."""
 
 
-class Stops(Watch):
+class Stops(Monitor):
     """Stops a training after so many epochs."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
         self.left = after
 
-    def epoch(self, line: Any) -> None:
-        super().epoch(line)
+    def end_epoch(self, line: Any) -> None:
+        super().end_epoch(line)
         self.left -= 1
 
     def step(self, images: int, line: Any) -> None:
@@ -53,7 +74,7 @@ class Stops(Watch):
             raise Stopped
 
 
-class Killed(Watch):
+class Killed(Monitor):
     """Kills its own process, as the system does, in a step of a number."""
 
     def __init__(self, at: int) -> None:
@@ -67,8 +88,8 @@ class Killed(Watch):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def splits(photos: Path, trunk: trunks.Trunk) -> list[Split]:
-    """Three images of four to train on, the others to validate on."""
+def splits(photos: Path, trunk: trunks.Trunk) -> list[Examples]:
+    """Return three images of four to train on, the others to validate on."""
     files = sorted(photos.rglob("*.png"))
     classes = sorted({file.parent.name for file in files})
     found = []
@@ -78,7 +99,7 @@ def splits(photos: Path, trunk: trunks.Trunk) -> list[Split]:
         pixels = torch.from_numpy(np.stack([load(path, trunk.preprocessing) for path in paths]))
         with torch.no_grad():
             features = trunk(pixels).numpy()
-        found.append(Split(Images(paths, labels, trunk.preprocessing), Examples(features, labels)))
+        found.append(Examples(features, labels, paths))
     return found
 
 
@@ -87,24 +108,34 @@ def course(
     work: Path | None = None,
     *,
     phases: tuple[Phase, ...] = PHASES,
-    watch: Watch | None = None,
+    monitor: Monitor | None = None,
     views: int = 2,
     cache: bool = True,
-    machine: Device | None = None,
+    device: Device | None = None,
     warn: Any = print,
 ) -> tuple[dict[str, torch.Tensor], FitResult]:
-    """The whole training, or the rest of one that was begun in `work`; all weights in the end, and the history."""
+    """Run the training, or resume the one in `work`; return all weights at the end, and the history."""
     torch.manual_seed(3)
     trunk, head = trunks.build(Seeded()), Line().module(12, 3)
     checkpoints = None if work is None else Checkpoints(work, warn=warn, seconds=0)
-    setting = Setting(0, watch or Watch(), machine or Device(), checkpoints)
-    store = Store(work if cache else None, views)
-    fitted, _ = tune(trunk, head, phases, Seeded(), *splits(photos, trunk), store, setting)
+    device, (train, val) = device or Device(), splits(photos, trunk)
+    fitted = Trainer(
+        Network(head, trunk, device.torch_device),
+        phases,
+        train,
+        val,
+        device=device,
+        monitor=monitor or Monitor(),
+        checkpoints=checkpoints,
+        backbone=Seeded(),
+        views=views,
+        cache_dir=work if cache else None,
+    ).fit()
     return {**trunk.state_dict(), **head.state_dict(prefix="head.")}, fitted
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Whether all weights are the same to the bit."""
+    """Return True if all weights are bit-identical."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -125,4 +156,4 @@ if __name__ == "__main__":
     photos, work, when, number = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     if when == "checkpoint":
         killed_in_a_checkpoint(number)
-    course(photos, work, watch=Killed(number) if when == "step" else None)
+    course(photos, work, monitor=Killed(number) if when == "step" else None)

@@ -21,7 +21,7 @@ import pytest
 from tests.kit import tiny
 
 if TYPE_CHECKING:
-    from tlkit.training.run import TrainingConfig
+    from tlkit.training.config import TrainingConfig
 
 # A machine may be slow; that is no reason to fail.
 hypothesis.settings.register_profile("tlkit", deadline=None)
@@ -199,7 +199,7 @@ def tiny_recipe() -> TrainingConfig:
     """The tiny backbone, cut at its second stage, with a head that learns by gradient."""
     from tlkit_standard.strategies import STRATEGIES
 
-    from tlkit.training.run import TrainingConfig
+    from tlkit.training.config import TrainingConfig
 
     strategy = replace(STRATEGIES[0], epochs=200, lr=0.1)
     return TrainingConfig(tiny.Tiny(), strategy, tiny.Line(), tiny.ORIGINS, cut="second", golden=4)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -131,3 +134,50 @@ class TestLoadTensors:
             trunks.load_tensors(trunks.build(Tiny()), arrays, what="trunk")
         for part in ("third.0.weight is missing", "fourth.0.weight is unknown", "shape (3,), not (6,)"):
             assert part in str(raised.value)
+
+
+class Positions(nn.Module):
+    """Adds a learned value to each position, as vision transformers do: there are as many as in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(8, 16, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.values[: x.shape[1]]
+
+
+class Crop(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[..., 2:, 2:]
+
+
+@dataclass(frozen=True)
+class Positional(Tiny):
+    """Its first stage depends on the input size."""
+
+    def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:
+        stages = dict(super().stages(pretrained=pretrained))
+        stages["first"].append(Positions())
+        return stages
+
+
+@dataclass(frozen=True)
+class Cropping(Tiny):
+    """Its last stage takes a border away."""
+
+    def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:
+        return {**super().stages(pretrained=pretrained), "third": Crop()}
+
+
+def test_weights_that_do_not_fit_another_size_are_refused_with_the_stage_and_the_reason():
+    assert trunks.resized(Positional(), 32).size == 32
+    with pytest.raises(
+        UsageError, match=r"tiny can't take images of 48 pixels: stage 'first' fails: .*; leave out --siz"
+    ):
+        trunks.resized(Positional(), 48)
+
+
+def test_an_image_of_which_nothing_is_left_is_refused():
+    with pytest.raises(UsageError, match="stage 'third' fails: nothing is left of an image"):
+        trunks.resized(Cropping(), 8)

@@ -26,7 +26,6 @@ BORDERS = (
         "torch",
         (
             "tlkit.model.trunk",
-            "tlkit.model.batchnorm",
             "tlkit.model.modules",
             "tlkit.graph.trace",
             "tlkit.training",

@@ -1,4 +1,4 @@
-"""Gradients that are taken another way than PyTorch's are the same."""
+"""Gradients that are computed in another way than PyTorch's are the same."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from tlkit.model.trunk import MeanPool
 from tlkit.training import gradients
-from tlkit.training.gradients import LastInOrder, narrow_kernels
+from tlkit.training.gradients import fast_gradients
 
-CPU = torch.device("cpu")
+CPU, POOL = torch.device("cpu"), nn.Identity()
 X86 = platform.machine() in ("x86_64", "AMD64")
 
 
-def learnt(layer, given, times=1.0):
+def learned(layer, given, times=1.0):
     """The output of a layer, and the gradients of its input, weight and bias."""
     layer.zero_grad()
     given = given.clone().requires_grad_()
@@ -26,7 +27,7 @@ def learnt(layer, given, times=1.0):
 
 @pytest.fixture
 def taken(monkeypatch):
-    """The widths of the kernels whose gradient was taken a few columns at a time."""
+    """The widths of the kernels whose gradient was computed a few columns at a time."""
     widths, own = [], gradients._weight_gradient
 
     def seen(gradient, x, weight, *rest):
@@ -45,10 +46,10 @@ def test_a_wide_depthwise_kernel_learns_the_same(taken, kernel, padding, stride,
     torch.manual_seed(0)
     layer = nn.Conv2d(6, 6, kernel, stride, padding, groups=6, bias=bias)
     given = torch.randn(3, 6, 11, 9).contiguous(memory_format=torch.channels_last)
-    expected = learnt(layer, given)
+    expected = learned(layer, given)
     assert taken == []
-    with narrow_kernels(CPU):
-        found = learnt(layer, given)
+    with fast_gradients(CPU, POOL):
+        found = learned(layer, given)
     assert taken == [layer.weight.shape[3]]
     for one, other in zip(expected, found, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
@@ -68,9 +69,9 @@ def test_a_wide_depthwise_kernel_learns_the_same(taken, kernel, padding, stride,
 )
 def test_any_other_convolution_is_left_alone(taken, layer):
     given = torch.randn(2, 6, 9, 9, dtype=layer.weight.dtype)
-    expected = learnt(layer, given)
-    with narrow_kernels(CPU):
-        found = learnt(layer, given)
+    expected = learned(layer, given)
+    with fast_gradients(CPU, POOL):
+        found = learned(layer, given)
     assert taken == []
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
@@ -78,7 +79,7 @@ def test_any_other_convolution_is_left_alone(taken, layer):
 def test_what_does_not_learn_costs_nothing(taken):
     layer = nn.Conv2d(6, 6, 5, padding=2, groups=6).requires_grad_(False)
     given = torch.randn(2, 6, 9, 9, requires_grad=True)
-    with narrow_kernels(CPU):
+    with fast_gradients(CPU, POOL):
         output = layer(given)
         output.sum().backward()
     assert taken == []
@@ -86,16 +87,18 @@ def test_what_does_not_learn_costs_nothing(taken):
 
 
 def test_on_a_gpu_nothing_is_changed():
-    with narrow_kernels(torch.device("cuda")):
+    with fast_gradients(torch.device("cuda"), POOL):
         output = nn.Conv2d(6, 6, 5, groups=6)(torch.randn(2, 6, 9, 9))
     assert "Depthwise" not in type(output.grad_fn).__name__
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 5), (2, 5, 3)])
-def test_gradients_come_back_with_the_channels_last(shape):
-    given, seen = torch.randn(shape, requires_grad=True), []
+def test_the_gradient_of_a_pool_has_the_channels_last(shape):
+    given, seen, pool = torch.randn(shape, requires_grad=True), [], MeanPool()
     maps = given * 1
     maps.register_hook(seen.append)
-    LastInOrder()(maps).mean((2, 3) if len(shape) == 4 else 1).sum().backward()
+    with fast_gradients(CPU, pool):
+        pool(maps).sum().backward()
     assert torch.allclose(given.grad, torch.full(shape, 1 / (25 if len(shape) == 4 else 5)))
     assert len(shape) == 3 or seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert not pool._forward_pre_hooks  # the network is as it was

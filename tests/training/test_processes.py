@@ -41,14 +41,14 @@ from pathlib import Path
 from safetensors.torch import save_file
 from tests.kit.course import course
 from tests.training.test_processes import PHASES
-from tlkit.training.device import Device, DeviceOptions, processes
+from tlkit.training.device import Device, DeviceOptions
 
-machine = Device(DeviceOptions("cpu", "fp32"))
+device = Device(DeviceOptions("cpu", "fp32"))
 work = Path(sys.argv[2])
-with processes(machine):
-    weights, fitted = course(Path(sys.argv[1]), work, phases=PHASES, machine=machine)
-save_file({name: value.contiguous() for name, value in weights.items()}, work / f"{machine.rank}.weights")
-(work / f"{machine.rank}.json").write_text(json.dumps(fitted.history))
+with device.process_group():
+    weights, fitted = course(Path(sys.argv[1]), work, phases=PHASES, device=device)
+save_file({name: value.contiguous() for name, value in weights.items()}, work / f"{device.rank}.weights")
+(work / f"{device.rank}.json").write_text(json.dumps(fitted.history))
 """
 
 
@@ -148,7 +148,7 @@ class TestTrain:
     def test_each_says_what_it_ended_for_with_its_number(self, pictures, tmp_path):
         found = self.run(pictures, tmp_path / "run", "partial", world_size=2, more=["--set", "strategy.trainable=20"])
         assert [code for code, _, _ in found] == [2, 2]
-        problem = "the strategy can't be run: phase 1 moves 20 stages of 9\n"
+        problem = "the strategy can't be run: phase 1 trains 20 stages of 9\n"
         assert [said for _, _, said in found] == [f"tlkit: {problem}", f"tlkit (process 1): {problem}"]
         (tmp_path / "there").mkdir()
         (tmp_path / "there/file").touch()

@@ -1,80 +1,91 @@
-"""Training: the bundle holds what the deployed trunk and the fitted head give, and nothing is half-written."""
+"""Training from images to a bundle: frozen stages stay, what is trained is what is deployed, errors come first."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
+from tlkit_standard.heads import HEADS
+from tlkit_standard.strategies import STRATEGIES
+from torch import nn
 
-from tests.kit.tiny import Line, write_images
+from tests.kit.course import STAGES, fine_tuning
+from tests.kit.exporting import exported, replayed
+from tests.kit.tiny import Line, Tiny, write_images
 from tlkit.data.preprocessing import load
-from tlkit.errors import DataError, UsageError
-from tlkit.model import reference_images
+from tlkit.errors import DataError, GateError, UsageError
+from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
-from tlkit.model.modules import load_modules, run_modules
+from tlkit.model.modules import run_modules
 from tlkit.plugin.contract import FEATURES, LOGITS, DatasetStatistics, Phase, Strategy
-from tlkit.training.inputs import Examples
-from tlkit.training.phases import check_phases
+from tlkit.runtime.model import Model
+from tlkit.training.config import RunOptions
 from tlkit.training.run import train
-from tlkit.training.trainer import Setting, fit_head
+from tlkit.training.run_directory import folder_of, is_unfinished
+
+BY_NAME = {strategy.name: strategy for strategy in STRATEGIES}
 
 
-def test_the_record_says_what_was_done(tiny_run, tiny_recipe, pictures):
-    record = open_bundle(tiny_run).record
-    assert record.labels == ("dark", "light", "middle")
-    assert (record.stages, record.cut, record.width) == (("first", "second"), "second", 8)
-    assert record.preprocessing == tiny_recipe.backbone.preprocessing
-    assert (record.backbone.name, record.backbone.distribution) == ("tiny", "tiny")
-    assert record.strategy.options == {"epochs": 200, "lr": 0.1}
-    assert record.phases[0]["epochs"] == 200
-    assert record.data["images"]["train"] + record.data["images"]["val"] == 36
-    assert str(pictures) not in (tiny_run / "bundle.json").read_text()
-    assert reference_images.source(open_bundle(tiny_run)) == pictures
-    assert record.metrics["val"]["accuracy"] > 0.8
-    history = [json.loads(line) for line in (tiny_run / "history.jsonl").read_text().splitlines()]
-    assert len(history) == 200
-    assert history[-1]["train_loss"] < history[0]["train_loss"]
+@dataclass(frozen=True)
+class Drifting(Tiny):
+    """Its first stage counts how often it runs, in eval mode as well."""
+
+    def stages(self, *, pretrained):
+        class Counter(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("runs", torch.zeros(()), persistent=False)
+
+            def forward(self, x):
+                if not torch.compiler.is_exporting():
+                    self.runs += 1
+                return x
+
+        stages = dict(super().stages(pretrained=pretrained))
+        stages["first"].append(Counter())
+        return stages
 
 
-def test_only_the_kept_stages_are_stored(tiny_run):
-    names = {name.split(".")[1] for name in open_bundle(tiny_run).trunk}
-    assert names == {"first", "second"}
+class ThirdIsNaN(Line):
+    """A head whose third evaluation gives NaN."""
+
+    def module(self, width, classes):
+        class Module(nn.Linear):
+            evaluations = 0
+
+            def forward(self, x):
+                self.evaluations += not self.training
+                return super().forward(x) * (torch.nan if self.evaluations == 3 and not self.training else 1)
+
+        return Module(width, classes)
 
 
-def test_golden_images_are_one_of_each_class_by_turns_with_what_they_give(tiny_run, tiny_recipe):
-    bundle = open_bundle(tiny_run)
-    labels = [golden.label for golden in bundle.record.golden]
-    assert labels == [0, 1, 2, 0]
-    trunk, head = load_modules(bundle, tiny_recipe.backbone, tiny_recipe.head)
-    images = [load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()]
-    assert [hashlib.sha256(i.tobytes()).hexdigest() for i in images] == [g.pixels_sha256 for g in bundle.record.golden]
-    got, expected = run_modules(trunk, head, np.stack(images)), bundle.expected()
-    for name in (FEATURES, LOGITS):
-        assert np.allclose(got[name], expected[name], atol=1e-4)
+@pytest.fixture
+def config(tiny_recipe):
+    """Two stages of three are fine-tuned."""
+    phase = Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True)
+    return replace(tiny_recipe, **fine_tuning(phase))
 
 
-def test_the_same_seed_gives_the_same_bundle(pictures, tiny_recipe, tmp_path):
-    first, second = (train(pictures, tmp_path / name, tiny_recipe).digest for name in ("a", "b"))
-    assert first == second
-    elsewhere = shutil.copytree(pictures, tmp_path / "elsewhere" / "images")
-    assert train(elsewhere, tmp_path / "moved", tiny_recipe).digest == first
-    assert train(pictures, tmp_path / "c", replace(tiny_recipe, seed=1)).digest != first
+@pytest.fixture
+def original():
+    return trunks.build(Tiny())
 
 
-def test_no_golden_images_for_private_data(pictures, tiny_recipe, tmp_path):
-    train(pictures, tmp_path / "run", replace(tiny_recipe, golden=0))
-    assert not (tmp_path / "run" / "golden").exists()
-    assert open_bundle(tmp_path / "run").record.golden == ()
+def stage_of(name):
+    return name.split(".")[1]
 
 
-def test_more_golden_images_than_there_are(pictures, tiny_recipe, tmp_path):
-    trained = train(pictures, tmp_path / "run", replace(tiny_recipe, golden=1000))
-    assert len(open_bundle(tmp_path / "run").record.golden) == trained.images["val"]
+def history(root):
+    return [json.loads(line) for line in (root / "history.jsonl").read_text().splitlines()]
+
+
+def changed_stages(bundle, original):
+    before = trunks.tensors(original)
+    return {stage_of(name) for name, tensor in bundle.trunk.items() if not np.array_equal(tensor, before[name])}
 
 
 def test_a_second_head_decodes_no_image(pictures, tiny_recipe, tiny_run, tmp_path):
@@ -82,12 +93,184 @@ def test_a_second_head_decodes_no_image(pictures, tiny_recipe, tiny_run, tmp_pat
     assert train(pictures, tmp_path / "run", replace(tiny_recipe, cut="third")).decoded == 0
 
 
+def test_weights_that_fit_are_used_at_another_size(pictures, tiny_recipe, tmp_path):
+    train(pictures, tmp_path / "run", replace(tiny_recipe, size=48))
+    bundle = open_bundle(tmp_path / "run")
+    assert bundle.record.preprocessing == replace(Tiny.preprocessing, size=48)
+    exported(bundle.root, tiny_recipe.backbone, tiny_recipe.head)
+    assert replayed(bundle.root).passed
+
+
+class TestFineTuning:
+    @pytest.mark.parametrize("trainable", [1, 2, 3])
+    def test_the_deepest_stages_train_and_the_others_stay_bit_identical(
+        self, pictures, config, original, tmp_path, trainable
+    ):
+        phase = Phase(2, 0.05, trunk_lr=0.02, trainable=trainable, batch_size=8)
+        trained = train(pictures, tmp_path / "run", replace(config, **fine_tuning(phase)))
+        bundle = open_bundle(tmp_path / "run")
+        assert changed_stages(bundle, original) == set(STAGES[-trainable:])
+        expected = {stage: "fine-tuned" if stage in STAGES[-trainable:] else "original" for stage in STAGES}
+        assert bundle.record.provenance == trained.provenance == expected
+
+    def test_running_statistics_of_trainable_stages_update_and_those_of_frozen_ones_do_not(
+        self, pictures, tiny_recipe, original, tmp_path
+    ):
+        update = Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True, batchnorm="update")
+        train(pictures, tmp_path / "run", replace(tiny_recipe, **fine_tuning(update)))
+        before, after = trunks.tensors(original), open_bundle(tmp_path / "run").trunk
+        same = {
+            stage_of(name) for name in after if "running_mean" in name and np.array_equal(before[name], after[name])
+        }
+        assert same == {"first"}
+        steps = {stage_of(name): int(tensor) for name, tensor in after.items() if "num_batches" in name}
+        assert steps["first"] == 0 < steps["second"] == steps["third"]
+
+    @pytest.mark.parametrize("reinit", [0, 1, 2])
+    def test_statistics_of_the_pretraining_are_frozen_and_those_of_reinitialized_stages_update(
+        self, pictures, tiny_recipe, original, tmp_path, reinit
+    ):
+        phases = [Phase(2, 0.05, trunk_lr=0.02, trainable=3, reinit=count, batch_size=8) for count in (reinit, 0)]
+        train(pictures, tmp_path / "run", replace(tiny_recipe, **fine_tuning(*phases)))
+        before, after = trunks.tensors(original), open_bundle(tmp_path / "run").trunk
+        same = {
+            stage_of(name) for name in after if "running_mean" in name and np.array_equal(before[name], after[name])
+        }
+        assert same == set(STAGES[: 3 - reinit])
+
+    def test_what_was_trained_is_what_is_deployed(self, pictures, config, tmp_path):
+        train(pictures, tmp_path / "run", config)
+        bundle = open_bundle(tmp_path / "run")
+        (published,) = exported(bundle.root, config.backbone, config.head).exports
+        assert all(verdict.passed for verdict in published.verdicts.values())
+        assert replayed(bundle.root).passed
+        expected, model = bundle.expected(), Model.open(tmp_path / "run")
+        images = np.stack([load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()])
+        got = model.session.run(images)
+        for name in (FEATURES, LOGITS):
+            assert np.allclose(got[name], expected[name], atol=1e-4)
+        original = run_modules(trunks.build(Tiny()), nn.Identity(), images)[FEATURES]
+        assert not np.allclose(expected[FEATURES], original, atol=1e-2)
+
+    def test_the_metrics_are_those_of_the_deployed_graph(self, pictures, config, tmp_path):
+        trained = train(pictures, tmp_path / "run", config)
+        bundle = open_bundle(tmp_path / "run")
+        exported(bundle.root, config.backbone, config.head)
+        best = min(line["val_loss"] for line in history(tmp_path / "run"))
+        assert trained.metrics.log_loss == pytest.approx(best, rel=1e-3)
+        assert bundle.record.metrics["val"]["log_loss"] == trained.metrics.log_loss
+
+    @pytest.mark.parametrize("name", [name for name in BY_NAME if name != "frozen"])
+    def test_every_strategy_learns(self, pictures, tiny_recipe, tmp_path, name):
+        strategy = replace(BY_NAME[name], epochs=3, head_lr=0.05, trunk_lr=0.01, batch_size=8)
+        trained = train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=strategy, cut="third"))
+        losses = [line["train_loss"] for line in history(tmp_path / "run")]
+        assert losses[-1] < losses[0]
+        assert trained.metrics.log_loss < np.log(3)
+        exported(tmp_path / "run", tiny_recipe.backbone, tiny_recipe.head)
+
+    def test_reinitialized_stages_owe_nothing_to_the_original(self, pictures, config, original, tmp_path):
+        """With a negligible learning rate, so that stages end where they began."""
+        phase = Phase(1, 0.05, trunk_lr=1e-12, trainable=2, reinit=1, batch_size=8)
+        train(pictures, tmp_path / "run", replace(config, **fine_tuning(phase)))
+        bundle, before = open_bundle(tmp_path / "run"), trunks.tensors(original)
+        assert bundle.record.provenance == {"first": "original", "second": "fine-tuned", "third": "reinitialized"}
+        for stage, near in (("second", True), ("third", False)):
+            weight = f"stages.{stage}.0.weight"
+            assert np.allclose(bundle.trunk[weight], before[weight], atol=1e-6) is near
+
+    def test_a_phase_without_trainable_stages_leaves_a_fine_tuned_trunk_as_it_is(self, pictures, config, tmp_path):
+        phase = Phase(2, 0.05, trunk_lr=0.02, trainable=2, batch_size=8)
+        train(pictures, tmp_path / "one", replace(config, **fine_tuning(phase)))
+        train(pictures, tmp_path / "two", replace(config, **fine_tuning(phase, Phase(5, 0.01))))
+        one, two = (open_bundle(tmp_path / name) for name in ("one", "two"))
+        assert all(np.array_equal(one.trunk[name], two.trunk[name]) for name in one.trunk)
+        assert not np.array_equal(one.head["weight"], two.head["weight"])
+
+    def test_a_trunk_that_was_better_before_is_said_to_be_the_original(self, pictures, config, original, tmp_path):
+        ruinous = Phase(1, 10.0, trunk_lr=10.0, trainable=2, batch_size=8)
+        trained = train(pictures, tmp_path / "run", replace(config, **fine_tuning(Phase(100, 0.05), ruinous)))
+        assert set(trained.provenance.values()) == {"original"}
+        assert changed_stages(open_bundle(tmp_path / "run"), original) == set()
+
+    def test_a_frozen_stage_that_changes_fails_the_run(self, pictures, config, tmp_path):
+        with pytest.raises(GateError, match="frozen stages changed during training: first"):
+            train(pictures, tmp_path / "run", replace(config, backbone=Drifting(), cache=False))
+        assert not (tmp_path / "run").exists()
+
+
+class TestRefit:
+    @pytest.fixture
+    def logistic(self, config):
+        head = next(head for head in HEADS if head.name == "logistic")
+        return replace(config, head=replace(head, calibrate=False))
+
+    def test_a_head_that_can_be_solved_is_solved_again_unless_that_loses(self, pictures, logistic, tmp_path):
+        trained = train(pictures, tmp_path / "run", logistic)
+        line = history(tmp_path / "run")[-1]
+        assert line["solved"] == "logistic"
+        loses = line["val_loss"] > line["trained_val_loss"] or line["val_accuracy"] < line["trained_val_accuracy"]
+        assert line["kept"] is not loses
+        kept = "val_loss" if line["kept"] else "trained_val_loss"
+        assert trained.metrics.log_loss == pytest.approx(line[kept], rel=1e-6)
+
+    def test_it_can_be_left_out(self, pictures, logistic, tmp_path):
+        train(pictures, tmp_path / "run", replace(logistic, refit=False))
+        assert not any("solved" in line for line in history(tmp_path / "run"))
+
+
+def test_an_interrupted_run_resumes_and_gives_the_same_bundle(pictures, tiny_recipe, tmp_path):
+    phases = (Phase(2, 0.05), Phase(2, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True))
+    config, options = replace(tiny_recipe, **fine_tuning(*phases)), RunOptions(checkpoint_seconds=0)
+    out, resumed = tmp_path / "run", replace(options, resume=True)
+    expected = train(pictures, tmp_path / "expected", config, options=options).digest
+
+    def interrupt(what, total):
+        left = [total * 3 // 4 if what == "phase 2 of 2" else float("inf")]  # images
+
+        def tick(more, _said=""):
+            left[0] -= more
+            if left[0] <= 0:
+                raise KeyboardInterrupt
+
+        return tick
+
+    with pytest.raises(KeyboardInterrupt):
+        train(pictures, out, config, interrupt, options)
+    assert not out.exists()
+    assert is_unfinished(out)
+    with pytest.raises(UsageError, match="a training of it was interrupted; resume it with --resume"):
+        train(pictures, out, config)
+    with pytest.raises(UsageError, match=r"the interrupted run differs: seed was 0, is 1; use the options and"):
+        train(pictures, out, replace(config, seed=1), options=resumed)
+    assert train(pictures, out, config, options=resumed).digest == expected
+    assert not folder_of(out).exists()
+    assert history(out)[0]["phase"] == 1
+
+
+class TestDivergence:
+    def test_a_learning_rate_that_ruins_the_trunk_is_named(self, pictures, config, tmp_path):
+        ruinous = Phase(2, 0.05, trunk_lr=1e30, trainable=2, batch_size=8)
+        where = r"the loss is \S+ at step 2 of phase 2, epoch 1, with lr \S+ and trunk_lr \S+e"
+        with pytest.raises(DataError, match=where):
+            train(pictures, tmp_path / "run", replace(config, **fine_tuning(Phase(2, 0.05), ruinous)))
+        assert set(open_bundle(tmp_path / "run").record.provenance.values()) == {"original"}
+
+    def test_the_bundle_holds_the_best_weights_before_it(self, pictures, config, tmp_path):
+        with pytest.raises(DataError, match=r"run: the validation loss is nan .* epoch 3; the bundle holds"):
+            train(pictures, tmp_path / "run", replace(config, head=ThirdIsNaN()))
+        lines = history(tmp_path / "run")
+        assert len(lines) == 2
+        log_loss = open_bundle(tmp_path / "run").record.metrics["val"]["log_loss"]
+        assert log_loss == pytest.approx(min(line["val_loss"] for line in lines), rel=1e-3)
+
+
 class TestBadImages:
     @pytest.fixture
     def photos(self, tmp_path):
         return write_images(tmp_path / "photos", per_class=20)
 
-    def test_a_few_are_listed_and_the_run_goes_on(self, photos, tiny_recipe, tmp_path):
+    def test_a_few_are_listed_and_the_run_continues(self, photos, tiny_recipe, tmp_path):
         (photos / "dark" / "00.png").write_bytes(b"no image")
         trained = train(photos, tmp_path / "run", replace(tiny_recipe, max_bad=0.05))
         assert list(trained.rejected) == ["dark/00.png"]
@@ -102,80 +285,67 @@ class TestBadImages:
     def test_a_class_that_loses_all_is_named(self, photos, tiny_recipe, tmp_path):
         for file in (photos / "dark").iterdir():
             file.write_bytes(b"no image")
-        with pytest.raises(DataError, match=r"dark/.*no usable train image"):
+        with pytest.raises(DataError, match=r"dark/.*no readable train image"):
             train(photos, tmp_path / "run", replace(tiny_recipe, max_bad=1.0))
 
 
-def test_an_unknown_cut_is_refused(pictures, tiny_recipe, tmp_path):
-    with pytest.raises(UsageError, match="first, second, third"):
-        train(pictures, tmp_path / "run", replace(tiny_recipe, cut="nowhere"))
+class TestBadOptions:
+    def test_an_unknown_cut_is_refused(self, pictures, tiny_recipe, tmp_path):
+        with pytest.raises(UsageError, match="first, second, third"):
+            train(pictures, tmp_path / "run", replace(tiny_recipe, cut="nowhere"))
 
+    def test_an_existing_output_is_refused_before_any_work(self, tiny_recipe, tmp_path):
+        (tmp_path / "run").write_text("mine")
+        with pytest.raises(UsageError, match="exists already"):
+            train(tmp_path / "no photos", tmp_path / "run", tiny_recipe)
+        assert (tmp_path / "run").read_text() == "mine"
 
-def test_an_existing_output_is_refused_before_any_work(tiny_recipe, tmp_path):
-    (tmp_path / "run").write_text("mine")
-    with pytest.raises(UsageError, match="exists already"):
-        train(tmp_path / "no photos", tmp_path / "run", tiny_recipe)
-    assert (tmp_path / "run").read_text() == "mine"
+    @pytest.mark.parametrize("head", ["knn", "rbf-svm"])
+    def test_a_head_without_gradients_is_refused_before_any_work(self, pictures, config, tmp_path, head):
+        watched = []
 
+        def progress(*what):
+            watched.append(what)
+            return lambda _more: None
 
-@pytest.mark.parametrize(
-    ("phases", "problem"),
-    [
-        ((), "no phases"),
-        ((Phase(0, 1e-3),), "phase 1 has 0 epochs"),
-        ((Phase(1, 1e-3), Phase(1, 1e-3, trainable=3)), "phase 2 moves 3 stages of 2"),
-    ],
-)
-def test_phases_that_can_not_be_run_are_refused(pictures, tiny_recipe, tmp_path, phases, problem):
-    @dataclass(frozen=True)
-    class Odd(Strategy):
-        name = "odd"
+        named = next(each for each in HEADS if each.name == head)
+        with pytest.raises(UsageError, match=f"the head '{head}' is solved and can't be trained by gradient; "):
+            train(pictures, tmp_path / "run", replace(config, head=named), progress)
+        assert watched == []
 
-        def phases(self, stages, facts):
-            assert facts == DatasetStatistics(
-                images=facts.images, classes=3, smallest_class=facts.smallest_class, largest_class=facts.largest_class
-            )
-            return phases
+    @pytest.mark.parametrize("name", ["partial", "probe-then-tune"])
+    def test_more_trainable_stages_than_there_are(self, pictures, tiny_recipe, tmp_path, name):
+        strategy = replace(BY_NAME[name], trainable=3)
+        with pytest.raises(UsageError, match=r"phase \d trains 3 stages of 2"):
+            train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=strategy))
 
-    with pytest.raises(UsageError, match=problem):
-        train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=Odd()))
+    @pytest.mark.parametrize("name", BY_NAME)
+    def test_no_epochs(self, pictures, tiny_recipe, tmp_path, name):
+        with pytest.raises(UsageError, match=r"phase \d has 0 epochs"):
+            train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=replace(BY_NAME[name], epochs=0)))
 
+    @pytest.mark.parametrize(
+        ("phases", "problem"),
+        [
+            ((), "no phases"),
+            ((Phase(0, 1e-3),), "phase 1 has 0 epochs"),
+            ((Phase(1, 1e-3), Phase(1, 1e-3, trainable=3)), "phase 2 trains 3 stages of 2"),
+        ],
+    )
+    def test_phases_that_can_not_be_run_are_refused(self, pictures, tiny_recipe, tmp_path, phases, problem):
+        @dataclass(frozen=True)
+        class Odd(Strategy):
+            name = "odd"
 
-class TestLoop:
-    @pytest.fixture
-    def examples(self):
-        random = np.random.default_rng(0)
-        features = random.normal(size=(200, 5)).astype(np.float32)
-        labels = (features[:, 0] + features[:, 1] > 0).astype(np.int64)
-        return Examples(features[:150], labels[:150]), Examples(features[150:], labels[150:])
+            def phases(self, stages, facts):
+                assert facts == DatasetStatistics(
+                    images=facts.images,
+                    classes=3,
+                    smallest_class=facts.smallest_class,
+                    largest_class=facts.largest_class,
+                )
+                assert 0 < facts.smallest_class <= facts.largest_class < facts.images
+                return phases
 
-    def test_learns(self, examples):
-        torch.manual_seed(0)
-        head, fitted = fit_head(Line().module(5, 2), [Phase(30, 0.05)], *examples, Setting(0))
-        assert fitted.history[-1]["val_accuracy"] > 0.9
-        assert not head.training
-
-    def test_keeps_the_best_epoch(self, examples):
-        torch.manual_seed(0)
-        head, fitted = fit_head(Line().module(5, 2), [Phase(5, 0.05), Phase(3, 50.0)], *examples, Setting(0))
-        losses = [line["val_loss"] for line in fitted.history]
-        with torch.inference_mode():
-            logits = head(torch.from_numpy(examples[1].features))
-        kept = torch.nn.functional.cross_entropy(logits, torch.from_numpy(examples[1].labels)).item()
-        assert kept == pytest.approx(min(losses), rel=1e-5)
-        assert min(losses) < losses[-1]
-
-    def test_a_loss_that_is_not_finite_stops_and_says_where(self, examples):
-        train_set, val_set = examples
-        spoiled = Examples(train_set.features * np.float32(1e38), train_set.labels)
-        with pytest.raises(DataError, match="phase 1, epoch 1, at rate 1e"):
-            fit_head(Line().module(5, 2), [Phase(2, 1e20)], spoiled, val_set, Setting(0))
-
-    def test_rates_follow_a_cosine(self, examples):
-        _, fitted = fit_head(Line().module(5, 2), [Phase(4, 1.0)], *examples, Setting(0))
-        expected = [(1 + np.cos(np.pi * epoch / 4)) / 2 for epoch in range(4)]
-        assert [line["lr"] for line in fitted.history] == pytest.approx(expected)
-
-    def test_all_problems_of_phases_are_named_at_once(self):
-        with pytest.raises(UsageError, match=r"phase 1 has 0 epochs; phase 2 moves 9 stages of 2"):
-            check_phases([Phase(0, 1), Phase(1, 1, trainable=9)], ["a", "b"])
+        with pytest.raises(UsageError, match=problem):
+            train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=Odd()))

@@ -123,7 +123,7 @@ def _kept(advice: Advice) -> Mapping[str, Any]:
 
 def _conditions(advice: Advice, request: AdviceRequest, options: RunOptions, budget: float | None) -> dict[str, Any]:
     """Return everything that decides the outcome as JSON types: a resumed run must have the same."""
-    machine = Device(options.choice)  # fails at once if it is not available
+    machine = Device(options.device)  # fails at once if it is not available
 
     def named(components: tuple[Component, ...]) -> dict[str, Any]:
         return {component.name: to_json(component) for component in components}
@@ -138,8 +138,8 @@ def _conditions(advice: Advice, request: AdviceRequest, options: RunOptions, bud
         **{name: getattr(request, name) for name in ("cut", "val", "max_bad", "seed")},
         **request.options,
         "policy": asdict(request.policy),
-        "device": machine.device.type,
-        "precision": str(machine.format).removeprefix("torch."),
+        "device": machine.type,
+        "precision": str(machine.dtype).removeprefix("torch."),
         "images": _images(advice),
     }
 

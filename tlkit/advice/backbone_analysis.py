@@ -28,10 +28,10 @@ from tlkit.data.dataset import Sample
 from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
 from tlkit.model import trunk as trunks
-from tlkit.model.batchnorm import norms
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Backbone, Tick
 from tlkit.runtime.features import Features, extract
+from tlkit.training.batchnorm import pretraining_statistics
 from tlkit.training.run_directory import once
 from tlkit.util.files import cache_dir
 from tlkit.util.resources import cores
@@ -128,7 +128,7 @@ def _shift(
     trunk: Trunk, graph: Path, paths: Sequence[Path], features: Features, seed: int, policy: ShiftPolicy
 ) -> DomainShift:
     """Return the domain shift of some of the images, cached for the same images and seed."""
-    remembered = norms(trunk)
+    remembered = pretraining_statistics(trunk)
     if not remembered:
         return ActivationMoments(remembered).shift(seed, policy)
     drawn = np.random.default_rng(seed).permutation(len(paths))[: policy.measured(len(paths))]

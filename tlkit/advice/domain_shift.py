@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from tlkit.model.batchnorm import Norm
+    from tlkit.training.batchnorm import BatchNormStatistics
 
     Channels = NDArray[np.float64]
 
@@ -119,7 +119,7 @@ def unknown(reason: str, images: int = 0) -> DomainShift:
 class ActivationMoments:
     """Moments of the batch norms' outputs per image, collected from the graph of `graph.moments`."""
 
-    def __init__(self, norms: Sequence[Norm]) -> None:
+    def __init__(self, norms: Sequence[BatchNormStatistics]) -> None:
         self.norms = norms
         self._parts: dict[int, list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = {}
 
@@ -170,7 +170,7 @@ class ActivationMoments:
 class _Layer:
     """Moments of one batch norm's channels, in units in which those of the pretraining data are 0 and 1."""
 
-    def __init__(self, norm: Norm, means: Channels, squares: Channels) -> None:
+    def __init__(self, norm: BatchNormStatistics, means: Channels, squares: Channels) -> None:
         # A channel without weight is constant.
         alive = np.abs(norm.weight) > 1e-6 * np.abs(norm.weight).max(initial=1e-12)
         weight, bias = norm.weight[alive], norm.bias[alive]

@@ -15,7 +15,7 @@ from tlkit.errors import TlkitError
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import DatasetStatistics, Head, Strategy
 from tlkit.plugin.options import configure
-from tlkit.training.speed import seconds_an_image
+from tlkit.training.device import seconds_per_image
 from tlkit.util.statistics import wilson
 
 RECOMMENDED, INCONCLUSIVE = "recommended", "inconclusive"
@@ -261,7 +261,7 @@ def _reason_to_freeze(evidence: Evidence, installed: Available, policy: FineTuni
 
 def epoch_seconds(trunk: Trunk, trainable: int, images: int, val: int) -> float:
     """Return the seconds per epoch of fine-tuning, by a few measured steps; a forward pass is a third of a step."""
-    step = seconds_an_image(trunk, trainable)
+    step = seconds_per_image(trunk, trainable)
     return images * step + val * step / 3
 
 

@@ -22,7 +22,7 @@ from tlkit.data import dataset as datasets
 from tlkit.data.dataset import Dataset
 from tlkit.plugin.contract import Backbone, Component, Head, Progress, Strategy, silent
 from tlkit.runtime.features import check_rejected
-from tlkit.training.config import facts as strategy_statistics
+from tlkit.training.config import dataset_statistics
 from tlkit.util.text import quoted
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _recommended(advice: Advice, request: AdviceRequest) -> Advice:
     several = request.heads if len(request.heads) > 1 else ()
     heads = compare_heads(best, best_stage(best.stages).name, several, labels, classes, request.seed)
     large, val = statistics.is_large(policy.size), len(dataset.of("val"))
-    evidence = Evidence(statistics, large, best, heads, strategy_statistics(dataset), val)
+    evidence = Evidence(statistics, large, best, heads, dataset_statistics(dataset), val)
     recommendation = recommend(evidence, installed, policy.fine_tuning)
     return replace(advice, analyses=analyses, heads=heads, recommendation=recommendation)
 

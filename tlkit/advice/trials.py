@@ -6,19 +6,16 @@ import shutil
 import tempfile
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tlkit.advice.recommendation import Recommendation, available, epoch_seconds
 from tlkit.defaults import FROZEN, TRIED
-from tlkit.evaluation.metrics import Metrics
 from tlkit.plugin.contract import Head, Progress, Strategy, silent
 from tlkit.plugin.options import configure
-from tlkit.training.config import RunOptions, TrainingConfig, facts
+from tlkit.training.config import RunOptions, TrainingConfig, dataset_statistics
 from tlkit.training.result import TrainingResult
 from tlkit.training.run import train
 from tlkit.training.run_directory import DONE, once
@@ -64,27 +61,12 @@ def run_trial(
         shutil.rmtree(out, ignore_errors=True)  # written, but interrupted before the note
         started = time.perf_counter()
         trained = train(source, out, config, progress, replace(options or RunOptions(), resume=True))
-        return {"trained": _to_json(trained), "seconds": time.perf_counter() - started}
+        seconds = time.perf_counter() - started
+        return {"trained": trained.to_json(), "correct": trained.correct.tolist(), "seconds": seconds}
 
     known, fresh = once(out.with_name(f"{out.name}{DONE}"), trial)
-    trained = _from_json(known["trained"], out)
+    trained = TrainingResult.from_json(known["trained"], known["correct"], out)
     return Trial(name_of(recommendation), trained if fresh else replace(trained, decoded=0), known["seconds"])
-
-
-def _to_json(trained: TrainingResult) -> dict[str, Any]:
-    others = ("bundle", "metrics", "right", "advice")
-    fields = {name: value for name, value in asdict(trained).items() if name not in others}
-    return {**fields, "metrics": trained.metrics.to_json(), "right": trained.right.tolist()}
-
-
-def _from_json(fields: dict[str, Any], bundle: Path) -> TrainingResult:
-    metrics = fields["metrics"] | {
-        "interval": tuple(fields["metrics"]["interval"]),
-        "confusion": np.array(fields["metrics"]["confusion"], np.int64),
-        "reliability": np.array(fields["metrics"]["reliability"], np.float64),
-    }
-    right = np.array(fields["right"], np.bool_)
-    return TrainingResult(**fields | {"bundle": bundle, "metrics": Metrics(**metrics), "right": right})
 
 
 def training_config(request: AdviceRequest, recommendation: Recommendation) -> TrainingConfig:
@@ -124,9 +106,9 @@ def is_better(fine_tuned: TrainingResult, frozen: TrainingResult, domain: Domain
     accuracy, the log loss does, as it knows by how much; but for data similar to the pretraining data the frozen trunk
     stays, which is known to serve them.
     """
-    if paired_difference(fine_tuned.right, frozen.right).exceeds_error:
+    if paired_difference(fine_tuned.correct, frozen.correct).exceeds_error:
         return True
-    worse = paired_difference(frozen.right, fine_tuned.right).exceeds_error
+    worse = paired_difference(frozen.correct, fine_tuned.correct).exceeds_error
     return not (worse or domain == "similar") and fine_tuned.metrics.log_loss < frozen.metrics.log_loss
 
 
@@ -177,7 +159,7 @@ def _epochs(advice: Advice, request: AdviceRequest, name: str, budget: float) ->
         return 0
     policy = request.policy.fine_tuning
     trunk = advice.analysis.trunk.upto(advice.recommendation.cut)
-    trainable = _strategy(request, name).phases(trunk.names, facts(advice.dataset))[-1].trainable
+    trainable = _strategy(request, name).phases(trunk.names, dataset_statistics(advice.dataset))[-1].trainable
     seconds = epoch_seconds(trunk, trainable, advice.statistics.images, len(advice.dataset.of("val")))
     epochs = min(policy.epochs, int(budget / seconds))
     return epochs if epochs >= policy.min_epochs else 0
@@ -187,4 +169,5 @@ def _fine_tuned(advice: Advice, request: AdviceRequest, name: str, epochs: int) 
     """Return the recommendation to fine-tune by a strategy with so many epochs."""
     strategy, head = _strategy(request, name), available(request.heads, request.strategies).head
     options = {"epochs": epochs, **request.policy.fine_tuning.options}
-    return advice.recommendation.fine_tuned(strategy, head, advice.analysis.trunk.names, facts(advice.dataset), options)
+    statistics = dataset_statistics(advice.dataset)
+    return advice.recommendation.fine_tuned(strategy, head, advice.analysis.trunk.names, statistics, options)

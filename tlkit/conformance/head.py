@@ -20,7 +20,7 @@ from tlkit.errors import DataError, UsageError
 from tlkit.plugin.contract import FEATURES, LOGITS, Head, Phase
 from tlkit.runtime.session import OnnxSession
 from tlkit.training.inputs import Examples
-from tlkit.training.trainer import Setting, fit_head
+from tlkit.training.trainer import fit_head
 from tlkit.util.text import listed
 from tlkit.verification.parity import compare, relative_error
 
@@ -74,7 +74,7 @@ class HeadSubject(Subject[Head]):
             torch.manual_seed(seed)
             module = self.component.module(blobs.features.shape[1], classes)
             examples = Examples(blobs.features, blobs.labels)
-            module, _ = fit_head(module, [TRAINING], examples, examples, Setting(seed))
+            module, _ = fit_head(module, [TRAINING], examples, examples, seed=seed)
         return module
 
     @prepared("fits")

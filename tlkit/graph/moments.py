@@ -20,13 +20,13 @@ from tlkit.util.files import atomic_file
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tlkit.model.batchnorm import Norm
+    from tlkit.training.batchnorm import BatchNormStatistics
 
 MEAN, SQUARE = "moments.mean.", "moments.square."
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-4  # between the exporter's single precision and our double
 
 
-def moments_graph(stages: Path, norms: Sequence[Norm]) -> Path:
+def moments_graph(stages: Path, norms: Sequence[BatchNormStatistics]) -> Path:
     """Return the file of the graph of all stages with more outputs, `moments.mean.I` and `moments.square.I`.
 
     Both are float32 `(N, channels)`, for each `norms[I]` that could be found in the graph.
@@ -46,7 +46,7 @@ def watched(outputs: Sequence[str]) -> list[int]:
     return [int(name.removeprefix(MEAN)) for name in outputs if name.startswith(MEAN)]
 
 
-def _found(model: onnx.ModelProto, norms: Sequence[Norm]) -> Iterator[tuple[int, str]]:
+def _found(model: onnx.ModelProto, norms: Sequence[BatchNormStatistics]) -> Iterator[tuple[int, str]]:
     """Yield the index of each norm that is found, and the name of the tensor with its output."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
 

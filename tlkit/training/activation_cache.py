@@ -1,15 +1,15 @@
-"""What frozen stages give on, computed once for each view of each image and kept on disk: every epoch begins there.
+"""Cache of the frozen stages' output for each augmented view: epochs start at the first trainable stage.
 
-On a CPU it is the deployed runtime that computes it, several times as fast as PyTorch. A view of all images is one npy
-file, row = index of the image, in half precision where the values fit, and is written whole or not at all: a run that
-is taken up finds those that are there.
+On a CPU the deployed runtime computes it, several times as fast as PyTorch. Each view is one npy file, row = index of
+the image, in half precision if the values fit, and is written atomically: a resumed run reuses the files that exist.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from tlkit.errors import ResourceError
 from tlkit.graph.trace import map_graph
 from tlkit.model.trunk import Trunk, fingerprint
-from tlkit.plugin.contract import Progress
+from tlkit.plugin.contract import Progress, Tick, silent
 from tlkit.runtime.session import OnnxSession
 from tlkit.training.device import Device
-from tlkit.training.inputs import AugmentedViews, Batches, Images, Inputs
+from tlkit.training.inputs import AugmentedViews, Batches, Examples
 from tlkit.util.files import NpyWriter, atomic_file, translate_os_errors
 from tlkit.util.prefetch import prefetch
 from tlkit.util.resources import cores
@@ -32,141 +32,146 @@ from tlkit.util.text import format_bytes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SPARE = 0.05  # of a disk's free space that is left alone
-GPU_BATCH = 64  # images at once
-
-Give = Callable[["NDArray[np.uint8]"], "NDArray[np.float32]"]  # images to maps, channels last
+RESERVED = 0.05  # share of a disk's free space that is not used
+GPU_BATCH_SIZE = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Border:
-    """The frozen stages of a trunk: what they give for images, and a name that changes with their weights."""
+@dataclass
+class ActivationCache:
+    """Output of the frozen stages for all views of one split's images, computed on first use."""
 
-    give: Give
-    batch_size: int  # images a call
-    workers: int  # that call at the same time
-    key: str
-    shape: tuple[int, ...]  # of one image's map, channels last
+    folder: Path
+    split: str
+    examples: Examples
+    views: AugmentedViews
+    frozen: nn.Module
+    session: OnnxSession | None  # of the same stages; None on a GPU, where PyTorch runs them
+    key: str  # changes with the weights of the frozen stages
+    device: Device
+    progress: Progress = silent
+    dtype: type[np.float16 | np.float32] = np.float16
+    opened: dict[int, NDArray[Any]] = field(default_factory=dict)  # by view, memory-mapped
 
-
-def border(part: Trunk, frozen: nn.Module, machine: Device) -> Border:
-    """The end of a trunk's frozen part; `frozen` are its stages on the machine's device."""
-    if machine.device.type == "cpu":
-        session = OnnxSession(map_graph(part), workers=cores())
-        (output,) = session.outputs
-        give: Give = lambda images: session.run(images)[output]  # noqa: E731
-        batch, workers = session.batch_size, session.workers
-    else:
-        batch, workers = GPU_BATCH, 1
-
-        def give(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-            with torch.no_grad(), machine.autocast():
-                given: Tensor = frozen(machine.put(torch.from_numpy(images)))
-                last = given.permute(0, 2, 3, 1) if given.ndim == 4 else given
-                return last.float().cpu().numpy()
-
-    size = part.preprocessing.size
-    shape = give(np.zeros((1, size, size, 3), np.uint8)).shape[1:]
-    return Border(give, batch, workers, fingerprint(part)[:16], shape)
-
-
-class ActivationCache(Inputs):
-    """The maps of one split's images at a border, computed in all views when one is first asked for."""
-
-    def __init__(
-        self,
-        folder: Path,
-        split: str,
-        images: Images,
-        variety: AugmentedViews,
-        edge: Border,
-        machine: Device,
-        say: Progress,
-    ) -> None:
-        self.folder, self.split, self.images, self.variety = folder, split, images, variety
-        self.edge, self.machine, self.say = edge, machine, say
-        self.labels = images.labels
-        self.opened: dict[int, NDArray[Any]] = {}
-        self.kind: type[np.float16 | np.float32] = np.float16
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels `(N,)`."""
+        return self.examples.labels
 
     @property
     def missing(self) -> int:
-        """How many bytes the views that are not there yet take, in half precision."""
-        lacking = sum(not self._file(number).exists() for number in range(self._views))
-        return lacking * len(self.labels) * int(np.prod(self.edge.shape)) * np.dtype(self.kind).itemsize
+        """Size in bytes of the views that are not on disk yet, in half precision."""
+        count = sum(not self._file(number).exists() for number in range(self._count))
+        return count * len(self.labels) * int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image's output, channels last."""
+        size = self.views.preprocessing.size
+        return self.compute(np.zeros((1, size, size, 3), np.uint8)).shape[1:]
+
+    def for_split(self, split: str, examples: Examples, views: AugmentedViews) -> ActivationCache:
+        """Return the cache of another split for the same stages."""
+        return replace(self, split=split, examples=examples, views=views, opened={})
 
     def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
-        maps = self._view(self.variety.number(epoch) if self.variety.varies else 0)
+        """Yield the output of the frozen stages for each batch, float32 and with the channels last in memory."""
+        view = self._open(self.views.number(epoch) if self.views.varies else 0)
         for rows in batches:
-            taken = torch.from_numpy(maps[rows])
-            given = self.machine.put(taken).float()
-            yield given.permute(0, 3, 1, 2) if given.ndim == 4 else given
+            output = self.device.put(torch.from_numpy(view[rows])).float()
+            yield output.permute(0, 3, 1, 2) if output.ndim == 4 else output
+
+    def compute(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the output of the frozen stages for images `(N, S, S, 3)`: `(N, H, W, C)`, or `(N, …)` as it is."""
+        if self.session is not None:
+            (output,) = self.session.run(images).values()
+            return output
+        with torch.no_grad(), self.device.autocast():
+            maps: Tensor = self.frozen(self.device.put(torch.from_numpy(images)))
+            return (maps.permute(0, 2, 3, 1) if maps.ndim == 4 else maps).float().cpu().numpy()
 
     @property
-    def _views(self) -> int:
-        return self.variety.views if self.variety.varies else 1
+    def _count(self) -> int:
+        return self.views.views if self.views.varies else 1
 
     def _file(self, number: int) -> Path:
-        kind = f"{'crop' if self.variety.crop else 'whole'}-{self.variety.magnitude}"
-        return self.folder / f"{self.edge.key}-{self.split}-{kind}-{number:03}.npy"
+        kind = f"{'crop' if self.views.crop else 'whole'}-{self.views.magnitude}"
+        return self.folder / f"{self.key}-{self.split}-{kind}-{number:03}.npy"
 
-    def _view(self, number: int) -> NDArray[Any]:
+    def _open(self, number: int) -> NDArray[Any]:
         if not self.opened:
-            files = {each: self._file(each) for each in range(self._views)}
+            files = {each: self._file(each) for each in range(self._count)}
             for each, file in files.items():
-                if self.machine.is_main_process and not file.exists():
-                    self._compute(file, each)
-            self.machine.barrier()
+                if self.device.is_main_process and not file.exists():
+                    self._fill(file, each)
+            self.device.barrier()
             self.opened = {each: np.load(file, mmap_mode="r", allow_pickle=False) for each, file in files.items()}
         return self.opened[number]
 
-    def _compute(self, file: Path, number: int) -> None:
-        tick = self.say(f"frozen stages, {self.split} view {number + 1} of {self._views}", len(self.labels))
+    def _fill(self, file: Path, number: int) -> None:
+        what = f"frozen stages, {self.split} view {number + 1} of {self._count}"
         try:
-            self._write(file, number, tick)
-        except _TooLarge:
-            self.kind = np.float32
-            self._write(file, number, self.say("the same in single precision", len(self.labels)))
+            self._write(file, number, self.progress(what, len(self.labels)))
+        except OverflowError:
+            self.dtype = np.float32
+            self._write(file, number, self.progress(f"{what}, in single precision", len(self.labels)))
 
-    def _write(self, file: Path, number: int, tick: Callable[[int], object]) -> None:
-        rows = range(len(self.labels))
+    def _write(self, file: Path, number: int, tick: Tick) -> None:
+        """Write one view; raises an OverflowError if half precision can't hold a value."""
+        rows, paths = range(len(self.labels)), self.examples.paths
+        size = GPU_BATCH_SIZE if self.session is None else self.session.batch_size
+        workers = 1 if self.session is None else max(self.session.workers, 1)
 
-        def work(rows: range) -> NDArray[np.float32]:
-            seen = [self.variety.see(self.images.paths[row], self.images.preprocessing, number, row) for row in rows]
-            return self.edge.give(np.stack(seen))
+        def output(chunk: range) -> NDArray[np.float32]:
+            return self.compute(np.stack([self.views.decode(paths[row], number, row) for row in chunk]))
 
-        chunks = (rows[start : start + self.edge.batch_size] for start in range(0, len(rows), self.edge.batch_size))
-        # Written from front to back and not through a map of memory, where a full disk would end the process.
+        chunks = (rows[start : start + size] for start in range(0, len(rows), size))
         with atomic_file(file) as temporary, translate_os_errors(file), temporary.open("wb") as stream:
-            writer = NpyWriter(stream, self.edge.shape, self.kind)
-            for maps in prefetch(work, chunks, workers=max(self.edge.workers, 1), ahead=2 * self.edge.workers):
+            writer = NpyWriter(stream, self.shape, self.dtype)
+            for maps in prefetch(output, chunks, workers=workers, ahead=2 * workers):
                 with np.errstate(over="ignore"):
-                    kept = maps.astype(self.kind)
+                    kept = maps.astype(self.dtype)
                 if np.isinf(kept).any() and not np.isinf(maps).any():
-                    raise _TooLarge
+                    raise OverflowError
                 writer.write(kept)
                 tick(len(maps))
             writer.close()
 
 
-class _TooLarge(Exception):
-    """A value that half precision can't hold."""
+def open_cache(
+    folder: Path,
+    stages: Trunk,
+    frozen: nn.Module,
+    train: tuple[Examples, AugmentedViews],
+    val: tuple[Examples, AugmentedViews],
+    device: Device,
+    progress: Progress = silent,
+) -> tuple[ActivationCache, ActivationCache]:
+    """Return the caches of both splits; the cached output of other stages is removed, as no later phase uses it.
 
-
-def forget_others(folder: Path, key: str) -> None:
-    """Remove what was kept at other borders: no phase to come begins there."""
-    for file in folder.glob("*.npy"):
-        if not file.name.startswith(key):
-            file.unlink(missing_ok=True)
+    `stages` is the frozen part of a trunk, `frozen` the same on the device. Raises a ResourceError if the disk can't
+    hold what is missing.
+    """
+    session = OnnxSession(map_graph(stages), workers=cores()) if device.type == "cpu" else None
+    key = fingerprint(stages)[:16]
+    first = ActivationCache(folder, "train", *train, frozen, session, key, device, progress)
+    caches = first, first.for_split("val", *val)
+    if device.is_main_process:
+        for file in folder.glob("*.npy"):
+            if not file.name.startswith(key):
+                file.unlink(missing_ok=True)
+    needed = sum(cache.missing for cache in caches)
+    check_space(folder, needed)
+    progress(f"the activation cache takes {format_bytes(needed)} more", 0)
+    return caches
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Refuse, before any work, what the disk can't hold."""
+    """Raise a ResourceError, before any work, if the disk can't hold `needed` bytes."""
     with translate_os_errors(folder):
-        free = int(shutil.disk_usage(folder).free * (1 - SPARE))
+        free = int(shutil.disk_usage(folder).free * (1 - RESERVED))
     if needed > free:
         raise ResourceError(
             f"the output of the frozen stages takes {format_bytes(needed)}, and {format_bytes(free)} are free",
             file=folder,
-            do="take fewer --views, or --views 0 to compute it anew in every epoch",
+            do="use fewer --views, or --views 0 to compute it in every epoch",
         )

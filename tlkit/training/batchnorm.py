@@ -1,65 +1,75 @@
-"""Batch norm in stages that move: which statistics it keeps, how fast others follow, and whose images they are of.
+"""Batch norm: which running statistics training keeps, and what they tell of the pretraining.
 
-Those of the pretraining are kept. In training mode a layer is normalised by what is in a batch, and the images of a new
-task differ from the pretraining's: the first step already sees other features than those that the head was fitted to,
-and a few epochs are too short to come back from there. (EfficientNet-Lite0, 1,000 images of sign digits at 128 pixels,
-probe-then-tune, four epochs, validated on 500: 81 % with statistics that follow, 98 % with those that are kept, 93 % if
-nothing moves.) Stages that begin from random weights have none to keep.
+Stages keep those of the pretraining while they are fine-tuned. In training mode a layer normalizes by the batch, and
+images of a new task differ from those of the pretraining: the first step already sees other features than those that
+the head was fitted to, and a few epochs are too short to recover. (EfficientNet-Lite0, 1,000 images of sign digits at
+128 pixels, probe-then-tune, four epochs, validated on 500: 81 % with updated statistics, 98 % with frozen ones, 93 % if
+no stage trains.) Reinitialized stages have none to keep.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm  # the one base of 1d, 2d, 3d and sync
+
+from tlkit.model.trunk import Trunk
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Channels = NDArray[np.float64]
 
 MOMENTUM = 0.1
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """Batch norm by the statistics of all processes' images, on a CPU; PyTorch's own needs a GPU."""
+    """Batch norm with the statistics of all processes' images, on a CPU; PyTorch's own needs a GPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
         own = torch.tensor([x.numel() / x.shape[1]], dtype=x.dtype, device=x.device)
         mean, count = _mean(x, own)
-        centred = x - mean
-        variance, _ = _mean(centred * centred, own)
+        centered = x - mean
+        variance, _ = _mean(centered * centered, own)
         with torch.no_grad():
             if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
                 self.running_mean.lerp_(mean.flatten(), self.momentum)
                 self.running_var.lerp_(variance.flatten() * count / (count - 1), self.momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
-        y = centred * torch.rsqrt(variance + self.eps)
+        y = centered * torch.rsqrt(variance + self.eps)
         return y if self.weight is None else y * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 def _mean(x: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of each channel over all processes, and of how many values; `own` is how many this process has."""
+    """Return the mean of each channel over all processes, and the number of values; `own` is this process's number."""
     sums: Tensor = all_reduce(torch.cat([x.sum((0, 2, 3)), own]))  # type: ignore[no-untyped-call]
     return (sums[:-1] / sums[-1])[:, None, None], sums[-1:].detach()
 
 
 def batch_norms(stages: Iterable[nn.Module]) -> list[_BatchNorm]:
-    """All batch norms inside."""
+    """Return all batch norms inside."""
     return [norm for stage in stages for norm in stage.modules() if isinstance(norm, _BatchNorm)]
 
 
 @contextmanager
-def following(stages: Iterable[nn.Module], *, shared: bool) -> Iterator[None]:
-    """Inside, the statistics of batch norm follow stages that move; afterwards the modules are what they were.
+def training_batch_norms(stages: Iterable[nn.Module], *, shared: bool) -> Iterator[None]:
+    """Inside, running statistics adapt within some tens of steps; afterwards the modules are as before.
 
-    They follow within some tens of steps, those of a short training. Networks that were pretrained for hundreds of
-    thousands of steps have a momentum of 0.01 or less: after 32 steps, three quarters of their statistics would still
-    be those of other weights and other images. (EfficientNet-Lite0 on 200 images of sign digits, two stages moving,
-    four epochs, same training loss: 44 % on validation with 0.01, 76 % with 0.1. On ants and bees, all moving, 0.01 was
-    better by two images of 153.) With `shared` they are those of all processes' images.
+    Networks that were pretrained for hundreds of thousands of steps have a momentum of 0.01 or less: after 32 steps,
+    three quarters of their statistics would still be those of other weights and other images. (EfficientNet-Lite0 on
+    200 images of sign digits, two trainable stages, four epochs, same training loss: 44 % on validation with 0.01, 76 %
+    with 0.1. On ants and bees, all stages trainable, 0.01 was better by two images of 153.) With `shared` they are
+    those of all processes' images.
     """
     norms = batch_norms(stages)
     before = [(norm, norm.momentum, norm.__class__) for norm in norms]
@@ -76,3 +86,43 @@ def following(stages: Iterable[nn.Module], *, shared: bool) -> Iterator[None]:
         for norm, momentum, kind in before:
             norm.momentum, norm.__class__ = momentum, kind
             norm.__dict__.pop("process_group", None)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNormStatistics:
+    """Statistics of the pretraining in one batch norm, which in eval mode is `x * scale + shift`; arrays `(channels,)`.
+
+    On the images of the pretraining its output has the mean `bias` and the variance `share * weight**2`. `folded` has
+    the biases it may become where it is folded into a preceding convolution: its shift alone, or with its own bias.
+    """
+
+    stage: str
+    weight: Channels
+    bias: Channels
+    share: Channels  # variance / (variance + epsilon)
+    folded: tuple[Channels, ...]
+
+
+def pretraining_statistics(trunk: Trunk) -> list[BatchNormStatistics]:
+    """Return those of the batch norms of a trunk that keep running statistics, stage by stage."""
+    return [
+        _statistics(name, stage, norm)
+        for name, stage in trunk.stages.items()
+        for norm in batch_norms([stage])
+        if norm.running_mean is not None and norm.running_var is not None
+    ]
+
+
+def _statistics(name: str, stage: nn.Module, norm: _BatchNorm) -> BatchNormStatistics:
+    def channels(tensor: Tensor | None, default: float) -> Channels:
+        values = torch.full((norm.num_features,), default) if tensor is None else tensor
+        array: Channels = values.detach().double().numpy()
+        return array
+
+    mean, variance = channels(norm.running_mean, 0.0), channels(norm.running_var, 1.0)
+    weight, bias = channels(norm.weight, 1.0), channels(norm.bias, 0.0)
+    scale = weight / (variance + norm.eps) ** 0.5
+    shift = bias - mean * scale
+    biases = [module.bias for module in stage.modules() if isinstance(module, nn.Conv2d) and module.bias is not None]
+    folded = [shift + channels(own, 0.0) * scale for own in biases if len(own) == norm.num_features]
+    return BatchNormStatistics(name, weight, bias, variance / (variance + norm.eps), (shift, *folded))

@@ -1,7 +1,7 @@
-"""Where training is, on disk: enough to go on from there as if nothing had happened.
+"""Checkpoints: the state of a training on disk, from which it resumes bit-identically.
 
 A checkpoint is one safetensors file, tensors and, as JSON in its header, the rest; nothing in it can execute. It is
-written whole or not at all, with the SHA-256 of what it holds, and the one before stays beside it.
+written atomically, with the SHA-256 of its tensors, and the one before it is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,43 +26,44 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 KEPT = 2
-SECONDS = 10.0  # between two within a phase; what a killed run does again at most, beside the epoch it was in
+SECONDS = 10.0  # between two within a phase; a killed run repeats at most this, and the epoch it was in
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass
 class Checkpoint:
-    """Where training is after an epoch: the weights now and at their best, what drives them, and the history."""
+    """State of a training after an epoch: weights, the best weights, optimizer and history."""
 
     phase: int
     epoch: int
-    waited: int  # epochs since the best
-    loss: float  # of the best
+    stale_epochs: int  # since the best
+    best_loss: float
     history: list[dict[str, Any]]
-    now: Tensors
+    weights: Tensors
     best: Tensors = field(default_factory=dict)
     average: Tensors = field(default_factory=dict)
-    optimizer: Tensors = field(default_factory=dict)  # "0.exp_avg", …: what it remembers of each parameter
+    optimizer: Tensors = field(default_factory=dict)  # "0.exp_avg", …: its state for each parameter
     scaler: dict[str, Any] = field(default_factory=dict)
 
-    GROUPS = ("now", "best", "average", "optimizer")
+    GROUPS: ClassVar = ("weights", "best", "average", "optimizer")  # of tensors
+    FACTS: ClassVar = ("phase", "epoch", "stale_epochs", "best_loss", "history", "scaler")
 
 
-def memories(optimizer: Optimizer) -> Tensors:
-    """What an optimiser remembers, by the number of the parameter and the name of the memory."""
+def optimizer_state(optimizer: Optimizer) -> Tensors:
+    """Return the state of an optimizer, by the number of the parameter and the name of the tensor."""
     state: Mapping[int, Mapping[str, Any]] = optimizer.state_dict()["state"]
     return {f"{number}.{name}": value for number, each in state.items() for name, value in each.items()}
 
 
-def remember(optimizer: Optimizer, memories: Tensors) -> None:
-    """Give an optimiser of the same parameters these memories."""
+def load_optimizer_state(optimizer: Optimizer, tensors: Tensors) -> None:
+    """Give an optimizer of the same parameters this state."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in memories.items():
+    state: dict[int, Tensors] = {}
+    for key, value in tensors.items():
         number, _, name = key.partition(".")
         like = parameters[int(number)]
-        # Fused steps go through memory in its order, so that of a parameter's memories has to be the parameter's.
+        # Fused steps go through memory in its order, so the state of a parameter needs the parameter's layout.
         placed = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
         state.setdefault(int(number), {})[name] = placed
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
@@ -76,39 +77,40 @@ class Checkpoints:
         self.saved = time.monotonic()
 
     def files(self) -> list[Path]:
-        """Those that are there, newest first."""
+        """Return the files, newest first."""
         return sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True)
 
     def due(self) -> bool:
-        """Whether the last one is some time ago."""
+        """Return True if the last one is `seconds` old."""
         return time.monotonic() - self.saved >= self.seconds
 
-    def save(self, state: Checkpoint) -> None:
-        """Write one; raises a ResourceError where that fails, with those before intact."""
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write one; raises a ResourceError if that fails, with those before intact."""
+        groups = {group: getattr(checkpoint, group) for group in Checkpoint.GROUPS}
         tensors = {
-            f"{group}/{name}": value for group in Checkpoint.GROUPS for name, value in getattr(state, group).items()
+            f"{group}/{name}": value.detach().cpu().contiguous().clone()
+            for group, values in groups.items()
+            for name, value in values.items()
         }
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        names = ("phase", "epoch", "waited", "loss", "history", "scaler")
-        facts = {name: getattr(state, name) for name in names} | {"sha256": hash_tensors(tensors)}
-        file = self.folder / f"checkpoint-{state.phase:04}-{state.epoch:06}.safetensors"
+        facts = {name: getattr(checkpoint, name) for name in Checkpoint.FACTS} | {"sha256": hash_tensors(tensors)}
+        file = self.folder / f"checkpoint-{checkpoint.phase:04}-{checkpoint.epoch:06}.safetensors"
         try:
             with atomic_file(file) as temporary, translate_os_errors(file):
                 temporary.write_bytes(save(tensors, {"tlkit": json.dumps(facts)}))
         except ResourceError as error:
-            do = "free some space and go on with --resume; the checkpoint before is intact"
+            do = "free some space and continue with --resume; the checkpoint before is intact"
             raise ResourceError(error.what, file=file, do=do) from error
         for old in self.files()[KEPT:]:
             old.unlink(missing_ok=True)
         self.saved = time.monotonic()
 
     def newest(self) -> Checkpoint | None:
-        """The newest one that is whole; those that are not are told of."""
+        """Return the newest intact checkpoint; damaged ones are skipped with a warning."""
         for file in self.files():
             try:
                 return _read(file)
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                self.warn(f"{file}: not a whole checkpoint ({error}); going on from the one before")
+                self.warn(f"{file}: skipped a damaged checkpoint ({error}); resuming from the one before")
         return None
 
 
@@ -117,7 +119,7 @@ def _read(file: Path) -> Checkpoint:
         facts = json.loads(opened.metadata()["tlkit"])
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
     if facts.pop("sha256") != hash_tensors(tensors):
-        raise ValueError("it was changed")
+        raise ValueError("its content does not match its hash")
     groups: dict[str, Tensors] = {group: {} for group in Checkpoint.GROUPS}
     for key, value in tensors.items():
         group, _, name = key.partition("/")

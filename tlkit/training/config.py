@@ -1,126 +1,140 @@
-"""What a training is about to do, and what it does it to."""
+"""Configuration of a training, the plan that follows from it and the data, and the validation of its phases."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tlkit.data.augmentation import MAX_MAGNITUDE
 from tlkit.data.dataset import Dataset, Sample
-from tlkit.errors import DataError
+from tlkit.errors import DataError, UsageError
 from tlkit.graph import trace
 from tlkit.model.trunk import Trunk, fingerprint
-from tlkit.plugin.contract import Backbone, DatasetStatistics, Head, Phase, Progress, Strategy, Tick, silent
+from tlkit.plugin.contract import (
+    BALANCES,
+    BATCHNORMS,
+    OPTIMIZERS,
+    Backbone,
+    DatasetStatistics,
+    Head,
+    Phase,
+    Strategy,
+    Tick,
+)
 from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features, check_rejected, extract
 from tlkit.training.checkpoint import SECONDS
 from tlkit.training.device import Device, DeviceOptions
-from tlkit.training.inputs import Examples, Images
-from tlkit.training.tune import Split
+from tlkit.training.inputs import Examples
 from tlkit.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """What to train: the three components, each with the (distribution, version) of the plugin it comes from."""
+    """The three components, each with the (distribution, version) of its plugin, and what decides the outcome."""
 
     backbone: Backbone
     strategy: Strategy
     head: Head
     origins: Mapping[str, tuple[str, str]]  # by kind
     cut: str | None = None
-    size: int | None = None  # pixels of the input's side, if not the backbone's own
+    size: int | None = None  # side of the input in pixels, if not the backbone's own
     val: float = 0.2
     max_bad: float = 0.01
     golden: int = 8
     seed: int = 0
-    refit: bool = True  # solve the head again on a trunk that moved, where that loses nothing
-    views: int = 4  # of each image in training, where it varies and stages are frozen; 0: another in every epoch
-    cache: bool = True  # keep what frozen stages give for each view
-    advice: Mapping[str, Any] = field(default_factory=dict)  # that led to it, kept in the bundle
+    refit: bool = True  # solve the head again on a fine-tuned trunk, if that loses nothing
+    views: int = 4  # augmented views cached per image while stages are frozen; 0: a new one every epoch
+    cache: bool = True  # the output of the frozen stages for each view
+    advice: Mapping[str, Any] = field(default_factory=dict)  # kept in the bundle
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How to go about it: on what, whether to go on where it was left off, and who is told of what."""
+    """Device, resumption, logging and checkpoints: options that should not change the outcome."""
 
-    choice: DeviceOptions = field(default_factory=DeviceOptions)
+    device: DeviceOptions = field(default_factory=DeviceOptions)
     resume: bool = False
     tensorboard: Path | None = None
-    progress: Progress = silent
     warn: Callable[[str], None] = lambda _warning: None
-    checkpoint_every: float = SECONDS
+    checkpoint_seconds: float = SECONDS  # between checkpoints within a phase
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `train` is about to do: the recipe, what it is done to, and what comes of it where."""
+    """A training that is about to run: configuration, data, phases, and the trunk with and without the cut."""
 
     source: Path
     out: Path
-    recipe: TrainingConfig
+    config: TrainingConfig
     dataset: Dataset
     phases: tuple[Phase, ...]
-    whole: Trunk  # all stages
-    trunk: Trunk  # those up to the cut
+    full_trunk: Trunk
+    trunk: Trunk  # up to the cut
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """The images to train on, then those to validate on."""
+        """Training samples, then validation samples."""
         return (*self.dataset.of("train"), *self.dataset.of("val"))
 
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.dataset.labels)
+
+    @property
+    def trainable(self) -> int:
+        """Number of the deepest stages that any phase trains."""
+        return max(phase.trainable for phase in self.phases)
+
     def extract(self, trunk: Trunk, tick: Tick) -> Features:
-        """The features of all samples from the deployed graph of a trunk, which ends at the cut or behind it."""
+        """Return the features of all samples at the cut, from the deployed graph of a trunk that contains it."""
         graph, samples = trace.stage_graph(trunk), self.samples
         paths = [sample.path for sample in samples]
         features = extract(paths, graph, trunk.preprocessing, trunk.names, self.trunk.names[-1], tick)
-        check_rejected(features, paths, self.recipe.max_bad)
+        check_rejected(features, paths, self.config.max_bad)
         _check_classes(features, samples)
         return features
 
-    def splits(self, features: Features) -> tuple[Split, Split]:
-        """What there is to learn from, and what to validate on: the images that can be used, with their features."""
+    def examples(self, features: Features) -> tuple[Examples, Examples]:
+        """Return the readable images to train on, and those to validate on, with their features."""
 
-        samples, preprocessing = self.samples, self.trunk.preprocessing
+        def of(split: str) -> Examples:
+            rows = [row for row, each in enumerate(self.samples) if each.split == split and features.usable[row]]
+            labels = np.array([self.samples[row].label for row in rows], np.int64)
+            return Examples(features.array[rows], labels, [self.samples[row].path for row in rows])
 
-        def split(name: str) -> Split:
-            rows = [row for row, sample in enumerate(samples) if sample.split == name and features.usable[row]]
-            labels = np.array([samples[row].label for row in rows], np.int64)
-            images = Images([samples[row].path for row in rows], labels, preprocessing)
-            return Split(images, Examples(features.array[rows], labels))
+        return of("train"), of("val")
 
-        return split("train"), split("val")
-
-    def conditions(self, machine: Device) -> dict[str, Any]:
-        """On what stages move, and how images are seen: what decides the outcome besides recipe and data."""
+    def settings(self, device: Device) -> dict[str, Any]:
+        """Return what decides the outcome of fine-tuning besides configuration and data, as JSON."""
         return {
-            "views": self.recipe.views,
-            "cache": self.recipe.cache,
-            "device": machine.device.type,
-            "precision": str(machine.format).removeprefix("torch."),
-            "processes": machine.world_size,
+            "views": self.config.views,
+            "cache": self.config.cache,
+            "device": device.type,
+            "precision": str(device.dtype).removeprefix("torch."),
+            "world_size": device.world_size,
         }
 
-    def begun_with(self, features: Features, machine: Device) -> dict[str, Any]:
-        """All that decides the outcome, as JSON: what a training that is taken up must have been begun with."""
-        recipe = self.recipe
-        components = {
-            component.kind: {"name": component.name, **to_json(component)}
-            for component in (recipe.strategy, recipe.head)
-        }
+    def identity(self, features: Features, device: Device) -> dict[str, Any]:
+        """Return everything that decides the outcome, as JSON: a resumed run must have the same."""
+        config = self.config
+        components = {each.kind: {"name": each.name, **to_json(each)} for each in (config.strategy, config.head)}
         return {
             "tlkit": __version__,
-            "backbone": {"name": recipe.backbone.name, **to_json(recipe.backbone)},
+            "backbone": {"name": config.backbone.name, **to_json(config.backbone)},
             "cut": self.trunk.names[-1],
             "size": self.trunk.preprocessing.size,
             **components,
-            **{name: getattr(recipe, name) for name in ("val", "seed", "refit")},
-            **self.conditions(machine),
+            **{name: getattr(config, name) for name in ("val", "seed", "refit")},
+            **self.settings(device),
             "phase": [asdict(phase) for phase in self.phases],
-            "weights of the backbone": fingerprint(self.trunk)[:16],
+            "backbone_weights": fingerprint(self.trunk)[:16],
             "images": {
                 sample.name: f"{sample.split} {self.dataset.labels[sample.label]} {sha256[:16]}"
                 for sample, sha256 in zip(self.samples, features.sha256, strict=True)
@@ -128,18 +142,57 @@ class Plan:
         }
 
 
-def facts(dataset: Dataset) -> DatasetStatistics:
-    """What a strategy may know of the data."""
+def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
+    """Return the counts over the training split that a strategy may look at."""
     samples = dataset.of("train")
     counts = np.bincount([sample.label for sample in samples], minlength=len(dataset.labels))
     return DatasetStatistics(len(samples), len(dataset.labels), int(counts.min()), int(counts.max()))
 
 
 def _check_classes(features: Features, samples: Sequence[Sample]) -> None:
-    """Refuse to go on where a class has lost all its images in a split."""
+    """Raise a DataError if a class has no readable image left in a split."""
     for split in ("train", "val"):
         usable = {s.label for s, good in zip(samples, features.usable, strict=True) if good and s.split == split}
         lost = {s.label for s in samples if s.split == split} - usable
         if lost:
             example = next(s for s in samples if s.split == split and s.label in lost)
-            raise DataError(f"no usable {split} image is left of its class", file=example.path, do="add some")
+            raise DataError(f"no readable {split} image is left of its class", file=example.path, do="add some")
+
+
+def check_phases(phases: Sequence[Phase], stages: Sequence[str]) -> None:
+    """Raise a UsageError that lists all problems of phases that can't run."""
+    problems = [
+        f"phase {number} {problem}"
+        for number, phase in enumerate(phases, start=1)
+        for problem in _problems(phase, len(stages))
+    ]
+    if not phases:
+        problems.append("there are no phases")
+    if problems:
+        raise UsageError(f"the strategy can't be run: {'; '.join(problems)}")
+
+
+def _problems(phase: Phase, stages: int) -> Iterator[str]:
+    """Yield the problems of a phase, each as the end of a sentence about it."""
+    rates = [phase.head_lr, phase.trunk_lr] if phase.trainable else [phase.head_lr]
+    magnitude = 0 <= phase.randaugment <= MAX_MAGNITUDE
+    wrong = {
+        f"has {phase.epochs} epochs": phase.epochs < 1,
+        f"trains {phase.trainable} stages of {stages}": not 0 <= phase.trainable <= stages,
+        f"reinitializes {phase.reinit} stages and trains {phase.trainable}": not 0 <= phase.reinit <= phase.trainable,
+        f"has a learning rate of {min(rates):g}": not all(math.isfinite(rate) and rate > 0.0 for rate in rates),
+        f"has an lr_decay of {phase.lr_decay:g}, not in (0, 1]": not 0.0 < phase.lr_decay <= 1.0,
+        f"has a batch size of {phase.batch_size}": phase.batch_size < 1,
+        f"has the optimizer {phase.optimizer!r}, not {' or '.join(OPTIMIZERS)}": phase.optimizer not in OPTIMIZERS,
+        f"has a warmup of {phase.warmup:g}, not in [0, 1)": not 0.0 <= phase.warmup < 1.0,
+        f"has a label smoothing of {phase.label_smoothing:g}, not in [0, 1)": not 0.0 <= phase.label_smoothing < 1.0,
+        f"clips gradients to {phase.gradient_clipping:g}": phase.gradient_clipping < 0.0,
+        f"has a patience of {phase.patience} epochs": phase.patience < 0,
+        f"has a randaugment of {phase.randaugment}, not from 0 to {MAX_MAGNITUDE}": not magnitude,
+        f"has a mixup of {phase.mixup:g}": not 0.0 <= phase.mixup < math.inf,
+        f"has a cutmix of {phase.cutmix:g}": not 0.0 <= phase.cutmix < math.inf,
+        f"has the balance {phase.balance!r}, not {' or '.join(BALANCES)}": phase.balance not in BALANCES,
+        f"has the batchnorm {phase.batchnorm!r}, not {' or '.join(BATCHNORMS)}": phase.batchnorm not in BATCHNORMS,
+        f"has an ema of {phase.ema:g}, not in [0, 1)": not 0.0 <= phase.ema < 1.0,
+    }
+    return (problem for problem, holds in wrong.items() if holds)

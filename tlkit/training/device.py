@@ -1,12 +1,14 @@
-"""What the loop runs on: device, number format, compilation, and the processes that share the work.
+"""Device, mixed precision, compilation, and the processes that share a training.
 
-Under `torchrun` each process learns from its share of every batch, and PyTorch's DistributedDataParallel sums the
-gradients; the statistics of batch norm are those of the whole batch.
+Under `torchrun` each process trains on its share of every batch, and PyTorch's DistributedDataParallel sums the
+gradients; batch norm uses the statistics of the whole batch.
 """
 
 from __future__ import annotations
 
+import copy
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,17 +19,22 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tlkit.errors import ResourceError, UsageError
+from tlkit.model.trunk import Trunk
+from tlkit.training.freezing import Network
+from tlkit.training.gradients import fast_gradients
+from tlkit.util.resources import keep_freed_memory
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PROBE_BATCH_SIZE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceOptions:
-    """What a user may choose of it. `auto` is a GPU where there is one, with bf16 where it has that, else fp32."""
+    """Device and mixed-precision dtype; `auto` is a GPU if there is one, with bf16 if it supports that, else fp32."""
 
     device: str = "auto"
     precision: str = "auto"
@@ -35,118 +42,147 @@ class DeviceOptions:
     tf32: bool = False  # whether a GPU may round the factors of fp32 products to 10 bits
 
 
-def place() -> tuple[int, int]:
-    """This process's number, from 0, among those that torchrun started, and how many there are."""
+def rank_and_world_size() -> tuple[int, int]:
+    """Return this process's rank, from 0, among those that torchrun started, and their number."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class Device:
-    """A device, the format of products, and this process's place among those that share the work."""
+    """A device with its mixed-precision dtype, and this process's rank among those that share the training."""
 
-    def __init__(self, choice: DeviceOptions | None = None) -> None:
-        choice = choice or DeviceOptions("cpu", "fp32")
-        self.rank, self.world_size = place()
-        self.device = _device(choice.device)
-        self.format = _format(choice.precision, self.device)
-        self.compiles = choice.compile
-        self.parts = 1  # in which a batch is learnt from, one after the other; more when memory runs out
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == torch.float16)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = choice.tf32
+    def __init__(self, options: DeviceOptions | None = None) -> None:
+        options = options or DeviceOptions("cpu", "fp32")
+        self.rank, self.world_size = rank_and_world_size()
+        self.torch_device = _torch_device(options.device)
+        self.type = self.torch_device.type
+        self.dtype = _dtype(options.precision, self.torch_device)
+        self.compile = options.compile
+        self.micro_batches = 1  # per batch, one after the other; doubled when memory runs out
+        self.scaler = torch.amp.GradScaler(self.type, enabled=self.dtype == torch.float16)
+        if self.type == "cuda":
+            torch.cuda.set_device(self.torch_device)
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the process that writes and is listened to."""
+        """True for the process that writes files and reports progress."""
         return self.rank == 0
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which a network runs."""
-        if self.format == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.format)
+        """Return the context in which a network runs."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.type, self.dtype)
 
     def put(self, tensor: Tensor) -> Tensor:
-        """A tensor on the device."""
-        return tensor.to(self.device, non_blocking=True)
+        """Return a tensor on the device."""
+        return tensor.to(self.torch_device, non_blocking=True)
 
-    def prepare(self, learning: nn.Module) -> nn.Module:
-        """What learns, as it is called in training: compiled, and with gradients summed over all processes."""
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Return a model for training: compiled, and with gradients summed over all processes."""
         if self.world_size > 1:
-            ids = [self.device] if self.device.type == "cuda" else None
-            # Buffers are the same anyway: each process sees the statistics of the whole batch.
-            learning = DistributedDataParallel(learning, device_ids=ids, broadcast_buffers=False)
-        if self.compiles:
-            learning.compile()
-        return learning
+            ids = [self.torch_device] if self.type == "cuda" else None
+            # Buffers are equal anyway: each process sees the statistics of the whole batch.
+            model = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        if self.compile:
+            model.compile()
+        return model
 
-    def share(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], float]:
-        """This process's part of a batch, and what to multiply its mean loss with, so that all together give the mean.
+    def shard(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], float]:
+        """Return this process's part of a batch, and the factor of its mean loss that makes the sum the batch's mean.
 
-        A process for which nothing is left computes along with one image that counts nothing.
+        A process without a part computes one image with factor 0.
         """
-        mine = rows[self.rank :: self.world_size]
-        return (mine, self.world_size * len(mine) / len(rows)) if len(mine) else (rows[:1], 0.0)
+        own = rows[self.rank :: self.world_size]
+        return (own, self.world_size * len(own) / len(rows)) if len(own) else (rows[:1], 0.0)
 
-    def summed(self, values: Sequence[float]) -> list[float]:
-        """Each value, summed over all processes."""
+    def all_sum(self, values: Sequence[float]) -> list[float]:
+        """Return each value summed over all processes."""
         if self.world_size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.torch_device)
         distributed.all_reduce(tensor)
         return [float(value) for value in tensor]
 
     def barrier(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self.world_size > 1:
             distributed.barrier()
 
-    def retried(self, step: Callable[[int], Any], batch: int) -> Any:
-        """`step(parts)`, again in twice as many parts whenever the memory does not suffice for it."""
+    def within_memory(self, step: Callable[[int], Any], batch_size: int) -> Any:
+        """Return `step(micro_batches)`, with twice as many whenever memory runs out.
+
+        Raises a ResourceError if a single image does not fit.
+        """
         while True:
             try:
-                return step(self.parts)
+                return step(self.micro_batches)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                if self.parts >= batch or self.world_size > 1:
-                    what = f"not enough memory to learn from {max(1, batch // self.parts)} image(s) at once"
-                    raise ResourceError(what, do="take a smaller batch, a smaller network or fewer stages") from error
-                self.parts *= 2
-                if self.device.type == "cuda":
+                if self.micro_batches >= batch_size or self.world_size > 1:
+                    size = max(1, batch_size // self.micro_batches)
+                    what = f"not enough memory to train on {size} image(s) at once"
+                    do = "use a smaller batch size, a smaller network or fewer trainable stages"
+                    raise ResourceError(what, do=do) from error
+                self.micro_batches *= 2
+                if self.type == "cuda":
                     torch.cuda.empty_cache()
+
+    @contextmanager
+    def process_group(self) -> Iterator[None]:
+        """Connect the processes that torchrun started for as long as the context lasts."""
+        if self.world_size == 1:
+            yield
+            return
+        distributed.init_process_group("nccl" if self.type == "cuda" else "gloo")
+        try:
+            yield
+        finally:
+            distributed.destroy_process_group()
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """PyTorch has a class of its own for a GPU's memory only."""
+    """PyTorch has an exception class for a GPU's memory only."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _device(name: str) -> torch.device:
+def _torch_device(name: str) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ResourceError("PyTorch sees no NVIDIA GPU here", do="take --device cpu, or install PyTorch for CUDA")
+        raise ResourceError("PyTorch sees no NVIDIA GPU here", do="use --device cpu, or install PyTorch for CUDA")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def _format(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if bf16 else torch.float32
-    if name == "fp16" and device.type == "cpu":
-        raise UsageError("training with fp16 needs a GPU", do="take --precision bf16 or fp32")
-    return FORMATS[name]
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("training with fp16 needs a GPU", do="use --precision bf16 or fp32")
+    return DTYPES[precision]
 
 
-@contextmanager
-def processes(machine: Device) -> Iterator[None]:
-    """Bring the processes that torchrun has started together, and part them again."""
-    if machine.world_size == 1:
-        yield
-        return
-    distributed.init_process_group("nccl" if machine.device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+def seconds_per_image(trunk: Trunk, trainable: int) -> float:
+    """Return the seconds a CPU takes to train the `trainable` deepest stages on one image, without decoding.
+
+    Measured on one step with black images; a copy of the trunk is trained.
+    """
+    size, width = trunk.preprocessing.size, trunk.width
+    network = Network(nn.Linear(width, 2), copy.deepcopy(trunk))
+    frozen, model = network.split(trainable)
+    model.train()
+    images = torch.zeros(PROBE_BATCH_SIZE, size, size, 3, dtype=torch.uint8)
+    labels = torch.zeros(PROBE_BATCH_SIZE, dtype=torch.int64)
+
+    def step() -> None:
+        with torch.no_grad():
+            inputs = frozen(images)
+        loss: Tensor = nn.functional.cross_entropy(model(inputs), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    assert network.trunk is not None  # noqa: S101 - it was given
+    with keep_freed_memory(), fast_gradients(torch.device("cpu"), network.trunk.pool):
+        step()  # the first one reserves memory
+        started = time.perf_counter()
+        step()
+        return (time.perf_counter() - started) / PROBE_BATCH_SIZE

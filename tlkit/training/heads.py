@@ -1,4 +1,4 @@
-"""Heads on features that are there: solved or trained by gradient, and solved again on those of a trunk that moved."""
+"""Heads on computed features: solved or trained by gradient, and solved again on those of a fine-tuned trunk."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tlkit.errors import DataError
 from tlkit.evaluation.metrics import score
 from tlkit.model.modules import head_logits
 from tlkit.plugin.contract import Head, Phase
+from tlkit.training.history import Line, Monitor
 from tlkit.training.inputs import Examples
-from tlkit.training.steps import Line
-from tlkit.training.trainer import FitResult, Setting, fit_head
+from tlkit.training.trainer import FitResult, fit_head
 from tlkit.util.statistics import softmax
 
 if TYPE_CHECKING:
@@ -26,22 +26,23 @@ def solve_or_fit(
     train: Examples,
     val: Examples,
     classes: int,
-    setting: Setting,
+    *,
+    seed: int,
+    monitor: Monitor | None = None,
 ) -> tuple[nn.Module, FitResult]:
-    """The head, solved where it can be, otherwise trained by gradient; and the history of that."""
-    solved = head.solve(train.features, train.labels, classes, setting.seed)
+    """Return the head, solved if it can be, otherwise trained by gradient, and its history."""
+    solved = head.solve(train.features, train.labels, classes, seed)
     if solved is not None:
-        return solved.eval(), FitResult([{"phase": 1, "solved": head.name, **report(solved)}])
-    module = head.module(train.features.shape[1], classes)
-    return fit_head(module, phases, train, val, setting)
+        return solved.eval(), FitResult([{"phase": 1, "solved": head.name, **solver_report(solved)}])
+    return fit_head(head.module(train.features.shape[1], classes), phases, train, val, seed=seed, monitor=monitor)
 
 
-def refit(
+def refit_head(
     head: Head, trained: nn.Module, train: Examples, val: Examples, classes: int, seed: int
 ) -> tuple[nn.Module, list[Line]]:
-    """The head solved on the features of the deployed trunk, if that loses neither accuracy nor log-loss on `val`.
+    """Return the head solved on the features of the deployed trunk, if accuracy and log loss on `val` get no worse.
 
-    Otherwise, and where it can't be solved, the one that was trained; and what to add to the history.
+    Otherwise, and if it can't be solved, the trained one; and the lines to add to the history.
     """
     try:
         solved = head.solve(train.features, train.labels, classes, seed)
@@ -51,16 +52,22 @@ def refit(
         return trained, []
     before, after = (score(probabilities(module.eval(), val.features), val.labels) for module in (trained, solved))
     kept = after.accuracy >= before.accuracy and after.log_loss <= before.log_loss
-    seen = {"val_loss": after.log_loss, "val_accuracy": after.accuracy}
-    trained_seen = {"trained_val_loss": before.log_loss, "trained_val_accuracy": before.accuracy}
-    return solved if kept else trained, [{"solved": head.name, "kept": kept, **seen, **trained_seen, **report(solved)}]
+    line = {
+        "solved": head.name,
+        "kept": kept,
+        "val_loss": after.log_loss,
+        "val_accuracy": after.accuracy,
+        "trained_val_loss": before.log_loss,
+        "trained_val_accuracy": before.accuracy,
+    }
+    return solved if kept else trained, [line | solver_report(solved)]
 
 
-def report(head: nn.Module) -> dict[str, Any]:
-    """What a head found out while it was solved."""
+def solver_report(head: nn.Module) -> dict[str, Any]:
+    """Return what a head recorded while it was solved, such as its regularization."""
     return dict(getattr(head, "report", {}))
 
 
 def probabilities(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the probabilities `(N, classes)` of features `(N, width)`."""
+    """Return class probabilities `(N, classes)` for features `(N, width)`."""
     return softmax(head_logits(head, features))

@@ -1,9 +1,8 @@
-"""What the loop learns from: features that are there, or images that are decoded while it runs."""
+"""Training inputs: features that are computed once, or images that are decoded while training runs."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlkit.data.augmentation import randaugment, random_view
+from tlkit.data.augmentation import randaugment, random_view, transforms
 from tlkit.data.preprocessing import load
 from tlkit.plugin.contract import Phase, Preprocessing
 from tlkit.util.prefetch import prefetch
@@ -21,100 +20,107 @@ from tlkit.util.resources import cores
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-AHEAD = 2  # batches that are decoded while one is learnt from
+PREFETCHED_BATCHES = 2  # decoded ahead of the training step
 
-Batches = Sequence["NDArray[np.int64]"]  # the indices of the images of each step
-
-
-class Inputs(ABC):
-    """Labelled inputs of whatever learns, by index."""
-
-    labels: NDArray[np.int64]
-
-    @abstractmethod
-    def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
-        """The inputs of each batch in turn; `epoch` counts through all phases."""
+Batches = Sequence["NDArray[np.int64]"]  # image indices of each step
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # inputs, labels -> mixed inputs, class probabilities
 
 
 @dataclass(frozen=True, slots=True)
-class Examples(Inputs):
-    """Features `(N, width)` and labels `(N,)`."""
+class Examples:
+    """Images of one split: features `(N, width)` of the deployed trunk before training, labels `(N,)`, files."""
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
+    paths: Sequence[Path] = ()
 
     def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
+        """Yield the features of each batch; every epoch sees the same ones."""
         return (torch.from_numpy(self.features[rows]) for rows in batches)
 
 
 @dataclass(frozen=True, slots=True)
-class Images:
-    """Image files with their labels `(N,)`, and the recipe they are decoded by."""
-
-    paths: Sequence[Path]
-    labels: NDArray[np.int64]
-    preprocessing: Preprocessing
-
-
-@dataclass(frozen=True, slots=True)
 class AugmentedViews:
-    """How an image differs from epoch to epoch: by a random crop, and by distortions of a magnitude.
+    """Views of an image: random crops, mirrored or not, and RandAugment distortions of a magnitude.
 
-    Each view is drawn from the seed, its number and the image alone. With `views` there are so many of each image, and
-    epochs take turns at them; with 0 every epoch sees another.
+    A view follows from the seed, its number and the image's index alone. With `views` there are that many per image,
+    and epochs use them in rotation; 0 draws a new view every epoch.
     """
 
+    preprocessing: Preprocessing
     seed: int
     crop: bool = False
     magnitude: int = 0
     views: int = 0
 
     @classmethod
-    def of(cls, phase: Phase, seed: int, views: int) -> AugmentedViews:
-        """What a phase asks for."""
-        return cls(seed, phase.augment, phase.randaugment, min(views, phase.epochs))
+    def from_phase(cls, phase: Phase, preprocessing: Preprocessing, seed: int, views: int) -> AugmentedViews:
+        """Return the views that a phase asks for, at most one per epoch."""
+        return cls(preprocessing, seed, phase.augment, phase.randaugment, min(views, phase.epochs))
 
     @property
     def varies(self) -> bool:
-        """Whether it does at all; otherwise an image is always seen as the deployed graph sees it."""
+        """True if views differ; otherwise each is the image as the deployed graph receives it."""
         return self.crop or self.magnitude > 0
 
     def number(self, epoch: int) -> int:
-        """The number of the view in an epoch."""
+        """Return the number of the view that an epoch, counted from 1 through all phases, uses."""
         return (epoch - 1) % self.views if self.views else epoch
 
-    def see(self, path: Path, preprocessing: Preprocessing, number: int, row: int) -> NDArray[np.uint8]:
-        """View `number` of an image, uint8 `(S, S, 3)`."""
-        image = load(path, preprocessing, view=random_view(self.seed, number, row) if self.crop else None)
-        return randaugment(image, self.magnitude, [self.seed, number, row, 1]) if self.magnitude else image
+    def decode(self, path: Path, number: int, index: int) -> NDArray[np.uint8]:
+        """Return view `number` of an image, uint8 `(S, S, 3)`."""
+        image = load(path, self.preprocessing, view=random_view(self.seed, number, index) if self.crop else None)
+        return randaugment(image, self.magnitude, [self.seed, number, index, 1]) if self.magnitude else image
 
 
 @dataclass(frozen=True)
-class Decoded(Inputs):
-    """Images as the frozen stages give them on, decoded anew in every epoch."""
+class DecodedImages:
+    """Output of the frozen stages for images that are decoded again in every epoch."""
 
-    images: Images
+    examples: Examples
+    views: AugmentedViews
     frozen: nn.Module
-    variety: AugmentedViews
     device: torch.device | None = None
 
     @property
-    def labels(self) -> NDArray[np.int64]:  # type: ignore[override]  # a field of others
-        return self.images.labels
+    def labels(self) -> NDArray[np.int64]:
+        """Labels `(N,)`."""
+        return self.examples.labels
 
     def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
-        number = self.variety.number(epoch)
+        """Yield the output of the frozen stages for each batch."""
+        number = self.views.number(epoch)
 
-        def see(row: int) -> NDArray[np.uint8]:
-            return self.variety.see(self.images.paths[row], self.images.preprocessing, number, row)
+        def decode(index: int) -> NDArray[np.uint8]:
+            return self.views.decode(self.examples.paths[index], number, index)
 
-        rows = (int(row) for batch in batches for row in batch)
-        most = cores() + AHEAD * max(map(len, batches))
-        seen = prefetch(see, rows, workers=cores(), ahead=most)
+        indices = (int(index) for batch in batches for index in batch)
+        ahead = cores() + PREFETCHED_BATCHES * max(map(len, batches))
+        images = prefetch(decode, indices, workers=cores(), ahead=ahead)
         for batch in batches:
-            yield self._through(np.stack([next(seen) for _ in batch]))
+            stacked = torch.from_numpy(np.stack([next(images) for _ in batch]))
+            with torch.no_grad():
+                output: Tensor = self.frozen(stacked.to(self.device, non_blocking=True))
+            yield output
 
-    def _through(self, images: NDArray[np.uint8]) -> Tensor:
-        with torch.no_grad():
-            given: Tensor = self.frozen(torch.from_numpy(images).to(self.device, non_blocking=True))
-            return given
+
+def split_batches(order: NDArray[np.int64], size: int) -> Batches:
+    """Return the indices in batches of `size`; a last single one joins the batch before, for batch statistics."""
+    parts = np.split(order, range(size, len(order), size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [np.concatenate(parts[-2:])]
+    return parts
+
+
+def mixing(phase: Phase, classes: int) -> Mix | None:
+    """Return the function that mixes the inputs of a batch, with mixup, CutMix or a random choice of the two.
+
+    Zhang et al., "mixup", ICLR 2018; Yun et al., "CutMix", ICCV 2019. After frozen stages their output is mixed: Verma
+    et al., "Manifold Mixup", ICML 2019.
+    """
+    if not (phase.mixup or phase.cutmix):
+        return None
+    v2 = transforms()
+    alphas = {v2.MixUp: phase.mixup, v2.CutMix: phase.cutmix}
+    active: list[Mix] = [kind(alpha=alpha, num_classes=classes) for kind, alpha in alphas.items() if alpha]
+    return active[0] if len(active) == 1 else v2.RandomChoice(active)

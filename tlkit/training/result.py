@@ -1,14 +1,16 @@
-"""What came of a training: its scores, and the bundle."""
+"""The result of a training: metrics on the validation images, and the bundle."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit.data.dataset import Dataset, Sample
+import numpy as np
+
+from tlkit.data.dataset import Sample
 from tlkit.data.preprocessing import load
 from tlkit.evaluation.metrics import Metrics, score
 from tlkit.model import bundle as bundles
@@ -19,24 +21,23 @@ from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head, Strategy
 from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features
 from tlkit.training.config import Plan, TrainingConfig
-from tlkit.training.curves import draw
-from tlkit.training.heads import probabilities, report
-from tlkit.training.inputs import Examples
-from tlkit.training.phases import provenance
+from tlkit.training.freezing import ORIGINAL, provenance
+from tlkit.training.heads import probabilities, solver_report
+from tlkit.training.history import draw_curves
 from tlkit.training.trainer import FitResult
 from tlkit.util.text import counted, table
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
+SPLITS = ("train", "val", "test")
 SHOWN = 20  # classes whose images are counted, in text for people
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What came of it. `rejected` maps the names of images that could not be used to the reasons."""
+    """A trained bundle and its metrics. A result can be used wherever a path to a bundle can."""
 
     bundle: Path
     digest: str
@@ -46,19 +47,19 @@ class TrainingResult:
     cut: str
     counts: Mapping[str, Mapping[str, int]]  # images of each class, by split
     images: Mapping[str, int]  # by split
-    decoded: int
-    rejected: Mapping[str, str]
+    decoded: int  # images decoded for it; features of the others were cached
+    rejected: Mapping[str, str]  # unreadable images: reasons by name
     skipped: Sequence[str]
-    metrics: Metrics
+    metrics: Metrics  # on the readable validation images
     provenance: Mapping[str, str]  # of each stage: "original", "fine-tuned" or "reinitialized"
-    right: NDArray[np.bool_]  # which of the images to validate on that can be used, in order
-    report: Mapping[str, Any] = field(default_factory=dict)
-    epochs: Sequence[Mapping[str, Any]] = ()  # of this run: loss, accuracy, rates, seconds and images a second
-    diverged: str | None = None  # where the loss ended as no number; the weights are the best before that
-    advice: Any = None  # what led to it, where the strategy was auto
+    correct: NDArray[np.bool_]  # of each readable validation image, in order
+    report: Mapping[str, Any] = field(default_factory=dict)  # of the head
+    epochs: Sequence[Mapping[str, Any]] = ()  # of this run: loss, accuracy, rates, seconds and images per second
+    diverged: str | None = None  # where the loss became NaN or infinite; the weights are the best before that
+    advice: Any = None  # that led to it, with strategy auto
 
     def __fspath__(self) -> str:
-        """The bundle: a result stands wherever a path to one does."""
+        """Return the path of the bundle."""
         return str(self.bundle)
 
     def __str__(self) -> str:
@@ -68,7 +69,7 @@ class TrainingResult:
         rows = [[label, *(self.counts[split][label] for split in splits)] for label in labels[:SHOWN]]
         more = [f"and {len(labels) - SHOWN} more classes"] if len(labels) > SHOWN else []
         rows.append([counted(len(labels), "class", "classes"), *(self.images[split] for split in splits)])
-        changed = [f"{stage} {state}" for stage, state in self.provenance.items() if state != "original"]
+        changed = [f"{stage} {state}" for stage, state in self.provenance.items() if state != ORIGINAL]
         lines = [
             f"{self.backbone} up to {self.cut}, strategy {self.strategy}, head {self.head}",
             *table(rows, ["images", *splits]),
@@ -82,110 +83,132 @@ class TrainingResult:
         return "\n".join(lines if self.advice is None else [*lines, "", str(self.advice.recommendation)])
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the predictions, as JSON knows it."""
-        names = ("digest", "backbone", "strategy", "head", "cut", "counts", "images", "decoded", "rejected", "skipped")
-        facts = {name: getattr(self, name) for name in (*names, "provenance", "report", "epochs")}
+        """Return everything but the predictions."""
+        facts = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("correct", "advice")}
         advice = None if self.advice is None else self.advice.recommendation.to_json()
-        return {"bundle": str(self.bundle), **facts, "metrics": self.metrics.to_json(), "advice": advice}
+        return {**facts, "bundle": str(self.bundle), "metrics": self.metrics.to_json(), "advice": advice}
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any], correct: Sequence[bool], bundle: Path) -> TrainingResult:
+        """Return the result whose `to_json` is given, with its predictions, for a bundle at this place."""
+        known = facts["metrics"]
+        arrays = {
+            "interval": tuple(known["interval"]),
+            "confusion": np.array(known["confusion"], np.int64),
+            "reliability": np.array(known["reliability"], np.float64),
+        }
+        metrics = Metrics(**known | arrays)
+        return cls(**{**facts, "bundle": bundle, "metrics": metrics, "correct": np.array(correct, np.bool_)})
 
 
-def write(
+def write_bundle(
     plan: Plan,
     features: Features,
-    val_set: Examples,
     head: nn.Module,
     fitted: FitResult,
-    changed: Sequence[str],
     epochs: Sequence[Mapping[str, Any]],
-    conditions: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
-    """Score the head on the features of the deployed trunk, `val_set` those of val, and write the bundle."""
-    recipe, trunk, dataset, samples, phases = plan.recipe, plan.trunk, plan.dataset, plan.samples, plan.phases
-    train_samples, val_samples = dataset.of("train"), dataset.of("val")
-    given = probabilities(head, val_set.features)
-    scores = score(given, val_set.labels)
+    """Score the head on the features of the deployed trunk, and write the bundle.
 
-    kept = _golden(val_samples, features.usable[len(train_samples) :], recipe.golden)
-    contents = [val_samples[index].path.read_bytes() for index in kept]
-    expected = features.array[[len(train_samples) + index for index in kept]]
-    record = bundles.BundleRecord(
-        labels=dataset.labels,
-        preprocessing=trunk.preprocessing,
-        backbone=_made(recipe, recipe.backbone),
-        weights=asdict(recipe.backbone.weights),
-        stages=trunk.names,
-        width=features.array.shape[1],
-        head=_made(recipe, recipe.head, report(head)),
-        strategy=_made(recipe, recipe.strategy, recipe.advice),
-        phases=tuple(asdict(phase) for phase in phases),
-        seed=recipe.seed,
-        data=_data(dataset, features, samples, recipe),
-        metrics={"val": scores.to_json()},
+    `settings` are those of the fine-tuning. The folder of the images is remembered on this machine, not in the bundle.
+    """
+    _, val = plan.examples(features)
+    predicted = probabilities(head, val.features)
+    metrics = score(predicted, val.labels)
+    rows = _golden_rows(plan, features)
+    contents = [plan.samples[row].path.read_bytes() for row in rows]
+    record = replace(
+        _record(plan, features, solver_report(head)),
+        metrics={"val": metrics.to_json()},
         golden=tuple(
-            bundles.Golden(
-                file=f"{bundles.GOLDEN}/{number}{val_samples[index].path.suffix.lower()}",
-                name=val_samples[index].name,
-                label=val_samples[index].label,
-                pixels_sha256=hashlib.sha256(load(content, trunk.preprocessing).tobytes()).hexdigest(),
-            )
-            for number, (index, content) in enumerate(zip(kept, contents, strict=True))
+            _golden(plan, number, plan.samples[row], content)
+            for number, (row, content) in enumerate(zip(rows, contents, strict=True))
         ),
-        provenance=provenance(trunk.names, phases, changed),
-        training=conditions,
+        provenance=provenance(plan.trunk.names, plan.phases, fitted.changed),
+        training=settings or {},
     )
+    expected = features.array[rows]
     digest = bundles.write(
         plan.out,
         record,
-        trunk=trunks.tensors(trunk),
+        trunk=trunks.tensors(plan.trunk),
         head=trunks.tensors(head),
         history=fitted.history,
         golden=contents,
         expected={FEATURES: expected, LOGITS: head_logits(head, expected)},
     )
     remember(digest, plan.source)
-    draw(fitted.history, plan.out)
+    draw_curves(fitted.history, plan.out)
     return TrainingResult(
         bundle=plan.out,
         digest=digest,
-        backbone=recipe.backbone.name,
-        strategy=recipe.strategy.name,
-        head=recipe.head.name,
-        counts={split: dataset.counts(split) for split in ("train", "val", "test")},
-        cut=trunk.names[-1],
-        images={split: len(dataset.of(split)) for split in ("train", "val", "test")},
+        backbone=record.backbone.name,
+        strategy=record.strategy.name,
+        head=record.head.name,
+        counts={split: plan.dataset.counts(split) for split in SPLITS},
+        cut=plan.trunk.names[-1],
+        images=record.data["images"],
         decoded=features.decoded,
-        rejected={samples[index].name: reason for index, reason in features.rejected.items()},
-        skipped=dataset.skipped,
-        metrics=scores,
+        rejected=record.data["rejected"],
+        skipped=plan.dataset.skipped,
+        metrics=metrics,
         provenance=record.provenance,
-        right=given.argmax(axis=1) == val_set.labels,
-        report=report(head),
+        correct=predicted.argmax(axis=1) == val.labels,
+        report=record.head.report,
         epochs=epochs,
         diverged=fitted.diverged,
     )
 
 
-def _golden(samples: Sequence[Sample], usable: NDArray[np.bool_], count: int) -> list[int]:
-    """Which validation images to keep: by turns from each class, in the order of their names."""
-    queues: dict[int, list[int]] = {}
-    for index, sample in enumerate(samples):
-        if usable[index]:
-            queues.setdefault(sample.label, []).append(index)
-    turns = [queue[turn] for turn in range(count) for _, queue in sorted(queues.items()) if turn < len(queue)]
-    return turns[:count]
+def _record(plan: Plan, features: Features, head_report: Mapping[str, Any]) -> bundles.BundleRecord:
+    """Return what configuration and data say of the bundle; metrics and golden images are still missing."""
+    config, dataset = plan.config, plan.dataset
+    return bundles.BundleRecord(
+        labels=dataset.labels,
+        preprocessing=plan.trunk.preprocessing,
+        backbone=_component(config, config.backbone),
+        weights=asdict(config.backbone.weights),
+        stages=plan.trunk.names,
+        width=features.array.shape[1],
+        head=_component(config, config.head, head_report),
+        strategy=_component(config, config.strategy, config.advice),
+        phases=tuple(asdict(phase) for phase in plan.phases),
+        seed=config.seed,
+        data={
+            "given_split": dataset.given_split,
+            "val": config.val,
+            "images": {split: len(dataset.of(split)) for split in SPLITS},
+            "rejected": {plan.samples[row].name: reason for row, reason in features.rejected.items()},
+        },
+        metrics={},
+        golden=(),
+    )
 
 
-def _made(
-    recipe: TrainingConfig, component: Backbone | Head | Strategy, report: Mapping[str, Any] | None = None
+def _component(
+    config: TrainingConfig, component: Backbone | Head | Strategy, report: Mapping[str, Any] | None = None
 ) -> bundles.ComponentRecord:
-    distribution, version = recipe.origins[component.kind]
+    distribution, version = config.origins[component.kind]
     return bundles.ComponentRecord(component.name, distribution, version, to_json(component), report or {})
 
 
-def _data(dataset: Dataset, features: Features, samples: Sequence[Sample], recipe: TrainingConfig) -> dict[str, Any]:
-    return {
-        "given_split": dataset.given_split,
-        "val": recipe.val,
-        "images": {split: len(dataset.of(split)) for split in ("train", "val", "test")},
-        "rejected": {samples[index].name: reason for index, reason in features.rejected.items()},
-    }
+def _golden_rows(plan: Plan, features: Features) -> list[int]:
+    """Return the rows of the validation images to keep: one of each class in turn, in the order of their names."""
+    queues: dict[int, list[int]] = {}
+    for row, sample in enumerate(plan.samples):
+        if sample.split == "val" and features.usable[row]:
+            queues.setdefault(sample.label, []).append(row)
+    count = plan.config.golden
+    rows = [queue[turn] for turn in range(count) for _, queue in sorted(queues.items()) if turn < len(queue)]
+    return rows[:count]
+
+
+def _golden(plan: Plan, number: int, sample: Sample, content: bytes) -> bundles.Golden:
+    pixels = load(content, plan.trunk.preprocessing)
+    return bundles.Golden(
+        file=f"{bundles.GOLDEN}/{number}{sample.path.suffix.lower()}",
+        name=sample.name,
+        label=sample.label,
+        pixels_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
+    )

@@ -1,8 +1,8 @@
-"""The folder of a training that goes on: what it was begun with, its checkpoints, its log and what is kept for it.
+"""The run directory: identity, checkpoints, log and caches of a training that has not finished.
 
-It lies beside the bundle that is to be written, and goes when that is there. A training that was killed is taken up
-from it, if nothing that decides the outcome is another than it was. One that consists of several trainings has a
-folder of the same kind for each of them inside, and a note of each that is done.
+It lies beside the bundle that is to be written, and is removed when that exists. An interrupted run resumes from it if
+nothing that decides the outcome differs. A run that consists of several trainings has a directory of the same kind for
+each of them inside, and a record of each that is done.
 """
 
 from __future__ import annotations
@@ -16,90 +16,90 @@ from typing import Any
 
 from tlkit.errors import UsageError
 from tlkit.util.files import atomic_file, translate_os_errors
-from tlkit.util.text import quoted
+from tlkit.util.text import listed, quoted
 
-FACTS = "begun-with.json"
-DONE = ".done.json"  # how the note of a part that is done ends
+IDENTITY = "identity.json"
+DONE = ".done.json"  # suffix of the record of a part that is done
 SHOWN = 4  # differences that are named
 
 
 def folder_of(out: Path) -> Path:
-    """Where the training of the bundle `out` is kept while it goes on."""
+    """Return the run directory of the bundle `out`."""
     return out.absolute().with_name(f".{out.name}.training")
 
 
 def is_unfinished(out: Path) -> bool:
-    """Whether a training of the bundle `out` was left off, with something to go on from."""
-    return _is_worth_keeping(folder_of(out))
+    """Return True if a training of the bundle `out` was interrupted and can be resumed."""
+    return _has_progress(folder_of(out))
 
 
-def _is_worth_keeping(folder: Path) -> bool:
-    """Whether it has a checkpoint, its own or that of a part, or a part that is done."""
+def _has_progress(folder: Path) -> bool:
+    """Return True if there is a checkpoint, its own or that of a part, or a part that is done."""
     return any(any(folder.rglob(pattern)) for pattern in ("checkpoint-*", f"*{DONE}"))
 
 
 def check_unfinished(out: Path, *, resume: bool) -> None:
-    """Refuse to begin where another training was left off."""
+    """Raise a UsageError if a training of `out` was interrupted and is not to be resumed."""
     if not resume and is_unfinished(out):
-        do = f"go on with --resume, or give it up: rm -r {quoted(folder_of(out))}"
-        raise UsageError("a training of it was left off", file=out, do=do)
+        do = f"resume it with --resume, or discard it: rm -r {quoted(folder_of(out))}"
+        raise UsageError("a training of it was interrupted", file=out, do=do)
 
 
 @contextmanager
-def run_directory(out: Path, facts: Mapping[str, Any], *, resume: bool, is_main_process: bool) -> Iterator[Path]:
-    """The folder of the training of `out`, made or taken up; removed when all is done, or if nothing is worth keeping.
+def run_directory(
+    out: Path, identity: Mapping[str, Any], *, resume: bool, is_main_process: bool = True
+) -> Iterator[Path]:
+    """Create or resume the run directory of `out`; remove it on success, or if there is no progress to keep.
 
-    `facts` are those that decide the outcome; with `resume` they must be those that it was begun with.
+    `identity` is everything that decides the outcome; with `resume` it must be that of the interrupted run.
     """
     folder = folder_of(out)
     if is_main_process:
-        _enter(folder, json.loads(json.dumps(facts)), resume)
+        _enter(folder, json.loads(json.dumps(identity)), resume)
     done = False
     try:
         yield folder
         done = True
     finally:
-        if is_main_process and (done or not _is_worth_keeping(folder)):
+        if is_main_process and (done or not _has_progress(folder)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def once(note: Path, find_out: Callable[[], Any]) -> tuple[Any, bool]:
-    """What a note says, as JSON; where there is none, what is found out now, which is noted. And whether it was now."""
+def once(record: Path, compute: Callable[[], Any]) -> tuple[Any, bool]:
+    """Return what a JSON record holds, computed and written if there is none yet; and True if it was computed now."""
     try:
-        return json.loads(note.read_text()), False
+        return json.loads(record.read_text()), False
     except (FileNotFoundError, ValueError):
-        found = find_out()
-    with atomic_file(note) as temporary:
-        temporary.write_text(json.dumps(found))
-    return found, True
+        value = compute()
+    with atomic_file(record) as temporary:
+        temporary.write_text(json.dumps(value))
+    return value, True
 
 
-def _enter(folder: Path, facts: dict[str, Any], resume: bool) -> None:
-    file = folder / FACTS
+def _enter(folder: Path, identity: dict[str, Any], resume: bool) -> None:
+    file = folder / IDENTITY
     if resume and file.exists():
         try:
             known = json.loads(file.read_text())
         except ValueError as error:
+            do = f"discard the interrupted run: rm -r {quoted(folder)}"
+            raise UsageError(f"can't be read: {error}", file=file, do=do) from error
+        if found := list(differences(known, identity)):
             raise UsageError(
-                f"can't be read: {error}", file=file, do=f"rm -r {quoted(folder)}, and begin anew"
-            ) from error
-        if found := list(differences(known, facts)):
-            more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-            raise UsageError(
-                f"it was begun with something else: {'; '.join(found[:SHOWN])}{more}",
+                f"the interrupted run differs: {listed(found, SHOWN, separator='; ')}",
                 file=folder,
-                do=f"give what it was begun with, or give it up: rm -r {quoted(folder)}",
+                do=f"use the options and images of that run, or discard it: rm -r {quoted(folder)}",
             )
         return
     shutil.rmtree(folder, ignore_errors=True)
     with translate_os_errors(folder):
         folder.mkdir(parents=True)
     with atomic_file(file) as temporary:
-        temporary.write_text(json.dumps(facts))
+        temporary.write_text(json.dumps(identity))
 
 
 def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """What is another now, each named by its place: `strategy.epochs was 10, is 20`."""
+    """Yield what differs, each named by its place: `strategy.epochs was 10, is 20`."""
     if before == now:
         return
     if isinstance(before, dict) and isinstance(now, dict):

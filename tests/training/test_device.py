@@ -1,0 +1,115 @@
+"""Mixed precision, less memory, and devices that are not there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.kit.course import course
+from tests.kit.tiny import Line, Tiny
+from tlkit.errors import ResourceError, UsageError
+from tlkit.model import trunk as trunks
+from tlkit.plugin.contract import Phase
+from tlkit.training.device import Device, DeviceOptions, seconds_per_image
+from tlkit.training.inputs import Examples
+from tlkit.training.trainer import fit_head
+
+
+def blobs(images):
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], images // 2)
+    features = random.normal(size=(images, 4)).astype(np.float32)
+    features[np.arange(images), labels] += 1
+    return Examples(features, labels)
+
+
+def fitted(phase, images, device=None, head=None):
+    torch.manual_seed(0)
+    examples = blobs(images)
+    return fit_head(head or Line().module(4, 2), [phase], examples, examples, device=device)[0]
+
+
+class Limited(nn.Linear):
+    """Runs out of memory with more images than fit; an evaluation fits always."""
+
+    def __init__(self, fit, error):
+        super().__init__(4, 2)
+        self.fit, self.error = fit, error
+
+    def forward(self, x):
+        if torch.is_grad_enabled() and len(x) > self.fit:
+            raise self.error("DefaultCPUAllocator: can't allocate memory")
+        return super().forward(x)
+
+
+class TestMemory:
+    def test_a_batch_in_parts_gives_the_same_gradients(self):
+        phase, parted = Phase(3, 0.1, batch_size=16), Device()
+        parted.micro_batches = 4
+        one, other = (fitted(phase, 60, device) for device in (Device(), parted))
+        assert torch.allclose(one.weight, other.weight, atol=1e-5)
+
+    @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+    def test_a_batch_that_is_too_large_is_trained_on_in_parts(self, error):
+        phase, device = Phase(2, 0.1, batch_size=16), Device()
+        torch.manual_seed(0)
+        expected = fitted(phase, 60, head=Limited(1000, error))
+        torch.manual_seed(0)
+        head = fitted(phase, 60, device, Limited(4, error))
+        assert device.micro_batches == 4
+        assert torch.allclose(head.weight, expected.weight, atol=1e-5)
+
+    def test_an_image_that_does_not_fit_alone_is_an_error(self):
+        what = r"not enough memory to train on 1 image\(s\) at once; use a smaller"
+        with pytest.raises(ResourceError, match=what):
+            fitted(Phase(1, 0.1, batch_size=16), 20, head=Limited(0, torch.OutOfMemoryError))
+
+    def test_other_errors_are_not_mistaken_for_it(self):
+        def wrong(_parts):
+            raise RuntimeError("shapes do not fit")
+
+        with pytest.raises(RuntimeError, match="shapes"):
+            Device().within_memory(wrong, 8)
+
+
+class TestPrecision:
+    phases = (Phase(3, 0.05, trunk_lr=0.02, trainable=3, batch_size=8),)
+
+    def test_bf16_learns_as_well(self, pictures):
+        plain, half = (
+            course(pictures, phases=self.phases, device=Device(DeviceOptions("cpu", precision)))[1].history
+            for precision in ("fp32", "bf16")
+        )
+        losses = [[line["val_loss"] for line in history] for history in (plain, half)]
+        assert losses[0] != losses[1]
+        assert losses[0] == pytest.approx(losses[1], rel=0.15)
+
+    def test_auto_is_single_precision_on_a_cpu(self):
+        assert Device(DeviceOptions("cpu")).dtype == torch.float32
+
+    @pytest.mark.slow
+    def test_compiled_it_learns_the_same(self, pictures):
+        plain, compiled = (
+            course(pictures, phases=self.phases, device=Device(DeviceOptions("cpu", "fp32", each)))[1].history
+            for each in (False, True)
+        )
+        assert [line["val_loss"] for line in plain] == pytest.approx([line["val_loss"] for line in compiled], rel=1e-2)
+
+
+def test_a_missing_gpu_is_named_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Device(DeviceOptions()).type == "cpu"
+    with pytest.raises(ResourceError, match="sees no NVIDIA GPU here; use --device cpu"):
+        Device(DeviceOptions("cuda"))
+    with pytest.raises(UsageError, match="fp16 needs a GPU; use --precision bf16 or fp32"):
+        Device(DeviceOptions("cpu", "fp16"))
+
+
+def test_the_speed_is_measured_on_a_copy():
+    trunk = trunks.build(Tiny())
+    before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
+    assert seconds_per_image(trunk, 2) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
+    assert not any(parameter.grad is not None for parameter in trunk.parameters())

@@ -1,0 +1,124 @@
+"""The bundle holds what the deployed trunk and the fitted head give, and the same whatever folder the images are in."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.kit.course import fine_tuning
+from tests.kit.tiny import Seeded
+from tlkit.data.preprocessing import load
+from tlkit.model import reference_images
+from tlkit.model.bundle import open_bundle
+from tlkit.model.modules import load_modules, run_modules
+from tlkit.plugin.contract import FEATURES, LOGITS, Phase
+from tlkit.training.result import TrainingResult
+from tlkit.training.run import train
+
+FINE_TUNED = (
+    Phase(2, 0.05),
+    Phase(2, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True, reinit=1),
+)
+
+
+def test_the_record_says_what_was_done(tiny_run, tiny_recipe):
+    record = open_bundle(tiny_run).record
+    assert record.labels == ("dark", "light", "middle")
+    assert (record.stages, record.cut, record.width) == (("first", "second"), "second", 8)
+    assert record.preprocessing == tiny_recipe.backbone.preprocessing
+    assert (record.backbone.name, record.backbone.distribution) == ("tiny", "tiny")
+    assert record.strategy.options == {"epochs": 200, "lr": 0.1}
+    assert record.phases[0]["epochs"] == 200
+    assert record.data["images"]["train"] + record.data["images"]["val"] == 36
+    assert record.metrics["val"]["accuracy"] > 0.8
+    history = [json.loads(line) for line in (tiny_run / "history.jsonl").read_text().splitlines()]
+    assert len(history) == 200
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+def test_only_the_kept_stages_are_stored(tiny_run):
+    names = {name.split(".")[1] for name in open_bundle(tiny_run).trunk}
+    assert names == {"first", "second"}
+
+
+def test_golden_images_are_one_of_each_class_in_turn_with_their_outputs(tiny_run, tiny_recipe):
+    bundle = open_bundle(tiny_run)
+    labels = [golden.label for golden in bundle.record.golden]
+    assert labels == [0, 1, 2, 0]
+    trunk, head = load_modules(bundle, tiny_recipe.backbone, tiny_recipe.head)
+    images = [load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()]
+    assert [hashlib.sha256(i.tobytes()).hexdigest() for i in images] == [g.pixels_sha256 for g in bundle.record.golden]
+    got, expected = run_modules(trunk, head, np.stack(images)), bundle.expected()
+    for name in (FEATURES, LOGITS):
+        assert np.allclose(got[name], expected[name], atol=1e-4)
+
+
+def test_no_golden_images_for_private_data(pictures, tiny_recipe, tmp_path):
+    train(pictures, tmp_path / "run", replace(tiny_recipe, golden=0))
+    assert not (tmp_path / "run" / "golden").exists()
+    assert open_bundle(tmp_path / "run").record.golden == ()
+
+
+def test_more_golden_images_than_there_are(pictures, tiny_recipe, tmp_path):
+    trained = train(pictures, tmp_path / "run", replace(tiny_recipe, golden=1000))
+    assert len(open_bundle(tmp_path / "run").record.golden) == trained.images["val"]
+
+
+class TestIdentity:
+    @pytest.mark.parametrize("phases", [None, FINE_TUNED], ids=["head", "fine-tuning"])
+    def test_it_follows_from_data_options_and_seed_and_not_from_the_folder(
+        self, pictures, tiny_recipe, tmp_path, phases
+    ):
+        config = replace(tiny_recipe, backbone=Seeded(), **(fine_tuning(*phases) if phases else {}))
+        elsewhere = shutil.copytree(pictures, tmp_path / "another place" / "images")
+        digests = []
+        for number, (source, seed) in enumerate([(pictures, 0), (pictures, 0), (elsewhere, 0), (pictures, 1)]):
+            torch.rand(number)  # what happened before plays no part
+            digests.append(train(source, tmp_path / str(number), replace(config, seed=seed)).digest)
+        assert digests[0] == digests[1] == digests[2] != digests[3]
+
+    def test_nothing_in_the_bundle_says_where_or_by_whom_it_was_trained(self, tiny_run, pictures):
+        text = (tiny_run / "bundle.json").read_text()
+        for told in (str(pictures), str(pictures.parent), str(tiny_run), socket.gethostname(), os.path.expanduser("~")):
+            assert f'"{told}' not in text
+        assert f'"{getpass.getuser()}"' not in text
+        assert "threads" not in text
+
+
+class TestTrainingResult:
+    @pytest.fixture(scope="class")
+    def result(self, pictures, tiny_recipe, tmp_path_factory):
+        out = tmp_path_factory.mktemp("result") / "run"
+        phase = Phase(2, 0.05, trunk_lr=0.02, trainable=1, batch_size=8)
+        return train(pictures, out, replace(tiny_recipe, **fine_tuning(phase)))
+
+    def test_it_can_be_used_as_the_path_of_its_bundle(self, result):
+        assert open_bundle(Path(result)).digest == result.digest
+
+    def test_this_machine_knows_its_images(self, result, pictures):
+        assert reference_images.source(open_bundle(result.bundle)) == pictures
+
+    def test_it_prints_a_short_summary(self, result):
+        text = str(result)
+        assert "tiny up to third, strategy given, head line" in text
+        assert f"validation accuracy {result.metrics.accuracy:.1%}" in text
+        assert "1 of 3 stages changed: third fine-tuned" in text
+        assert len(text.splitlines()) < 20
+
+    def test_it_comes_back_from_json(self, result):
+        facts = json.loads(json.dumps(result.to_json()))
+        again = TrainingResult.from_json(facts, result.correct.tolist(), result.bundle)
+        assert json.loads(json.dumps(again.to_json())) == facts
+        assert np.array_equal(again.correct, result.correct)
+        assert np.array_equal(again.metrics.confusion, result.metrics.confusion)
+        assert result.correct.mean() == pytest.approx(result.metrics.accuracy)

@@ -1,0 +1,70 @@
+"""The run directory keeps what an interrupted training needs, and resumes nothing else than that training."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+
+from tests.kit.course import Stopped
+from tlkit.errors import UsageError
+from tlkit.training.run_directory import check_unfinished, differences, folder_of, is_unfinished, once, run_directory
+
+
+def test_it_goes_on_success_and_stays_with_a_checkpoint(tmp_path):
+    out = tmp_path / "run"
+    with run_directory(out, {"a": 1}, resume=False) as folder:
+        assert folder == folder_of(out)
+        (folder / "checkpoint-1").touch()
+    assert not folder.exists()
+    assert not is_unfinished(out)
+    with suppress(Stopped), run_directory(out, {"a": 1}, resume=False):
+        (folder / "checkpoint-1").touch()
+        raise Stopped
+    assert is_unfinished(out)
+    with pytest.raises(UsageError, match=r"run: a training of it was interrupted; resume it with --resume, or discard"):
+        check_unfinished(out, resume=False)
+    check_unfinished(out, resume=True)
+    with pytest.raises(UsageError, match=r"the interrupted run differs: a was 1, is 2; use the options and images of"):
+        run_directory(out, {"a": 2}, resume=True).__enter__()
+    with run_directory(out, {"a": 1}, resume=True):
+        assert (folder / "checkpoint-1").exists()
+
+
+def test_nothing_stays_without_progress(tmp_path):
+    with suppress(Stopped), run_directory(tmp_path / "run", {}, resume=False):
+        raise Stopped
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_identity_is_refused_with_the_way_out(tmp_path):
+    with suppress(Stopped), run_directory(tmp_path / "run", {}, resume=False) as folder:
+        (folder / "checkpoint-1").touch()
+        raise Stopped
+    (folder / "identity.json").write_text("{")
+    with pytest.raises(UsageError, match=r"can't be read: .*; discard the interrupted run: rm -r "):
+        run_directory(tmp_path / "run", {}, resume=True).__enter__()
+
+
+def test_a_record_is_computed_once(tmp_path):
+    assert once(tmp_path / "record.json", lambda: {"a": 1}) == ({"a": 1}, True)
+    assert once(tmp_path / "record.json", lambda: {"a": 2}) == ({"a": 1}, False)
+
+
+class TestDifferences:
+    def test_each_is_named_by_its_place(self):
+        before = {"seed": 0, "strategy": {"name": "full", "epochs": 10}, "images": {"a.jpg": "train ant 12"}}
+        now = {"seed": 1, "strategy": {"name": "full", "epochs": 20}, "images": {"b.jpg": "train ant 12"}}
+        assert list(differences(before, now)) == [
+            "seed was 0, is 1",
+            "strategy.epochs was 10, is 20",
+            "images.a.jpg was train ant 12, is not there",
+            "images.b.jpg was not there, is train ant 12",
+        ]
+        assert list(differences(before, before)) == []
+
+    def test_of_phases_it_is_the_number_and_the_option(self):
+        before = {"phase": [{"epochs": 1, "batch_size": 8}, {"epochs": 2, "batch_size": 8}]}
+        now = {"phase": [{"epochs": 1, "batch_size": 8}, {"epochs": 3, "batch_size": 8}]}
+        assert list(differences(before, now)) == ["phase 2.epochs was 2, is 3"]
+        assert list(differences(before, {"phase": before["phase"][:1]})) == ["phase was 2 of them, is 1 of them"]
