@@ -93,11 +93,11 @@ def interrupted_run(pictures, tmp_path, monkeypatch, request_):
     return tmp_path / "run"
 
 
-def test_an_interrupted_run_is_not_resumed_as_another(interrupted_run, pictures, tiny_recipe, request_):
+def test_an_interrupted_run_is_not_resumed_as_another(interrupted_run, pictures, tiny_config, request_):
     from tests.kit.course import fine_tuning
     from tlkit.plugin.contract import Phase
 
-    fine_tuned = replace(tiny_recipe, **fine_tuning(Phase(1, 0.05, trunk_lr=0.02, trainable=1)))
+    fine_tuned = replace(tiny_config, **fine_tuning(Phase(1, 0.05, trunk_lr=0.02, trainable=1)))
     with pytest.raises(UsageError, match="was interrupted; resume it with --resume"):
         auto.train_auto(pictures, interrupted_run, request_)
     with pytest.raises(UsageError, match="was interrupted; resume it with --resume"):

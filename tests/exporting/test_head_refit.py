@@ -43,11 +43,11 @@ class Means(Line):
 
 
 @pytest.fixture
-def search(own_run, tiny_recipe):
+def search(own_run, tiny_config):
     """Searches from a precision with a head to refit; what is written is in `own_run`."""
 
     def run(head, precision="int8", **options):
-        return searched(own_run, tiny_recipe.backbone, head, precision, refit_head=precision == "int8", **options)
+        return searched(own_run, tiny_config.backbone, head, precision, refit_head=precision == "int8", **options)
 
     return run
 

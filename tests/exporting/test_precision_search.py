@@ -28,11 +28,11 @@ from tlkit.runtime.session import OnnxSession
 
 
 @pytest.fixture
-def search(own_run, tiny_recipe):
+def search(own_run, tiny_config):
     """Searches from a precision; what is written is in `own_run`."""
 
     def run(precision, **options):
-        return searched(own_run, tiny_recipe.backbone, tiny_recipe.head, precision, **options)
+        return searched(own_run, tiny_config.backbone, tiny_config.head, precision, **options)
 
     return run
 

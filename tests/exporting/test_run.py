@@ -101,9 +101,9 @@ def test_the_three_graphs_agree(tiny_run, images):
     assert np.allclose(whole[PROBABILITIES], softmax, atol=1e-5)
 
 
-def test_the_modules_of_a_bundle_are_those_that_were_trained(tiny_run, tiny_recipe):
+def test_the_modules_of_a_bundle_are_those_that_were_trained(tiny_run, tiny_config):
     bundle = open_bundle(tiny_run)
-    trunk, head = load_modules(bundle, tiny_recipe.backbone, tiny_recipe.head)
+    trunk, head = load_modules(bundle, tiny_config.backbone, tiny_config.head)
     expected = bundle.expected()
     pixels = np.stack([load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()])
     got = run_modules(trunk, head, pixels)
@@ -120,7 +120,7 @@ class TestPublish:
         assert all(verdict["passed"] for verdict in record["parity"].values())
         assert [c["batch_size"] for c in record["parity"]["model"]["comparisons"]][:3] == [1, 2, 7]
 
-    def test_a_graph_that_computes_something_else_is_not_published(self, own_run, tiny_recipe, monkeypatch):
+    def test_a_graph_that_computes_something_else_is_not_published(self, own_run, tiny_config, monkeypatch):
         before = (own_run / "onnx/fp32/model.onnx").read_bytes()
         real = cut_graph
 
@@ -132,11 +132,11 @@ class TestPublish:
 
         monkeypatch.setattr("tlkit.graph.compose.cut_graph", spoiled)
         with pytest.raises(GateError, match="trunk does not compute what was trained"):
-            exported(own_run, tiny_recipe.backbone, tiny_recipe.head)
+            exported(own_run, tiny_config.backbone, tiny_config.head)
         assert (own_run / "onnx/fp32/model.onnx").read_bytes() == before
         assert [place.name for place in (own_run / "onnx").iterdir()] == ["fp32"]
 
-    def test_another_plugin_of_the_same_name_is_found_out(self, own_run, tiny_recipe):
+    def test_another_plugin_of_the_same_name_is_found_out(self, own_run, tiny_config):
         class Wider(Tiny):
             def stages(self, *, pretrained):
                 stages = dict(super().stages(pretrained=pretrained))
@@ -146,7 +146,7 @@ class TestPublish:
         from tlkit.errors import ArtifactError
 
         with pytest.raises(ArtifactError, match=r"shape .* not "):
-            exported(own_run, Wider(), tiny_recipe.head)
+            exported(own_run, Wider(), tiny_config.head)
 
 
 class TestParityImages:
@@ -165,15 +165,15 @@ class TestParityImages:
         with pytest.raises(DataError):
             parity_images(open_bundle(tiny_run), tmp_path / "none")
 
-    def test_or_else_are_the_golden_images(self, tiny_recipe, tmp_path):
+    def test_or_else_are_the_golden_images(self, tiny_config, tmp_path):
         from dataclasses import replace
 
         from tests.kit.tiny import write_images
         from tlkit.training.run import train
 
         photos = write_images(tmp_path / "photos")
-        train(photos, tmp_path / "run", tiny_recipe)
-        train(photos, tmp_path / "private", replace(tiny_recipe, golden=0))
+        train(photos, tmp_path / "run", tiny_config)
+        train(photos, tmp_path / "private", replace(tiny_config, golden=0))
         photos.rename(tmp_path / "away")
         images, source = parity_images(open_bundle(tmp_path / "run"))
         assert (len(images), source) == (4, "the golden images")

@@ -23,12 +23,12 @@ from tlkit.training.run import train
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_recipe, pictures, tmp_path_factory):
+def runs(tiny_config, pictures, tmp_path_factory):
     """Bundles with one trunk and classes of their own: shades, sides, and shades once more from another cut."""
     root = tmp_path_factory.mktemp("runs")
     sides = write_images(root / "photos", classes=("left", "right"))
-    made = {"shades": (pictures, tiny_recipe), "sides": (sides, tiny_recipe)}
-    made["deeper"] = (pictures, replace(tiny_recipe, cut="third"))
+    made = {"shades": (pictures, tiny_config), "sides": (sides, tiny_config)}
+    made["deeper"] = (pictures, replace(tiny_config, cut="third"))
     for name, (photos, recipe) in made.items():
         train(photos, root / name, recipe)
         exported(root / name, recipe.backbone, recipe.head)

@@ -195,7 +195,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_recipe() -> TrainingConfig:
+def tiny_config() -> TrainingConfig:
     """The tiny backbone, cut at its second stage, with a head that learns by gradient."""
     from tlkit_standard.strategies import STRATEGIES
 
@@ -206,14 +206,14 @@ def tiny_recipe() -> TrainingConfig:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(pictures: Path, tiny_recipe: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(pictures: Path, tiny_config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the tiny backbone, exported; not to be changed (see `own_run`)."""
     from tests.kit.exporting import exported
     from tlkit.training.run import train
 
     run = tmp_path_factory.mktemp("tiny") / "run"
-    train(pictures, run, tiny_recipe)
-    exported(run, tiny_recipe.backbone, tiny_recipe.head)
+    train(pictures, run, tiny_config)
+    exported(run, tiny_config.backbone, tiny_config.head)
     return run
 
 

@@ -29,9 +29,9 @@ def model(tiny_run):
     return Model.open(tiny_run)
 
 
-def test_model_carries_labels_and_preprocessing(model, tiny_recipe):
+def test_model_carries_labels_and_preprocessing(model, tiny_config):
     assert model.labels == ("dark", "light", "middle")
-    assert model.preprocessing == tiny_recipe.backbone.preprocessing
+    assert model.preprocessing == tiny_config.backbone.preprocessing
     assert model.session.outputs == (FEATURES, LOGITS, PROBABILITIES)
 
 
@@ -161,12 +161,12 @@ class TestByProducts:
         with pytest.raises(ArtifactError, match="changed after export"):
             Model.open(own_run)
 
-    def test_those_of_another_bundle_are_refused(self, own_run, tiny_recipe, pictures, tmp_path):
+    def test_those_of_another_bundle_are_refused(self, own_run, tiny_config, pictures, tmp_path):
         from dataclasses import replace
 
         from tlkit.training.run import train
 
-        train(pictures, tmp_path / "other", replace(tiny_recipe, cut="first"))
+        train(pictures, tmp_path / "other", replace(tiny_config, cut="first"))
         shutil.copytree(own_run / "onnx", tmp_path / "other/onnx")
         with pytest.raises(ArtifactError, match="from another bundle"):
             Model.open(tmp_path / "other")
@@ -176,9 +176,9 @@ class TestByProducts:
             Model.open(tmp_path)
 
 
-def test_sessions_run_from_many_threads_at_once(tiny_run, files, tiny_recipe):
+def test_sessions_run_from_many_threads_at_once(tiny_run, files, tiny_config):
     session = OnnxSession(tiny_run / "onnx/fp32/trunk.onnx", workers=4)
-    images = np.stack([load(file, tiny_recipe.backbone.preprocessing) for file in files[:4]])
+    images = np.stack([load(file, tiny_config.backbone.preprocessing) for file in files[:4]])
     expected = session.run(images)[FEATURES]
     results: list[np.ndarray] = []
     threads = [threading.Thread(target=lambda: results.append(session.run(images)[FEATURES])) for _ in range(8)]

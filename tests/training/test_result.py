@@ -31,11 +31,11 @@ FINE_TUNED = (
 )
 
 
-def test_the_record_says_what_was_done(tiny_run, tiny_recipe):
+def test_the_record_says_what_was_done(tiny_run, tiny_config):
     record = open_bundle(tiny_run).record
     assert record.labels == ("dark", "light", "middle")
     assert (record.stages, record.cut, record.width) == (("first", "second"), "second", 8)
-    assert record.preprocessing == tiny_recipe.backbone.preprocessing
+    assert record.preprocessing == tiny_config.backbone.preprocessing
     assert (record.backbone.name, record.backbone.distribution) == ("tiny", "tiny")
     assert record.strategy.options == {"epochs": 200, "lr": 0.1}
     assert record.phases[0]["epochs"] == 200
@@ -51,11 +51,11 @@ def test_only_the_kept_stages_are_stored(tiny_run):
     assert names == {"first", "second"}
 
 
-def test_golden_images_are_one_of_each_class_in_turn_with_their_outputs(tiny_run, tiny_recipe):
+def test_golden_images_are_one_of_each_class_in_turn_with_their_outputs(tiny_run, tiny_config):
     bundle = open_bundle(tiny_run)
     labels = [golden.label for golden in bundle.record.golden]
     assert labels == [0, 1, 2, 0]
-    trunk, head = load_modules(bundle, tiny_recipe.backbone, tiny_recipe.head)
+    trunk, head = load_modules(bundle, tiny_config.backbone, tiny_config.head)
     images = [load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()]
     assert [hashlib.sha256(i.tobytes()).hexdigest() for i in images] == [g.pixels_sha256 for g in bundle.record.golden]
     got, expected = run_modules(trunk, head, np.stack(images)), bundle.expected()
@@ -63,23 +63,23 @@ def test_golden_images_are_one_of_each_class_in_turn_with_their_outputs(tiny_run
         assert np.allclose(got[name], expected[name], atol=1e-4)
 
 
-def test_no_golden_images_for_private_data(pictures, tiny_recipe, tmp_path):
-    train(pictures, tmp_path / "run", replace(tiny_recipe, golden=0))
+def test_no_golden_images_for_private_data(pictures, tiny_config, tmp_path):
+    train(pictures, tmp_path / "run", replace(tiny_config, golden=0))
     assert not (tmp_path / "run" / "golden").exists()
     assert open_bundle(tmp_path / "run").record.golden == ()
 
 
-def test_more_golden_images_than_there_are(pictures, tiny_recipe, tmp_path):
-    trained = train(pictures, tmp_path / "run", replace(tiny_recipe, golden=1000))
+def test_more_golden_images_than_there_are(pictures, tiny_config, tmp_path):
+    trained = train(pictures, tmp_path / "run", replace(tiny_config, golden=1000))
     assert len(open_bundle(tmp_path / "run").record.golden) == trained.images["val"]
 
 
 class TestIdentity:
     @pytest.mark.parametrize("phases", [None, FINE_TUNED], ids=["head", "fine-tuning"])
     def test_it_follows_from_data_options_and_seed_and_not_from_the_folder(
-        self, pictures, tiny_recipe, tmp_path, phases
+        self, pictures, tiny_config, tmp_path, phases
     ):
-        config = replace(tiny_recipe, backbone=Seeded(), **(fine_tuning(*phases) if phases else {}))
+        config = replace(tiny_config, backbone=Seeded(), **(fine_tuning(*phases) if phases else {}))
         elsewhere = shutil.copytree(pictures, tmp_path / "another place" / "images")
         digests = []
         for number, (source, seed) in enumerate([(pictures, 0), (pictures, 0), (elsewhere, 0), (pictures, 1)]):
@@ -97,10 +97,10 @@ class TestIdentity:
 
 class TestTrainingResult:
     @pytest.fixture(scope="class")
-    def result(self, pictures, tiny_recipe, tmp_path_factory):
+    def result(self, pictures, tiny_config, tmp_path_factory):
         out = tmp_path_factory.mktemp("result") / "run"
         phase = Phase(2, 0.05, trunk_lr=0.02, trainable=1, batch_size=8)
-        return train(pictures, out, replace(tiny_recipe, **fine_tuning(phase)))
+        return train(pictures, out, replace(tiny_config, **fine_tuning(phase)))
 
     def test_it_can_be_used_as_the_path_of_its_bundle(self, result):
         assert open_bundle(Path(result)).digest == result.digest

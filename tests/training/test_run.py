@@ -64,10 +64,10 @@ class ThirdIsNaN(Line):
 
 
 @pytest.fixture
-def config(tiny_recipe):
+def config(tiny_config):
     """Two stages of three are fine-tuned."""
     phase = Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True)
-    return replace(tiny_recipe, **fine_tuning(phase))
+    return replace(tiny_config, **fine_tuning(phase))
 
 
 @pytest.fixture
@@ -88,16 +88,16 @@ def changed_stages(bundle, original):
     return {stage_of(name) for name, tensor in bundle.trunk.items() if not np.array_equal(tensor, before[name])}
 
 
-def test_a_second_head_decodes_no_image(pictures, tiny_recipe, tiny_run, tmp_path):
+def test_a_second_head_decodes_no_image(pictures, tiny_config, tiny_run, tmp_path):
     assert tiny_run.exists()
-    assert train(pictures, tmp_path / "run", replace(tiny_recipe, cut="third")).decoded == 0
+    assert train(pictures, tmp_path / "run", replace(tiny_config, cut="third")).decoded == 0
 
 
-def test_weights_that_fit_are_used_at_another_size(pictures, tiny_recipe, tmp_path):
-    train(pictures, tmp_path / "run", replace(tiny_recipe, size=48))
+def test_weights_that_fit_are_used_at_another_size(pictures, tiny_config, tmp_path):
+    train(pictures, tmp_path / "run", replace(tiny_config, size=48))
     bundle = open_bundle(tmp_path / "run")
     assert bundle.record.preprocessing == replace(Tiny.preprocessing, size=48)
-    exported(bundle.root, tiny_recipe.backbone, tiny_recipe.head)
+    exported(bundle.root, tiny_config.backbone, tiny_config.head)
     assert replayed(bundle.root).passed
 
 
@@ -114,10 +114,10 @@ class TestFineTuning:
         assert bundle.record.provenance == trained.provenance == expected
 
     def test_running_statistics_of_trainable_stages_update_and_those_of_frozen_ones_do_not(
-        self, pictures, tiny_recipe, original, tmp_path
+        self, pictures, tiny_config, original, tmp_path
     ):
         update = Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True, batchnorm="update")
-        train(pictures, tmp_path / "run", replace(tiny_recipe, **fine_tuning(update)))
+        train(pictures, tmp_path / "run", replace(tiny_config, **fine_tuning(update)))
         before, after = trunks.tensors(original), open_bundle(tmp_path / "run").trunk
         same = {
             stage_of(name) for name in after if "running_mean" in name and np.array_equal(before[name], after[name])
@@ -128,10 +128,10 @@ class TestFineTuning:
 
     @pytest.mark.parametrize("reinit", [0, 1, 2])
     def test_statistics_of_the_pretraining_are_frozen_and_those_of_reinitialized_stages_update(
-        self, pictures, tiny_recipe, original, tmp_path, reinit
+        self, pictures, tiny_config, original, tmp_path, reinit
     ):
         phases = [Phase(2, 0.05, trunk_lr=0.02, trainable=3, reinit=count, batch_size=8) for count in (reinit, 0)]
-        train(pictures, tmp_path / "run", replace(tiny_recipe, **fine_tuning(*phases)))
+        train(pictures, tmp_path / "run", replace(tiny_config, **fine_tuning(*phases)))
         before, after = trunks.tensors(original), open_bundle(tmp_path / "run").trunk
         same = {
             stage_of(name) for name in after if "running_mean" in name and np.array_equal(before[name], after[name])
@@ -161,13 +161,13 @@ class TestFineTuning:
         assert bundle.record.metrics["val"]["log_loss"] == trained.metrics.log_loss
 
     @pytest.mark.parametrize("name", [name for name in BY_NAME if name != "frozen"])
-    def test_every_strategy_learns(self, pictures, tiny_recipe, tmp_path, name):
+    def test_every_strategy_learns(self, pictures, tiny_config, tmp_path, name):
         strategy = replace(BY_NAME[name], epochs=3, head_lr=0.05, trunk_lr=0.01, batch_size=8)
-        trained = train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=strategy, cut="third"))
+        trained = train(pictures, tmp_path / "run", replace(tiny_config, strategy=strategy, cut="third"))
         losses = [line["train_loss"] for line in history(tmp_path / "run")]
         assert losses[-1] < losses[0]
         assert trained.metrics.log_loss < np.log(3)
-        exported(tmp_path / "run", tiny_recipe.backbone, tiny_recipe.head)
+        exported(tmp_path / "run", tiny_config.backbone, tiny_config.head)
 
     def test_reinitialized_stages_owe_nothing_to_the_original(self, pictures, config, original, tmp_path):
         """With a negligible learning rate, so that stages end where they began."""
@@ -219,9 +219,9 @@ class TestRefit:
         assert not any("solved" in line for line in history(tmp_path / "run"))
 
 
-def test_an_interrupted_run_resumes_and_gives_the_same_bundle(pictures, tiny_recipe, tmp_path):
+def test_an_interrupted_run_resumes_and_gives_the_same_bundle(pictures, tiny_config, tmp_path):
     phases = (Phase(2, 0.05), Phase(2, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True))
-    config, options = replace(tiny_recipe, **fine_tuning(*phases)), RunOptions(checkpoint_seconds=0)
+    config, options = replace(tiny_config, **fine_tuning(*phases)), RunOptions(checkpoint_seconds=0)
     out, resumed = tmp_path / "run", replace(options, resume=True)
     expected = train(pictures, tmp_path / "expected", config, options=options).digest
 
@@ -270,34 +270,34 @@ class TestBadImages:
     def photos(self, tmp_path):
         return write_images(tmp_path / "photos", per_class=20)
 
-    def test_a_few_are_listed_and_the_run_continues(self, photos, tiny_recipe, tmp_path):
+    def test_a_few_are_listed_and_the_run_continues(self, photos, tiny_config, tmp_path):
         (photos / "dark" / "00.png").write_bytes(b"no image")
-        trained = train(photos, tmp_path / "run", replace(tiny_recipe, max_bad=0.05))
+        trained = train(photos, tmp_path / "run", replace(tiny_config, max_bad=0.05))
         assert list(trained.rejected) == ["dark/00.png"]
         assert open_bundle(tmp_path / "run").record.data["rejected"] == dict(trained.rejected)
 
-    def test_too_many_stop_it_and_nothing_is_written(self, photos, tiny_recipe, tmp_path):
+    def test_too_many_stop_it_and_nothing_is_written(self, photos, tiny_config, tmp_path):
         (photos / "dark" / "00.png").write_bytes(b"no image")
         with pytest.raises(DataError, match=r"dark/00\.png: 1 of 60 images are unreadable.*--max-bad"):
-            train(photos, tmp_path / "run", tiny_recipe)
+            train(photos, tmp_path / "run", tiny_config)
         assert not (tmp_path / "run").exists()
 
-    def test_a_class_that_loses_all_is_named(self, photos, tiny_recipe, tmp_path):
+    def test_a_class_that_loses_all_is_named(self, photos, tiny_config, tmp_path):
         for file in (photos / "dark").iterdir():
             file.write_bytes(b"no image")
         with pytest.raises(DataError, match=r"dark/.*no readable train image"):
-            train(photos, tmp_path / "run", replace(tiny_recipe, max_bad=1.0))
+            train(photos, tmp_path / "run", replace(tiny_config, max_bad=1.0))
 
 
 class TestBadOptions:
-    def test_an_unknown_cut_is_refused(self, pictures, tiny_recipe, tmp_path):
+    def test_an_unknown_cut_is_refused(self, pictures, tiny_config, tmp_path):
         with pytest.raises(UsageError, match="first, second, third"):
-            train(pictures, tmp_path / "run", replace(tiny_recipe, cut="nowhere"))
+            train(pictures, tmp_path / "run", replace(tiny_config, cut="nowhere"))
 
-    def test_an_existing_output_is_refused_before_any_work(self, tiny_recipe, tmp_path):
+    def test_an_existing_output_is_refused_before_any_work(self, tiny_config, tmp_path):
         (tmp_path / "run").write_text("mine")
         with pytest.raises(UsageError, match="exists already"):
-            train(tmp_path / "no photos", tmp_path / "run", tiny_recipe)
+            train(tmp_path / "no photos", tmp_path / "run", tiny_config)
         assert (tmp_path / "run").read_text() == "mine"
 
     @pytest.mark.parametrize("head", ["knn", "rbf-svm"])
@@ -314,15 +314,15 @@ class TestBadOptions:
         assert watched == []
 
     @pytest.mark.parametrize("name", ["partial", "probe-then-tune"])
-    def test_more_trainable_stages_than_there_are(self, pictures, tiny_recipe, tmp_path, name):
+    def test_more_trainable_stages_than_there_are(self, pictures, tiny_config, tmp_path, name):
         strategy = replace(BY_NAME[name], trainable=3)
         with pytest.raises(UsageError, match=r"phase \d trains 3 stages of 2"):
-            train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=strategy))
+            train(pictures, tmp_path / "run", replace(tiny_config, strategy=strategy))
 
     @pytest.mark.parametrize("name", BY_NAME)
-    def test_no_epochs(self, pictures, tiny_recipe, tmp_path, name):
+    def test_no_epochs(self, pictures, tiny_config, tmp_path, name):
         with pytest.raises(UsageError, match=r"phase \d has 0 epochs"):
-            train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=replace(BY_NAME[name], epochs=0)))
+            train(pictures, tmp_path / "run", replace(tiny_config, strategy=replace(BY_NAME[name], epochs=0)))
 
     @pytest.mark.parametrize(
         ("phases", "problem"),
@@ -332,7 +332,7 @@ class TestBadOptions:
             ((Phase(1, 1e-3), Phase(1, 1e-3, trainable=3)), "phase 2 trains 3 stages of 2"),
         ],
     )
-    def test_phases_that_can_not_be_run_are_refused(self, pictures, tiny_recipe, tmp_path, phases, problem):
+    def test_phases_that_can_not_be_run_are_refused(self, pictures, tiny_config, tmp_path, phases, problem):
         @dataclass(frozen=True)
         class Odd(Strategy):
             name = "odd"
@@ -348,4 +348,4 @@ class TestBadOptions:
                 return phases
 
         with pytest.raises(UsageError, match=problem):
-            train(pictures, tmp_path / "run", replace(tiny_recipe, strategy=Odd()))
+            train(pictures, tmp_path / "run", replace(tiny_config, strategy=Odd()))

@@ -21,12 +21,12 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @pytest.fixture(scope="module")
-def every_precision(tiny_run, tiny_recipe, tmp_path_factory):
+def every_precision(tiny_run, tiny_config, tmp_path_factory):
     """A bundle exported in every precision; not to be changed."""
     run = tmp_path_factory.mktemp("exported") / "run"
     shutil.copytree(tiny_run, run)
     for precision in ("fp16", "int8"):
-        exported(run, tiny_recipe.backbone, tiny_recipe.head, precision)
+        exported(run, tiny_config.backbone, tiny_config.head, precision)
     return run
 
 
@@ -84,12 +84,12 @@ class TestAgainst:
         assert json.loads(out)["passed"] is False
         assert err == ("tlkit: deployed.onnx: it does not give what was trained in run; run: tlkit export run --onnx\n")
 
-    def test_another_bundles_graph_fails(self, place, pictures, tiny_recipe, capsys):
+    def test_another_bundles_graph_fails(self, place, pictures, tiny_config, capsys):
         from dataclasses import replace
 
         from tlkit.training.run import train
 
-        train(pictures, place / "other", replace(tiny_recipe, cut="third"))
+        train(pictures, place / "other", replace(tiny_config, cut="third"))
         assert cli.run(["verify", "run/onnx/fp32/head.onnx", "--against", "other"]) != 0
         graph = onnx.load(place / "run/onnx/fp32/model.onnx")
         helper.set_model_props(graph, {**facts(graph), "tlkit.bundle": "0" * 64})

@@ -63,8 +63,8 @@ def _bgr(content, preprocessing):
     return load(content, preprocessing)[..., ::-1]
 
 
-def test_without_golden_images_there_is_nothing_to_replay(pictures, tiny_recipe, tmp_path):
-    train(pictures, tmp_path / "run", replace(tiny_recipe, golden=0))
+def test_without_golden_images_there_is_nothing_to_replay(pictures, tiny_config, tmp_path):
+    train(pictures, tmp_path / "run", replace(tiny_config, golden=0))
     with pytest.raises(UsageError, match="no golden images"):
         replay(open_bundle(tmp_path / "run"), None)  # before an export is looked at
 
