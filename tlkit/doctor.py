@@ -1,4 +1,4 @@
-"""What a machine can do: versions, GPU, the providers that really start; and what is wrong with the installation."""
+"""Diagnose a machine: versions, GPU, providers that start, and problems of the installation."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from onnx import TensorProto, helper
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-# Each of these writes the same files; whichever was installed last wins, until one is removed and takes them along.
+# These packages write the same files; the last one installed wins, until one is removed together with the files.
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-training")
-RTX = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12")  # so do these
+RTX = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12")  # these as well
 PARTS = ("libs", "bindings")  # of TensorRT-RTX, each a package of its own
 CUDA = ("nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime")  # what pip installs of it
 PACKAGES = (
@@ -30,12 +30,12 @@ PACKAGES = (
     *RUNTIMES,
 )
 QUERY = ("name", "driver_version", "compute_cap", "memory.total")
-PATIENCE = 20  # seconds for nvidia-smi, which can hang where a driver is broken
+TIMEOUT = 20  # seconds for nvidia-smi, which can hang if a driver is broken
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A provider of ONNX Runtime; `why` says why it does not start, where it does not."""
+    """A provider of ONNX Runtime, and the reason if it does not start."""
 
     name: str
     starts: bool
@@ -54,7 +54,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something to mend, and the command that does."""
+    """A problem, and the command that fixes it."""
 
     what: str
     do: str
@@ -62,17 +62,17 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Everything that was found out. `advice` is what would make more possible; `problems` are what is broken."""
+    """State of a machine. `problems` are defects; `advice` names what would enable more."""
 
     system: str
     versions: Mapping[str, str]
     providers: tuple[Provider, ...]
     gpus: tuple[Gpu, ...]
-    cuda: str | None  # the newest that the driver runs; None where there is none, or it does not say
+    cuda: str | None  # newest version that the driver supports; None without a driver or an answer
     problems: tuple[Problem, ...]
     advice: tuple[Problem, ...]
-    targets: Mapping[str, str | None] = field(default_factory=dict)  # why each can't be built here; None if it can
-    plugins: tuple[str, ...] = ()  # what is wrong with some of them
+    targets: Mapping[str, str | None] = field(default_factory=dict)  # why each can't be built here, or None
+    plugins: tuple[str, ...] = ()  # warnings about some of them
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -99,12 +99,12 @@ class Diagnosis:
             yield "no problems found"
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON knows it."""
+        """Return all fields as JSON values."""
         return asdict(self)
 
 
 def diagnose() -> Diagnosis:
-    """Look at this machine. Takes a second or two where a GPU has to be woken."""
+    """Return the state of this machine. Takes a second or two if a GPU has to wake up."""
     found, tried, seen = versions(), tuple(providers()), tuple(gpus())
     cuda = driver_cuda()
     return Diagnosis(
@@ -119,7 +119,7 @@ def diagnose() -> Diagnosis:
 
 
 def versions() -> dict[str, str]:
-    """The packages that matter here, where installed."""
+    """Return the versions of the relevant packages that are installed."""
     found = {}
     for package in PACKAGES:
         try:
@@ -130,38 +130,38 @@ def versions() -> dict[str, str]:
 
 
 def providers() -> Iterator[Provider]:
-    """Every provider that ONNX Runtime lists, tried on a graph of one operator: being listed means little."""
+    """Yield every provider that ONNX Runtime lists, tried on a graph of one operator: a listed one may not start."""
     for name in onnxruntime.get_available_providers():
         why = fault(name)
         yield Provider(name, why is None, why)
 
 
 def gpus() -> list[Gpu]:
-    """The NVIDIA GPUs; none where there is no driver."""
+    """Return the NVIDIA GPUs; none without a driver."""
     rows = (line.split(", ") for line in _ask_driver(f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"))
     return [Gpu(*row) for row in rows if len(row) == len(QUERY)]
 
 
 def driver_cuda() -> str | None:
-    """The newest CUDA that the driver runs, as in 13.0, which it says above its table of GPUs."""
+    """Return the newest CUDA that the driver supports, such as 13.0; it is printed above its table of GPUs."""
     found = re.search(r"CUDA (?:\w+ )?Version *: *(\d+\.\d+)", "\n".join(_ask_driver()))
     return found[1] if found else None
 
 
 def _ask_driver(*options: str) -> list[str]:
-    """The lines that NVIDIA's own tool prints; none where there is no driver, or one that does not answer."""
+    """Return the lines that nvidia-smi prints; none without a driver or an answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     try:
-        done = subprocess.run([tool, *options], capture_output=True, text=True, check=True, timeout=PATIENCE)  # noqa: S603 - no input
+        done = subprocess.run([tool, *options], capture_output=True, text=True, check=True, timeout=TIMEOUT)  # noqa: S603 - no input
     except (OSError, subprocess.SubprocessError):
         return []
     return done.stdout.splitlines()
 
 
 def problems(found: Mapping[str, str], tried: Sequence[Provider]) -> Iterator[Problem]:
-    """What is broken, whatever the machine is to be used for."""
+    """Yield defects of the installation."""
     several = [name for name in RUNTIMES if name in found]
     if len(several) > 1:
         keep = next((name for name in several if name != RUNTIMES[0]), several[0])
@@ -172,7 +172,7 @@ def problems(found: Mapping[str, str], tried: Sequence[Provider]) -> Iterator[Pr
     needed = {"CPUExecutionProvider", *(_INSTALLED_FOR[name] for name in several if name in _INSTALLED_FOR)}
     for provider in tried:
         if not provider.starts and provider.name in needed:
-            yield Problem(f"{provider.name} does not start: {provider.why}", _MENDS.get(provider.name, _REINSTALL))
+            yield Problem(f"{provider.name} does not start: {provider.why}", _FIXES.get(provider.name, _REINSTALL))
     for requirement in _requirements():
         has = found.get(requirement.name) or _version(requirement.name)
         if has is not None and has not in requirement.specifier:
@@ -183,7 +183,7 @@ def problems(found: Mapping[str, str], tried: Sequence[Provider]) -> Iterator[Pr
 
 
 def clashes(found: Mapping[str, str], cuda: str | None) -> Iterator[Problem]:
-    """NVIDIA's packages that don't go together, or not with the driver, which runs `cuda` at most."""
+    """Yield NVIDIA packages that conflict, or that need a newer CUDA than `cuda`, the driver's."""
     both = [name for name in RTX if name in found]
     if len(both) > 1:
         yield Problem(
@@ -204,13 +204,13 @@ def clashes(found: Mapping[str, str], cuda: str | None) -> Iterator[Problem]:
         has = found.get(name)
         if has is not None and Version(has).major > Version(cuda).major:  # within a major version all of them run
             yield Problem(
-                f"{name} {has} is installed, and the driver runs CUDA {cuda} at most",
+                f"{name} {has} is installed, and the driver supports CUDA {cuda} at most",
                 f"update NVIDIA's driver, or install what is built for CUDA {Version(cuda).major}",
             )
 
 
 def advice(found: Mapping[str, str], tried: Sequence[Provider], seen: Sequence[Gpu]) -> Iterator[Problem]:
-    """What would make more possible here."""
+    """Yield packages that would enable more on this machine."""
     if seen and not any(provider.starts and provider.name in _GPU for provider in tried):
         yield Problem(
             f"there is a GPU ({seen[0].name}), and ONNX Runtime does not use it",
@@ -225,18 +225,18 @@ def advice(found: Mapping[str, str], tried: Sequence[Provider], seen: Sequence[G
 _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 _INSTALLED_FOR = {"onnxruntime-gpu": "CUDAExecutionProvider"}
 _REINSTALL = "run: pip install --force-reinstall onnxruntime"
-_MENDS = {
+_FIXES = {
     "CUDAExecutionProvider": "install the CUDA and cuDNN that this version is built for: "
     'pip install "onnxruntime-gpu[cuda,cudnn]"'
 }
 
 
 def fault(provider: str) -> str | None:
-    """Why a provider does not run a graph; None where it does. ONNX Runtime itself would fall back without a word."""
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4
+    """Return the reason why a provider does not run a graph; None if it does. ONNX Runtime falls back silently."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(_tiny(), settings, providers=[provider])
+        session = onnxruntime.InferenceSession(_tiny_graph(), options, providers=[provider])
         if provider not in session.get_providers():
             return "its libraries can't be loaded, so ONNX Runtime runs on the CPU instead"
         got = session.run(None, {"x": np.ones((1, 2), np.float32)})[0]
@@ -245,7 +245,7 @@ def fault(provider: str) -> str | None:
     return None if np.array_equal(got, np.full((1, 2), 2, np.float32)) else f"it computes 1 + 1 = {got.flat[0]}"
 
 
-def _tiny() -> bytes:
+def _tiny_graph() -> bytes:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "tiny", [x], [y])
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -254,7 +254,7 @@ def _tiny() -> bytes:
 
 
 def _requirements() -> list[Requirement]:
-    """What tlkit needs, its extras included: what of these is installed has to be new enough."""
+    """Return the requirements of tlkit and its extras: those that are installed have to be new enough."""
     try:
         stated = metadata.requires("tlkit") or []
     except metadata.PackageNotFoundError:

@@ -10,18 +10,18 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-# What would end a line, or drive the terminal it is shown on; spelled as both Python and shells understand it.
+# Characters that would end a line or control the terminal, spelled as both Python and shells understand it.
 _CONTROL = {code: ascii(chr(code))[1:-1] for code in (*range(32), 127)}
 _CONTROL |= {code: f"\\u{code:04x}" for code in (*range(128, 160), 0x2028, 0x2029)}
 
 
 def one_line(text: str) -> str:
-    """`text` with its control characters spelled out, as `\\n`; a file's name may hold any of them."""
+    """Return `text` with its control characters escaped, as `\\n`; the name of a file may contain any of them."""
     return text.translate(_CONTROL)
 
 
 def _joined(text: str) -> str:
-    """The lines of what another library said, as one; spaces inside a line stay, as they may be part of a name."""
+    """Return the lines of another library's message as one; spaces inside a line may be part of a name, and stay."""
     return one_line(re.sub(r"\s*[\r\n]+\s*", " ", text.strip()))
 
 
@@ -53,19 +53,19 @@ class UsageError(TlkitError):
 
 
 class DataError(TlkitError):
-    """The images or labels that were given can't be used."""
+    """The images or labels that were given are invalid or unreadable."""
 
     exit_code = 3
 
 
 class ArtifactError(TlkitError):
-    """A bundle, graph or engine is unsafe, corrupt or incompatible, or a plugin it needs is missing."""
+    """A bundle, graph or engine is unsafe, corrupt or incompatible, or a plugin that it needs is missing."""
 
     exit_code = 4
 
 
 class ResourceError(TlkitError):
-    """Something outside tlkit is missing or used up: disk, memory, a lock, a runtime."""
+    """Something outside tlkit is missing or exhausted: disk, memory, a lock, a runtime."""
 
     exit_code = 5
 

@@ -380,7 +380,7 @@ CASES = {
     "a pickle for weights": Case(
         "verify run",
         4,
-        "run/head.safetensors: not a whole safetensors file: .*; copy it again",
+        "run/head.safetensors: not a complete safetensors file: .*; copy it again",
         lambda root: plant_pickle(root / "run"),
     ),
     "a plugin that is not installed": Case(

@@ -177,7 +177,7 @@ class TestSignedAgain:
 
         (root / "head.safetensors").write_bytes(pickle.dumps(Trap()))
         sign_again(root)
-        with pytest.raises(ArtifactError, match="not a whole safetensors file"):
+        with pytest.raises(ArtifactError, match="not a complete safetensors file"):
             bundles.open_bundle(root)
         assert not (tmp_path / "executed").exists()
 

@@ -179,5 +179,5 @@ def test_weights_that_do_not_fit_another_size_are_refused_with_the_stage_and_the
 
 
 def test_an_image_of_which_nothing_is_left_is_refused():
-    with pytest.raises(UsageError, match="stage 'third' fails: nothing is left of an image"):
+    with pytest.raises(UsageError, match="stage 'third' fails: its output is empty"):
         trunks.resized(Cropping(), 8)

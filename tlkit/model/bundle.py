@@ -1,9 +1,9 @@
-"""The bundle: the directory that `train` writes and everything else reads.
+"""The bundle: the folder that `train` writes and everything else reads.
 
     bundle.json  trunk.safetensors  head.safetensors  history.jsonl  golden/
 
 It is immutable: `bundle.json` holds the SHA-256 of every other file, and its own digest is the identity of the
-bundle. Only JSON, safetensors and images: nothing in it can execute.
+bundle. It holds only JSON, safetensors and images: nothing in it can execute.
 """
 
 from __future__ import annotations
@@ -43,34 +43,34 @@ Tensors = Mapping[str, "NDArray[Any]"]
 
 @dataclass(frozen=True, slots=True)
 class ComponentRecord:
-    """A component as a bundle remembers it: its name and options, and the plugin it came from."""
+    """A component as a bundle records it: its name and options, and the plugin that provides it."""
 
     name: str
     distribution: str
     version: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    report: Mapping[str, Any] = field(default_factory=dict)  # what it found out while it was fitted
+    report: Mapping[str, Any] = field(default_factory=dict)  # results of its fit
 
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """One image kept as bytes, and the hash of the pixels `(S, S, 3)` it must give."""
+    """One image kept as bytes, and the hash of the array `(S, S, 3)` that it must be preprocessed to."""
 
     file: str
     name: str
     label: int
-    pixels_sha256: str
+    array_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class BundleRecord:
-    """What `bundle.json` says, apart from hashes."""
+    """Content of `bundle.json`, except hashes."""
 
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     backbone: ComponentRecord
     weights: Mapping[str, Any]
-    stages: tuple[str, ...]  # up to the cut, which is the last
+    stages: tuple[str, ...]  # up to the cut, the last
     width: int
     head: ComponentRecord
     strategy: ComponentRecord
@@ -80,17 +80,17 @@ class BundleRecord:
     metrics: Mapping[str, Any]
     golden: tuple[Golden, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)  # by stage: "original", "fine-tuned" or "reinitialized"
-    training: Mapping[str, Any] = field(default_factory=dict)  # on what stages moved, and how images were seen
+    training: Mapping[str, Any] = field(default_factory=dict)  # device, dtype and augmentation of the trainable stages
 
     @property
     def cut(self) -> str:
-        """The last stage that is kept."""
+        """The last stage."""
         return self.stages[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened and checked bundle."""
+    """An open bundle that was checked."""
 
     root: Path
     record: BundleRecord
@@ -99,11 +99,11 @@ class Bundle:
     head: Tensors
 
     def golden_bytes(self) -> list[bytes]:
-        """The golden images as they were read, in order."""
+        """Return the files of the golden images, in order."""
         return [(self.root / golden.file).read_bytes() for golden in self.record.golden]
 
     def expected(self) -> Tensors:
-        """`features` and `logits` of the golden images, row for row."""
+        """Return `features` and `logits` of the golden images, row by row."""
         return read_tensors(self.root / EXPECTED)
 
 
@@ -117,7 +117,7 @@ def write(
     golden: Sequence[bytes] = (),
     expected: Tensors | None = None,
 ) -> str:
-    """Write a bundle whole or not at all; returns its digest (SHA-256, hex)."""
+    """Write a bundle atomically; return its digest (SHA-256, hex)."""
     with files.atomic_dir(root) as temporary, files.translate_os_errors(root):
         (temporary / TRUNK).write_bytes(save(_contiguous(trunk)))
         (temporary / HEAD).write_bytes(save(_contiguous(head)))
@@ -140,7 +140,7 @@ def write(
 
 
 def open_bundle(root: Path) -> Bundle:
-    """Open a bundle and check all of it: hashes, completeness, finite weights."""
+    """Open a bundle and check all of it: hashes, completeness, finite weights. Raises ArtifactError."""
     content = read_record(root)
     for name, expected in content["files"].items():
         _check_file(root, name, expected)
@@ -148,12 +148,12 @@ def open_bundle(root: Path) -> Bundle:
     try:
         record = _record(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"it lacks or mistakes a fact: {error}", file=root / RECORD) from error
+        raise ArtifactError(f"a field is missing or invalid: {error}", file=root / RECORD) from error
     return Bundle(root, record, content["digest"], trunk, head)
 
 
 def read_record(root: Path) -> dict[str, Any]:
-    """The checked content of `bundle.json`, as it stands there; no other file is read."""
+    """Return the checked content of `bundle.json`; no other file is read."""
     file = root / RECORD
     if not root.exists():
         raise DataError("no such bundle", file=root, do="make one with: tlkit train photos/ -o run/")
@@ -205,7 +205,7 @@ def _check_file(root: Path, name: str, expected: str) -> None:
 
 
 def _checked_tensors(file: Path, layout: Mapping[str, Any]) -> Tensors:
-    """The tensors of a file: exactly those the record lists, all finite."""
+    """Return the tensors of a file: exactly those that the record lists, all finite."""
     tensors = read_tensors(file)
     if _layout(tensors) != layout:
         different = sorted(set(layout) ^ set(tensors)) or [n for n in layout if _layout(tensors)[n] != layout[n]]
@@ -217,12 +217,12 @@ def _checked_tensors(file: Path, layout: Mapping[str, Any]) -> Tensors:
 
 
 def read_tensors(file: Path) -> Tensors:
-    """The tensors of a safetensors file by name."""
+    """Return the tensors of a safetensors file by name."""
     try:
         with safe_open(file, framework="numpy") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise ArtifactError(f"not a whole safetensors file: {error}", file=file, do="copy it again") from error
+        raise ArtifactError(f"not a complete safetensors file: {error}", file=file, do="copy it again") from error
 
 
 def _layout(tensors: Tensors) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The trunk in PyTorch: normalise, stages up to the cut, pool.
+"""The trunk in PyTorch: normalization, stages up to the cut, pooling.
 
-The stages of a backbone chained in order are the network (design, idea 1); everything here follows from that.
+The stages of a backbone, chained in order, are the network; everything here follows from that.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-STAGE_NAME = re.compile(r"[a-z0-9_]+")  # it becomes part of tensor and output names
+STAGE_NAME = re.compile(r"[a-z0-9_]+")  # part of the names of tensors and outputs
 
 
 class MeanPool(nn.Module):
-    """The mean over space `(N, C, H, W)` or tokens `(N, T, C)`; `(N, C)` stays as it is."""
+    """Mean over space `(N, C, H, W)` or tokens `(N, T, C)`; `(N, C)` is unchanged."""
 
     def forward(self, x: Tensor) -> Tensor:
         # One ReduceMean in ONNX, where adaptive pooling would leave a chain of reshapes behind it.
@@ -37,27 +37,27 @@ class MeanPool(nn.Module):
 
 
 class Normalize(nn.Module):
-    """From pixels, uint8 `(N, S, S, 3)`, to a network's input, float32 `(N, 3, S, S)`."""
+    """Images, uint8 `(N, S, S, 3)`, to a network's input, float32 `(N, 3, S, S)`."""
 
     mean: Tensor
     scale: Tensor
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        # Folded in double precision, and no part of the state: the recipe in the bundle is the one source.
+        # Computed in double precision, and not part of the state: the preprocessing in the bundle is the only source.
         mean = torch.tensor([255 * m for m in preprocessing.mean], dtype=torch.float64)
         scale = torch.tensor([1 / (255 * s) for s in preprocessing.std], dtype=torch.float64)
         self.register_buffer("mean", mean.float().view(3, 1, 1), persistent=False)
         self.register_buffer("scale", scale.float().view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        # Cast before transposing: TensorRT-RTX refuses a transposed uint8 input. Normalised after it, a channel is one
-        # long row; with channels last, ONNX Runtime goes by threes, which takes a seventh of EfficientNet-Lite0's time.
+        # Cast before transposing: TensorRT-RTX refuses a transposed uint8 input. Normalize after it, when a channel is
+        # one long row; with channels last, ONNX Runtime needs a seventh of EfficientNet-Lite0's time for it.
         return (images.float().permute(0, 3, 1, 2) - self.mean) * self.scale
 
 
 class Trunk(nn.Module):
-    """Pixels, uint8 `(N, S, S, 3)`, to features, float32 `(N, width)`."""
+    """Images, uint8 `(N, S, S, 3)`, to features, float32 `(N, width)`."""
 
     def __init__(self, preprocessing: Preprocessing, stages: Mapping[str, nn.Module], pool: nn.Module) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Trunk(nn.Module):
         return features
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The output of every stage, shallow to deep, not pooled."""
+        """Return the feature maps of every stage, shallow to deep, not pooled."""
         outputs, x = [], self.normalize(images)
         for stage in self.stages.values():
             x = stage(x)
@@ -80,31 +80,31 @@ class Trunk(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the stages, shallow to deep; the last is the cut."""
+        """Names of the stages, shallow to deep; the last is the cut."""
         return tuple(self.stages)
 
     @property
     def width(self) -> int:
-        """How many features an image has, from running a black one."""
+        """Number of features per image, from running a black one."""
         with torch.inference_mode():
             return int(
                 self(torch.zeros(1, self.preprocessing.size, self.preprocessing.size, 3, dtype=torch.uint8)).shape[1]
             )
 
     def upto(self, cut: str) -> Trunk:
-        """The trunk that ends at `cut`; it shares its stages with this one."""
+        """Return the trunk that ends at `cut`; it shares its stages with this one."""
         names = self.names[: self.names.index(check_cut(cut, self.names)) + 1]
         return Trunk(self.preprocessing, {name: self.stages[name] for name in names}, self.pool).eval()
 
 
 class HalfPrecision(nn.Module):
-    """A trunk whose stages compute in float16; pixels, normalisation, pooling and features stay as they are."""
+    """A trunk whose stages compute in float16; normalization, pooling and features stay in float32."""
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
         self.normalize = trunk.normalize
         self.stages = copy.deepcopy(trunk.stages).half()
-        self.pool = trunk.pool  # a mean over many values would lose the digits that float16 has
+        self.pool = trunk.pool  # a mean over many values would lose the precision of float16
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.normalize(images).half()
@@ -115,7 +115,7 @@ class HalfPrecision(nn.Module):
 
 
 class StageFeatures(nn.Module):
-    """A trunk seen at every stage: pixels to a tuple of features `(N, width of that stage)`."""
+    """Images to the pooled features of every stage, a tuple of `(N, width of that stage)`."""
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class StageFeatures(nn.Module):
 
 
 class FeatureMap(nn.Module):
-    """A trunk without its pool: pixels to the last stage's output, `(N, H, W, C)`, or as it is without space."""
+    """Images to the feature map of the last stage, `(N, H, W, C)`, or its output as it is if it has no space."""
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
@@ -138,22 +138,22 @@ class FeatureMap(nn.Module):
 
 
 def build(backbone: Backbone, *, pretrained: bool = True, preprocessing: Preprocessing | None = None) -> Trunk:
-    """The whole network of a backbone as a trunk in eval mode, cut at its deepest stage.
+    """Return all stages of a backbone as a trunk in eval mode.
 
-    `pixels` takes the place of the backbone's own recipe: a bundle keeps the one it was trained with.
+    `preprocessing` replaces the backbone's own: a bundle keeps the one that it was trained with.
     """
     stages = backbone.stages(pretrained=pretrained)
     bad = bad_names(stages)
     if not stages or bad:
         wrong = f"stages can't be named {', '.join(map(repr, bad))}" if bad else "it has no stages"
-        raise UsageError(f"backbone {backbone.name!r}: {wrong}", do="this is for the author of the plugin to mend")
+        raise UsageError(f"backbone {backbone.name!r}: {wrong}", do="the author of the plugin has to fix this")
     return Trunk(preprocessing or backbone.preprocessing, stages, backbone.pool() or MeanPool()).eval()
 
 
 def resized(backbone: Backbone, size: int) -> Preprocessing:
-    """The pixel recipe of a backbone at another input size, in the same proportions.
+    """Return the preprocessing of a backbone at another input size, in the same proportions.
 
-    Raises a UsageError, with the stage and the reason, where its weights fit no images of that size.
+    Raises UsageError, with the stage and the reason, if its weights do not fit images of that size.
     """
     preprocessing = replace(backbone.preprocessing, size=size)
     trunk = build(backbone, preprocessing=preprocessing)
@@ -162,7 +162,7 @@ def resized(backbone: Backbone, size: int) -> Preprocessing:
         for name, stage in trunk.stages.items():
             try:
                 x = stage(x)
-                fits, reason = bool(x.numel()), "nothing is left of an image"
+                fits, reason = bool(x.numel()), "its output is empty"
             except Exception as error:  # noqa: BLE001 - whatever a plugin's layer raises at shapes it can't take
                 fits, reason = False, str(error) or type(error).__name__
             if not fits:
@@ -174,25 +174,25 @@ def resized(backbone: Backbone, size: int) -> Preprocessing:
 
 
 def bad_names(stages: Iterable[str]) -> list[str]:
-    """Those of the names that no stage can have: not of the form `[a-z0-9_]+`, or taken by `nn.ModuleDict` itself."""
-    taken = nn.ModuleDict()
-    return [name for name in stages if not STAGE_NAME.fullmatch(name) or hasattr(taken, name)]
+    """Return the names that no stage can have: not of the form `[a-z0-9_]+`, or used by `nn.ModuleDict` itself."""
+    reserved = nn.ModuleDict()
+    return [name for name in stages if not STAGE_NAME.fullmatch(name) or hasattr(reserved, name)]
 
 
 def check_cut(cut: str, names: Sequence[str]) -> str:
-    """The cut, if it is the name of a stage."""
+    """Return the cut. Raises UsageError if it is not the name of a stage."""
     if cut not in names:
         raise UsageError(f"there is no stage {cut!r} to cut at", do=f"choose one of {', '.join(names)}")
     return cut
 
 
 def tensors(module: nn.Module) -> dict[str, NDArray[np.generic]]:
-    """The state of a module as arrays that share no memory with it."""
+    """Return the state of a module as arrays that share no memory with it."""
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
 
 
 def load_tensors(module: nn.Module, arrays: Mapping[str, NDArray[np.generic]], *, what: str) -> None:
-    """Set the whole state of a module; the tensors that are missing, left over or of another shape are named."""
+    """Set the state of a module. Raises ArtifactError naming tensors that are missing, unknown or of another shape."""
     own = module.state_dict()
     problems = [f"{name} is missing" for name in own if name not in arrays]
     problems += [f"{name} is unknown" for name in arrays if name not in own]
@@ -207,9 +207,9 @@ def load_tensors(module: nn.Module, arrays: Mapping[str, NDArray[np.generic]], *
 
 
 def fingerprint(trunk: Trunk) -> str:
-    """A hash (hex) of all that decides what a trunk computes: weights, structure, code, recipe and torch itself.
+    """Return a hash (hex) of everything that decides what a trunk computes: weights, code, preprocessing and torch.
 
-    The source of every module class is hashed, so that a plugin author who edits a layer gets a new graph.
+    It includes the source of every module class, so that a plugin author who edits a layer gets a new graph.
     """
     digest = hashlib.sha256(f"{torch.__version__} {trunk.preprocessing} {trunk!r}".encode())
     for file in sorted({_source_file(module) for module in trunk.modules()}):
@@ -219,7 +219,7 @@ def fingerprint(trunk: Trunk) -> str:
 
 
 def state_hash(module: nn.Module) -> str:
-    """A hash (hex) of every parameter and every buffer of a module, to the bit."""
+    """Return a hash (hex) of every parameter and buffer of a module."""
     return hash_tensors(dict(module.named_parameters()) | dict(module.named_buffers()))
 
 
@@ -235,7 +235,7 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 def _source_file(module: nn.Module) -> str:
     kind = type(module)
     if kind.__module__.startswith("torch."):
-        return ""  # stands for torch's version, hashed above
+        return ""  # covered by torch's version
     try:
         return inspect.getsourcefile(kind) or ""
     except (OSError, TypeError):

@@ -210,5 +210,5 @@ def _golden(plan: Plan, number: int, sample: Sample, content: bytes) -> bundles.
         file=f"{bundles.GOLDEN}/{number}{sample.path.suffix.lower()}",
         name=sample.name,
         label=sample.label,
-        pixels_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
+        array_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
     )

@@ -1,1 +1,1 @@
-"""What every room needs: files, text, statistics, threads."""
+"""Shared helpers: files, text, statistics, threads, resources."""

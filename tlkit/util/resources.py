@@ -34,9 +34,9 @@ def resident_memory() -> int | None:
 def keep_freed_memory() -> Iterator[None]:
     """Keep freed memory in the process inside the context; return it to the system afterwards.
 
-    The output of a layer takes megabytes. By default glibc maps each such block anew and unmaps it when it is freed,
-    so the system clears gigabytes of pages in every training step: half of the time with EfficientNet-Lite0 and a
-    batch size of 32. With a C library other than glibc this changes nothing.
+    The output of a layer takes megabytes. By default glibc maps such a block when it is allocated and unmaps it when it
+    is freed, so the system clears gigabytes of pages in every training step: half of the time with EfficientNet-Lite0
+    and a batch size of 32. With a C library other than glibc this changes nothing.
     """
     if platform.libc_ver()[0] != "glibc":
         yield

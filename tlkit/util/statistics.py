@@ -24,7 +24,7 @@ class PairedDifference:
 
     @property
     def exceeds_error(self) -> bool:
-        """Whether the first classifier leads by more than one standard error."""
+        """Return whether the first classifier leads by more than one standard error."""
         return self.difference > self.standard_error
 
 

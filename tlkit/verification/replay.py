@@ -165,7 +165,7 @@ def _pixels(bundle: Bundle, preprocessing: Preprocessing) -> tuple[NDArray[np.ui
             image = load(content, preprocessing)
         except UnreadableImage:
             image = np.zeros((preprocessing.size, preprocessing.size, 3), np.uint8)
-        if hashlib.sha256(image.tobytes()).hexdigest() != golden.pixels_sha256:
+        if hashlib.sha256(image.tobytes()).hexdigest() != golden.array_sha256:
             differing.append(golden.name)
         images.append(image)
     return np.stack(images), differing
