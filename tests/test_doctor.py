@@ -1,4 +1,4 @@
-"""What is wrong with an installation is found, and named with the command that mends it."""
+"""Problems of an installation are found, each with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class TestProblems:
         found = list(clashes({"nvidia-cuda-runtime": "13.1.80", "nvidia-cuda-runtime-cu12": "12.9.79"}, cuda))
         assert len(found) == count
         for problem in found:
-            assert problem.what == "nvidia-cuda-runtime 13.1.80 is installed, and the driver runs CUDA 12.8 at most"
+            assert problem.what == "nvidia-cuda-runtime 13.1.80 is installed, and the driver supports CUDA 12.8 at most"
             assert problem.do == "update NVIDIA's driver, or install what is built for CUDA 12"
 
     def test_a_gpu_that_is_not_used_is_worth_a_word_and_no_problem(self):
@@ -149,8 +149,8 @@ class TestCommand:
         out, err = capsys.readouterr()
         assert "provider CPUExecutionProvider: starts" in out
         assert "target onnx: can be built here" in out
-        assert out.splitlines()[-1] == "nothing has to be mended"
-        assert ("CUDA: the driver runs" in out) == (doctor.driver_cuda() is not None)
+        assert out.splitlines()[-1] == "no problems found"
+        assert ("CUDA: the driver supports" in out) == (doctor.driver_cuda() is not None)
         assert err.splitlines()[-1] == "next: tlkit plugins"
 
     def test_a_problem_is_shown_and_ends_with_its_code(self, capsys, monkeypatch):

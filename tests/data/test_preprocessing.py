@@ -1,4 +1,4 @@
-"""The one way from a file to pixels: its geometry, its colours, and what it refuses."""
+"""The one way from a file to pixels: its geometry, its colors, and what it refuses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REFUSED_BY_OLD_PILLOW = pytest.mark.skipif(
 )
 
 
-def recipe(size: int = 16, crop: float = 1.0, filter: str = "bilinear") -> Preprocessing:
+def params(size: int = 16, crop: float = 1.0, filter: str = "bilinear") -> Preprocessing:
     return Preprocessing(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop, filter)
 
 
@@ -60,7 +60,7 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def patches() -> Array:
-    """(8, 8, 3): four flat quadrants of strong colours, so that mixed-up channels, axes or palettes show."""
+    """(8, 8, 3): four flat quadrants of strong colors, so that mixed-up channels, axes or palettes show."""
     colors = np.array([[[200, 30, 60], [20, 180, 90]], [[40, 70, 220], [240, 230, 40]]], np.uint8)
     return colors.repeat(4, axis=0).repeat(4, axis=1)
 
@@ -95,7 +95,7 @@ def oriented(value: int) -> bytes:
 
 
 def test_result_is_uint8_rgb_contiguous_and_writable() -> None:
-    array = load(encoded(photo(30, 20), "JPEG"), recipe(16))
+    array = load(encoded(photo(30, 20), "JPEG"), params(16))
     assert (array.dtype, array.shape) == (np.dtype(np.uint8), (16, 16, 3))
     assert array.flags.c_contiguous
     assert array.flags.writeable
@@ -104,64 +104,64 @@ def test_result_is_uint8_rgb_contiguous_and_writable() -> None:
 def test_path_and_bytes_give_the_same_array(tmp_path: Path) -> None:
     data = encoded(photo(60, 40), "JPEG")
     (tmp_path / "a.jpg").write_bytes(data)
-    assert np.array_equal(load(tmp_path / "a.jpg", recipe()), load(data, recipe()))
+    assert np.array_equal(load(tmp_path / "a.jpg", params()), load(data, params()))
 
 
 def test_the_content_decides_the_format_not_the_suffix(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(Image.fromarray(patches()), "PNG"))
-    assert np.array_equal(load(tmp_path / "a.jpg", recipe(8)), patches())
+    assert np.array_equal(load(tmp_path / "a.jpg", params(8)), patches())
 
 
 @pytest.mark.parametrize("filter", INTERPOLATIONS)
 def test_size_of_the_picture_and_whole_crop_change_nothing(filter: str) -> None:
     picture = photo(32, 32)
-    assert np.array_equal(load(encoded(picture, "PNG"), recipe(32, 1.0, filter)), np.asarray(picture))
+    assert np.array_equal(load(encoded(picture, "PNG"), params(32, 1.0, filter)), np.asarray(picture))
 
 
 @pytest.mark.parametrize(("width", "height"), [(20, 12), (12, 20), (12, 12)])
-def test_the_square_is_centred_and_crop_times_the_shorter_side(width: int, height: int) -> None:
+def test_the_square_is_centered_and_crop_times_the_shorter_side(width: int, height: int) -> None:
     picture = photo(width, height)
     left, top = (width - 6) // 2, (height - 6) // 2
     expected = np.asarray(picture)[top : top + 6, left : left + 6]
-    assert np.array_equal(load(encoded(picture, "PNG"), recipe(6, 0.5, "nearest")), expected)
+    assert np.array_equal(load(encoded(picture, "PNG"), params(6, 0.5, "nearest")), expected)
 
 
 def test_the_square_may_lie_between_pixels() -> None:
     ramp = np.repeat(np.arange(0, 110, 10, np.uint8)[None, :, None], 4, 0).repeat(3, 2)  # 11 x 4 pixels
-    # The square spans columns 3.5 to 7.5: bilinear samples in the middle between neighbours.
-    assert load(encoded(Image.fromarray(ramp), "PNG"), recipe(4))[0, :, 0].tolist() == [35, 45, 55, 65]
+    # The square spans columns 3.5 to 7.5: bilinear samples in the middle between neighbors.
+    assert load(encoded(Image.fromarray(ramp), "PNG"), params(4))[0, :, 0].tolist() == [35, 45, 55, 65]
 
 
 def test_box_filter_is_the_mean_of_blocks() -> None:
     picture = photo(64, 64)
     means = np.asarray(picture, np.float64).reshape(16, 4, 16, 4, 3).mean((1, 3))
-    assert np.abs(load(encoded(picture, "PNG"), recipe(16, 1.0, "box")) - means).max() <= 1
+    assert np.abs(load(encoded(picture, "PNG"), params(16, 1.0, "box")) - means).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
 @pytest.mark.parametrize("crop", [0.01, 0.875, 1.0])
 def test_tiny_and_extreme_pictures_keep_at_least_a_pixel(size: tuple[int, int], crop: float) -> None:
-    array = load(encoded(Image.new("RGB", size, (9, 8, 7)), "PNG"), recipe(5, crop, "bicubic"))
+    array = load(encoded(Image.new("RGB", size, (9, 8, 7)), "PNG"), params(5, crop, "bicubic"))
     assert (array == (9, 8, 7)).all()
 
 
 def test_the_square_is_at_least_a_pixel() -> None:
     data = encoded(photo(10, 30), "PNG")
-    assert np.array_equal(load(data, recipe(4, 0.001)), load(data, recipe(4, 0.1)))
-    assert not np.array_equal(load(data, recipe(4, 0.1)), load(data, recipe(4, 0.11)))
+    assert np.array_equal(load(data, params(4, 0.001)), load(data, params(4, 0.1)))
+    assert not np.array_equal(load(data, params(4, 0.1)), load(data, params(4, 0.11)))
 
 
 @given(
     st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.floats(0.01, 1), st.sampled_from(INTERPOLATIONS),
     st.sampled_from(["JPEG", "PNG", "GIF"]),
 )  # fmt: skip
-def test_any_size_crop_and_filter_keep_a_flat_colour(
+def test_any_size_crop_and_filter_keep_a_flat_color(
     width: int, height: int, size: int, crop: float, filter: str, format: str
 ) -> None:
     data = encoded(Image.new("RGB", (width, height), (200, 100, 50)), format)
-    array = load(data, recipe(size, crop, filter))
+    array = load(data, params(size, crop, filter))
     assert array.shape == (size, size, 3)
-    assert difference(array, np.array([200, 100, 50], np.uint8)).max() <= 2  # JPEG's colour rounding
+    assert difference(array, np.array([200, 100, 50], np.uint8)).max() <= 2  # JPEG's color rounding
 
 
 # --- reduced decoding of large JPEGs ---
@@ -194,13 +194,13 @@ def drafts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def test_a_large_jpeg_is_decoded_with_twice_the_pixels_to_spare(
     size: tuple[int, int], crop: float, decoded: tuple[int, int], drafts: list[tuple[int, int]]
 ) -> None:
-    load(encoded(Image.new("RGB", size), "JPEG"), recipe(160, crop))
+    load(encoded(Image.new("RGB", size), "JPEG"), params(160, crop))
     assert drafts == [decoded]
 
 
 @pytest.mark.parametrize("filter", STEPPED)
 def test_filters_that_pick_pixels_get_the_full_decode(filter: str, drafts: list[tuple[int, int]]) -> None:
-    load(encoded(Image.new("RGB", (640, 640)), "JPEG"), recipe(16, 1.0, filter))
+    load(encoded(Image.new("RGB", (640, 640)), "JPEG"), params(16, 1.0, filter))
     assert drafts == [(640, 640)]
 
 
@@ -213,7 +213,7 @@ def test_reduced_decoding_is_faithful(
     jpeg = encoded(photo(width, height), "JPEG", quality=90, **options)
     full = encoded(Image.open(BytesIO(jpeg)), "BMP")
     drafts.clear()
-    apart = difference(load(jpeg, recipe(100, 0.875, filter)), load(full, recipe(100, 0.875, filter)))
+    apart = difference(load(jpeg, params(100, 0.875, filter)), load(full, params(100, 0.875, filter)))
     assert drafts[0][0] < width  # else there was nothing to compare
     assert apart.mean() < 0.6
     assert apart.max() <= 5
@@ -225,16 +225,16 @@ def test_reduced_decoding_is_faithful_to_real_photographs(shared_data: Path, dra
     for path in large:
         size, full = Image.open(path).size, encoded(Image.open(path), "BMP")
         drafts.clear()
-        apart = difference(load(path, recipe(224, 0.875, "bicubic")), load(full, recipe(224, 0.875, "bicubic")))
+        apart = difference(load(path, params(224, 0.875, "bicubic")), load(full, params(224, 0.875, "bicubic")))
         assert drafts[0][0] < size[0]
         assert apart.mean() < 0.5
         assert np.quantile(apart, 0.999) <= 4
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_reduced_decoding_keeps_colours_of_other_modes(mode: str, drafts: list[tuple[int, int]]) -> None:
+def test_reduced_decoding_keeps_colors_of_other_modes(mode: str, drafts: list[tuple[int, int]]) -> None:
     flat = Image.new("RGB", (803, 605), (180, 90, 40)).convert(mode)
-    array = load(encoded(flat, "JPEG", quality=95), recipe(32))
+    array = load(encoded(flat, "JPEG", quality=95), params(32))
     assert drafts == [(101, 76)]
     assert difference(array, np.asarray(flat.convert("RGB"))[0, 0]).max() <= 2
 
@@ -248,7 +248,7 @@ def test_reduced_decoding_keeps_colours_of_other_modes(mode: str, drafts: list[t
 def test_orientation_equals_turning_first(value: int, filter: str, format: str, options: dict[str, Any]) -> None:
     turned = encoded(photo(61, 43), format, exif=oriented(value), **options)
     upright = encoded(ImageOps.exif_transpose(Image.open(BytesIO(turned))), "BMP")
-    apart = difference(load(turned, recipe(20, 0.9, filter)), load(upright, recipe(20, 0.9, filter)))
+    apart = difference(load(turned, params(20, 0.9, filter)), load(upright, params(20, 0.9, filter)))
     assert apart.max() <= (1 if filter in SMOOTH else 0)
 
 
@@ -257,20 +257,20 @@ def test_orientation_of_a_jpeg_decoded_at_reduced_scale(value: int, drafts: list
     turned = encoded(photo(803, 605), "JPEG", quality=95, exif=oriented(value))
     upright = encoded(ImageOps.exif_transpose(Image.open(BytesIO(turned))), "BMP")
     drafts.clear()
-    apart = difference(load(turned, recipe(50)), load(upright, recipe(50)))
+    apart = difference(load(turned, params(50)), load(upright, params(50)))
     assert drafts == [(201, 152)]
     assert apart.mean() < 0.6
     assert apart.max() <= 5
 
 
 def test_orientation_is_found_behind_the_pixels_of_a_png() -> None:
-    array = load(png(patches(), 8, 2, after=chunk(b"eXIf", oriented(3)[6:])), recipe(8))
+    array = load(png(patches(), 8, 2, after=chunk(b"eXIf", oriented(3)[6:])), params(8))
     assert np.array_equal(array, patches()[::-1, ::-1])
 
 
 @pytest.mark.parametrize("value", [0, 9, 4711])
 def test_unknown_orientation_is_no_orientation(value: int) -> None:
-    assert np.array_equal(load(encoded(Image.fromarray(patches()), "PNG", exif=oriented(value)), recipe(8)), patches())
+    assert np.array_equal(load(encoded(Image.fromarray(patches()), "PNG", exif=oriented(value)), params(8)), patches())
 
 
 BROKEN_EXIF = {
@@ -287,11 +287,11 @@ BROKEN_EXIF = {
 def test_broken_exif_does_not_break_the_load(format: str, exif: bytes) -> None:
     picture = Image.fromarray(patches().repeat(4, 0).repeat(4, 1))
     assert np.array_equal(
-        load(encoded(picture, format, exif=exif), recipe(8)), load(encoded(picture, format), recipe(8))
+        load(encoded(picture, format, exif=exif), params(8)), load(encoded(picture, format), params(8))
     )
 
 
-# --- colours ---
+# --- colors ---
 
 
 def on_white(color: Array, alpha: Array) -> NDArray[np.float64]:
@@ -313,12 +313,12 @@ def grey_rgb(grey: NDArray[Any]) -> Array:
     [("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})],
 )
 def test_rgb_is_kept(format: str, options: dict[str, Any]) -> None:
-    assert np.array_equal(load(encoded(Image.fromarray(patches()), format, **options), recipe(8)), patches())
+    assert np.array_equal(load(encoded(Image.fromarray(patches()), format, **options), params(8)), patches())
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "TIFF"])
 def test_grey_is_kept(format: str) -> None:
-    assert np.array_equal(load(encoded(Image.fromarray(GREY), format), recipe(8)), grey_rgb(GREY))
+    assert np.array_equal(load(encoded(Image.fromarray(GREY), format), params(8)), grey_rgb(GREY))
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "TIFF"])
@@ -326,16 +326,16 @@ def test_one_bit_is_black_and_white(format: str) -> None:
     bits = Image.fromarray(GREY).convert("1")
     expected = grey_rgb(np.asarray(bits) * 255)
     assert {0, 255} == set(np.unique(expected))
-    assert np.array_equal(load(encoded(bits, format), recipe(8)), expected)
+    assert np.array_equal(load(encoded(bits, format), params(8)), expected)
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "TIFF"])
-def test_palette_becomes_colours_before_resampling(format: str) -> None:
+def test_palette_becomes_colors_before_resampling(format: str) -> None:
     colors = Image.fromarray(patches()).quantize(4)
     data = encoded(colors, format)
     assert Image.open(BytesIO(data)).mode == "P"
-    assert np.array_equal(load(data, recipe(8)), patches())
-    mean = load(data, recipe(1, 1.0, "box"))[0, 0]  # the mean of colours, not the colour of a mean index
+    assert np.array_equal(load(data, params(8)), patches())
+    mean = load(data, params(1, 1.0, "box"))[0, 0]  # the mean of colors, not the color of a mean index
     assert np.abs(mean - patches().mean((0, 1))).max() <= 1
 
 
@@ -345,7 +345,7 @@ def test_transparent_palette_is_seen_on_white(transparency: int | bytes) -> None
     picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     indices = np.tile(np.array([0, 1, 2], np.uint8), (6, 2))
     picture.putdata(indices.reshape(-1).tolist())
-    array = load(encoded(picture, "PNG", transparency=transparency), recipe(6))
+    array = load(encoded(picture, "PNG", transparency=transparency), params(6))
     opacity = np.array([255, 0, 255 if transparency == 1 else 128], np.uint8)
     expected = on_white(np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]], np.uint8), opacity)[indices]
     assert np.abs(array - expected).max() <= 1
@@ -354,20 +354,20 @@ def test_transparent_palette_is_seen_on_white(transparency: int | bytes) -> None
 def test_transparent_gif_is_seen_on_white() -> None:
     picture = Image.new("P", (6, 6), 1)
     picture.putpalette([10, 20, 30, 40, 50, 60])
-    assert (load(encoded(picture, "GIF", transparency=1), recipe(6)) == 255).all()
+    assert (load(encoded(picture, "GIF", transparency=1), params(6)) == 255).all()
 
 
 @pytest.mark.parametrize(
     ("format", "options"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})]
 )
 def test_alpha_is_seen_on_white(format: str, options: dict[str, Any]) -> None:
-    array = load(encoded(Image.fromarray(RGBA), format, **options), recipe(8))
+    array = load(encoded(Image.fromarray(RGBA), format, **options), params(8))
     assert np.abs(array - on_white(patches(), ALPHA)).max() <= 1
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_grey_with_alpha_is_seen_on_white(format: str) -> None:
-    array = load(encoded(Image.fromarray(np.dstack([GREY, ALPHA]), "LA"), format), recipe(8))
+    array = load(encoded(Image.fromarray(np.dstack([GREY, ALPHA]), "LA"), format), params(8))
     assert np.abs(array - on_white(grey_rgb(GREY), ALPHA)).max() <= 1
 
 
@@ -376,20 +376,20 @@ def test_multiplied_alpha_of_a_tiff_is_seen_on_white() -> None:
     half = Image.new("LA", (8, 8), (100, 128))
     data = encoded(half, "TIFF").replace(struct.pack("<HHII", 338, 3, 1, 2), struct.pack("<HHII", 338, 3, 1, 1))
     assert Image.open(BytesIO(data)).mode == "La"
-    assert np.abs(load(data, recipe(8)).astype(int) - (100 + 127)).max() <= 2  # 100 is multiplied already
+    assert np.abs(load(data, params(8)).astype(int) - (100 + 127)).max() <= 2  # 100 is multiplied already
 
 
 def test_what_lies_under_full_transparency_does_not_bleed() -> None:
     colors = np.zeros((8, 8, 4), np.uint8)  # black, invisible
     colors[:, :4] = (200, 100, 50, 255)
-    assert np.array_equal(load(encoded(Image.fromarray(colors), "PNG"), recipe(2, 1.0, "box"))[:, 1], [[255] * 3] * 2)
+    assert np.array_equal(load(encoded(Image.fromarray(colors), "PNG"), params(2, 1.0, "box"))[:, 1], [[255] * 3] * 2)
 
 
-def test_a_transparent_colour_or_grey_is_seen_on_white() -> None:
-    color = load(png(patches(), 8, 2, before=chunk(b"tRNS", struct.pack(">3H", 20, 180, 90))), recipe(8))
+def test_a_transparent_color_or_grey_is_seen_on_white() -> None:
+    color = load(png(patches(), 8, 2, before=chunk(b"tRNS", struct.pack(">3H", 20, 180, 90))), params(8))
     assert np.array_equal(color[:4, 4:], np.full((4, 4, 3), 255))
     assert np.array_equal(color[4:], patches()[4:])
-    grey = load(png(GREY, 8, 0, before=chunk(b"tRNS", struct.pack(">H", int(GREY[0, 0])))), recipe(8))
+    grey = load(png(GREY, 8, 0, before=chunk(b"tRNS", struct.pack(">H", int(GREY[0, 0])))), params(8))
     assert (grey[0, 0] == 255).all()
     assert np.array_equal(grey[1:], grey_rgb(GREY)[1:])
 
@@ -409,11 +409,11 @@ WIDE = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
 )
 def test_16_bit_grey_is_scaled_not_clipped(data: bytes) -> None:
     assert Image.open(BytesIO(data)).mode.startswith("I")
-    assert np.array_equal(load(data, recipe(8)), grey_rgb(np.round(WIDE / 257)))
+    assert np.array_equal(load(data, params(8)), grey_rgb(np.round(WIDE / 257)))
 
 
 def test_16_bit_grey_with_a_transparent_value() -> None:
-    array = load(png(WIDE, 16, 0, before=chunk(b"tRNS", struct.pack(">H", int(WIDE[3, 3])))), recipe(8))
+    array = load(png(WIDE, 16, 0, before=chunk(b"tRNS", struct.pack(">H", int(WIDE[3, 3])))), params(8))
     assert (array[3, 3] == 255).all()
     assert np.array_equal(array[4:], grey_rgb(np.round(WIDE / 257))[4:])
 
@@ -430,7 +430,7 @@ def tiff(values: NDArray[Any], bits: int, photometric: int, sample_format: int =
 
 
 def test_16_bit_tiff_whose_zero_is_white() -> None:
-    array = load(tiff(WIDE, 16, photometric=0), recipe(8))
+    array = load(tiff(WIDE, 16, photometric=0), params(8))
     assert np.array_equal(array, grey_rgb(255 - np.round(WIDE / 257)))
 
 
@@ -438,17 +438,17 @@ def test_12_bit_tiff_is_scaled_by_12_bits() -> None:
     values = np.linspace(0, 4095, 64).astype(np.uint16)
     first, second = values[::2], values[1::2]
     packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8)
-    array = load(tiff(packed, 12, photometric=1), recipe(8))
+    array = load(tiff(packed, 12, photometric=1), params(8))
     assert np.array_equal(array, grey_rgb(np.round(values.reshape(8, 8) / 4095 * 255)))
 
 
-def test_16_bit_colour() -> None:
+def test_16_bit_color() -> None:
     wide = patches().astype(np.uint16) * 257
-    assert np.array_equal(load(png(wide, 16, 2), recipe(8)), patches())
+    assert np.array_equal(load(png(wide, 16, 2), params(8)), patches())
     alpha = np.full((8, 8, 1), 65535, np.uint16)
-    assert np.array_equal(load(png(np.dstack([wide, alpha]), 16, 6), recipe(8)), patches())
+    assert np.array_equal(load(png(np.dstack([wide, alpha]), 16, 6), params(8)), patches())
     grey_alpha = np.dstack([GREY.astype(np.uint16) * 257, alpha])
-    assert np.array_equal(load(png(grey_alpha, 16, 4), recipe(8)), grey_rgb(GREY))
+    assert np.array_equal(load(png(grey_alpha, 16, 4), params(8)), grey_rgb(GREY))
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_16_bit_colour() -> None:
 def test_pixels_of_unknown_range_are_refused(data: bytes) -> None:
     assert Image.open(BytesIO(data)).mode in ("I", "F")
     with pytest.raises(UnreadableImage, match="unknown range"):
-        load(data, recipe(8))
+        load(data, params(8))
 
 
 def without_segment(jpeg: bytes, marker: int) -> bytes:
@@ -478,7 +478,7 @@ CMYK = Image.merge("CMYK", [*ImageOps.invert(Image.fromarray(patches())).split()
 
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
 def test_cmyk(format: str) -> None:
-    array = load(encoded(CMYK, format, **({"quality": 100} if format == "JPEG" else {})), recipe(8))
+    array = load(encoded(CMYK, format, **({"quality": 100} if format == "JPEG" else {})), params(8))
     assert difference(array, patches()).max() <= (4 if format == "JPEG" else 0)
 
 
@@ -488,7 +488,7 @@ def test_cmyk_jpeg_that_is_not_adobes_is_not_inverted() -> None:
     raw = Image.merge("CMYK", [Image.eval(band, lambda value: 255 - value) for band in CMYK.split()])
     plain = without_segment(encoded(raw, "JPEG", quality=100), 0xEE)  # Pillow inverts again as it saves
     assert "adobe" not in Image.open(BytesIO(plain)).info
-    assert difference(load(plain, recipe(8)), patches()).max() <= 4
+    assert difference(load(plain, params(8)), patches()).max() <= 4
 
 
 def test_ycck_jpeg() -> None:
@@ -498,14 +498,14 @@ def test_ycck_jpeg() -> None:
     at = saved.index(b"Adobe") + 11
     data = saved[:at] + b"\x02" + saved[at + 1 :]  # the transform: YCCK
     assert Image.open(BytesIO(data)).info["adobe_transform"] == 2
-    assert difference(load(data, recipe(8)), patches()).max() <= 4
+    assert difference(load(data, params(8)), patches()).max() <= 4
 
 
 @REFUSED_BY_OLD_PILLOW
 def test_ycbcr_tiff() -> None:
     data = encoded(Image.fromarray(patches()).convert("YCbCr"), "TIFF")
     assert Image.open(BytesIO(data)).mode == "YCbCr"
-    assert difference(load(data, recipe(8)), patches()).max() <= 3
+    assert difference(load(data, params(8)), patches()).max() <= 3
 
 
 def test_lab_tiff() -> None:
@@ -514,7 +514,7 @@ def test_lab_tiff() -> None:
     assert lab is not None
     data = encoded(lab, "TIFF")
     assert Image.open(BytesIO(data)).mode == "LAB"
-    assert difference(load(data, recipe(8)), patches()).max() <= 6
+    assert difference(load(data, params(8)), patches()).max() <= 6
 
 
 @pytest.mark.parametrize(("format", "options"), [("GIF", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("PNG", {})])
@@ -522,7 +522,7 @@ def test_the_first_frame_counts(format: str, options: dict[str, Any]) -> None:
     first, second = Image.fromarray(patches()), Image.new("RGB", (8, 8), (1, 2, 3))
     data = encoded(first, format, save_all=True, append_images=[second], **options)
     assert Image.open(BytesIO(data)).n_frames == 2  # type: ignore[attr-defined]
-    assert np.array_equal(load(data, recipe(8)), patches())
+    assert np.array_equal(load(data, params(8)), patches())
 
 
 def test_multi_picture_jpeg_of_a_phone(drafts: list[tuple[int, int]]) -> None:
@@ -530,9 +530,9 @@ def test_multi_picture_jpeg_of_a_phone(drafts: list[tuple[int, int]]) -> None:
     data = encoded(first, "MPO", save_all=True, append_images=[Image.new("RGB", (640, 640))], quality=90)
     assert Image.open(BytesIO(data)).format == "MPO"
     drafts.clear()
-    array = load(data, recipe(40))
+    array = load(data, params(40))
     assert drafts == [(80, 80)]
-    assert difference(array, load(encoded(first, "JPEG", quality=90), recipe(40))).max() == 0
+    assert difference(array, load(encoded(first, "JPEG", quality=90), params(40))).max() == 0
 
 
 # --- refusals ---
@@ -541,7 +541,7 @@ def test_multi_picture_jpeg_of_a_phone(drafts: list[tuple[int, int]]) -> None:
 @pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "PCX", "EPS", "JPEG2000"])
 def test_formats_beyond_the_list_are_refused(format: str) -> None:
     with pytest.raises(UnreadableImage, match=r"is not an image \(JPEG, PNG, WEBP, BMP, GIF, TIFF\)"):
-        load(encoded(photo(16, 16), format), recipe())
+        load(encoded(photo(16, 16), format), params())
 
 
 @pytest.mark.parametrize(("data", "reason"), [(b"", "is an empty file"), (b"hello\n" * 9, "is not an image")])
@@ -549,7 +549,7 @@ def test_what_is_no_picture_is_named_with_its_file(data: bytes, reason: str, tmp
     path = tmp_path / "a.jpg"
     path.write_bytes(data)
     with pytest.raises(UnreadableImage) as caught:
-        load(path, recipe())
+        load(path, params())
     assert caught.value.what.startswith(reason)
     assert str(caught.value).startswith(f"{path}: {reason}")
     assert isinstance(caught.value, DataError)
@@ -566,7 +566,7 @@ def test_folder_missing_file_broken_link_and_pipe_are_refused(tmp_path: Path) ->
         ("pipe.jpg", "is not a regular file"),
     ]:
         with pytest.raises(UnreadableImage) as caught:
-            load(tmp_path / name, recipe())
+            load(tmp_path / name, params())
         assert (caught.value.what, caught.value.file) == (reason, str(tmp_path / name))
 
 
@@ -579,7 +579,7 @@ def test_forbidden_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     with pytest.raises(UnreadableImage, match=r"a\.png: can't be read: permission denied"):
-        load(path, recipe())
+        load(path, params())
 
 
 WHOLE = {
@@ -602,27 +602,27 @@ WHOLE = {
 @pytest.mark.parametrize("name", WHOLE)
 def test_truncated_files_are_found(name: str, part: float) -> None:
     data = WHOLE[name]
-    load(data, recipe())
+    load(data, params())
     with pytest.raises(UnreadableImage, match="damaged, truncated"):
-        load(data[: int(len(data) * part)], recipe())
+        load(data[: int(len(data) * part)], params())
 
 
 def test_pillows_switch_for_truncated_files_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(UsageError, match="LOAD_TRUNCATED_IMAGES is on"):
-        load(WHOLE["jpeg"], recipe())
+        load(WHOLE["jpeg"], params())
 
 
 def test_too_many_pixels_are_refused_by_the_header() -> None:
     with pytest.raises(UnreadableImage, match="20000 x 20000 pixels are more than the limit of 178,956,970"):
-        load(png(GREY, 8, 0, claim=20000), recipe())
+        load(png(GREY, 8, 0, claim=20000), params())
 
 
 def test_the_pixel_limit_is_the_callers() -> None:
     data = encoded(photo(30, 20), "PNG")
-    assert load(data, recipe(), max_pixels=600).shape == (16, 16, 3)
+    assert load(data, params(), max_pixels=600).shape == (16, 16, 3)
     with pytest.raises(UnreadableImage, match="30 x 20 pixels are more than the limit of 599"):
-        load(data, recipe(), max_pixels=599)
+        load(data, params(), max_pixels=599)
 
 
 def test_running_out_of_memory_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -631,7 +631,7 @@ def test_running_out_of_memory_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", full)
     with pytest.raises(UnreadableImage, match="needs more memory"):
-        load(WHOLE["png"], recipe())
+        load(WHOLE["png"], params())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -644,7 +644,7 @@ def test_damage_never_ends_in_a_traceback(name: str) -> None:
         for _ in range(rng.choice([1, 4, 20])):
             damaged[rng.randrange(rng.choice([64, 600, len(damaged)]))] = rng.randrange(256)
         try:
-            outcomes.append(load(bytes(damaged), recipe(8), max_pixels=1_000_000).shape == (8, 8, 3))
+            outcomes.append(load(bytes(damaged), params(8), max_pixels=1_000_000).shape == (8, 8, 3))
         except UnreadableImage:
             outcomes.append(False)
     assert False in outcomes  # the damage was noticed at least once
@@ -735,13 +735,13 @@ warnings.warn("afterwards")
 
 def test_many_threads_give_what_one_gives() -> None:
     pictures = [*WHOLE.values(), encoded(Image.fromarray(RGBA), "PNG"), png(WIDE, 16, 0), encoded(CMYK, "JPEG")]
-    expected = [load(data, recipe(32)) for data in pictures]
+    expected = [load(data, params(32)) for data in pictures]
     barrier = threading.Barrier(8)
 
     def work(start: int) -> bool:
         barrier.wait()
         order = [(start + step) % len(pictures) for step in range(2 * len(pictures))]
-        return all(np.array_equal(load(pictures[index], recipe(32)), expected[index]) for index in order)
+        return all(np.array_equal(load(pictures[index], params(32)), expected[index]) for index in order)
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(8))) == [True] * 8

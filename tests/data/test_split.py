@@ -1,4 +1,4 @@
-"""The split follows the name alone, and every class can be learnt and judged."""
+"""The split follows the name alone, and every class can be learned and judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an int8 graph begins: the shorter ways give the same values bit for bit, and are what ONNX Runtime then runs."""
+"""The first nodes of an int8 graph: rearranged they compute the same bits, and ONNX Runtime runs them as they are."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def quantized(images, monkeypatch):
     """The int8 graph of a network, and the same one as it is without `merge_columns`."""
 
     def make(backbone, preprocessing=LITE, size=32, **options):
-        recipe = replace(preprocessing, size=size)
+        params = replace(preprocessing, size=size)
         trunk = cut_graph(
-            onnx.load(trace.stage_graph(build(backbone, pretrained=True, preprocessing=recipe))), "second"
+            onnx.load(trace.stage_graph(build(backbone, pretrained=True, preprocessing=params))), "second"
         )
-        ranges = calibration.ranges(trunk, images[:, :size, :size], recipe, OPERATORS)
+        ranges = calibration.ranges(trunk, images[:, :size, :size], params, OPERATORS)
         made = quantize(trunk, ranges, **options)
         with monkeypatch.context() as patch:
             patch.setattr(layout, "merge_columns", lambda graph: graph)
@@ -79,10 +79,10 @@ def features(graph, images, tmp_path):
 def run_by_onnx_runtime(graph, tmp_path):
     """The operators that ONNX Runtime makes of a graph, in order."""
     settings = onnxruntime.SessionOptions()
-    settings.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     settings.log_severity_level = 4
     onnxruntime.InferenceSession(graph.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    return [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    return [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
 
 
 def kinds(graph):
@@ -90,7 +90,7 @@ def kinds(graph):
 
 
 def widths(graph):
-    """How many channels each convolution reads."""
+    """Return the number of channels that each convolution reads."""
     return [tensor.dims[1] for tensor in graph.graph.initializer if len(tensor.dims) == 4]
 
 
@@ -102,7 +102,7 @@ BEGINNINGS = {
 }
 
 
-@pytest.mark.parametrize("preprocessing", [LITE, OTHER], ids=["lossless", "normalised"])
+@pytest.mark.parametrize("preprocessing", [LITE, OTHER], ids=["lossless", "normalized"])
 @pytest.mark.parametrize("beginning", BEGINNINGS)
 def test_columns_are_merged_and_every_value_stays(quantized, images, tmp_path, beginning, preprocessing):
     graph, before = quantized(BEGINNINGS[beginning], preprocessing)
@@ -135,7 +135,7 @@ def test_pixels_that_are_levels_already_are_not_computed_with(quantized, tmp_pat
     assert run_by_onnx_runtime(graph, tmp_path)[:4] == ["Reshape", "QLinearConv", "Reshape", "QLinearConv"]
 
 
-def test_other_pixels_are_normalised_normalize_rows_and_quantised_before_they_are_moved(quantized, tmp_path):
+def test_other_pixels_are_normalized_normalize_rows_and_quantized_before_they_are_moved(quantized, tmp_path):
     graph, _ = quantized(Stem(), OTHER)
     begun = ["Cast", "Sub", "Mul", "QuantizeLinear", "Reshape", "QLinearConv", "Reshape", "QLinearConv"]
     assert run_by_onnx_runtime(graph, tmp_path)[: len(begun)] == begun

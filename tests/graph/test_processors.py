@@ -17,7 +17,7 @@ from tlkit.exporting import calibration
 from tlkit.graph.quantize import FLAVORS, OPERATORS, quantize
 from tlkit.plugin.contract import FEATURES, IMAGES, Preprocessing
 
-# Its pairs saturate with 8 bits: all of a channel's weights are alike, and so are the pixels.
+# Its pairs saturate with 8 bits: all weights of a channel are equal, and so are the pixels.
 SIZE, WIDTH = 16, 32
 LOUD = Preprocessing(SIZE, mean=(0.0,) * 3, std=(1 / 255,) * 3)
 RUN = """
@@ -41,8 +41,8 @@ def loud_network():
     normalize = [
         helper.make_node("Cast", [IMAGES], ["float"], to=onnx.TensorProto.FLOAT),
         helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Sub", ["planes", "mean"], ["centred"]),
-        helper.make_node("Mul", ["centred", "factor"], ["pixels"]),
+        helper.make_node("Sub", ["planes", "mean"], ["centered"]),
+        helper.make_node("Mul", ["centered", "factor"], ["pixels"]),
     ]
     layers = [
         helper.make_node("Conv", ["pixels", "w1"], ["c1"], name="first", **convolution(1)),
@@ -124,7 +124,7 @@ def test_they_are_those_of_fp32(fp32, files, images):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_plain_eight_bits_are_another_model_there(library, fp32, images, files, kind, monkeypatch, tmp_path):
-    """What is shown above is shown by something: the network does saturate."""
+    """The network does saturate there, so the test above can fail."""
     monkeypatch.setattr("tlkit.graph.quantize.weight_scales", lambda _graph: {})
     onnx.save(quantize(fp32, calibration.ranges(fp32, images, LOUD, OPERATORS)), tmp_path / "plain.onnx")
     plain = [str(tmp_path / "plain.onnx"), files[1]]
@@ -132,7 +132,7 @@ def test_plain_eight_bits_are_another_model_there(library, fp32, images, files, 
     assert np.abs(elsewhere - expected).max() > 0.1 * expected.max()
 
 
-def test_no_two_neighbours_exceed_a_sixteen_bit_sum(int8):
+def test_no_two_neighbors_exceed_a_sixteen_bit_sum(int8):
     stored = {tensor.name: numpy_helper.to_array(tensor).astype(int) for tensor in int8.graph.initializer}
     first, depthwise, matrix = (
         next(array for name, array in stored.items() if name.startswith(f"{weight}_quantized") and array.ndim > 1)

@@ -1,4 +1,4 @@
-"""int8 graphs: what they are calibrated on, what is quantised, and which layer suffers most."""
+"""int8 graphs: what they are calibrated on, what is quantized, and which layer suffers most."""
 
 from __future__ import annotations
 
@@ -107,11 +107,11 @@ class TestCalibration:
         assert ranges[last].range_value == pytest.approx((values.min(), values.max()), rel=1e-4)
 
 
-class TestQuantise:
+class TestQuantize:
     def test_activations_are_uint8_and_weights_int8_by_channel(self, int8):
         tensors = {tensor.name: tensor for tensor in int8.graph.initializer}
-        quantise_nodes = [node for node in int8.graph.node if node.op_type == "QuantizeLinear"]
-        assert {tensors[node.input[2]].data_type for node in quantise_nodes} == {TensorProto.UINT8}
+        quantize_nodes = [node for node in int8.graph.node if node.op_type == "QuantizeLinear"]
+        assert {tensors[node.input[2]].data_type for node in quantize_nodes} == {TensorProto.UINT8}
         makers = {node.output[0]: node for node in int8.graph.node}
         convolutions = [node for node in int8.graph.node if node.op_type in WEIGHTED]
         assert len(convolutions) == 2
@@ -121,7 +121,7 @@ class TestQuantise:
             assert stored.data_type == TensorProto.INT8
             assert numpy_helper.to_array(tensors[weight.input[1]]).shape == (stored.dims[0],)
 
-    def test_pixels_are_normalised_in_float_without_loss_of_levels(self, int8):
+    def test_pixels_are_normalized_in_float_without_loss_of_levels(self, int8):
         first = next(node for node in int8.graph.node if node.op_type == "QuantizeLinear")
         assert first.input[0] == "images/normalized"
         scale = next(t for t in int8.graph.initializer if t.name == first.input[1])
@@ -170,9 +170,9 @@ def last_activation(graph):
 class TestSymmetric:
     def test_activations_and_weights_are_int8_about_zero_and_biases_float(self, symmetric):
         tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in symmetric.graph.initializer}
-        quantisers = [n for n in symmetric.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
-        assert quantisers
-        for node in quantisers:
+        quantizers = [n for n in symmetric.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+        assert quantizers
+        for node in quantizers:
             assert tensors[node.input[2]].dtype == np.int8
             assert not tensors[node.input[2]].any()
         makers = {output for node in symmetric.graph.node for output in node.output}

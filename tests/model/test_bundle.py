@@ -1,4 +1,4 @@
-"""A bundle is written whole or not at all, and anything wrong with one is found when it is opened."""
+"""A bundle is written atomically, and all of it is checked when it is opened."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ class TestSignedAgain:
         with pytest.raises(ArtifactError, match=fact):
             bundles.open_bundle(root)
 
-    def test_a_pixel_recipe_that_makes_no_sense_is_refused(self, root):
+    def test_preprocessing_that_makes_no_sense_is_refused(self, root):
         content = json.loads((root / "bundle.json").read_text())
         sign_again(root, preprocessing=content["preprocessing"] | {"size": 0})
         with pytest.raises(ArtifactError, match="size must be at least 1"):

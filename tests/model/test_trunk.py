@@ -1,4 +1,4 @@
-"""The trunk: its recipe, its cuts, its identity."""
+"""The trunk: its preprocessing, its cuts, its identity."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def images():
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8))
 
 
-def test_normalise_is_the_recipe_and_moves_channels_first(images):
+def test_normalize_is_the_preprocessing_and_moves_channels_first(images):
     preprocessing = Tiny.preprocessing
     expected = (images.double() / 255 - torch.tensor(preprocessing.mean)) / torch.tensor(preprocessing.std)
     assert torch.allclose(trunks.Normalize(preprocessing)(images), expected.permute(0, 3, 1, 2).float(), atol=1e-5)
 
 
-def test_the_published_recipe_of_efficientnet_lite_is_exact():
+def test_the_published_preprocessing_of_efficientnet_lite_is_exact():
     grey = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
     preprocessing = Preprocessing(16, (127 / 255,) * 3, (128 / 255,) * 3)
     expected = (torch.arange(256).float() - 127) / 128
@@ -89,11 +89,11 @@ class TestFingerprint:
         other.stages["second"][1].running_mean[0] += 1e-6
         assert trunks.fingerprint(other) != trunks.fingerprint(tiny)
 
-    def test_changes_with_the_recipe_the_cut_and_the_structure(self, tiny):
-        recipe = trunks.build(Tiny(), preprocessing=Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.8))
+    def test_changes_with_the_preprocessing_the_cut_and_the_structure(self, tiny):
+        params = trunks.build(Tiny(), preprocessing=Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.8))
         structure = trunks.build(Tiny())
         structure.stages["third"][2] = nn.ReLU6()
-        prints = {trunks.fingerprint(t) for t in (tiny, recipe, structure, tiny.upto("second"))}
+        prints = {trunks.fingerprint(t) for t in (tiny, params, structure, tiny.upto("second"))}
         assert len(prints) == 4
 
     def test_changes_with_the_code_of_a_layer(self, tiny, tmp_path, monkeypatch):

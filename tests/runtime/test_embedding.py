@@ -1,4 +1,4 @@
-"""Features in a file: ordered, whole or not at all, and telling what they are of."""
+"""Features in a file: in order, written atomically, with their provenance."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_a_file_that_was_just_written_is_not_trusted_to_stay(files, graph):
     assert run(files, graph).decoded == 1
 
 
-def test_another_recipe_or_graph_shares_nothing(files, graph):
+def test_another_preprocessing_or_graph_shares_nothing(files, graph):
     from dataclasses import replace
 
     run(files, graph)

@@ -147,8 +147,8 @@ def test_a_graph_whose_facts_make_no_sense_is_refused(tiny_run, tmp_path, value)
         Model.open(tmp_path / "odd.onnx")
 
 
-class TestByProducts:
-    """A bundle's by-product is opened only if it is the bundle's."""
+class TestExports:
+    """An export in a bundle is opened only if it was exported from that bundle."""
 
     def test_none_yet_names_the_command(self, own_run):
         shutil.rmtree(own_run / "onnx")
