@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tlkit.advice.recommendation import duration
-from tlkit.util.text import listed
+from tlkit.util.text import format_seconds, listed, table
 
 if TYPE_CHECKING:
     from tlkit.advice.backbone_analysis import BackboneAnalysis
@@ -27,12 +26,9 @@ class Section:
     marked: int | None = None
 
     def __str__(self) -> str:
-        table = [self.columns, *self.rows] if self.rows else []
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [self.title, *(f"  {line}" for line in self.lines)]
-        for number, row in enumerate(table, start=-1):
-            first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-            lines.append("  ".join([f"{'>' if number == self.marked else ' '} {first.strip():<{widths[0]}}", *others]))
+        for number, row in enumerate(table(self.rows, self.columns) if self.rows else (), start=-1):
+            lines.append(f"{'>' if number == self.marked else ' '} {row}")
         return "\n".join(lines)
 
 
@@ -55,7 +51,7 @@ def sections(advice: Advice) -> list[Section]:
         marked = next((row for row, each in enumerate(ordered) if each.head == advice.recommendation.head), None)
         found.append(Section(title, (), ["head", "accuracy", "log loss, nats"], rows, marked))
     if advice.trials:
-        rows = [[each["name"], f"{each['accuracy']:.1%}", duration(each["seconds"])] for each in advice.trials]
+        rows = [[each["name"], f"{each['accuracy']:.1%}", format_seconds(each["seconds"])] for each in advice.trials]
         found.append(Section("trials on the validation images", (), ["training", "accuracy", "time"], rows))
     return found
 

@@ -17,6 +17,7 @@ from tlkit.plugin.contract import DatasetStatistics, Head, Strategy
 from tlkit.plugin.options import configure
 from tlkit.training.device import seconds_per_image
 from tlkit.util.statistics import wilson
+from tlkit.util.text import format_seconds
 
 RECOMMENDED, INCONCLUSIVE = "recommended", "inconclusive"
 TYPICAL_THROUGHPUT = 100.0  # images per second from file to features, if none had to be decoded
@@ -137,20 +138,13 @@ class Recommendation:
         if self.accuracy is not None:
             yield "expected accuracy {:.1%} to {:.1%}".format(*self.accuracy)
         if self.seconds is not None:
-            yield f"time on this machine about {duration(self.seconds)}"
+            yield f"time on this machine about {format_seconds(self.seconds)}"
         if self.scenario is not None:
             yield f"scenario: {self.scenario}: {self.rule}"
         yield from self.reasons
 
     def __str__(self) -> str:
         return "\n  ".join([self.summary(), *self.details()])
-
-
-def duration(seconds: float) -> str:
-    """Return a time to the precision of an estimate, as "40 s", "3 min" or "1.5 h"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @dataclass(frozen=True, slots=True)
