@@ -1,13 +1,19 @@
-"""What the benchmarks share: processes timed from outside, side by side, and figures kept with all that explains them.
+"""Shared parts of the benchmarks: processes timed from outside, and results kept with all that explains them.
 
-A side is a whole process, from its start to its exit, imports included, as a user waits for it. Sides take turns
-(A B C A B C ...), so that whatever else the machine does meets all of them alike, and are compared within a turn. All
-run on the CPU. What was measured is written to `results/<name>.json` (every value) and `results/<name>.md` (tables).
+A side is a whole process, from its start to its exit, imports included, as a user waits for it. Sides are interleaved
+(A B C A B C ...), so that other load on the machine affects all of them equally, and are compared within a turn. All
+run on the CPU. Results are written to `results/<name>.json` (every value) and `results/<name>.md` (tables).
+
+`--smallest` runs a script on the tiny backbone and a handful of images, once, and commands of tlkit in this process: it
+shows that the script works, and its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
+import io
 import json
 import os
 import platform
@@ -21,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
+from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 RESULTS = ROOT / "benchmarks" / "results"
 RIVALS = ROOT / "benchmarks" / "rivals"
-CACHE = "cache"  # of tlkit, in the workroom
+CACHE = "cache"  # of tlkit, in the workspace
+SETS = ("ants_bees", "sign_digits", "cifar10", "fashion_mnist")
 # Pixels of the input's side where a set's images are much smaller than what a backbone was pretrained on.
 SIZES = {"sign_digits": 96, "cifar10": 96, "fashion_mnist": 64}  # they have 100, 32 and 28
 
@@ -38,6 +46,26 @@ TLKIT = str(Path(PYTHON).with_name("tlkit"))
 
 # Named in every result where it is installed.
 PACKAGES = ("tlkit", "onnxruntime", "numpy", "pillow", "scikit-learn", "torch", "torchvision", "timm", "fastai")
+
+
+@dataclass
+class Settings:
+    """Choices of the command line that hold for a whole script."""
+
+    results: Path = RESULTS
+    smallest: bool = False
+    in_process: bool = False  # run commands of tlkit in this process
+    backbone: str = "efficientnet-lite0"
+    cut: str = "last"
+    stages: int = 4  # how many of the deepest stages are made trainable at the most
+
+    @property
+    def frozen(self) -> list[str]:
+        """The options of `tlkit train` that keep the whole pretrained trunk, frozen."""
+        return ["--backbone", self.backbone, "--strategy", "frozen", "--cut", self.cut]
+
+
+SETTINGS = Settings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +82,9 @@ class Run:
 
 
 def run(command: Sequence[str]) -> Run:
-    """Run a process to its end; one that fails ends the benchmark with what it complained of."""
+    """Run a process to its end; one that fails ends the benchmark with its error message."""
+    if SETTINGS.in_process and command[0] == TLKIT:
+        return _run_here(command[1:])
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         started = time.perf_counter()
@@ -70,8 +100,21 @@ def run(command: Sequence[str]) -> Run:
         return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit, output.read())
 
 
-def take_turns(sides: Mapping[str, Sequence[str] | Callable[[], Run]], turns: int) -> dict[str, list[Run]]:
-    """The runs of each side, one a turn; a side is a command, or a function that prepares and runs one."""
+def _run_here(arguments: Sequence[str]) -> Run:
+    """Run a command of tlkit in this process."""
+    from tlkit.cli import run as run_tlkit
+
+    output, errors, started = io.StringIO(), io.StringIO(), time.perf_counter()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        code = run_tlkit(arguments)
+    if code:
+        sys.exit(f"this failed with exit code {code}: tlkit {' '.join(arguments)}\n{errors.getvalue()}")
+    seconds = time.perf_counter() - started
+    return Run(seconds, seconds, 1.0, output.getvalue())
+
+
+def interleave(sides: Mapping[str, Sequence[str] | Callable[[], Run]], turns: int) -> dict[str, list[Run]]:
+    """The runs of each side, one per turn; a side is a command, or a function that prepares and runs one."""
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     for turn in range(1, turns + 1):
         for name, side in sides.items():
@@ -98,7 +141,7 @@ def ratios(upper: Sequence[float], lower: Sequence[float]) -> list[float]:
 
 
 def spread(values: Sequence[float], digits: int = 2, unit: str = "") -> str:
-    """Median (least to greatest), or the one value there is."""
+    """Median (min to max), or the one value there is."""
     low, middle, high = (f"{f(values):.{digits}f}" for f in (min, statistics.median, max))
     return f"{middle}{unit}" if low == high else f"{middle}{unit} ({low} to {high})"
 
@@ -119,7 +162,7 @@ class Bar:
 
     @property
     def met(self) -> bool:
-        """Whether it is."""
+        """Return true if the bar is met."""
         value = statistics.median(self.values)
         return {
             "≥": value >= self.limit,
@@ -131,7 +174,7 @@ class Bar:
 
 @dataclass
 class Report:
-    """What a benchmark found out; `save` writes it down and returns the exit code: 1 if a bar was missed."""
+    """Results of a benchmark; `save` writes them and returns the exit code: 1 if a bar was missed."""
 
     name: str
     what: str
@@ -143,7 +186,9 @@ class Report:
     load: float = field(default_factory=lambda: os.getloadavg()[0])  # what else the machine did when this began
 
     def save(self) -> int:
-        """Write `results/<name>.json` and `.md`, and print the latter."""
+        """Write `<name>.json` and `<name>.md` to the folder of results, and print the latter."""
+        if SETTINGS.smallest:
+            self.notes.append("At the smallest setting, on tiny components: these figures mean nothing.")
         facts = {
             "name": self.name,
             "command": shown_command(),
@@ -157,11 +202,11 @@ class Report:
             "notes": self.notes,
         }
         text = self._text(facts)
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{self.name}.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-        (RESULTS / f"{self.name}.md").write_text(text)
+        SETTINGS.results.mkdir(parents=True, exist_ok=True)
+        (SETTINGS.results / f"{self.name}.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        (SETTINGS.results / f"{self.name}.md").write_text(text)
         print(text)
-        return 0 if all(bar.met for bar in self.bars) else 1
+        return 0 if SETTINGS.smallest or all(bar.met for bar in self.bars) else 1
 
     def _text(self, facts: Mapping[str, Any]) -> str:
         bars = [
@@ -209,7 +254,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name, and with what vectors it can compute: that explains more than the name."""
+    """The processor's name and its vector instructions, which explain more than the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -252,10 +297,63 @@ def _rounded(value: Any) -> Any:
 
 
 def parser(doc: str | None, *, repeat: int) -> argparse.ArgumentParser:
-    """A command line with `--repeat`; `doc` is the docstring of the script."""
+    """A command line with the options that all scripts have; `doc` is the docstring of the script."""
     built = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     built.add_argument("--repeat", type=int, default=repeat, metavar="N", help=f"turns to take (default: {repeat})")
+    built.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where results are written")
+    built.add_argument("--smallest", action="store_true", help="tiny components and images, to see that it works")
     return built
+
+
+def parsed(options: argparse.ArgumentParser, **smallest: object) -> argparse.Namespace:
+    """The arguments; with `--smallest`, those of `smallest` replace what was not given, and images are made."""
+    args = options.parse_args()
+    SETTINGS.results = args.results
+    if args.smallest:
+        images = _smallest()
+        args.repeat = 1
+        for name, value in vars(args).items():
+            if isinstance(value, Path) and value.is_relative_to(DATA):
+                setattr(args, name, images / value.relative_to(DATA))
+            elif isinstance(value, list) and value and isinstance(value[0], Path):
+                setattr(args, name, [images / each.relative_to(DATA) for each in value])
+        for name, value in smallest.items():
+            setattr(args, name, value)
+    return args
+
+
+def _smallest() -> Path:
+    """Install the tiny components for this process and its children, and return a folder of tiny data sets."""
+    from PIL import Image
+
+    sys.path.insert(0, str(ROOT))
+    from tests.kit.components import environment
+    from tests.kit.tiny import write_images
+
+    work = Path(tempfile.mkdtemp(prefix="tlkit-smallest-"))
+    atexit.register(shutil.rmtree, work, ignore_errors=True)
+    os.environ.update(environment(work / "site"))
+    sys.path.insert(0, str(work / "site"))
+    SETTINGS.smallest = SETTINGS.in_process = True
+    SETTINGS.backbone, SETTINGS.cut, SETTINGS.stages = "tiny", "third", 2
+    SIZES.clear()
+    write_images(work / "all", 12)
+    for number, file in enumerate(sorted((work / "all").rglob("*.png"))):
+        folder = work / "data" / SETS[0] / ("val" if number % 3 == 0 else "train") / file.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            image.save(folder / f"{file.stem}.jpg")
+    for name in SETS[1:]:
+        shutil.copytree(work / "data" / SETS[0], work / "data" / name)
+    return work / "data"
+
+
+def missing(*packages: str) -> str | None:
+    """Why a rival can't be measured; None if it can."""
+    if SETTINGS.smallest:
+        return "left out at the smallest setting: the tiny backbone has no counterpart"
+    absent = [name for name in packages if find_spec(name) is None]
+    return f"not measured: {', '.join(absent)} is not installed" if absent else None
 
 
 def existing(path: Path, option: str) -> Path:
@@ -266,18 +364,20 @@ def existing(path: Path, option: str) -> Path:
 
 
 @contextmanager
-def workroom() -> Iterator[Path]:
+def workspace() -> Iterator[Path]:
     """A temporary folder, with a cache for tlkit of its own, removed at the end."""
     with tempfile.TemporaryDirectory(prefix="tlkit-bench-") as name:
         os.environ["TLKIT_CACHE"] = str(Path(name, CACHE))
         yield Path(name)
 
 
-def exported(work: Path) -> Path:
-    """A bundle of EfficientNet-Lite0, exported to ONNX.
+def session_speed() -> list[str]:
+    """The script that measures images per second of one graph; graph and batch size follow."""
+    return [PYTHON, str(RIVALS / "session_speed.py"), "--seconds", "0.05" if SETTINGS.smallest else "3"]
 
-    It is trained on a handful of pictures of noise: the trunk is the pretrained one whatever the head has learnt.
-    """
+
+def exported(work: Path) -> Path:
+    """A bundle of the whole pretrained trunk, exported to ONNX, trained on a few images of noise."""
     from PIL import Image
 
     for label in ("one", "other"):
@@ -287,7 +387,7 @@ def exported(work: Path) -> Path:
             for number in range(count):
                 Image.effect_noise((64, 64), 80).save(folder / f"{number}.png")
     bundle = work / "run"
-    run([TLKIT, "train", str(work / "noise"), "-o", str(bundle)])
+    run([TLKIT, "train", str(work / "noise"), "-o", str(bundle), *SETTINGS.frozen])
     run([TLKIT, "export", str(bundle), "--onnx"])
     return bundle
 

@@ -1,6 +1,6 @@
-"""What `tlkit advise` is worth: `python benchmarks/advise.py shift cost scores audit regret`.
+"""Quality and cost of `tlkit advise`: `python benchmarks/advise.py shift cost scores audit regret`.
 
-- `shift`: on which side of alike and unlike each data set falls with each backbone, and from how many images on.
+- `shift`: the domain (similar, different) of each data set by each backbone, and from how many images on.
 - `cost`: the time of advice in passes over the images, a pass being the features of all stages through the runtime.
 - `scores`: rank correlation of each score with the accuracy of a logistic head on held-out images, over stages,
   backbones and data sets.
@@ -12,18 +12,30 @@ Each part writes results of its own. Features are kept between runs in the cache
 
 from __future__ import annotations
 
+import argparse
+import atexit
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
-from _bench import DATA, existing, parser
-from advising.cost import cost
+from _bench import DATA, SETTINGS, existing, parsed, parser
+from advising.cost import SIZES, cost
 from advising.faults import audits
-from advising.regret import COUNTS, regret
+from advising.regret import COUNTS, FINE_TUNING, HEADS, regret
 from advising.scores import scores
-from advising.sets import NAMES
+from advising.sets import BACKBONES, NAMES
 from advising.shift import shift
 
 PARTS = ("shift", "cost", "scores", "audit", "regret")
+
+
+def smallest(args: argparse.Namespace) -> None:
+    """One tiny backbone, two data sets and few trainings."""
+    args.work = Path(tempfile.mkdtemp(prefix="tlkit-advise-"))
+    atexit.register(shutil.rmtree, args.work, ignore_errors=True)
+    BACKBONES[:], NAMES[:], SIZES[:] = [SETTINGS.backbone], NAMES[:2], [("ants_bees", 500)]
+    HEADS[:], FINE_TUNING[:] = ["logistic"], [("full", {"epochs": 1}, SETTINGS.cut, 2000)]
 
 
 def main() -> int:
@@ -35,7 +47,9 @@ def main() -> int:
     options.add_argument("--work", type=Path, default=Path("build/advise"), help="where what takes long is kept")
     options.add_argument("--sets", nargs="+", default=NAMES, choices=NAMES, help="for regret")
     options.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="images to learn from, for regret")
-    args = options.parse_args()
+    args = parsed(options, sets=list(NAMES[:1]), counts=[24])
+    if args.smallest:
+        smallest(args)
     root = existing(args.data, "--data")
     codes = []
     for part in args.parts:

@@ -19,15 +19,17 @@ from _bench import (
     cpu,
     existing,
     exported,
+    interleave,
+    missing,
+    parsed,
     parser,
     ratios,
     repeated,
     seconds,
     shown,
     spread,
-    take_turns,
     weights,
-    workroom,
+    workspace,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def main() -> int:
     options.add_argument("--images", type=Path, default=DATA / "ants_bees", help="a folder with JPEGs somewhere in it")
     options.add_argument("--count", type=int, default=800, help="images to embed; those given are repeated")
     options.add_argument("--few", type=int, default=200, help="images of the small folder")
-    args = options.parse_args()
+    args = parsed(options, count=12, few=6)
     images = existing(args.images, "--images")
     report = Report(
         "embed",
@@ -51,17 +53,18 @@ def main() -> int:
         "of 32 in inference mode, to npy (`rivals/timm_embed.py`).",
         {"images": shown(images), "count": args.count, "few": args.few, "turns": args.repeat},
     )
-    with workroom() as work:
-        file, bundle = str(weights(work)), str(exported(work))
+    with workspace() as work:
+        lacking = missing("timm", "torchvision")
+        file, bundle = "" if lacking else str(weights(work)), str(exported(work))
         commands: dict[str, list[str]] = {}
         for count in (args.few, args.count):
             folder = str(repeated(images, work / "images" / str(count), count))
             commands |= _commands(folder, work / str(count), bundle, file)
-        runs = take_turns(commands, args.repeat)
-        cosines = _cosines(*_outputs(work / str(args.count)))
+        runs = interleave(commands, args.repeat)
+        cosines = None if lacking else _cosines(*_outputs(work / str(args.count)))
 
     whole = {}
-    for side in (OURS, LAST, USUAL):
+    for side in (OURS,) if lacking else (OURS, LAST, USUAL):
         few, many = (runs[_name(side, count)] for count in (args.few, args.count))
         whole[side] = seconds(many)
         rate = [(args.count - args.few) / (b - a) for a, b in zip(seconds(few), seconds(many), strict=True)]
@@ -83,13 +86,16 @@ def main() -> int:
                 "peak MiB of its largest process": spread(peaks, 0),
             }
         )
+    report.notes.append("tlkit also hashes every file, for the column sha256.")
+    if cosines is None:
+        report.notes.append(f"timm: {lacking}")
+        return report.save()
     report.figures["cosine"] = cosines
     report.notes.append(
         f"Features of tlkit and timm agree: cosine at least {cosines['least']:.4f}, median {cosines['median']:.4f}. "
         "They are not the same pixels: timm crops to whole pixels after scaling, which shifts the picture by up to "
         "half a pixel of what the network sees. On the same pixels the networks agree (`reference.md`)."
     )
-    report.notes.append("tlkit also hashes every file, for the column sha256.")
     report.bars += [
         Bar("times as fast as timm, channels last", ratios(whole[LAST], whole[OURS]), "≥", 3, "x"),
         Bar("times as fast as timm, usual layout", ratios(whole[USUAL], whole[OURS]), "≥", 7, "x"),
@@ -109,8 +115,10 @@ def _outputs(place: Path) -> tuple[Path, Path]:
 def _commands(folder: str, place: Path, bundle: str, file: str) -> dict[str, list[str]]:
     timm = [PYTHON, str(RIVALS / "timm_embed.py"), folder, file]
     ours, last = map(str, _outputs(place))
-    return {
-        _name(OURS, place.name): [TLKIT, "embed", bundle, folder, "-o", ours],
+    own = {_name(OURS, place.name): [TLKIT, "embed", bundle, folder, "-o", ours]}
+    if not file:
+        return own
+    return own | {
         _name(LAST, place.name): [*timm, last, "--channels-last"],
         _name(USUAL, place.name): [*timm, f"{place} usual.npy"],
     }

@@ -1,10 +1,10 @@
-"""`tlkit verify`: whether it finds every planted fault, and is silent where there is none.
+"""Faults that `tlkit verify` finds, of those planted, and alarms where there is none.
 
 - `alarms`: every standard backbone with every standard head is trained on handwritten digits, exported in every
   precision and verified.
-- `planted`: each fault of `tests/deploy/faults.py` is planted into EfficientNet-Lite0's model in every precision,
-  recorded as if it had been exported so, and verified; so is a session that drops the last batch. On photographs in
-  colour: in grey ones there is no telling red from blue.
+- `planted`: each fault of `tests/kit/faults.py` is planted into EfficientNet-Lite0's model in every precision, recorded
+  as if it had been exported so, and verified; so is a session that drops the last batch. The images are photographs in
+  color: in gray ones red and blue can't be told apart.
 
 Each part writes results of its own.
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _bench import DATA, ROOT, TLKIT, Bar, Report, existing, parser, run, shown, workroom
+from _bench import DATA, ROOT, SETTINGS, TLKIT, Bar, Report, existing, parsed, parser, run, shown, workspace
 
 sys.path.insert(0, str(ROOT))
 from demo.digits import write
@@ -27,9 +27,9 @@ from tests.kit.exporting import replayed
 from tests.kit.faults import FAULTS, Drops, planted
 from tests.kit.tiny import resign
 
-BACKBONES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
-HEADS = ("logistic", "svm", "rbf-svm", "knn", "nearest-mean", "mlp")
-PRECISIONS = ("fp32", "fp16", "int8")
+BACKBONES = ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
+HEADS = ["logistic", "svm", "rbf-svm", "knn", "nearest-mean", "mlp"]
+PRECISIONS = ["fp32", "fp16", "int8"]
 GATE = 6  # the exit code of a verdict that failed
 PHOTOS = 20  # of each class, for planted
 DROPPED = "a dropped last batch"
@@ -41,11 +41,13 @@ def main() -> int:
     options.add_argument("parts", nargs="*", default=["alarms", "planted"], metavar="PART", help="alarms, planted")
     options.add_argument("--per-class", type=int, default=10, help="digits of each class to train on")
     options.add_argument("--data", type=Path, default=DATA / "ants_bees/train", help="class folders, for planted")
-    args = options.parse_args()
+    args = parsed(options, per_class=4)
+    if args.smallest:
+        BACKBONES[:], HEADS[:], PRECISIONS[:] = [SETTINGS.backbone], ["line"], ["fp32", "int8"]
     parts: dict[str, Callable[[Any, Path], int]] = {"alarms": alarms, "planted": plant}
     codes = []
     for part in args.parts:
-        with workroom() as work:
+        with workspace() as work:
             codes.append(parts[part](args, work))
     return max(codes)
 
@@ -75,7 +77,7 @@ def plant(args: Any, work: Path) -> int:
     report = Report(
         "faults-planted",
         "`tlkit verify` of EfficientNet-Lite0 with a logistic head, with each fault planted in each precision, on "
-        "photographs in colour.",
+        "photographs in color.",
         {"data": shown(args.data), "per class": PHOTOS},
     )
     for label in sorted(each for each in existing(args.data, "--data").iterdir() if each.is_dir()):
@@ -92,7 +94,7 @@ def plant(args: Any, work: Path) -> int:
     report.bars.append(
         Bar(f"planted faults found, of {len(verdicts)}", [verdicts.count(FOUND)], "=", len(verdicts), digits=0)
     )
-    report.notes.append("EfficientNet-Lite0 normalises the three channels alike: turned round, they are the same.")
+    report.notes.append("EfficientNet-Lite0 normalizes the three channels equally: their order changes nothing.")
     return report.save()
 
 
@@ -120,7 +122,7 @@ def _alarms(bundle: Path, report: Report) -> list[str]:
 
 
 def _planted(bundle: Path, place: Path, precision: str) -> dict[str, str]:
-    """What verify makes of each fault; one that changes nothing in this model is left out."""
+    """The verdict on each fault; one that changes nothing in this model is left out."""
     found: dict[str, str] = {}
     for name in FAULTS:
         shutil.rmtree(place, ignore_errors=True)

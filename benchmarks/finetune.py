@@ -1,6 +1,6 @@
-"""Fine-tuning: the cache at the frozen boundary, tlkit against fastai and plain timm, strategies compared.
+"""Fine-tuning: the activation cache, tlkit against fastai and plain timm, strategies compared.
 
-    boundary   time of an epoch with the deepest 1 to 4 stages moving: with the cache, without it, and with all moving
+    boundary   time of an epoch with the deepest 1 to 4 stages trainable, with and without the cache, and with all
     rivals     `tlkit train` against fastai's `fine_tune` and a plain loop with timm, same weights, images and epochs
     probe      `probe-then-tune` against `full`
     scratch    `scratch` against `full` with few and with more images of another kind
@@ -24,26 +24,29 @@ from _bench import (
     DATA,
     PYTHON,
     RIVALS,
+    SETTINGS,
     SIZES,
     TLKIT,
     Bar,
     Report,
     Run,
     existing,
+    interleave,
+    missing,
+    parsed,
     parser,
     ratios,
     run,
     seconds,
     shown,
     spread,
-    take_turns,
     weights,
-    workroom,
+    workspace,
 )
 
-LIMITS = {1: 30, 2: 12, 3: 5, 4: 3}  # times as fast as `full`, by how many stages move
+LIMITS = {1: 30, 2: 12, 3: 5, 4: 3}  # times as fast as `full`, by the number of trainable stages
 CPU = ("--device", "cpu")
-SETS = {
+SUBSETS: dict[str, tuple[int | None, int | None]] = {
     "ants_bees": (None, None),
     "sign_digits": (1000, 500),
     "cifar10": (2000, 500),
@@ -55,14 +58,18 @@ def main() -> int:
     options = parser(__doc__, repeat=3)
     options.add_argument("section", nargs="*", default=["boundary", "rivals"], help="what to measure")
     options.add_argument("--data", type=Path, default=DATA, help="the folder that the sets of images are in")
-    options.add_argument("--sets", nargs="+", default=list(SETS), help="those to use, for rivals and probe")
-    options.add_argument("--epochs", type=int, default=4, help="epochs in which stages move (default: 4)")
+    options.add_argument("--sets", nargs="+", default=list(SUBSETS), help="those to use, for rivals and probe")
+    options.add_argument("--epochs", type=int, default=4, help="epochs of fine-tuning (default: 4)")
     options.add_argument("--views", type=int, default=4, help="views of each image, for boundary (default: 4)")
     options.add_argument("--images", type=int, default=400, help="to train and to validate on, for boundary")
     options.add_argument("--counts", type=int, nargs="+", default=[500, 6000], help="images to train on, for scratch")
     options.add_argument("--size", type=int, help="pixels a side, but for boundary (default: by the set of images)")
     options.add_argument("--strategy", default="probe-then-tune", help="for rivals")
-    args = options.parse_args()
+    args = parsed(options, epochs=1, views=1, images=24, counts=[24], sets=["ants_bees"])
+    for trainable in [each for each in LIMITS if each > SETTINGS.stages]:
+        del LIMITS[trainable]
+    if args.smallest:
+        SUBSETS["ants_bees"] = (24, 12)
     existing(args.data, "--data")
     sections: dict[str, Callable[[Any, Path], int]] = {
         "boundary": boundary,
@@ -73,7 +80,7 @@ def main() -> int:
     }
     codes = []
     for name in args.section:
-        with workroom() as work:
+        with workspace() as work:
             codes.append(sections[name](args, work))
     return max(codes)
 
@@ -86,28 +93,30 @@ class Trainer:
 
     def __call__(self, data: Path, *more: object) -> Run:
         shutil.rmtree(self.bundle, ignore_errors=True)
-        return run([TLKIT, "train", str(data), "-o", str(self.bundle), "--json", *map(str, more)])
+        head = ["--head", "line"] if SETTINGS.smallest else []  # the tiny head that learns by gradient
+        chosen = ["--backbone", SETTINGS.backbone, *head, *map(str, more)]
+        return run([TLKIT, "train", str(data), "-o", str(self.bundle), "--json", *chosen])
 
 
 def boundary(args: Any, work: Path) -> int:
     data, train = subset(args.data / "sign_digits", work / "data", args.images, args.images), Trainer(work)
-    epochs = max(3, args.epochs)
+    epochs = 2 if args.smallest else max(3, args.epochs)
 
-    def strategy(moving: int | None, *more: str) -> Callable[[], Run]:
-        moved = ["--strategy", "full", *chosen(epochs=2)]
-        if moving is not None:
-            moved = ["--strategy", "partial", *chosen(trainable=moving, epochs=epochs), "--views", str(args.views)]
-        return lambda: train(data, *moved, *more, *CPU, "--seed", next(seeds[moving, more]))
+    def strategy(trainable: int | None, *more: str) -> Callable[[], Run]:
+        options = ["--strategy", "full", *chosen(epochs=2)]
+        if trainable is not None:
+            options = ["--strategy", "partial", *chosen(trainable=trainable, epochs=epochs), "--views", str(args.views)]
+        return lambda: train(data, *options, *more, *CPU, "--seed", next(seeds[trainable, more]))
 
     cases: list[tuple[int | None, tuple[str, ...]]] = [(None, ())]
-    cases += [(moving, more) for moving in LIMITS for more in ((), ("--no-cache",))]
+    cases += [(trainable, more) for trainable in LIMITS for more in ((), ("--no-cache",))]
     seeds = {case: iter(range(args.repeat)) for case in cases}
     names = {case: _case(*case) for case in cases}
-    runs = take_turns({names[case]: strategy(case[0], *case[1]) for case in cases}, args.repeat)
+    runs = interleave({names[case]: strategy(case[0], *case[1]) for case in cases}, args.repeat)
     report = Report(
         "finetune-boundary",
-        "The time of an epoch, validation included, from the second on, when the deepest stages of EfficientNet-Lite0 "
-        "move: with what the frozen stages give kept on disk, with the same loop without that, and with all moving.",
+        "The time of an epoch, validation included, from the second on, with the deepest stages of EfficientNet-Lite0 "
+        "trainable: with the activations of the frozen stages cached, without the cache, and with all trainable.",
         {"data": shown(args.data / "sign_digits"), "images": f"{args.images} + {args.images}", "views": args.views}
         | {"epochs": epochs, "turns": args.repeat},
     )
@@ -116,23 +125,23 @@ def boundary(args: Any, work: Path) -> int:
     for case in cases:
         firsts = [json.loads(each.output)["epochs"][0]["seconds"] for each in runs[names[case]]]
         report.figures[names[case]] = {"epoch": times[case], "first epoch": firsts, "accuracy": right[case]}
-        row = {"": names[case], "seconds an epoch": spread(times[case]), "first epoch": spread(firsts, 1)}
+        row = {"": names[case], "seconds per epoch": spread(times[case]), "first epoch": spread(firsts, 1)}
         row["times as fast as full"] = spread(ratios(times[None, ()], times[case]), 1)
         report.rows.append(row | {"accuracy on val": spread(right[case], 1, " %")})
-    for moving, limit in LIMITS.items():
-        kept = (moving, ())
+    for trainable, limit in LIMITS.items():
+        kept = (trainable, ())
         report.bars.append(
             Bar(f"{names[kept]}, against full", ratios(times[None, ()], times[kept]), "≥", limit, "x", 1)
         )
-    for moving in LIMITS:
-        lost = _mean(right[moving, ("--no-cache",)]) - _mean(right[moving, ()])
-        report.bars.append(Bar(f"{moving} moving: mean accuracy lost by the cache", [lost], "≤", 0.5, " points"))
+    for trainable in LIMITS:
+        lost = _mean(right[trainable, ("--no-cache",)]) - _mean(right[trainable, ()])
+        report.bars.append(Bar(f"{trainable} trainable: mean accuracy lost by the cache", [lost], "≤", 0.5, " points"))
     report.notes.append("With the cache, the first epoch computes all views; with `full`, it is the first of two.")
     return report.save()
 
 
-def _case(moving: int | None, more: Sequence[str]) -> str:
-    return "full" if moving is None else f"{moving} moving, {'no cache' if more else 'cache'}"
+def _case(trainable: int | None, more: Sequence[str]) -> str:
+    return "full" if trainable is None else f"{trainable} trainable, {'no cache' if more else 'cache'}"
 
 
 def _later_epochs(done: Run) -> float:
@@ -147,10 +156,13 @@ def rivals(args: Any, work: Path) -> int:
         "(`rivals/`), whole processes, the same weights of EfficientNet-Lite0, images and number of epochs.",
         {"epochs": args.epochs, "strategy": args.strategy, "seeds": args.repeat},
     )
-    file, train = weights(work), Trainer(work)
-    run([PYTHON, "-c", "import fastai.vision.all"])  # so that no run reads packages from a cold disk
+    lacking = {side: why for side in ("fastai", "timm") if (why := missing(side, "torchvision"))}
+    others = [side for side in ("fastai", "timm") if side not in lacking]
+    file, train = weights(work) if others else None, Trainer(work)
+    if "fastai" in others:
+        run([PYTHON, "-c", "import fastai.vision.all"])  # so that no run reads packages from a cold disk
     for name in args.sets:
-        data = subset(args.data / name, work / name, *SETS[name])
+        data = subset(args.data / name, work / name, *SUBSETS[name])
         size = args.size or SIZES.get(name, NATIVE)
         seeds = {side: iter(range(args.repeat)) for side in ("tlkit", "fastai", "timm")}
 
@@ -167,9 +179,9 @@ def rivals(args: Any, work: Path) -> int:
             "fastai": lambda rival=rival: rival("fastai", "fastai_train.py"),
             "timm": lambda rival=rival: rival("timm", "timm_finetune.py"),
         }
-        runs = take_turns(sides, args.repeat)
+        runs = interleave({side: sides[side] for side in ("tlkit", *others)}, args.repeat)
         right = {"tlkit": [100 * _accuracy(each) for each in runs["tlkit"]]}
-        for side in ("fastai", "timm"):
+        for side in others:
             right[side] = [100 * json.loads(each.output)[-1] for each in runs[side]]
         for side, done in runs.items():
             report.figures[f"{name}, {side}"] = {"seconds": seconds(done), "accuracy": right[side]}
@@ -180,11 +192,12 @@ def rivals(args: Any, work: Path) -> int:
                 "accuracy": spread(right[side], 1, " %"),
             }
             report.rows.append(row | {"seconds": spread(seconds(done), 1)})
-        for side in ("fastai", "timm"):
+        for side in others:
             gain = _mean(right["tlkit"]) - _mean(right[side])
             report.bars.append(Bar(f"{name}: mean accuracy above {side}", [gain], "≥", 0, " points"))
             faster = ratios(seconds(runs[side]), seconds(runs["tlkit"]))
             report.bars.append(Bar(f"{name}: times as fast as {side}", faster, "≥", 1, "x"))
+    report.notes += [f"{side}: {why}" for side, why in lacking.items()]
     report.notes.append(
         f"fastai: `fine_tune({args.epochs})`, that is one epoch of the head and {args.epochs} of all; timm: "
         f"{args.epochs + 1} epochs of all. Accuracy is that after the last epoch; tlkit's that of the exported graph."
@@ -194,7 +207,7 @@ def rivals(args: Any, work: Path) -> int:
 
 def probe(args: Any, work: Path) -> int:
     sides = {each: ("--strategy", each, *chosen(epochs=args.epochs)) for each in ("full", "probe-then-tune")}
-    data = {name: subset(args.data / name, work / name, *SETS[name]) for name in args.sets if name != "cifar10"}
+    data = {name: subset(args.data / name, work / name, *SUBSETS[name]) for name in args.sets if name != "cifar10"}
     what = "`probe-then-tune` against `full`: the accuracy of EfficientNet-Lite0 on images it was not trained on."
     return strategies("finetune-probe", what, sides, data, args, work)
 
@@ -215,7 +228,7 @@ def strategies(
     for title, folder in data.items():
         size = args.size or next((size for name, size in SIZES.items() if name in title), NATIVE)
         seeds = {side: iter(range(args.repeat)) for side in sides}
-        runs = take_turns(
+        runs = interleave(
             {
                 side: lambda side=side, folder=folder, seeds=seeds, size=size: train(
                     folder, *sides[side], *of_size(size), *CPU, "--seed", next(seeds[side])
@@ -233,14 +246,18 @@ def strategies(
 
 
 def gpu(args: Any, work: Path) -> int:
+    if not _has_gpu():
+        report = Report("finetune-gpu", "Images per second of `full` on a GPU.", {"epochs": args.epochs})
+        report.notes.append("not measured: PyTorch finds no GPU")
+        return report.save()
     data = subset(args.data / "cifar10", work / "data", 6000, 500)
     script = [PYTHON, str(RIVALS / "gpu_loop.py"), str(data), "--epochs", str(args.epochs)]
-    runs = take_turns({side: [*script, "--side", side] for side in ("tlkit", "plain")}, args.repeat)
+    runs = interleave({side: [*script, "--side", side] for side in ("tlkit", "plain")}, args.repeat)
     speed = {side: [json.loads(each.output)["images_per_second"] for each in done] for side, done in runs.items()}
     busy = {side: [json.loads(each.output)["busy"] for each in done] for side, done in runs.items()}
     report = Report(
         "finetune-gpu",
-        "Images a second that `full` learns from on a GPU with bf16 and channels last, and a plain PyTorch loop with "
+        "Images per second that `full` trains on, on a GPU with bf16 and channels last, and a plain PyTorch loop with "
         "the same settings; decoding is part of both.",
         {"epochs": args.epochs, "turns": args.repeat},
     )
@@ -250,6 +267,12 @@ def gpu(args: Any, work: Path) -> int:
         report.rows.append(row)
     report.bars.append(Bar("images/s against the plain loop", ratios(speed["tlkit"], speed["plain"]), "≥", 1, "x"))
     return report.save()
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def of_size(pixels: int) -> list[object]:
@@ -263,7 +286,7 @@ def chosen(**options: object) -> list[str]:
 
 
 def subset(source: Path, target: Path, train: int | None, val: int | None) -> Path:
-    """A folder with so many images to train and to validate on, each class alike, the same in every run; links."""
+    """A folder with so many images to train and to validate on, each class equally, the same in every run; links."""
     existing(source, "--data")
     split = (source / "train").is_dir()
     classes = sorted(each.name for each in (source / "train" if split else source).iterdir() if each.is_dir())

@@ -12,13 +12,14 @@ from _bench import (
     Report,
     existing,
     exported,
+    interleave,
+    parsed,
     parser,
     ratios,
     repeated,
     shown,
     spread,
-    take_turns,
-    workroom,
+    workspace,
 )
 
 
@@ -27,7 +28,7 @@ def main() -> int:
     options.add_argument("--images", type=Path, default=DATA / "ants_bees", help="a folder with JPEGs somewhere in it")
     options.add_argument("--few", type=int, default=1_000, help="images of the small folder")
     options.add_argument("--many", type=int, default=10_000, help="images of the large folder")
-    args = options.parse_args()
+    args = parsed(options, few=6, many=12)
     images = existing(args.images, "--images")
     report = Report(
         "memory",
@@ -35,14 +36,14 @@ def main() -> int:
         "it for the whole process.",
         {"images": shown(images), "few": args.few, "many": args.many, "turns": args.repeat},
     )
-    with workroom() as work:
+    with workspace() as work:
         bundle = str(exported(work))
         folders = {count: str(repeated(images, work / "images" / str(count), count)) for count in (args.few, args.many)}
         commands = {
             f"{count:,} images": [TLKIT, "embed", bundle, folder, "-o", str(work / f"{count}.parquet")]
             for count, folder in folders.items()
         }
-        runs = take_turns(commands, args.repeat)
+        runs = interleave(commands, args.repeat)
 
     for name, done in runs.items():
         peaks = [each.peak_mib for each in done]

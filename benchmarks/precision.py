@@ -1,4 +1,4 @@
-"""int8 against fp32: images a second of the trunk and end to end, and the accuracy that int8 costs.
+"""int8 against fp32: images per second of the trunk and end to end, and the accuracy drop of int8.
 
 The trunk of EfficientNet-Lite0 alone at batch 1 and 16, and in eager PyTorch; `tlkit predict` over a folder of JPEGs at
 its steady rate (as in embed.py); and what `tlkit export --precision int8 --max-drop 0.5 --refit-head` chooses for each
@@ -16,20 +16,24 @@ from _bench import (
     DATA,
     PYTHON,
     RIVALS,
+    SETTINGS,
     TLKIT,
     Bar,
     Report,
     Run,
     existing,
+    interleave,
+    missing,
+    parsed,
     parser,
     ratios,
     repeated,
     run,
     seconds,
+    session_speed,
     shown,
     spread,
-    take_turns,
-    workroom,
+    workspace,
 )
 
 SETS = ("ants_bees", "sign_digits", "cifar10", "fashion_mnist")
@@ -45,7 +49,7 @@ def main() -> int:
     options.add_argument("--sets", default=",".join(SETS), help="those of them to measure accuracy on")
     options.add_argument("--count", type=int, default=800, help="images to label; those given are repeated")
     options.add_argument("--few", type=int, default=200, help="images of the small folder")
-    args = options.parse_args()
+    args = parsed(options, sets=SETS[0], count=12, few=6)
     data, sets = existing(args.data, "--data"), args.sets.split(",")
     report = Report(
         "precision",
@@ -53,14 +57,14 @@ def main() -> int:
         "images of the training split), by ONNX Runtime on the CPU.",
         {"data": shown(data), "sets": args.sets, "count": args.count, "few": args.few, "turns": args.repeat},
     )
-    with workroom() as work:
+    with workspace() as work:
         chosen = {name: _exported(data / name, work / name) for name in sets}
         bundle = work / sets[0]
-        run([TLKIT, "export", str(bundle), "--onnx", "--precision", "int8"])  # whatever the ladder ended at
+        run([TLKIT, "export", str(bundle), "--onnx", "--precision", "int8"])  # wherever the precision search ended
         graphs = {precision: bundle / "onnx" / precision for precision in PRECISIONS}
-        speed = take_turns(_speed(graphs), args.repeat)
+        speed = interleave(_speed(graphs), args.repeat)
         folders = {count: repeated(data / sets[0], work / str(count), count) for count in (args.few, args.count)}
-        ends = take_turns(
+        ends = interleave(
             {
                 f"predict {precision} {count}": [TLKIT, "predict", str(place), str(folder)]
                 for precision, place in graphs.items()
@@ -70,27 +74,30 @@ def main() -> int:
         )
     _add_speed(report, speed)
     _add_ends(report, ends, args.few, args.count)
-    for name, ladder in chosen.items():
-        _add_set(report, name, ladder)
+    for name, search in chosen.items():
+        _add_set(report, name, search)
     return report.save()
 
 
 def _exported(source: Path, bundle: Path) -> dict[str, Any]:
-    """Train and export a bundle; returns the ladder that int8 climbed."""
-    run([TLKIT, "train", str(source), "-o", str(bundle), "--strategy", "frozen"])
+    """Train and export a bundle; return its precision search."""
+    run([TLKIT, "train", str(source), "-o", str(bundle), *SETTINGS.frozen])
     options = ["--precision", "int8", "--max-drop", str(MAX_DROP), "--refit-head", "--json"]
     done = run([TLKIT, "export", str(bundle), "--onnx", *options])
-    ladder: dict[str, Any] = json.loads(done.output)["ladders"]["int8"]
-    return ladder
+    found = json.loads(done.output)
+    search: dict[str, Any] = (found.get("searches") or found["ladders"])["int8"]
+    return search
 
 
 def _speed(graphs: dict[str, Path]) -> dict[str, list[str]]:
-    script = [PYTHON, str(RIVALS / "session_speed.py")]
+    script = session_speed()
     sides = {
         f"{precision}, batch {batch}": [*script, str(place / "trunk.onnx"), str(batch)]
         for batch in BATCHES
         for precision, place in graphs.items()
     }
+    if SETTINGS.smallest:
+        return sides
     return sides | {EAGER: [PYTHON, str(RIVALS / "eager_speed.py"), str(BATCHES[-1])]}
 
 
@@ -102,6 +109,9 @@ def _add_speed(report: Report, runs: dict[str, list[Run]]) -> None:
         int8, fp32 = (rates[f"{precision}, batch {batch}"] for precision in ("int8", "fp32"))
         report.bars.append(Bar(f"int8 / fp32, batch {batch}", ratios(int8, fp32), "≥", 1.8, "x"))
     last = rates[f"fp32, batch {BATCHES[-1]}"]
+    if EAGER not in rates:
+        report.notes.append(f"{EAGER}: {missing()}")
+        return
     report.bars.append(Bar(f"fp32 / PyTorch eager, batch {BATCHES[-1]}", ratios(last, rates[EAGER]), "≥", 3, "x"))
 
 
@@ -116,9 +126,10 @@ def _add_ends(report: Report, runs: dict[str, list[Run]], few: int, count: int) 
     report.bars.append(Bar("int8 / fp32 end to end", end, "≥", 1.7, "x"))
 
 
-def _add_set(report: Report, name: str, ladder: dict[str, Any]) -> None:
-    report.figures[f"ladder on {name}"] = ladder["rungs"]
-    first, last = ladder["rungs"][0], ladder["rungs"][-1]
+def _add_set(report: Report, name: str, search: dict[str, Any]) -> None:
+    tried = search.get("candidates") or search["rungs"]
+    report.figures[f"precision search on {name}"] = tried
+    first, last = tried[0], tried[-1]
     head = first["head"]
     own = first["drop"] + 100 * (first["accuracy"] - head["own_accuracy"])
     again = f"the head fitted again {'lost ' + format(first['drop'], '.2f') if head['kept'] else 'was no better'}"

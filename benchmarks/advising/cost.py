@@ -9,11 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from _bench import Bar, Report, spread, workroom
+from _bench import Bar, Report, spread, workspace
 
-from advising.sets import BACKBONES, ask, backbone, quiet, table
+import tlkit
+from advising.sets import BACKBONES, backbone, quiet, table
 from advising.sets import load as load_set
-from tlkit.advice.run import advise
 from tlkit.data import dataset
 from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
@@ -21,6 +21,8 @@ from tlkit.model import trunk as trunks
 from tlkit.runtime.features import extract
 from tlkit.training.batchnorm import pretraining_statistics
 from tlkit.util.files import cache_dir
+
+SIZES = [("ants_bees", 244), ("cifar10", 500), ("cifar10", 2000), ("sign_digits", 1500)]
 
 
 def cost(root: Path, repeat: int) -> int:
@@ -31,11 +33,11 @@ def cost(root: Path, repeat: int) -> int:
         {"backbone": BACKBONES[0], "turns": repeat},
     )
     ratios: list[float] = []
-    with workroom() as room:
+    with workspace() as room:
         trunk = trunks.build(backbone(BACKBONES[0]))
         graph = trace.stage_graph(trunk)
         moments_graph(graph, pretraining_statistics(trunk))
-        for each, count in (("ants_bees", 244), ("cifar10", 500), ("cifar10", 2000), ("sign_digits", 1500)):
+        for each, count in SIZES:
             data = load_set(root, each)
             source = table(room / "set.csv", data, all=data.draw(count, 0))
             paths = [sample.path for sample in dataset.read(source).of("train")]
@@ -43,7 +45,7 @@ def cost(root: Path, repeat: int) -> int:
             passes, advices = [], []
             for _ in range(repeat):
                 passes.append(_timed(one_pass))
-                advices.append(_timed(partial(advise, source, ask())))
+                advices.append(_timed(partial(tlkit.advise, source, backbones=BACKBONES[:1])))
             own = [one / other for one, other in zip(advices, passes, strict=True)]
             if count >= 500:
                 ratios += own

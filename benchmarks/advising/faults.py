@@ -25,7 +25,7 @@ def audits(root: Path, repeat: int) -> int:
     report = Report(
         "advise-audit",
         "Faults planted in 600 images of each set, 120 of them to validate on, and what the audit finds of them: "
-        "20 copies into the other split, 20 pictures encoded anew (JPEG, quality 40 to 90, half of them at 0.6 of "
+        "20 copies into the other split, 20 pictures encoded again (JPEG, quality 40 to 90, half of them at 0.6 of "
         "their size), 5 % wrong labels. Precision takes everything else that it names for a mistake, though the sets "
         "have faults of their own.",
         {"backbone": BACKBONES[0], "draws": repeat},
@@ -62,7 +62,7 @@ def audits(root: Path, repeat: int) -> int:
     report.rows.append({"data": "all", **{f"{kind}: precision, recall": _rates(sums[kind]) for kind in kinds}})
     for kind, least in (("exact", 1.0), ("near", 0.95), ("labels", 0.8)):
         hits, planted_count, _ = sums[kind]
-        report.bars.append(Bar(f"recall of {kind}", [float(hits / planted_count)], "≥", least))
+        report.bars.append(Bar(f"recall of {kind}", [float(hits / max(1, planted_count))], "≥", least))
     planted_found = [row["shortcut planted (a class in PNG)"] for row in report.rows[:-1]]
     report.bars.append(
         Bar("sets whose planted shortcut is found", [sum("format" in f for f in planted_found)], "=", 4, "", 0)
@@ -79,7 +79,7 @@ def _audit(source: Path) -> Audit:
 
 def _rates(counts: Sequence[int]) -> str:
     hits, planted, named = (int(count) for count in counts)
-    return f"{hits / named if named else 0:.2f}, {hits / planted:.2f} ({hits} of {planted}, {named} named)"
+    return f"{hits / named if named else 0:.2f}, {hits / max(1, planted):.2f} ({hits} of {planted}, {named} named)"
 
 
 def _plant(room: Path, data: Set, seed: int, *, shortcut: bool = False) -> dict[str, set[Any]]:
@@ -116,7 +116,7 @@ def _plant(room: Path, data: Set, seed: int, *, shortcut: bool = False) -> dict[
             target = other / f"copy{place}{source.suffix}"
             shutil.copy(source, target)
         else:
-            target = other / f"anew{place}.jpg"
+            target = other / f"again{place}.jpg"
             with Image.open(source) as picture:
                 scale = 0.6 if place % 2 else 1.0
                 size = tuple(max(8, round(side * scale)) for side in picture.size)

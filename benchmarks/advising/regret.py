@@ -1,4 +1,4 @@
-"""What `auto` trained against the best of all strategies, cuts and heads tried exhaustively, on held-out images."""
+"""Regret of `auto`: its accuracy on held-out images against the best of all strategies, cuts and heads."""
 
 from __future__ import annotations
 
@@ -15,29 +15,22 @@ from typing import Any
 import numpy as np
 from _bench import SIZES, Bar, Report
 
-from advising.sets import BACKBONES, NAMES, Set, ask, backbone, quiet, table
+import tlkit
+from advising.sets import BACKBONES, NAMES, Set, backbone, quiet, table
 from advising.sets import load as load_set
-from tlkit.advice.auto import train_auto
-from tlkit.data import dataset as folder
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
 from tlkit.model.modules import head_logits, load_modules
-from tlkit.plugin.contract import DatasetStatistics, Head
-from tlkit.plugin.options import configure
+from tlkit.plugin.contract import Head
 from tlkit.plugin.registry import load as load_plugins
 from tlkit.runtime.features import extract
-from tlkit.training.config import RunOptions, TrainingConfig
-from tlkit.training.device import DeviceOptions
-from tlkit.training.heads import solve_or_fit
-from tlkit.training.inputs import Examples
-from tlkit.training.run import train
 
-HEADS = ("logistic", "svm", "rbf-svm", "knn", "nearest-mean", "mlp")
+HEADS = ["logistic", "svm", "rbf-svm", "knn", "nearest-mean", "mlp"]
 COUNTS = (100, 500, 2000)
-# Every strategy that moves a pretrained trunk, with its own options and a head that learns by gradient, by cut; and up
-# to how many images it is tried: on many, each takes minutes.
-MOVING: tuple[tuple[str, Mapping[str, Any], str, int], ...] = (
+# Every strategy that fine-tunes a pretrained trunk, with its own options and a head that learns by gradient, by cut,
+# and up to how many images it is tried: on many, each takes minutes.
+FINE_TUNING: list[tuple[str, Mapping[str, Any], str, int]] = [
     ("probe-then-tune", {}, "last", 2000),
     ("full", {}, "last", 2000),
     ("partial", {"trainable": 4}, "last", 500),
@@ -47,7 +40,7 @@ MOVING: tuple[tuple[str, Mapping[str, Any], str, int], ...] = (
     ("partial", {"trainable": 2}, "last", 100),
     ("gradual", {}, "last", 100),
     ("replace", {}, "last", 100),
-)
+]
 
 
 @dataclass(frozen=True)
@@ -84,13 +77,13 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
         "advise-regret",
         "The accuracy on held-out images of what `tlkit train --strategy auto` made of so many images, against the "
         "best of all that could have been made of them: every cut with every head on frozen features, and every "
-        "strategy that moves the trunk. The best of so many on the very images that it is measured on is too good by "
+        "strategy that fine-tunes the trunk. The best of so many, on the images that it is chosen on, is too good by "
         "chance: the corrected regret takes the best of one half of the held-out images and compares on the other, "
         "both ways.",
         {
             "backbone": BACKBONES[0],
             "heads": ", ".join(HEADS),
-            "moving": "; ".join(f"{_named(*each)} (up to {most} images)" for *each, most in MOVING),
+            "fine-tuning": "; ".join(f"{_named(*each)} (up to {most} images)" for *each, most in FINE_TUNING),
         }
         | {"pixels": ", ".join(f"{name} {size}" for name, size in SIZES.items()), "seed": seed},
     )
@@ -102,7 +95,7 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
         seconds = time.perf_counter() - started
         right["auto"] = chosen  # with options that none of the others has
         best = max(right, key=lambda option: right[option].mean())
-        still = max(right[option].mean() for option in right if option.startswith("frozen"))
+        frozen = max(right[option].mean() for option in right if option.startswith("frozen"))
         lost.append(100 * float(right[best].mean() - chosen.mean()))
         corrected.append(_corrected(right, chosen))
         report.figures["/".join(map(str, cell.key))] = {
@@ -115,7 +108,7 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
                 "images": str(cell.count),
                 "auto": what,
                 "accuracy": f"{chosen.mean():.1%}",
-                "best frozen": f"{still:.1%}",
+                "best frozen": f"{frozen:.1%}",
                 "best of all": f"{best}: {right[best].mean():.1%}",
                 "regret, points": f"{lost[-1]:.2f}",
                 "corrected": f"{corrected[-1]:.2f}",
@@ -125,8 +118,8 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
         print(report.rows[-1], file=sys.stderr, flush=True)
     report.figures |= {"regret": lost, "corrected regret": corrected}
     report.notes.append(
-        "How auto moves a trunk (its rate, the average of its weights, from what share of wrong answers on) was chosen "
-        "on these held-out images with 100 and 500 to learn from; those with more were not looked at before."
+        "How auto fine-tunes a trunk (learning rate, weight averaging, from what share of errors on) was chosen on "
+        "these held-out images with 100 and 500 to learn from; those with more were not looked at before."
     )
     for what, values in (("regret", lost), ("corrected regret", corrected)):
         report.bars.append(Bar(f"mean {what}, points", [statistics.mean(values)], "≤", 0.7))
@@ -147,7 +140,7 @@ def _cells(root: Path, names: Sequence[str], counts: Sequence[int], seed: int) -
 
 
 class Known:
-    """What each option called right, kept in a file, as it takes minutes."""
+    """Correct images of each option, kept in a file, as each takes minutes."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -169,74 +162,52 @@ class Known:
 def _options(cell: Cell) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     """All that could be trained, by name, and how."""
     stages = trunks.build(backbone(BACKBONES[0])).names
-    for index, stage in enumerate(stages):
+    for stage in stages:
         for head in HEADS:
-            yield f"frozen, {stage}, {head}", lambda index=index, head=head: _frozen(cell, index, head)
-    for *way, most in MOVING:
+            yield f"frozen, {stage}, {head}", lambda stage=stage, head=head: _trained(cell, "frozen", {}, stage, head)
+    for *way, most in FINE_TUNING:
         if cell.count <= most:
-            yield _named(*way), lambda way=way: _moved(cell, *way)
+            yield _named(*way), lambda way=way: _trained(cell, *way)
 
 
 def _named(strategy: str, settings: Mapping[str, Any], cut: str) -> str:
     return ", ".join([strategy, cut, *(f"{name} {value}" for name, value in settings.items())])
 
 
-def _frozen(cell: Cell, index: int, name: str) -> np.ndarray:
-    """A head on the features of a stage, fitted to the images that `train` would train on."""
-    with tempfile.TemporaryDirectory() as room:
-        dataset = folder.read(cell.source(Path(room)), val=0.2)
-    trunk = _trunk(cell)
-    sides = []
-    for split in ("train", "val"):
-        samples = dataset.of(split)
-        features = _features([sample.path for sample in samples], trunk).stage(index)
-        sides.append(Examples(features, np.array([sample.label for sample in samples])))
-    head: Head = load_plugins().get("head", name)
-    strategy = load_plugins().get("strategy", "frozen")
-    phases = strategy.phases(trunk.names, DatasetStatistics(len(sides[0].labels), len(dataset.labels), 1, 1))
-    module, _ = solve_or_fit(head, phases, *sides, len(dataset.labels), seed=0)
-    return head_logits(module, _features(cell.test, trunk).stage(index)).argmax(1) == cell.truth
-
-
-def _trunk(cell: Cell) -> trunks.Trunk:
-    component = backbone(BACKBONES[0])
-    return trunks.build(component, preprocessing=None if cell.size is None else trunks.resized(component, cell.size))
-
-
-def _features(files: Sequence[Path], trunk: trunks.Trunk, cut: str | None = None) -> Any:
-    return extract(files, trace.stage_graph(trunk), trunk.preprocessing, trunk.names, cut, quiet)
-
-
-def _moved(cell: Cell, name: str, settings: Mapping[str, Any], cut: str) -> np.ndarray:
-    """A strategy that moves the trunk, as `train` runs it."""
-    plugins = load_plugins()
-    strategy, head = configure(plugins.get("strategy", name), settings), plugins.get("head", "logistic")
-    components = (backbone(BACKBONES[0]), strategy, head)
-    recipe = TrainingConfig(
-        *components, {component.kind: plugins.origin(component) for component in components}, cut=cut, size=cell.size
-    )
-    with tempfile.TemporaryDirectory() as room:
-        out = Path(room, "run")
-        train(cell.source(Path(room)), out, recipe, options=RunOptions(DeviceOptions("cpu")))
-        return _called(cell, out)
+def _trained(cell: Cell, strategy: str, settings: Mapping[str, Any], cut: str, head: str = "logistic") -> np.ndarray:
+    """Correct held-out images `(N,)` of a bundle that one strategy trains."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "run")
+        tlkit.train(
+            cell.source(Path(folder)),
+            out,
+            backbone=BACKBONES[0],
+            strategy=strategy,
+            head=head,
+            cut=cut,
+            size=cell.size,
+            options={f"strategy.{name}": value for name, value in settings.items()},
+            device="cpu",
+        )
+        return _correct(cell, out)
 
 
 def _auto(cell: Cell) -> tuple[np.ndarray, str]:
-    """What auto makes of it, and what that is."""
-    with tempfile.TemporaryDirectory() as room:
-        out = Path(room, "run")
-        _, advice = train_auto(cell.source(Path(room)), out, ask(size=cell.size), RunOptions(DeviceOptions("cpu")))
-        made = advice.recommendation
-        what = f"{made.strategy}, {made.cut}, {made.head}"
-        return _called(cell, out), what
+    """Correct held-out images `(N,)` of the bundle that `auto` trains, and what it chose."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, source = Path(folder, "run"), cell.source(Path(folder))
+        made = tlkit.train(source, out, backbone=BACKBONES[0], strategy="auto", size=cell.size, device="cpu")
+        return _correct(cell, out), f"{made.strategy}, {made.cut}, {made.head}"
 
 
-def _called(cell: Cell, bundle: Path) -> np.ndarray:
-    """Which held-out images a bundle calls right."""
+def _correct(cell: Cell, bundle: Path) -> np.ndarray:
+    """True for each held-out image that a bundle classifies correctly."""
     opened = open_bundle(bundle)
     head: Head = load_plugins().get("head", opened.record.head.name)
     trunk, module = load_modules(opened, backbone(BACKBONES[0]), head)
-    return head_logits(module, _features(cell.test, trunk, opened.record.cut).array).argmax(1) == cell.truth
+    graph = trace.stage_graph(trunk)
+    features = extract(cell.test, graph, trunk.preprocessing, trunk.names, opened.record.cut, quiet)
+    return head_logits(module, features.array).argmax(1) == cell.truth
 
 
 def _corrected(right: Mapping[str, np.ndarray], chosen: np.ndarray, seed: int = 0) -> float:

@@ -87,7 +87,7 @@ def scores(root: Path, count: int = 500) -> int:
             }
         )
     report.notes.append(
-        "Spearman's rho: mean and, in brackets, the least and the greatest. The advice follows the probe."
+        "Spearman's rho: mean and, in brackets, the minimum and the maximum. The advice follows the probe."
     )
     return report.save()
 

@@ -7,20 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tlkit.advice.run import AdviceRequest
 from tlkit.data.split import hash_fraction
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Backbone
 from tlkit.plugin.registry import load as load_plugins
-from tlkit.resolve import advice_request
 from tlkit.runtime.features import Features, extract
 
-NAMES = ("ants_bees", "sign_digits", "cifar10", "fashion_mnist")
+NAMES = ["ants_bees", "sign_digits", "cifar10", "fashion_mnist"]
 PER_CLASS = 200  # images to learn from of the large sets, by the hash of their names
 
 
@@ -56,8 +53,8 @@ def load(root: Path, name: str) -> Set:
         found = [(path, hash_fraction(path.relative_to(folder).as_posix()) >= 0.25) for path in _images(folder)]
     classes = sorted({path.parent.name for path, _ in found})
     labels = np.array([classes.index(path.parent.name) for path, _ in found])
-    learnt = np.array([learn for _, learn in found])
-    return Set(name, [path for path, _ in found], labels, classes, np.flatnonzero(learnt), np.flatnonzero(~learnt))
+    pool = np.array([learn for _, learn in found])
+    return Set(name, [path for path, _ in found], labels, classes, np.flatnonzero(pool), np.flatnonzero(~pool))
 
 
 def _images(folder: Path) -> list[Path]:
@@ -78,7 +75,7 @@ def _limited(folder: Path, found: list[tuple[Path, bool]]) -> list[tuple[Path, b
     return result
 
 
-BACKBONES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+BACKBONES = ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
 
 
 def quiet(_more: int, _said: str = "") -> None:
@@ -94,11 +91,6 @@ def seen(component: Backbone, data: Set) -> tuple[trunks.Trunk, Features]:
     """A backbone's features of all stages of all images of a set."""
     trunk = trunks.build(component)
     return trunk, extract(data.files, trace.stage_graph(trunk), trunk.preprocessing, trunk.names, None, quiet)
-
-
-def ask(**options: Any) -> AdviceRequest:
-    """What the command line asks of the first backbone."""
-    return advice_request([backbone(BACKBONES[0])], val=0.2, max_bad=0.01, seed=0, **options)
 
 
 def table(file: Path, data: Set, **splits: Sequence[int]) -> Path:

@@ -33,7 +33,7 @@ def _sides(root: Path, repeat: int) -> int:
         "advise-shift",
         "How far each data set is from the images of the pretraining, and on which side of the borders that falls: "
         f"similar below {POLICY.similar_below}, different above {POLICY.different_above}. The median symmetric KL "
-        f"divergence over channels and layers, over {repeat} draws of images; in brackets the least and the greatest.",
+        f"divergence over channels and layers, over {repeat} draws of images; in brackets the minimum and the maximum.",
         {"backbones": ", ".join(BACKBONES), "draws": repeat, "seed": 0},
     )
     right, margins, wrong = [], [], 0

@@ -1,0 +1,52 @@
+"""Every script of benchmarks/ runs at its smallest setting and writes its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Script and arguments → the results that it writes.
+RESULTS = {
+    "advise": ("advise-audit", "advise-cost", "advise-regret", "advise-scores", "advise-shift", "advise-shift-images"),
+    "embed": ("embed",),
+    "faults": ("faults-alarms", "faults-planted"),
+    "finetune boundary rivals probe scratch gpu": (
+        "finetune-boundary",
+        "finetune-gpu",
+        "finetune-probe",
+        "finetune-rivals",
+        "finetune-scratch",
+    ),
+    "heads": ("heads",),
+    "memory": ("memory",),
+    "precision": ("precision",),
+    "reference": ("reference",),
+    "shared": ("shared",),
+    "startup": ("startup",),
+    "train": ("train",),
+}
+BY_OTHER_TESTS = {"house": "test_house.py", "__main__": "it runs the others"}
+
+
+def test_every_script_is_run(checkout):
+    scripts = {file.stem for file in checkout.glob("benchmarks/*.py") if file.stem != "_bench"}
+    assert {line.split()[0] for line in RESULTS} | set(BY_OTHER_TESTS) == scripts
+
+
+@pytest.mark.parametrize("line", RESULTS)
+def test_it_writes_a_result(line, checkout, tmp_path):
+    name, *arguments = line.split()
+    command = [sys.executable, f"benchmarks/{name}.py", *arguments, "--smallest", "--results", tmp_path / "results"]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    written = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "results").glob("*.json")}
+    assert set(written) == set(RESULTS[line])
+    for result, content in written.items():
+        assert content["figures"] or any("not measured" in note for note in content["notes"]), result
+        assert content["notes"]
+        assert (tmp_path / "results" / f"{result}.md").read_text().startswith(f"# {result}\n")
