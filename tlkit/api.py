@@ -243,10 +243,14 @@ def load(
     call; None uses every core, or what `benchmark(tune=True)` found. A `device` that can't be used is a ResourceError,
     or with `allow_cpu` a warning, and the CPU is used.
     """
-    from tlkit.model.exports import graph_file
+    from tlkit.model.exports import TARGET, graph_file, open_export
     from tlkit.runtime.model import Model
 
-    file = graph_file(local_path(path), graph, target, precision)
+    path = local_path(path)
+    if path.is_dir() and (export := open_export(path, target, precision)).target != TARGET:
+        session = resolve.opener(device, allow_cpu, trust=False).open(export, graph)
+        return Model.from_session(session, export.file(graph), head=head)
+    file = graph_file(path, graph, target, precision)
     opening = functools.partial(Model.open, file, graph=graph, workers=workers, head=head)
     return resolve.on_device(lambda chosen: opening(device=chosen), device, allow_cpu)
 

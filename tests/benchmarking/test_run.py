@@ -225,7 +225,7 @@ class TestCommand:
             (("--target", "torch", "--tune"), 2, "--tune is for ONNX graphs"),
             (("--target", "onnx", "--device", "cuda"), 5, "ExecutionProvider"),
             (("--precision", "fp7"), 4, "nothing was exported from it for fp7 yet"),
-            (("--plot", "speed.txt"), 2, "not a kind of picture"),
+            (("--plot", "speed.txt"), 2, "not a format of plots"),
         ],
     )
     def test_what_cannot_be_measured_is_refused(self, run, tiny_run, args, code, says):

@@ -83,6 +83,14 @@ def test_a_model_is_closed_by_with(tiny_run, files):
         model.predict(files[0])
 
 
+def test_a_session_of_any_target_is_a_model(tiny_run, files):
+    file = tiny_run / "onnx/fp32/model.onnx"
+    model = Model.from_session(OnnxSession(file), file)
+    assert model.predict(files)[0] == Model.open(file, workers=1).predict(files)[0]
+    with pytest.raises(UsageError, match="it has one head"):
+        Model.from_session(OnnxSession(file), file, head="other")
+
+
 def test_an_unknown_device_is_refused(tiny_run):
     with pytest.raises(UsageError, match="there is no device 'tpu'; choose one of cpu, cuda, tensorrt"):
         Model.open(tiny_run, device="tpu")

@@ -1,4 +1,4 @@
-"""Scores as a picture: the confusion matrix, and how far probabilities can be believed."""
+"""Plot metrics: the confusion matrix and the reliability diagram."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tlkit.errors import ResourceError, UsageError
 from tlkit.evaluation.metrics import Metrics
 from tlkit.util.files import atomic_file
 
-MOST_NUMBERS = 20  # classes; the cells of more are too small to write into
+MAX_NUMBERS = 20  # classes; the cells of more are too small for numbers
 FORMATS = ("png", "svg", "pdf")
 
 
 def check_plot(file: Path) -> None:
-    """Refuse, before any work, a picture that could not be drawn."""
+    """Raise an error, before any work, if a plot can't be drawn: UsageError for its format, or ResourceError."""
     if file.suffix.lower().removeprefix(".") not in FORMATS:
-        raise UsageError("not a kind of picture", file=file, do=f"end its name in .{', .'.join(FORMATS)}")
+        raise UsageError("not a format of plots", file=file, do=f"end its name in .{', .'.join(FORMATS)}")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ResourceError("drawing needs matplotlib", file=file, do='run: pip install "tlkit[plot]"') from error
 
 
-def plot(scores: Metrics, labels: Sequence[str], file: Path) -> None:
+def plot(metrics: Metrics, labels: Sequence[str], file: Path) -> None:
     """Draw the confusion matrix, as shares of each true class, beside the reliability diagram."""
     check_plot(file)
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
@@ -34,34 +34,38 @@ def plot(scores: Metrics, labels: Sequence[str], file: Path) -> None:
     size = max(4.5, 0.3 * len(labels) + 2)
     figure = Figure(figsize=(size + 5, max(4.5, size)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[size, 4.5])
-    _confusion(left, scores, labels)
-    _reliability(right, scores)
+    _confusion(left, metrics, labels)
+    _reliability(right, metrics)
     with atomic_file(file) as temporary:
         figure.savefig(temporary, format=file.suffix.lower().removeprefix("."), dpi=150)
 
 
-def _confusion(axes: Any, scores: Metrics, labels: Sequence[str]) -> None:
-    counts = scores.confusion
+def _confusion(axes: Any, metrics: Metrics, labels: Sequence[str]) -> None:
+    counts = metrics.confusion
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(labels))
     axes.set_xticks(ticks, labels, rotation=45, ha="right")
     axes.set_yticks(ticks, labels)
-    axes.set(xlabel="called", ylabel="is", title=f"accuracy {scores.accuracy:.1%} of {scores.images} images")
-    if len(labels) <= MOST_NUMBERS:
+    axes.set(
+        xlabel="predicted class",
+        ylabel="true class",
+        title=f"accuracy {metrics.accuracy:.1%} of {metrics.images} images",
+    )
+    if len(labels) <= MAX_NUMBERS:
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 color = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
 
 
-def _reliability(axes: Any, scores: Metrics) -> None:
-    """Per bin of confidence, the share that was right; on the diagonal, probabilities mean what they say."""
-    images, confidence, right = scores.reliability.T
+def _reliability(axes: Any, metrics: Metrics) -> None:
+    """Draw accuracy per bin of confidence; on the diagonal, probabilities are calibrated."""
+    images, confidence, accuracy = metrics.reliability.T
     filled = images > 0
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
     axes.scatter(
-        confidence[filled], right[filled], s=20 + 180 * images[filled] / images.sum(), alpha=0.7, edgecolor="none"
+        confidence[filled], accuracy[filled], s=20 + 180 * images[filled] / images.sum(), alpha=0.7, edgecolor="none"
     )
     axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    axes.set(xlabel="confidence", ylabel="share that was right", title=f"calibration error {scores.ece:.3f}")
+    axes.set(xlabel="confidence", ylabel="accuracy", title=f"calibration error {metrics.ece:.3f}")

@@ -95,11 +95,15 @@ class Model:
             if tuned is None
             else tuned.open(file)
         )
+        return cls.from_session(session, file, head=head)
+
+    @classmethod
+    def from_session(cls, session: Session, file: Path, *, head: str | None = None) -> Model:
+        """Return the model of an open session; `head` names one of several heads. `file` is named in errors."""
         names = metadata.head_names(session.metadata)
         if names and head is None:
-            raise UsageError(
-                "it has several heads", file=file, do=f"choose one of them with --head: {', '.join(names)}"
-            )
+            do = f"choose one of them with --head: {', '.join(names)}"
+            raise UsageError("it has several heads", file=file, do=do)
         if head is not None:
             if not names:
                 raise UsageError("it has one head", file=file, do="leave out --head")

@@ -15,8 +15,8 @@ Result = TypeVar("Result")
 def prefetch(work: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int) -> Iterator[Result]:
     """Yield `work(item)` of each item, in order, computed by `workers` threads.
 
-    At most `ahead` results wait to be taken. An exception of a call is raised in place of its result. No work starts
-    before the first result is requested.
+    At most `ahead` results wait to be taken, which bounds the memory. An exception of a call is raised in place of its
+    result. No work starts before the first result is requested, and none after the caller stops.
     """
     source = iter(items)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="tlkit")
@@ -33,7 +33,10 @@ def prefetch(work: Callable[[Item], Result], items: Iterable[Item], *, workers: 
 
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
-    """Yield tuples of `size` items, the last of which may be shorter."""
+    """Yield tuples of `size` consecutive items, the last of which may be shorter.
+
+    Items are taken only when their tuple is requested.
+    """
     source = iter(items)
     while chunk := tuple(islice(source, size)):
         yield chunk
