@@ -21,6 +21,7 @@ from tlkit.plugin.contract import FEATURES, LOGITS, Head, Phase
 from tlkit.runtime.session import OnnxSession
 from tlkit.training.inputs import Examples
 from tlkit.training.trainer import fit_head
+from tlkit.util.statistics import softmax
 from tlkit.util.text import listed
 from tlkit.verification.parity import compare, relative_error
 
@@ -270,10 +271,7 @@ def _accuracy(module: nn.Module, blobs: Blobs) -> float:
 
 
 def _probabilities(module: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float64]:
-    logits = _logits(module, features).astype(np.float64)
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    result: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
-    return result
+    return softmax(_logits(module, features).astype(np.float64))
 
 
 SUBJECT = HeadSubject

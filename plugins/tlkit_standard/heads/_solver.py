@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from tlkit.errors import DataError, UsageError
 from tlkit.util.resources import cores
+from tlkit.util.statistics import log_sum_exp
 from tlkit.util.text import listed
 from tlkit_standard.heads._base import Candidates, Scorer
 from tlkit_standard.heads._modules import Affine, Front
@@ -272,16 +273,11 @@ def fit_temperature(scores: Rows, labels: Labels) -> tuple[float, float]:
 
     def smoothed(log_beta: float) -> float:
         beta = np.exp(log_beta)
-        return float(np.mean(_log_sum_exp(beta * scores)) - beta * expected)
+        return float(np.mean(log_sum_exp(beta * scores)) - beta * expected)
 
     bounds = (-np.log(MAX_TEMPERATURE), -np.log(MIN_TEMPERATURE))
     beta = float(np.exp(minimize_scalar(smoothed, bounds=bounds, method="bounded").x))
-    return 1.0 / beta, float(np.mean(_log_sum_exp(beta * scores) - beta * right))
-
-
-def _log_sum_exp(scores: Rows) -> Rows:
-    top = scores.max(axis=1)
-    return np.asarray(top + np.log(np.exp(scores - top[:, None]).sum(axis=1)))
+    return 1.0 / beta, float(np.mean(log_sum_exp(beta * scores) - beta * right))
 
 
 def spread(rows: Rows) -> float:
