@@ -84,8 +84,7 @@ def _exported(source: Path, bundle: Path) -> dict[str, Any]:
     run([TLKIT, "train", str(source), "-o", str(bundle), *SETTINGS.frozen])
     options = ["--precision", "int8", "--max-drop", str(MAX_DROP), "--refit-head", "--json"]
     done = run([TLKIT, "export", str(bundle), "--onnx", *options])
-    found = json.loads(done.output)
-    search: dict[str, Any] = (found.get("searches") or found["ladders"])["int8"]
+    search: dict[str, Any] = json.loads(done.output)["searches"]["int8"]
     return search
 
 
@@ -127,7 +126,7 @@ def _add_ends(report: Report, runs: dict[str, list[Run]], few: int, count: int) 
 
 
 def _add_set(report: Report, name: str, search: dict[str, Any]) -> None:
-    tried = search.get("candidates") or search["rungs"]
+    tried = search["candidates"]
     report.figures[f"precision search on {name}"] = tried
     first, last = tried[0], tried[-1]
     head = first["head"]

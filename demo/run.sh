@@ -20,7 +20,7 @@ step tlkit verify run/
 step tlkit predict run/onnx/fp32/model.onnx photos/0/0000.png photos/7/ --topk 2 | head -5
 step tlkit embed run/ photos/ -o features.parquet
 step tlkit eval run/ photos/
-step tlkit bench run/ --batch 1,8
+step tlkit bench run/ --batch-size 1 --batch-size 8
 step tlkit inspect run/
 step tlkit plugins
 step tlkit doctor

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tlkit.benchmarking.timing import BenchmarkPolicy, InferenceTiming, StageTiming, measure
 from tlkit.benchmarking.tuning import Tuned, TuningPolicy, tune
 from tlkit.errors import UsageError
+from tlkit.evaluation.plot import check_plot
 from tlkit.model import exports
 from tlkit.model.bundle import Bundle
 from tlkit.model.exports import Export, Exports
 from tlkit.plugin.contract import Progress, Session, silent
 from tlkit.runtime.engine import Opener
+from tlkit.util.files import atomic_file
 from tlkit.util.text import counted
 from tlkit.verification.trained import TrainedModules
 
@@ -66,6 +69,26 @@ class BenchmarkResult:
         for stage in self.stages:
             yield f"{stage.name}, 1 thread, {stage.images} images: p50 {stage.latency['p50']:.2f} ms, {stage} images/s"
         yield from (f"{name}: {tuned}" for name, tuned in self.tuned.items())
+
+    def plot(self, file: Path) -> None:
+        """Draw throughput against latency: a line for each session, a point for each batch size."""
+        check_plot(file)
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 5), layout="constrained")
+        axes: Any = figure.subplots()
+        for name in dict.fromkeys(each.name for each in self.inference):
+            points = sorted((each for each in self.inference if each.name == name), key=lambda each: each.batch_size)
+            latencies, throughputs = [each.latency["p50"] for each in points], [each.throughput for each in points]
+            axes.plot(latencies, throughputs, marker="o", label=name)
+            for point, latency, throughput in zip(points, latencies, throughputs, strict=True):
+                axes.annotate(f" {point.batch_size}", (latency, throughput), fontsize=8)
+        axes.set(xscale="log", xlabel="median latency per call (ms)", ylabel="images per second")
+        axes.set_ylim(bottom=0)
+        axes.set_title("throughput against latency; numbers are batch sizes")
+        axes.legend()
+        with atomic_file(file) as temporary:
+            figure.savefig(temporary, format=file.suffix.lower().removeprefix("."), dpi=150)
 
 
 def benchmark(  # noqa: PLR0913  # the options of the verb

@@ -71,7 +71,5 @@ def command(bundle: Path, picture: Path | None, as_json: bool, **options: Any) -
         then = f"tlkit predict {quoted(bundle / result.fastest)} IMAGE..."
     show({**result.to_json(), "next": then}, result, as_json)
     if picture is not None:
-        from tlkit.benchmarking.plot import plot_timings
-
-        plot_timings(result.inference, picture)
+        result.plot(picture)
     wrote(picture, then=then)

@@ -8,16 +8,14 @@ from typing import Any
 import click
 
 from tlkit.cli.options import FilePath, json_option, set_option
-from tlkit.cli.output import progress_bars, show, wrote
+from tlkit.cli.output import note, progress_bars, show, wrote
 from tlkit.cli.targets import ProfileType, TargetFlags, check_combination
 from tlkit.util.text import quoted
 
 
 @click.command(cls=TargetFlags, short_help="Export a bundle to graphs for deployment, each checked on real images.")
 @click.argument("bundles", type=FilePath, nargs=-1, required=True, metavar="BUNDLE...")
-@click.option(
-    "--triton", type=FilePath, metavar="DIRECTORY", help="Write a model repository for Triton, from the ONNX graphs."
-)
+@click.option("--triton", type=FilePath, metavar="DIRECTORY", help="Write a Triton model repository of ONNX graphs.")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Any installed target; repeatable.")
 @click.option(
     "--precision",
@@ -49,14 +47,11 @@ def command(bundles: tuple[Path, ...], triton: Path | None, out: Path | None, as
 
     With --max-drop, candidates are tried from --precision upwards: int8, int8 with the most sensitive layers in float,
     fp16, fp32. The first one within that accuracy drop on the validation split is written.
-
-    With --refit-head, the head is refitted on the features of every int8 trunk, and kept there if it is better on the
-    validation split. The bundle stays as it is.
+    With --refit-head, the head is refitted on the features of every int8 trunk, and kept in the export if it is better.
 
     \b
     Examples:
       tlkit export run/ --onnx
-      tlkit export run/ --onnx --data more-photos/ --json
       tlkit export run/ --onnx --precision int8 --max-drop 0.5
       tlkit export pets/ birds/ --onnx --shared-trunk -o both/
       tlkit export run/ --tensorrt-rtx --gpu sm86,sm89,sm120 --profile 1,8,32
@@ -65,23 +60,21 @@ def command(bundles: tuple[Path, ...], triton: Path | None, out: Path | None, as
     check_combination(bundles, triton, out, options)
     from tlkit import api
 
-    precision, data, gpu = options["precision"], options["data"], options.pop("gpu")
-    with progress_bars() as bars:
+    gpu, common = options.pop("gpu"), {"data": options.pop("data")}
+    with progress_bars() as common["progress"]:
         if triton is not None:
-            result: Any = api.export_triton(bundles, triton, precision=precision, data=data, progress=bars)
+            result: Any = api.export_triton(bundles, triton, precision=options["precision"], **common)
             then = f"tritonserver --model-repository {quoted(triton.absolute())}"
         elif out is not None:
-            result = api.export_shared_trunk(bundles, out, data=data, progress=bars)
+            result = api.export_shared_trunk(bundles, out, **common)
             then = f"tlkit predict {quoted(out)} --head {next(iter(result.verdicts))} IMAGE..."
         else:
             chosen = options.pop("options") | ({} if gpu is None else {"target.gpu": gpu})
-            fallback, _ = not options.pop("no_fallback"), options.pop("shared_trunk")
-            result = api.export(
-                bundles[0], *options.pop("targets"), options=chosen, fallback=fallback, progress=bars, **options
-            )
-            last = result.exports[-1].folder
-            then = f"tlkit verify {quoted(bundles[0])}" if result.golden else f"tlkit predict {quoted(last)} IMAGE..."
+            common |= {"options": chosen, "fallback": not options.pop("no_fallback")}
+            del options["shared_trunk"]
+            result = api.export(bundles[0], *options.pop("targets"), **common, **options)
+            then = f"tlkit predict {quoted(result.folders[-1])} IMAGE..."
+            then = f"tlkit verify {quoted(bundles[0])}" if result.golden else then
     show({**result.to_json(), "next": then}, result, as_json)
-    for folder in result.folders[:-1]:
-        click.echo(f"wrote {folder}", err=True)
+    note("wrote", map(str, result.folders[:-1]))
     wrote(result.folders[-1], then=then)

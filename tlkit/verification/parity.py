@@ -79,7 +79,7 @@ class Verdict:
         return all(comparison.passed for comparison in self.comparisons)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON knows it."""
+        """Return everything as JSON values."""
         return {"passed": self.passed, **asdict(self)}
 
     def summary(self) -> str:
