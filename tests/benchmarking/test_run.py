@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.kit.tiny import elsewhere
-from tlkit import api, cli
+from tlkit import cli, resolve
 from tlkit.benchmarking import timing
 from tlkit.benchmarking.timing import BenchmarkPolicy, image_contents, measure
 from tlkit.errors import ResourceError, UsageError
@@ -191,7 +191,7 @@ class TestCommand:
     def test_sides_by_threads_and_the_trained_modules(self, run, tiny_run, monkeypatch):
         from tests.kit.tiny import Line, Tiny
 
-        monkeypatch.setattr(api, "_made_with", lambda _bundle: (Tiny(), Line()))
+        monkeypatch.setattr(resolve, "_made_with", lambda _bundle: (Tiny(), Line()))
         code, out, err = run(
             *("--target", "onnx", "--target", "torch", "--threads", "1", "--threads", "2"),
             "--batch-size",
