@@ -10,15 +10,12 @@ import pytest
 import torch
 
 from tests.kit.exporting import exported
-from tests.kit.tiny import WIDTHS, Tiny
-from tlkit.data.preprocessing import load
+from tests.kit.tiny import Tiny
 from tlkit.errors import DataError, GateError, UsageError
-from tlkit.graph import trace as export
-from tlkit.graph.compose import cut_graph, merge_graphs, stage_output
+from tlkit.graph.compose import cut_graph
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
 from tlkit.model.exports import read_manifest
-from tlkit.model.modules import load_modules, run_modules
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 from tlkit.runtime.session import OnnxSession
@@ -36,38 +33,6 @@ def images():
 
 def shapes(values):
     return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-
-
-@pytest.mark.parametrize("cut", WIDTHS)
-def test_every_cut_gives_what_the_module_gives(tiny, images, cut, tmp_path):
-    graph = cut_graph(onnx.load(export.stage_graph(tiny)), cut)
-    onnx.save(graph, tmp_path / "trunk.onnx")
-    with torch.inference_mode():
-        expected = tiny.upto(cut)(torch.from_numpy(images)).numpy()
-    session = OnnxSession(tmp_path / "trunk.onnx")
-    for batch in (1, 2, 5):
-        assert np.allclose(session.run(images[:batch])[FEATURES], expected[:batch], atol=1e-5)
-    assert shapes(graph.graph.output) == {FEATURES: ["batch", WIDTHS[cut]]}
-
-
-def test_a_shallow_cut_holds_no_deeper_weights(tiny):
-    taps = onnx.load(export.stage_graph(tiny))
-    sizes = [sum(np.prod(t.dims) for t in cut_graph(taps, cut).graph.initializer) for cut in WIDTHS]
-    assert sizes == sorted(set(sizes))
-
-
-def test_a_trunk_is_traced_once(tiny, monkeypatch):
-    file = export.stage_graph(tiny)
-    monkeypatch.setattr(export, "trace", None)  # calling it would fail
-    assert export.stage_graph(trunks.build(Tiny())) == file
-    part = export.cut_stage_graph(tiny, "second")
-    assert export.stage_graph(tiny.upto("second")) == part
-
-
-def test_what_is_kept_for_a_cut_is_a_graph_of_its_stages(tiny):
-    graph = onnx.load(export.cut_stage_graph(tiny, "second"))
-    assert [o.name for o in graph.graph.output] == [stage_output("first"), stage_output("second")]
-    onnx.checker.check_model(graph, full_check=True)
 
 
 def test_the_published_graphs_have_the_names_types_and_shapes_of_the_contract(tiny_run):
@@ -99,16 +64,6 @@ def test_the_three_graphs_agree(tiny_run, images):
     assert np.allclose(whole[LOGITS], logits, atol=1e-5)
     softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert np.allclose(whole[PROBABILITIES], softmax, atol=1e-5)
-
-
-def test_the_modules_of_a_bundle_are_those_that_were_trained(tiny_run, tiny_config):
-    bundle = open_bundle(tiny_run)
-    trunk, head = load_modules(bundle, tiny_config.backbone, tiny_config.head)
-    expected = bundle.expected()
-    pixels = np.stack([load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()])
-    got = run_modules(trunk, head, pixels)
-    assert np.allclose(got[FEATURES], expected[FEATURES], atol=1e-4)
-    assert np.allclose(got[LOGITS], expected[LOGITS], atol=1e-4)
 
 
 class TestPublish:
@@ -179,15 +134,3 @@ class TestParityImages:
         assert (len(images), source) == (4, "the golden images")
         with pytest.raises(UsageError, match="--data"):
             parity_images(open_bundle(tmp_path / "private"))
-
-
-def test_a_head_keeps_its_operators_when_joined(tmp_path):
-    head = torch.nn.Sequential(torch.nn.Linear(8, 5), torch.nn.GELU(), torch.nn.Linear(5, 2)).eval()
-    trunk = trunks.build(Tiny()).upto("second")
-    joined = merge_graphs(cut_graph(onnx.load(export.stage_graph(trunk)), "second"), export.head_graph(head, 8))
-    onnx.checker.check_model(joined, full_check=True)
-    onnx.save(joined, tmp_path / "m.onnx")
-    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    expected = run_modules(trunk, head, images)
-    got = OnnxSession(tmp_path / "m.onnx").run(images)
-    assert np.allclose(got[LOGITS], expected[LOGITS], atol=1e-5)

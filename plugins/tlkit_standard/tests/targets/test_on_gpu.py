@@ -5,17 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-import onnxruntime
 import pytest
 from tlkit_standard.targets import _engine
 
 from tests.kit.fake_cuda import Cuda, Engine, library
 from tlkit.errors import ArtifactError
-from tlkit.plugin.contract import FEATURES, LOGITS
-from tlkit.runtime import providers
-from tlkit.runtime.cuda import Channel
-from tlkit.runtime.providers import BoundSession, provider_options
-from tlkit.runtime.session import OnnxSession
+from tlkit.plugin.contract import FEATURES
 
 
 @pytest.fixture
@@ -86,74 +81,3 @@ class TestEngine:
         (tmp_path / "y.engine").write_bytes(b"no engine")
         with pytest.raises(ArtifactError, match="can't be loaded: no engine; build it again"):
             _engine.EngineSession(library(None), SimpleNamespace(worst="no engine"), tmp_path / "y.engine")
-
-
-class TestBoundSession:
-    """ONNX Runtime's own I/O binding, on its CPU provider: the buffers are the stand-in's, which are the computer's."""
-
-    @pytest.fixture
-    def file(self, tiny_run):
-        return tiny_run / "onnx/fp32/model.onnx"
-
-    def make(self, file, **options):
-        cuda = Cuda()
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        return BoundSession(session, Channel(cuda), memory="cpu", **options), cuda
-
-    def test_it_gives_what_a_session_gives_in_parts_and_for_some_outputs(self, file):
-        images = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
-        one, _ = self.make(file, graphs=False, batch_size=4)
-        plain = OnnxSession(file)
-        for wanted in ([FEATURES], [LOGITS, FEATURES], list(plain.outputs)):
-            for rows in (1, 4, 11, 3):
-                got, expected = one.run(images[:rows], wanted), plain.run(images[:rows], wanted)
-                assert list(got) == wanted
-                for name in wanted:
-                    assert np.allclose(got[name], expected[name], atol=1e-6)
-        assert one.seconds == pytest.approx(0.002)
-
-    def test_results_stay_when_the_buffers_are_used_again(self, file):
-        images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-        one, _ = self.make(file, graphs=False)
-        first = one.run(images[:1], [FEATURES])[FEATURES]
-        kept = first.copy()
-        one.run(images[1:], [FEATURES])
-        assert (first == kept).all()
-
-    def test_buffers_are_allocated_once_and_given_back(self, file):
-        images = np.zeros((3, 32, 32, 3), np.uint8)
-        one, cuda = self.make(file, graphs=False)
-        before = set(cuda.memory)
-        one.run(images, [FEATURES])
-        one.run(images[:1], [LOGITS])
-        assert set(cuda.memory) == before
-        del one
-        assert not cuda.memory
-
-    def test_a_call_that_comes_again_gets_a_graph_of_its_own(self, file, monkeypatch):
-        entries = []
-
-        class Options(onnxruntime.RunOptions):
-            def add_run_config_entry(self, name, value):
-                entries.append((name, value))
-
-        monkeypatch.setattr(providers.onnxruntime, "RunOptions", Options)
-        one, _ = self.make(file, graphs=True)
-        images = np.zeros((3, 32, 32, 3), np.uint8)
-        for rows in (3, 3, 1, 3, 1):
-            one.run(images[:rows], [FEATURES])
-        assert entries == [("gpu_graph_id", number) for number in ("-1", "1", "-1", "1", "2")]
-
-    def test_an_array_that_does_not_fit_is_refused(self, file):
-        one, _ = self.make(file, graphs=False)
-        with pytest.raises(ValueError, match="broadcast"):
-            one.run(np.zeros((2, 8, 8, 3), np.uint8), [FEATURES])
-
-
-def test_providers_share_the_stream_and_only_the_first_records():
-    assert provider_options("cuda", 7, graphs=True) == [
-        ("CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": "7", "enable_cuda_graph": "1"})
-    ]
-    first, second = provider_options("tensorrt", 7, graphs=False)
-    assert first[1] == {"device_id": "0", "user_compute_stream": "7", "trt_cuda_graph_enable": "0"}
-    assert second == ("CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": "7"})
