@@ -7,15 +7,7 @@ from pathlib import Path
 import click
 
 from tlkit import defaults
-from tlkit.cli.options import (
-    FilePath,
-    budget_option,
-    complete,
-    json_option,
-    max_bad_option,
-    seed_option,
-    val_option,
-)
+from tlkit.cli.options import FilePath, budget_option, complete, json_option, max_bad_option, seed_option, val_option
 from tlkit.cli.output import note, progress_bars, show, wrote
 
 
