@@ -152,7 +152,7 @@ CASES = {
     "one class": Case(
         "train photos -o out",
         3,
-        "photos: only one class, 'dark', where at least two folders or labels are needed; .* add images",
+        "photos: only one class, 'dark'; at least two folders or labels are needed; .* add images",
         lambda root: empty(root, "light", "middle"),
     ),
     "an empty class": Case(
@@ -202,7 +202,7 @@ CASES = {
     "nothing to embed": Case(
         "embed run/onnx/fp32/trunk.onnx a.jpg -o f.npy",
         3,
-        "a.jpg: none of the 1 images can be used, the first because: is an empty file",
+        "a.jpg: none of the 1 images is readable, the first because: is an empty file",
         lambda root: write(root, "a.jpg", ""),
     ),
     "nothing to predict": Case("predict run photos/a.jpg void", 3, ".*photos/a.jpg: no such .*void: no such .*"),
@@ -239,7 +239,7 @@ CASES = {
         lambda root: (root / "f.npy").mkdir(),
     ),
     "features of no kind": Case(
-        "embed run photos -o f.csv", 2, "f.csv: not a kind of file .*; end its name in .parquet or .npy"
+        "embed run photos -o f.csv", 2, "f.csv: not a format .*; end its name in .parquet or .npy"
     ),
     "an endless name": Case(f"train photos -o {'x' * 300}", 5, "x{300}: .*name too long.*"),
     # names
@@ -310,7 +310,7 @@ CASES = {
     "too few images to calibrate on": Case(
         "export run --onnx --precision int8 --data few",
         3,
-        "few: [0-9]+ images to calibrate int8 on in its training split, and at least 16 are needed; name a larger .*",
+        "few: [0-9]+ images to calibrate int8 on in its training split, at least 16 needed; name a larger .*",
         make_few,
     ),
     "images to calibrate on that are gone": Case(
@@ -410,18 +410,18 @@ CASES = {
         lambda root: point_outside(root / "run"),
     ),
     "a graph without its head": Case(
-        "predict run/onnx/fp32/trunk.onnx photos", 4, "run/onnx/fp32/trunk.onnx: this graph gives .*; use model.onnx"
+        "predict run/onnx/fp32/trunk.onnx photos", 4, "run/onnx/fp32/trunk.onnx: this graph has .*; use model.onnx"
     ),
     "a graph of the head": Case(
         "embed run/onnx/fp32/head.onnx photos -o f.npy", 4, "run/onnx/fp32/head.onnx: not a graph .* from images .*"
     ),
     "a graph that takes something else": Case(
-        "predict model.onnx photos", 4, "model.onnx: ONNX Runtime fails at it: .*; export it again", take_floats
+        "predict model.onnx photos", 4, "model.onnx: ONNX Runtime fails: .*; export it again", take_floats
     ),
     "a graph with a label for three classes": Case(
         "predict model.onnx photos",
         4,
-        "model.onnx: it gives 3 probabilities for 1 labels; export it again",
+        "model.onnx: it has 3 probabilities for 1 labels; export it again",
         drop_labels,
     ),
 }

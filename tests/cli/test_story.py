@@ -75,8 +75,8 @@ def test_another_backbone_cut_head_and_option_go_all_the_way(do, tmp_path):
     assert (trained["backbone"], trained["cut"], trained["head"]) == ("efficientnet-lite1", "stage4", "svm")
     assert trained["images"] == {"train": 50, "val": 10, "test": 0}
     assert trained["decoded"] == 60
-    exported = do("export", bundle, "--onnx", "--json").json["exported"]
-    assert [each["place"] for each in exported] == [str(bundle / "onnx/fp32")]
+    exported = do("export", bundle, "--onnx", "--json").json["exports"]
+    assert [each["folder"] for each in exported] == [str(bundle / "onnx/fp32")]
     verdicts = exported[0]["parity"]
     assert {name: verdict["passed"] for name, verdict in verdicts.items()} == {
         "trunk": True,
@@ -152,9 +152,9 @@ def test_eval_measures_on_a_class_folder(do):
     assert f"accuracy           {facts['accuracy']:.1%}" in plain
     for name in ("balanced accuracy", "macro-F1", "ECE", "confusion matrix"):
         assert name in plain
-    rows = [line.split() for line in plain.splitlines()[-4:]]
-    assert rows == [
-        [label, *map(str, row), f"#{n}"] for n, (label, row) in enumerate(zip(DIGITS, confusion, strict=True))
+    assert [line.split() for line in plain.splitlines()[-5:]] == [
+        DIGITS,
+        *([label, *map(str, row)] for label, row in zip(DIGITS, confusion, strict=True)),
     ]
 
 
@@ -179,8 +179,9 @@ def test_inspect_tells_what_a_bundle_and_a_graph_are(do, story):
     text = do("inspect", "run").out
     titles = [line for line in text.splitlines() if not line.startswith(" ") and line]
     assert titles == ["Bundle", "Data", "Network", "Head", "Training", "Validation (10 images)", "Exports"]
-    confusion = [line.split() for line in text.splitlines() if line.endswith(tuple(f"  #{n}" for n in range(4)))]
-    assert [[int(cell) for cell in row[1:-1]] for row in confusion[-4:]] == bundle["metrics"]["confusion"]
+    matrix = text.split("predicted class):\n")[1].splitlines()[:5]
+    assert matrix[0].split() == DIGITS
+    assert [[int(cell) for cell in line.split()[1:]] for line in matrix[1:]] == bundle["metrics"]["confusion"]
     assert max(map(len, text.splitlines())) < 400
     assert do("inspect", story.model).out.splitlines()[0] == "Graph"
 
