@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.errors import ResourceError
-from tlkit.plugin.contract import Progress, silent
+from tlkit.plugin.contract import Phase, Progress, silent
 from tlkit.util.files import atomic_file, translate_os_errors
 
 LOG = "history.jsonl"
@@ -74,6 +74,11 @@ def _summary_writer(folder: Path) -> Any:
         raise ResourceError(what, file=folder, do='run: pip install "tlkit[tensorboard]"') from error
     with translate_os_errors(folder):
         return SummaryWriter(str(folder))
+
+
+def learning_rates(phase: Phase, factor: float) -> Line:
+    """Return the learning rates of the head and of the deepest stage, if that trains, as the history has them."""
+    return {"lr": factor * phase.head_lr} | ({"trunk_lr": factor * phase.trunk_lr} if phase.trainable else {})
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], bundle: Path) -> Path | None:

@@ -27,7 +27,7 @@ from tlkit.training.checkpoint import Checkpoint, Checkpoints, load_optimizer_st
 from tlkit.training.device import Device
 from tlkit.training.freezing import Network, check_frozen, stage_hashes
 from tlkit.training.gradients import fast_gradients
-from tlkit.training.history import Line, Monitor
+from tlkit.training.history import Line, Monitor, learning_rates
 from tlkit.training.inputs import AugmentedViews, Batches, DecodedImages, Examples, mixing, split_batches
 from tlkit.util.resources import keep_freed_memory
 
@@ -187,17 +187,15 @@ class Trainer:
         pretrained = self.network.stages[: len(trunk.names) - reinitialized]
         self.frozen_norms = batch_norms(pretrained) if phase.batchnorm == "freeze" else ()
         train_views = AugmentedViews.from_phase(phase, trunk.preprocessing, self.seed, self.views)
-        train = self.train_examples, train_views
-        val = self.val_examples, AugmentedViews(trunk.preprocessing, self.seed)
+        val_views = AugmentedViews(trunk.preprocessing, self.seed)
+        splits = (self.train_examples, train_views), (self.val_examples, val_views)
         first = len(trunk.names) - phase.trainable
         repeats = phase.epochs > 1 and (self.views > 0 or not train_views.varies)  # an image is seen again as it was
         if self.cache_dir is None or not repeats or not 0 < first < len(trunk.names):
-            self.train, self.val = (DecodedImages(*each, frozen, self.device.torch_device) for each in (train, val))
+            self.train, self.val = (DecodedImages(*each, frozen, self.device.torch_device) for each in splits)
             return
         stages = trunk.upto(trunk.names[first - 1])
-        self.train, self.val = open_cache(
-            self.cache_dir, stages, frozen, train, val, self.device, self.monitor.progress
-        )
+        self.train, self.val = open_cache(self.cache_dir, stages, frozen, *splits, self.device, self.monitor.progress)
 
     def _train_epoch(self) -> Line:
         """Take the steps of one epoch; return its line, with the learning rates of its first step."""
@@ -337,11 +335,6 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / (rising + 1)
     return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
-
-
-def learning_rates(phase: Phase, factor: float) -> Line:
-    """Return the learning rates of the head and of the deepest stage, if that trains, as the history has them."""
-    return {"lr": factor * phase.head_lr} | ({"trunk_lr": factor * phase.trunk_lr} if phase.trainable else {})
 
 
 def evaluate(model: nn.Module, inputs: Inputs, device: Device) -> Line:
