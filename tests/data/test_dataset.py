@@ -1,4 +1,4 @@
-"""From what lies on disk to samples, labels and a split; and all that is refused on the way."""
+"""Folders and tables to samples, labels and a split; and everything that is refused."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_every_suffix_counts_in_any_case(suffix: str, tmp_path: Path) -> None:
     assert read(root).labels == ("a", "b")
 
 
-def test_what_is_passed_over_is_listed_unless_hidden(tmp_path: Path) -> None:
+def test_skipped_files_are_listed_unless_hidden(tmp_path: Path) -> None:
     kept = [*numbered("a"), *numbered("b")]
     passed = ["notes.txt", "stray.jpg", "a/readme", "b/deep/clip.mp4", "a/jpg"]
     hidden = [".DS_Store", "a/._1.jpg", ".git/x/1.jpg", "__MACOSX/a/1.jpg", "a/Thumbs.db", "b/desktop.ini"]
@@ -236,12 +236,12 @@ def test_missing_source_and_files_that_are_no_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("val", [0.0, 1.0, -0.1, 20, float("nan")])
-def test_val_outside_its_range_is_a_mistake_of_usage(val: float, tmp_path: Path) -> None:
+def test_val_outside_its_range_is_refused(val: float, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="val must lie between 0 and 1"):
         read(plant(tmp_path, [*numbered("a"), *numbered("b")]), val=val)
 
 
-def test_a_folder_that_is_closed_to_us_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = plant(tmp_path, [*numbered("a"), *numbered("b")])
     scandir = os.scandir
 
@@ -348,7 +348,7 @@ def test_unknown_labels_are_refused_with_the_nearest_known(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("paths", [["a/1.jpg"], ["train/a/1.jpg", "val/b/1.jpg", "test/a/1.jpg"]])
-def test_with_known_labels_a_set_need_not_be_fit_for_learning(paths: list[str], tmp_path: Path) -> None:
+def test_with_known_labels_a_dataset_need_not_be_trainable(paths: list[str], tmp_path: Path) -> None:
     root = plant(tmp_path, paths)
     assert len(read(root, labels=["a", "b"]).samples) == len(paths)
     refusal(root)

@@ -144,14 +144,13 @@ def test_every_image_ticks_once(files, graph):
         assert sum(ticks) == len(files)
 
 
-def test_a_killed_run_goes_on_where_it_was(files, graph, tmp_path):
+def test_an_interrupted_run_continues_where_it_stopped(files, graph, tmp_path):
     """`kill -9` in the middle: what was saved is used, the rest is computed, and the result is the same."""
     code = f"""
 import os, signal, sys
 from pathlib import Path
 from tests.kit.tiny import Tiny
 from tlkit.runtime import features
-features.SAVE_EVERY = 1
 seen = 0
 def tick(n):
     global seen
@@ -159,7 +158,7 @@ def tick(n):
     if seen >= 16:
         os.kill(os.getpid(), signal.SIGKILL)
 files = sorted(Path({str(tmp_path / "photos")!r}).rglob("*.png"))
-features.extract(files, Path({str(graph)!r}), Tiny.preprocessing, {STAGES!r}, "third", tick)
+features.extract(files, Path({str(graph)!r}), Tiny.preprocessing, {STAGES!r}, "third", tick, save_every=1)
 """
     killed = subprocess.run([sys.executable, "-c", code], check=False)
     assert killed.returncode == -9

@@ -55,11 +55,14 @@ class _Writer(Protocol):
     def write(self, images: Sequence[ImageRecord], features: NDArray[np.float32]) -> None: ...
 
 
-def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], object]) -> EmbeddingResult:
+def embed(
+    model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], object], *, row_group: int = ROW_GROUP
+) -> EmbeddingResult:
     """Write the features of `files` to `out`, `.parquet` or `.npy`, in their order.
 
     Parquet has the columns path, sha256 and features (a fixed-size list of float32). A npy file is `(N, width)`
-    float32, with path and sha256 in `out` + `.csv`. Unreadable images are in `out` + `.rejects.csv`.
+    float32, with path and sha256 in `out` + `.csv`. Unreadable images are in `out` + `.rejects.csv`. Parquet is written
+    in groups of `row_group` rows.
     """
     open_writer = WRITERS.get(out.suffix.lower())
     if open_writer is None:
@@ -67,7 +70,7 @@ def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], 
     check_writable(out)
     rejected: dict[str, str] = {}
     rows = width = 0
-    with translate_os_errors(out), open_writer(out, _provenance(model)) as writer:
+    with translate_os_errors(out), open_writer(out, _provenance(model), row_group) as writer:
         for batch in model.stream(files, [FEATURES], hashed=True):
             rejected |= {image.name: image.reason for image in batch.images if image.reason is not None}
             if readable := batch.readable():
@@ -85,8 +88,8 @@ def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], 
 class _Parquet:
     """Opens the file at the first rows, when the width is known, and writes it by row groups."""
 
-    def __init__(self, file: Path, provenance: Mapping[str, str]) -> None:
-        self.file, self.provenance = file, provenance
+    def __init__(self, file: Path, provenance: Mapping[str, str], row_group: int) -> None:
+        self.file, self.provenance, self.row_group = file, provenance, row_group
         self.opened: Any = None
         self.images: list[ImageRecord] = []
         self.parts: list[NDArray[np.float32]] = []
@@ -94,7 +97,7 @@ class _Parquet:
     def write(self, images: Sequence[ImageRecord], features: NDArray[np.float32]) -> None:
         self.images += images
         self.parts.append(features)
-        if len(self.images) >= ROW_GROUP:
+        if len(self.images) >= self.row_group:
             self.flush()
 
     def flush(self) -> None:
@@ -125,7 +128,7 @@ class _Parquet:
 
 
 @contextmanager
-def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[_Writer]:
+def _parquet(out: Path, provenance: Mapping[str, str], row_group: int) -> Iterator[_Writer]:
     try:
         import pyarrow as pa  # noqa: F401
     except ImportError as error:
@@ -133,7 +136,7 @@ def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[_Writer]:
             "writing Parquet needs pyarrow", file=out, do='run: pip install "tlkit[parquet]", or end the name in .npy'
         ) from error
     with atomic_file(out) as temporary:
-        writer = _Parquet(temporary, provenance)
+        writer = _Parquet(temporary, provenance, row_group)
         try:
             yield writer
             writer.flush()
@@ -142,7 +145,7 @@ def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[_Writer]:
 
 
 @contextmanager
-def _npy(out: Path, _provenance: Mapping[str, str]) -> Iterator[_Writer]:
+def _npy(out: Path, _provenance: Mapping[str, str], _row_group: int) -> Iterator[_Writer]:
     class Npy:
         """Opens the array at the first rows, when the width is known."""
 
