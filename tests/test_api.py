@@ -54,7 +54,7 @@ def signatures() -> str:
 
 
 def test_the_public_signatures_change_on_purpose_only():
-    """Where this fails on purpose: `python -m tests.test_api` writes the snapshot anew, and CHANGELOG says why."""
+    """After a change on purpose, `python -m tests.test_api` writes the snapshot, and CHANGELOG gives the reason."""
     assert signatures() == SNAPSHOT.read_text("utf-8")
 
 
@@ -90,7 +90,7 @@ def test_importing_the_functions_loads_no_framework():
 
 
 class TestTrain:
-    """What is refused before any image is read."""
+    """Arguments that are refused before any image is read."""
 
     @pytest.mark.parametrize(
         ("arguments", "says"),

@@ -7,7 +7,6 @@ the same name in the room that does the work. Nothing here prints: progress goes
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -243,16 +242,8 @@ def load(
     call; None uses every core, or what `benchmark(tune=True)` found. A `device` that can't be used is a ResourceError,
     or with `allow_cpu` a warning, and the CPU is used.
     """
-    from tlkit.model.exports import TARGET, graph_file, open_export
-    from tlkit.runtime.model import Model
-
-    path = local_path(path)
-    if path.is_dir() and (export := open_export(path, target, precision)).target != TARGET:
-        session = resolve.opener(device, allow_cpu, trust=False).open(export, graph)
-        return Model.from_session(session, export.file(graph), head=head)
-    file = graph_file(path, graph, target, precision)
-    opening = functools.partial(Model.open, file, graph=graph, workers=workers, head=head)
-    return resolve.on_device(lambda chosen: opening(device=chosen), device, allow_cpu)
+    on = resolve.opener(device, allow_cpu, trust=False)
+    return resolve.open_model(local_path(path), graph, target, precision, head=head, workers=workers, opener=on)
 
 
 def embed(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tlkit.plugin.loading import RegisteredComponent
     from tlkit.plugin.registry import Host
     from tlkit.runtime.engine import Opener
+    from tlkit.runtime.model import Model
     from tlkit.verification.trained import TrainedModules
 
 StrPath = str | os.PathLike[str]
@@ -167,6 +168,20 @@ def opener(device: str, allow_cpu: bool, trust: bool) -> Opener:
     from tlkit.runtime.engine import Opener
 
     return Opener(lambda name: load_plugins().get("target", name), device, allow_cpu, trust, warn)
+
+
+def open_model(
+    path: Path, graph: str, target: str, precision: str, *, head: str | None, workers: int | None, opener: Opener
+) -> Model:
+    """Return an opened graph, or that of a bundle's export; ONNX needs no plugin."""
+    from tlkit.model.exports import TARGET, graph_file, open_export
+    from tlkit.runtime.model import Model
+
+    if path.is_dir() and (export := open_export(path, target, precision)).target != TARGET:
+        return Model.from_session(opener.open(export, graph), export.file(graph), head=head)
+    file = graph_file(path, graph, target, precision)
+    opening = functools.partial(Model.open, file, graph=graph, workers=workers, head=head)
+    return on_device(lambda chosen: opening(device=chosen), opener.device, opener.allow_cpu)
 
 
 def trained_modules(bundle: StrPath) -> TrainedModules:

@@ -130,7 +130,7 @@ def run(args: Sequence[str], *, debug: bool = False) -> int:
 
 
 def _dispatch(args: Sequence[str]) -> int:
-    """Do as `click.Command.main` does, but without its handling of errors, which makes a closed pipe a failure."""
+    """Invoke a command as `click.Command.main` does, without its error handling: it makes a closed pipe a failure."""
     if instruction := os.environ.get(COMPLETION_VARIABLE):
         from click.shell_completion import shell_complete
 

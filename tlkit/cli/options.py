@@ -50,6 +50,15 @@ def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[
     return names
 
 
+def complete_names(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    """Return what completes the name of a plugin or component in a shell."""
+    from tlkit.plugin.registry import load
+
+    plugins = load().plugins
+    known = {*(plugin.name for plugin in plugins), *(each.name for plugin in plugins for each in plugin.components)}
+    return sorted(name for name in known if name.startswith(typed))
+
+
 def _settings(_context: click.Context, _parameter: click.Parameter, pairs: Iterable[str]) -> dict[str, str]:
     """Return pairs like `head.pca=128` as a mapping. Raises one error for all that are malformed."""
     options: dict[str, str] = {}

@@ -27,10 +27,7 @@ from tlkit.util.text import quoted
 @click.argument("source", type=FilePath)
 @click.option("-o", "--out", type=FilePath, required=True, help="Bundle to write; must not exist yet.")
 @click.option(
-    "--backbone",
-    default=defaults.DEFAULT_BACKBONE,
-    shell_complete=complete("backbone"),
-    help="Pretrained network.",
+    "--backbone", default=defaults.DEFAULT_BACKBONE, shell_complete=complete("backbone"), help="Pretrained network."
 )
 @click.option("--size", type=click.IntRange(1), help="Input size in pixels; the backbone's own by default.")
 @click.option("--cut", help="Last stage to keep; chosen by the strategy by default. With auto, it stays frozen.")

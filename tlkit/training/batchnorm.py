@@ -3,8 +3,8 @@
 Stages keep those of the pretraining while they are fine-tuned. In training mode a layer normalizes by the batch, and
 images of a new task differ from those of the pretraining: the first step already sees other features than those that
 the head was fitted to, and a few epochs are too short to recover. (EfficientNet-Lite0, 1,000 images of sign digits at
-128 pixels, probe-then-tune, four epochs, validated on 500: 81 % with updated statistics, 98 % with frozen ones, 93 % if
-no stage trains.) Reinitialized stages have none to keep.
+128 pixels, a probe and four epochs of fine-tuning, validated on 500: 81 % with updated statistics, 98 % with frozen
+ones, 93 % if no stage trains.) Reinitialized stages have none to keep.
 """
 
 from __future__ import annotations

@@ -75,12 +75,3 @@ def _lines(plugin: Plugin) -> Iterator[str]:
     for each in plugin.components:
         if each.reason is not None:
             yield f"  {each.kind:<9} {each.name} refused: {each.reason}"
-
-
-def complete_names(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
-    """Return what completes the name of a plugin or component in a shell."""
-    from tlkit.plugin.registry import load
-
-    plugins = load().plugins
-    known = {*(plugin.name for plugin in plugins), *(each.name for plugin in plugins for each in plugin.components)}
-    return sorted(name for name in known if name.startswith(typed))

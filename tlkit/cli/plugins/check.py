@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from tlkit.cli.options import json_option
+from tlkit.cli.options import complete_names, json_option
 from tlkit.cli.output import progress_bars, show, wrote
-from tlkit.cli.plugins import KINDS, complete_names
+from tlkit.cli.plugins import KINDS
 from tlkit.errors import GateError
 
 
