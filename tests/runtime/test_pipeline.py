@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tlkit.data.preprocessing import load
@@ -180,6 +181,8 @@ def test_an_image_that_breaks_off_is_unreadable(files):
         None,
         bytearray(b"x"),
         ["a.jpg", 3],
+        [["a.jpg"]],
+        torch.zeros((8, 8, 3), dtype=torch.uint8),
         "s3://bucket/a.jpg",
     ],
     ids=str,

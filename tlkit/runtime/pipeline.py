@@ -58,21 +58,19 @@ def iter_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[Source]:
     A single string, path, bytes object, image or array `(H, W, 3)` or `(H, W)` is one image; an array `(N, H, W, 3)`
     is N images. Raises UsageError for anything else.
     """
-    if isinstance(images, str | os.PathLike):
-        yield local_path(images)
-    elif isinstance(images, bytes | Image.Image):
-        yield images
-    elif isinstance(images, np.ndarray):
-        for image in images if images.ndim == 4 else [images]:
-            check_array(image)
+    single = isinstance(images, str | os.PathLike | bytes | bytearray | Image.Image | np.ndarray)
+    for image in [images] if single or not isinstance(images, Iterable) else images:
+        if isinstance(image, str | os.PathLike):
+            yield local_path(image)
+        elif isinstance(image, np.ndarray):
+            for each in image if image.ndim == 4 else [image]:
+                check_array(each)
+                yield each
+        elif isinstance(image, bytes | Image.Image):
             yield image
-    elif isinstance(images, Iterable) and not isinstance(images, bytearray | memoryview):
-        for image in images:
-            yield from iter_images(image)
-    else:
-        raise UsageError(
-            f"{type(images).__name__!r} is not an image", do="give paths, bytes, Pillow images or uint8 arrays"
-        )
+        else:
+            what = f"{type(image).__name__!r} is not an image"
+            raise UsageError(what, do="give paths, bytes, Pillow images or uint8 arrays")
 
 
 def stream(
