@@ -40,7 +40,8 @@ def _page(kind: Kind, host: Host) -> Iterator[str]:
     yield f"{inspect.getdoc(kind.base)}\n"
     yield "## Components of the standard plugin\n"
     for component in standard:
-        yield from _component(component)
+        modules = [type(each).__module__ for each in standard]
+        yield from _component(component, alone=modules.count(type(component).__module__) == 1)
     yield "## The contract\n"
     hook = getattr(hooks, kind.hook)
     yield f"The hook: {inspect.getdoc(hook)}\n"
@@ -58,9 +59,9 @@ def _page(kind: Kind, host: Host) -> Iterator[str]:
     yield "The whole contract: [contract.py](../tlkit/plugin/contract.py)."
 
 
-def _component(component: Any) -> Iterator[str]:
+def _component(component: Any, *, alone: bool) -> Iterator[str]:
     yield f"### `{component.name}`\n"
-    yield f"{_explanation(type(component))}\n"
+    yield f"{_explanation(type(component), alone)}\n"
     if component.kind == "backbone":
         size, weights = component.preprocessing.size, component.weights
         yield f"{size} x {size} pixels; weights: {weights.origin} ({weights.license}).\n"
@@ -77,10 +78,12 @@ def _component(component: Any) -> Iterator[str]:
     yield ""
 
 
-def _explanation(kind: type) -> str:
-    """Return the docstring of the class's module, and that of the class if it has its own."""
+def _explanation(kind: type, alone: bool) -> str:
+    """Return the docstring of the class, after that of its module if it is `alone` in there."""
     own = kind.__doc__ if kind.__doc__ and not kind.__doc__.startswith(f"{kind.__name__}(") else None
-    return "\n\n".join(inspect.cleandoc(text) for text in (inspect.getmodule(kind).__doc__, own) if text)
+    return "\n\n".join(
+        inspect.cleandoc(text) for text in (inspect.getmodule(kind).__doc__ if alone else None, own) if text
+    )
 
 
 def _class(type_: type, members_of: tuple[type, ...]) -> Iterator[str]:

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from tlkit import Backbone, Preprocessing, hookimpl, option
-from tlkit.plugin.contract import Weights
+from tlkit import Backbone, Preprocessing, Weights, hookimpl, option
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""The standard plugin: what ships with tlkit enters by the same door as everyone's.
+"""The standard plugin, registered by entry point like every other.
 
-Its parts are imported inside the hooks, so that one that fails is blamed on the hook that needs it.
+Its modules are imported inside the hooks, so that a failure is reported for the hook that needs the module.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tlkit.plugin.hooks import hookimpl
 
 @hookimpl
 def tlkit_backbones() -> Iterable[Backbone]:
-    """Pretrained networks whose weights come from a package."""
+    """Return pretrained networks whose weights come from a package."""
     from tlkit_standard.backbones import BACKBONES
 
     return BACKBONES
@@ -21,7 +21,7 @@ def tlkit_backbones() -> Iterable[Backbone]:
 
 @hookimpl
 def tlkit_heads() -> Iterable[Head]:
-    """Linear, prototype, neighbour and kernel heads."""
+    """Return linear, prototype, nearest-neighbor and kernel heads."""
     from tlkit_standard.heads import HEADS
 
     return HEADS
@@ -29,7 +29,7 @@ def tlkit_heads() -> Iterable[Head]:
 
 @hookimpl
 def tlkit_strategies() -> Iterable[Strategy]:
-    """From training the head alone to thawing the trunk stage by stage."""
+    """Return strategies from training the head alone to fine-tuning all stages."""
     from tlkit_standard.strategies import STRATEGIES
 
     return STRATEGIES
@@ -37,7 +37,7 @@ def tlkit_strategies() -> Iterable[Strategy]:
 
 @hookimpl
 def tlkit_targets() -> Iterable[Target]:
-    """The runtimes that an ONNX graph is deployed to."""
+    """Return the runtimes that an ONNX graph is deployed to."""
     from tlkit_standard.targets import TARGETS
 
     return TARGETS

@@ -1,4 +1,4 @@
-"""How checks are named, run, exempted and told of, whatever they look at."""
+"""Checks are named, run, exempted and reported, whatever they look at."""
 
 from __future__ import annotations
 

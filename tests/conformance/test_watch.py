@@ -1,4 +1,4 @@
-"""What is reached for is seen, whichever library does it, and nothing is seen afterwards."""
+"""Files and addresses that are opened are seen, whichever library does it, and nothing is seen afterwards."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ print(json.dumps({"plugins": plugins, "warnings": loaded.warnings, "heads": load
 
 
 def report(site: Path, disabled: str = "") -> tuple[dict[str, Any], str]:
-    """What the host says with `site` on its path, and what arrived on stderr."""
+    """Result of the host with `site` on its path, and what arrived on stderr."""
     env = {**os.environ, "PYTHONPATH": str(site), "TLKIT_DISABLE_PLUGINS": disabled}
     command = [sys.executable, "-c", REPORT]
     process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

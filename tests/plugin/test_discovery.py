@@ -1,4 +1,4 @@
-"""What a distribution says of itself, read without importing it."""
+"""Metadata of a distribution, read without importing it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Every(Head):
     weights: Optional[Path] = option(None, "a file")  # noqa: UP045  # plugins may spell it so
     label: str | None = option(None, "a text")
     gamma: Literal["auto"] | float = option("auto", "kernel width")
-    neighbours: int = option(5, "how many", choices=(1, 5, 10))
+    neighbors: int = option(5, "how many", choices=(1, 5, 10))
 
     def __post_init__(self) -> None:
         if self.scale <= 0:
@@ -79,7 +79,7 @@ def test_what_is_not_set_stays() -> None:
         ("label=12", "12"),
         ("gamma=auto", "auto"),
         ("gamma=0.5", 0.5),
-        ("neighbours=10", 10),
+        ("neighbors=10", 10),
         ("scale = 3 ", 3.0),
     ],
 )
@@ -110,7 +110,7 @@ def test_switches(words: tuple[str, ...], value: bool) -> None:
         ("head.whiten=maybe", "must be bool, not 'maybe'"),
         ("head.metric=l1", "must be cosine | l2, not 'l1'"),
         ("head.gamma=scale", "must be auto | float, not 'scale'"),
-        ("head.neighbours=3", "must be one of 1, 5, 10, not '3'"),
+        ("head.neighbors=3", "must be one of 1, 5, 10, not '3'"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(pair: str, problem: str) -> None:
@@ -163,7 +163,7 @@ def test_an_int_is_a_float_and_a_str_a_path_where_that_is_meant() -> None:
     weights=st.none() | st.sampled_from([Path("a"), Path("/b/c.npz")]),
     label=st.none() | st.text(),
     gamma=st.just("auto") | st.floats(allow_nan=False, allow_infinity=False),
-    neighbours=st.sampled_from([1, 5, 10]),
+    neighbors=st.sampled_from([1, 5, 10]),
 )
 def test_options_survive_json(**values: Any) -> None:
     component = Every(**values)
@@ -177,10 +177,10 @@ def test_an_option_that_a_bundle_has_and_the_component_has_not() -> None:
 
 def test_describe() -> None:
     options = {option.name: option for option in describe(Every(pca=3))}
-    assert list(options) == ["pca", "scale", "whiten", "metric", "weights", "label", "gamma", "neighbours"]
+    assert list(options) == ["pca", "scale", "whiten", "metric", "weights", "label", "gamma", "neighbors"]
     assert (options["pca"].type, options["pca"].default, options["pca"].help) == ("int | none", 3, "components")
     assert options["weights"].type == "path | none"
-    assert options["neighbours"].choices == (1, 5, 10)
+    assert options["neighbors"].choices == (1, 5, 10)
     assert options["metric"].type == "cosine | l2"
 
 

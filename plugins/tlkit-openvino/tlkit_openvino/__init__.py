@@ -8,9 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tlkit import Session, Target, hookimpl, option
-from tlkit.errors import ResourceError
-from tlkit.plugin.contract import OptimizationProfile
+from tlkit import OptimizationProfile, ResourceError, Session, Target, hookimpl, option
 from tlkit.util.files import translate_os_errors
 
 
@@ -21,9 +19,8 @@ class OpenVino(Target):
     name = "openvino"
     suffix = ".onnx"
     precisions = ("fp32", "fp16", "int8")
-    workers: int = option(1, "threads that may run it at once, one core each; 1 gives one call all cores")
-
-    threads: int = option(0, "cores that one call uses; 0 leaves it to the number of workers")
+    workers: int = option(1, "threads that may run it concurrently, one core each; 1: one call uses all cores")
+    threads: int = option(0, "cores per call; 0: by the number of workers")
 
     def missing(self) -> str | None:
         if importlib.util.find_spec("openvino") is None:
@@ -31,7 +28,7 @@ class OpenVino(Target):
         return None
 
     def build(self, graph: Path, out: Path, profile: OptimizationProfile) -> None:
-        """Copy the graph, once OpenVINO has compiled it: what it can't run is refused here and not in production."""
+        """Copy the graph after OpenVINO has compiled it: graphs that it can't run are refused here."""
         self.open(graph)
         with translate_os_errors(out):
             shutil.copyfile(graph, out)  # the batch is dynamic: one file serves all shapes
@@ -46,5 +43,5 @@ class OpenVino(Target):
 
 @hookimpl
 def tlkit_targets() -> Iterable[Target]:
-    """One target, for the CPU."""
+    """Return one target, for the CPU."""
     return [OpenVino()]

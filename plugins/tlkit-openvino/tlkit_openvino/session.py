@@ -27,8 +27,8 @@ REASON_LENGTH = 200
 class OpenVinoSession(Session):
     """OpenVINO on the CPU.
 
-    As with ONNX Runtime: with `workers=1` one call at a time uses all cores; with more, each call uses one core and
-    that many threads may call `run` at once. `threads` says how many cores a call uses instead.
+    As with ONNX Runtime: with `workers=1` one call uses all cores; with more, each call uses one core and that many
+    threads may call `run` concurrently. `threads` sets the number of cores per call instead.
     """
 
     def __init__(self, file: Path, *, workers: int = 1, threads: int = 0) -> None:
@@ -75,6 +75,6 @@ def _metadata(model: Any) -> dict[str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, without the places in OpenVINO's source where it was found, which come first."""
+    """Return the reason without the places in OpenVINO's source, which come first."""
     lines = [line for line in str(error).splitlines() if not line.startswith(("Exception from ", "Check "))]
     return textwrap.shorten(" ".join(lines), REASON_LENGTH)

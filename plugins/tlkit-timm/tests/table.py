@@ -61,7 +61,7 @@ def component(entry: str) -> Timm:
 
 
 def chained(backbone: Timm) -> dict[str, Any]:
-    """What the stages are, and how far they are from what timm computes, as a share of the largest value."""
+    """Return the stages, and how far they are from what timm computes, as a share of the largest value."""
     torch.manual_seed(0)
     whole = backbone.whole(pretrained=False)
     torch.manual_seed(0)
@@ -161,7 +161,7 @@ INTRODUCTION = (
         "Taken apart by tlkit-timm, with random weights. *difference* is the largest between what the chained stages "
         "give and what timm's own forward pass gives, as a share of the largest value; *checks* are those of "
         "`tlkit.conformance`; *exported* says that all stages trace to one graph with a dynamic batch. Cells are empty "
-        "where an architecture was only held against timm: where it is large, and where PyTorch itself crashes "
+        "where an architecture was only compared with timm: where it is large, and where PyTorch itself crashes "
         "(RepVGG, GENet, MobileOne and FastViT with PyTorch 2.15 on the CPU: a backward pass of timm's own model on "
         "images with channels last ends in corrupted memory)."
     ),
@@ -170,7 +170,7 @@ INTRODUCTION = (
 
 
 def provenance() -> list[str]:
-    """What made the table."""
+    """Return the versions that made the table."""
     return [
         "- command: `python plugins/tlkit-timm/tests/table.py --out benchmarks/results/timm-architectures.md`",
         "- and again with `--check` and names",

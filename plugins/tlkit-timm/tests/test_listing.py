@@ -1,4 +1,4 @@
-"""All of timm is listed without importing it, and what timm knows of its weights becomes pixel recipes."""
+"""All of timm is listed without importing it, and what timm knows of its weights becomes preprocessing."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_a_timm_without_its_sources_is_refused(monkeypatch: pytest.MonkeyPatch) 
         architectures()
 
 
-def test_every_configuration_becomes_a_recipe_or_is_refused() -> None:
+def test_every_configuration_becomes_a_preprocessing_or_is_refused() -> None:
     refused = set()
     names = timm.list_models(include_tags=True)
     for name in names:
         known = get_pretrained_cfg(name)
         try:
-            preprocessing = loading.recipe(known, None)
+            preprocessing = loading.preprocessing(known, None)
         except UsageError as problem:
             refused.add(str(problem))
         else:
@@ -60,7 +60,7 @@ def test_every_configuration_becomes_a_recipe_or_is_refused() -> None:
     assert len(refused) < 20
 
 
-def test_the_recipe_is_that_of_the_tag() -> None:
+def test_the_preprocessing_is_that_of_the_tag() -> None:
     inception = Timm("timm/tf_efficientnet_b0", tag="ap_in1k").preprocessing
     imagenet = Timm("timm/tf_efficientnet_b0", tag="aa_in1k").preprocessing
     assert (inception.mean, imagenet.mean) == ((0.5, 0.5, 0.5), (0.485, 0.456, 0.406))

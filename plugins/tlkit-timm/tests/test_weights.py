@@ -35,7 +35,7 @@ def saved(file: Path, name: str = NAME, **arguments: object) -> nn.Module:
 
 
 def logits(backbone: Timm, images: torch.Tensor) -> torch.Tensor:
-    """What the stages, the pool and the classifier of a backbone make of images."""
+    """Return what stages, pool and classifier of a backbone make of images."""
     trunk, classifier = build(backbone), backbone.classifier()
     assert classifier is not None
     with torch.inference_mode():
@@ -141,7 +141,7 @@ def photographs(size: int) -> torch.Tensor:
 def test_efficientnet_lite0_is_the_standard_backbone(tmp_path: Path) -> None:
     standard = load().get("backbone", "efficientnet-lite0")
     backbone = Timm("timm/tf_efficientnet_lite0", checkpoint=published_lite0(tmp_path / "lite0.safetensors"))
-    # timm's recipe for these weights is (x - 127.5) / 127.5, the published one (x - 127) / 128: take the latter.
+    # timm's preprocessing for these weights is (x - 127.5) / 127.5, the published one (x - 127) / 128: take the latter.
     trunks = build(standard), build(backbone, preprocessing=standard.preprocessing)
     images = photographs(standard.preprocessing.size)
     with torch.inference_mode():

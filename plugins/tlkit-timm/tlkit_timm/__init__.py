@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tlkit import hookimpl
-from tlkit.plugin.contract import Backbone
+from tlkit import Backbone, hookimpl
 
 
 @hookimpl
 def tlkit_backbones() -> Iterable[Backbone]:
-    """One for each architecture; none of them is looked at before it is used."""
+    """Return one backbone per architecture; each is examined when it is used."""
     from tlkit_timm.backbone import PREFIX, Timm
     from tlkit_timm.names import architectures
 

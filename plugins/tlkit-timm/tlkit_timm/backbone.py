@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 PREFIX = "timm/"
 
-# By the beginning of an architecture's name: the check that it can't pass, and why.
-CACHED_BIAS = "in eval mode timm computes the attention's biases once and keeps them; in training mode they do learn"
+# Prefix of an architecture's name, the check that it can't pass, and the reason.
+CACHED_BIAS = "in eval mode timm computes the attention's biases once and keeps them; in training mode they are trained"
 EXEMPT = (
     ("levit_", "gradient-reaches-every-parameter", CACHED_BIAS),
     ("tiny_vit_", "gradient-reaches-every-parameter", CACHED_BIAS),
@@ -27,15 +27,15 @@ EXEMPT = (
 
 @dataclass(frozen=True)
 class Timm(Backbone):
-    """timm's network of that name. Until it is used, the name is all that is known of it."""
+    """timm's network of that name; nothing but the name is known until it is used."""
 
     name: str
-    checkpoint: Path | None = option(None, "a file of weights (.safetensors, .pth); without one, timm fetches its own")
-    tag: str | None = option(None, "which of timm's weights, as in a1_in1k, and so which pixel recipe")
-    size: int | None = option(None, "pixels a side of the images; by default as in training")
+    checkpoint: Path | None = option(None, "weights file (.safetensors, .pth); none: timm downloads its own")
+    tag: str | None = option(None, "tag of timm's weights, as in a1_in1k, with their preprocessing")
+    size: int | None = option(None, "input size in pixels; none: that of the weights")
 
     def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:
-        """`stem`, `stage1` and so on as the architecture has it, and `last` for a layer or more that follow."""
+        """Return `stem`, `stage1` and so on as in the architecture, and `last` for layers that follow."""
         return self._taken_apart(pretrained=pretrained).stages
 
     def pool(self) -> nn.Module | None:
@@ -54,22 +54,20 @@ class Timm(Backbone):
     def exempt(self) -> Mapping[str, str]:
         reasons = {check: reason for prefix, check, reason in EXEMPT if self.name.startswith(PREFIX + prefix)}
         if self.checkpoint is None:
-            reasons["hash-of-the-weights"] = (
-                "timm names the repository that it fetches weights from, but no hash of them"
-            )
+            reasons["hash-of-the-weights"] = "timm names the repository that it downloads weights from, but no hash"
         return reasons
 
-    # Importing timm takes seconds, so what it knows is looked up when it is asked for.
+    # Importing timm takes seconds, so its metadata is looked up on demand.
     @cached_property
     def preprocessing(self) -> Preprocessing:  # type: ignore[override]
-        """The recipe that timm has for the weights."""
+        """Preprocessing of the weights in timm."""
         from tlkit_timm import loading
 
-        return loading.recipe(self._known, self.size)
+        return loading.preprocessing(self._known, self.size)
 
     @cached_property
     def weights(self) -> Weights:  # type: ignore[override]
-        """The file of weights, or where timm fetches them."""
+        """Weights file, or the origin that timm downloads from."""
         from tlkit_timm import loading
 
         return loading.source(self._known, self.checkpoint)

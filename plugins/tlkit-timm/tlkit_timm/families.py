@@ -1,4 +1,4 @@
-"""Where models of timm keep their stages. A model whose class stands here is still run before its stages are used."""
+"""Paths of the stages in timm's models. A model of these classes is also run before its stages are used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""timm's models, and what timm knows of them. Every way this fails is told in one line."""
+"""Models and metadata of timm; every failure is reported in one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Read = TypeVar("Read")
 
 
 def configuration(architecture: str, tag: str | None) -> Any:
-    """What timm says of an architecture's weights; without a tag, of those that it would choose itself."""
+    """Return timm's metadata of an architecture's weights; without a tag, of its default weights."""
     if tag is None:
         return get_pretrained_cfg(architecture)
     known = {name.partition(".")[2]: each for name, each in get_arch_pretrained_cfgs(architecture).items()}
@@ -36,20 +36,20 @@ def configuration(architecture: str, tag: str | None) -> Any:
     return known[tag]
 
 
-def recipe(known: Any, size: int | None) -> Preprocessing:
-    """The pixel recipe of a configuration; `size` takes the place of its own. Raises UsageError."""
+def preprocessing(known: Any, size: int | None) -> Preprocessing:
+    """Return the preprocessing of a configuration, with another `size` if given. Raises UsageError."""
     channels, height, width = known.input_size
     if channels != 3 or (height != width and size is None):
         why = f"it is made for images of {channels} x {height} x {width}, and tlkit's have 3 channels and are square"
     elif known.crop_pct > 1.0:
-        why = "its recipe puts a border around images, which tlkit's can't"
+        why = "its preprocessing puts a border around images, which tlkit does not support"
     else:
         return Preprocessing(size or height, tuple(known.mean), tuple(known.std), known.crop_pct, known.interpolation)
     raise UsageError(f"backbone 'timm/{known.architecture}': {why}")
 
 
 def source(known: Any, weights: Path | None) -> Weights:
-    """The weights file; or else the place that timm fetches from, whose license it knows, but no hash."""
+    """Return the weights file, or else the origin that timm downloads from; it knows the license, but no hash."""
     if weights is not None:
         return Weights(f"the local file {weights.name}", UNKNOWN_LICENSE, _read(weights, files.sha256))
     origin = f"hf-hub:{known.hf_hub_id}" if known.hf_hub_id else known.url or "none published"
@@ -57,7 +57,7 @@ def source(known: Any, weights: Path | None) -> Weights:
 
 
 def model(known: Any, size: int | None, weights: Path | None, *, pretrained: bool) -> nn.Module:
-    """A model in eval mode: with random weights, those of a file, or those that timm fetches."""
+    """Return a model in eval mode: with random weights, those of a file, or those that timm downloads."""
     arguments = _arguments(known, size)
     if not pretrained:
         return _create(**arguments)
@@ -67,19 +67,19 @@ def model(known: Any, size: int | None, weights: Path | None, *, pretrained: boo
         return _create(**arguments, pretrained=True)
     except Exception as error:  # each of the libraries below timm has its own
         raise ResourceError(
-            f"the pretrained weights of timm/{known.architecture} can't be fetched: {error}",
+            f"the pretrained weights of timm/{known.architecture} can't be downloaded: {error}",
             do="connect to the internet, or give them as a file: --set backbone.checkpoint=FILE.safetensors",
         ) from error
 
 
 def outline(known: Any, size: int | None, **arguments: object) -> nn.Module:
-    """A model without values: its structure, and the shapes of its weights."""
+    """Return a model without values: its structure, and the shapes of its weights."""
     with torch.device("meta"):
         return _create(**_arguments(known, size), **arguments)
 
 
 def _create(**arguments: Any) -> nn.Module:
-    """A model of timm in eval mode."""
+    """Return a model of timm in eval mode."""
     created: nn.Module = timm.create_model(**arguments)
     return created.eval()
 
@@ -102,7 +102,7 @@ def _from_file(known: Any, file: Path, arguments: Mapping[str, Any]) -> nn.Modul
 
 
 def _classes(known: Any, given: Mapping[str, Tensor]) -> int:
-    """How many classes the weights of a file are for: a classifier of one's own replaces timm's, and 0 is for none."""
+    """Return the number of classes of the weights in a file; 0 without a classifier."""
     names = known.classifier if isinstance(known.classifier, tuple) else (known.classifier,)
     weight = given.get(f"{names[0]}.weight")
     if weight is not None:
@@ -112,7 +112,7 @@ def _classes(known: Any, given: Mapping[str, Tensor]) -> int:
 
 
 def _misfit(known: Any, given: Mapping[str, Tensor], file: Path, error: Exception) -> ArtifactError:
-    """What is wrong with the weights of a file, by the names and shapes of the tensors."""
+    """Return the error for the weights of a file, by the names and shapes of the tensors."""
     shapes = {name: np.broadcast_to(np.float32(0), tuple(tensor.shape)) for name, tensor in given.items()}
     try:
         load_tensors(outline(known, None), shapes, what=f"file for timm/{known.architecture}")

@@ -1,4 +1,4 @@
-"""The names of timm's architectures, read from its source files: importing timm takes seconds, this milliseconds."""
+"""Names of timm's architectures, read from its source files: importing timm takes seconds, this milliseconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ENTRY = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE
 
 
 def architectures() -> list[str]:
-    """Every name in the registry of the timm that is installed, sorted. Raises ResourceError where there is none."""
+    """Return every name in the registry of the installed timm, sorted. Raises ResourceError without timm."""
     spec = importlib.util.find_spec("timm")  # locates it and runs none of it
     if spec is None or spec.origin is None:
         raise ResourceError("timm is not installed", do='run: pip install "timm>=1.0.22"')

@@ -1,4 +1,4 @@
-"""The modules that stages are made of where they are not timm's own."""
+"""Modules of stages that are not timm's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Part(nn.Module):
-    """What is left of a model, run by one of its own methods."""
+    """Rest of a model, run by one of its own methods."""
 
     def __init__(self, model: nn.Module, method: str, **arguments: object) -> None:
         super().__init__()
@@ -23,14 +23,14 @@ class Part(nn.Module):
 
 
 class Nothing(nn.Sequential):
-    """Stands where a module was taken out, whether that is called or looped over."""
+    """Placeholder of a module that was taken out, whether that is called or iterated."""
 
     def forward(self, input: Tensor, *_: object, **__: object) -> Tensor:
         return input
 
 
 class Given(nn.Module):
-    """A block with what its model hands it beside its input, such as rotary positions."""
+    """Block with the tensors that its model passes beside its input, such as rotary positions."""
 
     def __init__(self, block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()

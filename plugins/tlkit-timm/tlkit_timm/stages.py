@@ -1,4 +1,4 @@
-"""A timm model taken apart into stages, and run to show that these are all of it.
+"""Take a timm model apart into stages, and run it to show that they are complete.
 
 No code of timm is repeated here. The stem is the model's own `forward_features` with everything deeper taken out of it
 (embedding, positions and class tokens are in there); what the head does before the classifier is the model's own
@@ -28,17 +28,17 @@ Handed = Mapping[nn.Module, Mapping[str, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """The stages of a model, and the model as timm runs it up to the same point. Both hold the same tensors."""
+    """Stages of a model, and the model as timm runs it up to the same point; both hold the same tensors."""
 
     stages: dict[str, nn.Module]
     whole: nn.Module
 
 
 def take_apart(model: Any, size: int) -> Staged:
-    """The stages of a model in eval mode, for images of `size` pixels. Raises UsageError where it has none.
+    """Return the stages of a model in eval mode, for images of `size` pixels. Raises UsageError if it has none.
 
-    They give what `forward_features` does if `pooling` makes of that what the classifier takes. Where the head does
-    more than that, it is part of them, and they give what the classifier takes, `(N, width)`.
+    They return the output of `forward_features` if `pooling` turns that into the classifier's input. If the head does
+    more than that, it is part of them, and they return the classifier's input, `(N, width)`.
     """
     family = FAMILIES.get(type(model).__name__)
     if family is None:
@@ -59,7 +59,7 @@ def take_apart(model: Any, size: int) -> Staged:
 
 
 def pooling(model: Any) -> nn.Module | None:
-    """How the output of any stage becomes features: as in the model's own head, where that has no weights."""
+    """Return the pooling of any stage's output to features: that of the model's own head, if it has no weights."""
     prefix = getattr(model, "num_prefix_tokens", None)
     if prefix is not None:
         return TokenPool(prefix, first=model.global_pool == "token")
@@ -67,13 +67,13 @@ def pooling(model: Any) -> nn.Module | None:
 
 
 def classifier(model: Any) -> nn.Module | None:
-    """The layer from features to logits; None where there is none, or more than one."""
+    """Return the layer from features to logits; None if there is none, or more than one."""
     found = model.get_classifier()
     return found if isinstance(found, nn.Module) and _has_weights(found) else None
 
 
 def _body(model: Any, family: Family) -> list[list[nn.Module]]:
-    """The modules of each stage. What has no weights (an activation, a pooling) belongs to what it follows."""
+    """Return the modules of each stage. Modules without weights (activation, pooling) belong to the one before."""
     if not isinstance(family.body, str):
         return [[model.get_submodule(path) for path in paths] for paths in family.body]
     stages: list[list[nn.Module]] = []
@@ -86,19 +86,19 @@ def _body(model: Any, family: Family) -> list[list[nn.Module]]:
 
 
 def _run(model: Any, blocks: Iterable[nn.Module], image: Tensor) -> tuple[Tensor, Handed]:
-    """The deepest map of an image, and the tensors that each block is handed beside its input on the way there."""
+    """Return the deepest map of an image, and the tensors that each block gets beside its input."""
     handed: dict[nn.Module, dict[str, Tensor]] = {}
 
     def note(block: nn.Module, positional: Sequence[object], named: Mapping[str, object]) -> None:
         handed[block] = {name: value for name, value in named.items() if isinstance(value, Tensor)}
         if len(positional) > 1:
             _refuse(model, "its stages hand more than one thing to each other")
-        if learnt := [name for name, tensor in handed[block].items() if tensor.requires_grad]:
-            _refuse(model, f"its stages have weights in common ({learnt[0]})")
+        if learned := [name for name, tensor in handed[block].items() if tensor.requires_grad]:
+            _refuse(model, f"its stages have weights in common ({learned[0]})")
 
     hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
     try:
-        with torch.enable_grad():  # which tells what is handed to them and learnt from what is constant
+        with torch.enable_grad():  # distinguishes learned tensors from constants
             deepest: Tensor = model.forward_features(image)
     except AssertionError as error:  # how timm says that a model is made for images of another size
         _refuse(model, f"it takes no images of {image.shape[-1]} x {image.shape[-1]} pixels ({error})")
@@ -109,14 +109,14 @@ def _run(model: Any, blocks: Iterable[nn.Module], image: Tensor) -> tuple[Tensor
 
 
 def _stem(model: nn.Module, family: Family, rest: Collection[nn.Module]) -> nn.Module:
-    """What runs before the stages: in timm's models, that is registered before them."""
+    """Return the modules that run before the stages: timm registers them before them."""
     names = [name for name, _ in model.named_children()]
     after = [model.get_submodule(name) for name in names[names.index(family.top) + 1 :]]
     return Part(_without(model, [*rest, *after]), "forward_features")
 
 
 def _head(model: Any, family: Family, rest: Collection[nn.Module]) -> nn.Module:
-    """What runs after the stages, up to the classifier."""
+    """Return the modules that run after the stages, up to the classifier."""
     names = [name for name, _ in model.named_children()]
     before = [model.get_submodule(name) for name in names[: names.index(family.top) + 1]]
     found = model.get_classifier()
@@ -127,8 +127,8 @@ def _head(model: Any, family: Family, rest: Collection[nn.Module]) -> nn.Module:
 
 
 def _without(model: nn.Module, removed: Collection[nn.Module]) -> nn.Module:
-    """A copy of a model that shares its tensors, with `Nothing` where the removed modules stood."""
-    # What deepcopy finds in its memo it takes from there instead of copying it.
+    """Return a copy of a model that shares its tensors, with `Nothing` in place of the removed modules."""
+    # deepcopy takes objects from its memo instead of copying them.
     memo: dict[int, Any] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     memo |= {id(module): Nothing() for module in removed}
     return copy.deepcopy(model, memo)
@@ -143,7 +143,7 @@ def _join(modules: Sequence[nn.Module]) -> nn.Module:
 
 
 def _named(stem: nn.Module, body: Sequence[nn.Module], tail: Sequence[nn.Module]) -> dict[str, nn.Module]:
-    """`stem`, `stage1` and so on. The tail is a stage of its own, `last`, if it has more weights than a norm's."""
+    """Return `stem`, `stage1` and so on. The tail is a stage of its own, `last`, if it has more weights than a norm."""
     stages = {"stem": stem} if _has_weights(stem) else {}
     stages |= {f"stage{number}": stage for number, stage in enumerate(body, start=1)}
     if any(parameter.ndim > 1 for module in tail for parameter in module.parameters()):
@@ -155,7 +155,7 @@ def _named(stem: nn.Module, body: Sequence[nn.Module], tail: Sequence[nn.Module]
 
 
 def _check(model: Any, stages: Mapping[str, nn.Module], pool: nn.Module, image: Tensor, features: Tensor) -> None:
-    """Refuse stages that don't give the features of an image: a family's rule may not fit all of its members."""
+    """Refuse stages that don't compute the features of an image: a family's paths may not fit all of its members."""
     x = image
     for name, stage in stages.items():
         x = stage(x)

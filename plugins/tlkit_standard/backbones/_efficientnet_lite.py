@@ -1,4 +1,4 @@
-"""The network of EfficientNet-Lite in PyTorch, and the way its published weights are read."""
+"""EfficientNet-Lite in PyTorch, and the reader of its published weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tlkit.plugin.contract import Weights
     from tlkit_standard.backbones.efficientnet_lite import Variant
 
-# One row a block group: repeats, kernel, stride, expansion, output channels, before scaling (B0, table 1 of the paper).
+# One row per block group: repeats, kernel, stride, expansion, output channels, before scaling (B0, table 1).
 GROUPS = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -34,7 +34,7 @@ BN_EPSILON, BN_MOMENTUM = 1e-3, 0.01
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow's SAME: an odd pixel of padding goes to the bottom and right."""
+    """Convolution padded as TensorFlow's SAME: an odd pixel of padding goes to the bottom and right."""
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = (self._padding(size, axis) for axis, size in enumerate(x.shape[-2:]))
@@ -62,7 +62,7 @@ class ConvNorm(nn.Sequential):
 
 
 class Block(nn.Module):
-    """An inverted residual block: widen, filter each channel, project; added to its input where shapes allow."""
+    """Inverted residual block: expand, depthwise convolution, project; added to its input if shapes allow."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Block(nn.Module):
 
 
 def stages(width: float, depth: float) -> dict[str, nn.Module]:
-    """The network as stages, shallow to deep, with random weights (fan-out normal, as the original's)."""
+    """Return the network as stages, shallow to deep, with random weights (fan-out normal, as the original)."""
     built: dict[str, nn.Module] = {"stem": ConvNorm(3, STEM, 3, stride=2)}
     inputs = STEM
     for number, (repeats, kernel, stride, expansion, channels) in enumerate(GROUPS, start=1):
@@ -91,25 +91,25 @@ def stages(width: float, depth: float) -> dict[str, nn.Module]:
         built[f"stage{number}"] = nn.Sequential(*blocks)
     built["last"] = ConvNorm(inputs, LAST, 1)
     for stage in built.values():
-        stage.apply(_initialise)
+        stage.apply(_initialize)
     return built
 
 
 def _scaled(channels: int, width: float, divisor: int = 8) -> int:
-    """Channels times width, rounded to the divisor, never down by more than a tenth."""
+    """Return channels times width, rounded to the divisor, never down by more than a tenth."""
     scaled = channels * width
     rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * scaled else rounded + divisor
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
         nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
 
 
 def weights(variant: Variant, published: Weights) -> dict[str, Tensor]:
-    """The published state dict, read without executing anything, once the file's hash has been checked."""
+    """Return the published state dict, read without executing code, after a check of the file's hash."""
     spec = importlib.util.find_spec(variant.package)
     if spec is None or spec.origin is None:
         raise ResourceError(

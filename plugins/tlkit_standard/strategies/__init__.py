@@ -1,4 +1,4 @@
-"""Ways to train."""
+"""Training plans."""
 
 from __future__ import annotations
 

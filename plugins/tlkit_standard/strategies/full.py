@@ -1,9 +1,9 @@
-"""All weights learn, the shallow stages more slowly than the deep ones.
+"""All stages are trainable, the shallow ones with a lower learning rate than the deep ones.
 
-- When: some hundred images a class, or images unlike those of the pretraining.
+- When: some hundred images per class, or images different from the pretraining data.
 - Why: every layer can adapt; the shallow ones, which are general (Yosinski et al., "How transferable are features in
-deep neural networks?", NeurIPS 2014), move least.
-- Cost: the most time of all, forward and backward through the whole network in every epoch.
+deep neural networks?", NeurIPS 2014), change least.
+- Cost: the highest, forward and backward through the whole network in every epoch.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The head learns first, then stage after stage joins in, from the deepest up.
+"""The head is trained first, then stages are unfrozen one by one, from the deepest up.
 
-- When: few images and a task far from the pretraining, where `full` forgets what was known.
-- Why: the deepest layers, the least general, adapt before the others are touched, and the rate falls by 2.6 from layer
-to layer (ULMFiT: Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification", ACL 2018, 3.1, 3.3).
-- Cost: `epochs` for each stage that joins in; the first of them are cheap.
+- When: few images and a task far from the pretraining, where `full` would forget the pretrained features.
+- Why: the deepest layers, the least general, adapt first, and the learning rate falls by 2.6 from layer to layer
+(ULMFiT: Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification", ACL 2018, 3.1, 3.3).
+- Cost: `epochs` for each stage that is unfrozen; the first of them are cheap.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tlkit_standard.strategies._base import Probing
 @dataclass(frozen=True)
 class Gradual(Probing):
     name = "gradual"
-    epochs: int = option(1, "epochs after each stage that joins in")
-    lr_decay: float = option(0.385, "factor on the learning rate from a stage to the one above it; 1 / 2.6")
-    trainable: int | None = option(None, "deepest stages that learn in the end; none: all")
+    epochs: int = option(1, "epochs per stage that is unfrozen")
+    lr_decay: float = option(0.385, "factor on the learning rate per stage, going shallower; 1 / 2.6")
+    trainable: int | None = option(None, "number of deepest stages that are trainable at the end; none: all")
 
     def phases(self, stages: Sequence[str], info: DatasetStatistics) -> Sequence[Phase]:
-        most = len(stages) if self.trainable is None else self.trainable
-        return self.probe(), *(self.phase(trainable) for trainable in range(1, most + 1))
+        last = len(stages) if self.trainable is None else self.trainable
+        return self.probe(), *(self.phase(trainable) for trainable in range(1, last + 1))

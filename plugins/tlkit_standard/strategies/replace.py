@@ -1,9 +1,10 @@
-"""The deepest stages begin again from random weights; the others stay as they were, or move as well.
+"""The deepest stages are reinitialized; the others are frozen, or trainable as well.
 
-- When: a task so unlike the original that its deepest layers are of no use, and enough images to learn others from.
+- When: a task so different from the original that its deepest layers are of no use, and enough images to train others.
 - Why: deep layers are specific to the original task, shallow ones general: only these are transferred (the networks AnB
 of Yosinski et al., "How transferable are features in deep neural networks?", NeurIPS 2014, section 2).
-- Cost: that of `partial` with as many stages, and more epochs, as random weights need a higher rate and more steps.
+- Cost: that of `partial` with as many stages, and more epochs: random weights need a higher learning rate and more
+steps.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from tlkit_standard.strategies._base import Tuning
 @dataclass(frozen=True)
 class Replace(Tuning):
     name = "replace"
-    epochs: int = option(20, "epochs in which stages move")
-    trunk_lr: float = option(1e-3, "highest learning rate of the deepest stage")
-    reinit: int = option(1, "deepest stages that begin from random weights")
-    trainable: int | None = option(None, "deepest stages that learn; none: those that begin again")
+    epochs: int = option(20, "epochs with trainable stages")
+    trunk_lr: float = option(1e-3, "peak learning rate of the deepest stage")
+    reinit: int = option(1, "number of deepest stages that are reinitialized")
+    trainable: int | None = option(None, "number of deepest stages that are trainable; none: the reinitialized ones")
 
     def phases(self, stages: Sequence[str], info: DatasetStatistics) -> Sequence[Phase]:
         trainable = self.reinit if self.trainable is None else self.trainable

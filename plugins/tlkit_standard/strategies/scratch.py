@@ -1,9 +1,9 @@
-"""All stages begin from random weights: no transfer at all.
+"""All stages are reinitialized: no transfer.
 
-- When: for comparison, or with very many images that are nothing like those of the pretraining.
-- Why: to see what the pretraining is worth. With enough images and epochs it is worth little (He et al., "Rethinking
+- When: for comparison, or with very many images that differ from the pretraining data.
+- Why: to measure the value of the pretraining. With enough images and epochs it is worth little (He et al., "Rethinking
 ImageNet Pre-training", ICCV 2019); with few it is worth nearly everything.
-- Cost: an epoch takes what one of `full` takes, and many more are needed.
+- Cost: an epoch costs as much as one of `full`, and many more are needed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tlkit_standard.strategies._base import Tuning
 class Scratch(Tuning):
     name = "scratch"
     epochs: int = option(100, "epochs")
-    trunk_lr: float = option(1e-3, "highest learning rate of the deepest stage")
-    lr_decay: float = option(1.0, "factor on the learning rate from a stage to the one above it")
+    trunk_lr: float = option(1e-3, "peak learning rate of the deepest stage")
+    lr_decay: float = option(1.0, "factor on the learning rate per stage, going shallower")
 
     def phases(self, stages: Sequence[str], info: DatasetStatistics) -> Sequence[Phase]:
         return (self.phase(len(stages), reinit=len(stages)),)

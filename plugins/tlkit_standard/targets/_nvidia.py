@@ -25,21 +25,21 @@ DRIVER = "driver"
 
 @dataclass(frozen=True)
 class NvidiaTarget(Target):
-    """What TensorRT and TensorRT-RTX share."""
+    """Base class of TensorRT and TensorRT-RTX."""
 
     suffix = ".engine"
     executable = True
     precisions = ("fp32", "fp16", "int8-symmetric")
     package: ClassVar[str]  # the Python module
-    distribution: ClassVar[str]  # what to install
-    workspace: int = option(0, "MiB of memory the engine may use while it runs; 0 for all there is")
+    distribution: ClassVar[str]  # the package to install
+    workspace: int = option(0, "maximum workspace memory in MiB; 0: all")
 
     def missing(self) -> str | None:
         if importlib.util.find_spec(self.package) is None:
             return f'{self.package} is not installed; run: pip install "{self.distribution}"'
         try:
             importlib.import_module(self.package)
-        except Exception as error:  # noqa: BLE001 - a stub or a library that does not load fails in its own way
+        except Exception as error:  # noqa: BLE001 - a stub or a library that does not load raises many types
             again = f'run: pip install --force-reinstall "{self.distribution}"'
             return f"{self.package} is installed and can't be loaded ({one_line(str(error))}); {again}"
         return None
@@ -70,28 +70,28 @@ class NvidiaTarget(Target):
             out.write_bytes(memoryview(engine))
 
     def timed(self, _trt: Any, _config: Any) -> AbstractContextManager[None]:
-        """What the engine is built inside of; only TensorRT keeps what it has timed."""
+        """Return the context that the engine is built in; TensorRT keeps its timings with it."""
         return nullcontext()
 
     def configure(self, trt: Any, config: Any) -> None:
-        """Set what only one of the two builders knows."""
+        """Set the flags of one of the two builders."""
 
     def open(self, file: Path) -> Session:
-        """Open an engine on the first GPU; a ResourceError where there is none."""
+        """Open an engine on the first GPU. Raises ResourceError without one."""
         trt = self._library()
         from tlkit_standard.targets._engine import EngineSession
 
         return EngineSession(trt, _log(trt), file)
 
     def machine(self) -> Mapping[str, str]:
-        """The library's version: it reads no other's engines. The driver's, where there is one, to be read."""
+        """Return the version of the library, which reads no other's engines, and of the driver, for information."""
         from tlkit.doctor import gpus
 
         seen = gpus()
         return {self.name: str(self._library().__version__), **({DRIVER: seen[0].driver} if seen else {})}
 
     def incompatible(self, recorded: Mapping[str, str]) -> str | None:
-        """As for any target, but that every driver will do that the library here is content with."""
+        """Compare as for any target, but accept every driver that the library supports."""
         return super().incompatible({name: value for name, value in recorded.items() if name != DRIVER})
 
     def _library(self) -> Any:
@@ -101,7 +101,7 @@ class NvidiaTarget(Target):
 
 
 def _log(trt: Any) -> Any:
-    """A logger that keeps the last error for our own message and prints nothing."""
+    """Return a logger that keeps the last error for the message and prints nothing."""
 
     class Log(trt.ILogger):  # type: ignore[misc]  # the base is known at run time only
         def __init__(self) -> None:
@@ -116,7 +116,7 @@ def _log(trt: Any) -> Any:
 
 
 def _strongly_typed(trt: Any) -> int:
-    """The network's creation flags; from TensorRT 11 on every network is strongly typed and the flag may be gone."""
+    """Return the network's creation flags; from TensorRT 11 on, networks are strongly typed without a flag."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 

@@ -1,4 +1,4 @@
-"""ONNX itself, run by ONNX Runtime: the target that every other starts from."""
+"""ONNX, run by ONNX Runtime: other targets build from its graphs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Onnx(Target):
     name = "onnx"
     suffix = ".onnx"
     precisions = ("fp32", "fp16", "int8")
-    workers: int = option(1, "threads that may run it at once, one core each; 1 gives one call all cores")
-    threads: int = option(0, "cores that one call uses; 0 leaves it to the number of workers")
-    device: str = option("cpu", "where it is run; a GPU needs tlkit[gpu]", choices=("cpu", "cuda", "tensorrt"))
+    workers: int = option(1, "threads that may run it concurrently, one core each; 1: one call uses all cores")
+    threads: int = option(0, "cores per call; 0: by the number of workers")
+    device: str = option("cpu", "device; a GPU needs tlkit[gpu]", choices=("cpu", "cuda", "tensorrt"))
 
     def build(self, graph: Path, out: Path, profile: OptimizationProfile) -> None:
         shutil.copyfile(graph, out)  # the batch is dynamic: one file serves all shapes

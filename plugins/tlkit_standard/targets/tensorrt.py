@@ -21,17 +21,19 @@ LATER = {8: 10, 10: 11}
 
 @dataclass(frozen=True)
 class TensorRT(NvidiaTarget):
+    """Engines that hold kernels for one kind of GPU and one version of TensorRT."""
+
     name = "tensorrt"
     package = "tensorrt"
     distribution = "tensorrt"
-    version_compatible: bool = option(False, "engines that later versions of TensorRT open as well")
-    refit: bool = option(False, "engines whose weights can be exchanged without building them again")
-    hardware_compatible: bool = option(False, "engines for every GPU from Ampere on, somewhat slower on each")
-    timing_cache: str | None = option(None, "a file that keeps what was timed, so that the next build is faster")
+    version_compatible: bool = option(False, "engines that later versions of TensorRT can open")
+    refit: bool = option(False, "engines whose weights can be replaced without a new build")
+    hardware_compatible: bool = option(False, "engines for every GPU from Ampere on, with lower throughput")
+    timing_cache: str | None = option(None, "file for layer timings, which make the next build faster")
 
     @contextmanager
     def timed(self, trt: Any, config: Any) -> Iterator[None]:
-        """Build with what earlier builds timed, and keep what this one adds."""
+        """Build with the timings of earlier builds, and store those of this one."""
         if self.timing_cache is None:
             yield
             return
@@ -53,13 +55,13 @@ class TensorRT(NvidiaTarget):
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
 
     def incompatible(self, recorded: Mapping[str, str]) -> str | None:
-        """An engine that was built version-compatible is read by later versions of TensorRT, too."""
+        """Accept a version-compatible engine in later versions of TensorRT."""
         if self.version_compatible and _reads(self._library().__version__, recorded[self.name]):
             recorded = {name: value for name, value in recorded.items() if name != self.name}
         return super().incompatible(recorded)
 
     def machine(self) -> Mapping[str, str]:
-        """An engine holds kernels for one kind of GPU."""
+        """Return the GPU as well: an engine holds kernels for one kind."""
         from tlkit.runtime.cuda import gpu
 
         if self.hardware_compatible:
@@ -69,7 +71,7 @@ class TensorRT(NvidiaTarget):
 
 
 def _reads(here: str, built: str) -> bool:
-    """Whether the TensorRT that is here reads version-compatible engines of another version."""
+    """Return True if the installed TensorRT reads version-compatible engines of version `built`."""
     ours, theirs = Version(here), Version(built)
     if ours.major == theirs.major:
         return ours >= theirs

@@ -13,12 +13,12 @@ from tlkit_standard.targets._nvidia import NvidiaTarget
 
 @dataclass(frozen=True)
 class TensorRTRTX(NvidiaTarget):
-    """Needs no GPU to build: `--gpu sm86,sm89` names those it is for."""
+    """Builds need no GPU: `--gpu sm86,sm89` names the compute capabilities."""
 
     name = "tensorrt-rtx"
     package = "tensorrt_rtx"
     distribution = "tensorrt-rtx-cu13"
-    gpu: str | None = option(None, "compute capabilities to build for, as in sm86,sm89; without it, all that are known")
+    gpu: str | None = option(None, "compute capabilities to build for, as in sm86,sm89; none: all")
 
     def configure(self, trt: Any, config: Any) -> None:
         if self.gpu is None:
@@ -34,7 +34,7 @@ class TensorRTRTX(NvidiaTarget):
             config.set_compute_capability(known[name], index)
 
     def incompatible(self, recorded: Mapping[str, str]) -> str | None:
-        """TensorRT-RTX reads the engines of no other version, and runs those that were built for this kind of GPU."""
+        """Require the same version of TensorRT-RTX, and this GPU among those that the engine was built for."""
         why = super().incompatible(recorded)
         if why is not None or self.gpu is None:
             return why
@@ -49,5 +49,5 @@ class TensorRTRTX(NvidiaTarget):
         )
 
     def _wanted(self) -> list[str]:
-        """The compute capabilities to build for, as in sm86, each of them once."""
+        """Return the compute capabilities to build for, as in sm86, without duplicates."""
         return list(dict.fromkeys(name.strip().lower() for name in (self.gpu or "").split(",")))

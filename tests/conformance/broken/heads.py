@@ -106,7 +106,7 @@ class Spreading(Mean):
 
 
 @breaks("permuted-labels-permute-logits", "with its labels exchanged, probabilities differ by up to")
-class Favouring(Mean):
+class Favoring(Mean):
     layer = layer_with(lambda _, logits: logits + torch.arange(logits.shape[1]) * 1e3)
 
 

@@ -1,4 +1,4 @@
-"""How a broken component says which check has to find it."""
+"""Register of broken components, each with the check that has to find it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Broken = TypeVar("Broken", bound=Component)
 
 
 class Registry(dict[str, tuple[Component, str]]):
-    """By check: the component that fails it, and a pattern for what is said of it."""
+    """By check: the component that fails it, and a pattern for the message."""
 
     def breaks(self, check: str, saying: str) -> Callable[[type[Broken]], type[Broken]]:
         """Enter a component, made with its defaults, by decorating its class."""

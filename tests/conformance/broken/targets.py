@@ -119,7 +119,7 @@ class Generous(Copy):
 
 
 def into(buffers):
-    """What is given, in buffers that are used again."""
+    """Results in buffers that are used again."""
 
     def change(arrays):
         for name, array in arrays.items():

@@ -177,7 +177,7 @@ class TestCalibration:
 class TestAwkwardFeatures:
     @pytest.mark.parametrize("name", SOLVED)
     @pytest.mark.parametrize("front", FRONTS)
-    def test_zero_rows_constant_columns_and_twins(self, name, front):
+    def test_zero_rows_constant_columns_and_duplicate_rows(self, name, front):
         features, labels = blobs(3)
         features[:5] = 0
         features[:, 3] = 2.5

@@ -26,8 +26,8 @@ def positive(rows=36, width=80, classes=3, seed=0):
     """Features that are never negative, as behind a ReLU, and more of them than rows."""
     random = np.random.default_rng(seed)
     labels = np.arange(rows) % classes
-    centres = np.random.default_rng(99).normal(size=(classes, width))
-    features = np.maximum(0.0, 0.7 * centres[labels] + random.normal(size=(rows, width)))
+    centers = np.random.default_rng(99).normal(size=(classes, width))
+    features = np.maximum(0.0, 0.7 * centers[labels] + random.normal(size=(rows, width)))
     return features.astype(np.float32), labels.astype(np.int64)
 
 
@@ -95,7 +95,7 @@ def test_in_half_precision_nothing_is_lost_but_digits(name):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_a_training_image_seen_again_outvotes_its_neighbours(metric):
+def test_a_training_image_seen_again_outvotes_its_neighbors(metric):
     features, labels = positive()
     features += 100 if metric == "euclidean" else 0  # where |x|^2 - 2xr + |r|^2 would not come to zero
     head = replace(BY_NAME["knn"], k=9, metric=metric, weights="distance", l2=False, power=1.0)

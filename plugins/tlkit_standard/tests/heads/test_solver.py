@@ -50,7 +50,7 @@ def test_it_walks_downhill_from_the_expected_candidate_and_stops():
     assert chosen([1], start=0) == (0, {0})
 
 
-def test_a_tie_goes_to_the_stronger_regularisation():
+def test_a_tie_goes_to_the_stronger_regularization():
     assert chosen([2, 2, 2, 2], start=2)[0] == 0
 
 

@@ -263,7 +263,7 @@ class TestOpening:
 
 
 class TestMachines:
-    """What an engine was built on and for, against what is here, by libraries of any version and GPUs of any kind."""
+    """The machine that an engine was built on and for, compared with this one, for libraries and GPUs of any kind."""
 
     @pytest.fixture
     def here(self, monkeypatch):
@@ -357,7 +357,7 @@ def attributes(file):
 
 
 class TestBindings:
-    """What can't be run without a GPU uses only what NVIDIA's bindings really have."""
+    """Code that can't run without a GPU uses only what NVIDIA's bindings really have."""
 
     @needs_rtx
     def test_of_tensorrt(self):
