@@ -60,11 +60,11 @@ def search(pictures, tmp_path_factory):
 
     def run(backbone, **options):
         place = tmp_path_factory.mktemp("depthwise") / "run"
-        recipe = TrainingConfig(backbone, STRATEGIES[0], load().get("head", "logistic"), ORIGINS, golden=4)
-        train(pictures, place, recipe)
+        config = TrainingConfig(backbone, STRATEGIES[0], load().get("head", "logistic"), ORIGINS, golden=4)
+        train(pictures, place, config)
         bundle = open_bundle(place)
-        exported(place, recipe.backbone, recipe.head)
-        return bundle, *searched(place, recipe.backbone, recipe.head, **options)
+        exported(place, config.backbone, config.head)
+        return bundle, *searched(place, config.backbone, config.head, **options)
 
     return run
 

@@ -29,9 +29,9 @@ def runs(tiny_config, pictures, tmp_path_factory):
     sides = write_images(root / "photos", classes=("left", "right"))
     made = {"shades": (pictures, tiny_config), "sides": (sides, tiny_config)}
     made["deeper"] = (pictures, replace(tiny_config, cut="third"))
-    for name, (photos, recipe) in made.items():
-        train(photos, root / name, recipe)
-        exported(root / name, recipe.backbone, recipe.head)
+    for name, (photos, config) in made.items():
+        train(photos, root / name, config)
+        exported(root / name, config.backbone, config.head)
     return root
 
 

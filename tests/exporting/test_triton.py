@@ -62,17 +62,19 @@ def test_the_ensemble_answers_as_the_model_does(tiny_run, repository):
         assert array == pytest.approx(expected[name], abs=1e-6)
 
 
-def test_a_client_finds_labels_and_the_pixel_recipe(tiny_run, repository):
+def test_a_client_finds_labels_and_preprocessing(tiny_run, repository):
     wanted = config(repository, "run")
     labelled = next(output for output in wanted.output if output.label_filename)
     assert labelled.name == PROBABILITIES
     bundle = open_bundle(tiny_run)
     assert (repository / "run" / labelled.label_filename).read_text().splitlines() == list(bundle.record.labels)
-    recipe = json.loads(wanted.parameters["tlkit.preprocessing"].string_value)
-    recipe = Preprocessing(**{**recipe, "mean": tuple(recipe["mean"]), "std": tuple(recipe["std"])})
-    assert recipe == bundle.record.preprocessing
+    preprocessing = json.loads(wanted.parameters["tlkit.preprocessing"].string_value)
+    preprocessing = Preprocessing(
+        **{**preprocessing, "mean": tuple(preprocessing["mean"]), "std": tuple(preprocessing["std"])}
+    )
+    assert preprocessing == bundle.record.preprocessing
     content = bundle.golden_bytes()[0]
-    assert np.array_equal(load(content, recipe), golden_pixels(bundle)[0])
+    assert np.array_equal(load(content, preprocessing), golden_pixels(bundle)[0])
     assert wanted.parameters["tlkit.bundle"].string_value == bundle.digest
     assert wanted.max_batch_size > 1
 

@@ -52,7 +52,7 @@ def built(run: Path, target: Target, precision: str = "fp32", **options: Any) ->
 
 
 def export_of(run: Path, precision: str = "fp32", target: str = "onnx") -> Export:
-    """Open an export anew."""
+    """Open an export again."""
     return Exports.of(open_bundle(run)).get(target, precision)
 
 

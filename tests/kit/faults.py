@@ -18,8 +18,8 @@ def facts(graph):
     return {prop.key: prop.value for prop in graph.metadata_props}
 
 
-def recipe(**change):
-    """Another pixel recipe in what the graph says of itself."""
+def preprocessed(**change):
+    """Plant another preprocessing into the metadata of a graph."""
 
     def plant(graph):
         preprocessing = json.loads(facts(graph)["tlkit.preprocessing"]) | change
@@ -29,7 +29,7 @@ def recipe(**change):
 
 
 def constants(graph):
-    """What pixels are normalised with, mean and factor: for each channel, or in int8 for each place of a row.
+    """Return the constants that normalize pixels, mean and factor: per channel, or in int8 per place of a row.
 
     An int8 graph that takes pixels as they are has a zero point and a scale instead.
     """
@@ -104,8 +104,8 @@ FAULTS = {
     "another std": normalize(1, lambda scale: scale * 0.9),
     "mean of the channels turned round": normalize(0, turned_round),
     "swapped channels": swap_channels,
-    "another resize filter": recipe(interpolation="nearest"),
-    "another crop": recipe(crop_pct=0.8),
+    "another resize filter": preprocessed(interpolation="nearest"),
+    "another crop": preprocessed(crop_pct=0.8),
     "swapped labels": swap_labels,
     "swapped logits": swap_logits,
     "a changed weight": change_weight,

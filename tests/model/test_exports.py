@@ -83,7 +83,8 @@ class TestOpened:
     def test_a_path_may_be_a_graph_an_export_or_a_bundle(self, own_run, tmp_path):
         model = own_run / "onnx/fp32/model.onnx"
         assert {graph_file(path, "model") for path in (own_run, model.parent, model)} == {model}
-        assert open_export(shutil.copytree(model.parent, tmp_path / "alone")).file().parent == tmp_path / "alone"
+        alone = open_export(shutil.copytree(model.parent, tmp_path / "alone"))
+        assert (alone.name, alone.file().parent) == ("onnx/fp32", tmp_path / "alone")
         with pytest.raises(DataError, match="no such file"):
             graph_file(tmp_path / "nowhere", "model")
         with pytest.raises(ArtifactError, match="neither a graph nor a bundle"):

@@ -195,8 +195,8 @@ def open_export(path: Path, target: str = TARGET, precision: str = PRECISION) ->
     bundle = path.parent.parent if len(path.parts) > 2 else whole.parents[1]
     if (bundle / RECORD).exists():
         return Exports(bundle, read_record(bundle)["digest"]).get(whole.parent.name, whole.name)
-    again = "export it again"
-    return Export(path, whole.parent.name, whole.name, read_manifest(path, again), again)
+    manifest = read_manifest(path, again := "export it again")
+    return Export(path, str(manifest.get("target", TARGET)), str(manifest.get("precision", PRECISION)), manifest, again)
 
 
 def write_export(

@@ -45,8 +45,8 @@ def source(bundle: Bundle) -> Path | None:
     try:
         known = Path(json.loads(_note(bundle.digest).read_text())["source"])
     except (OSError, ValueError, KeyError, TypeError):  # trained elsewhere, or the cache was emptied
-        known = Path(bundle.record.data.get("source", ""))
-    return known if known.name and known.exists() else None
+        return None
+    return known if known.exists() else None
 
 
 def dataset(bundle: Bundle, data: Path | None = None) -> tuple[Path, Dataset]:
