@@ -79,7 +79,7 @@ def test_no_images_give_no_features(model):
 def test_a_model_is_closed_by_with(tiny_run, files):
     with Model.open(tiny_run) as model:
         assert model.predict(files[0])
-    with pytest.raises(ArtifactError):
+    with pytest.raises(UsageError, match="the session is closed"):
         model.predict(files[0])
 
 

@@ -53,8 +53,9 @@ class TestBoundSession:
         one.run(images, [FEATURES])
         one.run(images[:1], [LOGITS])
         assert set(cuda.memory) == before
-        del one
+        one.close()
         assert not cuda.memory
+        one.close()  # again, as when it is deleted
 
     def test_a_call_that_comes_again_gets_a_graph_of_its_own(self, file, monkeypatch):
         entries = []

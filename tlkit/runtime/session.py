@@ -65,6 +65,8 @@ class OnnxSession(Session):
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         names = list(outputs or self.outputs)
+        if self._session is None:
+            raise UsageError("the session is closed", file=self.file)
         try:
             if self._bound is not None:
                 arrays = self._bound.run(array, names)
