@@ -109,7 +109,7 @@ class TestAgainst:
         del graph.metadata_props[:]
         onnx.save(graph, place / "deployed.onnx")
         assert cli.run(["verify", "deployed.onnx", "--against", "run"]) == 4
-        assert "what the graph says of itself can't be read" in capsys.readouterr().err
+        assert "the metadata of the graph is invalid" in capsys.readouterr().err
 
     def test_a_precision_that_is_none_is_refused(self, place, capsys):
         graph = onnx.load(place / "run/onnx/fp32/model.onnx")
