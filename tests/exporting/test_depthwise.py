@@ -75,7 +75,7 @@ def test_with_similar_channels_it_is_as_good_in_int8(search):
 
 
 def test_with_different_channels_it_falls_apart_and_the_layers_around_them_stay_in_float(search):
-    bundle, published, found = search(Depthwise(), max_drop=0.5)
+    bundle, written, found = search(Depthwise(), max_drop=0.5)
     first, *_, last = found.candidates
     assert first.name == "int8"
     assert first.drop > 30
@@ -83,7 +83,7 @@ def test_with_different_channels_it_falls_apart_and_the_layers_around_them_stay_
     error = {layer.name: layer.error for layer in found.sensitivity}
     guilty = set(found.candidates[-1].kept)
     assert min(error[name] for name in guilty) > 10 * max(error[name] for name in error if name not in guilty)
-    assert published.folder == bundle.root / "onnx/int8"
+    assert written.folder == bundle.root / "onnx/int8"
     assert replayed(bundle.root, "int8").passed
 
 

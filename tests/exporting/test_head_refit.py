@@ -63,12 +63,12 @@ def record(run, place="onnx/int8"):
 class TestKept:
     def test_a_better_head_is_in_the_graphs_and_the_bundle_stays_as_it_was(self, own_run, search):
         before = open_bundle(own_run)
-        published, found = search(Means())
+        written, found = search(Means())
         refit = found.candidates[0].head
         assert refit.kept
         assert (refit.accuracy, -refit.log_loss) > (refit.own_accuracy, -refit.own_log_loss)
         assert found.candidates[0].accuracy == refit.accuracy
-        assert all(verdict.passed for verdict in published.verdicts.values())
+        assert all(verdict.passed for verdict in written.verdicts.values())
         assert record(own_run)["head_from"] == "export"
         assert record(own_run)["precision_search"]["candidates"][0]["head"]["kept"] is True
         after = open_bundle(own_run)

@@ -106,20 +106,20 @@ class TestFirst:
         assert result.images == 4
 
 
-class TestPublish:
+class TestWritten:
     @pytest.mark.parametrize("precision", ["int8", "fp16"])
     def test_it_is_written_proven_and_of_use(self, own_run, search, pictures, precision):
-        published, found = search(precision)
-        assert published.folder == own_run / "onnx" / precision
-        assert all(verdict.passed for verdict in published.verdicts.values())
-        record = json.loads((published.folder / "manifest.json").read_text())
+        written, found = search(precision)
+        assert written.folder == own_run / "onnx" / precision
+        assert all(verdict.passed for verdict in written.verdicts.values())
+        record = json.loads((written.folder / "manifest.json").read_text())
         assert (record["precision"], record["precision_search"]) == (precision, json.loads(json.dumps(found.to_json())))
         assert replayed(own_run, precision).passed
-        for path in (published.folder, published.folder / "model.onnx"):
+        for path in (written.folder, written.folder / "model.onnx"):
             model = Model.open(path)
             assert model.session.metadata["tlkit.precision"] == precision
             assert model.predict([pictures / "dark/00.png"])[0].labels == ("dark",)
-        assert Model.open(published.folder, graph="trunk").embed([pictures / "dark/00.png"]).shape == (1, 8)
+        assert Model.open(written.folder, graph="trunk").embed([pictures / "dark/00.png"]).shape == (1, 8)
 
     def test_int8_lists_the_images_it_was_calibrated_on(self, own_run, search):
         search("int8")
@@ -144,33 +144,33 @@ class TestPublish:
 
     def test_fp16_needs_no_images_but_for_a_budget(self, own_run, search):
         forget_source(own_run)
-        published, found = search("fp16")
-        assert (published.drawn_from, found.candidates) == ("the golden images", ())
+        written, found = search("fp16")
+        assert (written.drawn_from, found.candidates) == ("the golden images", ())
         for options in ({"precision": "fp16", "max_drop": 1.0}, {"precision": "int8"}):
             with pytest.raises(DataError, match="not on this machine any more; name others like them with --data"):
                 search(**options)
 
     def test_layers_are_left_in_float_until_it_is_good_enough(self, own_run, search, bad_int8):
         bad_int8.enough = 1
-        published, found = search("int8", max_drop=0.5)
+        written, found = search("int8", max_drop=0.5)
         assert [candidate.name for candidate in found.candidates] == ["int8", "int8, 1 layer in float"]
         assert found.candidates[0].drop > 30
         assert found.candidates[1].kept == (found.sensitivity[0].name,)
-        assert published.folder == own_run / "onnx/int8"
+        assert written.folder == own_run / "onnx/int8"
 
     def test_or_else_a_higher_precision_is_taken(self, own_run, search, bad_int8):
-        published, found = search("int8", max_drop=0.5)
+        written, found = search("int8", max_drop=0.5)
         assert [candidate.name for candidate in found.candidates][-1] == "fp16"
-        assert published.folder == own_run / "onnx/fp16"
+        assert written.folder == own_run / "onnx/fp16"
         assert not (own_run / "onnx/int8").exists()
 
     def test_up_to_fp32_which_only_gets_a_record(self, own_run, search, bad_int8, monkeypatch):
         real = trace.half_precision_graph
         monkeypatch.setattr(trace, "half_precision_graph", lambda trunk: blind(real(trunk)))
         graphs = (own_run / "onnx/fp32/model.onnx").read_bytes()
-        published, found = search("int8", max_drop=0.5)
+        written, found = search("int8", max_drop=0.5)
         assert found.candidates[-1].name == "fp32"
-        assert published.folder == own_run / "onnx/fp32"
+        assert written.folder == own_run / "onnx/fp32"
         assert (own_run / "onnx/fp32/model.onnx").read_bytes() == graphs
         assert json.loads((own_run / "onnx/fp32/manifest.json").read_text())["precision_search"]["max_drop"] == 0.5
         assert replayed(own_run).passed
@@ -262,8 +262,8 @@ class TestTargets:
             name = "copy"
 
         search("int8")
-        published = built(own_run, Copy(), precision="int8")
-        assert published.folder == own_run / "copy/int8"
+        written = built(own_run, Copy(), precision="int8")
+        assert written.folder == own_run / "copy/int8"
         images, _ = parity_images(open_bundle(own_run))
         one, other = (OnnxSession(own_run / place / "int8/model.onnx").run(images) for place in ("onnx", "copy"))
         assert np.array_equal(one[LOGITS], other[LOGITS])

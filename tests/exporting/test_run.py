@@ -66,7 +66,7 @@ def test_the_three_graphs_agree(tiny_run, images):
     assert np.allclose(whole[PROBABILITIES], softmax, atol=1e-5)
 
 
-class TestPublish:
+class TestWritten:
     def test_the_record_says_what_was_checked(self, tiny_run):
         record = read_manifest(tiny_run / "onnx/fp32", "")
         assert record["bundle"] == open_bundle(tiny_run).digest
@@ -75,7 +75,7 @@ class TestPublish:
         assert all(verdict["passed"] for verdict in record["parity"].values())
         assert [c["batch_size"] for c in record["parity"]["model"]["comparisons"]][:3] == [1, 2, 7]
 
-    def test_a_graph_that_computes_something_else_is_not_published(self, own_run, tiny_config, monkeypatch):
+    def test_a_graph_that_computes_something_else_is_not_written(self, own_run, tiny_config, monkeypatch):
         before = (own_run / "onnx/fp32/model.onnx").read_bytes()
         real = cut_graph
 

@@ -162,14 +162,14 @@ class TestRTX:
             TensorRTRTX().build(tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", OptimizationProfile(4, 2, 8))
 
     @no_gpu
-    def test_a_bundle_is_published_and_says_that_it_is_unproven(self, own_run):
-        published = built(own_run, TensorRTRTX())
-        assert published.folder == own_run / "tensorrt-rtx/fp32"
-        assert "no NVIDIA GPU" in str(published.unproven)
-        record = json.loads((published.folder / "manifest.json").read_text())
+    def test_a_bundle_is_built_and_says_that_it_is_unproven(self, own_run):
+        written = built(own_run, TensorRTRTX())
+        assert written.folder == own_run / "tensorrt-rtx/fp32"
+        assert "no NVIDIA GPU" in str(written.unproven)
+        record = json.loads((written.folder / "manifest.json").read_text())
         assert record["machine"] == TensorRTRTX().machine()
         assert json.loads(record["metadata"]["model"]["tlkit.labels"]) == ["dark", "light", "middle"]
-        names = sorted(file.name for file in published.folder.iterdir())
+        names = sorted(file.name for file in written.folder.iterdir())
         assert names == ["head.engine", "manifest.json", "model.engine", "trunk.engine"]
 
 
@@ -341,12 +341,12 @@ class TestMachines:
     def test_an_export_for_other_gpus_is_unproven_and_opened_nowhere_else(self, own_run, monkeypatch):
         pytest.importorskip("tensorrt_rtx")
         monkeypatch.setattr(cuda, "gpu", lambda: cuda.Gpu("RTX A6000", "8.6"))
-        published = built(own_run, TensorRTRTX(gpu="sm120"))
-        assert published.unproven == "it was built for sm120, and this machine has sm86 (RTX A6000)"
+        written = built(own_run, TensorRTRTX(gpu="sm120"))
+        assert written.unproven == "it was built for sm120, and this machine has sm86 (RTX A6000)"
         with pytest.raises(
             IncompatibleEngine, match=r"for sm120, and this machine has sm86 .*; run: tlkit export .* --tensorrt-rtx$"
         ):
-            open_target(TensorRTRTX(), open_export(published.folder))
+            open_target(TensorRTRTX(), open_export(written.folder))
 
 
 def attributes(file):
