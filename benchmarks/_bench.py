@@ -349,7 +349,7 @@ def _smallest() -> Path:
 
 
 def missing(*packages: str) -> str | None:
-    """Why a rival can't be measured; None if it can."""
+    """The reason why a rival can't be measured; None if it can."""
     if SETTINGS.smallest:
         return "left out at the smallest setting: the tiny backbone has no counterpart"
     absent = [name for name in packages if find_spec(name) is None]

@@ -11,7 +11,7 @@ Nothing but the standard library is needed, except for the three journeys: these
   `tlkit/` that a call from another file of `tlkit/` enters, in any thread: each is a place where a reader has to open
   another file. On the first edition's last commit (4b16dba) this counts 43, 34 and 37; the counts by hand that the
   budgets were derived from were 43, 47 and 42.
-- Reads of manifests are the times that `export` opens a `manifest.json` (`built.json` in the first edition) to read it.
+- Reads of manifests are the times that `export` opens a `manifest.json` to read it.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Trace:
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """The hook of `sys.addaudithook`."""
-        if event == "open" and str(arguments[0]).endswith(("/manifest.json", "/built.json")):
+        if event == "open" and str(arguments[0]).endswith("/manifest.json"):
             self.manifests += "r" in str(arguments[1] or "")
 
     def run(self, command: list[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How each score orders stages, backbones and data sets, against the accuracy of a logistic head."""
+"""Order of stages, backbones and data sets by each score, against the accuracy of a logistic head."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def scores(root: Path, count: int = 500) -> int:
 
 
 def _pairs(last: Sequence[dict[str, Any]], score: str) -> list[bool]:
-    """Whether of two backbones, each with all stages, the one that a score prefers on a data set is more accurate."""
+    """True for each pair of backbones on a data set if the one that a score prefers is more accurate."""
     return [
         (one[score] > other[score]) == (one["accuracy"] > other["accuracy"])
         for one, other in combinations(last, 2)

@@ -86,7 +86,7 @@ def _sides(root: Path, repeat: int) -> int:
 
 
 def _stability(root: Path) -> int:
-    """How far the figure from a few images is from that of all, and what is said of them."""
+    """Difference of the shift of a few images from that of all, and the domains that follow."""
     report = Report(
         "advise-shift-images",
         f"The shift from a few images against that from all of those at hand, {ALL} at the most: by how much {DRAWS} "

@@ -1,4 +1,4 @@
-"""How many images a second EfficientNet-Lite0 up to its features takes in eager PyTorch, channels last, on all cores.
+"""Images per second of EfficientNet-Lite0 up to its features in eager PyTorch, channels last, on all cores.
 
 python eager_speed.py BATCH
 """

@@ -1,8 +1,8 @@
-"""Train all of EfficientNet-Lite0 on a GPU with bf16, by tlkit or by a plain loop, and say how fast that was.
+"""Train all of EfficientNet-Lite0 on a GPU with bf16, by tlkit or by a plain loop, and measure the throughput.
 
 python gpu_loop.py photos/ --side plain --epochs 3
 
-Prints, as JSON, the images a second from the second epoch on, and the share of the time the GPU was busy, in percent.
+Prints, as JSON, the images per second from the second epoch on, and the share of the time the GPU was busy, in percent.
 """
 
 from __future__ import annotations

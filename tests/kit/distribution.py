@@ -1,4 +1,4 @@
-"""What is installed, changed for one process by what stands first on its path; nothing is installed."""
+"""Distributions that one process finds on its path, as if they were installed; nothing is installed."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Cuda:
         self.memory = {}
 
     def enqueue(self, name, work):
-        """Do it, or note it where a graph is recorded."""
+        """Run the work, or record it while a graph is recorded."""
         if self.recording is not None:
             self.recording.append((name, work))
         else:

@@ -1,4 +1,4 @@
-"""What every test may use: real images, a cache of its own, and the command as a user starts it."""
+"""Fixtures for every test: real images, a cache of its own, and the command as a user starts it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHARED_DATA = Path(os.environ.get("TLKIT_SHARED_DATA") or CHECKOUT.parent / "sha
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -42,7 +42,7 @@ class Finished:
 
     @property
     def json(self) -> Any:
-        """What it printed with `--json`."""
+        """The result that it printed with `--json`."""
         return json.loads(self.out)
 
     @property
@@ -170,7 +170,7 @@ def story(common_tmp: Path, shell: Callable[..., Finished]) -> Story:
 
 
 def write_digits(root: Path) -> None:
-    """What the README speaks of: photos/ and test/ with class folders (here of four digits), a.jpg and b.jpg.
+    """Write the images of the README: photos/ and test/ with class folders (here of four digits), a.jpg and b.jpg.
 
     The digits are four that are easily told apart, so that a test may expect most answers to be right.
     """

@@ -48,7 +48,7 @@ BORDERS = (
     Border(
         "tlkit_standard",
         ("plugins.tlkit_standard",),
-        "ask tlkit.plugin.registry for the component by kind and name: the host has no favourite plugin",
+        "ask tlkit.plugin.registry for the component by kind and name: the host has no favorite plugin",
     ),
     Border(
         "sklearn",

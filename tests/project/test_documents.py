@@ -74,7 +74,7 @@ def parse(command: str) -> None:
 
 @pytest.fixture
 def place(story, tmp_path):
-    """What the documents take for granted: photos/, test/ and a.jpg, and nothing trained."""
+    """A folder as the documents assume it: photos/, test/ and a.jpg, and nothing trained."""
     for name in ("photos", "test"):
         shutil.copytree(story.root / name, tmp_path / name)
     shutil.copy(story.root / "a.jpg", tmp_path)

@@ -1,4 +1,4 @@
-"""What is published: the wheel, the source distribution, and how little the base asks for."""
+"""The wheel, the source distribution, and the few dependencies of the base."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ NAMES: dict[str, str] = {
 }
 
 # First words that tell a question, where a docstring states what there is ("Return …", "Mixed-precision dtype …").
-QUESTIONS = {"What", "How", "Whether", "Where", "Which", "When", "Why", "Is", "Are", "Does", "Do"}
+QUESTIONS = {"What", "How", "Whether", "Where", "Which", "When", "Why", "Is", "Are", "Does"}
 DOCSTRING = "docstring: a verb in the imperative or a noun first"
 
 
