@@ -48,15 +48,15 @@ REPLAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One session at one batch size. `flips` counts images whose label changed although it was not a tie.
+    """One session at one batch size. `flips` counts flipped labels: those that changed although they were no tie.
 
-    Where `head_error` is known, logits are judged by it, and how far they are from those expected is only told: below
-    fp32 a head makes much or little of the rounding of its features, and neither is a fault.
+    Where `head_error` is known, logits are judged by it and `logit_error` is only reported: below fp32 a head may
+    amplify or damp the rounding of its features, and neither is a fault.
     """
 
     batch_size: int
     images: int
-    cosine: float | None  # the least over images, where there are features
+    cosine: float | None  # the lowest over images, where there are features
     feature_error: float | None  # the largest, relative
     logit_error: float | None
     head_error: float | None  # of the logits, relative, from what the head gives for the features beside them
@@ -68,7 +68,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All comparisons; `passed` is the gate."""
+    """The comparisons of one graph with what is expected; `passed` is the verdict."""
 
     tolerance: Tolerance
     comparisons: tuple[Comparison, ...]
@@ -83,7 +83,7 @@ class Verdict:
         return {"passed": self.passed, **asdict(self)}
 
     def summary(self) -> str:
-        """The worst of each figure in one line."""
+        """Return the worst of each figure in one line."""
         parts = [f"{max(c.images for c in self.comparisons)} images"]
         for label, values, worst in (
             ("cosine", [c.cosine for c in self.comparisons], min),
@@ -130,7 +130,7 @@ def compare(
 
 
 def _sizes(batches: Sequence[int], images: int) -> list[int]:
-    """The batch sizes to run so many images in."""
+    """Return the batch sizes to run so many images in."""
     sizes = {min(size, images) for size in batches}
     if images > 2 and all(images % size == 0 for size in sizes):
         sizes.add(images - 1)
@@ -145,7 +145,7 @@ def compared(
     tolerance: Tolerance,
     head: HeadOf | None = None,
 ) -> Comparison:
-    """Hold what a session gave for so many images, run so many at a time, against what is expected."""
+    """Compare the output of a session for so many images, at one batch size, with what is expected."""
     cosine = feature_error = logit_error = head_error = probability_error = agreement = None
     flips = 0
     if any(got[name].shape != expected[LOGITS if name == PROBABILITIES else name].shape for name in got):
