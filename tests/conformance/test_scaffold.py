@@ -181,14 +181,43 @@ def test_a_new_backbone_is_listed_checked_and_recorded_in_a_bundle(begin):
         do("tlkit export run --tensorrt-rtx")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_head_and_strategy_train_and_a_new_target_is_built(begin):
+    do = begin("head")
+    begin("strategy")
+    begin("target")
+    for name in ("myhead", "mystrategy", "mytarget"):
+        do(f"tlkit plugins check {name}")
+    settings = "--cut stem --head myhead --strategy mystrategy --set strategy.steps=50 --golden 4"
+    do(f"tlkit train {{photos}} -o run {settings}")
+    do("tlkit export run --target mytarget")
+    do("tlkit verify run")
+
+
+def readme_commands(folder):
+    """Return the commands in the console blocks of a README."""
+    blocks = re.findall(r"```console\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    return [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+
+
+def test_every_command_of_its_readme_has_options_that_exist(project, shell):
+    _, folder = project
+    commands = [command for command in readme_commands(folder) if command.startswith("tlkit ")]
+    assert len(commands) >= 3
+    for command in commands:
+        finished = shell(f"{command} --help", cwd=folder)
+        assert finished.code == 0, f"{command}: {finished.err}"
+
+
+# All but the backbone's train the default backbone, at its own size.
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "backbone" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_every_command_of_its_readme_runs(kind, tlkit, shell, tmp_path, pictures):
     name, site = f"tlkit-my{kind}", tmp_path / "site"
     folder = tmp_path / name
     assert tlkit("plugins", "new", name, "--kind", kind, cwd=tmp_path).code == 0
     (folder / "photos").symlink_to(pictures)
-    blocks = re.findall(r"```console\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    install, *commands = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    install, *commands = readme_commands(folder)
     assert install == "pip install -e '.[test]'"
     site.mkdir()
     install_project(site, folder)  # as pip would
