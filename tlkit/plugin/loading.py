@@ -43,7 +43,7 @@ class RegisteredComponent:
         lines = [f"{self.kind} {self.name} ({self.distribution} {self.version})"]
         if self.reason is not None:
             return f"{lines[0]} refused: {self.reason}"
-        facts = self.to_json()
+        facts = self.to_json(details=True)
         options = [["option", "type", "default", "choices", "help"]]
         for each in facts.pop("options"):
             default = "none" if each["default"] is None else each["default"]
@@ -54,14 +54,17 @@ class RegisteredComponent:
         lines += [f"  {name}: " + ", ".join(f"{key} {value}" for key, value in each.items()) for name, each in details]
         return "\n".join(lines + [f"  {line}" for line in table(options, left=5) if len(options) > 1])
 
-    def to_json(self) -> dict[str, Any]:
-        """Return kind, name, state and options; of a backbone its weights and preprocessing as well."""
+    def to_json(self, *, details: bool = False) -> dict[str, Any]:
+        """Return kind, name, state and options; with `details`, a backbone's weights and preprocessing as well.
+
+        A library of networks is imported for these.
+        """
         facts: dict[str, Any] = {"kind": self.kind, "name": self.name, "distribution": self.distribution}
         facts |= {"version": self.version, "state": self.state, "reason": self.reason, "options": []}
         if self.reason is not None:
             return facts
         values = to_json(self.component)
-        if isinstance(self.component, Backbone):
+        if details and isinstance(self.component, Backbone):
             facts |= {"weights": asdict(self.component.weights), "preprocessing": asdict(self.component.preprocessing)}
         facts["options"] = [
             {

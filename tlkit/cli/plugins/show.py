@@ -28,5 +28,5 @@ def command(name: str, kind: str | None, as_json: bool) -> None:
 
     components = select(load_plugins(), name, kind).components
     text = "\n\n".join(map(str, components))
-    show({"components": [each.to_json() for each in components]}, text, as_json)
+    show({"components": [each.to_json(details=True) for each in components]}, text, as_json)
     wrote(None, then=f"tlkit plugins check {name}")
