@@ -219,7 +219,7 @@ class TestVerify:
         kept = export_of(own_run, "int8").expected()
         assert {name: array.shape for name, array in kept.items()} == {FEATURES: (4, 8), LOGITS: (4, 3)}
         verdict = replayed(bundle.root, "int8").verdicts["model"]
-        assert verdict.comparisons[0].feature_error == 0
+        assert verdict.comparisons[0].feature_error == pytest.approx(0, abs=1e-6)
         assert not np.array_equal(kept[FEATURES], bundle.expected()[FEATURES])
         assert export_of(own_run).expected() is None
 

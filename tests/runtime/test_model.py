@@ -127,7 +127,8 @@ def test_embed_names_an_unreadable_image(model, files, tmp_path):
 
 
 def test_trunk_and_model_give_the_same_features(tiny_run, files):
-    assert np.array_equal(Model.open(tiny_run, graph="trunk").embed(files), Model.open(tiny_run).embed(files))
+    trunk, model = Model.open(tiny_run, graph="trunk").embed(files), Model.open(tiny_run).embed(files)
+    assert np.allclose(trunk, model, rtol=1e-5, atol=1e-5)  # fused differently, graphs round differently
 
 
 def test_the_trunk_alone_can_not_predict(tiny_run, files):
