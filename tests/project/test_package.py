@@ -57,8 +57,8 @@ def metadata(wheel):
 def sources(checkout):
     """The modules that belong into the wheel, as they are named in it."""
     found = {str(file.relative_to(checkout)) for file in (checkout / "tlkit").rglob("*.py")}
-    standard = (checkout / "plugins/tlkit_standard").rglob("*.py")
-    return found | {str(file.relative_to(checkout / "plugins")) for file in standard}
+    standard = [file.relative_to(checkout / "plugins") for file in (checkout / "plugins/tlkit_standard").rglob("*.py")]
+    return found | {str(file) for file in standard if "tests" not in file.parts}
 
 
 def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel, checkout):
