@@ -132,6 +132,7 @@ def test_paths_may_be_text_and_one_is_not_a_sequence_of_letters(own_run, picture
         assert tlkit.embed(str(own_run), [str(one), max(pictures.rglob("*.png"))], tmp_path / "two.npy").rows == 2
         result = tlkit.evaluate(model, str(pictures))
     assert result.metrics.images == 36
+    assert str(result) == repr(result)
     assert str(result).startswith("36 images (all)\naccuracy")
     assert result.to_json()["labels"] == ["dark", "light", "middle"]
 
@@ -159,7 +160,9 @@ def test_components_are_listed_by_kind_and_pattern():
     assert len(names) == 3
     assert {component.kind for component in tlkit.list_components()} >= {"backbone", "head", "strategy", "target"}
     assert tlkit.list_components("head", "nothing*") == []
-    assert str(tlkit.list_components("head", "svm")[0]).startswith("head svm (tlkit ")
+    (svm,) = tlkit.list_components("head", "svm")
+    assert str(svm).startswith("head svm (tlkit ")
+    assert repr([svm]).startswith("[<head svm (tlkit ")
 
 
 def test_a_broken_plugin_is_a_warning_and_no_error(tmp_path):

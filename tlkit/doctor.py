@@ -74,7 +74,7 @@ class Diagnosis:
     targets: Mapping[str, str | None] = field(default_factory=dict)  # why each can't be built here, or None
     plugins: tuple[str, ...] = ()  # warnings about some of them
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:

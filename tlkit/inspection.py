@@ -31,7 +31,7 @@ class Inspection:
         """The exports of the bundle, such as "onnx/fp32"."""
         return tuple(self.facts.get("exports", ()))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         sections = _bundle_sections(self.facts) if self.is_bundle else [("Graph", self.facts)]
         return "\n\n".join(_section(title, rows) for title, rows in sections)
 

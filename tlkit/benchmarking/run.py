@@ -51,7 +51,7 @@ class BenchmarkResult:
             "skipped": dict(self.skipped),
         }
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(self.lines())
 
     def lines(self) -> Iterator[str]:

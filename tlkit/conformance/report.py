@@ -28,7 +28,7 @@ class ComponentReport:
         """Names of the checks that fail."""
         return [result.name for result in self.results if result.state == "fail"]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         counts = Counter(result.state for result in self.results)
         each, summary = self.component, ", ".join(f"{count} {state}" for state, count in counts.items())
         lines = (
@@ -62,7 +62,7 @@ class ConformanceReport:
         """True if no check fails."""
         return not self.failures
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join([*self.problems, *map(str, self.components)])
 
     def to_json(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class EvaluationResult:
         """Number of all images, including the rejected ones."""
         return self.metrics.images + len(self.rejected)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = metric_lines(self.metrics.to_json(), self.labels)
         return "\n".join([f"{counted(self.metrics.images, 'image')} ({self.split})", *lines])
 

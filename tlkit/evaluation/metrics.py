@@ -34,7 +34,7 @@ class Metrics:
     confusion: NDArray[np.int64]
     reliability: NDArray[np.float64]  # a row for each bin of confidence: images, mean confidence, accuracy
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(metric_lines(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:

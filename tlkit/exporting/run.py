@@ -41,7 +41,7 @@ class ExportReport:
             "searches": {precision: search.to_json() for precision, search in self.searches.items()},
         }
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(self.lines())
 
     def lines(self) -> Iterator[str]:

@@ -56,7 +56,7 @@ class SharedTrunk:
             "heads": {name: verdict.to_json() for name, verdict in self.verdicts.items()},
         }
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"  {name}: {verdict.summary()}" for name, verdict in self.verdicts.items()]
         return "\n".join([f"{self.folder}: each head compared with its own model", *lines])
 

@@ -58,7 +58,7 @@ class TritonRepository:
         verdicts = {name: verdict.to_json() for name, verdict in self.verdicts.items()}
         return {"folder": str(self.folder), "models": list(self.models), "ensembles": verdicts}
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"  {name}: {verdict.summary()}" for name, verdict in self.verdicts.items()]
         first = f"{self.folder}: {', '.join(self.models)}; each ensemble compared with its own model"
         return "\n".join([first, *lines])

@@ -39,6 +39,9 @@ class RegisteredComponent:
         """`ok` if the host returns it."""
         return "ok" if self.reason is None else "refused"
 
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.name} ({self.distribution} {self.version})>"
+
     def __str__(self) -> str:
         lines = [f"{self.kind} {self.name} ({self.distribution} {self.version})"]
         if self.reason is not None:

@@ -43,7 +43,7 @@ class EmbeddingResult:
     def __fspath__(self) -> str:
         return str(self.out)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.rows} rows of {self.width} features, {counted(len(self.rejected), 'image')} rejected"
 
     def to_json(self) -> dict[str, Any]:

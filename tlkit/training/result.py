@@ -62,7 +62,7 @@ class TrainingResult:
         """Return the path of the bundle."""
         return str(self.bundle)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         metrics, splits = self.metrics, [split for split, count in self.images.items() if count]
         low, high = metrics.interval
         labels = list(self.counts["train"])

@@ -53,7 +53,7 @@ class Verification:
             facts[name]["data"] = each.to_json()
         return {**facts, **{name: {"passed": None, "why": why} for name, why in self.skipped.items()}}
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(self.lines())
 
     def lines(self) -> Iterator[str]:
