@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -58,6 +59,12 @@ def test_each_example_is_a_command_line_that_parses(name, monkeypatch):
     for line in lines:
         assert line.startswith(f"tlkit {name}")
         cli.main(shlex.split(line)[1:], standalone_mode=False)  # raises click.UsageError for what doesn't parse
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_told_on_one_page(name):
+    module = sys.modules[COMMANDS[name].callback.__module__]
+    assert len(Path(module.__file__).read_text("utf-8").splitlines()) <= 80
 
 
 @pytest.mark.parametrize("name", COMMANDS)
