@@ -70,4 +70,4 @@ def test_each_bar_has_its_own_line(watch, tmp_path):
     assert "training" not in features
     assert "60/60" in features
     assert "250/250" in training  # 50 images, five times
-    assert re.search(r"loss \d\.\d+, accuracy [\d.]+%, \d+ images/s, rate \d\.\de-\d\d", training)
+    assert re.search(r"loss \d\.\d+, accuracy [\d.]+%, \d+ images/s, lr \d\.\de-\d\d", training)
