@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tlkit.conformance.subject import Subject, expect, prepared
 from tlkit.plugin.contract import DatasetStatistics, Phase, Strategy
+from tlkit.plugin.phases import phase_problems
 
 STAGES = range(1, 21)
 STATISTICS = (
@@ -116,8 +117,6 @@ def lr_decay_is_a_factor(subject: StrategySubject) -> None:
 
 def _check(subject: StrategySubject, field: str, *, do: str) -> None:
     """Fail if training would refuse a phase because of this field."""
-    from tlkit.training.config import phase_problems  # imports PyTorch
-
     for answer, phase, kept in subject.phases():
         problem = phase_problems(phase, kept).get(field)
         expect(problem is None, f"{answer}, a phase {problem}", do=do)

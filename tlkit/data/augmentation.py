@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 
 from tlkit.errors import ResourceError
+from tlkit.plugin.phases import MAX_MAGNITUDE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 AREA = (0.35, 1.0)  # from 0.08 on, as for ImageNet, a crop of few images often misses their subject
 RATIO = (3 / 4, 4 / 3)
-MAX_MAGNITUDE = 30  # of RandAugment, from 0
 OPERATIONS = 2  # distortions of an image by RandAugment
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom

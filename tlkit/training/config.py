@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,23 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from tlkit.data.augmentation import MAX_MAGNITUDE
 from tlkit.data.dataset import Dataset, Sample
 from tlkit.errors import DataError, UsageError
 from tlkit.graph import trace
 from tlkit.model.trunk import Trunk, fingerprint
-from tlkit.plugin.contract import (
-    BALANCES,
-    BATCHNORMS,
-    OPTIMIZERS,
-    Backbone,
-    DatasetStatistics,
-    Head,
-    Phase,
-    Strategy,
-    Tick,
-)
+from tlkit.plugin.contract import Backbone, DatasetStatistics, Head, Phase, Strategy, Tick
 from tlkit.plugin.options import to_json
+from tlkit.plugin.phases import phase_problems
 from tlkit.runtime.features import Features, check_rejected, extract
 from tlkit.training.checkpoint import SECONDS
 from tlkit.training.device import Device, DeviceOptions
@@ -170,50 +159,3 @@ def check_phases(phases: Sequence[Phase], stages: Sequence[str]) -> None:
         problems.append("there are no phases")
     if problems:
         raise UsageError(f"the strategy can't be run: {'; '.join(problems)}")
-
-
-def phase_problems(phase: Phase, stages: int) -> dict[str, str]:
-    """Return what is wrong with a phase for a trunk of so many stages, by field, each as the end of a sentence."""
-    rates = [phase.head_lr, phase.trunk_lr] if phase.trainable else [phase.head_lr]
-    counts = {name: type(getattr(phase, name)) is int for name in ("epochs", "trainable", "reinit", "batch_size")}
-    rules: dict[str, tuple[bool, str]] = {
-        "epochs": (counts["epochs"] and phase.epochs >= 1, f"has {phase.epochs!r} epochs"),
-        "trainable": (
-            counts["trainable"] and 0 <= phase.trainable <= stages,
-            f"trains {phase.trainable!r} stages of {stages}",
-        ),
-        "reinit": (
-            counts["reinit"] and 0 <= phase.reinit <= phase.trainable,
-            f"reinitializes {phase.reinit!r} stages and trains {phase.trainable}",
-        ),
-        "head_lr": (
-            all(math.isfinite(rate) and rate > 0.0 for rate in rates),
-            f"has a learning rate of {min(rates):g}",
-        ),
-        "lr_decay": (0.0 < phase.lr_decay <= 1.0, f"has an lr_decay of {phase.lr_decay:g}, not in (0, 1]"),
-        "batch_size": (counts["batch_size"] and phase.batch_size >= 1, f"has a batch size of {phase.batch_size!r}"),
-        "optimizer": (
-            phase.optimizer in OPTIMIZERS,
-            f"has the optimizer {phase.optimizer!r}, not {' or '.join(OPTIMIZERS)}",
-        ),
-        "warmup": (0.0 <= phase.warmup < 1.0, f"has a warmup of {phase.warmup:g}, not in [0, 1)"),
-        "label_smoothing": (
-            0.0 <= phase.label_smoothing < 1.0,
-            f"has a label smoothing of {phase.label_smoothing:g}, not in [0, 1)",
-        ),
-        "gradient_clipping": (phase.gradient_clipping >= 0.0, f"clips gradients to {phase.gradient_clipping:g}"),
-        "patience": (phase.patience >= 0, f"has a patience of {phase.patience} epochs"),
-        "randaugment": (
-            0 <= phase.randaugment <= MAX_MAGNITUDE,
-            f"has a randaugment of {phase.randaugment}, not from 0 to {MAX_MAGNITUDE}",
-        ),
-        "mixup": (0.0 <= phase.mixup < math.inf, f"has a mixup of {phase.mixup:g}"),
-        "cutmix": (0.0 <= phase.cutmix < math.inf, f"has a cutmix of {phase.cutmix:g}"),
-        "balance": (phase.balance in BALANCES, f"has the balance {phase.balance!r}, not {' or '.join(BALANCES)}"),
-        "batchnorm": (
-            phase.batchnorm in BATCHNORMS,
-            f"has the batchnorm {phase.batchnorm!r}, not {' or '.join(BATCHNORMS)}",
-        ),
-        "ema": (0.0 <= phase.ema < 1.0, f"has an ema of {phase.ema:g}, not in [0, 1)"),
-    }
-    return {name: problem for name, (holds, problem) in rules.items() if not holds}
