@@ -120,7 +120,8 @@ class TestParityImages:
         with pytest.raises(DataError):
             parity_images(open_bundle(tiny_run), tmp_path / "none")
 
-    def test_or_else_are_the_golden_images(self, tiny_config, tmp_path):
+    def test_or_else_are_the_golden_images(self, tiny_config, tmp_path, monkeypatch):
+        monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))  # in the other one the same images are remembered
         from dataclasses import replace
 
         from tests.kit.tiny import write_images

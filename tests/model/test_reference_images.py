@@ -37,11 +37,19 @@ def test_a_relative_folder_is_found_from_anywhere(bundle, pictures, monkeypatch,
     assert reference_images.source(bundle) == pictures
 
 
+def test_of_several_folders_the_last_one_that_is_still_there_is_found(bundle, pictures, tmp_path):
+    for folder in (pictures, tmp_path / "copy", tmp_path / "gone"):
+        reference_images.remember(bundle.digest, folder)
+    assert reference_images.source(bundle) == pictures
+    (tmp_path / "copy").mkdir()
+    assert reference_images.source(bundle) == tmp_path / "copy"
+
+
 def test_another_folder_can_be_named(bundle, pictures):
     assert reference_images.dataset(bundle, pictures)[0] == pictures
 
 
-@pytest.mark.parametrize("note", ["", "[]", "{}", json.dumps({"source": 1}), json.dumps({"source": "/nowhere/photos"})])
+@pytest.mark.parametrize("note", ["", "[]", "{}", json.dumps({"sources": 1}), json.dumps({"sources": ["/nowhere"]})])
 def test_a_folder_that_is_gone_and_a_damaged_note_ask_for_others(bundle, pictures, note, tmp_path):
     reference_images.remember(bundle.digest, pictures)
     next((tmp_path / "cache/datasets").iterdir()).write_text(note)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PARITY_IMAGES = 64
+SOURCES = 8  # folders that are remembered for a bundle
 
 
 class ParityImages(NamedTuple):
@@ -35,18 +36,18 @@ class ParityImages(NamedTuple):
 
 
 def remember(digest: str, source: Path) -> None:
-    """Note on this machine where the images of a bundle lie; the bundle itself does not say."""
+    """Note on this machine where the images of a bundle lie; the bundle itself does not say.
+
+    The same images in another folder make the same bundle: the last few folders are kept.
+    """
+    known = [str(source.absolute()), *_noted(digest)]
     with files.atomic_file(_note(digest)) as temporary:
-        temporary.write_text(json.dumps({"source": str(source.absolute())}))
+        temporary.write_text(json.dumps({"sources": list(dict.fromkeys(known))[:SOURCES]}))
 
 
 def source(bundle: Bundle) -> Path | None:
     """Return the folder or table that a bundle was trained on, if this machine knows it and it is still there."""
-    try:
-        known = Path(json.loads(_note(bundle.digest).read_text())["source"])
-    except (OSError, ValueError, KeyError, TypeError):  # trained elsewhere, or the cache was emptied
-        return None
-    return known if known.exists() else None
+    return next((Path(known) for known in _noted(bundle.digest) if Path(known).exists()), None)
 
 
 def dataset(bundle: Bundle, data: Path | None = None) -> tuple[Path, Dataset]:
@@ -60,6 +61,14 @@ def dataset(bundle: Bundle, data: Path | None = None) -> tuple[Path, Dataset]:
 
 def _note(digest: str) -> Path:
     return files.cache_dir("datasets") / f"{digest}.json"
+
+
+def _noted(digest: str) -> list[str]:
+    """Return the folders that were remembered, the last one first."""
+    try:
+        return [str(each) for each in json.loads(_note(digest).read_text())["sources"]]
+    except (OSError, ValueError, KeyError, TypeError):  # trained elsewhere, or the cache was emptied
+        return []
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:
