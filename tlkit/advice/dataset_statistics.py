@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.data.dataset import Dataset, Sample
 from tlkit.data.preprocessing import UnreadableImage, header
 from tlkit.util.text import listed
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 HEADERS = 200  # images whose resolution is read
 

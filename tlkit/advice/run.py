@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.advice import html, page
 from tlkit.advice.backbone_analysis import BackboneAnalysis, analyze, stage_evidence, stratified
@@ -24,9 +25,6 @@ from tlkit.plugin.contract import Backbone, Component, Head, Progress, Strategy,
 from tlkit.runtime.features import check_rejected
 from tlkit.training.config import dataset_statistics
 from tlkit.util.text import quoted
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.data.preprocessing import Header, UnreadableImage, header, load
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util.resources import cores
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SMALL = Preprocessing(32, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bilinear")
 FREQUENCIES = 63  # of a sketch

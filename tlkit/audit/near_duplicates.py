@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.audit.fingerprints import FREQUENCIES, Fingerprint
 from tlkit.data.dataset import Dataset
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 # Squared difference of two sketches as a share of the product of their contrasts. In 600 images each of four sets,
 # re-encoded images were within 0.019 (downscaled thumbnails of 32 pixels; photographs within 0.006), and other images

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.audit.fingerprints import fingerprints
 from tlkit.audit.labels import FOLDS, LabelIssue, cross_validated_probabilities, suspects
@@ -17,9 +18,6 @@ from tlkit.graph import trace
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Progress, silent
 from tlkit.runtime.features import extract
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SHOWN = 10  # findings of a kind that the text lists
 MIN_IMBALANCE = 3.0  # times as many images in the largest class as in the smallest

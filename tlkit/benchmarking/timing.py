@@ -6,9 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.data.preprocessing import decoded_size, load
 from tlkit.errors import ResourceError, UsageError
@@ -17,9 +18,6 @@ from tlkit.model.bundle import Bundle
 from tlkit.plugin.contract import Preprocessing, Progress, Session, silent
 from tlkit.runtime.engine import IncompatibleEngine
 from tlkit.util.resources import resident_memory
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 PERCENTILES = (50, 90, 99)
 

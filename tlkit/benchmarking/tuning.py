@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.model.bundle import Bundle
 from tlkit.model.exports import Export
@@ -20,9 +21,6 @@ from tlkit.runtime.session import LEVELS, OnnxSession
 from tlkit.util.resources import cores
 from tlkit.util.text import counted
 from tlkit.verification.parity import TOLERANCES, compare
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 TRIED_LEVELS = tuple(LEVELS)[:3]  # no graph has ever been faster without any optimization
 

@@ -6,11 +6,11 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,9 +24,6 @@ from tlkit.training.trainer import fit_head
 from tlkit.util.statistics import softmax
 from tlkit.util.text import listed
 from tlkit.verification.parity import compare, relative_error
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 WIDTH, CLASSES, PER_CLASS = 24, 3, 20
 BATCHES = (1, 2, 5)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tlkit.graph import metadata
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SIZE, WIDTH, CLASSES = 16, 8, 3
 FACTS = {metadata.LABELS: '["a", "b", "c"]', metadata.BUNDLE: "0" * 64}

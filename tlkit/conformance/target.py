@@ -8,10 +8,11 @@ import tempfile
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from tlkit.conformance import small
 from tlkit.conformance.subject import CheckFailed, Skipped, Subject, expect, prepared
@@ -19,9 +20,6 @@ from tlkit.errors import ArtifactError, ResourceError, TlkitError
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, OptimizationProfile, Session, Target
 from tlkit.runtime.session import OnnxSession
 from tlkit.verification.parity import TOLERANCES, compare
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-symmetric")
 PROFILE = OptimizationProfile(min=1, opt=4, max=9)

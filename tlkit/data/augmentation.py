@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tlkit.errors import ResourceError
 from tlkit.plugin.phases import MAX_MAGNITUDE
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 AREA = (0.35, 1.0)  # from 0.08 on, as for ImageNet, a crop of few images often misses their subject
 RATIO = (3 / 4, 4 / 3)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.util.statistics import wilson
 from tlkit.util.text import table
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 ECE_BINS = 15
 MAX_MATRIX = 12  # classes; the confusion of more is printed as its most frequent pairs

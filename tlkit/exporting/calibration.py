@@ -6,10 +6,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnxruntime.quantization.calibrate import CalibrationDataReader, TensorData, create_calibrator
 
 from tlkit.data.preprocessing import UnreadableImage, load
@@ -19,9 +20,6 @@ from tlkit.model import reference_images
 from tlkit.model.bundle import Bundle
 from tlkit.plugin.contract import FEATURES, IMAGES, Preprocessing
 from tlkit.runtime.session import OnnxSession, on_disk
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 BATCH_SIZE = 8
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from tlkit.errors import GateError
@@ -18,9 +19,6 @@ from tlkit.model.reference_images import ParityImages, golden_pixels
 from tlkit.plugin.contract import FEATURES, LOGITS, Session
 from tlkit.verification.parity import TOLERANCES, HeadOf, Verdict, compare, head_of
 from tlkit.version import __version__
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,14 @@ cost EfficientNet-Lite0 a quarter of its time in int8. Removing them changes no 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from tlkit.plugin.contract import IMAGES
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 CHANNELS = 3
 MERGED = 4  # columns

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from tlkit.graph import layout
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 LEVELS = 127  # of a weight on either side of zero
 WEIGHTED = ("Conv", "Gemm", "MatMul")  # the layers that can be left in float one by one

@@ -14,9 +14,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -24,9 +25,6 @@ from tlkit.errors import ArtifactError, DataError
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util import files
 from tlkit.version import __version__
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 FORMAT = 1
 RECORD, TRUNK, HEAD, HISTORY, GOLDEN = (

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from tlkit.model.bundle import Bundle, Tensors
 from tlkit.model.trunk import Trunk, build, load_tensors
 from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 BATCH_SIZE = 8
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.data import dataset as folder
 from tlkit.data.dataset import Dataset
@@ -19,9 +20,6 @@ from tlkit.data.preprocessing import UnreadableImage, load
 from tlkit.errors import DataError, TlkitError, UsageError
 from tlkit.model.bundle import Bundle
 from tlkit.util import files
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 T = TypeVar("T")
 PARITY_IMAGES = 64

@@ -10,14 +10,12 @@ import importlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from tlkit.errors import ResourceError, TlkitError
-
-if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
 
 INSTALL = 'run: pip install "cuda-bindings"'
 Plan = Callable[[int], Callable[[], None]]  # number of rows -> the work on the stream that computes them

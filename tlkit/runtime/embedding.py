@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.errors import DataError, ResourceError, UsageError
 from tlkit.graph import metadata
@@ -19,9 +20,6 @@ from tlkit.runtime.model import Model
 from tlkit.runtime.pipeline import ImageRecord
 from tlkit.util.files import NpyWriter, atomic_file, check_writable, translate_os_errors
 from tlkit.util.text import counted
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 ROW_GROUP = 1024  # rows that are collected before they are written
 

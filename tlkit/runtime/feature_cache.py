@@ -15,16 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.errors import ResourceError
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util.files import cache_dir
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 RECENT_NS = 50_000_000  # a file changed this shortly before it was read could change again without a new time
 

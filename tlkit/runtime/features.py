@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.data.decoding import check_max_bad
 from tlkit.plugin.contract import Preprocessing
@@ -19,9 +19,6 @@ from tlkit.runtime.feature_cache import FeatureCache, identify
 from tlkit.runtime.pipeline import stream
 from tlkit.runtime.session import OnnxSession
 from tlkit.util.resources import cores
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SAVE_EVERY = 128  # batches; an interrupted run loses at most these
 

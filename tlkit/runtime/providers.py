@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from tlkit.runtime.cuda import Channel
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 BATCH = 64  # rows of the buffers; larger batches run in parts
 MAX_GRAPHS = 8  # shapes that are captured; each keeps memory

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlkit.errors import ResourceError
@@ -28,9 +29,6 @@ from tlkit.util.files import NpyWriter, atomic_file, translate_os_errors
 from tlkit.util.prefetch import prefetch
 from tlkit.util.resources import cores
 from tlkit.util.text import format_bytes
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 RESERVED = 0.05  # share of a disk's free space that is not used
 GPU_BATCH_SIZE = 64

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlkit.data.augmentation import randaugment, random_view, transforms
@@ -16,9 +16,6 @@ from tlkit.data.preprocessing import load
 from tlkit.plugin.contract import Phase, Preprocessing
 from tlkit.util.prefetch import prefetch
 from tlkit.util.resources import cores
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 PREFETCHED_BATCHES = 2  # decoded ahead of the training step
 

@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -30,9 +30,6 @@ from tlkit.training.gradients import fast_gradients
 from tlkit.training.history import Line, Monitor, learning_rates
 from tlkit.training.inputs import AugmentedViews, Batches, DecodedImages, Examples, mixing, split_batches
 from tlkit.util.resources import keep_freed_memory
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 VAL_BATCH_SIZE = 64
 

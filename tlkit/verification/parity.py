@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
 from tlkit.util.statistics import softmax
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 BATCHES = (1, 2, 7, 16)
 SOFTMAX_ERROR = 1e-3  # of probabilities, whatever the precision: they are computed from the logits in float32

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.data.preprocessing import UnreadableImage, load
 from tlkit.errors import ArtifactError, UsageError
@@ -19,9 +20,6 @@ from tlkit.model.exports import Export, Exports
 from tlkit.plugin.contract import FEATURES, IMAGES, Preprocessing, Session
 from tlkit.runtime.session import OnnxSession
 from tlkit.verification.parity import HEAD_ERROR, REPLAYS, TOLERANCES, HeadOf, Verdict, compare, head_of
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)

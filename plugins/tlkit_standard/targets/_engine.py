@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.errors import ArtifactError
 from tlkit.plugin.contract import Session
 from tlkit.runtime.cuda import CapturedGraph, Channel, gpu, runtime
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MAX_GRAPHS = 3  # batch sizes that are captured; each takes a context with memory of its own
 AGAIN = "build it again on this machine"

@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from tlkit.conformance.backbone.subject import BackboneSubject
 from tlkit.conformance.subject import Skipped, expect
 from tlkit.model import trunk as trunks
 from tlkit.util.text import listed
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def state_is_finite(subject: BackboneSubject) -> None:

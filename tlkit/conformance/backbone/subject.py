@@ -7,11 +7,12 @@ import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlkit.conformance.backbone.vary import vary
@@ -23,9 +24,6 @@ from tlkit.graph.compose import stage_output
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import IMAGES, Backbone, Preprocessing
 from tlkit.runtime.session import OnnxSession
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 ALL = slice(None)
 BATCHES = (slice(0, 1), slice(1, 3), ALL)  # of 1, 2 and 5 images
