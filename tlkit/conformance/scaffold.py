@@ -22,16 +22,12 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Names that are filled into the templates."""
+    """Names of a new plugin."""
 
     distribution: str
     module: str
     component: str
     kind: str
-    suffix: str
-    range: str
-    commands: str
-    task: str
 
     @property
     def class_(self) -> str:
@@ -46,21 +42,12 @@ def names(name: str, kind: str) -> Names:
         raise UsageError(
             f"a plugin can't be called {name!r}", do="use lower-case words joined by '-', as in tlkit-mynet"
         )
-    module, template = name.replace("-", "_"), KINDS[kind].template
+    module = name.replace("-", "_")
     if keyword.iskeyword(module) or module in sys.stdlib_module_names or importlib.util.find_spec(module):
         raise UsageError(
             f"there is a Python module {module!r} already", do=f"call it {PREFIX}{component}, or otherwise"
         )
-    return Names(
-        distribution=name,
-        module=module,
-        component=component,
-        kind=kind,
-        suffix="." + component.replace("-", "_"),
-        range=contract_range(__version__),
-        commands="\n".join(f"$ {command.format(name=component)}" for command in template.commands),
-        task=template.task,
-    )
+    return Names(name, module, component, kind)
 
 
 def contract_range(version: str) -> str:
@@ -71,12 +58,19 @@ def contract_range(version: str) -> str:
 
 def write(found: Names, out: Path) -> Path:
     """Write the package atomically into the new folder `out`; return the file with the code."""
-    fields = asdict(found) | {"class": found.class_}
+    kind = KINDS[found.kind]
+    fields = asdict(found) | {
+        "class": found.class_,
+        "suffix": "." + found.component.replace("-", "_"),
+        "range": contract_range(__version__),
+        "commands": "\n".join(f"$ {command.format(name=found.component)}" for command in kind.commands),
+        "task": kind.task,
+    }
     with atomic_dir(out) as folder:
         for template, file in (
             ("pyproject.toml.tmpl", "pyproject.toml"),
             ("README.md.tmpl", "README.md"),
-            (KINDS[found.kind].template.code, f"{found.module}.py"),
+            (f"{found.kind}.py.tmpl", f"{found.module}.py"),
             ("test.py.tmpl", f"tests/test_{found.module}.py"),
         ):
             text = resources.files(__package__).joinpath("templates", template).read_text("utf-8")

@@ -170,10 +170,20 @@ class RegularizedHead(SolvedHead):
     c: float | None = option(None, "inverse regularization strength; none: chosen by cross-validation")
     class_weight: str = option("none", "balanced: weight classes inversely to their size", choices=("none", "balanced"))
 
+    expected_c: ClassVar[float]  # value of the grid that suits most features
+
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         if self.c is not None and self.c <= 0.0:
             yield f"c must be above 0, not {self.c}"
+
+    def candidates(self, rows: Rows) -> Candidates:
+        """Return the grid of C, scaled to the rows, or the value that is given."""
+        if self.c is not None:
+            return Candidates([self.c])
+        from tlkit_standard.heads._solver import C_GRID, spread
+
+        return Candidates([c / spread(rows) for c in C_GRID], C_GRID.index(self.expected_c))
 
     @property
     def weights(self) -> str | None:

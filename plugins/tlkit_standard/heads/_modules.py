@@ -242,20 +242,6 @@ def fitted_linear(weight: Rows, bias: Rows, front: Front) -> nn.Module:
     return module
 
 
-def perceptron(
-    width: int, hidden: int, classes: int, front: Front, *, standardize: bool, dropout: float
-) -> nn.Sequential:
-    """Return a hidden layer and a linear layer, behind the front if that acts."""
-    layers: dict[str, nn.Module] = {"front": front} if front.acts else {}
-    if standardize:
-        layers["standardize"] = Standardize(width)
-    layers["hidden"] = nn.Linear(width, hidden)
-    layers["relu"] = nn.ReLU()
-    layers["dropout"] = nn.Dropout(dropout)
-    layers["linear"] = nn.Linear(hidden, classes)
-    return nn.Sequential(OrderedDict(layers))
-
-
 def untrained_front(width: int, power: float | None, l2: bool) -> Front:
     """Return the front of a head that is trained by gradient; `power` None is 1.
 

@@ -285,11 +285,6 @@ def spread(rows: Rows) -> float:
     return float(np.sum(rows.var(axis=0))) or 1.0
 
 
-def candidates_for_c(rows: Rows, *, expected: float) -> Candidates:
-    """Return the grid of C, scaled to the rows; `expected` is the value of the grid that suits most features."""
-    return Candidates([c / spread(rows) for c in C_GRID], C_GRID.index(expected))
-
-
 def fit_estimator(model: Any, rows: NDArray[Any], labels: Labels) -> Report:
     """Fit a scikit-learn estimator with a parameter C; return the report, convergence included, instead of warning."""
     from sklearn.exceptions import ConvergenceWarning

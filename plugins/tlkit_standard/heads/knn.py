@@ -69,7 +69,7 @@ class Knn(MemoryHead):
             front.affine = affine.module()
         return self._neighbors(front, rows, labels, int(choice), temperature), {"k": int(choice)}
 
-    def build(self, front: Front, tensors: Tensors) -> nn.Module:
+    def build(self, front: Front, tensors: Tensors) -> Neighbors:
         from tlkit_standard.heads._modules import Neighbors
 
         return Neighbors(front, tensors, cosine=self.metric == "cosine", by_distance=self.weights == "distance")
@@ -78,7 +78,7 @@ class Knn(MemoryHead):
         import numpy as np
         import torch
 
-        from tlkit_standard.heads._modules import Neighbors, to_tensor
+        from tlkit_standard.heads._modules import to_tensor
 
         cosine = self.metric == "cosine"
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -91,4 +91,4 @@ class Knn(MemoryHead):
             "neighbors": torch.tensor(k),
             "scale": torch.tensor(1.0 / temperature),
         }
-        return Neighbors(front, tensors, cosine=cosine, by_distance=self.weights == "distance")
+        return self.build(front, tensors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tlkit_standard.heads._base import Candidates, LinearHead, RegularizedHead, Scorer
+from tlkit_standard.heads._base import LinearHead, RegularizedHead, Scorer
 
 if TYPE_CHECKING:
     from tlkit_standard.heads._base import Labels, Report, Rows
@@ -20,11 +20,7 @@ class Logistic(RegularizedHead, LinearHead):
     """
 
     name = "logistic"
-
-    def candidates(self, rows: Rows) -> Candidates:
-        from tlkit_standard.heads._solver import candidates_for_c
-
-        return candidates_for_c(rows, expected=10.0) if self.c is None else Candidates([self.c])
+    expected_c = 10.0
 
     def scorer(self, rows: Rows, labels: Labels, held: Rows) -> Scorer:
         from tlkit_standard.heads._solver import decision_scores, fit_estimator, spread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,6 +42,15 @@ class Mlp(FrontHead):
         return self._perceptron(width, hidden, len(tensors["linear.bias"]), front)
 
     def _perceptron(self, width: int, hidden: int, classes: int, front: Front) -> nn.Module:
-        from tlkit_standard.heads._modules import perceptron
+        from torch import nn
 
-        return perceptron(width, hidden, classes, front, standardize=self.standardize, dropout=self.dropout)
+        from tlkit_standard.heads._modules import Standardize
+
+        layers: dict[str, nn.Module] = {"front": front} if front.acts else {}
+        if self.standardize:
+            layers["standardize"] = Standardize(width)
+        layers["hidden"] = nn.Linear(width, hidden)
+        layers["relu"] = nn.ReLU()
+        layers["dropout"] = nn.Dropout(self.dropout)
+        layers["linear"] = nn.Linear(hidden, classes)
+        return nn.Sequential(OrderedDict(layers))
