@@ -1,16 +1,21 @@
-"""Trace without printing, and find operators that are not ONNX's own."""
+"""Trace without printing, open the graph, and refuse operators that are not ONNX's own."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 
+from tlkit.conformance.subject import expect
 from tlkit.graph import trace as export
+from tlkit.runtime.session import OnnxSession
+from tlkit.util.text import listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,10 +35,19 @@ def trace(module: nn.Module, example: Tensor, name: str, outputs: Sequence[str])
         logging.disable(before)
 
 
-def foreign_operators(model: onnx.ModelProto) -> list[str]:
-    """Return the operators of a graph, nested graphs included, that are not ONNX's own."""
+def open_graph(model: onnx.ModelProto) -> OnnxSession:
+    """Return a session of ONNX Runtime."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "graph.onnx")
+        onnx.save_model(model, file)
+        return OnnxSession(file)
+
+
+def expect_core_operators(model: onnx.ModelProto) -> None:
+    """Fail if an operator of a graph, nested graphs included, is not ONNX's own."""
     found = [f"{node.domain}::{node.op_type}" for node in _nodes(model.graph.node) if node.domain not in CORE]
-    return sorted({*found, *(f"{function.domain}::{function.name}" for function in model.functions)})
+    foreign = sorted({*found, *(f"{function.domain}::{function.name}" for function in model.functions)})
+    expect(not foreign, f"it needs operators that are not ONNX's: {listed(foreign)}", do="write it in plain operators")
 
 
 def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlkit.conformance.backbone.subject import BackboneSubject
+from tlkit.conformance.backbone.subject import BackboneSubject, different_tensors
 from tlkit.conformance.subject import expect
 from tlkit.model import trunk as trunks
 from tlkit.util.text import listed
@@ -22,7 +22,7 @@ def builds(subject: BackboneSubject) -> None:
     stages = subject.stages
     do = "return a dict from names to `nn.Module`s, shallow to deep"
     expect(isinstance(stages, Mapping) and len(stages) > 0, f"`stages` returned {type(stages).__name__}, empty", do=do)
-    others = [f"{name!r} is {type(stage).__name__}" for name, stage in stages.items() if not _is_module(stage)]
+    others = [f"{name!r} is {type(it).__name__}" for name, it in stages.items() if not isinstance(it, nn.Module)]
     expect(not others, f"not all stages are modules: {listed(others)}", do=do)
 
 
@@ -38,8 +38,7 @@ def same_every_time(subject: BackboneSubject) -> None:
     first, second = subject.random_trunk(), subject.random_trunk()
     do = "build the same structure every time: a bundle is opened by building it again"
     expect(first.names == second.names, f"one build has the stages {first.names}, the next has {second.names}", do=do)
-    one, other = _layout(first), _layout(second)
-    different = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    different = different_tensors(first, second)
     expect(not different, f"tensors differ from build to build: {listed(different)}", do=do)
 
 
@@ -94,29 +93,24 @@ def share_no_tensors(subject: BackboneSubject) -> None:
 
 def builds_share_no_tensors(subject: BackboneSubject) -> None:
     """Two builds hold no tensor in common: training one must not change the other."""
-    first, second = subject.random_trunk(), subject.random_trunk()
-    places = {place for _, place in _places(first)}
-    shared = [name for name, place in _places(second) if place in places]
+    shared = _shared(subject.random_trunk(), subject.random_trunk())
     expect(not shared, f"two builds share tensors: {listed(shared)}", do="build every module again in each call")
 
 
 def can_be_copied(subject: BackboneSubject) -> None:
     """`copy.deepcopy` gives an equal trunk that shares no tensor: the best epoch is kept as a copy."""
     copied = copy.deepcopy(subject.trunk)
-    places = {place for _, place in _places(subject.trunk)}
-    shared = [name for name, place in _places(copied) if place in places]
+    shared = _shared(subject.trunk, copied)
     do = "keep to plain modules, parameters and buffers; hold no closures over tensors"
     expect(not shared, f"a deep copy shares tensors: {listed(shared)}", do=do)
     same = np.array_equal(subject.run(copied)[-1], subject.features[-1])
     expect(same, "a deep copy computes something else", do=do)
 
 
-def _is_module(value: object) -> bool:
-    return isinstance(value, nn.Module)
-
-
-def _layout(trunk: trunks.Trunk) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in trunk.state_dict().items()}
+def _shared(one: nn.Module, other: nn.Module) -> list[str]:
+    """Return the names of the tensors that both hold."""
+    places = {place for _, place in _places(one)}
+    return [name for name, place in _places(other) if place in places]
 
 
 def _places(module: nn.Module) -> Iterator[tuple[str, int]]:

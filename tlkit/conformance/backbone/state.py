@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from tlkit.conformance.backbone.subject import BackboneSubject
 from tlkit.conformance.subject import Skipped, expect
@@ -29,12 +27,10 @@ def state_is_finite(subject: BackboneSubject) -> None:
 def state_survives_safetensors(subject: BackboneSubject) -> None:
     """The state comes back from a safetensors file to the bit."""
     before = trunks.tensors(subject.built)
-    after = _through_a_file(before)
+    after = load(save(before))
     changed = [name for name in before if not _identical(before[name], after[name])]
     expect(
-        not changed,
-        f"tensors change when they are stored: {listed(changed)}",
-        do="use plain tensors of common types",
+        not changed, f"tensors change when they are stored: {listed(changed)}", do="use plain tensors of common types"
     )
 
 
@@ -74,13 +70,6 @@ def random_weights_are_random(subject: BackboneSubject) -> None:
         f"only {share:.0%} of the weights of two builds differ",
         do="with `pretrained=False`, leave the weights as PyTorch initializes them",
     )
-
-
-def _through_a_file(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "trunk.safetensors")
-        save_file(arrays, file)
-        return load_file(file)
 
 
 def _identical(one: NDArray[Any], other: NDArray[Any]) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlkit.conformance.backbone.vary import vary
-from tlkit.conformance.graph import trace
+from tlkit.conformance.graph import open_graph, trace
 from tlkit.conformance.subject import Skipped, Subject, expect, prepared
 from tlkit.conformance.watch import Watch, watching
 from tlkit.errors import ResourceError
@@ -129,10 +127,13 @@ class BackboneSubject(Subject[Backbone]):
     @prepared("traces")
     def session(self) -> OnnxSession:
         """The graph, opened with ONNX Runtime."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "taps.onnx")
-            onnx.save_model(self.graph, file)
-            return OnnxSession(file)
+        return open_graph(self.graph)
+
+
+def different_tensors(one: nn.Module, other: nn.Module) -> list[str]:
+    """Return the names of the tensors whose type or shape differs, or which only one of the modules has."""
+    layouts = [{name: (t.dtype, t.shape) for name, t in module.state_dict().items()} for module in (one, other)]
+    return sorted({name for name, _ in layouts[0].items() ^ layouts[1].items()})
 
 
 def _images(size: int) -> Tensor:
