@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 import os
+import runpy
 import subprocess
 import sys
 from importlib import import_module
@@ -49,15 +49,6 @@ def main(module: str, file: str) -> None:
     try:
         import_module(module if module != "__main__" else "")
     except (ImportError, ValueError):  # a script, or a test that pytest found by its path
-        _import_file(Path(file))
+        runpy.run_path(file, run_name=Path(file).stem)
     loaded = set(sys.modules) - before
     print(json.dumps([name for name in HEAVY if name in loaded]))  # noqa: T201 - read by the process that asks
-
-
-def _import_file(file: Path) -> None:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{file} is no Python module")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module  # where dataclasses look for the types of annotations
-    spec.loader.exec_module(module)

@@ -29,6 +29,7 @@ class Answer:
     stages: tuple[str, ...]
     info: DatasetStatistics
     cut: str
+    kept: int  # stages up to the cut; all if it is none of them
     phases: Sequence[Phase]
 
     def __str__(self) -> str:
@@ -45,17 +46,14 @@ class StrategySubject(Subject[Strategy]):
 
     def ask(self, count: int, info: DatasetStatistics) -> Answer:
         """Return the result for a number of stages; as in training, the phases are for the stages up to the cut."""
-        stages = [f"stage{number}" for number in range(1, count + 1)]
-        cut = self.component.cut(tuple(stages), info)
-        kept = stages[: stages.index(cut) + 1] if cut in stages else stages
-        return Answer(tuple(stages), info, cut, self.component.phases(tuple(kept), info))
+        stages = tuple(f"stage{number}" for number in range(1, count + 1))
+        cut = self.component.cut(stages, info)
+        kept = stages.index(cut) + 1 if cut in stages else count
+        return Answer(stages, info, cut, kept, self.component.phases(stages[:kept], info))
 
-    def phases(self) -> Iterator[tuple[Answer, Phase, int]]:
-        """Yield every phase with its result and the number of stages up to the cut."""
-        for answer in self.answers:
-            kept = answer.stages.index(answer.cut) + 1 if answer.cut in answer.stages else len(answer.stages)
-            for phase in answer.phases:
-                yield answer, phase, kept
+    def phases(self) -> Iterator[tuple[Answer, Phase]]:
+        """Yield every phase with its result."""
+        return ((answer, phase) for answer in self.answers for phase in answer.phases)
 
 
 def answers(subject: StrategySubject) -> None:
@@ -91,7 +89,7 @@ def leaves_its_arguments_alone(subject: StrategySubject) -> None:
 def epochs_are_positive(subject: StrategySubject) -> None:
     """Every phase has a whole number of epochs from 1 to ten thousand."""
     _check(subject, "epochs", do="keep them within 1 and 10,000")
-    for answer, phase, _ in subject.phases():
+    for answer, phase in subject.phases():
         expect(phase.epochs <= MAX_EPOCHS, f"{answer}, a phase has {phase.epochs} epochs", do="keep them below 10,000")
 
 
@@ -117,8 +115,8 @@ def lr_decay_is_a_factor(subject: StrategySubject) -> None:
 
 def _check(subject: StrategySubject, field: str, *, do: str) -> None:
     """Fail if training would refuse a phase because of this field."""
-    for answer, phase, kept in subject.phases():
-        problem = phase_problems(phase, kept).get(field)
+    for answer, phase in subject.phases():
+        problem = phase_problems(phase, answer.kept).get(field)
         expect(problem is None, f"{answer}, a phase {problem}", do=do)
 
 

@@ -218,30 +218,29 @@ def refuses_what_it_did_not_write(subject: TargetSubject) -> None:
         file = subject.root / f"spoiled{subject.component.suffix}"
         file.write_bytes(content)
         do = "check what you read, and raise tlkit.errors.ArtifactError(what, file=file, do=...)"
-        try:
-            subject.open(file)
-        except ArtifactError:
-            continue
-        except Skipped:
-            raise
-        except Exception as error:
-            raise CheckFailed(f"given {what}, `open` raises {type(error).__name__}", do=do) from error
-        raise CheckFailed(f"given {what}, `open` accepts it", do=do)
+        opened = _opens(subject, file, ArtifactError, f"given {what}", do)
+        expect(not opened, f"given {what}, `open` accepts it", do=do)
 
 
 def says_that_a_file_is_missing(subject: TargetSubject) -> None:
     """`open` raises a TlkitError for a file that is not there."""
     subject.need()
+    missing, do = subject.root / f"missing{subject.component.suffix}", "raise tlkit.errors.DataError"
+    opened = _opens(subject, missing, TlkitError, "for a file that isn't there", do)
+    expect(not opened, "`open` opens a file that isn't there", do=do)
+
+
+def _opens(subject: TargetSubject, file: Path, refusal: type[TlkitError], when: str, do: str) -> bool:
+    """Return True if `open` opens a file, False if it raises `refusal`. Fails if it raises anything else."""
     try:
-        subject.open(subject.root / f"missing{subject.component.suffix}")
-    except TlkitError:
-        return
+        subject.open(file)
+    except refusal:
+        return False
     except Skipped:
         raise
     except Exception as error:
-        what = f"for a file that isn't there, `open` raises {type(error).__name__}"
-        raise CheckFailed(what, do="raise tlkit.errors.DataError") from error
-    raise CheckFailed("`open` opens a file that isn't there", do="raise tlkit.errors.DataError")
+        raise CheckFailed(f"{when}, `open` raises {type(error).__name__}", do=do) from error
+    return True
 
 
 SUBJECT = TargetSubject
