@@ -7,129 +7,64 @@ from typing import TYPE_CHECKING, Any
 
 from tlkit.version import __version__
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
     from tlkit.api import (
-        advise,
-        benchmark,
-        diagnose,
-        embed,
-        evaluate,
-        export,
-        export_shared_trunk,
-        export_triton,
-        inspect,
-        list_components,
-        load,
-        train,
-        verify,
+        advise as advise,
+        benchmark as benchmark,
+        diagnose as diagnose,
+        embed as embed,
+        evaluate as evaluate,
+        export as export,
+        export_shared_trunk as export_shared_trunk,
+        export_triton as export_triton,
+        inspect as inspect,
+        list_components as list_components,
+        load as load,
+        train as train,
+        verify as verify,
     )
     from tlkit.errors import (
-        ArtifactError,
-        DataError,
-        GateError,
-        ResourceError,
-        TlkitError,
-        TlkitWarning,
-        UsageError,
+        ArtifactError as ArtifactError,
+        DataError as DataError,
+        GateError as GateError,
+        ResourceError as ResourceError,
+        TlkitError as TlkitError,
+        TlkitWarning as TlkitWarning,
+        UsageError as UsageError,
     )
     from tlkit.plugin.contract import (
-        Backbone,
-        Component,
-        DatasetStatistics,
-        Head,
-        OptimizationProfile,
-        Phase,
-        Preprocessing,
-        Session,
-        Strategy,
-        Target,
-        Weights,
-        option,
+        Backbone as Backbone,
+        Component as Component,
+        DatasetStatistics as DatasetStatistics,
+        Head as Head,
+        OptimizationProfile as OptimizationProfile,
+        Phase as Phase,
+        Preprocessing as Preprocessing,
+        Session as Session,
+        Strategy as Strategy,
+        Target as Target,
+        Weights as Weights,
+        option as option,
     )
-    from tlkit.plugin.hooks import hookimpl
-    from tlkit.runtime.model import Model
+    from tlkit.plugin.hooks import hookimpl as hookimpl
+    from tlkit.runtime.model import Model as Model
 
 _MODULES = {
     "tlkit.api": (
-        "advise",
-        "benchmark",
-        "diagnose",
-        "embed",
-        "evaluate",
-        "export",
-        "export_shared_trunk",
-        "export_triton",
-        "inspect",
-        "list_components",
-        "load",
-        "train",
-        "verify",
+        "advise benchmark diagnose embed evaluate export export_shared_trunk export_triton inspect "
+        "list_components load train verify"
     ),
-    "tlkit.errors": (
-        "ArtifactError",
-        "DataError",
-        "GateError",
-        "ResourceError",
-        "TlkitError",
-        "TlkitWarning",
-        "UsageError",
-    ),
+    "tlkit.errors": "ArtifactError DataError GateError ResourceError TlkitError TlkitWarning UsageError",
     "tlkit.plugin.contract": (
-        "Backbone",
-        "Component",
-        "DatasetStatistics",
-        "Head",
-        "OptimizationProfile",
-        "Phase",
-        "Preprocessing",
-        "Session",
-        "Strategy",
-        "Target",
-        "Weights",
-        "option",
+        "Backbone Component DatasetStatistics Head OptimizationProfile Phase Preprocessing Session Strategy "
+        "Target Weights option"
     ),
-    "tlkit.plugin.hooks": ("hookimpl",),
-    "tlkit.runtime.model": ("Model",),
+    "tlkit.plugin.hooks": "hookimpl",
+    "tlkit.runtime.model": "Model",
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
-__all__ = [
-    "ArtifactError",
-    "Backbone",
-    "Component",
-    "DataError",
-    "DatasetStatistics",
-    "GateError",
-    "Head",
-    "Model",
-    "OptimizationProfile",
-    "Phase",
-    "Preprocessing",
-    "ResourceError",
-    "Session",
-    "Strategy",
-    "Target",
-    "TlkitError",
-    "TlkitWarning",
-    "UsageError",
-    "Weights",
-    "__version__",
-    "advise",
-    "benchmark",
-    "diagnose",
-    "embed",
-    "evaluate",
-    "export",
-    "export_shared_trunk",
-    "export_triton",
-    "hookimpl",
-    "inspect",
-    "list_components",
-    "load",
-    "option",
-    "train",
-    "verify",
-]
+__all__ = ["__version__", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:
