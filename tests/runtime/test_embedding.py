@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from tlkit.errors import DataError, ResourceError, UsageError
+from tlkit.runtime import embedding
 from tlkit.runtime.embedding import embed
 from tlkit.runtime.model import Model
 
@@ -30,8 +31,9 @@ def quiet(_more):
 
 
 @pytest.mark.parametrize("row_group", [1, 10, 1024])
-def test_parquet(model, files, tmp_path, row_group):
-    result = embed(model, files, tmp_path / "f.parquet", quiet, row_group=row_group)
+def test_parquet(model, files, tmp_path, monkeypatch, row_group):
+    monkeypatch.setattr(embedding, "ROW_GROUP", row_group)
+    result = embed(model, files, tmp_path / "f.parquet", quiet)
     table = parquet.read_table(tmp_path / "f.parquet")
     assert table.schema.field("features").type == pa.list_(pa.float32(), 8)
     assert (result.rows, result.width, result.rejected) == (36, 8, {})

@@ -151,6 +151,7 @@ import os, signal, sys
 from pathlib import Path
 from tests.kit.tiny import Tiny
 from tlkit.runtime import features
+features.SAVE_EVERY = 1
 seen = 0
 def tick(n):
     global seen
@@ -158,7 +159,7 @@ def tick(n):
     if seen >= 16:
         os.kill(os.getpid(), signal.SIGKILL)
 files = sorted(Path({str(tmp_path / "photos")!r}).rglob("*.png"))
-features.extract(files, Path({str(graph)!r}), Tiny.preprocessing, {STAGES!r}, "third", tick, save_every=1)
+features.extract(files, Path({str(graph)!r}), Tiny.preprocessing, {STAGES!r}, "third", tick)
 """
     killed = subprocess.run([sys.executable, "-c", code], check=False)
     assert killed.returncode == -9

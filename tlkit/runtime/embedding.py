@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from tlkit.util.files import NpyWriter, atomic_file, check_writable, translate_o
 from tlkit.util.text import counted
 
 ROW_GROUP = 1024  # rows that are collected before they are written
+
+Write = Callable[[Sequence[ImageRecord], NDArray[np.float32]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +51,11 @@ class EmbeddingResult:
         return {**asdict(self), "out": str(self.out)}
 
 
-class _Writer(Protocol):
-    def write(self, images: Sequence[ImageRecord], features: NDArray[np.float32]) -> None: ...
-
-
-def embed(
-    model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], object], *, row_group: int = ROW_GROUP
-) -> EmbeddingResult:
+def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], object]) -> EmbeddingResult:
     """Write the features of `files` to `out`, `.parquet` or `.npy`, in their order.
 
     Parquet has the columns path, sha256 and features (a fixed-size list of float32). A npy file is `(N, width)`
-    float32, with path and sha256 in `out` + `.csv`. Unreadable images are in `out` + `.rejects.csv`. Parquet is written
-    in groups of `row_group` rows.
+    float32, with path and sha256 in `out` + `.csv`. Unreadable images are in `out` + `.rejects.csv`.
     """
     open_writer = WRITERS.get(out.suffix.lower())
     if open_writer is None:
@@ -68,13 +63,13 @@ def embed(
     check_writable(out)
     rejected: dict[str, str] = {}
     rows = width = 0
-    with translate_os_errors(out), open_writer(out, _provenance(model), row_group) as writer:
+    with translate_os_errors(out), open_writer(out, _provenance(model)) as write:
         for batch in model.stream(files, [FEATURES], hashed=True):
             rejected |= {image.name: image.reason for image in batch.images if image.reason is not None}
             if readable := batch.readable():
                 features = batch.arrays[FEATURES]
                 rows, width = rows + len(readable), features.shape[1]
-                writer.write(readable, features)
+                write(readable, features)
             tick(len(batch.images))
         if not rows:
             first, reason = next(iter(rejected.items()))
@@ -83,83 +78,66 @@ def embed(
     return EmbeddingResult(out, rows, width, rejected)
 
 
-class _Parquet:
-    """Opens the file at the first rows, when the width is known, and writes it by row groups."""
-
-    def __init__(self, file: Path, provenance: Mapping[str, str], row_group: int) -> None:
-        self.file, self.provenance, self.row_group = file, provenance, row_group
-        self.opened: Any = None
-        self.images: list[ImageRecord] = []
-        self.parts: list[NDArray[np.float32]] = []
-
-    def write(self, images: Sequence[ImageRecord], features: NDArray[np.float32]) -> None:
-        self.images += images
-        self.parts.append(features)
-        if len(self.images) >= self.row_group:
-            self.flush()
-
-    def flush(self) -> None:
+@contextmanager
+def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[Write]:
+    try:
         import pyarrow as pa
         from pyarrow import parquet
-
-        if not self.images:
-            return
-        features = np.concatenate(self.parts)
-        flat = pa.Array.from_buffers(pa.float32(), features.size, [None, pa.py_buffer(features)])
-        table = pa.table(
-            {
-                "path": _strings(_utf8(image.name) for image in self.images),
-                "sha256": _strings(image.sha256 for image in self.images),
-                FEATURES: pa.FixedSizeListArray.from_arrays(flat, features.shape[1]),
-            }
-        )
-        if self.opened is None:
-            schema = table.schema.with_metadata(self.provenance)
-            # Dictionaries and statistics gain nothing on floats that hardly ever repeat.
-            self.opened = parquet.ParquetWriter(self.file, schema, use_dictionary=False, write_statistics=False)
-        self.opened.write_table(table.cast(self.opened.schema))
-        self.images, self.parts = [], []
-
-    def close(self) -> None:
-        if self.opened is not None:
-            self.opened.close()
-
-
-@contextmanager
-def _parquet(out: Path, provenance: Mapping[str, str], row_group: int) -> Iterator[_Writer]:
-    try:
-        import pyarrow as pa  # noqa: F401
     except ImportError as error:
         raise ResourceError(
             "writing Parquet needs pyarrow", file=out, do='run: pip install "tlkit[parquet]", or end the name in .npy'
         ) from error
-    with atomic_file(out) as temporary:
-        writer = _Parquet(temporary, provenance, row_group)
-        try:
-            yield writer
-            writer.flush()
-        finally:
-            writer.close()
+    opened: Any = None  # at the first rows, when the width is known
+    collected: list[ImageRecord] = []
+    parts: list[NDArray[np.float32]] = []
+
+    def write(images: Sequence[ImageRecord], features: NDArray[np.float32]) -> None:
+        collected.extend(images)
+        parts.append(features)
+        if len(collected) >= ROW_GROUP:
+            flush()
+
+    def flush() -> None:
+        nonlocal opened
+        features = np.concatenate(parts)
+        flat = pa.Array.from_buffers(pa.float32(), features.size, [None, pa.py_buffer(features)])
+        table = pa.table(
+            {
+                "path": _strings(_utf8(image.name) for image in collected),
+                "sha256": _strings(image.sha256 for image in collected),
+                FEATURES: pa.FixedSizeListArray.from_arrays(flat, features.shape[1]),
+            }
+        )
+        if opened is None:
+            schema = table.schema.with_metadata(provenance)
+            # Dictionaries and statistics gain nothing on floats that hardly ever repeat.
+            options = {"use_dictionary": False, "write_statistics": False}
+            opened = closing.enter_context(parquet.ParquetWriter(temporary, schema, **options))
+        opened.write_table(table.cast(opened.schema))
+        collected.clear()
+        parts.clear()
+
+    with atomic_file(out) as temporary, ExitStack() as closing:
+        yield write
+        if collected:
+            flush()
 
 
 @contextmanager
-def _npy(out: Path, _provenance: Mapping[str, str], _row_group: int) -> Iterator[_Writer]:
-    class Npy:
-        """Opens the array at the first rows, when the width is known."""
+def _npy(out: Path, _provenance: Mapping[str, str]) -> Iterator[Write]:
+    opened: NpyWriter | None = None  # at the first rows, when the width is known
 
-        array: NpyWriter | None = None
-
-        def write(self, images: Sequence[ImageRecord], features: NDArray[np.float32]) -> None:
-            self.array = self.array or NpyWriter(data, features.shape[1:], "<f4")
-            self.array.write(features)
-            table.writerows([image.name, image.sha256] for image in images)
+    def write(images: Sequence[ImageRecord], features: NDArray[np.float32]) -> None:
+        nonlocal opened
+        opened = opened or NpyWriter(data, features.shape[1:], "<f4")
+        opened.write(features)
+        table.writerows([image.name, image.sha256] for image in images)
 
     sidecar = out.with_name(out.name + ".csv")
     with atomic_file(out) as array, _csv(sidecar, ["path", "sha256"]) as table, array.open("wb") as data:
-        writer = Npy()
-        yield writer
-        if writer.array is not None:
-            writer.array.close()
+        yield write
+        if opened is not None:
+            opened.close()
 
 
 WRITERS = {".parquet": _parquet, ".npy": _npy}

@@ -51,13 +51,11 @@ def extract(
     stages: Sequence[str],
     cut: str | None,
     tick: Callable[[int], object],
-    *,
-    save_every: int = SAVE_EVERY,
 ) -> Features:
     """Return features `(N, width)` of each file at `cut`, or of all stages without a cut.
 
     `graph` outputs those of all `stages`, and all are cached, whatever the cut. `tick(n)` is called when n more images
-    are done. The cache is saved every `save_every` batches.
+    are done.
     """
     session = OnnxSession(graph, workers=cores())
     with FeatureCache(graph, preprocessing) as cache:
@@ -90,7 +88,7 @@ def extract(
                 row: NDArray[np.float32] = next(rows)
                 cache.add(files[index], identities[index], image.sha256, row)
                 array[index], usable[index], hashes[index] = row[start : start + width], True, image.sha256
-            if number % save_every == 0:
+            if number % SAVE_EVERY == 0:
                 cache.save()
             tick(len(batch.images))
     return Features(array, usable, rejected, len(missing) - len(rejected), tuple(hashes), tuple(widths))
