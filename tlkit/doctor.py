@@ -12,7 +12,6 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 from packaging.requirements import Requirement
@@ -120,13 +119,7 @@ def diagnose() -> Diagnosis:
 
 def versions() -> dict[str, str]:
     """Return the versions of the relevant packages that are installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {package: version for package in PACKAGES if (version := _version(package)) is not None}
 
 
 def providers() -> Iterator[Provider]:
@@ -164,11 +157,7 @@ def problems(found: Mapping[str, str], tried: Sequence[Provider]) -> Iterator[Pr
     """Yield defects of the installation."""
     several = [name for name in RUNTIMES if name in found]
     if len(several) > 1:
-        keep = next((name for name in several if name != RUNTIMES[0]), several[0])
-        yield Problem(
-            f"{' and '.join(several)} are installed together and overwrite each other's files",
-            f"run: pip uninstall -y {' '.join(several)} && pip install {keep}",
-        )
+        yield _overwriting(several, keep=next(name for name in several if name != RUNTIMES[0]))
     needed = {"CPUExecutionProvider", *(_INSTALLED_FOR[name] for name in several if name in _INSTALLED_FOR)}
     for provider in tried:
         if not provider.starts and provider.name in needed:
@@ -186,13 +175,10 @@ def clashes(found: Mapping[str, str], cuda: str | None) -> Iterator[Problem]:
     """Yield NVIDIA packages that conflict, or that need a newer CUDA than `cuda`, the driver's."""
     both = [name for name in RTX if name in found]
     if len(both) > 1:
-        yield Problem(
-            f"{' and '.join(both)} are installed together and overwrite each other's files",
-            f"run: pip uninstall -y {' '.join(both)} && pip install {both[0]}",
-        )
+        yield _overwriting(both, keep=both[0])
     for name in both:
-        parts = {part: _version(f"{name}-{part}") for part in PARTS}
-        for part, has in parts.items():
+        for part in PARTS:
+            has = _version(f"{name}-{part}")
             if has is not None and has != found[name]:
                 yield Problem(
                     f"{name} {found[name]} is installed with {name}-{part} {has}",
@@ -207,6 +193,13 @@ def clashes(found: Mapping[str, str], cuda: str | None) -> Iterator[Problem]:
                 f"{name} {has} is installed, and the driver supports CUDA {cuda} at most",
                 f"update NVIDIA's driver, or install what is built for CUDA {Version(cuda).major}",
             )
+
+
+def _overwriting(packages: Sequence[str], *, keep: str) -> Problem:
+    return Problem(
+        f"{' and '.join(packages)} are installed together and overwrite each other's files",
+        f"run: pip uninstall -y {' '.join(packages)} && pip install {keep}",
+    )
 
 
 def advice(found: Mapping[str, str], tried: Sequence[Provider], seen: Sequence[Gpu]) -> Iterator[Problem]:
@@ -248,9 +241,8 @@ def fault(provider: str) -> str | None:
 def _tiny_graph() -> bytes:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "tiny", [x], [y])
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    content: bytes = model.SerializeToString()
-    return content
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 def _requirements() -> list[Requirement]:
@@ -260,10 +252,9 @@ def _requirements() -> list[Requirement]:
     except metadata.PackageNotFoundError:
         return []
     extras = ("", *(metadata.metadata("tlkit").get_all("Provides-Extra") or ()))
-    found = [Requirement(line) for line in stated]
     return [
         each
-        for each in found
+        for each in map(Requirement, stated)
         if each.name != "tlkit" and (each.marker is None or any(each.marker.evaluate({"extra": e}) for e in extras))
     ]
 

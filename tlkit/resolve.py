@@ -6,13 +6,13 @@ import fnmatch
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tlkit import defaults
-from tlkit.errors import ResourceError, TlkitWarning, UsageError
+from tlkit.errors import TlkitWarning, UsageError
 from tlkit.util.files import local_path
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ StrPath = str | os.PathLike[str]
 
 AUTO = "auto"  # the strategy that follows the advice
 CPU = "cpu"
-
-T = TypeVar("T")
 
 
 @functools.cache
@@ -152,17 +150,6 @@ def resumable(out: Path) -> Iterator[None]:
         raise
 
 
-def on_device(opening: Callable[[str], T], device: str, allow_cpu: bool) -> T:
-    """Return what is opened on a device; on the CPU instead only where that is allowed, and with a warning."""
-    try:
-        return opening(device)
-    except ResourceError as error:
-        if not allow_cpu or device == CPU:
-            raise
-        warn(f"{error.what}; the CPU is used instead")
-        return opening(CPU)
-
-
 def opener(device: str, allow_cpu: bool, trust: bool) -> Opener:
     """Return what opens exports on a device, through the targets that plugins provide."""
     from tlkit.runtime.engine import Opener
@@ -180,8 +167,7 @@ def open_model(
     if path.is_dir() and (export := open_export(path, target, precision)).target != TARGET:
         return Model.from_session(opener.open(export, graph), export.file(graph), head=head)
     file = graph_file(path, graph, target, precision)
-    opening = functools.partial(Model.open, file, graph=graph, workers=workers, head=head)
-    return on_device(lambda chosen: opening(device=chosen), opener.device, opener.allow_cpu)
+    return opener.on_device(lambda device: Model.open(file, graph=graph, workers=workers, head=head, device=device))
 
 
 def trained_modules(bundle: StrPath) -> TrainedModules:

@@ -6,7 +6,7 @@ import numpy as np
 
 from tlkit.audit.fingerprints import FREQUENCIES, Fingerprint
 from tlkit.audit.shortcuts import MIN_EXPLAINED, shortcuts
-from tlkit.data.preprocessing import Header
+from tlkit.data.decoding import Header
 
 
 def fingerprint(number, file_format):

@@ -13,7 +13,8 @@ from PIL import Image
 
 from tlkit.data import scan as scanning
 from tlkit.data.dataset import Dataset, Sample, find_images, read
-from tlkit.data.preprocessing import SUFFIXES, load
+from tlkit.data.decoding import SUFFIXES
+from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, UsageError
 from tlkit.plugin.contract import Preprocessing
 

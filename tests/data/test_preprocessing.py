@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin, TiffImagePlugin
 
 from tlkit.data.dataset import find_images
-from tlkit.data.preprocessing import UnreadableImage, load
+from tlkit.data.decoding import UnreadableImage
+from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, UsageError
 from tlkit.plugin.contract import INTERPOLATIONS, Preprocessing
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.data.dataset import Dataset, Sample
-from tlkit.data.preprocessing import UnreadableImage, header
+from tlkit.data.decoding import UnreadableImage, header
 from tlkit.util.text import listed
 
 HEADERS = 200  # images whose resolution is read

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from tlkit.advice.backbone_analysis import BackboneAnalysis, stratified
-from tlkit.data.preprocessing import UnreadableImage, load
+from tlkit.data.decoding import UnreadableImage
+from tlkit.data.preprocessing import load
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util.statistics import power_normalize
 

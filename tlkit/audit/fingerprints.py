@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.data.preprocessing import Header, UnreadableImage, header, load
+from tlkit.data.decoding import Header, UnreadableImage, header
+from tlkit.data.preprocessing import load
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util.resources import cores
 

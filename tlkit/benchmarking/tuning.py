@@ -22,7 +22,7 @@ from tlkit.util.resources import cores
 from tlkit.util.text import counted
 from tlkit.verification.parity import TOLERANCES, compare
 
-TRIED_LEVELS = tuple(LEVELS)[:3]  # no graph has ever been faster without any optimization
+TRIED_LEVELS = LEVELS[:3]  # no graph has ever been faster without any optimization
 
 Clock = Callable[[], float]
 

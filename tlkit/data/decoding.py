@@ -20,21 +20,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-
-# The plugins register themselves in `Image.OPEN`. Imported here, none is loaded in the middle of a thread.
-from PIL import (  # noqa: F401
-    BmpImagePlugin,
-    ExifTags,
-    GifImagePlugin,
-    Image,
-    ImageChops,
-    ImageFile,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import ExifTags, Image, ImageChops, ImageFile, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
 from tlkit.errors import DataError
 
@@ -52,6 +38,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
+Image.preinit()  # the other plugins register themselves now, so that none is loaded in the middle of a thread
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any handler, errors would go to stderr
 
 

@@ -19,22 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from tlkit.data.augmentation import Box, View
-from tlkit.data.decoding import (
-    FORMATS,
-    SUFFIXES,
-    Header,
-    UnreadableImage,
-    decoding,
-    exif_transpose,
-    flatten,
-    header,
-    open_image,
-    read_file,
-)
+from tlkit.data.decoding import UnreadableImage, decoding, exif_transpose, flatten, open_image, read_file
 from tlkit.errors import UsageError
 from tlkit.plugin.contract import Preprocessing
-
-__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "Header", "UnreadableImage", "decoded_size", "header", "load"]
 
 MAX_PIXELS = 178_956_970  # half a GiB at 24 bits; Pillow, too, takes a larger image for an attack
 
@@ -56,8 +43,8 @@ def load(
     `source` is a path, the bytes of a file, a Pillow image, or an array uint8 `(H, W, 3)` or `(H, W)`. A path, its
     bytes and its decoded image give the same array, except that a large JPEG is not decoded at reduced scale if it
     comes as an image. With a `view` it is that part of the image, for training; without one the center crop, which is
-    deployed. Thread-safe. Raises `UnreadableImage` for an image that is damaged, truncated, not one of `FORMATS`, or of
-    more than `max_pixels` pixels, and UsageError for an array of another dtype or shape.
+    deployed. Thread-safe. Raises `UnreadableImage` for an image that is damaged, truncated, not in one of `FORMATS`, or
+    of more than `max_pixels` pixels, and UsageError for an array of another dtype or shape.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so half an image would pass", do="turn it off")

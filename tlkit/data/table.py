@@ -83,11 +83,8 @@ def _name(folder: Path, path: str) -> str:
     """Return the path relative to the table's folder, with "./" and "x/.." resolved; absolute if it lies outside."""
     base = os.path.abspath(folder)
     full = os.path.normpath(os.path.join(base, path))
-    inside = os.path.join(base, "")
-    if full.startswith(inside):
-        name = full.removeprefix(inside)
-    else:
-        name = full if os.path.isabs(path) else os.path.relpath(full, base)
+    inside = full.startswith(os.path.join(base, ""))
+    name = os.path.relpath(full, base) if inside or not os.path.isabs(path) else full
     return nfc(name.replace(os.sep, "/"))
 
 

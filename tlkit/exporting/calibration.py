@@ -13,7 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization.calibrate import CalibrationDataReader, TensorData, create_calibrator
 
-from tlkit.data.preprocessing import UnreadableImage, load
+from tlkit.data.decoding import UnreadableImage
+from tlkit.data.preprocessing import load
 from tlkit.errors import DataError
 from tlkit.graph.quantize import layer_names, layers, quantize
 from tlkit.model import reference_images

@@ -13,6 +13,7 @@ cost EfficientNet-Lite0 a quarter of its time in int8. Removing them changes no 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ MADE = MERGED // STRIDE  # output columns of one step
 
 def normalize_rows(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with images normalized before the transposition, a row at a time; bit-identical."""
-    changed = _copy(model)
+    changed = copy.deepcopy(model)
     graph = changed.graph
     if [node.op_type for node in graph.node[:4]] != ["Cast", "Transpose", "Sub", "Mul"]:
         raise ValueError("not the normalization of `model.trunk.Normalize`")
@@ -46,7 +47,7 @@ def normalize_rows(model: onnx.ModelProto) -> onnx.ModelProto:
     subtract.input[0], multiply.output[0] = cast.output[0], normalized
     transpose.input[0], transpose.output[0] = normalized, planes
     order = [cast, subtract, multiply, transpose, *graph.node[4:]]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in order]
+    copies = copy.deepcopy(order)
     del graph.node[:], graph.value_info[:]  # intermediate shapes changed, and are inferred again
     graph.node.extend(copies)
     return changed
@@ -57,7 +58,7 @@ def merge_columns(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Its nodes are not sorted.
     """
-    changed = _copy(model)
+    changed = copy.deepcopy(model)
     graph = changed.graph
     beginning = _Beginning.of(graph)
     if beginning is None:  # its first layer was left in float
@@ -253,11 +254,6 @@ def _tensor(graph: onnx.GraphProto, name: str) -> NDArray[Any]:
     """Return a constant of a graph."""
     found: NDArray[Any] = numpy_helper.to_array(next(tensor for tensor in graph.initializer if tensor.name == name))
     return found
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copied: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
-    return copied
 
 
 def _prune(graph: onnx.GraphProto) -> None:

@@ -17,8 +17,8 @@ from tlkit.version import __version__
 
 PREFIX = "tlkit."
 PREPROCESSING, LABELS, VERSION = PREFIX + "preprocessing", PREFIX + "labels", PREFIX + "version"
-BUNDLE, BACKBONE, CUT = PREFIX + "bundle", PREFIX + "backbone", PREFIX + "cut"
-HEAD, HEAD_FROM, HEADS, PRECISION = PREFIX + "head", PREFIX + "head_from", PREFIX + "heads", PREFIX + "precision"
+BUNDLE, HEAD, HEAD_FROM = PREFIX + "bundle", PREFIX + "head", PREFIX + "head_from"
+HEADS, PRECISION = PREFIX + "heads", PREFIX + "precision"
 
 
 class HeadMetadata(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from tlkit.defaults import DEFAULT_TARGET
 from tlkit.errors import ArtifactError, DataError, TlkitError
 from tlkit.model.bundle import RECORD, Bundle, Tensors, read_record, read_tensors
 from tlkit.util import files
+from tlkit.util.resources import processor_info
 from tlkit.util.text import quoted
 
 MANIFEST = "manifest.json"
@@ -224,17 +225,12 @@ def read_manifest(folder: Path, rebuild: str) -> dict[str, Any]:
     return content
 
 
-def processor_kind(flags: Sequence[str] | None = None) -> str:
+def processor_kind() -> str:
     """Return the kind of processor that int8 sums depend on: "x86-64 VNNI", "x86-64 AVX2", ..., or the machine type."""
     machine = platform.machine() or "unknown"
-    if flags is None:
-        try:
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
-        except OSError:
-            lines = []
-        flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     if machine.lower() not in ("x86_64", "amd64"):
         return machine
+    flags = processor_info("flags").split()
     best = next((kind for flag, kind in _VECTORS.items() if flag in flags), None)
     return "x86-64" + (f" {best}" if best else "")
 

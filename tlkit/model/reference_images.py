@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from tlkit.data import dataset as folder
 from tlkit.data.dataset import Dataset
-from tlkit.data.preprocessing import UnreadableImage, load
+from tlkit.data.decoding import UnreadableImage
+from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, TlkitError, UsageError
 from tlkit.model.bundle import Bundle
 from tlkit.util import files

@@ -12,18 +12,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin.contract import Backbone, Preprocessing
 from tlkit.util.text import listed
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 STAGE_NAME = re.compile(r"[a-z0-9_]+")  # part of the names of tensors and outputs
 

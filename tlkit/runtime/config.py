@@ -14,7 +14,7 @@ import onnxruntime
 
 from tlkit.model import exports
 from tlkit.runtime.session import LEVELS, OnnxSession
-from tlkit.util.resources import cores
+from tlkit.util.resources import cores, processor_info
 
 TUNING = "tuning"  # in manifest.json
 
@@ -41,7 +41,9 @@ def default_config() -> RuntimeConfig:
 
 def machine() -> str:
     """Return the kind of machine that a config holds for."""
-    return f"{_processor()}, {cores()} cores, ONNX Runtime {onnxruntime.__version__}"
+    # Python's own answer is often no more than the architecture.
+    processor = processor_info("model name") or platform.processor() or platform.machine()
+    return f"{processor}, {cores()} cores, ONNX Runtime {onnxruntime.__version__}"
 
 
 def read(file: Path) -> RuntimeConfig | None:
@@ -53,13 +55,3 @@ def read(file: Path) -> RuntimeConfig | None:
         return config if valid and record["machine"] == machine() else None
     except (OSError, ValueError, KeyError, TypeError):  # it was not tuned, or has no manifest beside it
         return None
-
-
-def _processor() -> str:
-    """Return the name of the processor; Python's own answer is often no more than its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()

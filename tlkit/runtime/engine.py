@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 
@@ -19,6 +19,7 @@ from tlkit.util import files
 
 CPU = "cpu"
 MADE_HERE = "engines"  # in the cache: the hashes of executable files that were built on this machine
+T = TypeVar("T")
 
 
 class IncompatibleEngine(ArtifactError):
@@ -48,13 +49,17 @@ class Opener:
 
     def open_file(self, file: Path, *, threads: int = 0) -> Session:
         """Open an ONNX file."""
+        return self.on_device(lambda device: OnnxSession(file, device=device, threads=threads))
+
+    def on_device(self, opening: Callable[[str], T]) -> T:
+        """Return what is opened on the device; on the CPU only where that is allowed, and with a warning."""
         try:
-            return OnnxSession(file, device=self.device, threads=threads)
+            return opening(self.device)
         except ResourceError as error:
             if not self.allow_cpu or self.device == CPU:
                 raise
             self.warn(f"{error.what}; the CPU is used instead")
-            return OnnxSession(file, threads=threads)
+            return opening(CPU)
 
     def takes_threads(self, export: Export) -> bool:
         """Return whether the number of threads can be chosen for an export."""

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from tlkit.data.preprocessing import Source, UnreadableImage
+from tlkit.data.decoding import UnreadableImage
+from tlkit.data.preprocessing import Source
 from tlkit.errors import ArtifactError, UsageError
 from tlkit.graph import metadata
 from tlkit.model.exports import graph_file
-from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Progress, Session, silent
+from tlkit.plugin.contract import FEATURES, IMAGES, PROBABILITIES, Progress, Session, silent
 from tlkit.runtime import config
 from tlkit.runtime.pipeline import Batch, iter_images, stream
 from tlkit.runtime.session import HeadSession, OnnxSession
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     from tlkit.evaluation.evaluate import EvaluationResult
     from tlkit.runtime.pipeline import ImageInput
-
-__all__ = ["FEATURES", "LOGITS", "PROBABILITIES", "Model", "Prediction"]
 
 
 @dataclass(frozen=True, slots=True)

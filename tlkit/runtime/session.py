@@ -6,10 +6,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import NDArray
 
 from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, UsageError
 from tlkit.graph.metadata import select_head
@@ -17,17 +19,8 @@ from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
 from tlkit.runtime import cuda, providers
 from tlkit.util.resources import cores
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 DEVICES = ("cpu", *providers.DEVICES)
-LEVELS = {  # of graph optimization
-    "all": "ORT_ENABLE_ALL",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "basic": "ORT_ENABLE_BASIC",
-    "off": "ORT_DISABLE_ALL",
-}
+LEVELS = ("all", "extended", "basic", "off")  # of graph optimization
 
 
 class OnnxSession(Session):
@@ -49,7 +42,8 @@ class OnnxSession(Session):
         content = read_graph(file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or (cores() if workers == 1 else 1)
-        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
+        name = "ORT_DISABLE_ALL" if level == "off" else f"ORT_ENABLE_{level.upper()}"
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, name)
         options.log_severity_level = 4  # the error that it raises says the same
         self._session: Any
         self._bound: providers.BoundSession | None = None

@@ -11,19 +11,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.optim import Optimizer
 
 from tlkit.errors import ResourceError
 from tlkit.model.trunk import hash_tensors
 from tlkit.util.files import atomic_file, translate_os_errors
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
 
 KEPT = 2
 SECONDS = 10.0  # between two within a phase; a killed run repeats at most this, and the epoch it was in

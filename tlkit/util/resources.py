@@ -21,6 +21,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def processor_info(name: str) -> str:
+    """Return a field of `/proc/cpuinfo`, such as "model name" or "flags"; empty if the system does not report it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
 def resident_memory() -> int | None:
     """Return the resident memory of this process in bytes; None if the system does not report it."""
     try:

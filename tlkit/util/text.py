@@ -10,18 +10,6 @@ from pathlib import Path
 
 from tlkit.errors import one_line
 
-__all__ = [
-    "counted",
-    "did_you_mean",
-    "format_bytes",
-    "format_seconds",
-    "listed",
-    "nearest",
-    "one_line",
-    "quoted",
-    "table",
-]
-
 
 def listed(items: Iterable[object], limit: int = 3, *, separator: str = ", ") -> str:
     """Return the first `limit` items, separated, and the number of further ones: "a, b and 4 more"."""
@@ -58,12 +46,11 @@ def quoted(path: Path) -> str:
 
 def format_bytes(size: float) -> str:
     """Return a size in decimal units: "1.5 GB"."""
-    value, unit = float(size), "bytes"
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.3g} {unit}"
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
 
 
 def format_seconds(seconds: float) -> str:

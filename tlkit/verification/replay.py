@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.data.preprocessing import UnreadableImage, load
+from tlkit.data.decoding import UnreadableImage
+from tlkit.data.preprocessing import load
 from tlkit.errors import ArtifactError, UsageError
 from tlkit.graph import metadata
 from tlkit.model import exports
