@@ -26,7 +26,7 @@ class Kind:
         return self.base.kind
 
 
-_BACKBONE_CHECKS = ("subject", "declared", "stages", "state", "weights", "running", "learning", "graph")
+_BACKBONE_CHECKS = ("subject", "declared", "stages", "weights", "running", "learning", "graph")
 _TRAIN, _EXPORT = "tlkit train photos/ -o run/", "tlkit export run/ --onnx"
 
 KINDS: dict[str, Kind] = {

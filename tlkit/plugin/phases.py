@@ -7,6 +7,8 @@ import math
 from tlkit.plugin.contract import BALANCES, BATCHNORMS, OPTIMIZERS, Phase
 
 MAX_MAGNITUDE = 30  # of RandAugment, from 0
+_FRACTIONS = {"warmup": "a warmup", "label_smoothing": "a label smoothing", "ema": "an ema"}
+_CHOICES = {"optimizer": OPTIMIZERS, "balance": BALANCES, "batchnorm": BATCHNORMS}
 
 
 def phase_problems(phase: Phase, stages: int) -> dict[str, str]:
@@ -29,28 +31,20 @@ def phase_problems(phase: Phase, stages: int) -> dict[str, str]:
         ),
         "lr_decay": (0.0 < phase.lr_decay <= 1.0, f"has an lr_decay of {phase.lr_decay:g}, not in (0, 1]"),
         "batch_size": (counts["batch_size"] and phase.batch_size >= 1, f"has a batch size of {phase.batch_size!r}"),
-        "optimizer": (
-            phase.optimizer in OPTIMIZERS,
-            f"has the optimizer {phase.optimizer!r}, not {' or '.join(OPTIMIZERS)}",
-        ),
-        "warmup": (0.0 <= phase.warmup < 1.0, f"has a warmup of {phase.warmup:g}, not in [0, 1)"),
-        "label_smoothing": (
-            0.0 <= phase.label_smoothing < 1.0,
-            f"has a label smoothing of {phase.label_smoothing:g}, not in [0, 1)",
-        ),
         "gradient_clipping": (phase.gradient_clipping >= 0.0, f"clips gradients to {phase.gradient_clipping:g}"),
         "patience": (phase.patience >= 0, f"has a patience of {phase.patience} epochs"),
         "randaugment": (
             0 <= phase.randaugment <= MAX_MAGNITUDE,
             f"has a randaugment of {phase.randaugment}, not from 0 to {MAX_MAGNITUDE}",
         ),
-        "mixup": (0.0 <= phase.mixup < math.inf, f"has a mixup of {phase.mixup:g}"),
-        "cutmix": (0.0 <= phase.cutmix < math.inf, f"has a cutmix of {phase.cutmix:g}"),
-        "balance": (phase.balance in BALANCES, f"has the balance {phase.balance!r}, not {' or '.join(BALANCES)}"),
-        "batchnorm": (
-            phase.batchnorm in BATCHNORMS,
-            f"has the batchnorm {phase.batchnorm!r}, not {' or '.join(BATCHNORMS)}",
-        ),
-        "ema": (0.0 <= phase.ema < 1.0, f"has an ema of {phase.ema:g}, not in [0, 1)"),
     }
+    for name, noun in _FRACTIONS.items():
+        value = getattr(phase, name)
+        rules[name] = (0.0 <= value < 1.0, f"has {noun} of {value:g}, not in [0, 1)")
+    for name in ("mixup", "cutmix"):
+        value = getattr(phase, name)
+        rules[name] = (0.0 <= value < math.inf, f"has a {name} of {value:g}")
+    for name, choices in _CHOICES.items():
+        value = getattr(phase, name)
+        rules[name] = (value in choices, f"has the {name} {value!r}, not {' or '.join(choices)}")
     return {name: problem for name, (holds, problem) in rules.items() if not holds}

@@ -116,6 +116,12 @@ class BackboneSubject(Subject[Backbone]):
         with torch.inference_mode():
             return [features.numpy() for features in trunks.StageFeatures(trunk)(self.images[rows])]
 
+    @staticmethod
+    def different_tensors(one: nn.Module, other: nn.Module) -> list[str]:
+        """Return the names of the tensors whose type or shape differs, or which only one of the modules has."""
+        layouts = [{name: (t.dtype, t.shape) for name, t in module.state_dict().items()} for module in (one, other)]
+        return sorted({name for name, _ in layouts[0].items() ^ layouts[1].items()})
+
     @prepared("traces")
     def graph(self) -> onnx.ModelProto:
         """ONNX graph of all stages, traced once."""
@@ -128,12 +134,6 @@ class BackboneSubject(Subject[Backbone]):
     def session(self) -> OnnxSession:
         """The graph, opened with ONNX Runtime."""
         return open_graph(self.graph)
-
-
-def different_tensors(one: nn.Module, other: nn.Module) -> list[str]:
-    """Return the names of the tensors whose type or shape differs, or which only one of the modules has."""
-    layouts = [{name: (t.dtype, t.shape) for name, t in module.state_dict().items()} for module in (one, other)]
-    return sorted({name for name, _ in layouts[0].items() ^ layouts[1].items()})
 
 
 def _images(size: int) -> Tensor:

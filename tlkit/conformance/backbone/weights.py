@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import torch
 
-from tlkit.conformance.backbone.subject import BackboneSubject, different_tensors
+from tlkit.conformance.backbone.subject import BackboneSubject
 from tlkit.conformance.subject import Skipped, expect
 from tlkit.model import trunk as trunks
 from tlkit.util.text import listed
@@ -33,7 +33,7 @@ def pretrained_has_the_same_structure(subject: BackboneSubject) -> None:
     pretrained, random = subject.pretrained_trunk(), subject.random_trunk()
     do = "build the same structure either way: the bundle's weights are loaded into the random one"
     expect(pretrained.names == random.names, f"stages {pretrained.names}, but {random.names} without", do=do)
-    different = different_tensors(pretrained, random)
+    different = subject.different_tensors(pretrained, random)
     expect(not different, f"tensors differ: {listed(different)}", do=do)
 
 
