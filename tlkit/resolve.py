@@ -44,10 +44,10 @@ def load_plugins() -> Host:
 
 def components(kind: str | None, pattern: str) -> list[RegisteredComponent]:
     """Return the accepted components of a kind, or of all, whose name matches a shell pattern."""
-    found = [component for plugin in load_plugins().plugins for component in plugin.components]
     return [
         each
-        for each in found
+        for plugin in load_plugins().plugins
+        for each in plugin.components
         if each.reason is None and kind in (None, each.kind) and fnmatch.fnmatchcase(each.name, pattern)
     ]
 
@@ -78,10 +78,9 @@ def open_bundle(path: StrPath) -> Bundle:
 
 def _made_with(bundle: Bundle) -> tuple[Backbone, Head]:
     """Return the backbone and the head that a bundle was trained with."""
-    made = {"backbone": bundle.record.backbone, "head": bundle.record.head}
     backbone, head = (
-        load_plugins().require(kind, each.name, each.distribution, each.version, each.options)
-        for kind, each in made.items()
+        load_plugins().require(kind, made.name, made.distribution, made.version, made.options)
+        for kind, made in (("backbone", bundle.record.backbone), ("head", bundle.record.head))
     )
     return backbone, head
 

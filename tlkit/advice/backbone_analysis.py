@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from tlkit.advice.domain_shift import (
@@ -36,10 +37,7 @@ from tlkit.training.run_directory import once
 from tlkit.util.files import cache_dir
 from tlkit.util.resources import cores
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Labels = NDArray[np.int64]
+Labels = NDArray[np.int64]
 
 MIN_TIMED = 32  # images from which a throughput is measured
 MAX_SCORED = 800  # images that LogME and H-score see

@@ -6,15 +6,11 @@ reliability is measured in benchmarks/advise.py; the advice follows the probes, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Rows = NDArray[np.float64]
-    Labels = NDArray[np.int64]
+Rows = NDArray[np.float64]
+Labels = NDArray[np.int64]
 
 _ROUNDS, _TOLERANCE = 100, 1e-3  # of LogME's fixed point
 _MIN, _MAX = 1e-9, 1e9  # precisions: without a signal, or without noise, the fixed point lies at infinity

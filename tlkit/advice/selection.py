@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.advice.backbone_analysis import BackboneAnalysis, StageEvidence, stratified
 from tlkit.defaults import DEFAULT_HEAD
@@ -15,10 +15,7 @@ from tlkit.errors import TlkitError
 from tlkit.plugin.contract import Head
 from tlkit.util.statistics import paired_difference
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Labels = NDArray[np.int64]
+Labels = NDArray[np.int64]
 
 MAX_COMPARED = 300  # images that heads are compared on: more would take longer than extracting their features
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.util.statistics import power_normalize
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Labels = NDArray[np.int64]
+Labels = NDArray[np.int64]
 
 FOLDS = 5
 MAX_ODDS = 0.08  # of the label against the likeliest class

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.audit.fingerprints import Fingerprint
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Labels = NDArray[np.int64]
-    Probabilities = NDArray[np.float64]
+Labels = NDArray[np.int64]
+Probabilities = NDArray[np.float64]
 
 MIN_EXPLAINED = 0.15  # share of the classes' entropy that a shortcut explains at least,
 MIN_CLASS_EXPLAINED = 0.5  # or of one class against the rest: among ten, knowing one of them explains little

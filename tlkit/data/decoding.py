@@ -11,10 +11,10 @@ Choices that the preprocessing parameters leave open:
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -42,16 +42,12 @@ Image.preinit()  # the other plugins register themselves now, so that none is lo
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any handler, errors would go to stderr
 
 
-class _Decoding(threading.local):
-    now = False
-
-
-_decoding = _Decoding()
+_decoding = ContextVar("decoding", default=False)  # of each thread
 
 
 class _IfDecoding(type):
     def __subclasscheck__(cls, category: type) -> bool:
-        return _decoding.now
+        return _decoding.get()
 
 
 class _WarningWhileDecoding(Warning, metaclass=_IfDecoding):
@@ -84,7 +80,7 @@ def check_max_bad(rejected: Mapping[str, str], images: int, max_bad: float | Non
 @contextmanager
 def decoding() -> Iterator[None]:
     """Silence Pillow's warnings and raise its errors as `UnreadableImage`."""
-    _decoding.now = True
+    _decoding.set(True)
     try:
         yield
     except UnreadableImage:
@@ -95,7 +91,7 @@ def decoding() -> Iterator[None]:
         reason = str(error) or type(error).__name__
         raise UnreadableImage(f"damaged, truncated or of a kind that can't be decoded: {reason}") from error
     finally:
-        _decoding.now = False
+        _decoding.set(False)
 
 
 def read_file(path: Path) -> bytes:

@@ -65,7 +65,7 @@ def _scan_folder(root: Path, folder: str, found: Scan) -> tuple[list[str], list[
                 (links if entry.is_symlink() else real).append(path)
             elif kind != "file":
                 found.skipped.append(f"{path}: {kind}")
-            elif is_image(entry.name):
+            elif os.path.splitext(entry.name)[1][1:].lower() in SUFFIXES:
                 found.images.append(path)
             else:
                 found.skipped.append(f"{path}: not an image")
@@ -82,9 +82,3 @@ def _kind(entry: os.DirEntry[str]) -> str:
     except OSError:  # a link to itself, or through a folder that is not accessible
         pass
     return "a broken link" if entry.is_symlink() else "not a regular file"
-
-
-def is_image(name: str) -> bool:
-    """Return whether the suffix, in any case, is that of a format that `preprocessing.load` decodes."""
-    _, dot, suffix = name.rpartition(".")
-    return bool(dot) and suffix.lower() in SUFFIXES

@@ -9,10 +9,10 @@ and probabilities of a head are named after its bundle: `pets/logits`, `pets/pro
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 from onnx import compose
@@ -30,9 +30,6 @@ from tlkit.runtime.session import HeadSession, OnnxSession, head_output
 from tlkit.util import files
 from tlkit.verification.parity import Verdict
 from tlkit.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 NAME = re.compile(r"[\w.-]+")  # it becomes part of output names
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.data.decoding import UnreadableImage
 from tlkit.data.preprocessing import Source
@@ -16,18 +18,13 @@ from tlkit.graph import metadata
 from tlkit.model.exports import graph_file
 from tlkit.plugin.contract import FEATURES, IMAGES, PROBABILITIES, Progress, Session, silent
 from tlkit.runtime import config
-from tlkit.runtime.pipeline import Batch, iter_images, stream
+from tlkit.runtime.pipeline import Batch, ImageInput, iter_images, stream
 from tlkit.runtime.session import HeadSession, OnnxSession
 from tlkit.util.files import local_path
 from tlkit.util.resources import cores
 
 if TYPE_CHECKING:
-    import os
-
-    from numpy.typing import NDArray
-
     from tlkit.evaluation.evaluate import EvaluationResult
-    from tlkit.runtime.pipeline import ImageInput
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tlkit.data.decoding import UnreadableImage, read_file
@@ -22,10 +22,7 @@ from tlkit.util.files import local_path
 from tlkit.util.prefetch import chunks, prefetch
 from tlkit.util.resources import cores
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,20 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm  # the one base of 1d, 2d, 3d and sync
 
 from tlkit.model.trunk import Trunk
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Channels = NDArray[np.float64]
+Channels = NDArray[np.float64]
 
 MOMENTUM = 0.1
 
