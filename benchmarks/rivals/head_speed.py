@@ -18,7 +18,7 @@ import onnxruntime
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
-from tlkit_standard.heads.rbf_svm import RbfSvm
+from tlkit_standard.heads.memory import RbfSvm
 
 from tlkit.graph.trace import head_graph
 

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from tlkit.conformance.graph import expect_core_operators, open_graph, trace
-from tlkit.conformance.subject import Skipped, Subject, expect, prepared
+from tlkit.conformance.subject import Skipped, Subject, expect, expect_none, prepared
 from tlkit.errors import DataError, UsageError
 from tlkit.plugin.contract import FEATURES, LOGITS, Head, Phase
 from tlkit.training.inputs import Examples
@@ -97,7 +97,7 @@ def gradient_reaches_every_parameter(subject: HeadSubject) -> None:
     nn.functional.cross_entropy(logits, torch.from_numpy(subject.blobs.labels)).backward()  # type: ignore[no-untyped-call]
     idle = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
     expect(any(True for _ in module.parameters()), "it has no parameters", do="refuse with a UsageError")
-    expect(not idle, f"parameters without a gradient: {listed(idle)}", do="make constants buffers, and detach nothing")
+    expect_none(idle, "parameters without a gradient", do="make constants buffers, and detach nothing")
 
 
 def fits(subject: HeadSubject) -> None:
@@ -203,7 +203,7 @@ def state_is_finite(subject: HeadSubject) -> None:
     """Every stored value is finite: a bundle with other values is refused."""
     state = subject.module.state_dict()
     odd = [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]
-    expect(not odd, f"values are not finite: {listed(odd)}", do="store what is finite, and compute the rest of it")
+    expect_none(odd, "values are not finite", do="store what is finite, and compute the rest of it")
 
 
 def report_is_json(subject: HeadSubject) -> None:

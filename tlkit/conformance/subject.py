@@ -6,13 +6,14 @@ import functools
 import inspect
 import textwrap
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from unittest import SkipTest
 
 from tlkit.errors import GateError, TlkitError
 from tlkit.plugin.contract import Component
+from tlkit.util.text import listed
 
 AnyComponent = TypeVar("AnyComponent", bound=Component)
 Made = TypeVar("Made")
@@ -42,6 +43,12 @@ def expect(held: bool, what: str, *, do: str) -> None:
     __tracebackhide__ = True  # pytest shows the line that expects it
     if not held:
         raise CheckFailed(what, do=do)
+
+
+def expect_none(names: Sequence[object], what: str, *, do: str) -> None:
+    """Raise CheckFailed with `what` is wrong of which `names`, unless there are none."""
+    __tracebackhide__ = True
+    expect(not names, f"{what}: {listed(names)}", do=do)
 
 
 class Subject(Generic[AnyComponent]):

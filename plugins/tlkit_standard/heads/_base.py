@@ -153,17 +153,6 @@ class LinearHead(SolvedHead):
 
 
 @dataclass(frozen=True)
-class MemoryHead(SolvedHead):
-    """Head that stores training images: it can be solved, not trained by gradient."""
-
-    def module(self, width: int, classes: int) -> nn.Module:
-        raise UsageError(
-            f"the head {self.name!r} is solved and can't be trained by gradient",
-            do="take logistic, svm, nearest-mean or mlp, or a strategy that only solves",
-        )
-
-
-@dataclass(frozen=True)
 class RegularizedHead(SolvedHead):
     """Head with a regularization strength."""
 

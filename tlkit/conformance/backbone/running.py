@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tlkit.conformance.backbone.subject import BATCHES, BackboneSubject
 from tlkit.conformance.backbone.vary import vary
-from tlkit.conformance.subject import Skipped, expect
+from tlkit.conformance.subject import Skipped, expect, expect_none
 from tlkit.model import trunk as trunks
 from tlkit.util.text import listed
 from tlkit.verification.parity import cosines, relative_error
@@ -66,9 +66,7 @@ def tells_images_apart(subject: BackboneSubject) -> None:
         for j in range(i)
         if relative_error(features[i : i + 1], features[j : j + 1]) < 1e-6
     ]
-    expect(
-        not equal, f"test images have the same features: {listed(equal)}", do="check preprocessing and initial weights"
-    )
+    expect_none(equal, "test images have the same features", do="check preprocessing and initial weights")
 
 
 def rows_are_independent(subject: BackboneSubject) -> None:
@@ -158,7 +156,7 @@ def keeps_half_precision(subject: BackboneSubject) -> None:
         x = subject.trunk.normalize(subject.images[:1]).to("meta", torch.float16)
         for stage in stages.values():
             x = stage(x)
-    expect(not turned, f"it leaves half precision: {listed(turned)}", do="make tensors with `dtype=x.dtype`")
+    expect_none(turned, "it leaves half precision", do="make tensors with `dtype=x.dtype`")
 
 
 def fits_half_precision(subject: BackboneSubject) -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import load, save
 from torch import Tensor, nn
 
 from tlkit.conformance.backbone.subject import BackboneSubject
-from tlkit.conformance.subject import Skipped, expect
+from tlkit.conformance.subject import Skipped, expect, expect_none
 from tlkit.model import trunk as trunks
 from tlkit.util.text import listed
 
@@ -27,7 +27,7 @@ def builds(subject: BackboneSubject) -> None:
     do = "return a dict from names to `nn.Module`s, shallow to deep"
     expect(isinstance(stages, Mapping) and len(stages) > 0, f"`stages` returned {type(stages).__name__}, empty", do=do)
     others = [f"{name!r} is {type(it).__name__}" for name, it in stages.items() if not isinstance(it, nn.Module)]
-    expect(not others, f"not all stages are modules: {listed(others)}", do=do)
+    expect_none(others, "not all stages are modules", do=do)
 
 
 def stage_names(subject: BackboneSubject) -> None:
@@ -43,7 +43,7 @@ def same_every_time(subject: BackboneSubject) -> None:
     do = "build the same structure every time: a bundle is opened by building it again"
     expect(first.names == second.names, f"one build has the stages {first.names}, the next has {second.names}", do=do)
     different = subject.different_tensors(first, second)
-    expect(not different, f"tensors differ from build to build: {listed(different)}", do=do)
+    expect_none(different, "tensors differ from build to build", do=do)
 
 
 def in_eval_mode(subject: BackboneSubject) -> None:
@@ -55,20 +55,20 @@ def in_eval_mode(subject: BackboneSubject) -> None:
         for name, inner in module.named_modules()
         if inner.training
     ]
-    expect(not training, f"modules are in training mode: {listed(training)}", do=EVAL)
+    expect_none(training, "modules are in training mode", do=EVAL)
 
 
 def in_single_precision(subject: BackboneSubject) -> None:
     """Weights and buffers are float32; export converts to lower precisions."""
     state = subject.random_trunk().state_dict()
     other = [f"{name} is {t.dtype}" for name, t in state.items() if t.is_floating_point() and t.dtype != torch.float32]
-    expect(not other, f"not all weights are float32: {listed(other)}", do="return each stage after `.float()`")
+    expect_none(other, "not all weights are float32", do="return each stage after `.float()`")
 
 
 def can_be_trained(subject: BackboneSubject) -> None:
     """Every parameter requires a gradient: freezing is up to the strategy."""
     fixed = [name for name, parameter in subject.random_trunk().named_parameters() if not parameter.requires_grad]
-    expect(not fixed, f"parameters are frozen: {listed(fixed)}", do="leave freezing to tlkit; make constants buffers")
+    expect_none(fixed, "parameters are frozen", do="leave freezing to tlkit; make constants buffers")
 
 
 def tensors_are_registered(subject: BackboneSubject) -> None:
@@ -80,7 +80,7 @@ def tensors_are_registered(subject: BackboneSubject) -> None:
         if isinstance(value, Tensor)
     ]
     do = "register it: self.register_buffer(name, tensor), or wrap it in nn.Parameter"
-    expect(not loose, f"tensors are plain attributes: {listed(loose)}", do=do)
+    expect_none(loose, "tensors are plain attributes", do=do)
 
 
 def share_no_tensors(subject: BackboneSubject) -> None:
@@ -92,13 +92,13 @@ def share_no_tensors(subject: BackboneSubject) -> None:
             owner = owners.setdefault(place, stage)
             if owner != stage:
                 shared.append(f"{stage}.{name} is also in {owner}")
-    expect(not shared, f"stages share tensors: {listed(shared)}", do="give each stage tensors of its own")
+    expect_none(shared, "stages share tensors", do="give each stage tensors of its own")
 
 
 def builds_share_no_tensors(subject: BackboneSubject) -> None:
     """Two builds hold no tensor in common: training one must not change the other."""
     shared = _shared(subject.random_trunk(), subject.random_trunk())
-    expect(not shared, f"two builds share tensors: {listed(shared)}", do="build every module again in each call")
+    expect_none(shared, "two builds share tensors", do="build every module again in each call")
 
 
 def can_be_copied(subject: BackboneSubject) -> None:
@@ -106,7 +106,7 @@ def can_be_copied(subject: BackboneSubject) -> None:
     copied = copy.deepcopy(subject.trunk)
     shared = _shared(subject.trunk, copied)
     do = "keep to plain modules, parameters and buffers; hold no closures over tensors"
-    expect(not shared, f"a deep copy shares tensors: {listed(shared)}", do=do)
+    expect_none(shared, "a deep copy shares tensors", do=do)
     same = np.array_equal(subject.run(copied)[-1], subject.features[-1])
     expect(same, "a deep copy computes something else", do=do)
 
@@ -116,7 +116,7 @@ def state_is_finite(subject: BackboneSubject) -> None:
     state = subject.built.state_dict()
     odd = [name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     do = "register constants such as masks with `persistent=False`, and build them again from the structure"
-    expect(not odd, f"values are not finite: {listed(odd)}", do=do)
+    expect_none(odd, "values are not finite", do=do)
 
 
 def state_survives_safetensors(subject: BackboneSubject) -> None:
@@ -124,9 +124,7 @@ def state_survives_safetensors(subject: BackboneSubject) -> None:
     before = trunks.tensors(subject.built)
     after = load(save(before))
     changed = [name for name in before if not _identical(before[name], after[name])]
-    expect(
-        not changed, f"tensors change when they are stored: {listed(changed)}", do="use plain tensors of common types"
-    )
+    expect_none(changed, "tensors change when they are stored", do="use plain tensors of common types")
 
 
 def state_is_complete(subject: BackboneSubject) -> None:

@@ -14,7 +14,7 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScale
 from sklearn.svm import SVC, LinearSVC
 from tlkit_standard.heads import HEADS
 from tlkit_standard.heads._modules import Front
-from tlkit_standard.heads.rbf_svm import RbfSvm
+from tlkit_standard.heads.memory import RbfSvm
 
 from tlkit.errors import ArtifactError
 
