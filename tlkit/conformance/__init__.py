@@ -66,7 +66,7 @@ def checks(
             do=f"give an instance of a subclass of {', '.join(kind.base.__name__ for kind in KINDS.values())}",
         )
     modules = [import_module(name) for name in (COMMON, *KINDS[component.kind].checks)]  # some import torch
-    functions = {_name(function): function for module in modules for function in _functions(module)}
+    functions = {check.__name__.replace("_", "-"): check for module in modules for check in _functions(module)}
     exemptions = _exemptions(component, exempt or {}, functions)
     subject: Subject[Any] = modules[1].SUBJECT(component, pretrained=pretrained, exempt=exemptions)
     return tuple(Check(name, _bind(name, function, subject)) for name, function in functions.items())
@@ -108,10 +108,6 @@ def _functions(module: ModuleType) -> Iterator[Function]:
             yield value
 
 
-def _name(function: Function) -> str:
-    return function.__name__.replace("_", "-")
-
-
 def _exemptions(component: Component, more: Mapping[str, str], known: Mapping[str, Function]) -> dict[str, str]:
     try:
         exemptions = {**component.exempt(), **more}
@@ -119,11 +115,8 @@ def _exemptions(component: Component, more: Mapping[str, str], known: Mapping[st
         raise UsageError(
             f"{component.kind} {component.name!r}: its `exempt` raised {type(error).__name__}: {error}"
         ) from error
-    problems = [
-        f"there is no check {name!r} to be exempt from{did_you_mean(name, known)}"
-        for name in exemptions
-        if name not in known
-    ]
+    unknown = [name for name in exemptions if name not in known]
+    problems = [f"there is no check {name!r} to be exempt from{did_you_mean(name, known)}" for name in unknown]
     problems += [f"the exemption from {name!r} lacks its reason" for name, reason in exemptions.items() if not reason]
     if problems:
         raise UsageError(f"{component.kind} {component.name!r}: {'; '.join(problems)}")

@@ -86,8 +86,9 @@ class HeadSubject(Subject[Head]):
 def module_or_refusal(subject: HeadSubject) -> None:
     """`module` returns an `nn.Module` from features to logits, or raises a UsageError with the reason."""
     logits = _logits(subject.untrained.eval(), subject.others.features)
-    wrong = f"untrained, it gives {logits.dtype} {logits.shape} for {len(subject.others.labels)} rows"
-    expect(_is_logits(logits, subject.others, CLASSES), wrong, do="give float32 `(N, classes)`")
+    rows = len(subject.others.labels)
+    wrong = f"untrained, it gives {logits.dtype} {logits.shape} for {rows} rows"
+    expect(_is_logits(logits, rows, CLASSES), wrong, do="give float32 `(N, classes)`")
 
 
 def gradient_reaches_every_parameter(subject: HeadSubject) -> None:
@@ -139,15 +140,17 @@ def one_row_of_a_class(subject: HeadSubject) -> None:
         logits = _logits(subject.fitted(blobs, CLASSES), blobs.features)
     except (DataError, UsageError):
         return
+    right = _is_logits(logits, len(blobs.labels), CLASSES)
     wrong = f"with one row of a class it gives {logits.shape}, not finite everywhere"
-    expect(_is_logits(logits, blobs, CLASSES), wrong, do="cope, or raise tlkit.errors.DataError with what it needs")
+    expect(right, wrong, do="cope, or raise tlkit.errors.DataError with what it needs")
 
 
 def permuted_labels_permute_logits(subject: HeadSubject) -> None:
     """The order of the classes doesn't matter: permuted labels permute the columns of the logits."""
     permutation = np.array([1, 2, 0])
     module = subject.fitted(Blobs(subject.blobs.features, permutation[subject.blobs.labels]), CLASSES)
-    before, after = (_probabilities(m, subject.others.features) for m in (subject.module, module))
+    fits = (_logits(each, subject.others.features).astype(np.float64) for each in (subject.module, module))
+    before, after = map(softmax, fits)
     difference = float(np.abs(before - after[:, permutation]).max())
     expect(
         difference <= SAME_PROBABILITY,
@@ -167,10 +170,9 @@ def deterministic(subject: HeadSubject) -> None:
 def logits_are_float32(subject: HeadSubject) -> None:
     """Logits are float32 `(N, classes)` for 1, 2 and 5 rows."""
     for batch in BATCHES:
-        rows = Blobs(subject.others.features[:batch], subject.others.labels[:batch])
-        logits = _logits(subject.module, rows.features)
+        logits = _logits(subject.module, subject.others.features[:batch])
         wrong = f"for {batch} rows it gives {logits.dtype} {logits.shape}"
-        expect(_is_logits(logits, rows, CLASSES), wrong, do="give float32 `(N, classes)`")
+        expect(_is_logits(logits, batch, CLASSES), wrong, do="give float32 `(N, classes)`")
 
 
 def finite_far_away(subject: HeadSubject) -> None:
@@ -238,7 +240,8 @@ def _check_classes(subject: HeadSubject, classes: int, per_class: int = PER_CLAS
     blobs, others = (Blobs.make([per_class] * classes, seed=seed) for seed in (0, 1))
     module = subject.fitted(blobs, classes)
     logits = _logits(module, others.features)
-    expect(_is_logits(logits, others, classes), f"it gives {logits.shape}", do="give a logit for each class")
+    right = _is_logits(logits, len(others.labels), classes)
+    expect(right, f"it gives {logits.shape}", do="give a logit for each class")
     accuracy = _accuracy(module, others)
     expect(accuracy >= ACCURACY, f"it gets {accuracy:.0%} of {classes} separated classes right", do="check the fit")
 
@@ -249,17 +252,12 @@ def _logits(module: nn.Module, features: NDArray[np.float32]) -> NDArray[np.floa
     return logits
 
 
-def _is_logits(logits: NDArray[np.float32], blobs: Blobs, classes: int) -> bool:
-    right = logits.dtype == np.float32 and logits.shape == (len(blobs.labels), classes)
-    return right and bool(np.isfinite(logits).all())
+def _is_logits(logits: NDArray[np.float32], rows: int, classes: int) -> bool:
+    return logits.dtype == np.float32 and logits.shape == (rows, classes) and bool(np.isfinite(logits).all())
 
 
 def _accuracy(module: nn.Module, blobs: Blobs) -> float:
     return float((_logits(module, blobs.features).argmax(1) == blobs.labels).mean())
-
-
-def _probabilities(module: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float64]:
-    return softmax(_logits(module, features).astype(np.float64))
 
 
 SUBJECT = HeadSubject

@@ -184,14 +184,10 @@ def results_are_kept(subject: TargetSubject) -> None:
 def runs_in_threads(subject: TargetSubject) -> None:
     """`workers` threads may run it concurrently."""
     session = subject.session("model")
-    fits = type(session.workers) is int and session.workers >= 1
-    expect(
-        fits,
-        f"workers is {session.workers!r}",
-        do="set the number of threads that gain by calling `run` concurrently; 1 if none",
-    )
-    fits = type(session.batch_size) is int and session.batch_size >= 1
-    expect(fits, f"batch_size is {session.batch_size!r}", do="set the rows per call with the best throughput")
+    threads = "the number of threads that gain by calling `run` concurrently; 1 if none"
+    for name, what in (("workers", threads), ("batch_size", "the rows per call with the best throughput")):
+        value = getattr(session, name)
+        expect(type(value) is int and value >= 1, f"{name} is {value!r}", do=f"set {what}")
     batches = [IMAGES_IN[index : index + 1] for index in range(PROFILE.max)] * 4
     alone = [session.run(batch)[LOGITS] for batch in batches]
     with ThreadPoolExecutor(session.workers) as pool:

@@ -39,7 +39,9 @@ class Watch:
         """Note what an audit event is about. Raises OSError for the network."""
         if event == "open" and _reads(*args[1:3]) and is_weights(args[0]):
             self.files.append(Path(os.fsdecode(args[0])).name)
-        elif event in _NETWORK and not _is_local(event, args):
+        elif event in _NETWORK:
+            if event == "socket.connect" and isinstance(args[1], str | bytes):
+                return  # a socket of this machine's file system, which reaches no network
             self.addresses.append(str(args[1] if event == "socket.connect" else args[0]))
             raise OSError(f"the network is out of bounds here ({event})")
 
@@ -77,11 +79,6 @@ def _reads(mode: object, flags: object) -> bool:
     return not (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR))
 
 
-def _is_local(event: str, args: tuple[Any, ...]) -> bool:
-    """Return True for a socket of this machine's file system, which reaches no network."""
-    return event == "socket.connect" and isinstance(args[1], str | bytes)
-
-
 @functools.cache
 def _hook_once() -> None:
     """Audit hooks can't be taken away, so there is one, which does nothing unless something watches."""
@@ -101,11 +98,8 @@ def _watch_safetensors() -> list[tuple[Any, Any]]:
         sys.audit("open", filename, "rb", 0)
         return original(filename, *args, **kwargs)
 
-    places = [module for module in list(sys.modules.values()) if _has(module, original)]
+    modules = list(sys.modules.values())
+    places = [each for each in modules if getattr(each, "__dict__", {}).get("safe_open") is original]
     for module in places:
         vars(module)["safe_open"] = safe_open
     return [(module, original) for module in places]
-
-
-def _has(module: Any, function: object) -> bool:
-    return getattr(module, "__dict__", {}).get("safe_open") is function

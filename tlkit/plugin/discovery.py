@@ -43,7 +43,10 @@ def find(group: str) -> list[Found]:
         if _declares(distribution, group):
             # The first on sys.path shadows others of the same name, as it does for imports.
             by_distribution.setdefault(normalize(_identity(distribution)[0]), _read(distribution, group))
-    return sorted(itertools.chain.from_iterable(by_distribution.values()), key=_order)
+    return sorted(
+        itertools.chain.from_iterable(by_distribution.values()),
+        key=lambda each: (normalize(each.distribution) != OWN_DISTRIBUTION, each.distribution, each.name),
+    )
 
 
 def normalize(name: str) -> str:
@@ -63,10 +66,6 @@ def provenance(distribution: str) -> str:
         return f"{noted['url']}{commit and '@' + commit}{editable}"
     except Exception:  # noqa: BLE001  # a record may be missing or malformed in many ways
         return "an unknown origin"
-
-
-def _order(found: Found) -> tuple[bool, str, str]:
-    return normalize(found.distribution) != OWN_DISTRIBUTION, found.distribution, found.name
 
 
 def _declares(distribution: metadata.Distribution, group: str) -> bool:

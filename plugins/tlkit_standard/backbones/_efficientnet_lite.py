@@ -31,6 +31,14 @@ GROUPS = (
 )
 STEM, LAST, CLASSES = 32, 1280, 1000  # the Lite variants scale neither stem nor last convolution
 BN_EPSILON, BN_MOMENTUM = 1e-3, 0.01
+BLOCK_NAMES = {  # of the layers of a block, here and in the published state dict
+    "expand.conv": "_expand_conv",
+    "expand.norm": "_bn0",
+    "depthwise.conv": "_depthwise_conv",
+    "depthwise.norm": "_bn1",
+    "project.conv": "_project_conv",
+    "project.norm": "_bn2",
+}
 
 
 class SameConv2d(nn.Conv2d):
@@ -140,19 +148,9 @@ def load_stages(stages: Mapping[str, nn.Module], published: Mapping[str, Tensor]
             _load(stage, published, {"conv": conv, "norm": norm})
         elif isinstance(stage, nn.Sequential):
             for index, block in enumerate(stage, start=first):
-                _load(block, published, _block_names(f"_blocks.{index}"))
+                names = {ours: f"_blocks.{index}.{theirs}" for ours, theirs in BLOCK_NAMES.items()}
+                _load(block, published, names)
             first += len(stage)
-
-
-def _block_names(prefix: str) -> dict[str, str]:
-    return {
-        "expand.conv": f"{prefix}._expand_conv",
-        "expand.norm": f"{prefix}._bn0",
-        "depthwise.conv": f"{prefix}._depthwise_conv",
-        "depthwise.norm": f"{prefix}._bn1",
-        "project.conv": f"{prefix}._project_conv",
-        "project.norm": f"{prefix}._bn2",
-    }
 
 
 def _load(module: nn.Module, published: Mapping[str, Tensor], names: Mapping[str, str]) -> None:

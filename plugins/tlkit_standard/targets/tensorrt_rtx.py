@@ -42,11 +42,9 @@ class TensorRTRTX(NvidiaTarget):
 
         here = gpu()
         kind = f"sm{here.capability.replace('.', '')}"
-        return (
-            None
-            if kind in self._wanted()
-            else f"it was built for {self.gpu}, and this machine has {kind} ({here.name})"
-        )
+        if kind in self._wanted():
+            return None
+        return f"it was built for {self.gpu}, and this machine has {kind} ({here.name})"
 
     def _wanted(self) -> list[str]:
         """Return the compute capabilities to build for, as in sm86, without duplicates."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tlkit.conformance.backbone.subject import BATCHES, BackboneSubject
 from tlkit.conformance.backbone.vary import vary
 from tlkit.conformance.subject import Skipped, expect, expect_none
-from tlkit.model import trunk as trunks
 from tlkit.util.text import listed
 from tlkit.verification.parity import cosines, relative_error
 
@@ -115,7 +114,15 @@ def leaves_its_input_alone(subject: BackboneSubject) -> None:
 
 def stages_equal_the_network(subject: BackboneSubject) -> None:
     """The chained stages compute what the library's own network computes, if the component has that as `whole`."""
-    whole, trunk = _of_the_same_weights(subject)
+    trunk = subject.trunk if subject.pretrained else None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = subject.component.whole(pretrained=subject.pretrained)
+        if whole is None:
+            raise Skipped("it has no `whole` to compare the stages with")
+        whole.eval()
+        torch.manual_seed(0)  # for the same weights
+        trunk = trunk or subject.random_trunk()
     with torch.inference_mode():
         inputs = trunk.normalize(subject.images)
         if not subject.pretrained:
@@ -174,15 +181,3 @@ def fits_half_precision(subject: BackboneSubject) -> None:
     expect(bool(np.isfinite(features).all()), "it leaves the range of float16", do=do)
     cosine = float(cosines(subject.features[-1][BATCHES[0]], features).min())
     expect(cosine >= HALF_COSINE, f"in float16, the cosine to its features is {cosine:.4f}", do=do)
-
-
-def _of_the_same_weights(subject: BackboneSubject) -> tuple[nn.Module, trunks.Trunk]:
-    """Return the library's own network and a trunk of the same weights; neither has been run."""
-    trunk = subject.trunk if subject.pretrained else None
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        whole = subject.component.whole(pretrained=subject.pretrained)
-        if whole is None:
-            raise Skipped("it has no `whole` to compare the stages with")
-        torch.manual_seed(0)
-        return whole.eval(), trunk or subject.random_trunk()
