@@ -168,7 +168,7 @@ class Toys:
 )
 def test_names_patterns_and_plugins(name, kind, found):
     host = Host([Found("toys", "tlkit-toys", "1", "toys", Toys)])
-    assert [f"{each.kind} {each.name}" for each in select(host, name, kind).components] == found
+    assert [f"{each.kind} {each.name}" for each in select(host, name, kind)[0]] == found
 
 
 def test_no_such_pattern():

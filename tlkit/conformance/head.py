@@ -149,8 +149,8 @@ def permuted_labels_permute_logits(subject: HeadSubject) -> None:
     """The order of the classes doesn't matter: permuted labels permute the columns of the logits."""
     permutation = np.array([1, 2, 0])
     module = subject.fitted(Blobs(subject.blobs.features, permutation[subject.blobs.labels]), CLASSES)
-    fits = (_logits(each, subject.others.features).astype(np.float64) for each in (subject.module, module))
-    before, after = map(softmax, fits)
+    outputs = (_logits(each, subject.others.features).astype(np.float64) for each in (subject.module, module))
+    before, after = map(softmax, outputs)
     difference = float(np.abs(before - after[:, permutation]).max())
     expect(
         difference <= SAME_PROBABILITY,

@@ -79,32 +79,25 @@ def check(
     host: Host, name: str, kind: str | None = None, *, pretrained: bool = False, progress: Progress = silent
 ) -> ConformanceReport:
     """Run the checks of every component that `name` stands for. Raises UsageError if there is none."""
-    selection = select(host, name, kind)
-    reports = tuple(ComponentReport(each, _results(each, pretrained, progress)) for each in selection.components)
-    return ConformanceReport(name, reports, selection.problems)
+    components, problems = select(host, name, kind)
+    reports = tuple(ComponentReport(each, _results(each, pretrained, progress)) for each in components)
+    return ConformanceReport(name, reports, tuple(problems))
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Components to check, refused ones among them, and the problems of a plugin that may provide more."""
-
-    components: tuple[RegisteredComponent, ...]
-    problems: tuple[str, ...] = ()
-
-
-def select(host: Host, name: str, kind: str | None = None) -> Selection:
+def select(host: Host, name: str, kind: str | None = None) -> tuple[list[RegisteredComponent], list[str]]:
     """Return the components of that name, those that match it as a pattern, or all of the plugin of that name.
 
-    Raises UsageError if there are none.
+    Refused ones are among them. The second list is of the problems of a plugin that may provide more. Raises UsageError
+    if there are none of both.
     """
     components = [each for plugin in host.plugins for each in plugin.components if kind in (None, each.kind)]
     if named := [each for each in components if fnmatchcase(each.name, name)]:
-        return Selection(tuple(named))
+        return named, []
     plugins = [each for each in host.plugins if normalize(name) in (normalize(each.name), normalize(each.distribution))]
-    own = tuple(each for plugin in plugins for each in plugin.components if kind in (None, each.kind))
-    problems = tuple(f"{plugin} is {plugin.state}: {plugin.reason}" for plugin in plugins if plugin.state != "ok")
+    own = [each for plugin in plugins for each in plugin.components if kind in (None, each.kind)]
+    problems = [f"{plugin} is {plugin.state}: {plugin.reason}" for plugin in plugins if plugin.state != "ok"]
     if own or problems:
-        return Selection(own, problems)
+        return own, problems
     what = f"plugin {name!r} has no {kind}" if plugins else f"there is no {kind or 'component or plugin'} {name!r}"
     known = {*(each.name for each in components), *(each.name for each in host.plugins)}
     raise UsageError(what + did_you_mean(name, known), do="see: tlkit plugins")

@@ -26,7 +26,7 @@ def command(name: str, kind: str | None, as_json: bool) -> None:
     from tlkit.conformance.report import select
     from tlkit.resolve import load_plugins
 
-    components = select(load_plugins(), name, kind).components
+    components, _ = select(load_plugins(), name, kind)
     text = "\n\n".join(map(str, components))
     show({"components": [each.to_json(details=True) for each in components]}, text, as_json)
     wrote(None, then=f"tlkit plugins check {name}")

@@ -18,8 +18,6 @@ from tlkit.conformance.subject import Skipped, expect, expect_none
 from tlkit.model import trunk as trunks
 from tlkit.util.text import listed
 
-EVAL = "return each stage after `.eval()`"
-
 
 def builds(subject: BackboneSubject) -> None:
     """`stages(pretrained=False)` returns an ordered mapping from names to modules."""
@@ -55,7 +53,7 @@ def in_eval_mode(subject: BackboneSubject) -> None:
         for name, inner in module.named_modules()
         if inner.training
     ]
-    expect_none(training, "modules are in training mode", do=EVAL)
+    expect_none(training, "modules are in training mode", do="return each stage after `.eval()`")
 
 
 def in_single_precision(subject: BackboneSubject) -> None:
