@@ -96,7 +96,7 @@ def test_the_layer_that_is_quantized_worst_is_the_most_sensitive(trunk, calibrat
     # What goes into the first layer, or comes out of the last, concerns that one alone. A range so wide has few levels.
     tensor = calibrate.normalized(trunk) if worst == 0 else last_activation(trunk)
     spoiled[tensor] = TensorData(lowest=np.float32(-100), highest=np.float32(100))
-    found = sensitivity(trunk, spoiled, calibration.images, ticks.append)
+    found = sensitivity(trunk, spoiled, calibration.images, ticks.append, "int8", 16)
     assert {layer.node for layer in found} == set(names)
     assert found[0].node == names[worst]
     assert found[0].name == ("first / conv", "second / conv")[worst]

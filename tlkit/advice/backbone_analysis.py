@@ -84,11 +84,7 @@ class BackboneAnalysis:
             "backbone": self.backbone.name,
             "domain_shift": {**asdict(self.shift), "location": self.shift.location},
             "classifier": confidence
-            and {
-                "max_probability": confidence.max_probability,
-                "entropy": confidence.entropy,
-                "energy": confidence.energy,
-            },
+            and {name: getattr(confidence, name) for name in ("max_probability", "entropy", "energy")},
             "stages": [
                 {
                     "stage": stage.name,

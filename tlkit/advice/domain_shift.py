@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlkit.graph.moments import MEAN, SQUARE, watched
 from tlkit.model.modules import head_logits
@@ -25,12 +26,11 @@ from tlkit.util.resources import cores
 from tlkit.util.statistics import log_sum_exp, softmax
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import nn
 
     from tlkit.training.batchnorm import BatchNormStatistics
 
-    Channels = NDArray[np.float64]
+Channels = NDArray[np.float64]
 
 Domain = Literal["similar", "unclear", "different", "unknown"]
 

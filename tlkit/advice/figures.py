@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tlkit.advice.backbone_analysis import BackboneAnalysis, stratified
@@ -20,8 +21,6 @@ from tlkit.plugin.contract import Preprocessing
 from tlkit.util.statistics import power_normalize
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from tlkit.advice.run import Advice
 
 MAX_POINTS, MAX_THUMBNAILS, MIN_POINTS = 800, 60, 10

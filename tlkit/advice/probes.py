@@ -11,11 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.advice.scores import left_singular, one_hot
+from tlkit.advice.scores import Labels, left_singular, one_hot
 from tlkit.util.statistics import log_loss, power_normalize, wilson
-
-Rows = NDArray[np.float64]
-Labels = NDArray[np.int64]
 
 STRENGTHS = tuple(10.0**step for step in range(-6, 2))  # of the penalty, as shares of the features' total variance
 SHARPNESS = tuple(2.0 ** (step / 2) for step in range(-4, 17))  # of the softmax over ridge regression's predictions

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tlkit.benchmarking.timing import BenchmarkPolicy, InferenceTiming, StageTiming, measure
-from tlkit.benchmarking.tuning import Tuned, TuningPolicy, tune
+from tlkit.benchmarking.timing import InferenceTiming, StageTiming, measure
+from tlkit.benchmarking.tuning import Tuned, tune
 from tlkit.errors import UsageError
 from tlkit.evaluation.plot import check_plot
 from tlkit.model import exports
@@ -43,7 +43,6 @@ class BenchmarkResult:
         return max(own, key=lambda each: each.throughput).name.split(",")[0] if own else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
         return {
             "tuned": {name: tuned.to_json() for name, tuned in self.tuned.items()},
             "stages": [each.to_json() for each in self.stages],
@@ -101,8 +100,6 @@ def benchmark(  # noqa: PLR0913  # the options of the verb
     threads: Sequence[int] = (),
     tuning: bool = False,
     trained: TrainedModules | None = None,
-    policy: BenchmarkPolicy | None = None,
-    tuning_policy: TuningPolicy | None = None,
     progress: Progress = silent,
 ) -> BenchmarkResult:
     """Time the exports of these targets and precisions, or all that run here; "torch" names the `trained` modules.
@@ -123,11 +120,9 @@ def benchmark(  # noqa: PLR0913  # the options of the verb
             openers[name] = partial(opener.open, export, threads=number)
     skipped: dict[str, str] = {}
     explicit = bool(targets) or len(openers) == 1
-    stages, inference = measure(
-        bundle, openers, batch_sizes, skipped=None if explicit else skipped, policy=policy, progress=progress
-    )
+    stages, inference = measure(bundle, openers, batch_sizes, skipped=None if explicit else skipped, progress=progress)
     # Last, as memory that it has used would count for none of the sessions.
-    tuned = {export.name: tune(bundle, export, policy=tuning_policy, progress=progress) for export in tunable}
+    tuned = {export.name: tune(bundle, export, progress=progress) for export in tunable}
     return BenchmarkResult(stages, inference, tuned, skipped)
 
 

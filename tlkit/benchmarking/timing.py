@@ -47,7 +47,6 @@ class Timing:
         return statistics.median(self.throughputs)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
         return {**asdict(self), "throughput": self.throughput}
 
     def __str__(self) -> str:

@@ -52,7 +52,6 @@ class Tuned:
         return statistics.median(self.throughputs) / statistics.median(self.default_throughputs)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values, as in manifest.json."""
         return {**asdict(self), "gain": self.gain}
 
     def __str__(self) -> str:
@@ -92,20 +91,13 @@ class _Tuning:
         return compare(self.expected, session, self.images, tolerance=self.tolerance, batches=sizes).passed
 
 
-def tune(
-    bundle: Bundle,
-    export: Export,
-    *,
-    policy: TuningPolicy | None = None,
-    progress: Progress = silent,
-    clock: Clock = time.perf_counter,
-) -> Tuned:
+def tune(bundle: Bundle, export: Export, *, progress: Progress = silent, clock: Clock = time.perf_counter) -> Tuned:
     """Find the best runtime config for an ONNX export, and write it into its manifest.
 
     Threads and graph optimization first, then the batch size. Where none is faster beyond the spread of the rounds, the
     default one stays.
     """
-    policy = policy or TuningPolicy()
+    policy = TuningPolicy()
     tuning = _Tuning(bundle, export, policy, progress, clock)
     start, numbers = tuning.default, dict.fromkeys((cores(), 1))
     tried = [replace(start, workers=workers, level=level) for workers in numbers for level in TRIED_LEVELS]

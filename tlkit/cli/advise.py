@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,17 +29,7 @@ from tlkit.cli.output import note, progress_bars, show, wrote
 @max_bad_option
 @seed_option
 @json_option
-def command(
-    source: Path,
-    backbones: tuple[str, ...],
-    budget: float | None,
-    audit: bool,
-    page: Path | None,
-    val: float,
-    max_bad: float,
-    seed: int,
-    as_json: bool,
-) -> None:
+def command(source: Path, page: Path | None, as_json: bool, **options: Any) -> None:
     """Recommend a strategy, a cut and a head for SOURCE, labelled as for training, with the evidence.
 
     The evidence: the size of the dataset, its domain shift from the pretraining data, and the accuracy of each
@@ -56,16 +47,7 @@ def command(
     if page is not None:
         html.check(page)
     with progress_bars() as progress:
-        advice = advise(
-            source,
-            backbones=backbones,
-            budget=budget,
-            audit=audit,
-            val=val,
-            max_bad=max_bad,
-            seed=seed,
-            progress=progress,
-        )
+        advice = advise(source, progress=progress, **options)
     note("rejected", advice.rejected)
     show({**advice.to_json(), "next": advice.command}, advice, as_json)
     if page is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,9 +19,7 @@ from tlkit.util.text import quoted
 @max_bad_option
 @device_options
 @json_option
-def command(
-    model: Path, images: tuple[Path, ...], out: Path, device: str, allow_cpu: bool, max_bad: float, as_json: bool
-) -> None:
+def command(model: Path, images: tuple[Path, ...], out: Path, max_bad: float, as_json: bool, **options: Any) -> None:
     """Write the features of IMAGES (files and folders) under MODEL, a bundle, trunk.onnx or model.onnx.
 
     One row per image, in the order of the paths. Parquet has the columns path, sha256 and features; next to an npy
@@ -34,7 +33,7 @@ def command(
     """
     from tlkit.api import embed, load
 
-    opened = load(model, graph="trunk", device=device, allow_cpu=allow_cpu)
+    opened = load(model, graph="trunk", **options)
     with progress_bars() as progress:
         result = embed(opened, images, out, progress=progress)
     note("rejected", result.rejected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,11 +26,9 @@ def command(
     source: Path,
     split: str | None,
     picture: Path | None,
-    head: str | None,
-    device: str,
-    allow_cpu: bool,
     max_bad: float,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Evaluate MODEL, a bundle or a model.onnx, on SOURCE, a dataset labelled as for training.
 
@@ -47,7 +46,7 @@ def command(
 
     if picture is not None:
         check_plot(picture)
-    opened = load(model, head=head, device=device, allow_cpu=allow_cpu)
+    opened = load(model, **options)
     with progress_bars() as progress:
         result = evaluate(opened, source, split=split, progress=progress)
     note("rejected", result.rejected)

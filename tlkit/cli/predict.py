@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,9 +24,7 @@ MOST_IMAGES = 3  # that are repeated in the next command; more of them would bur
 @head_option
 @device_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image and line.")
-def command(
-    model: Path, images: tuple[Path, ...], topk: int, head: str | None, device: str, allow_cpu: bool, as_json: bool
-) -> None:
+def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool, **options: Any) -> None:
     """Label IMAGES (files and folders) with MODEL, a model.onnx or a bundle it was exported from.
 
     Prints one line per image: path, label and probability, separated by tabs; a line break in a name is spelled \\n,
@@ -43,7 +42,7 @@ def command(
 
     files = find_images(images)
     workers = 1 if len(files) < 2 * cores() else None
-    opened = load(model, device=device, allow_cpu=allow_cpu, workers=workers, head=head)
+    opened = load(model, workers=workers, **options)
     reasons = {}
     for prediction in opened.predictions(files, topk=topk):
         if prediction.reason is not None:

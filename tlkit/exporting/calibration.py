@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,15 +97,13 @@ def sensitivity(
     found: Any,
     images: NDArray[np.uint8],
     tick: Callable[[int], object],
-    *,
-    flavor: str = "int8",
-    policy: CalibrationPolicy | None = None,
+    flavor: str,
+    count: int,
 ) -> tuple[Layer, ...]:
-    """Return every layer of a trunk's graph with its sensitivity, the most sensitive first.
+    """Return every layer of a trunk's graph with its sensitivity over `count` images, the most sensitive first.
 
     `found` are the `ranges`; `tick(1)` is called after each layer.
     """
-    count = (policy or CalibrationPolicy()).sensitivity_images
     images = images[:: max(1, len(images) // count)][:count]
     expected = _features(graph, images)
     scale = float(np.sqrt(np.square(expected).mean())) or 1.0
@@ -143,11 +141,8 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ship
     """Hands the images to ONNX Runtime, batch by batch."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
-        self._batches: Iterator[NDArray[np.uint8]] = iter(
-            images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)
-        )
+        starts = range(0, len(images), BATCH_SIZE)
+        self._batches = iter([{IMAGES: images[start : start + BATCH_SIZE]} for start in starts])
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """Return the next batch, None after the last."""
-        batch = next(self._batches, None)
-        return None if batch is None else {IMAGES: batch}
+        return next(self._batches, None)

@@ -13,7 +13,7 @@ from tlkit.exporting.calibration import Calibration, CalibrationPolicy, Layer, d
 from tlkit.exporting.head_refit import RefittedHead
 from tlkit.graph.quantize import FLAVORS, OPERATORS, layers, quantize
 from tlkit.model import exports
-from tlkit.plugin.contract import Progress, silent
+from tlkit.plugin.contract import Progress
 from tlkit.util.text import counted
 from tlkit.verification.trained import TrainedModules
 
@@ -49,13 +49,11 @@ class Candidates:
         self,
         modules: TrainedModules,
         fp32: onnx.ModelProto,
-        *,
-        data: Path | None = None,
-        policy: SearchPolicy | None = None,
-        progress: Progress = silent,
+        policy: SearchPolicy,
+        data: Path | None,
+        progress: Progress,
     ) -> None:
-        self.modules, self.fp32, self.data, self.progress = modules, fp32, data, progress
-        self.policy = policy or SearchPolicy()
+        self.modules, self.fp32, self.policy, self.data, self.progress = modules, fp32, policy, data, progress
         self.calibration: Calibration | None = None
         self.sensitivity: tuple[Layer, ...] = ()
 
@@ -75,7 +73,7 @@ class Candidates:
         yield Candidate(flavor, quantize(self.fp32, found, flavor=flavor))
         count = len(layers(self.fp32))
         tick = self.progress("layer sensitivity", count)
-        self.sensitivity = sensitivity(self.fp32, found, images, tick, flavor=flavor, policy=policy)
+        self.sensitivity = sensitivity(self.fp32, found, images, tick, flavor, policy.sensitivity_images)
         for most in sorted({math.ceil(share * count) for share in self.policy.float_shares}):
             kept = self.sensitivity[:most]
             trunk = quantize(self.fp32, found, flavor=flavor, keep=[layer.node for layer in kept])

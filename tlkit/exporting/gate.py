@@ -35,7 +35,6 @@ class ExportResult:
     unproven: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
         return {
             "folder": str(self.folder),
             "images": self.images,

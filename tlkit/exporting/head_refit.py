@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from tlkit.errors import UsageError
@@ -26,7 +27,6 @@ from tlkit.util.statistics import softmax
 from tlkit.verification.trained import TrainedModules
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import nn
 
 

@@ -66,7 +66,6 @@ class PrecisionSearchResult:
     max_drop: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
         return {
             "max_drop": self.max_drop,
             "candidates": [asdict(each) for each in self.candidates],
@@ -89,16 +88,15 @@ class PrecisionSearch:
         *,
         refit_head: bool = False,
         data: Path | None = None,
-        policy: SearchPolicy | None = None,
         progress: Progress = silent,
     ) -> None:
         self.modules, self.parity, self.refit_head, self.data = modules, parity, refit_head, data
-        self.policy, self.progress = policy or SearchPolicy(), progress
+        self.policy, self.progress = SearchPolicy(), progress
         fp32 = found.get()
         self.model, self.head = fp32.file("model"), onnx.load_model(fp32.file("head"))
         self.expected = OnnxSession(self.model).run(parity.images)
         trunk = onnx.load_model(fp32.file("trunk"))
-        self.candidates = Candidates(modules, trunk, data=data, policy=self.policy, progress=progress)
+        self.candidates = Candidates(modules, trunk, self.policy, data, progress)
         self.train: Sequence[Sample] = ()
         self.val: Sequence[Sample] = ()
 

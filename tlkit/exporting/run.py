@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.errors import UsageError
-from tlkit.exporting.candidates import Candidate, SearchPolicy
+from tlkit.exporting.candidates import Candidate
 from tlkit.exporting.gate import ExportResult, Gate
 from tlkit.exporting.precision_search import PrecisionSearch, PrecisionSearchResult
 from tlkit.exporting.targets import build_target, graphs_for, graphs_of, write_graphs
 from tlkit.model import exports
 from tlkit.model.exports import Exports
-from tlkit.model.reference_images import ParityImages, parity_images
+from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import FEATURES, LOGITS, OptimizationProfile, Progress, Target, silent
 from tlkit.verification.trained import TrainedModules
 
@@ -31,11 +31,9 @@ class ExportReport:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The folders that were written."""
         return tuple(each.folder for each in self.exports)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
         return {
             "exports": [each.to_json() for each in self.exports],
             "searches": {precision: search.to_json() for precision, search in self.searches.items()},
@@ -68,7 +66,6 @@ def export(  # noqa: PLR0913  # the options of the verb
     refit_head: bool = False,
     profile: OptimizationProfile | None = None,
     data: Path | None = None,
-    policy: SearchPolicy | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
     """Write the ONNX graphs of a bundle, where they are missing or asked for, and from these every other target.
@@ -82,29 +79,20 @@ def export(  # noqa: PLR0913  # the options of the verb
     written: list[ExportResult] = []
     searches: dict[str, PrecisionSearchResult] = {}
     if (exports.TARGET in wanted and precision == exports.PRECISION) or not found.has():
-        written.append(export_onnx(modules, found, parity))
+        gate = Gate(bundle, parity, modules.run(parity.images))
+        written.append(write_graphs(found, gate, graphs_of(bundle, modules.trunk_graph(), modules.head_graph())))
     reached = {exports.PRECISION: exports.PRECISION}  # the precision that the search for each ended at
     for flavor in dict.fromkeys(wanted.values()):
         if flavor != exports.PRECISION:
-            search = PrecisionSearch(
-                modules, found, parity, refit_head=refit_head, data=data, policy=policy, progress=progress
-            )
+            search = PrecisionSearch(modules, found, parity, refit_head=refit_head, data=data, progress=progress)
             chosen, searches[flavor] = search.run(flavor, max_drop=max_drop, fallback=fallback)
             written.append(_write_candidate(found, search, chosen, searches[flavor]))
             reached[flavor] = exports.plain(chosen.precision)
     for target in targets:
         if target.name != exports.TARGET:
             at = reached[wanted[target.name]]
-            written.append(
-                build_target(bundle, found, target, parity, precision=at, profile=profile, progress=progress)
-            )
+            written.append(build_target(bundle, found, target, parity, at, profile, progress))
     return ExportReport(tuple(written), searches, len(bundle.record.golden))
-
-
-def export_onnx(modules: TrainedModules, found: Exports, parity: ParityImages) -> ExportResult:
-    """Write the fp32 graphs, which give what the trained modules give."""
-    gate = Gate(modules.bundle, parity, modules.run(parity.images))
-    return write_graphs(found, gate, graphs_of(modules.bundle, modules.trunk_graph(), modules.head_graph()))
 
 
 def _write_candidate(

@@ -9,7 +9,7 @@ and probabilities of a head are named after its bundle: `pets/logits`, `pets/pro
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,11 @@ class SharedTrunk:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The folder that was written."""
         return (self.folder,)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        return {
-            "folder": str(self.folder),
-            "heads": {name: verdict.to_json() for name, verdict in self.verdicts.items()},
-        }
+        verdicts = {name: verdict.to_json() for name, verdict in self.verdicts.items()}
+        return {"folder": str(self.folder), "heads": verdicts}
 
     def __repr__(self) -> str:
         lines = [f"  {name}: {verdict.summary()}" for name, verdict in self.verdicts.items()]
@@ -110,7 +106,7 @@ def joined(trunk: onnx.ModelProto, heads: Mapping[str, onnx.ModelProto]) -> onnx
     return model
 
 
-def by_name(bundles: Iterable[Bundle]) -> dict[str, Bundle]:
+def by_name(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
     """Return the bundles by the names of their folders."""
     named: dict[str, Bundle] = {}
     for bundle in bundles:

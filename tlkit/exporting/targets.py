@@ -87,8 +87,7 @@ def build_target(
     found: Exports,
     target: Target,
     parity: ParityImages,
-    *,
-    precision: str = exports.PRECISION,
+    precision: str,
     profile: OptimizationProfile | None = None,
     progress: Progress = silent,
 ) -> ExportResult:

@@ -50,11 +50,9 @@ class TritonRepository:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The folder that was written."""
         return (self.folder,)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
         verdicts = {name: verdict.to_json() for name, verdict in self.verdicts.items()}
         return {"folder": str(self.folder), "models": list(self.models), "ensembles": verdicts}
 
@@ -83,33 +81,29 @@ def export_triton(
         verdicts[name] = _verdict(bundle, export, graphs["head"], data)
 
         size, width, classes = bundle.record.preprocessing.size, bundle.record.width, len(bundle.record.labels)
-        shapes = {IMAGES: (UINT8, (size, size, 3)), FEATURES: (FP32, (width,))}
+        images, features = {IMAGES: (UINT8, (size, size, 3))}, {FEATURES: (FP32, (width,))}
         answers = {LOGITS: (FP32, (classes,)), PROBABILITIES: (FP32, (classes,))}
         facts = {metadata.BUNDLE: bundle.digest, metadata.PRECISION: precision}
         if not (repository / trunk / CONFIG).exists():
-            _write_graph(repository, trunk, graphs["trunk"], pick(shapes, IMAGES), pick(shapes, FEATURES), {})
+            _write_graph(repository / trunk, graphs["trunk"], images, features, {})
             written[trunk] = None
-        _write_graph(repository, head, graphs["head"], pick(shapes, FEATURES), answers, facts)
-        _write_ensemble(repository, name, bundle, trunk, head, shapes, answers, facts)
+        _write_graph(repository / head, graphs["head"], features, answers, facts)
+        facts[metadata.PREPROCESSING] = metadata.preprocessing_json(bundle.record.preprocessing)
+        steps = [_step(trunk, [IMAGES], [FEATURES]), _step(head, [FEATURES], [LOGITS, PROBABILITIES])]
+        _write_ensemble(repository / name, bundle.record.labels, steps, images, features | answers, facts)
         written |= dict.fromkeys((head, name))
     return TritonRepository(repository, tuple(written), verdicts)
 
 
-Shape = tuple[str, tuple[int, ...]]  # the type, and the axes behind the batch
-
-
-def pick(shapes: Mapping[str, Shape], name: str) -> dict[str, Shape]:
-    """Return one of the shapes by itself."""
-    return {name: shapes[name]}
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # by name: the type, and the axes behind the batch
 
 
 def trunk_name(bundle: Bundle, graph: onnx.ModelProto) -> str:
     """Return the name of a trunk's model: the same for the same graph, whatever its metadata."""
     bare = onnx.ModelProto.FromString(graph.SerializeToString())
     del bare.metadata_props[:]
-    return (
-        f"{bundle.record.backbone.name}-{bundle.record.cut}-{hashlib.sha256(bare.SerializeToString()).hexdigest()[:12]}"
-    )
+    digest = hashlib.sha256(bare.SerializeToString()).hexdigest()
+    return f"{bundle.record.backbone.name}-{bundle.record.cut}-{digest[:12]}"
 
 
 def _check_ours(place: Path) -> None:
@@ -120,12 +114,7 @@ def _check_ours(place: Path) -> None:
 
 
 def _write_graph(
-    repository: Path,
-    name: str,
-    graph: onnx.ModelProto,
-    inputs: Mapping[str, Shape],
-    outputs: Mapping[str, Shape],
-    facts: Mapping[str, str],
+    place: Path, graph: onnx.ModelProto, inputs: Shapes, outputs: Shapes, facts: Mapping[str, str]
 ) -> None:
     def fill(place: Path) -> list[str]:
         del graph.metadata_props[:]
@@ -136,37 +125,23 @@ def _write_graph(
             f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_DELAY} }}",
         ]
 
-    _write(repository / name, inputs, outputs, facts, fill)
+    _write(place, inputs, outputs, facts, fill)
 
 
 def _write_ensemble(
-    repository: Path,
-    name: str,
-    bundle: Bundle,
-    trunk: str,
-    head: str,
-    shapes: Mapping[str, Shape],
-    answers: Mapping[str, Shape],
-    facts: Mapping[str, str],
+    place: Path, labels: Sequence[str], steps: Sequence[str], inputs: Shapes, outputs: Shapes, facts: Mapping[str, str]
 ) -> None:
     """Write the ensemble of trunk and head, whose probabilities come with the names of the classes."""
 
     def fill(place: Path) -> list[str]:
-        (place / LABELS).write_text("".join(f"{one_line(label)}\n" for label in bundle.record.labels))
-        steps = [_step(trunk, [IMAGES], [FEATURES]), _step(head, [FEATURES], [LOGITS, PROBABILITIES])]
+        (place / LABELS).write_text("".join(f"{one_line(label)}\n" for label in labels))
         return ['platform: "ensemble"', f"ensemble_scheduling {{\n  step [\n{','.join(steps)}\n  ]\n}}"]
 
-    preprocessing = metadata.preprocessing_json(bundle.record.preprocessing)
-    outputs = {**pick(shapes, FEATURES), **answers}
-    _write(repository / name, pick(shapes, IMAGES), outputs, {**facts, metadata.PREPROCESSING: preprocessing}, fill)
+    _write(place, inputs, outputs, facts, fill)
 
 
 def _write(
-    place: Path,
-    inputs: Mapping[str, Shape],
-    outputs: Mapping[str, Shape],
-    facts: Mapping[str, str],
-    fill: Callable[[Path], list[str]],
+    place: Path, inputs: Shapes, outputs: Shapes, facts: Mapping[str, str], fill: Callable[[Path], list[str]]
 ) -> None:
     """Write a model's folder atomically; `fill` writes the files and returns lines of its configuration."""
     with files.atomic_dir(place, replace=True) as temporary, files.translate_os_errors(place):
@@ -176,21 +151,17 @@ def _write(
             f"name: {quoted(place.name)}",
             f"max_batch_size: {MAX_BATCH_SIZE}",
             *fill(temporary),
-            *(_tensor("input", name, shape, labels=False) for name, shape in inputs.items()),
-            *(
-                _tensor("output", name, shape, labels=name == PROBABILITIES and (temporary / LABELS).exists())
-                for name, shape in outputs.items()
-            ),
-            *(
-                f"parameters {{ key: {quoted(key)} value {{ string_value: {quoted(value)} }} }}"
-                for key, value in facts.items()
-            ),
         ]
+        lines += [_tensor("input", inputs, name) for name in inputs]
+        labelled = PROBABILITIES if (temporary / LABELS).exists() else None
+        lines += [_tensor("output", outputs, name, labels=name == labelled) for name in outputs]
+        for key, value in facts.items():
+            lines.append(f"parameters {{ key: {quoted(key)} value {{ string_value: {quoted(value)} }} }}")
         (temporary / CONFIG).write_text("\n".join(lines) + "\n")
 
 
-def _tensor(kind: str, name: str, shape: Shape, *, labels: bool) -> str:
-    dtype, dims = shape
+def _tensor(kind: str, shapes: Shapes, name: str, *, labels: bool = False) -> str:
+    dtype, dims = shapes[name]
     more = f" label_filename: {quoted(LABELS)}" if labels else ""
     return f"{kind} {{ name: {quoted(name)} data_type: {dtype} dims: [{', '.join(map(str, dims))}]{more} }}"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,12 +47,8 @@ def _with_channels_last_gradient(_pool: nn.Module, args: tuple[Tensor, ...]) -> 
     if torch.compiler.is_compiling() or args[0].ndim != 4 or not args[0].requires_grad:
         return args
     maps = args[0].view_as(args[0])
-    maps.register_hook(_channels_last)  # type: ignore[no-untyped-call]
+    maps.register_hook(partial(Tensor.contiguous, memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
     return maps, *args[1:]
-
-
-def _channels_last(gradient: Tensor) -> Tensor:
-    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 class _DepthwiseMode(TorchFunctionMode):

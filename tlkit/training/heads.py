@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
 
 from tlkit.errors import DataError
 from tlkit.evaluation.metrics import score
@@ -13,11 +17,6 @@ from tlkit.training.history import Line, Monitor
 from tlkit.training.inputs import Examples
 from tlkit.training.trainer import FitResult, fit_head
 from tlkit.util.statistics import softmax
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import nn
 
 
 def solve_or_fit(

@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import nn
 
 from tlkit.data.dataset import Sample
 from tlkit.data.preprocessing import load
@@ -26,10 +28,6 @@ from tlkit.training.heads import probabilities, solver_report
 from tlkit.training.history import draw_curves
 from tlkit.training.trainer import FitResult
 from tlkit.util.text import counted, table
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import nn
 
 SPLITS = ("train", "val", "test")
 SHOWN = 20  # classes whose images are counted, in text for people

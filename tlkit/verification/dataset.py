@@ -35,7 +35,6 @@ class DatasetComparison:
         return 100 * (self.trained_accuracy - self.accuracy)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
         return {"passed": self.passed, "drop": self.drop, **asdict(self)}
 
     def lines(self, name: str) -> Iterator[str]:

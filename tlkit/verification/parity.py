@@ -77,7 +77,6 @@ class Verdict:
         return all(comparison.passed for comparison in self.comparisons)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
         return {"passed": self.passed, **asdict(self)}
 
     def summary(self) -> str:
@@ -103,7 +102,7 @@ def compare(
     session: Session,
     inputs: NDArray[Any],
     *,
-    tolerance: Tolerance | None = None,
+    tolerance: Tolerance = TOLERANCES["fp32"],
     batches: Sequence[int] = BATCHES,
     head: HeadOf | None = None,
 ) -> Verdict:
@@ -115,7 +114,6 @@ def compare(
     Batch sizes above N are replaced by N, so that every size run is a real one; one of them always leaves a smaller
     last batch.
     """
-    tolerance = tolerance or TOLERANCES["fp32"]
     names = [name for name in (FEATURES, LOGITS) if name in session.outputs and name in expected]
     if LOGITS in names and PROBABILITIES in session.outputs:
         names.append(PROBABILITIES)
@@ -128,7 +126,6 @@ def compare(
 
 
 def _sizes(batches: Sequence[int], images: int) -> list[int]:
-    """Return the batch sizes to run so many images in."""
     sizes = {min(size, images) for size in batches}
     if images > 2 and all(images % size == 0 for size in sizes):
         sizes.add(images - 1)
@@ -189,8 +186,7 @@ def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float6
     norms = np.linalg.norm(a.astype(np.float64), axis=1) * np.linalg.norm(b.astype(np.float64), axis=1)
     dots = np.einsum("nw,nw->n", a, b, dtype=np.float64)
     both_zero = ~a.any(1) & ~b.any(1)
-    result: NDArray[np.float64] = np.where(both_zero, 1.0, dots / np.where(norms == 0, 1.0, norms))
-    return result
+    return np.where(both_zero, 1.0, dots / np.where(norms == 0, 1.0, norms))
 
 
 def relative_error(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:

@@ -45,7 +45,6 @@ class Replay:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
         return {
             "passed": self.passed,
             "images": self.images,

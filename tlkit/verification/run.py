@@ -47,7 +47,6 @@ class Verification:
         return bool(self.replays) and not self.failed
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
         facts = {name: each.to_json() for name, each in self.replays.items()}
         for name, each in self.comparisons.items():
             facts[name]["data"] = each.to_json()

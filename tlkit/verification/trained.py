@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from tlkit.graph import compose, metadata, trace
 from tlkit.model.bundle import Bundle, Tensors
@@ -16,8 +18,6 @@ from tlkit.util.statistics import softmax
 from tlkit.verification.parity import HeadOf
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import nn
 
     from tlkit.model.trunk import Trunk
