@@ -50,7 +50,8 @@ def inspect(path: Path) -> Inspection:
 def _bundle(root: Path) -> dict[str, Any]:
     bundle = open_bundle(root)
     record = bundle.record
-    strategy = {name: value for name, value in asdict(record.strategy).items() if name != "report"}
+    strategy = asdict(record.strategy)
+    report = strategy.pop("report")
     return {
         "path": str(root),
         "digest": bundle.digest,
@@ -66,7 +67,7 @@ def _bundle(root: Path) -> dict[str, Any]:
         "preprocessing": asdict(record.preprocessing),
         "head": asdict(record.head),
         "strategy": strategy,
-        **({"advice": dict(record.strategy.report["recommendation"])} if record.strategy.report else {}),
+        **({"advice": report["recommendation"]} if report else {}),
         "phases": [dict(phase) for phase in record.phases],
         "seed": record.seed,
         "metrics": dict(record.metrics["val"]),

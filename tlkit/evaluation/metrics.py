@@ -37,8 +37,7 @@ class Metrics:
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON values."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values |= {"interval": list(self.interval)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)} | {"interval": list(self.interval)}
         return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
 
@@ -68,13 +67,11 @@ def score(probabilities: NDArray[np.float32], labels: Sequence[int] | NDArray[np
     )
 
 
-def reliability(
-    confidence: NDArray[np.float32], correct: NDArray[np.bool_], bins: int = ECE_BINS
-) -> NDArray[np.float64]:
-    """Return images, mean confidence and accuracy in each of `bins` equal bins of confidence: `(bins, 3)`."""
-    place = np.clip((confidence * bins).astype(int), 0, bins - 1)
+def reliability(confidence: NDArray[np.float32], correct: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return images, mean confidence and accuracy in each of `ECE_BINS` equal bins of confidence: `(ECE_BINS, 3)`."""
+    place = np.clip((confidence * ECE_BINS).astype(int), 0, ECE_BINS - 1)
     images, confidences, hits = (
-        np.bincount(place, weights, minlength=bins) for weights in (None, confidence.astype(np.float64), correct)
+        np.bincount(place, weights, minlength=ECE_BINS) for weights in (None, confidence.astype(np.float64), correct)
     )
     return np.stack([images, confidences / np.maximum(images, 1), hits / np.maximum(images, 1)], axis=1)
 

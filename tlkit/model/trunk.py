@@ -83,10 +83,9 @@ class Trunk(nn.Module):
     @property
     def width(self) -> int:
         """Number of features per image, from running a black one."""
+        size = self.preprocessing.size
         with torch.inference_mode():
-            return int(
-                self(torch.zeros(1, self.preprocessing.size, self.preprocessing.size, 3, dtype=torch.uint8)).shape[1]
-            )
+            return int(self(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1])
 
     def upto(self, cut: str) -> Trunk:
         """Return the trunk that ends at `cut`; it shares its stages with this one."""

@@ -91,7 +91,7 @@ def open_target(target: Target, export: Export, graph: str = "model", *, trust: 
     An engine is executable code: unless it was built on this machine, `trust` says that it may run.
     """
     file, manifest = export.file(graph), export.manifest
-    if target.executable and not trust and not _made_here(file):
+    if target.executable and not trust and not _note(file).exists():
         what = f"a file of {target.name} is executable code, and this one was not built on this machine"
         raise IncompatibleEngine(what, file=file, do=f"{export.rebuild}; or, if you trust it, add --trust-engine")
     built_on: Mapping[str, str] = manifest.get("machine", {})
@@ -107,7 +107,7 @@ def remember(target: Target, export: Export) -> None:
     """Note that the executable files of an export were built on this machine."""
     if target.executable:
         for graph in exports.GRAPHS:
-            (files.cache_dir(MADE_HERE) / files.sha256(export.file(graph))).touch()
+            _note(export.file(graph)).touch()
 
 
 def facts(target: Target, graphs: Mapping[str, Path]) -> dict[str, Any]:
@@ -119,5 +119,5 @@ def facts(target: Target, graphs: Mapping[str, Path]) -> dict[str, Any]:
     return {"metadata": metadata} if target.executable else {}
 
 
-def _made_here(file: Path) -> bool:
-    return (files.cache_dir(MADE_HERE) / files.sha256(file)).exists()
+def _note(file: Path) -> Path:
+    return files.cache_dir(MADE_HERE) / files.sha256(file)

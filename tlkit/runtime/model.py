@@ -78,11 +78,9 @@ class Model:
         head: str | None = None,
         device: str = "cpu",
     ) -> Model:
-        """Open a graph, or the `graph` ("model" or "trunk") of a bundle.
+        """Open a graph, or the `graph` ("model" or "trunk") of a bundle; the arguments are those of `tlkit.load`.
 
-        `workers=1` minimizes the latency of a call. None is for many images: one thread per core, or the runtime
-        config that `tlkit bench --tune` found on a machine like this one. `head` names one of several heads. `device`
-        is "cpu", "cuda" or "tensorrt"; ResourceError if it is unavailable.
+        `device` is "cpu", "cuda" or "tensorrt"; raises ResourceError if it is unavailable.
         """
         file = graph_file(local_path(path), graph)
         tuned = config.read(file) if workers is None and device == "cpu" else None
@@ -156,10 +154,7 @@ class Model:
     def evaluate(
         self, source: str | os.PathLike[str], *, split: str | None = None, progress: Progress = silent
     ) -> EvaluationResult:
-        """Return the metrics on a labeled dataset.
-
-        Of a dataset with its own splits the `split` is used, by default test or else val; of another all images.
-        """
+        """Return the metrics on a labeled dataset, or on the `split` that `tlkit.evaluate` chooses."""
         from tlkit.evaluation.evaluate import evaluate
 
         return evaluate(self, local_path(source), split=split, progress=progress)

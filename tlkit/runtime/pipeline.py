@@ -50,11 +50,7 @@ class Batch:
 
 
 def iter_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[Source]:
-    """Yield one source per image of paths, bytes, Pillow images and uint8 arrays, or of an iterable that mixes them.
-
-    A single string, path, bytes object, image or array `(H, W, 3)` or `(H, W)` is one image; an array `(N, H, W, 3)`
-    is N images. Raises UsageError for anything else.
-    """
+    """Yield one source per image of what a `Model` takes as images. Raises UsageError for anything else."""
     single = isinstance(images, str | os.PathLike | bytes | bytearray | Image.Image | np.ndarray)
     for image in [images] if single or not isinstance(images, Iterable) else images:
         if isinstance(image, str | os.PathLike):
