@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,6 @@ class BackboneAnalysis:
     seconds: float
     images: int  # decoded in that time; cached ones are not
     stages: tuple[StageEvidence, ...] = ()
-
-    def only(self, stage: str) -> BackboneAnalysis:
-        """Return the analysis with the evidence of one stage alone."""
-        return replace(self, stages=tuple(each for each in self.stages if each.name == stage))
 
     @property
     def throughput(self) -> float | None:

@@ -46,7 +46,6 @@ class ImageStatistics:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
         return len(self.per_class)
 
     @property

@@ -118,7 +118,6 @@ class Recommendation:
         return words + [word for name, value in self.settings.items() for word in ("--set", f"{name}={value}")]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields as JSON types."""
         return {**asdict(self), "reasons": list(self.reasons), "accuracy": self.accuracy and list(self.accuracy)}
 
     def summary(self) -> str:

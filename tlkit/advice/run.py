@@ -163,7 +163,8 @@ def _recommended(advice: Advice, request: AdviceRequest) -> Advice:
     analyses = [replace(each, stages=stage_evidence(each, rows, labels[rows], classes)) for each in advice.analyses]
     best, installed = best_backbone(analyses), available(request.heads, request.strategies)
     if request.cut is not None:
-        best, installed = best.only(request.cut), replace(installed, fine_tuning=None)
+        best = replace(best, stages=tuple(each for each in best.stages if each.name == request.cut))
+        installed = replace(installed, fine_tuning=None)
     several = request.heads if len(request.heads) > 1 else ()
     heads = compare_heads(best, best_stage(best.stages).name, several, labels, classes, request.seed)
     large, val = statistics.is_large(policy.size), len(dataset.of("val"))

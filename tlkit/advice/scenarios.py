@@ -18,28 +18,20 @@ class Scenario:
 
     name: str
     rule: str
-    earlier_cut: bool
-    fine_tunes: bool
+    earlier_cut: bool = False
+    fine_tunes: bool = False
 
 
 SCENARIOS: dict[tuple[bool, Domain], Scenario] = {
-    (False, "similar"): Scenario(
-        "small and similar", "train only a classifier, on the deepest features", earlier_cut=False, fine_tunes=False
-    ),
+    (False, "similar"): Scenario("small and similar", "train only a classifier, on the deepest features"),
     (True, "similar"): Scenario(
-        "large and similar", "fine-tune the network with a small learning rate", earlier_cut=False, fine_tunes=True
+        "large and similar", "fine-tune the network with a small learning rate", fine_tunes=True
     ),
     (False, "different"): Scenario(
-        "small and different",
-        "train only a classifier, on the features of an earlier stage",
-        earlier_cut=True,
-        fine_tunes=False,
+        "small and different", "train only a classifier, on the features of an earlier stage", earlier_cut=True
     ),
     (True, "different"): Scenario(
-        "large and different",
-        "fine-tune the whole network from the pretrained weights",
-        earlier_cut=False,
-        fine_tunes=True,
+        "large and different", "fine-tune the whole network from the pretrained weights", fine_tunes=True
     ),
 }
 

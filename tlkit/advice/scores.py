@@ -42,7 +42,6 @@ def _evidence(images: int, width: int, spectrum: Rows, along: Rows, total: float
     """Return the evidence of one class, from squared singular values and the target's squared projections `along`."""
     outside = max(total - float(along.sum()), 0.0)  # unreachable by any weights
     alpha, beta = 1.0, 1.0
-    gamma, residual, norm = 0.0, outside, 0.0
     for _ in range(_ROUNDS):
         gamma = float((beta * spectrum / (alpha + beta * spectrum)).sum())
         norm = float((beta**2 * spectrum * along / (alpha + beta * spectrum) ** 2).sum())  # |m|^2

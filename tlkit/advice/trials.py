@@ -37,7 +37,6 @@ class Trial:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return name, accuracy and seconds as JSON types."""
         return {"name": self.name, "accuracy": self.trained.metrics.accuracy, "seconds": self.seconds}
 
 

@@ -45,7 +45,6 @@ class Audit:
         return [each for each in self.near_duplicates if each.leakage]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all findings as JSON types."""
         return {
             "images": self.images,
             "near_duplicates": [

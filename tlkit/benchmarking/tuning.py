@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -63,47 +63,39 @@ class Tuned:
         )
 
 
-class _Tuning:
-    """Measures runtime configs of one graph; one whose output is out of tolerance is left out."""
-
-    def __init__(self, bundle: Bundle, export: Export, policy: TuningPolicy, progress: Progress, clock: Clock) -> None:
-        self.file, self.policy, self.clock = export.file(), policy, clock
-        self.images = parity_images(bundle).images[: policy.images]
-        self.default = default_config()
-        self.expected = self.default.open(self.file).run(self.images)
-        self.tolerance = TOLERANCES[export.precision]
-        self.tick = progress(f"tuning {export.name}", policy.rounds * 2)
-
-    def throughputs(self, configs: Sequence[RuntimeConfig]) -> dict[RuntimeConfig, tuple[float, ...]]:
-        """Return the images per second of each round by runtime config, the best one first."""
-        opened = {each: each.open(self.file) for each in configs}
-        sessions = {each: session for each, session in opened.items() if each == self.default or self._same(session)}
-        found: dict[RuntimeConfig, list[float]] = {each: [] for each in sessions}
-        for _ in range(self.policy.rounds):
-            for each, session in sessions.items():
-                found[each].append(_throughput(session, self.images, each, self.policy.seconds, self.clock))
-            self.tick(1)
-        best_first = sorted(found, key=lambda each: -statistics.median(found[each]))
-        return {each: tuple(found[each]) for each in best_first}
-
-    def _same(self, session: OnnxSession) -> bool:
-        sizes = [session.batch_size]
-        return compare(self.expected, session, self.images, tolerance=self.tolerance, batches=sizes).passed
-
-
 def tune(bundle: Bundle, export: Export, *, progress: Progress = silent, clock: Clock = time.perf_counter) -> Tuned:
     """Find the best runtime config for an ONNX export, and write it into its manifest.
 
     Threads and graph optimization first, then the batch size. Where none is faster beyond the spread of the rounds, the
     default one stays.
     """
-    policy = TuningPolicy()
-    tuning = _Tuning(bundle, export, policy, progress, clock)
-    start, numbers = tuning.default, dict.fromkeys((cores(), 1))
+    policy, file, start = TuningPolicy(), export.file(), default_config()
+    images = parity_images(bundle).images[: policy.images]
+    expected, tolerance = start.open(file).run(images), TOLERANCES[export.precision]
+    tick = progress(f"tuning {export.name}", policy.rounds * 2)
+
+    def measured(configs: Iterable[RuntimeConfig]) -> dict[RuntimeConfig, tuple[float, ...]]:
+        """Return the images per second of each round by runtime config in tolerance, the best one first."""
+        opened = {each: each.open(file) for each in configs}
+        sessions = {
+            each: session
+            for each, session in opened.items()
+            if each == start
+            or compare(expected, session, images, tolerance=tolerance, batches=[session.batch_size]).passed
+        }
+        found: dict[RuntimeConfig, list[float]] = {each: [] for each in sessions}
+        for _ in range(policy.rounds):
+            for each, session in sessions.items():
+                found[each].append(_throughput(session, images, each, policy.seconds, clock))
+            tick(1)
+        best_first = sorted(found, key=lambda each: -statistics.median(found[each]))
+        return {each: tuple(found[each]) for each in best_first}
+
+    numbers = dict.fromkeys((cores(), 1))
     tried = [replace(start, workers=workers, level=level) for workers in numbers for level in TRIED_LEVELS]
-    best = next(iter(tuning.throughputs(tried)))
+    best = next(iter(measured(tried)))
     sized = [replace(best, batch_size=size) for size in policy.batch_sizes]
-    throughputs = tuning.throughputs(list(dict.fromkeys([start, *sized])))
+    throughputs = measured(dict.fromkeys([start, *sized]))
     best = next(iter(throughputs))
     if min(throughputs[best]) <= max(throughputs[start]):
         best = start

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tlkit.cli.options import FilePath, device_options, json_option, max_bad_option
-from tlkit.cli.output import check_rejected, note, progress_bars, show, wrote
+from tlkit.cli.output import note, progress_bars, show, wrote
 from tlkit.util.text import quoted
 
 
@@ -32,6 +32,7 @@ def command(model: Path, images: tuple[Path, ...], out: Path, max_bad: float, as
       tlkit embed run/onnx/fp32/trunk.onnx a.jpg b.jpg -o features.npy
     """
     from tlkit.api import embed, load
+    from tlkit.data.decoding import check_max_bad
 
     opened = load(model, graph="trunk", **options)
     with progress_bars() as progress:
@@ -40,4 +41,4 @@ def command(model: Path, images: tuple[Path, ...], out: Path, max_bad: float, as
     then = f"tlkit inspect {quoted(model)}"
     show({**result.to_json(), "next": then}, result, as_json)
     wrote(out, then=then)
-    check_rejected(result.rejected, result.images, max_bad)
+    check_max_bad(result.rejected, result.images, max_bad)

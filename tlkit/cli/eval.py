@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tlkit.cli.options import FilePath, device_options, head_option, json_option, max_bad_option, split_option
-from tlkit.cli.output import check_rejected, note, progress_bars, show, wrote
+from tlkit.cli.output import note, progress_bars, show, wrote
 from tlkit.util.text import quoted
 
 
@@ -42,6 +42,7 @@ def command(
       tlkit eval run/ test/ --plot metrics.png
     """
     from tlkit.api import evaluate, load
+    from tlkit.data.decoding import check_max_bad
     from tlkit.evaluation.plot import check_plot, plot
 
     if picture is not None:
@@ -55,4 +56,4 @@ def command(
     if picture is not None:
         plot(result.metrics, result.labels, picture)
     wrote(picture, then=then)
-    check_rejected(result.rejected, result.images, max_bad)
+    check_max_bad(result.rejected, result.images, max_bad)

@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,6 @@ def note(what: str, reasons: Mapping[str, str] | Iterable[str]) -> None:
         click.echo(one_line(f"{what} {line}"), err=True)
 
 
-def check_rejected(rejected: Mapping[str, str], images: int, max_bad: float | None = None) -> None:
-    """Fail, after the results are written, if more than this share of the images is unreadable, or any without one."""
-    from tlkit.data.decoding import check_max_bad
-
-    check_max_bad(rejected, images, max_bad)
-
-
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
     """Give progress as bars on stderr, shown only on a terminal: `progress(what, total)` gives `tick(n, said)`.
@@ -65,14 +57,9 @@ def progress_bars() -> Iterator[Progress]:
                 file=sys.stderr,
                 show_pos=True,
                 width=BAR,
-                item_show_func=partial(_fit, room),
+                item_show_func=lambda said: (said or "")[:room],  # one longer than a line would be drawn twice
             )
             opened = shown.enter_context(made)
             return lambda more, said="": opened.update(more, said)
 
         yield bar
-
-
-def _fit(room: int, said: str | None) -> str:
-    """Return as much as there is room for: a bar that is longer than a line would be drawn again on the next one."""
-    return (said or "")[:room]

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from tlkit.cli.options import FilePath, device_options, head_option
-from tlkit.cli.output import check_rejected, note, wrote
+from tlkit.cli.output import note, wrote
 from tlkit.errors import one_line
 from tlkit.util.text import quoted
 
@@ -38,6 +38,7 @@ def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool, **o
     """
     from tlkit.api import load
     from tlkit.data.dataset import find_images
+    from tlkit.data.decoding import check_max_bad
     from tlkit.util.resources import cores
 
     files = find_images(images)
@@ -56,7 +57,7 @@ def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool, **o
         else:
             cells = [cell for label, probability in best for cell in (label, f"{probability:.4f}")]
             click.echo("\t".join(map(one_line, [prediction.name, *cells])))
-    check_rejected(reasons, len(files))
+    check_max_bad(reasons, len(files), None)
     sources = " ".join(map(quoted, images)) if len(images) <= MOST_IMAGES else "IMAGE..."
     suffix = "parquet" if find_spec("pyarrow") else "npy"
     wrote(None, then=f"tlkit embed {quoted(model)} {sources} -o features.{suffix}")

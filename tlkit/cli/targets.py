@@ -32,9 +32,8 @@ def _flags() -> dict[str, click.Option]:
     from tlkit.api import list_components
 
     names = dict.fromkeys(component.name for component in list_components("target"))
-    help_of = "The same as --target {}."
     return {
-        name: click.Option([f"--{name}", f"flag_{number}"], is_flag=True, help=help_of.format(name))
+        name: click.Option([f"--{name}", f"flag_{number}"], is_flag=True, help=f"The same as --target {name}.")
         for number, name in enumerate(names)
     }
 

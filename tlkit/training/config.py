@@ -73,7 +73,6 @@ class Plan:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
         return len(self.dataset.labels)
 
     @property
@@ -140,12 +139,10 @@ def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
 
 def _check_classes(features: Features, samples: Sequence[Sample]) -> None:
     """Raise a DataError if a class has no readable image left in a split."""
-    for split in ("train", "val"):
-        usable = {s.label for s, good in zip(samples, features.usable, strict=True) if good and s.split == split}
-        lost = {s.label for s in samples if s.split == split} - usable
-        if lost:
-            example = next(s for s in samples if s.split == split and s.label in lost)
-            raise DataError(f"no readable {split} image is left of its class", file=example.path, do="add some")
+    left = {(each.split, each.label) for each, good in zip(samples, features.usable, strict=True) if good}
+    for each in samples:
+        if (each.split, each.label) not in left:
+            raise DataError(f"no readable {each.split} image is left of its class", file=each.path, do="add some")
 
 
 def check_phases(phases: Sequence[Phase], stages: Sequence[str]) -> None:

@@ -40,9 +40,6 @@ class Monitor:
     def step(self, images: int, line: Mapping[str, float]) -> None:
         """Count more images; `line` has loss, accuracy and learning rate of the epoch so far."""
         self.images += images
-        if not line:
-            self.tick(images)
-            return
         scores = f"loss {line['loss']:.3f}, accuracy {line['accuracy']:.1%}"
         self.tick(images, f"{scores}, {self.images_per_second():.0f} images/s, lr {line['lr']:.1e}")
 

@@ -138,7 +138,7 @@ class Trainer:
             self.history.append(line)
             self.monitor.end_epoch(line)
             self._save_checkpoint()
-        self.monitor.step((self.phase.epochs - self.epoch) * images, {})
+        self.monitor.tick((self.phase.epochs - self.epoch) * images)
         if self.best:
             self.trained.load_state_dict(self.best)
 

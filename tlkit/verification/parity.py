@@ -82,17 +82,10 @@ class Verdict:
     def summary(self) -> str:
         """Return the worst of each figure in one line."""
         parts = [f"{max(c.images for c in self.comparisons)} images"]
-        for label, values, worst in (
-            ("cosine", [c.cosine for c in self.comparisons], min),
-            ("feature error", [c.feature_error for c in self.comparisons], max),
-            ("logit error", [c.logit_error for c in self.comparisons], max),
-            ("head error", [c.head_error for c in self.comparisons], max),
-            ("probability error", [c.probability_error for c in self.comparisons], max),
-            ("agreement", [c.agreement for c in self.comparisons], min),
-        ):
-            known = [value for value in values if value is not None]
-            if known:
-                parts.append(f"{label} {worst(known):.6g}")
+        for name in ("cosine", "feature_error", "logit_error", "head_error", "probability_error", "agreement"):
+            worst = max if name.endswith("error") else min
+            if known := [value for c in self.comparisons if (value := getattr(c, name)) is not None]:
+                parts.append(f"{name.replace('_', ' ')} {worst(known):.6g}")
         flips = max(c.flips for c in self.comparisons)
         return ", ".join(parts) + (f", {flips} flipped" if flips else "")
 
