@@ -74,7 +74,6 @@ class BackboneAnalysis:
         return self.images / self.seconds if self.images >= MIN_TIMED else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the features as JSON types."""
         confidence = self.confidence
         return {
             "backbone": self.backbone.name,

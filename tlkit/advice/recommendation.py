@@ -108,7 +108,6 @@ class Recommendation:
         )
 
     def with_reasons(self, *reasons: str) -> Recommendation:
-        """Return the recommendation with more reasons."""
         return replace(self, reasons=(*self.reasons, *reasons))
 
     def arguments(self) -> list[str]:

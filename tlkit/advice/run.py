@@ -85,7 +85,6 @@ class Advice:
         return " ".join(["tlkit train", quoted(self.source), "-o run/", *self.recommendation.arguments()])
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the features as JSON types."""
         statistics = self.statistics
         return {
             "source": str(self.source),

@@ -94,7 +94,6 @@ class Gate:
         }
 
     def parity_facts(self) -> dict[str, Any]:
-        """Return the verdicts for the manifest."""
         return {"parity": {name: verdict.to_json() for name, verdict in self.verdicts.items()}}
 
     def result(self, folder: Path, unproven: str | None = None) -> ExportResult:

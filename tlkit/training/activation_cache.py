@@ -67,10 +67,6 @@ class ActivationCache:
         size = self.views.preprocessing.size
         return self.compute(np.zeros((1, size, size, 3), np.uint8)).shape[1:]
 
-    def for_split(self, split: str, examples: Examples, views: AugmentedViews) -> ActivationCache:
-        """Return the cache of another split for the same stages."""
-        return replace(self, split=split, examples=examples, views=views, opened={})
-
     def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
         """Yield the output of the frozen stages for each batch, float32 and with the channels last in memory."""
         view = self._open(self.views.number(epoch) if self.views.varies else 0)
@@ -152,7 +148,7 @@ def open_cache(
     session = OnnxSession(map_graph(stages), workers=cores()) if device.type == "cpu" else None
     key = fingerprint(stages)[:16]
     first = ActivationCache(folder, "train", *train, frozen, session, key, device, progress)
-    caches = first, first.for_split("val", *val)
+    caches = first, replace(first, split="val", examples=val[0], views=val[1], opened={})
     if device.is_main_process:
         for file in folder.glob("*.npy"):
             if not file.name.startswith(key):

@@ -71,7 +71,6 @@ class Device:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.type, self.dtype)
 
     def put(self, tensor: Tensor) -> Tensor:
-        """Return a tensor on the device."""
         return tensor.to(self.torch_device, non_blocking=True)
 
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -101,7 +100,6 @@ class Device:
         return [float(value) for value in tensor]
 
     def barrier(self) -> None:
-        """Wait for all processes."""
         if self.world_size > 1:
             distributed.barrier()
 

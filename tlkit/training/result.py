@@ -57,7 +57,6 @@ class TrainingResult:
     advice: Any = None  # that led to it, with strategy auto
 
     def __fspath__(self) -> str:
-        """Return the path of the bundle."""
         return str(self.bundle)
 
     def __repr__(self) -> str:

@@ -34,7 +34,6 @@ class TrainedModules:
 
     @cached_property
     def head(self) -> Head:
-        """The component of the head."""
         return self._components(self.bundle)[1]
 
     @cached_property
@@ -54,7 +53,6 @@ class TrainedModules:
         return trace.half_precision_graph(self._modules[0])
 
     def head_graph(self) -> onnx.ModelProto:
-        """Return the graph of the head."""
         return trace.head_graph(self._modules[1], self.bundle.record.width)
 
     def head_logits(self, tensors: Tensors | None = None) -> HeadOf:
