@@ -97,15 +97,18 @@ def test_every_link_leads_somewhere():
 
 
 @pytest.fixture(scope="module")
-def tiny_place(tmp_path_factory, tiny_run):
+def tiny_place(tmp_path_factory):
     """photos/, test/, a.jpg, b.jpg and an exported bundle of the tiny backbone, and the environment it needs."""
     root = tmp_path_factory.mktemp("place")
     write_images(root / "photos")
     shutil.copytree(root / "photos", root / "test")
     for name in ("a.jpg", "b.jpg"):
         shutil.copy(root / "photos/dark/00.png", root / name)
-    shutil.copytree(tiny_run, root / "run")
-    return root, environment(root / "site")
+    env = environment(root / "site")
+    train = "tlkit train photos/ -o run/ --strategy frozen --backbone tiny --head line"
+    made = run_all([train, "tlkit export run/ --onnx"], cwd=root, env=env)
+    assert [code for code, _, _ in made] == [0, 0], made
+    return root, env
 
 
 def with_tiny(command: str) -> str:
