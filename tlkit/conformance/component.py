@@ -40,11 +40,8 @@ def options_survive_a_bundle(subject: Subject[Any]) -> None:
     """The component comes back from the options that a bundle records, as JSON."""
     stored = json.loads(json.dumps(to_json(subject.component)))
     again = from_json(subject.component, stored)
-    expect(
-        again == subject.component,
-        f"with its own options {stored} it becomes another: {again!r}",
-        do="leave options as they were given: `__post_init__` may refuse values, not change them",
-    )
+    do = "leave options as they were given: `__post_init__` may refuse values, not change them"
+    expect(again == subject.component, f"with its own options {stored} it becomes another: {again!r}", do=do)
 
 
 def copies_are_equal(subject: Subject[Any]) -> None:
@@ -54,11 +51,8 @@ def copies_are_equal(subject: Subject[Any]) -> None:
     expect(hash(copy) == hash(subject.component), "a copy has another hash", do="leave `hash` to the dataclass")
     shown = repr(subject.component)
     place = re.search(r"at 0x[0-9a-f]+", shown) or re.search(re.escape(str(Path.home())) + r"\b", shown)
-    expect(
-        shown == repr(copy) and place is None,
-        f"its repr tells of this process or machine: {shown}",
-        do="keep objects and absolute paths out of its fields",
-    )
+    do = "keep objects and absolute paths out of its fields"
+    expect(shown == repr(copy) and place is None, f"its repr tells of this process or machine: {shown}", do=do)
 
 
 def declared_cheaply(subject: Subject[Any]) -> None:
@@ -66,8 +60,5 @@ def declared_cheaply(subject: Subject[Any]) -> None:
     heavy = declare(type(subject.component))
     if heavy is None:
         raise Skipped("it was not defined in a file")
-    expect(
-        not heavy,
-        f"declaring it imports {', '.join(heavy)}",
-        do="import heavy packages inside the methods that need them",
-    )
+    do = "import heavy packages inside the methods that need them"
+    expect(not heavy, f"declaring it imports {', '.join(heavy)}", do=do)

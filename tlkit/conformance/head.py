@@ -38,12 +38,12 @@ class Blobs:
     labels: NDArray[np.int64]
 
     @classmethod
-    def make(cls, sizes: list[int], *, width: int = WIDTH, seed: int = 0) -> Blobs:
+    def make(cls, sizes: list[int], *, seed: int = 0) -> Blobs:
         """Return `sizes[c]` rows of each class c, shuffled; another `seed` draws other rows of the same clusters."""
-        centers = np.random.default_rng(len(sizes)).exponential(2.0, (len(sizes), width))
+        centers = np.random.default_rng(len(sizes)).exponential(2.0, (len(sizes), WIDTH))
         random = np.random.default_rng(seed)
         labels = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
-        features = np.maximum(centers[labels] + random.normal(0.0, 0.3, (len(labels), width)), 0.0)
+        features = np.maximum(centers[labels] + random.normal(0.0, 0.3, (len(labels), WIDTH)), 0.0)
         features[:, 0] = 0.0  # dead channels are common
         return cls(features.astype(np.float32), labels.astype(np.int64))
 
@@ -62,14 +62,14 @@ class HeadSubject(Subject[Head]):
         except UsageError as refusal:
             raise Skipped(f"it can only be solved: {refusal}") from refusal
 
-    def fitted(self, blobs: Blobs, classes: int, seed: int = 0) -> nn.Module:
+    def fitted(self, blobs: Blobs, classes: int) -> nn.Module:
         """Return the head fitted as in training: solved, or else trained by gradient."""
-        module = self.component.solve(blobs.features, blobs.labels, classes, seed)
+        module = self.component.solve(blobs.features, blobs.labels, classes, 0)
         if module is None:
-            torch.manual_seed(seed)
-            module = self.component.module(blobs.features.shape[1], classes)
+            torch.manual_seed(0)
+            module = self.component.module(WIDTH, classes)
             examples = Examples(blobs.features, blobs.labels)
-            module, _ = fit_head(module, [TRAINING], examples, examples, seed=seed)
+            module, _ = fit_head(module, [TRAINING], examples, examples, seed=0)
         return module
 
     @prepared("fits")
@@ -152,11 +152,8 @@ def permuted_labels_permute_logits(subject: HeadSubject) -> None:
     outputs = (_logits(each, subject.others.features).astype(np.float64) for each in (subject.module, module))
     before, after = map(softmax, outputs)
     difference = float(np.abs(before - after[:, permutation]).max())
-    expect(
-        difference <= SAME_PROBABILITY,
-        f"with its labels exchanged, probabilities differ by up to {difference:.2f}",
-        do="treat all classes the same, whatever their index",
-    )
+    wrong = f"with its labels exchanged, probabilities differ by up to {difference:.2f}"
+    expect(difference <= SAME_PROBABILITY, wrong, do="treat all classes the same, whatever their index")
 
 
 def deterministic(subject: HeadSubject) -> None:

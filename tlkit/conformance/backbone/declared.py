@@ -21,22 +21,18 @@ def preprocessing(subject: BackboneSubject) -> None:
     """`preprocessing` is a `Preprocessing` with mean and standard deviation on the scale 0..1."""
     given = subject.preprocessing
     expect(given.size in SIZES, f"images of {given.size} x {given.size} pixels", do="check `preprocessing.size`")
-    expect(
-        all(0.0 <= mean <= 1.0 for mean in given.mean) and all(0.0 < std <= 1.0 for std in given.std),
-        f"mean {given.mean} and std {given.std} are not on the scale 0..1",
-        do="divide values on the scale 0..255 by 255",
-    )
+    right = all(0.0 <= mean <= 1.0 for mean in given.mean) and all(0.0 < std <= 1.0 for std in given.std)
+    wrong = f"mean {given.mean} and std {given.std} are not on the scale 0..1"
+    expect(right, wrong, do="divide values on the scale 0..255 by 255")
 
 
 def origin_of_the_weights(subject: BackboneSubject) -> None:
     """The origin of the weights is recorded, as a package or address, not as a path of one machine."""
     origin = _weights(subject).origin.strip()
     expect(bool(origin), "the weights have no origin", do="name the package or address, as in 'pypi:name==1.0'")
-    expect(
-        not (Path(origin).is_absolute() or origin.startswith(("file:", "~", "."))),
-        f"the origin {origin!r} is a path on one machine",
-        do="name the package or address that the weights were published at",
-    )
+    right = not (Path(origin).is_absolute() or origin.startswith(("file:", "~", ".")))
+    wrong = f"the origin {origin!r} is a path on one machine"
+    expect(right, wrong, do="name the package or address that the weights were published at")
 
 
 def license_of_the_weights(subject: BackboneSubject) -> None:

@@ -33,11 +33,9 @@ def chains(subject: BackboneSubject) -> None:
 def pools(subject: BackboneSubject) -> None:
     """The output of every stage is pooled to float32 features `(N, width)`, so that any stage can be the cut."""
     for name, features in zip(subject.trunk.names, subject.features, strict=True):
-        expect(
-            features.ndim == 2 and len(features) == len(subject.images) and features.dtype == np.float32,
-            f"{name} is pooled to {features.dtype} {features.shape}",
-            do="give maps as `(N, C, H, W)`, tokens as `(N, T, C)`, or override `pool`",
-        )
+        right = features.ndim == 2 and len(features) == len(subject.images) and features.dtype == np.float32
+        wrong = f"{name} is pooled to {features.dtype} {features.shape}"
+        expect(right, wrong, do="give maps as `(N, C, H, W)`, tokens as `(N, T, C)`, or override `pool`")
 
 
 def width_is_constant(subject: BackboneSubject) -> None:

@@ -141,11 +141,9 @@ def fingerprint_is_stable(subject: BackboneSubject) -> None:
     other = subject.random_trunk()
     trunks.load_tensors(other, trunks.tensors(subject.built), what="trunk")
     shown = re.search(r"at 0x[0-9a-f]+", repr(other))
-    expect(
-        shown is None and trunks.fingerprint(other) == trunks.fingerprint(subject.built),
-        "the structure differs from build to build as it is shown" + (f": ...{shown.group()}..." if shown else ""),
-        do="keep what changes from process to process out of `extra_repr`",
-    )
+    right = shown is None and trunks.fingerprint(other) == trunks.fingerprint(subject.built)
+    wrong = "the structure differs from build to build as it is shown" + (f": ...{shown.group()}..." if shown else "")
+    expect(right, wrong, do="keep what changes from process to process out of `extra_repr`")
 
 
 def random_weights_are_random(subject: BackboneSubject) -> None:
@@ -156,11 +154,8 @@ def random_weights_are_random(subject: BackboneSubject) -> None:
         raise Skipped("it has no matrices and no filters")
     differing = sum(int((one != other).sum()) for one, other in pairs)
     share = differing / sum(one.numel() for one, _ in pairs)
-    expect(
-        share > 0.5,
-        f"only {share:.0%} of the weights of two builds differ",
-        do="with `pretrained=False`, leave the weights as PyTorch initializes them",
-    )
+    do = "with `pretrained=False`, leave the weights as PyTorch initializes them"
+    expect(share > 0.5, f"only {share:.0%} of the weights of two builds differ", do=do)
 
 
 def _shared(one: nn.Module, other: nn.Module) -> list[str]:

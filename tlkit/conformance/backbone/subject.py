@@ -80,10 +80,10 @@ class BackboneSubject(Subject[Backbone]):
         except ResourceError as missing:
             raise Skipped(missing.what) from missing
 
-    @property
+    @prepared("preprocessing")
     def images(self) -> Tensor:
         """Five images, uint8 `(5, S, S, 3)`: noise, coarse noise, a gradient, black, white."""
-        return self.prepare("images", "preprocessing", lambda: _images(self.preprocessing.size))
+        return _images(self.preprocessing.size)
 
     @prepared("chains")
     def maps(self) -> list[Tensor]:

@@ -62,11 +62,9 @@ def classifier_fits(subject: BackboneSubject) -> None:
         raise Skipped("it has no classifier")
     with torch.inference_mode():
         logits = classifier(trunk(subject.images))
-    expect(
-        logits.ndim == 2 and logits.shape[0] == len(subject.images) and logits.shape[1] >= 2,
-        f"it gives logits of shape {tuple(logits.shape)} for {len(subject.images)} images",
-        do="return a module from `(N, width)` to `(N, classes)`",
-    )
+    right = logits.ndim == 2 and logits.shape[0] == len(subject.images) and logits.shape[1] >= 2
+    wrong = f"it gives logits of shape {tuple(logits.shape)} for {len(subject.images)} images"
+    expect(right, wrong, do="return a module from `(N, width)` to `(N, classes)`")
     expect(bool(torch.isfinite(logits).all()), "its logits are not finite", do="check its weights")
     expect(not any(m.training for m in classifier.modules()), "it is in training mode", do="return it after `.eval()`")
 
