@@ -193,9 +193,8 @@ def runs_in_threads(subject: TargetSubject) -> None:
     with ThreadPoolExecutor(session.workers) as pool:
         together = list(pool.map(lambda batch: session.run(batch)[LOGITS], batches))
     error = max(float(np.abs(one - other).max()) for one, other in zip(alone, together, strict=True))
-    expect(
-        error <= TOLERANCES["fp32"].error, f"in threads its results differ by {error:.2g}", do="guard what is shared"
-    )
+    same = error <= TOLERANCES["fp32"].error
+    expect(same, f"in threads its results differ by {error:.2g}", do="guard what is shared")
 
 
 def two_sessions_at_once(subject: TargetSubject) -> None:

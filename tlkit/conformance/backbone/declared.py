@@ -38,11 +38,9 @@ def origin_of_the_weights(subject: BackboneSubject) -> None:
 def license_of_the_weights(subject: BackboneSubject) -> None:
     """The license of the weights is recorded, as an SPDX expression."""
     spdx = _weights(subject).license.strip()
-    expect(
-        spdx.lower() not in _NO_LICENSE and bool(_SPDX.fullmatch(spdx)),
-        f"the license {spdx!r} is no SPDX expression",
-        do="record it by its SPDX name, as in 'Apache-2.0'; without one, 'LicenseRef-...' with a name for it",
-    )
+    right = spdx.lower() not in _NO_LICENSE and bool(_SPDX.fullmatch(spdx))
+    do = "record it by its SPDX name, as in 'Apache-2.0'; without one, 'LicenseRef-...' with a name for it"
+    expect(right, f"the license {spdx!r} is no SPDX expression", do=do)
 
 
 def hash_of_the_weights(subject: BackboneSubject) -> None:

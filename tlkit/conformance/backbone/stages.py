@@ -129,11 +129,9 @@ def state_is_complete(subject: BackboneSubject) -> None:
     """Another build that is given the state computes the same: nothing that was learned is outside it."""
     other = subject.random_trunk()
     trunks.load_tensors(other, trunks.tensors(subject.trunk), what="trunk")
-    expect(
-        np.array_equal(subject.run(other)[-1], subject.features[-1]),
-        "two builds with the same state compute different features",
-        do="register every weight as a parameter or a persistent buffer, and draw nothing at random besides",
-    )
+    same = np.array_equal(subject.run(other)[-1], subject.features[-1])
+    do = "register every weight as a parameter or a persistent buffer, and draw nothing at random besides"
+    expect(same, "two builds with the same state compute different features", do=do)
 
 
 def fingerprint_is_stable(subject: BackboneSubject) -> None:
