@@ -10,7 +10,7 @@ import pytest
 
 # The largest value that is accepted where a budget is not met yet; lower it with the code.
 ACCEPTED = {
-    "lines of tlkit/ and the standard plugin": 20600,
+    "lines of tlkit/ and the standard plugin": 19900,
     "files entered by `train --strategy full`": 50,
     "files entered by `export --precision int8`": 46,
     "files entered by `advise`": 46,
