@@ -10,7 +10,7 @@ Nothing but the standard library is needed, except for the three journeys: these
   `learn/loop/`, which were the same room.
 - A journey follows one command (`train --strategy full`, `export --precision int8`, `advise`) and counts the files of
   `tlkit/` that a call from another file of `tlkit/` enters, in any thread: each is a place where a reader has to open
-  another file. On the first edition's last commit (4b16dba) this counts 43, 34 and 37; the counts by hand that the
+  another file. On the first edition's last commit this counts 43, 34 and 37; the counts by hand that the
   budgets were derived from were 43, 47 and 42.
 - Reads of manifests are the times that `export` opens a `manifest.json` to read it.
 """
