@@ -9,6 +9,9 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from tlkit.errors import ResourceError
 from tlkit.graph import trace
 from tlkit.graph.compose import stage_output
 from tlkit.model import trunk as trunks
-from tlkit.runtime.feature_cache import RECENT_NS
+from tlkit.runtime.feature_cache import RECENT_NS, FeatureCache
 from tlkit.runtime.features import extract
 from tlkit.runtime.session import OnnxSession
 from tlkit.util.files import cache_dir
@@ -179,12 +182,24 @@ def test_a_damaged_cache_is_named(files, graph):
 
 
 def test_two_runs_at_once_share_the_cache(files, graph):
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: run(files, graph), range(2))
     assert np.allclose(first.array, second.array, atol=1e-5)
     assert run(files, graph).decoded == 0
+
+
+def test_a_new_cache_can_be_opened_twice_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path))
+    for number in range(40):  # in one of 25 openings, SQLite found the database locked
+        together = Barrier(2)
+
+        def open_cache(_, number=number, together=together):
+            together.wait()
+            with FeatureCache(Path(f"graph-{number}.onnx"), Tiny.preprocessing) as cache:
+                cache.widths = [1]
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(open_cache, range(2)))
 
 
 def test_the_cache_is_one_row_an_image_whatever_the_paths(files, graph, tmp_path):

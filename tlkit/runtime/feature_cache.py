@@ -24,6 +24,13 @@ from tlkit.errors import ResourceError
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util.files import cache_dir
 
+TIMEOUT = 60  # seconds to wait for another process that writes
+SCHEMA = """
+PRAGMA page_size=16384; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
+CREATE TABLE IF NOT EXISTS facts(widths TEXT);
+CREATE TABLE IF NOT EXISTS features(sha256 TEXT PRIMARY KEY, row BLOB);
+CREATE TABLE IF NOT EXISTS files(path BLOB PRIMARY KEY, identity TEXT, sha256 TEXT);
+"""
 RECENT_NS = 50_000_000  # a file changed this shortly before it was read could change again without a new time
 
 Identity = tuple[int, int, int, int]  # inode, size, mtime_ns, ctime_ns
@@ -38,13 +45,7 @@ class FeatureCache:
         self.file = cache_dir("features") / f"{graph.stem}-{key}.sqlite"
         self._opened_ns = time.time_ns()
         with self._errors():
-            self._db = sqlite3.connect(self.file, timeout=60)
-            self._db.executescript(
-                "PRAGMA page_size=16384; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"
-                "CREATE TABLE IF NOT EXISTS facts(widths TEXT);"
-                "CREATE TABLE IF NOT EXISTS features(sha256 TEXT PRIMARY KEY, row BLOB);"
-                "CREATE TABLE IF NOT EXISTS files(path BLOB PRIMARY KEY, identity TEXT, sha256 TEXT);"
-            )
+            self._db = _open(self.file)
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +98,22 @@ class FeatureCache:
             raise ResourceError(
                 f"the feature cache can't be used: {error}", file=self.file, do="free some space, or delete this file"
             ) from error
+
+
+def _open(file: Path) -> sqlite3.Connection:
+    """Open a database, made on demand. SQLite itself does not wait where two processes switch a new one to WAL."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        db = sqlite3.connect(file, timeout=TIMEOUT)
+        try:
+            db.executescript(SCHEMA)
+        except sqlite3.OperationalError as error:
+            db.close()
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return db
 
 
 def identify(file: Path) -> Identity | None:
