@@ -13,17 +13,11 @@ from tests.kit.exporting import exported
 from tests.kit.tiny import Tiny
 from tlkit.errors import DataError, GateError, UsageError
 from tlkit.graph.compose import cut_graph
-from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
 from tlkit.model.exports import read_manifest
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 from tlkit.runtime.session import OnnxSession
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return trunks.build(Tiny())
 
 
 @pytest.fixture(scope="module")

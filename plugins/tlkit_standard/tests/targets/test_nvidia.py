@@ -365,12 +365,7 @@ class TestBindings:
 
         kinds = {"trt": trt, "engine": trt.ICudaEngine, "loader": trt.Runtime, "builder": trt.Builder}
         kinds |= {"config": trt.IBuilderConfig, "parser": trt.OnnxParser, "profile": trt.IOptimizationProfile}
-        used = {
-            each
-            for module in (_engine, _nvidia, _watch, tensorrt, tensorrt_rtx)
-            for each in attributes(module.__file__)
-            if each[0] in kinds
-        }
+        used = {each for module in MODULES for each in attributes(module.__file__) if each[0] in kinds}
         assert len(used) > 15
         assert [f"{owner}.{name}" for owner, name in sorted(used) if not hasattr(kinds[owner], name)] == []
         text = Path(_engine.__file__).read_text()
