@@ -125,7 +125,7 @@ def test_they_are_those_of_fp32(fp32, files, images):
 @pytest.mark.parametrize("kind", KINDS)
 def test_plain_eight_bits_are_another_model_there(library, fp32, images, files, kind, monkeypatch, tmp_path):
     """The network does saturate there, so the test above can fail."""
-    monkeypatch.setattr("tlkit.graph.quantize.weight_scales", lambda _graph: {})
+    monkeypatch.setattr("tlkit.graph.quantize.weight_scales", lambda *_: {})
     onnx.save(quantize(fp32, calibration.ranges(fp32, images, LOUD, OPERATORS)), tmp_path / "plain.onnx")
     plain = [str(tmp_path / "plain.onnx"), files[1]]
     elsewhere, expected = (np.array(features(files, environment(library, kind))) for files in (plain, files))

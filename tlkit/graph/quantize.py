@@ -117,7 +117,7 @@ def quantize(
         nodes_to_quantize=[*only, *_activations(graph, only)],
         nodes_to_exclude=list(keep),
         op_types_to_quantize=list(OPERATORS),
-        extra_options={**wanted.options, "TensorQuantOverrides": weight_scales(graph)},
+        extra_options={**wanted.options, "TensorQuantOverrides": weight_scales(graph, only)},
     )
     quantizer.quantize_model()
     made: onnx.ModelProto = quantizer.model.model
@@ -127,17 +127,18 @@ def quantize(
     return made
 
 
-def weight_scales(graph: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
-    """A symmetric scale per output channel for every weight, as ONNX Runtime's quantizer takes overrides.
+def weight_scales(graph: onnx.ModelProto, only: Collection[str] = ()) -> dict[str, list[dict[str, Any]]]:
+    """Return a symmetric scale per output channel of every weight, or those of the nodes named in `only`.
 
-    It is the least with which neither a weight exceeds 127 levels nor the sum of two that are multiplied side by side:
-    rounded, such a sum is at most 128, and 255 * 128 < 2**15. Neighbors are taken in the order in which ONNX Runtime
-    sums, channels innermost, wherever the first pair begins. Depthwise convolutions are summed in 32 bits.
+    They have the form in which ONNX Runtime's quantizer takes overrides. Each is the smallest with which neither a
+    weight exceeds 127 levels nor the sum of two that are multiplied side by side: rounded, such a sum is at most 128,
+    and 255 * 128 < 2**15. Neighbors are taken in the order in which ONNX Runtime sums, channels innermost, wherever the
+    first pair begins. Depthwise convolutions are summed in 32 bits.
     """
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
     scales = {}
     for node in graph.graph.node:
-        if node.op_type in WEIGHTED and node.input[1] in constants:
+        if node.op_type in WEIGHTED and node.input[1] in constants and (not only or node.name in only):
             axis, rows, pairs = _summed(node, numpy_helper.to_array(constants[node.input[1]]))
             largest = np.abs(rows).max(1, initial=0)
             if pairs and rows.shape[1] > 1:
