@@ -68,13 +68,14 @@ def _component(component: Any, *, alone: bool) -> Iterator[str]:
     options = describe(component)
     if not options:
         return
-    values = to_json(component)
+    values = to_json(component, local=True)
     yield "| option | default | type | meaning |"
     yield "|---|---|---|---|"
     for each in options:
         default = "none" if values[each.name] is None else values[each.name]
-        choices = f" ({', '.join(map(str, each.choices))})" if each.choices else ""
-        yield f"| `{each.name}` | {default} | {_cell(each.type)} | {_cell(each.help)}{choices} |"
+        allowed = ", ".join(map(str, each.choices)) or each.limits
+        meaning = f"{each.help} ({allowed})" if allowed else each.help
+        yield f"| `{each.name}` | {default} | {_cell(each.type)} | {_cell(meaning)} |"
     yield ""
 
 

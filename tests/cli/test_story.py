@@ -208,7 +208,7 @@ def test_plugins_lists_what_is_there_and_fits_a_screen(do):
 def test_plugins_show_tells_the_options_of_a_component(do):
     (svm,) = do("plugins", "show", "svm", "--json").json["components"]
     pca = next(option for option in svm["options"] if option["name"] == "pca")
-    assert pca.keys() == {"name", "type", "default", "choices", "help"}
+    assert pca.keys() == {"name", "type", "default", "local", "choices", "limits", "help"}
     plain = do("plugins", "show", "svm").out
     assert plain.startswith("head svm (tlkit ")
     assert all(option["help"] in plain and option["name"] in plain for option in svm["options"])

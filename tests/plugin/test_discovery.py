@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.distribution import install
+from tlkit.plugin import discovery
 from tlkit.plugin.discovery import find, provenance
 
 
@@ -90,3 +91,30 @@ def test_where_it_came_from_is_known(site: Path, files: dict[str, object], origi
 
 def test_what_is_not_installed_comes_from_nowhere() -> None:
     assert provenance("no-such-distribution") == "an unknown origin"
+
+
+class TestContract:
+    """A plugin says in its group of entry points which contract it was written for."""
+
+    def found(self, site: Path, points: str) -> list[tuple[str, str | None]]:
+        install(site, "some-plugin", "raise RuntimeError", points)
+        return [(each.module, each.incompatible) for each in find("tlkit") if each.distribution == "some-plugin"]
+
+    @pytest.mark.parametrize("group", ["tlkit", "tlkit.1"])
+    def test_this_one(self, site: Path, group: str) -> None:
+        assert self.found(site, f"[{group}]\nx = some_plugin\n") == [("some_plugin", None)]
+
+    def test_another_one_is_not_imported(self, site: Path) -> None:
+        found = self.found(site, "[tlkit.2]\nx = some_plugin\n")
+        reason = "it was written for contract 2 of plugins, and this tlkit 0.1.0 has contract 1"
+        assert found == [("some_plugin", reason)]
+
+    def test_of_several_the_right_one_is_taken(self, site: Path) -> None:
+        points = "[tlkit]\nx = some_plugin\n[tlkit.2]\nx = some_plugin.later\n[tlkit.conformance]\nx = y\n"
+        assert self.found(site, points) == [("some_plugin", None)]
+
+    def test_a_plugin_that_declares_none_is_for_the_first(self, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(discovery, "CONTRACT", 2)
+        ((_, reason),) = self.found(site, "[tlkit]\nx = some_plugin\n")
+        assert reason is not None
+        assert reason.startswith("it was written for contract 1")

@@ -34,6 +34,10 @@ class Every(Head):
     label: str | None = option(None, "a text")
     gamma: Literal["auto"] | float = option("auto", "kernel width")
     neighbors: int = option(5, "how many", choices=(1, 5, 10))
+    dropout: float = option(0.2, "probability", minimum=0.0, maximum=1.0)
+    layers: tuple[str, ...] = option(("a",), "names of layers")
+    sides: tuple[str, ...] | None = option(None, "names of sides", choices=("left", "right"))
+    file: Path | None = option(None, "a file of this machine", local=True)
 
     def __post_init__(self) -> None:
         if self.scale <= 0:
@@ -164,6 +168,7 @@ def test_an_int_is_a_float_and_a_str_a_path_where_that_is_meant() -> None:
     label=st.none() | st.text(),
     gamma=st.just("auto") | st.floats(allow_nan=False, allow_infinity=False),
     neighbors=st.sampled_from([1, 5, 10]),
+    layers=st.lists(st.text()).map(tuple),
 )
 def test_options_survive_json(**values: Any) -> None:
     component = Every(**values)
@@ -177,11 +182,47 @@ def test_an_option_that_a_bundle_has_and_the_component_has_not() -> None:
 
 def test_describe() -> None:
     options = {option.name: option for option in describe(Every(pca=3))}
-    assert list(options) == ["pca", "scale", "whiten", "metric", "weights", "label", "gamma", "neighbors"]
+    names = ["pca", "scale", "whiten", "metric", "weights", "label", "gamma", "neighbors"]
+    assert list(options) == [*names, "dropout", "layers", "sides", "file"]
     assert (options["pca"].type, options["pca"].default, options["pca"].help) == ("int | none", 3, "components")
     assert options["weights"].type == "path | none"
     assert options["neighbors"].choices == (1, 5, 10)
     assert options["metric"].type == "cosine | l2"
+    assert (options["dropout"].limits, options["pca"].limits) == ("from 0 to 1", "")
+    assert options["layers"].type == "str,str,..."
+    assert options["file"].local
+
+
+def test_limits_hold_for_texts_and_values() -> None:
+    assert configure(Every(), {"dropout": 1}).dropout == 1.0
+    with pytest.raises(UsageError, match=r"dropout: must be float from 0 to 1, not 1.5"):
+        configure(Every(), {"dropout": 1.5})
+    with pytest.raises(UsageError, match=r"dropout: must be float from 0 to 1, not '-0.1'"):
+        set_("head.dropout=-0.1")
+
+    @dataclass(frozen=True)
+    class Outside(Bare):
+        epochs: int = option(0, "how many", minimum=1)
+
+    assert option_fault(Outside()) == "option epochs: its default must be int of at least 1, not 0"
+
+
+def test_several_strings_are_joined_by_commas() -> None:
+    head = set_("head.layers= conv1,conv2 ", "head.sides=left")
+    assert (head.layers, head.sides) == (("conv1", "conv2"), ("left",))
+    assert set_("head.layers=", "head.sides=none").layers == ()
+    with pytest.raises(UsageError, match="sides: must be one of left, right"):
+        set_("head.sides=left,up")
+    with pytest.raises(UsageError, match="layers: must be"):
+        configure(Every(), {"layers": ["a", 1]})
+
+
+def test_local_options_are_not_stored_and_not_read_from_a_bundle() -> None:
+    component = configure(Every(), {"file": "/here/weights.pt", "layers": ["b"]})
+    stored = to_json(component)
+    assert "file" not in stored
+    assert to_json(component, local=True)["file"] == "/here/weights.pt"
+    assert from_json(Every(), stored | {"file": "/there/weights.pt"}) == Every(layers=("b",))
 
 
 def test_an_option_that_can_t_be_set_is_explained_to_its_author() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,19 @@ def test_an_unknown_name_brings_the_nearest_what_is_installed_and_who_might_have
         "there is no strategy 'plane' (did you mean 'plain'?); installed: plain; "
         "plugin 'bad' (tlkit-bad 0.9) is broken: it failed to load: OSError: libtoy.so.3: no such file"
     )
+
+
+def test_options_of_an_older_version_are_migrated() -> None:
+    @dataclass(frozen=True)
+    class Renamed(Plain):
+        def migrate(self, options: Mapping[str, Any], version: str) -> Mapping[str, Any]:
+            return {"epochs": options["rounds"]} if version == "1.0" else options
+
+    host = Host([found("toys", strategies=[Renamed()])])
+    assert host.require("strategy", "plain", "tlkit-toys", "1.0", {"rounds": 9}).epochs == 9
+    assert host.require("strategy", "plain", "tlkit-toys", "1.2", {"epochs": 8}).epochs == 8
+    with pytest.raises(ArtifactError, match="rounds: no such option"):
+        host.require("strategy", "plain", "tlkit-toys", "1.1", {"rounds": 9})
 
 
 def test_nothing_installed_of_a_kind_is_said(host: Host) -> None:

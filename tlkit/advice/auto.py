@@ -126,7 +126,7 @@ def _conditions(advice: Advice, request: AdviceRequest, options: RunOptions, bud
     machine = Device(options.device)  # fails at once if it is not available
 
     def named(components: tuple[Component, ...]) -> dict[str, Any]:
-        return {component.name: to_json(component) for component in components}
+        return {component.name: to_json(component, local=True) for component in components}
 
     return {
         "tlkit": __version__,

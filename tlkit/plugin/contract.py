@@ -5,7 +5,8 @@ options: `tlkit train --set head.pca=128` replaces the field `pca`, `tlkit plugi
 Declaring a component must be cheap: import torch and other frameworks in the method that needs them.
 
 Every base class has one or two abstract methods and working defaults for the rest, so that a method added later
-breaks no plugin.
+breaks no plugin. A plugin for another `CONTRACT` than the host's is listed as incompatible and never imported: it
+declares the contract in its group of entry points, `[project.entry-points."tlkit.1"]`; `tlkit` alone means 1.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+CONTRACT = 1  # version of this contract
+
 # Names of the tensors in exported graphs; export, targets and runtime use no others.
 IMAGES = "images"  # uint8   (N, S, S, 3), RGB, as `tlkit.data.preprocessing.load` returns them
 FEATURES = "features"  # float32 (N, width)
@@ -33,12 +36,27 @@ RGB = tuple[float, float, float]
 OPTIMIZERS = ("adamw", "sgd")
 BALANCES = ("none", "weights", "sampling")
 BATCHNORMS = ("freeze", "update")
+LICENSE_CLASSES = ("permissive", "custom", "non-commercial", "unknown")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 
 
-def option(default: Any, help: str, *, choices: Sequence[Any] | None = None) -> Any:
-    """Return a dataclass field that declares one option of a component: default, help text and allowed values."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[Any] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    local: bool = False,
+) -> Any:
+    """Return a dataclass field that declares one option of a component: default, help text and allowed values.
+
+    Its annotation is `bool`, `int`, `float`, `str`, `Path`, `tuple[str, ...]`, `Literal`, or a union of these with
+    None. `local` options, such as the path of a weights file, hold on this machine alone: a bundle stores none of them
+    and is opened with their defaults, so they must not change the structure of the stages.
+    """
+    limits = {"choices": choices, "minimum": minimum, "maximum": maximum, "local": local}
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +89,12 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Origin of pretrained weights."""
+    """Origin and license of pretrained weights."""
 
     origin: str  # package or URL
-    license: str  # SPDX identifier, or the name of a custom one
+    license: str  # SPDX expression; a license that SPDX doesn't list is named `LicenseRef-...`
     sha256: str | None = None  # of the file, in hex
+    license_class: str | None = None  # of a license that SPDX doesn't list: one of LICENSE_CLASSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +164,13 @@ class Component(ABC):
 
     name: str  # `--head NAME`; a class attribute, or a field of a family of components
     kind: ClassVar[str]
+
+    def migrate(self, options: Mapping[str, Any], version: str) -> Mapping[str, Any]:
+        """Return the options of a bundle that another `version` of the plugin's distribution wrote, as named today.
+
+        `options` are JSON values by name. Override it where an option was renamed or given another meaning.
+        """
+        return options
 
     def exempt(self) -> Mapping[str, str]:
         """Return the checks of `tlkit.conformance` that don't apply, each with its reason."""

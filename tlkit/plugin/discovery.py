@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import NoReturn
 
+from tlkit.plugin.contract import CONTRACT
 from tlkit.version import __version__
 
 OWN_DISTRIBUTION = "tlkit"
@@ -22,7 +23,7 @@ _REQUIRES_US = re.compile(rf"\s*{OWN_DISTRIBUTION}\s*(?![\w.-])", re.IGNORECASE)
 class Found:
     """One entry point that has not been imported yet; `load` imports it.
 
-    `incompatible` is the reason not to: the distribution requires another version of tlkit.
+    `incompatible` is the reason not to: it was written for another contract, or requires another version of tlkit.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Found:
 
 
 def find(group: str) -> list[Found]:
-    """Return the entry points of `group`, sorted by distribution and name.
+    """Return the entry points of `group` and of `group.N`, for contract N, sorted by distribution and name.
 
     tlkit's own distribution comes first, so that no other can take a name of the standard plugin.
     """
@@ -69,9 +70,9 @@ def provenance(distribution: str) -> str:
 
 
 def _declares(distribution: metadata.Distribution, group: str) -> bool:
-    """Return True if the metadata has the group; nothing is parsed, as most distributions have no plugin."""
+    """Return True if the metadata has the group of any contract; nothing is parsed, as most distributions have none."""
     try:
-        return f"[{group}]" in (distribution.read_text("entry_points.txt") or "")
+        return re.search(rf"(?m)^\[{group}(\.\d+)?\]", distribution.read_text("entry_points.txt") or "") is not None
     except (OSError, UnicodeError):
         return False
 
@@ -80,11 +81,24 @@ def _read(distribution: metadata.Distribution, group: str) -> list[Found]:
     """Return the entry points of the group, or one that fails to load if they can't be read."""
     name, version = _identity(distribution)
     try:
-        entry_points = distribution.entry_points.select(group=group)
+        written_for = {each: _contract(each.group, group) for each in distribution.entry_points}
+        ours = [each for each, contract in written_for.items() if contract == CONTRACT]
+        others = [each for each, contract in written_for.items() if contract is not None]
         incompatible = _incompatible(distribution, name)
-        return [Found(each.name, name, version, each.module, each.load, incompatible) for each in entry_points]
+        if not ours:
+            incompatible = (
+                f"it was written for contract {written_for[others[0]]} of plugins, and this {OWN_DISTRIBUTION} "
+                f"{__version__} has contract {CONTRACT}"
+            )
+        return [Found(each.name, name, version, each.module, each.load, incompatible) for each in ours or others]
     except Exception as problem:  # noqa: BLE001  # malformed text: the parser raises many types
         return [Found(name, name, version, "", functools.partial(_fail, problem))]
+
+
+def _contract(declared: str, group: str) -> int | None:
+    """Return the contract that a group of entry points declares, 1 if it names none; None for another group."""
+    found = re.fullmatch(rf"{group}(?:\.(\d+))?", declared)
+    return None if found is None else int(found[1] or 1)
 
 
 def _incompatible(distribution: metadata.Distribution, name: str) -> str | None:

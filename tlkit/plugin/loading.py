@@ -47,11 +47,11 @@ class RegisteredComponent:
         if self.reason is not None:
             return f"{lines[0]} refused: {self.reason}"
         facts = self.to_json(details=True)
-        options = [["option", "type", "default", "choices", "help"]]
+        options = [["option", "type", "default", "allowed", "help"]]
         for each in facts.pop("options"):
             default = "none" if each["default"] is None else each["default"]
-            choices = ", ".join(map(str, each["choices"] or ()))
-            options.append([each["name"], each["type"], default, choices, each["help"]])
+            allowed = ", ".join(map(str, each["choices"] or ())) or each["limits"]
+            options.append([each["name"], each["type"], default, allowed, each["help"]])
         details = ((name, value) for name, value in facts.items() if isinstance(value, Mapping))
         lines += [f"  {name}: " + ", ".join(f"{key} {value}" for key, value in each.items()) for name, each in details]
         return "\n".join(lines + [f"  {line}" for line in table(options, left=5) if len(options) > 1])
@@ -65,12 +65,13 @@ class RegisteredComponent:
         facts |= {"version": self.version, "state": self.state, "reason": self.reason, "options": []}
         if self.reason is not None:
             return facts
-        values = to_json(self.component)
+        values = to_json(self.component, local=True)
         if details and isinstance(self.component, Backbone):
             facts |= {"weights": asdict(self.component.weights), "preprocessing": asdict(self.component.preprocessing)}
         for each in describe(self.component):
-            option = {"name": each.name, "type": each.type, "default": values[each.name]}
-            facts["options"].append(option | {"choices": list(each.choices) or None, "help": each.help})
+            option = {"name": each.name, "type": each.type, "default": values[each.name], "local": each.local}
+            option |= {"choices": list(each.choices) or None, "limits": each.limits, "help": each.help}
+            facts["options"].append(option)
         return facts
 
 

@@ -1,7 +1,8 @@
 """Options of a component: description, values from `--set kind.option=value`, and a bundle's JSON.
 
 A value is checked against the type that the option is annotated with: `bool`, `int`, `float`, `str`, `Path`,
-`Literal`, or a union of these with `None`; in a bundle, all of them are JSON scalars.
+`tuple[str, ...]` (in text, joined by commas), `Literal`, or a union of these with `None`; in a bundle, they are JSON
+scalars, and lists of strings.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from tlkit.util.text import did_you_mean
 AnyComponent = TypeVar("AnyComponent", bound=Component)
 
 _PLAIN = (bool, int, float, str, Path, types.NoneType)
-_SETTABLE = "bool, int, float, str, Path, Literal, or a union of these with None"
+_STRINGS = tuple[str, ...]
+_SETTABLE = "bool, int, float, str, Path, tuple[str, ...], Literal, or a union of these with None"
 _SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -33,10 +35,13 @@ class Option:
     """Option of a component. `default` is its value as the plugin declares it; no `choices`: any value."""
 
     name: str
-    types: tuple[Any, ...]  # members of its annotation; `str` and `Path` last, as every text is one
+    types: tuple[Any, ...]  # members of its annotation; those that every text is one of last
     default: Any
     help: str
     choices: tuple[Any, ...]
+    minimum: float | None = None
+    maximum: float | None = None
+    local: bool = False  # holds on this machine alone: a bundle doesn't store it
 
     @property
     def type(self) -> str:
@@ -57,10 +62,33 @@ class Option:
                 value = convert(member, given)
             except (ValueError, OverflowError):
                 continue
-            if not self.choices or value in self.choices:
+            if self._allows(value):
                 return value
-        expected = f"one of {', '.join(map(str, self.choices))}" if self.choices else self.type
-        raise ValueError(f"must be {expected}, not {given!r}")
+        raise ValueError(f"must be {self.allowed}, not {given!r}")
+
+    @property
+    def allowed(self) -> str:
+        """Allowed values as text: `one of a, b`, or the type with its limits, as in `int from 1 to 9`."""
+        if self.choices:
+            return f"one of {', '.join(map(str, self.choices))}"
+        return f"{self.type}{self.limits and ' '}{self.limits}"
+
+    @property
+    def limits(self) -> str:
+        """Least and greatest value as text; empty if there are none."""
+        if self.minimum is not None and self.maximum is not None:
+            return f"from {self.minimum:g} to {self.maximum:g}"
+        least = "" if self.minimum is None else f"of at least {self.minimum:g}"
+        return least if self.maximum is None else f"of at most {self.maximum:g}"
+
+    def _allows(self, value: Any) -> bool:
+        if value is None:  # which the annotation allows
+            return True
+        if self.choices:
+            return all(each in self.choices for each in (value if isinstance(value, tuple) else (value,)))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
+        return (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
 
 
 def describe(component: Component) -> tuple[Option, ...]:
@@ -72,6 +100,9 @@ def describe(component: Component) -> tuple[Option, ...]:
             getattr(component, field.name),
             field.metadata.get("help", ""),
             tuple(field.metadata.get("choices") or ()),
+            field.metadata.get("minimum"),
+            field.metadata.get("maximum"),
+            field.metadata.get("local", False),
         )
         for field in option_fields(component)
     )
@@ -133,18 +164,27 @@ def configure_all(components: Mapping[str, Component], options: Mapping[str, obj
     return configured
 
 
-def to_json(component: Component) -> dict[str, bool | int | float | str | None]:
-    """Return the options of `component` and their values as JSON scalars."""
-    values = {option.name: option.default for option in describe(component)}
-    return {name: value.as_posix() if isinstance(value, Path) else value for name, value in values.items()}
+def to_json(component: Component, *, local: bool = False) -> dict[str, Any]:
+    """Return the options of `component` and their values as JSON; with `local`, those of this machine as well."""
+    return {each.name: _plain(each.default) for each in describe(component) if local or not each.local}
 
 
 def from_json(component: AnyComponent, values: Mapping[str, object]) -> AnyComponent:
-    """Return `component` with the option values that a bundle recorded. Raises ArtifactError for unknown ones."""
+    """Return `component` with the option values that a bundle recorded. Raises ArtifactError for unknown ones.
+
+    Local options keep their defaults: a value from another machine means nothing here.
+    """
+    local = {each.name for each in describe(component) if each.local}
     try:
-        return configure(component, values)
+        return configure(component, {name: value for name, value in values.items() if name not in local})
     except UsageError as problem:
         raise ArtifactError(problem.what) from problem
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return value.as_posix() if isinstance(value, Path) else value
 
 
 def _find(key: str, known: Mapping[str, Mapping[str, Option]]) -> tuple[str, Option]:
@@ -171,9 +211,9 @@ def _members(cls: type[Component], field: dataclasses.Field[Any]) -> tuple[Any, 
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     members = typing.get_args(annotation) if is_union else (annotation,)
     for member in members:
-        if member not in _PLAIN and typing.get_origin(member) is not Literal:
+        if member not in (*_PLAIN, _STRINGS) and typing.get_origin(member) is not Literal:
             raise TypeError(f"option {field.name}: its type {member} can't be set; use {_SETTABLE}")
-    return tuple(sorted(members, key=(str, Path).__contains__))
+    return tuple(sorted(members, key=(str, Path, _STRINGS).__contains__))
 
 
 def _annotation(cls: type[Component], field: dataclasses.Field[Any]) -> Any:
@@ -189,6 +229,8 @@ def _annotation(cls: type[Component], field: dataclasses.Field[Any]) -> Any:
 def _type_text(member: Any) -> str:
     if typing.get_origin(member) is Literal:
         return " | ".join(map(str, typing.get_args(member)))
+    if member == _STRINGS:
+        return "str,str,..."
     return "none" if _is_none(member) else str(member.__name__).lower()
 
 
@@ -204,6 +246,8 @@ def _from_text(member: Any, text: str) -> Any:
         words = {"none": None}
     elif typing.get_origin(member) is Literal:
         words = {str(value): value for value in typing.get_args(member)}
+    elif member == _STRINGS:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
     else:
         return _finite(member(text))
     if text not in words:
@@ -221,6 +265,9 @@ def _from_value(member: Any, value: Any) -> Any:
         value, fits = float(value), True
     elif member is Path and isinstance(value, str):
         value, fits = Path(value), True
+    elif member == _STRINGS:
+        fits = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+        value = tuple(value) if fits else value
     else:
         fits = isinstance(value, member)
     if not fits:

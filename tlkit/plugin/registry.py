@@ -102,6 +102,8 @@ class Host:
         registered = self._components.get((kind, name))
         if registered is None or normalize(registered.distribution) != normalize(distribution):
             raise self._absent(kind, name, distribution, version)
+        if registered.version != version:
+            settings = registered.component.migrate(settings, version)
         try:
             return from_json(registered.component, settings)
         except ArtifactError as problem:

@@ -112,10 +112,12 @@ class Plan:
     def identity(self, features: Features, device: Device) -> dict[str, Any]:
         """Return everything that decides the outcome, as JSON: a resumed run must have the same."""
         config = self.config
-        components = {each.kind: {"name": each.name, **to_json(each)} for each in (config.strategy, config.head)}
+        components = {
+            each.kind: {"name": each.name, **to_json(each, local=True)} for each in (config.strategy, config.head)
+        }
         return {
             "tlkit": __version__,
-            "backbone": {"name": config.backbone.name, **to_json(config.backbone)},
+            "backbone": {"name": config.backbone.name, **to_json(config.backbone, local=True)},
             "cut": self.trunk.names[-1],
             "size": self.trunk.preprocessing.size,
             **components,
