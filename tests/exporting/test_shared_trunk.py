@@ -104,6 +104,25 @@ def test_what_is_no_such_folder_is_not_replaced(runs, tmp_path):
     assert (tmp_path / "mine/thesis.txt").exists()
 
 
+@pytest.mark.parametrize("manifest", ['{"name": "my web app"}', '{"bundle": "x", "files": {}}'])
+def test_a_folder_with_another_manifest_is_not_replaced(runs, tmp_path, manifest):
+    (tmp_path / "manifest.json").write_text(manifest)
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(UsageError, match="it exists already"):
+        shared_trunk.export_shared_trunk(opened(runs, "shades"), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_photo_beside_its_graphs_is_not_lost(runs, tmp_path):
+    shared_trunk.export_shared_trunk(opened(runs, "shades"), tmp_path / "multi")
+    (tmp_path / "multi/photo.jpg").touch()
+    with pytest.raises(
+        UsageError, match=r"multi: it holds files that tlkit did not write, .*photo\.jpg; move them away"
+    ):
+        shared_trunk.export_shared_trunk(opened(runs, "shades"), tmp_path / "multi")
+    assert (tmp_path / "multi/photo.jpg").exists()
+
+
 class TestCommands:
     @pytest.fixture
     def place(self, runs, tmp_path, monkeypatch):

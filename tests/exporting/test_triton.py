@@ -104,6 +104,16 @@ def test_the_model_of_somebody_else_is_not_written_over(tiny_run, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("stranger", ["2/model.onnx", "photo.jpg"])
+def test_files_of_somebody_else_beside_ours_are_not_lost(tiny_run, repository, tmp_path, stranger):
+    place = shutil.copytree(repository, tmp_path / "models")
+    (place / "run-head" / stranger).parent.mkdir(exist_ok=True)
+    (place / "run-head" / stranger).touch()
+    with pytest.raises(UsageError, match=rf"run-head: it holds files that tlkit did not write, .*{stranger}"):
+        export_triton([open_bundle(tiny_run)], place)
+    assert (place / "run-head" / stranger).exists()
+
+
 @pytest.mark.parametrize("text", ['a "b"', "back\\slash", "tab\tand\nline", "Grüße 象", "\x01"])
 def test_any_text_survives_the_format(text):
     assert text_format.Parse(f"name: {quoted(text)}", ModelConfig()).name == text

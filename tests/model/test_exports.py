@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from tests.kit.exporting import export_of
-from tlkit.errors import ArtifactError, DataError
+from tlkit.errors import ArtifactError, DataError, UsageError
 from tlkit.model import exports
 from tlkit.model.bundle import open_bundle
 from tlkit.model.exports import Exports, graph_file, open_export, processor_kind, read_manifest
@@ -116,3 +116,50 @@ class TestManifest:
         assert processor_kind() == kind
         monkeypatch.setattr(platform, "machine", lambda: "aarch64")
         assert processor_kind() == "aarch64"
+
+
+class TestReplaced:
+    """Only what tlkit wrote itself is replaced, and nothing with files of others in it."""
+
+    @pytest.mark.parametrize("name", ["photo.jpg", "trunk.onnx.bak", "model.onnx.data", "notes/today.txt"])
+    def test_files_of_others_are_not_lost(self, own_run, name):
+        folder = own_run / "onnx/fp32"
+        stranger = folder / name
+        stranger.parent.mkdir(exist_ok=True)
+        stranger.touch()
+        assert export_of(own_run).file().exists()
+        with pytest.raises(UsageError, match=rf"fp32: it holds files that tlkit did not write, .*{name}; move them"):
+            exports.write_export(folder, "onnx", "fp32", {"bundle": ""}, lambda _: {})
+        assert stranger.exists()
+
+    def test_a_file_that_appears_during_the_export_is_not_lost(self, own_run):
+        folder = own_run / "onnx/fp32"
+        with pytest.raises(UsageError, match="photo.jpg"):
+            exports.write_export(folder, "onnx", "fp32", {"bundle": ""}, lambda _: (folder / "photo.jpg").touch() or {})
+        assert {file.name for file in folder.iterdir()} >= {"photo.jpg", "model.onnx"}
+        assert not list(folder.parent.glob(".*"))
+
+    @pytest.mark.parametrize("content", ["{", "[]", '{"bundle": 1, "files": []}', '{"files": {}}'])
+    def test_an_export_with_a_damaged_manifest_can_be_written_again(self, own_run, content):
+        folder = own_run / "onnx/fp32"
+        (folder / "manifest.json").write_text(content)
+        exports.write_export(folder, "onnx", "fp32", {"bundle": ""}, lambda _: {})
+        assert [file.name for file in folder.iterdir()] == ["manifest.json"]
+
+    def test_another_programs_manifest_is_not_ours(self, tmp_path):
+        (tmp_path / "manifest.json").write_text('{"name": "my web app"}')
+        with pytest.raises(UsageError, match="manifest.json"):
+            exports.write_export(tmp_path, "onnx", "fp32", {"bundle": ""}, lambda _: {})
+
+    def test_a_file_in_its_place_is_not_lost(self, tmp_path):
+        (tmp_path / "fp32").write_text("mine")
+        with pytest.raises(UsageError, match="fp32: tlkit did not write this file"):
+            exports.write_export(tmp_path / "fp32", "onnx", "fp32", {"bundle": ""}, lambda _: {})
+        assert (tmp_path / "fp32").read_text() == "mine"
+
+    def test_an_export_that_was_set_aside_is_found(self, own_run, found):
+        folder = own_run / "onnx/fp32"
+        folder.rename(folder.with_name(".fp32.999999999-5.abcdefgh.old"))
+        assert found.get().folder == folder
+        folder.rename(folder.with_name(".fp32.999999999-5.abcdefgh.old"))
+        assert found.names() == [("onnx", "fp32")]

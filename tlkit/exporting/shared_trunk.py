@@ -57,12 +57,11 @@ class SharedTrunk:
 def export_shared_trunk(bundles: Sequence[Bundle], out: Path, *, data: Path | None = None) -> SharedTrunk:
     """Write one graph of bundles that have the same trunk, from their fp32 graphs; a GateError writes nothing.
 
-    `out` must be new, or what an earlier call wrote.
+    `out` must be new, or what an earlier call wrote and nothing else.
     """
     named = by_name(bundles)
     check_trunks(bundles)
-    if not (out / exports.MANIFEST).exists():
-        files.check_new(out)
+    _check_ours(out)
     own = {name: Exports.of(bundle).get() for name, bundle in named.items()}
     graphs = {name: onnx.load_model(export.file("head")) for name, export in own.items()}
     trunk = onnx.load_model(next(iter(own.values())).file("trunk"))
@@ -91,6 +90,18 @@ def export_shared_trunk(bundles: Sequence[Bundle], out: Path, *, data: Path | No
     }
     exports.write_export(out, exports.TARGET, exports.PRECISION, facts, fill)
     return SharedTrunk(out, verdicts)
+
+
+def _check_ours(out: Path) -> None:
+    """Refuse to write over anything but an earlier shared trunk."""
+    try:
+        ours = "heads" in exports.read_manifest(out, "")
+    except ArtifactError:
+        ours = False
+    if ours:
+        exports.check_replaceable(out)
+    else:
+        files.check_new(out)
 
 
 def joined(trunk: onnx.ModelProto, heads: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:

@@ -107,10 +107,16 @@ def trunk_name(bundle: Bundle, graph: onnx.ModelProto) -> str:
 
 
 def _check_ours(place: Path) -> None:
-    """Refuse to write over a model that somebody else put there."""
-    config = place / CONFIG
-    if place.exists() and not (config.exists() and config.read_text().startswith(MARK)):
+    """Refuse to write over a model that somebody else put there, or that holds files of others."""
+    if not place.exists():
+        return
+    try:
+        written = (place / CONFIG).read_text(encoding="utf-8", errors="replace").startswith(MARK)
+    except OSError:
+        written = False
+    if not written:
         raise UsageError("there is a model of this name that tlkit did not write", file=place, do="rename one of them")
+    exports.check_strangers(place, {CONFIG, LABELS, "1/model.onnx"})
 
 
 def _write_graph(
@@ -144,7 +150,7 @@ def _write(
     place: Path, inputs: Shapes, outputs: Shapes, facts: Mapping[str, str], fill: Callable[[Path], list[str]]
 ) -> None:
     """Write a model's folder atomically; `fill` writes the files and returns lines of its configuration."""
-    with files.atomic_dir(place, replace=True) as temporary, files.translate_os_errors(place):
+    with files.atomic_dir(place, replace=_check_ours) as temporary, files.translate_os_errors(place):
         (temporary / "1").mkdir()
         lines = [
             MARK,

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.defaults import DEFAULT_TARGET
-from tlkit.errors import ArtifactError, DataError, TlkitError
+from tlkit.errors import ArtifactError, DataError, TlkitError, UsageError
 from tlkit.model.bundle import RECORD, Bundle, Tensors, read_record, read_tensors
 from tlkit.util import files
 from tlkit.util.resources import processor_info
-from tlkit.util.text import quoted
+from tlkit.util.temporaries import sweep
+from tlkit.util.text import listed, quoted
 
 MANIFEST = "manifest.json"
 EXPECTED = "expected.safetensors"  # output for the golden images at the time of export
@@ -33,6 +34,7 @@ PRECISIONS = ("int8", "fp16", "fp32")  # the coarsest first
 SYMMETRIC = "int8-symmetric"  # int8 graphs as TensorRT wants them; whoever asks for its int8 gets them
 GRAPHS = ("trunk", "head", "model")
 
+_JUNK = {".DS_Store", "Thumbs.db", "desktop.ini"}  # that systems leave where a folder was looked at
 _VECTORS = {"avx512_vnni": "VNNI", "avx_vnni": "VNNI", "avx512f": "AVX-512", "avx2": "AVX2"}  # the best first
 
 
@@ -109,6 +111,8 @@ class Exports:
 
     def names(self) -> list[tuple[str, str]]:
         """Return the (target, precision) of every export."""
+        for folder in self.root.glob("[!.]*/"):
+            sweep(folder)  # a killed export may have set one aside
         listed = sorted(
             (folder.parent.name, folder.name)
             for precision in (*PRECISIONS, SYMMETRIC)
@@ -121,6 +125,8 @@ class Exports:
         """Return an export; an ArtifactError where it is not there or is another bundle's names the command."""
         if (target, precision) not in self._opened:
             folder, rebuild = self.root / target / precision, self.command(target, precision)
+            if not folder.exists():
+                sweep(folder.parent)  # a killed export may have set it aside
             manifest = read_manifest(folder, rebuild)
             if manifest["bundle"] != self.digest:
                 raise ArtifactError("it was exported from another bundle than this one", file=folder, do=rebuild)
@@ -203,13 +209,44 @@ def open_export(path: Path, target: str = TARGET, precision: str = PRECISION) ->
 def write_export(
     folder: Path, target: str, precision: str, facts: Mapping[str, Any], fill: Callable[[Path], Mapping[str, Any]]
 ) -> None:
-    """Write a folder and its manifest atomically; `fill` writes the files and returns more facts."""
-    with files.atomic_dir(folder, replace=True) as temporary, files.translate_os_errors(folder):
+    """Write a folder and its manifest atomically; `fill` writes the files and returns more facts.
+
+    A folder that is there is replaced if it is an export that holds nothing else, see `check_replaceable`.
+    """
+    with files.atomic_dir(folder, replace=check_replaceable) as temporary, files.translate_os_errors(folder):
         with _placed(temporary, folder):
             filled = fill(temporary)
         content = {"target": target, "precision": precision, "processor": processor_kind(), **facts, **filled}
         content["files"] = {file.name: files.sha256(file) for file in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise a UsageError if a folder is not an export, or holds what is not in its manifest.
+
+    Inside a bundle, an export whose manifest is damaged is known by the names of its files.
+    """
+    if not folder.exists():
+        return
+    try:
+        known = {MANIFEST, *map(str, read_manifest(folder, "")["files"])}
+    except ArtifactError:
+        in_bundle = (folder.parent.parent / RECORD).is_file()
+        graphs = {path.name for path in folder.glob("*") if path.stem in GRAPHS} if in_bundle else set()
+        known = {MANIFEST, EXPECTED, REFITTED, *graphs} if in_bundle else set()
+    check_strangers(folder, known)
+
+
+def check_strangers(folder: Path, known: Collection[str]) -> None:
+    """Raise a UsageError if anything but the files `known`, by their relative names, is in a folder."""
+    if not folder.is_dir():
+        raise UsageError("tlkit did not write this file, and does not replace it", file=folder, do="move it away")
+    found = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+    }
+    if strangers := sorted(found - set(known) - _JUNK):
+        what = f"it holds files that tlkit did not write, and does not replace: {listed(strangers)}"
+        raise UsageError(what, file=folder, do="move them away, or choose another place")
 
 
 def read_manifest(folder: Path, rebuild: str) -> dict[str, Any]:
@@ -220,7 +257,7 @@ def read_manifest(folder: Path, rebuild: str) -> dict[str, Any]:
         raise ArtifactError("it was not exported yet", file=folder, do=rebuild) from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"can't be read: {error}", file=folder / MANIFEST, do=rebuild) from error
-    if not isinstance(content, dict) or not {"bundle", "files"} <= content.keys():
+    if not isinstance(content, dict) or "bundle" not in content or not isinstance(content.get("files"), dict):
         raise ArtifactError("not the manifest of an export", file=folder / MANIFEST, do=rebuild)
     return content
 

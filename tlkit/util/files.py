@@ -8,14 +8,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import platformdirs
 
 from tlkit.errors import ResourceError, UsageError
+from tlkit.util.temporaries import PART, held, prefix, sweep, take_place
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -76,11 +77,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
         if path.is_dir():  # reported before the work, not after it
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        sweep(path.parent)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix(path), suffix=PART)
         os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with held(temporary):
+            yield temporary
         with translate_os_errors(path):
             temporary.chmod(0o666 & ~_umask())
             _sync(temporary)
@@ -91,25 +94,34 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_dir(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def atomic_dir(path: Path, *, replace: Callable[[Path], object] | None = None) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; without an error it is synced and renamed to `path` at the end.
 
-    A `path` that exists and is not empty raises a UsageError; with `replace` it is exchanged in one step.
+    A `path` that exists and is not empty raises a UsageError, unless `replace(path)` accepts it: it is called before
+    the work and again before the exchange, and raises an error about what is not to be lost.
     """
-    if not replace:
-        check_new(path)
+    check = replace or check_new
+    path = path if replace is None else Path(os.path.realpath(path))
+    check(path)
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+        sweep(path.parent)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix(path), suffix=PART))
     try:
-        yield temporary
+        with held(temporary):
+            yield temporary
         with translate_os_errors(path):
             temporary.chmod(0o777 & ~_umask())
             for folder, _, names in os.walk(temporary):
                 for name in names:
                     _sync(Path(folder, name))
                 _sync(Path(folder))
-            _take_place(temporary, path)
+        check(path)
+        with translate_os_errors(path):
+            if replace is None:
+                _rename_new(temporary, path)
+            else:
+                take_place(temporary, path)
             _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -124,22 +136,19 @@ def check_new(path: Path) -> None:
 def check_writable(path: Path) -> None:
     """Raise a ResourceError, before a long job, if `path` can't be created."""
     parent = next(p for p in path.absolute().parents if p.exists())
-    with translate_os_errors(path), tempfile.TemporaryFile(dir=parent):
+    with translate_os_errors(path), tempfile.NamedTemporaryFile(dir=parent, prefix=prefix(path), suffix=PART):
         pass
 
 
-def _take_place(temporary: Path, path: Path) -> None:
-    """Rename to `path`; a previous directory is set aside first and removed last, so a complete one always exists."""
-    aside = temporary.with_suffix(".old")
-    if path.exists():
-        os.rename(path, aside)
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Rename to `path`, which the system refuses where somebody put something there in the meantime."""
     try:
         os.rename(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            os.rename(aside, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        check_new(path)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
