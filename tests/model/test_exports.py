@@ -134,7 +134,7 @@ class TestReplaced:
 
     def test_a_file_that_appears_during_the_export_is_not_lost(self, own_run):
         folder = own_run / "onnx/fp32"
-        with pytest.raises(UsageError, match="photo.jpg"):
+        with pytest.raises(UsageError, match=r"photo\.jpg"):
             exports.write_export(folder, "onnx", "fp32", {"bundle": ""}, lambda _: (folder / "photo.jpg").touch() or {})
         assert {file.name for file in folder.iterdir()} >= {"photo.jpg", "model.onnx"}
         assert not list(folder.parent.glob(".*"))
@@ -148,7 +148,7 @@ class TestReplaced:
 
     def test_another_programs_manifest_is_not_ours(self, tmp_path):
         (tmp_path / "manifest.json").write_text('{"name": "my web app"}')
-        with pytest.raises(UsageError, match="manifest.json"):
+        with pytest.raises(UsageError, match=r"manifest\.json"):
             exports.write_export(tmp_path, "onnx", "fp32", {"bundle": ""}, lambda _: {})
 
     def test_a_file_in_its_place_is_not_lost(self, tmp_path):

@@ -86,7 +86,7 @@ def test_only_what_belongs_to_nobody_is_removed(tmp_path):
 def test_what_another_container_writes_is_not_removed(tmp_path, monkeypatch):
     """Its processes have numbers of their own, so that the writer seems to be gone; the lock says that it is not."""
     with atomic_file(tmp_path / "a"):
-        monkeypatch.setattr(temporaries, "_start", lambda pid: None)
+        monkeypatch.setattr(temporaries, "_start", lambda _: None)
         sweep(tmp_path)
         assert len(os.listdir(tmp_path)) == 1
 
@@ -122,7 +122,7 @@ def test_what_appears_at_the_very_end_is_not_replaced(tmp_path, monkeypatch, con
 def test_a_link_is_written_through(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    with atomic_dir(tmp_path / "link", replace=lambda path: None) as folder:
+    with atomic_dir(tmp_path / "link", replace=lambda _: None) as folder:
         (folder / "new").touch()
     assert (tmp_path / "link").is_symlink()
     assert os.listdir(tmp_path / "real") == ["new"]
