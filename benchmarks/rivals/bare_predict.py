@@ -17,6 +17,8 @@ facts = session.get_modelmeta().custom_metadata_map
 labels, preprocessing = json.loads(facts["tlkit.labels"]), json.loads(facts["tlkit.preprocessing"])
 
 picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
+if preprocessing["crop_mode"] != "center":
+    sys.exit(f"{sys.argv[1]}: crop mode {preprocessing['crop_mode']}; the script of the README knows all of them")
 side = preprocessing["crop_pct"] * min(picture.size)
 left, top = (picture.width - side) / 2, (picture.height - side) / 2
 size, resampling = (

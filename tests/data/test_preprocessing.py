@@ -23,11 +23,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin, TiffImagePlugin
 
+from tlkit.data.augmentation import View, random_view
 from tlkit.data.dataset import find_images
 from tlkit.data.decoding import UnreadableImage
 from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, UsageError
-from tlkit.plugin.contract import INTERPOLATIONS, Preprocessing
+from tlkit.plugin.contract import CROP_MODES, INTERPOLATIONS, Preprocessing
 
 Array = NDArray[np.uint8]
 SMOOTH = [name for name in INTERPOLATIONS if name not in ("nearest", "box")]
@@ -38,8 +39,8 @@ REFUSED_BY_OLD_PILLOW = pytest.mark.skipif(
 )
 
 
-def params(size: int = 16, crop: float = 1.0, filter: str = "bilinear") -> Preprocessing:
-    return Preprocessing(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop, filter)
+def params(size: int = 16, crop: float = 1.0, filter: str = "bilinear", mode: str = "center") -> Preprocessing:
+    return Preprocessing(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop, mode, filter)
 
 
 def encoded(picture: Image.Image, format: str, **options: Any) -> bytes:
@@ -163,6 +164,79 @@ def test_any_size_crop_and_filter_keep_a_flat_color(
     array = load(data, params(size, crop, filter))
     assert array.shape == (size, size, 3)
     assert difference(array, np.array([200, 100, 50], np.uint8)).max() <= 2  # JPEG's color rounding
+
+
+# --- squashed, and with a border ---
+
+
+@pytest.mark.parametrize(("width", "height"), [(24, 12), (12, 36)])
+@pytest.mark.parametrize("crop", [1.0, 0.5])
+def test_squash_resizes_each_side_by_itself(width: int, height: int, crop: float) -> None:
+    picture = photo(width, height)
+    box = (width * (1 - crop) / 2, height * (1 - crop) / 2, width * (1 + crop) / 2, height * (1 + crop) / 2)
+    expected = np.asarray(picture.resize((6, 6), Image.Resampling.BILINEAR, box=box))
+    assert np.array_equal(load(encoded(picture, "PNG"), params(6, crop, mode="squash")), expected)
+
+
+def test_border_keeps_the_ratio_and_all_of_the_picture() -> None:
+    picture = photo(20, 12)
+    wanted = Preprocessing(10, (0.2, 0.4, 0.6), (0.5, 0.5, 0.5), 1.0, "border", "bilinear")
+    array = load(encoded(picture, "PNG"), wanted)
+    assert np.array_equal(array[2:8], np.asarray(picture.resize((10, 6), Image.Resampling.BILINEAR)))
+    assert (array[[0, 1, 8, 9]] == (51, 102, 153)).all()
+    upright = load(encoded(picture.transpose(Image.Transpose.ROTATE_90), "PNG"), wanted)
+    assert (upright[:, [0, 1, 8, 9]] == (51, 102, 153)).all()
+
+
+def test_a_border_is_cropped_with_the_picture() -> None:
+    array = load(encoded(photo(20, 12), "PNG"), params(10, 0.5, "nearest", "border"))
+    assert np.array_equal(array, np.asarray(photo(20, 12))[1:11, 5:15])  # 10 of 20 x 20: no border is left
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.floats(0.01, 1), st.sampled_from(CROP_MODES),
+       st.one_of(st.none(), st.builds(random_view, st.just(0), st.just(1), st.integers(0, 99))))  # fmt: skip
+def test_a_flat_color_stays_and_the_rest_is_border(
+    width: int, height: int, size: int, crop: float, mode: str, view: View | None
+) -> None:
+    picture = Image.new("RGB", (width, height), (200, 100, 50))
+    array = load(picture, params(size, crop, "bicubic", mode), view=view)
+    assert array.shape == (size, size, 3)
+    inside = (array == (200, 100, 50)).all(2)
+    assert (inside | (array == 128).all(2)).all()
+    assert inside.all() if mode != "border" else inside[(size - 1) // 2, (size - 1) // 2]
+
+
+def test_a_view_has_the_shape_of_what_is_deployed() -> None:
+    wide = Image.new("RGB", (90, 30), (200, 100, 50))
+    view = View(0.5, 1.0, 0.5, 0.5, mirrored=False)
+    bordered = load(wide, params(30, mode="border"), view=view)
+    assert ((bordered == 128).all((1, 2)).sum(), (bordered == 128).all((0, 2)).sum()) == (20, 0)
+    slope = Image.fromarray(np.linspace(0, 255, 90).astype(np.uint8)[None, :, None].repeat(30, 0).repeat(3, 2))
+    squashed, cropped = (load(slope, params(30, mode=mode), view=view)[0, :, 0] for mode in ("squash", "center"))
+    assert np.ptp(squashed) > 170  # half of the area, as wide as it is high in the square
+    assert np.ptp(cropped) < 110  # a square part of a wide picture
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+@pytest.mark.parametrize("mode", ["squash", "border"])
+def test_orientation_equals_turning_first_in_every_mode(value: int, mode: str) -> None:
+    turned = encoded(photo(61, 43), "PNG", exif=oriented(value))
+    upright = encoded(ImageOps.exif_transpose(Image.open(BytesIO(turned))), "BMP")
+    wanted = params(20, 0.9, mode=mode)
+    assert difference(load(turned, wanted), load(upright, wanted)).max() <= 1
+
+
+@pytest.mark.parametrize(("mode", "decoded"), [("squash", (320, 160)), ("border", (320, 160)), ("center", (640, 320))])
+def test_a_large_jpeg_is_decoded_for_the_pixels_that_a_mode_needs(
+    mode: str, decoded: tuple[int, int], drafts: list[tuple[int, int]]
+) -> None:
+    jpeg = encoded(photo(1280, 640), "JPEG", quality=90)
+    full = encoded(Image.open(BytesIO(jpeg)), "BMP")
+    drafts.clear()
+    size = {"squash": 80, "border": 160, "center": 160}[mode]
+    apart = difference(load(jpeg, params(size, mode=mode)), load(full, params(size, mode=mode)))
+    assert drafts == [decoded]
+    assert apart.mean() < 0.6
 
 
 # --- reduced decoding of large JPEGs ---

@@ -46,6 +46,14 @@ def test_invalid_metadata_is_an_error_that_names_the_file(key, value):
         read_metadata(damaged, FILE)
 
 
+def test_a_crop_mode_of_a_later_version_is_refused():
+    written = GraphMetadata(preprocessing=PREPROCESSING).to_props()
+    written["tlkit.preprocessing"] = written["tlkit.preprocessing"].replace('"center"', '"naflex"')
+    with pytest.raises(ArtifactError, match="crop_mode must be one of center, squash, border, not 'naflex'") as refusal:
+        read_metadata(written, FILE)
+    assert refusal.value.exit_code == 4
+
+
 def test_one_head_of_several_has_its_own_labels_and_bundle():
     heads = {
         "color": HeadMetadata(("red", "blue"), "1" * 64, "logistic"),

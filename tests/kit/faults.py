@@ -106,6 +106,7 @@ FAULTS = {
     "swapped channels": swap_channels,
     "another resize filter": preprocessed(interpolation="nearest"),
     "another crop": preprocessed(crop_pct=0.8),
+    "another crop mode": preprocessed(crop_mode="border"),
     "swapped labels": swap_labels,
     "swapped logits": swap_logits,
     "a changed weight": change_weight,

@@ -11,6 +11,7 @@ import ast
 import inspect
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -20,16 +21,19 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 
 import click
+import onnx
 import pytest
 
 from tests.kit.commands import run_all
 from tests.kit.components import environment
 from tests.kit.distribution import describe, entry_points, install_project
+from tests.kit.faults import preprocessed
 from tests.kit.tiny import write_images
 from tests.project.documents import LANGUAGES, blocks, broken_links, commands, documents, name_of
 from tlkit.cli import cli
 from tlkit.conformance.scaffold import names, write
 from tlkit.plugin import hooks
+from tlkit.runtime.model import Model
 
 # Commands that are neither run nor parsed, and why.
 SKIPPED = {
@@ -205,6 +209,23 @@ def test_the_script_without_tlkit_gives_what_predict_gives(snippets, tlkit, stor
         label, probability = finished.stdout.split()
         assert [name, label] == line.split("\t")[:2]
         assert float(probability) == pytest.approx(float(line.split("\t")[2]), abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["squash", "border"])
+def test_the_script_without_tlkit_knows_every_crop_mode(
+    snippets, tiny_run, pictures, tmp_path, monkeypatch, capsys, mode
+):
+    graph = onnx.load(tiny_run / "onnx/fp32/model.onnx")
+    preprocessed(crop_mode=mode, size=32)(graph)
+    onnx.save(graph, tmp_path / "model.onnx")
+    (tmp_path / "script.py").write_text(next(text for text in snippets if "sys.argv" in text))
+    image = min(pictures.rglob("*.png"))  # 48 x 40 pixels
+    expected = Model.open(tmp_path / "model.onnx").predict(image)[0]
+    assert expected.probability != Model.open(tiny_run).predict(image)[0].probability
+    monkeypatch.setattr("sys.argv", ["script.py", str(tmp_path / "model.onnx"), str(image)])
+    runpy.run_path(str(tmp_path / "script.py"))
+    label, probability = capsys.readouterr().out.split()
+    assert (label, float(probability)) == (expected.label, pytest.approx(expected.probability, abs=1e-6))
 
 
 def test_the_other_python_of_the_readme_runs(snippets, story, place):

@@ -42,7 +42,9 @@ def test_a_changed_weight_is_caught(own_run, name):
 
 
 @pytest.mark.parametrize(
-    "change", [{"interpolation": "lanczos"}, {"crop_pct": 0.8}, {"interpolation": "nearest"}], ids=str
+    "change",
+    [{"interpolation": "lanczos"}, {"crop_pct": 0.8}, {"interpolation": "nearest"}, {"crop_mode": "squash"}],
+    ids=str,
 )
 def test_other_pixels_are_caught(tiny_run, monkeypatch, change):
     real = verifying.load

@@ -1,11 +1,12 @@
 """Image → uint8 (S, S, 3): the only preprocessing there is, bit-identical in every verb.
 
-Its parameters are those of `tlkit.plugin.contract.Preprocessing`: the center square with a side of `crop_pct` times the
-shorter side, resampled to S x S in one pass of Pillow's `resize(box=...)`. Training may ask for another part of the
-image, a `View`; the rest is the same, so that a view differs from the deployed crop only in its part.
+Its parameters are those of `tlkit.plugin.contract.Preprocessing`: the part of the image that `crop_pct` and `crop_mode`
+name, resampled in one pass of Pillow's `resize(box=...)`; with crop mode border, the rest of the S x S pixels has the
+mean color. Training may ask for another part of the image, a `View`, which is squashed or bordered in the same way, so
+that a view differs from the deployed crop only in its part.
 
-Large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size as long as the square keeps at least twice the pixels that it
-is resampled to; that is several times faster and changes the result by a fraction of a gray level on average.
+Large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size as long as the part keeps at least twice the pixels that it is
+resampled to; that is several times faster and changes the result by a fraction of a gray level on average.
 Everything else is decoded in full: `reducing_gap` would save a tenth of the time of a 9-megapixel PNG.
 """
 
@@ -102,13 +103,19 @@ def _render(decoded: Decoded, preprocessing: Preprocessing, view: View | None) -
     if turn is not None and preprocessing.interpolation in _NOT_SMOOTH:
         flat, turn = flat.transpose(turn), None
     box = _box(extent or flat.size, preprocessing, view)
-    size = (preprocessing.size, preprocessing.size)
-    small = flat.resize(size, Image.Resampling[preprocessing.interpolation.upper()], box=box)
-    if turn is not None:  # the square is centered, so turning the small image is the same, and far cheaper
+    resampling = Image.Resampling[preprocessing.interpolation.upper()]
+    small = flat.resize(_resized(box, preprocessing), resampling, box=box)
+    if turn is not None:  # the part is centered, so turning the small image is the same, and far cheaper
         small = small.transpose(turn)
     if view is not None and view.mirrored:
         small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(small if small.mode == "RGB" else small.convert("RGB"))
+    rgb = small if small.mode == "RGB" else small.convert("RGB")
+    side = preprocessing.size
+    if rgb.size == (side, side):
+        return np.array(rgb)
+    square = Image.new("RGB", (side, side), tuple(round(255 * mean) for mean in preprocessing.mean))
+    square.paste(rgb, ((side - rgb.width) // 2, (side - rgb.height) // 2))
+    return np.array(square)
 
 
 def _draft(image: ImageFile.ImageFile, preprocessing: Preprocessing, view: View | None) -> tuple[float, float] | None:
@@ -119,18 +126,37 @@ def _draft(image: ImageFile.ImageFile, preprocessing: Preprocessing, view: View 
     if preprocessing.interpolation in _NOT_SMOOTH:
         return None
     width, height = image.size
-    left, top, right, bottom = _box(image.size, preprocessing, view)
-    spare = min(right - left, bottom - top) / (_DRAFT_MARGIN * preprocessing.size)
+    left, top, right, bottom = box = _box(image.size, preprocessing, view)
+    columns, rows = _resized(box, preprocessing)
+    spare = min((right - left) / columns, (bottom - top) / rows) / _DRAFT_MARGIN
     scale = next((scale for scale in (8, 4, 2) if spare >= scale), 1)
     drafted = image.draft(None, (width // scale, height // scale)) if scale > 1 else None
     return None if drafted is None else drafted[1][2:]
 
 
 def _box(extent: tuple[float, float], preprocessing: Preprocessing, view: View | None) -> Box:
-    """Return the box of the view, or of the center square of `crop_pct` times the shorter side, at least one pixel."""
-    if view is not None:
-        return view.box(extent)
+    """Return the part of the image that is resampled: that of the view, or the centered part that is deployed.
+
+    Unless the image is cropped to a square, a view is taken from the image squashed to one: its ratio is then relative
+    to the image's own, and no view lies in the border.
+    """
     width, height = extent
-    side = max(1.0, preprocessing.crop_pct * min(width, height))
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+    side = (min if preprocessing.crop_mode == "center" else max)(extent)
+    if view is not None:
+        if preprocessing.crop_mode == "center":
+            return view.box(extent)
+        left, top, right, bottom = (each / side for each in view.box((side, side)))
+        return left * width, top * height, right * width, bottom * height
+    sides = extent if preprocessing.crop_mode == "squash" else (side, side)
+    wide, high = (
+        min(whole, max(1.0, preprocessing.crop_pct * each)) for whole, each in zip(extent, sides, strict=True)
+    )
+    left, top = (width - wide) / 2, (height - high) / 2
+    return left, top, left + wide, top + high
+
+
+def _resized(box: Box, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return the width and height in pixels that the part of an image becomes; with a border its ratio is kept."""
+    sides = (box[2] - box[0], box[3] - box[1]) if preprocessing.crop_mode == "border" else (1, 1)
+    width, height = (max(1, round(preprocessing.size * side / max(sides))) for side in sides)
+    return width, height

@@ -37,6 +37,7 @@ OPTIMIZERS = ("adamw", "sgd")
 BALANCES = ("none", "weights", "sampling")
 BATCHNORMS = ("freeze", "update")
 LICENSE_CLASSES = ("permissive", "custom", "non-commercial", "unknown")
+CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 
 
@@ -63,7 +64,9 @@ def option(
 class Preprocessing:
     """Preprocessing from a decoded image to a network's input, as timm names it.
 
-    The center square of side `crop_pct` x the shorter side is resized to `size` x `size` pixels; the graph computes
+    `crop_mode` says which part of an image becomes `size` x `size` pixels. center: the centered square of side
+    `crop_pct` x the shorter side; squash: the centered part of `crop_pct` x width and height, its ratio lost; border:
+    the centered square of side `crop_pct` x the longer side, filled with `mean` outside the image. The graph computes
     `(x / 255 - mean) / std` per channel.
     """
 
@@ -71,6 +74,7 @@ class Preprocessing:
     mean: RGB  # on the scale 0..1
     std: RGB
     crop_pct: float = 0.875
+    crop_mode: str = "center"  # one of CROP_MODES
     interpolation: str = "bicubic"  # one of INTERPOLATIONS
 
     def __post_init__(self) -> None:
@@ -79,6 +83,8 @@ class Preprocessing:
             problems.append(f"size must be at least 1 pixel, not {self.size}")
         if not 0.0 < self.crop_pct <= 1.0:
             problems.append(f"crop_pct must lie in (0, 1], not {self.crop_pct}")
+        if self.crop_mode not in CROP_MODES:
+            problems.append(f"crop_mode must be one of {', '.join(CROP_MODES)}, not {self.crop_mode!r}")
         if self.interpolation not in INTERPOLATIONS:
             problems.append(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {self.interpolation!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0.0:

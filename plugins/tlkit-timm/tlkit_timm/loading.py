@@ -44,7 +44,8 @@ def preprocessing(known: Any, size: int | None) -> Preprocessing:
     elif known.crop_pct > 1.0:
         why = "its preprocessing puts a border around images, which tlkit does not support"
     else:
-        return Preprocessing(size or height, tuple(known.mean), tuple(known.std), known.crop_pct, known.interpolation)
+        size, mean, std = size or height, tuple(known.mean), tuple(known.std)
+        return Preprocessing(size, mean, std, known.crop_pct, known.crop_mode, known.interpolation)
     raise UsageError(f"backbone 'timm/{known.architecture}': {why}")
 
 
