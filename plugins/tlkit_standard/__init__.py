@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tlkit.plugin.contract import Backbone, Head, Strategy, Target
-from tlkit.plugin.hooks import hookimpl
+from tlkit.plugin.support import hookimpl
 
 
 @hookimpl

@@ -124,6 +124,42 @@ def test_the_borders_are_seen(source: str, module: str, trespass: bool) -> None:
     assert bool(list(trespasses(source, module))) is trespass
 
 
+OPEN_TO_PLUGINS = ("tlkit", "tlkit.plugin.contract", "tlkit.plugin.support")
+OPEN_TO_REFERENCES = "tlkit.conformance"  # to modules of a plugin that are called so
+
+
+def out_of_bounds(source: str, *, reference: bool) -> list[str]:
+    """What the source of a plugin imports of tlkit although it may change; imports for type checkers count as well."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [getattr(node, "module", None) or alias.name for node in nodes for alias in node.names]
+    ours = [name for name in names if below(name, ("tlkit",))]
+    return [each for each in ours if each not in OPEN_TO_PLUGINS and not (reference and each == OPEN_TO_REFERENCES)]
+
+
+def test_plugins_import_the_contract_and_their_support_alone(checkout: Path) -> None:
+    files = [file for file in checkout.glob("plugins/**/*.py") if "tests" not in file.relative_to(checkout).parts]
+    assert len(files) > 25
+    found = {
+        str(file.relative_to(checkout)): names
+        for file in files
+        if (names := out_of_bounds(file.read_text("utf-8"), reference=file.stem == "conformance"))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("from tlkit import Backbone\nimport tlkit\nfrom tlkit.plugin.support import sha256", []),
+        ("def f():\n    from tlkit.util.files import sha256", ["tlkit.util.files"]),
+        ("import tlkit.errors, tlkit_timm", ["tlkit.errors"]),
+        ("from tlkit.conformance import Reference", ["tlkit.conformance"]),
+    ],
+)
+def test_what_plugins_may_not_import_is_seen(source: str, names: list[str]) -> None:
+    assert out_of_bounds(source, reference=False) == names
+
+
 HEAVY = ("numpy", "onnx", "onnxruntime", "PIL", "pyarrow", "scipy", "sklearn", "torch")
 LOADED = """
 import json, pkgutil, sys

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tlkit import OptimizationProfile, ResourceError, Session, Target, hookimpl, option
-from tlkit.util.files import translate_os_errors
+from tlkit.plugin.support import translate_os_errors
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 import openvino
 
 from tlkit import Session
-from tlkit.errors import ArtifactError
-from tlkit.runtime.session import read_graph
-from tlkit.util.resources import cores
+from tlkit.plugin.support import ArtifactError, cores, read_graph
 
 if TYPE_CHECKING:
     import numpy as np

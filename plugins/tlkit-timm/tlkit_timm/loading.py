@@ -12,11 +12,8 @@ import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
 
-from tlkit.errors import ArtifactError, ResourceError, UsageError
-from tlkit.model.trunk import load_tensors
 from tlkit.plugin.contract import Preprocessing, Weights
-from tlkit.util import files
-from tlkit.util.text import did_you_mean
+from tlkit.plugin.support import ArtifactError, ResourceError, UsageError, did_you_mean, load_tensors, sha256
 
 UNKNOWN_LICENSE = "LicenseRef-unknown"
 
@@ -52,7 +49,7 @@ def preprocessing(known: Any, size: int | None) -> Preprocessing:
 def source(known: Any, weights: Path | None) -> Weights:
     """Return the weights file, or else the origin that timm downloads from; it knows the license, but no hash."""
     if weights is not None:
-        return Weights(f"the local file {weights.name}", UNKNOWN_LICENSE, _read(weights, files.sha256))
+        return Weights(f"the local file {weights.name}", UNKNOWN_LICENSE, _read(weights, sha256))
     origin = f"hf-hub:{known.hf_hub_id}" if known.hf_hub_id else known.url or "none published"
     return Weights(origin, known.license if known.license not in {None, "unknown"} else UNKNOWN_LICENSE)
 

@@ -6,7 +6,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from tlkit.errors import ResourceError
+from tlkit.plugin.support import ResourceError
 
 # The decorator that enters a function into timm's registry under its own name; other decorators may follow it.
 _ENTRY = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)

@@ -16,8 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from tlkit.errors import UsageError
-from tlkit.model.trunk import MeanPool
+from tlkit.plugin.support import MeanPool, UsageError
 from tlkit_timm.families import FAMILIES, Family
 from tlkit_timm.parts import ChannelsLastPool, Given, Nothing, Part, TokenPool, Whole
 

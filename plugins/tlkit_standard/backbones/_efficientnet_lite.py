@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlkit.errors import ArtifactError, ResourceError
+from tlkit.plugin.support import ArtifactError, ResourceError
 
 if TYPE_CHECKING:
     from tlkit.plugin.contract import Weights

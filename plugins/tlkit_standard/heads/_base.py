@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tlkit.errors import UsageError
 from tlkit.plugin.contract import Head, option, option_fields
+from tlkit.plugin.support import UsageError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlkit.errors import ArtifactError
+from tlkit.plugin.support import ArtifactError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,10 +12,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from tlkit.errors import DataError, UsageError
-from tlkit.util.resources import cores
-from tlkit.util.statistics import log_sum_exp
-from tlkit.util.text import listed
+from tlkit.plugin.support import DataError, UsageError, cores, listed, log_sum_exp
 from tlkit_standard.heads._base import Candidates, Scorer
 from tlkit_standard.heads._modules import Affine, Front
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tlkit.errors import UsageError
 from tlkit.plugin.contract import option
+from tlkit.plugin.support import UsageError
 from tlkit_standard.heads._base import Candidates, RegularizedHead, Scorer, SolvedHead
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.errors import ArtifactError
 from tlkit.plugin.contract import Session
-from tlkit.runtime.cuda import CapturedGraph, Channel, gpu, runtime
+from tlkit.plugin.support import ArtifactError, CapturedGraph, Channel, cuda_runtime, gpu
 
 MAX_GRAPHS = 3  # batch sizes that are captured; each takes a context with memory of its own
 AGAIN = "build it again on this machine"
@@ -27,7 +26,7 @@ class EngineSession(Session):
 
     def __init__(self, trt: Any, log: Any, file: Path) -> None:
         gpu()
-        cuda = runtime()
+        cuda = cuda_runtime()
         loader = trt.Runtime(log)
         # A version-compatible engine brings the runtime that reads it. Whose engine it is was asked before this.
         loader.engine_host_code_allowed = True

@@ -14,9 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tlkit.errors import ArtifactError, ResourceError, UsageError, one_line
 from tlkit.plugin.contract import OptimizationProfile, Progress, Session, Target, option, silent
-from tlkit.util.files import translate_os_errors
+from tlkit.plugin.support import ArtifactError, ResourceError, UsageError, one_line, translate_os_errors
 from tlkit_standard.targets._watch import stoppable, watch
 
 MIB = 1 << 20
@@ -85,7 +84,7 @@ class NvidiaTarget(Target):
 
     def machine(self) -> Mapping[str, str]:
         """Return the version of the library, which reads no other's engines, and of the driver, for information."""
-        from tlkit.doctor import gpus
+        from tlkit.plugin.support import gpus
 
         seen = gpus()
         return {self.name: str(self._library().__version__), **({DRIVER: seen[0].driver} if seen else {})}

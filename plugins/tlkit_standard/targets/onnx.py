@@ -22,6 +22,6 @@ class Onnx(Target):
         shutil.copyfile(graph, out)  # the batch is dynamic: one file serves all shapes
 
     def open(self, file: Path) -> Session:
-        from tlkit.runtime.session import OnnxSession
+        from tlkit.plugin.support import OnnxSession
 
         return OnnxSession(file, workers=self.workers, threads=self.threads, device=self.device)

@@ -10,9 +10,8 @@ from typing import Any
 
 from packaging.version import Version
 
-from tlkit.errors import ArtifactError
 from tlkit.plugin.contract import option
-from tlkit.util.files import atomic_file, translate_os_errors
+from tlkit.plugin.support import ArtifactError, atomic_file, translate_os_errors
 from tlkit_standard.targets._nvidia import NvidiaTarget
 
 # Which major version reads the version-compatible engines of an earlier one (support matrix of TensorRT 11.4.1).
@@ -62,7 +61,7 @@ class TensorRT(NvidiaTarget):
 
     def machine(self) -> Mapping[str, str]:
         """Return the GPU as well: an engine holds kernels for one kind."""
-        from tlkit.runtime.cuda import gpu
+        from tlkit.plugin.support import gpu
 
         if self.hardware_compatible:
             return super().machine()

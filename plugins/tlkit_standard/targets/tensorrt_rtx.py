@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tlkit.errors import UsageError
 from tlkit.plugin.contract import option
+from tlkit.plugin.support import UsageError
 from tlkit_standard.targets._nvidia import NvidiaTarget
 
 
@@ -38,7 +38,7 @@ class TensorRTRTX(NvidiaTarget):
         why = super().incompatible(recorded)
         if why is not None or self.gpu is None:
             return why
-        from tlkit.runtime.cuda import gpu
+        from tlkit.plugin.support import gpu
 
         here = gpu()
         kind = f"sm{here.capability.replace('.', '')}"

@@ -25,7 +25,7 @@ class TestEngine:
 
         def make(batch_size=4, **options):
             cuda = Cuda(**options)
-            monkeypatch.setattr(_engine, "runtime", lambda: cuda)
+            monkeypatch.setattr(_engine, "cuda_runtime", lambda: cuda)
             monkeypatch.setattr(_engine, "gpu", lambda: None)
             (tmp_path / "x.engine").write_bytes(b"engine")
             engine = Engine(cuda, batch_size)

@@ -1,0 +1,80 @@
+"""What a plugin may import besides the contract. Stable; what needs a framework is imported at its first use.
+
+Errors to raise, files and hashes, text for messages, modules of PyTorch to build stages of, sessions of ONNX Runtime,
+and CUDA. A plugin imports `tlkit`, `tlkit.plugin.contract` and this module; tests and references of a plugin import
+`tlkit.conformance` as well.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, UsageError, one_line
+from tlkit.plugin.hooks import hookimpl
+from tlkit.util.files import atomic_dir, atomic_file, cache_dir, sha256, translate_os_errors
+from tlkit.util.resources import cores
+from tlkit.util.text import counted, did_you_mean, listed
+
+if TYPE_CHECKING:
+    from tlkit.doctor import gpus
+    from tlkit.model.trunk import MeanPool, Normalize, load_tensors
+    from tlkit.runtime.cuda import CapturedGraph, Channel, gpu
+    from tlkit.runtime.cuda import runtime as cuda_runtime
+    from tlkit.runtime.session import OnnxSession, read_graph
+    from tlkit.util.statistics import log_sum_exp, softmax
+
+__all__ = [
+    "ArtifactError",
+    "CapturedGraph",
+    "Channel",
+    "DataError",
+    "MeanPool",
+    "Normalize",
+    "OnnxSession",
+    "ResourceError",
+    "TlkitError",
+    "UsageError",
+    "atomic_dir",
+    "atomic_file",
+    "cache_dir",
+    "cores",
+    "counted",
+    "cuda_runtime",
+    "did_you_mean",
+    "gpu",
+    "gpus",
+    "hookimpl",
+    "listed",
+    "load_tensors",
+    "log_sum_exp",
+    "one_line",
+    "read_graph",
+    "sha256",
+    "softmax",
+    "translate_os_errors",
+]
+
+# Module and name of what is imported at its first use: the rooms above this one, and what needs NumPy.
+_LATER = {
+    "CapturedGraph": ("tlkit.runtime.cuda", "CapturedGraph"),
+    "Channel": ("tlkit.runtime.cuda", "Channel"),
+    "MeanPool": ("tlkit.model.trunk", "MeanPool"),
+    "Normalize": ("tlkit.model.trunk", "Normalize"),
+    "OnnxSession": ("tlkit.runtime.session", "OnnxSession"),
+    "cuda_runtime": ("tlkit.runtime.cuda", "runtime"),
+    "gpu": ("tlkit.runtime.cuda", "gpu"),
+    "gpus": ("tlkit.doctor", "gpus"),
+    "load_tensors": ("tlkit.model.trunk", "load_tensors"),
+    "log_sum_exp": ("tlkit.util.statistics", "log_sum_exp"),
+    "read_graph": ("tlkit.runtime.session", "read_graph"),
+    "softmax": ("tlkit.util.statistics", "softmax"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name at its first use."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, name_there = _LATER[name]
+    return getattr(import_module(module), name_there)
