@@ -9,10 +9,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from tests.kit.tiny import Tiny
+from tests.kit.vit import TinyVit
 from tlkit.exporting import calibration
 from tlkit.graph import layout, trace
 from tlkit.graph.compose import cut_graph
@@ -171,8 +173,22 @@ class TestByRows:
             values.append(ReferenceEvaluator(shown).run([name], {IMAGES: images})[0])
         assert np.array_equal(*values)
 
-    def test_a_graph_with_another_beginning_is_an_error_of_ours(self):
+    def test_a_graph_with_another_beginning_is_left_as_it_is(self):
         trunk = cut_graph(onnx.load(trace.stage_graph(build(Tiny(), pretrained=True))), "second")
-        trunk.graph.node[2].op_type = "Add"
-        with pytest.raises(ValueError, match="not the normalization"):
-            layout.normalize_rows(trunk)
+        subtract = next(node for node in trunk.graph.node if node.op_type == "Sub")
+        subtract.op_type = "Add"
+        assert layout.normalize_rows(trunk) == trunk
+        subtract.op_type = "Sub"
+        mean = next(tensor for tensor in trunk.graph.initializer if tensor.name == subtract.input[1])
+        mean.CopyFrom(numpy_helper.from_array(np.full((1, 3, 1, 1), 0.5, np.float32), mean.name))
+        assert layout.normalize_rows(trunk) == trunk
+
+    def test_a_network_that_asks_for_the_batch_size_is_normalized_by_rows(self, images):
+        trunk = cut_graph(onnx.load(trace.stage_graph(build(TinyVit(), pretrained=True))), "first")
+        assert [node.op_type for node in trunk.graph.node if IMAGES in node.input] == ["Shape", "Cast"]
+        graph = layout.normalize_rows(trunk)
+        onnx.checker.check_model(graph, full_check=True)
+        assert kinds(graph)[:4] == ["Cast", "Sub", "Mul", "Transpose"]
+        assert calibration.normalized(trunk) == calibration.normalized(graph)
+        expected, got = (ReferenceEvaluator(each).run([FEATURES], {IMAGES: images})[0] for each in (trunk, graph))
+        assert np.array_equal(expected, got)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from tlkit.graph import layout
 from tlkit.runtime.session import OnnxSession
 
 
@@ -41,7 +42,7 @@ def constants(graph):
         return named
     name = "images"
     while True:
-        reader = next(node for node in graph.graph.node if name in node.input)
+        reader = layout.readers(graph.graph, name)[0]
         if reader.op_type == "DequantizeLinear":
             return [tensors[reader.input[2]], tensors[reader.input[1]]]
         name = reader.output[0]

@@ -16,6 +16,7 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader, TensorData
 from tlkit.data.decoding import UnreadableImage
 from tlkit.data.preprocessing import load
 from tlkit.errors import DataError
+from tlkit.graph import layout
 from tlkit.graph.quantize import layer_names, layers, quantize
 from tlkit.model import reference_images
 from tlkit.model.bundle import Bundle
@@ -119,7 +120,7 @@ def normalized(graph: onnx.ModelProto) -> str:
     """Return the tensor of normalized images: the input of the first operator that does not normalize."""
     name, steps = IMAGES, ("Cast", "Transpose", "Sub", "Mul", "Add", "Div")
     while True:
-        readers = [node for node in graph.graph.node if name in node.input]
+        readers = layout.readers(graph.graph, name)
         if len(readers) != 1 or readers[0].op_type not in steps:
             return name
         name = readers[0].output[0]

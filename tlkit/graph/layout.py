@@ -9,11 +9,15 @@ cost EfficientNet-Lite0 a quarter of its time in int8. Removing them changes no 
   nothing to compute: `merge_columns` removes these nodes.
 - ONNX Runtime's fast convolution reads channels in fours, and images have three. Four columns of three are twelve, and
   a convolution of stride 2 computes two output columns from them: `merge_columns` merges them.
+
+Nodes are found from the images on, by what reads them; a graph that begins with others is left as it is. Where a
+network asks for the batch size, a Shape reads the images as well.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,22 +35,28 @@ MADE = MERGED // STRIDE  # output columns of one step
 
 
 def normalize_rows(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with images normalized before the transposition, a row at a time; bit-identical."""
+    """Return the graph with images normalized before the transposition, a row at a time; bit-identical.
+
+    A graph that does not begin as `model.trunk.Normalize` does is returned as it is.
+    """
     changed = copy.deepcopy(model)
     graph = changed.graph
-    if [node.op_type for node in graph.node[:4]] != ["Cast", "Transpose", "Sub", "Mul"]:
-        raise ValueError("not the normalization of `model.trunk.Normalize`")
-    cast, transpose, subtract, multiply = graph.node[:4]
+    nodes = _chain(graph, ("Cast", "Transpose", "Sub", "Mul"))
+    if nodes is None:
+        return changed
+    cast, transpose, subtract, multiply = nodes
     width = graph.input[0].type.tensor_type.shape.dim[2].dim_value
     constants = {constant.name: constant for constant in graph.initializer}
-    for step in (subtract, multiply):
-        constant = constants[step.input[1]]
+    steps = [constants.get(step.input[1]) for step in (subtract, multiply)]
+    if any(constant is None or list(constant.dims) != [CHANNELS, 1, 1] for constant in steps):
+        return changed
+    for constant in filter(None, steps):
         row = np.tile(numpy_helper.to_array(constant).reshape(1, CHANNELS), (width, 1))
         constant.CopyFrom(numpy_helper.from_array(row, constant.name))
     normalized, planes = f"{IMAGES}/normalized", multiply.output[0]
     subtract.input[0], multiply.output[0] = cast.output[0], normalized
     transpose.input[0], transpose.output[0] = normalized, planes
-    order = [cast, subtract, multiply, transpose, *graph.node[4:]]
+    order = [cast, subtract, multiply, transpose, *(node for node in graph.node if node not in nodes)]
     copies = copy.deepcopy(order)
     del graph.node[:], graph.value_info[:]  # intermediate shapes changed, and are inferred again
     graph.node.extend(copies)
@@ -88,13 +98,8 @@ class _Beginning:
     @classmethod
     def of(cls, graph: onnx.GraphProto) -> _Beginning | None:
         """Return those of a graph; None if it begins with other nodes."""
-        nodes: list[onnx.NodeProto] = []
-        for kind in ("Cast", "Sub", "Mul", "Transpose", "QuantizeLinear", "DequantizeLinear"):
-            node = _reader(graph, nodes[-1].output[0] if nodes else IMAGES, kind)
-            if node is None:
-                return None
-            nodes.append(node)
-        return cls(*nodes)
+        nodes = _chain(graph, ("Cast", "Sub", "Mul", "Transpose", "QuantizeLinear", "DequantizeLinear"))
+        return None if nodes is None else cls(*nodes)
 
     def quantized_input(self, graph: onnx.GraphProto) -> str:
         """Quantize images with channels last; return the name of the quantized tensor."""
@@ -136,6 +141,8 @@ class _Stem:
         if convolution is None or quantize is None or dequantize is None:
             return None
         settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in convolution.attribute}
+        if not settings.keys() >= {"kernel_shape", "pads", "strides", "group", "dilations"}:
+            return None
         _, rows, width, channels = (size.dim_value for size in graph.input[0].type.tensor_type.shape.dim)
         (tall, wide), (top, left, bottom, right), (down, across) = (
             settings[name] for name in ("kernel_shape", "pads", "strides")
@@ -235,19 +242,31 @@ def _weights(graph: onnx.GraphProto, node: onnx.NodeProto) -> list[onnx.NodeProt
     return [
         makers[name]
         for name in node.input[1:]
-        if name in makers and len(_readers(graph, name)) == 1 and constants.issuperset(makers[name].input)
+        if name in makers and len(readers(graph, name)) == 1 and constants.issuperset(makers[name].input)
     ]
 
 
-def _readers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
-    return [node for node in graph.node if name in node.input]
+def _chain(graph: onnx.GraphProto, kinds: Sequence[str]) -> list[onnx.NodeProto] | None:
+    """Return the nodes of these operators that read the images, one after the other; None if there are others."""
+    nodes: list[onnx.NodeProto] = []
+    for kind in kinds:
+        node = _reader(graph, nodes[-1].output[0] if nodes else IMAGES, kind)
+        if node is None:
+            return None
+        nodes.append(node)
+    return nodes
+
+
+def readers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
+    """Return the nodes that read a tensor; of the images, those that read more than their shape."""
+    return [node for node in graph.node if name in node.input and not (name == IMAGES and node.op_type == "Shape")]
 
 
 def _reader(graph: onnx.GraphProto, name: str, kind: str) -> onnx.NodeProto | None:
     """Return the only node that reads a tensor, if its operator is `kind`."""
-    readers = _readers(graph, name)
+    found = readers(graph, name)
     shown = any(output.name == name for output in graph.output)
-    return readers[0] if len(readers) == 1 and readers[0].op_type == kind and not shown else None
+    return found[0] if len(found) == 1 and found[0].op_type == kind and not shown else None
 
 
 def _tensor(graph: onnx.GraphProto, name: str) -> NDArray[Any]:
