@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.kit.distribution import install
+from tests.kit.distribution import describe, install
 from tlkit.conformance.report import select
 from tlkit.errors import UsageError
 from tlkit.plugin import hooks
@@ -27,25 +27,31 @@ class Plan(Strategy):
         print("thinking")
         return (Phase(self.epochs, 1e-3),)
 
-class Confused(Plan):
-    def exempt(self):
-        return {"everything": "please"}
-
-class Exempt(Plan):
-    def exempt(self):
-        return {"epochs-are-positive": "it never trains"}
-
 @hookimpl
 def tlkit_strategies():
     plans = [Plan("good"), Plan("lazy", 0), Plan("Bad Name")]
-    return [*plans, Exempt("excused", 0), Exempt("needless"), Confused("confused")]
+    return [*plans, Plan("excused", 0), Plan("needless"), Plan("confused")]
 """
+REFERENCE = """
+from tlkit.conformance import Reference
+
+class Excuses(Reference):
+    def exempt(self, plan):
+        if plan.name == "confused":
+            return {"everything": "please"}
+        return {"epochs-are-positive": "it never trains"} if plan.name in ("excused", "needless") else {}
+"""
+POINTS = "[tlkit]\ntlkit-plans = tlkit_plans\n[tlkit.conformance]\nplans = tlkit_plans.conformance:Excuses\n"
 
 
 @pytest.fixture
 def env(tmp_path):
     """The environment of a process with a plugin of good and bad plans."""
-    install(tmp_path, "tlkit-plans", PLANS)
+    package = tmp_path / "tlkit_plans"
+    package.mkdir()
+    package.joinpath("__init__.py").write_text(PLANS)
+    package.joinpath("conformance.py").write_text(REFERENCE)
+    describe(tmp_path, "tlkit-plans", POINTS)
     install(tmp_path, "tlkit-broken", "raise OSError('no driver')")
     return {"PYTHONPATH": str(tmp_path)}
 

@@ -44,4 +44,7 @@ def test_it_keeps_the_contract(component):
 def test_with_its_pretrained_weights_too(component):
     results = run(component, pretrained=True)
     assert failures(results) == []
-    assert [each.name for each in results if each.state == "skip"] == ["stages-equal-the-network"]
+    assert [each.name for each in results if each.state == "skip"] == [
+        "features-equal-the-library",
+        "logits-equal-the-library",
+    ]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.kit.tiny import Tiny
-from tlkit.conformance import CheckFailed, Skipped, checks
+from tlkit.conformance import CheckFailed, Reference, Skipped, checks
 from tlkit.conformance.backbone.vary import vary
 
 
@@ -82,12 +82,14 @@ class Taken(Tiny):
         whole = network()
         return {"stem": whole[0], "body": whole[1], "last": whole[2:]}
 
-    def whole(self, *, pretrained):
-        return network()
+
+class Library(Reference):
+    def features(self, backbone, *, pretrained):
+        return nn.Sequential(network(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def together(component):
-    dict(checks(component))["stages-equal-the-network"]()
+def together(component, reference=Library()):  # noqa: B008 - it has no state
+    dict(checks(component, reference=reference))["features-equal-the-library"]()
 
 
 def test_stages_that_are_together_the_whole_network_pass():
@@ -99,19 +101,19 @@ def test_a_stage_left_out_is_found_even_where_it_begins_as_nothing():
         def stages(self, *, pretrained):
             return {name: stage for name, stage in super().stages(pretrained=pretrained).items() if name != "body"}
 
-    with pytest.raises(CheckFailed, match="the chained stages differ from the network"):
+    with pytest.raises(CheckFailed, match="the pooled features differ from the library's"):
         together(Lacking())
 
 
-def test_another_shape_is_told():
+def test_another_width_is_told():
     class Short(Taken):
         def stages(self, *, pretrained):
             return dict(list(super().stages(pretrained=pretrained).items())[:2])
 
-    with pytest.raises(CheckFailed, match=r"the network gives torch.Size\(\[5, 6, 13, 13\]\), its stages torch.Size"):
+    with pytest.raises(CheckFailed, match=r"the library gives torch.Size\(\[5, 6\]\), the stages torch.Size\(\[5, 4\]"):
         together(Short())
 
 
-def test_without_a_whole_it_is_skipped():
-    with pytest.raises(Skipped, match="no `whole`"):
-        together(Tiny())
+def test_without_a_reference_it_is_skipped():
+    with pytest.raises(Skipped, match="its reference has no `features`"):
+        together(Tiny(), None)

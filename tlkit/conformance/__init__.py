@@ -8,7 +8,7 @@ In the tests of a plugin:
     def test_it_keeps_the_contract(name, check):
         check()
 
-A check that can't run here is skipped. So is one that the component's own `exempt()` or the argument
+A check that can't run here is skipped. So is one that the plugin's `Reference` or the argument
 `exempt={check: reason}` names. Exemptions are strict: one that isn't needed fails.
 
 Backbones have random weights unless `pretrained=True`; checks of the pretrained weights need that.
@@ -25,13 +25,14 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
+from tlkit.conformance.reference import Reference, installed
 from tlkit.conformance.subject import CheckFailed, Exempt, Function, Skipped, Subject
 from tlkit.errors import UsageError
 from tlkit.plugin.contract import Component
 from tlkit.plugin.kinds import KINDS
 from tlkit.util.text import did_you_mean
 
-__all__ = ["Check", "CheckFailed", "Exempt", "Result", "Skipped", "checks", "run"]
+__all__ = ["Check", "CheckFailed", "Exempt", "Reference", "Result", "Skipped", "checks", "run"]
 
 COMMON = "tlkit.conformance.component"  # module of the checks of every kind
 
@@ -54,10 +55,15 @@ class Result:
 
 
 def checks(
-    component: Component, exempt: Mapping[str, str] | None = None, *, pretrained: bool = False
+    component: Component,
+    exempt: Mapping[str, str] | None = None,
+    *,
+    reference: Reference | None = None,
+    pretrained: bool = False,
 ) -> tuple[Check, ...]:
     """Return every check of a component, the simple ones first. Raises UsageError for an unknown exemption.
 
+    Without a `reference`, it is the one that the component's package declares.
     They share what is expensive to make: use one set of checks for one component, and release it.
     """
     if not isinstance(component, Component) or component.kind not in KINDS:
@@ -67,8 +73,9 @@ def checks(
         )
     modules = [import_module(name) for name in (COMMON, *KINDS[component.kind].checks)]  # some import torch
     functions = {check.__name__.replace("_", "-"): check for module in modules for check in _functions(module)}
-    exemptions = _exemptions(component, exempt or {}, functions)
-    subject: Subject[Any] = modules[1].SUBJECT(component, pretrained=pretrained, exempt=exemptions)
+    reference = reference or installed(component)
+    exemptions = _exemptions(component, reference, exempt or {}, functions)
+    subject: Subject[Any] = modules[1].SUBJECT(component, pretrained=pretrained, exempt=exemptions, reference=reference)
     return tuple(Check(name, _bind(name, function, subject)) for name, function in functions.items())
 
 
@@ -76,12 +83,13 @@ def run(
     component: Component,
     exempt: Mapping[str, str] | None = None,
     *,
+    reference: Reference | None = None,
     pretrained: bool = False,
     tick: Callable[[int], object] = lambda _more: None,
 ) -> list[Result]:
     """Return the results of every check of a component, in order. `tick(1)` is called after each."""
     results = []
-    for check in checks(component, exempt, pretrained=pretrained):
+    for check in checks(component, exempt, reference=reference, pretrained=pretrained):
         with contextlib.redirect_stdout(sys.stderr):  # results belong on stdout, and nothing a plugin prints
             results.append(_result(check))
         tick(1)
@@ -108,12 +116,14 @@ def _functions(module: ModuleType) -> Iterator[Function]:
             yield value
 
 
-def _exemptions(component: Component, more: Mapping[str, str], known: Mapping[str, Function]) -> dict[str, str]:
+def _exemptions(
+    component: Component, reference: Reference, more: Mapping[str, str], known: Mapping[str, Function]
+) -> dict[str, str]:
     try:
-        exemptions = {**component.exempt(), **more}
+        exemptions = {**reference.exempt(component), **more}
     except Exception as error:
         raise UsageError(
-            f"{component.kind} {component.name!r}: its `exempt` raised {type(error).__name__}: {error}"
+            f"{component.kind} {component.name!r}: `exempt` of its reference raised {type(error).__name__}: {error}"
         ) from error
     unknown = [name for name in exemptions if name not in known]
     problems = [f"there is no check {name!r} to be exempt from{did_you_mean(name, known)}" for name in unknown]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from unittest import SkipTest
 
+from tlkit.conformance.reference import Reference
 from tlkit.errors import GateError, TlkitError
 from tlkit.plugin.contract import Component
 from tlkit.util.text import listed
@@ -55,11 +56,12 @@ class Subject(Generic[AnyComponent]):
     """Component under test. Objects that checks share are `prepared` once, whether that succeeds or fails."""
 
     def __init__(
-        self, component: AnyComponent, *, pretrained: bool = False, exempt: Mapping[str, str] | None = None
+        self, component: AnyComponent, *, pretrained: bool, exempt: Mapping[str, str], reference: Reference
     ) -> None:
         self.component = component
         self.pretrained = pretrained
-        self.exempt = exempt or {}
+        self.exempt = exempt
+        self.reference = reference
         self._running = ""
         self._prepared: dict[str, tuple[Any, Exception | None]] = {}
 

@@ -178,10 +178,6 @@ class Component(ABC):
         """
         return options
 
-    def exempt(self) -> Mapping[str, str]:
-        """Return the checks of `tlkit.conformance` that don't apply, each with its reason."""
-        return {}
-
 
 class Backbone(Component):
     """Pretrained network as an ordered list of named stages, shallow to deep; chained, they are the network."""
@@ -206,14 +202,6 @@ class Backbone(Component):
 
     def classifier(self) -> nn.Module | None:
         """Return the pretrained classifier, from the deepest stage's features to the original logits, or None."""
-        return None
-
-    def whole(self, *, pretrained: bool) -> nn.Module | None:
-        """Return the network as its own library runs it, in eval mode: first stage's input to last stage's output.
-
-        For plugins that take stages out of a library's network: a conformance check compares the chained stages with
-        it. With `pretrained=False` both are built after the same `torch.manual_seed` and must get the same weights.
-        """
         return None
 
 

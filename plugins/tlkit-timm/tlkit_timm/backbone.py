@@ -17,13 +17,6 @@ if TYPE_CHECKING:
 
 PREFIX = "timm/"
 
-# Prefix of an architecture's name, the check that it can't pass, and the reason.
-CACHED_BIAS = "in eval mode timm computes the attention's biases once and keeps them; in training mode they are trained"
-EXEMPT = (
-    ("levit_", "gradient-reaches-every-parameter", CACHED_BIAS),
-    ("tiny_vit_", "gradient-reaches-every-parameter", CACHED_BIAS),
-)
-
 
 @dataclass(frozen=True)
 class Timm(Backbone):
@@ -46,16 +39,7 @@ class Timm(Backbone):
     def classifier(self) -> nn.Module | None:
         from tlkit_timm import stages
 
-        return stages.classifier(self._model(pretrained=True))
-
-    def whole(self, *, pretrained: bool) -> nn.Module:
-        return self._taken_apart(pretrained=pretrained).whole
-
-    def exempt(self) -> Mapping[str, str]:
-        reasons = {check: reason for prefix, check, reason in EXEMPT if self.name.startswith(PREFIX + prefix)}
-        if self.checkpoint is None:
-            reasons["hash-of-the-weights"] = "timm names the repository that it downloads weights from, but no hash"
-        return reasons
+        return stages.classifier(self.model(pretrained=True))
 
     # Importing timm takes seconds, so its metadata is looked up on demand.
     @cached_property
@@ -78,7 +62,8 @@ class Timm(Backbone):
 
         return loading.configuration(self.name.removeprefix(PREFIX), self.tag)
 
-    def _model(self, *, pretrained: bool) -> nn.Module:
+    def model(self, *, pretrained: bool) -> nn.Module:
+        """Return timm's own model."""
         from tlkit_timm import loading
 
         return loading.model(self._known, self.size, self.checkpoint, pretrained=pretrained)
@@ -87,4 +72,4 @@ class Timm(Backbone):
         from tlkit_timm import stages
 
         size = self.preprocessing.size  # refused before a model is built
-        return stages.take_apart(self._model(pretrained=pretrained), size)
+        return stages.take_apart(self.model(pretrained=pretrained), size)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tests.conformance.broken import heavy
 from tests.conformance.broken.registry import Registry
 from tests.kit.tiny import Tiny
+from tlkit.conformance import Reference
 from tlkit.plugin.contract import Backbone, Weights, option
 
 BROKEN = Registry()
@@ -82,7 +83,7 @@ class Holding(Tiny):
     held: object = field(default_factory=object)
 
 
-BROKEN["declared-cheaply"] = (heavy.Heavy(), "declaring it imports .*torch")
+BROKEN["declared-cheaply"] = (heavy.Heavy(), "declaring it imports .*torch", None)
 
 
 @breaks("preprocessing", "not on the scale 0..1; divide values on the scale 0..255 by 255")
@@ -342,13 +343,36 @@ class InPlace(Changed):
         stages["third"].insert(0, nn.Hardtanh(0, 0.1, inplace=True).eval())
 
 
-@breaks("stages-equal-the-network", "the chained stages differ from the network by")
-class OtherWhole(Tiny):
+class Library(Reference):
+    """The library of the stages that `built` makes; its classifier adds to every logit."""
+
+    def features(self, backbone, *, pretrained):
+        return nn.Sequential(*built().values(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+
+    def logits(self, backbone):
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            return nn.Sequential(*built().values(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softplus()).eval()
+
+
+@breaks("features-equal-the-library", "the pooled features differ from the library's by", reference=Library())
+class WrongPool(Tiny):
     def stages(self, *, pretrained):
         return built()
 
-    def whole(self, *, pretrained):
-        return nn.Sequential(*built().values(), nn.Tanh()).eval()
+    def pool(self):
+        return nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
+
+
+@breaks("logits-equal-the-library", "the logits differ from the library's by", reference=Library())
+class WrongClassifier(Tiny):
+    def stages(self, *, pretrained):
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            return built()
+
+    def classifier(self):
+        return nn.ReLU().eval()
 
 
 def built() -> dict[str, nn.Module]:

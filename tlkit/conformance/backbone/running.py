@@ -110,29 +110,26 @@ def leaves_its_input_alone(subject: BackboneSubject) -> None:
             expect(torch.equal(x, given), f"{name} changes its input", do="let no stage begin with `inplace=True`")
 
 
-def stages_equal_the_network(subject: BackboneSubject) -> None:
-    """The chained stages compute what the library's own network computes, if the component has that as `whole`."""
-    trunk = subject.trunk if subject.pretrained else None
-    with torch.random.fork_rng():
+def features_equal_the_library(subject: BackboneSubject) -> None:
+    """The pooled features of the chained stages are those of the library's own network, if its reference has one."""
+    with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        whole = subject.component.whole(pretrained=subject.pretrained)
-        if whole is None:
-            raise Skipped("it has no `whole` to compare the stages with")
-        whole.eval()
+        network = subject.reference.features(subject.component, pretrained=subject.pretrained)
+        if network is None:
+            raise Skipped("its reference has no `features` to compare with")
+        network.eval()
         torch.manual_seed(0)  # for the same weights
-        trunk = trunk or subject.random_trunk()
+        trunk = subject.trunk if subject.pretrained else subject.random_trunk()
+    inputs = trunk.normalize(subject.images)
+    if not subject.pretrained:
+        vary(network, lambda: network(inputs.clone()))
+        subject.vary(trunk)
     with torch.inference_mode():
-        inputs = trunk.normalize(subject.images)
-        if not subject.pretrained:
-            vary(whole, lambda: whole(inputs.clone()))
-            subject.vary(trunk)
-        expected, got = whole(inputs.clone()), inputs
-        for stage in trunk.stages.values():
-            got = stage(got)
-    do = "check order and content of the stages; without pretrained weights, build both with the same code"
-    expect(expected.shape == got.shape, f"the network gives {expected.shape}, its stages {got.shape}", do=do)
+        expected, got = network(inputs.clone()), trunk(subject.images)
+    do = "check order and content of the stages, and `pool`; without pretrained weights, build both with the same code"
+    expect(expected.shape == got.shape, f"the library gives {expected.shape}, the stages {got.shape}", do=do)
     error = relative_error(expected.numpy(), got.numpy())
-    expect(error <= SAME, f"the chained stages differ from the network by {error:.2g}", do=do)
+    expect(error <= SAME, f"the pooled features differ from the library's by {error:.2g}", do=do)
 
 
 def runs_on_another_device(subject: BackboneSubject) -> None:

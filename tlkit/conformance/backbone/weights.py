@@ -6,10 +6,12 @@ from contextlib import suppress
 
 import torch
 
+from tlkit.conformance.backbone.running import SAME
 from tlkit.conformance.backbone.subject import BackboneSubject
 from tlkit.conformance.subject import Skipped, expect, expect_none
 from tlkit.model import trunk as trunks
 from tlkit.util.text import listed
+from tlkit.verification.parity import relative_error
 
 SEED = 20_260_101  # none that a plugin would use itself
 
@@ -67,6 +69,20 @@ def classifier_fits(subject: BackboneSubject) -> None:
     expect(right, wrong, do="return a module from `(N, width)` to `(N, classes)`")
     expect(bool(torch.isfinite(logits).all()), "its logits are not finite", do="check its weights")
     expect(not any(m.training for m in classifier.modules()), "it is in training mode", do="return it after `.eval()`")
+
+
+def logits_equal_the_library(subject: BackboneSubject) -> None:
+    """The classifier on the chained stages gives the logits of the library's own network, if its reference has one."""
+    trunk = subject.pretrained_trunk()
+    network, classifier = subject.reference.logits(subject.component), subject.component.classifier()
+    if network is None or classifier is None:
+        raise Skipped("its reference has no `logits` to compare with, or it has no classifier")
+    with torch.inference_mode():
+        expected, got = network.eval()(trunk.normalize(subject.images)), classifier(trunk(subject.images))
+    do = "check what the classifier is given, and its weights"
+    expect(expected.shape == got.shape, f"the library gives {expected.shape}, the classifier {got.shape}", do=do)
+    error = relative_error(expected.numpy(), got.numpy())
+    expect(error <= SAME, f"the logits differ from the library's by {error:.2g}", do=do)
 
 
 def _attempt(subject: BackboneSubject) -> None:
