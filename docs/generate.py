@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.conformance import checks
-from tlkit.plugin import contract, hooks
+from tlkit.plugin import contract, hooks, phases
 from tlkit.plugin.contract import Component, option
 from tlkit.plugin.kinds import KINDS, Kind
 from tlkit.plugin.options import describe, to_json
@@ -133,10 +133,14 @@ def _value(constant: re.Match[str]) -> str:
 
 
 def _types(base: type) -> list[type]:
-    """Return the classes of the contract that a base class mentions, in order of definition."""
-    source = inspect.getsource(base)
-    own = [each for each in vars(contract).values() if inspect.isclass(each) and each.__module__ == contract.__name__]
-    return [each for each in own if not issubclass(each, Component) and re.search(rf"\b{each.__name__}\b", source)]
+    """Return the classes of the contract that a base class mentions, and those that these mention."""
+    modules = (phases.__name__, contract.__name__)
+    own = [each for each in vars(contract).values() if inspect.isclass(each) and each.__module__ in modules]
+    found = [base]
+    for one in found:
+        source = inspect.getsource(one)
+        found += [each for each in own if each not in found and re.search(rf"\b{each.__name__}\b", source)]
+    return [each for each in found if not issubclass(each, Component)]
 
 
 def _cell(text: str) -> str:

@@ -33,11 +33,14 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         UsageError as UsageError,
     )
     from tlkit.plugin.contract import (
+        Augmentation as Augmentation,
         Backbone as Backbone,
         Component as Component,
         DatasetStatistics as DatasetStatistics,
         Head as Head,
+        Loss as Loss,
         OptimizationProfile as OptimizationProfile,
+        Optimizer as Optimizer,
         Phase as Phase,
         Preprocessing as Preprocessing,
         Session as Session,
@@ -56,8 +59,8 @@ _MODULES = {
     ),
     "tlkit.errors": "ArtifactError DataError GateError ResourceError TlkitError TlkitWarning UsageError",
     "tlkit.plugin.contract": (
-        "Backbone Component DatasetStatistics Head OptimizationProfile Phase Preprocessing Session Strategy "
-        "Target Weights option"
+        "Augmentation Backbone Component DatasetStatistics Head Loss OptimizationProfile Optimizer Phase Preprocessing "
+        "Session Strategy Target Weights option"
     ),
     "tlkit.plugin.hooks": "hookimpl",
     "tlkit.runtime.model": "Model",

@@ -19,7 +19,7 @@ import torch
 from tests.kit.tiny import WIDTHS, Line, Seeded
 from tlkit.data.preprocessing import load
 from tlkit.model import trunk as trunks
-from tlkit.plugin.contract import DatasetStatistics, Phase, Strategy
+from tlkit.plugin.contract import Augmentation, DatasetStatistics, Phase, Strategy
 from tlkit.training.checkpoint import Checkpoints
 from tlkit.training.device import Device
 from tlkit.training.freezing import Network
@@ -29,8 +29,8 @@ from tlkit.training.trainer import FitResult, Trainer
 
 PHASES = (
     Phase(3, 0.05),
-    Phase(3, 0.05, trunk_lr=0.02, trainable=1, batch_size=8, augment=True, patience=5),
-    Phase(3, 0.05, trunk_lr=0.02, trainable=3, batch_size=8, augment=True, ema=0.5, reinit=1),
+    Phase(3, 0.05, trunk_lr=0.02, trainable=1, batch_size=8, augmentation=Augmentation(crop=True), patience=5),
+    Phase(3, 0.05, trunk_lr=0.02, trainable=3, batch_size=8, augmentation=Augmentation(crop=True), ema=0.5, reinit=1),
 )
 
 

@@ -14,13 +14,14 @@ from tests.kit.course import course, splits
 from tests.kit.tiny import Line, Tiny
 from tlkit.errors import ResourceError
 from tlkit.model import trunk as trunks
-from tlkit.plugin.contract import Phase
+from tlkit.plugin.contract import Augmentation, Phase
 from tlkit.training import activation_cache
 from tlkit.training.activation_cache import ActivationCache, check_space, open_cache
 from tlkit.training.device import Device
 from tlkit.training.freezing import Network
 from tlkit.training.inputs import AugmentedViews, DecodedImages
 
+CROP = Augmentation(crop=True)
 ROWS = [np.array([5, 0]), np.array([3])]
 VIEWS = AugmentedViews(Tiny.preprocessing, 0, crop=True, views=2)
 
@@ -129,7 +130,7 @@ def test_a_disk_that_fills_up_leaves_no_half_view(cache, monkeypatch, tmp_path):
 
 
 def test_training_with_it_and_without_it_gives_the_same_losses(pictures, tmp_path):
-    phases = (Phase(4, 0.01, trunk_lr=0.002, trainable=1, batch_size=8, augment=True),)
+    phases = (Phase(4, 0.01, trunk_lr=0.002, trainable=1, batch_size=8, augmentation=CROP),)
     (tmp_path / "kept").mkdir()
     (_, with_it), (_, without) = (course(pictures, work, phases=phases) for work in (tmp_path / "kept", None))
     losses = [[line["val_loss"] for line in fitted.history] for fitted in (with_it, without)]
@@ -138,6 +139,6 @@ def test_training_with_it_and_without_it_gives_the_same_losses(pictures, tmp_pat
 
 
 def test_the_output_of_other_stages_is_removed(pictures, tmp_path):
-    phases = [Phase(2, 0.05, trunk_lr=0.02, trainable=count, batch_size=8, augment=True) for count in (1, 2)]
+    phases = [Phase(2, 0.05, trunk_lr=0.02, trainable=count, batch_size=8, augmentation=CROP) for count in (1, 2)]
     course(pictures, tmp_path, phases=tuple(phases))
     assert len({file.name.split("-")[0] for file in tmp_path.glob("*.npy")}) == 1

@@ -14,7 +14,7 @@ import torch
 
 from tests.kit.course import PHASES, Stopped, Stops, course, same
 from tlkit.errors import ResourceError
-from tlkit.plugin.contract import Phase
+from tlkit.plugin.contract import Augmentation, Loss, Optimizer, Phase
 from tlkit.training.checkpoint import Checkpoint, Checkpoints
 from tlkit.training.device import Device
 
@@ -67,9 +67,19 @@ def test_killed_at_any_time_it_reaches_the_same_weights(pictures, work, checkout
 @pytest.mark.parametrize(
     "way",
     [
-        {"mixup": 0.4, "cutmix": 1.0, "ema": 0.9},
-        {"balance": "sampling", "randaugment": 9, "label_smoothing": 0.1, "gradient_clipping": 0.5},
-        {"balance": "weights", "optimizer": "sgd", "warmup": 0.3, "batchnorm": "update", "lr_decay": 0.5},
+        {"augmentation": Augmentation(crop=True, mixup=0.4, cutmix=1.0), "ema": 0.9},
+        {
+            "augmentation": Augmentation(crop=True, randaugment=9),
+            "loss": Loss(0.1, "sampling"),
+            "optimizer": Optimizer(gradient_clipping=0.5),
+        },
+        {
+            "augmentation": Augmentation(crop=True),
+            "loss": Loss(balance="weights"),
+            "optimizer": Optimizer("sgd", warmup=0.3),
+            "batchnorm": "update",
+            "lr_decay": 0.5,
+        },
     ],
     ids="-".join,
 )
@@ -79,7 +89,7 @@ def test_whatever_a_step_consists_of_it_resumes_as_it_was(pictures, work, way):
     def trained(folder, monitor=None):
         device = Device()
         device.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3)
-        phases = (Phase(1, 0.05), Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True, **way))
+        phases = (Phase(1, 0.05), Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, **way))
         weights, fitted = course(pictures, folder, phases=phases, cache=False, monitor=monitor, device=device)
         return weights, fitted.history, device.scaler.state_dict()
 

@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from tests.kit.course import STAGES
 from tlkit.errors import UsageError
-from tlkit.plugin.contract import Phase
+from tlkit.plugin.contract import Augmentation, Loss, Optimizer, Phase
+from tlkit.plugin.phases import trainable_stages
 from tlkit.training.config import check_phases
+
+
+@dataclass(frozen=True)
+class Focal(Loss):
+    """Asks for more than a phase can say."""
+
+    gamma: float = 2.0
 
 
 @pytest.mark.parametrize(
     ("wrong", "problem"),
     [
         ({"epochs": 0}, "has 0 epochs"),
-        ({"reinit": 2}, "reinitializes 2 stages and trains 1"),
+        ({"reinit": 2}, "reinitializes 2 stages and does not train them"),
         ({"trainable": -1}, "trains -1 stages of 3"),
         ({"trainable": 4}, "trains 4 stages of 3"),
         ({"trunk_lr": 0.0}, "has a learning rate of 0"),
         ({"head_lr": float("nan")}, "has a learning rate of nan"),
         ({"lr_decay": 1.5}, "has an lr_decay of 1.5"),
         ({"batch_size": 0}, "has a batch size of 0"),
-        ({"optimizer": "adam"}, "has the optimizer 'adam', not adamw or sgd"),
-        ({"warmup": 1.0}, "has a warmup of 1"),
-        ({"label_smoothing": -0.1}, "has a label smoothing of -0.1"),
-        ({"gradient_clipping": -1.0}, "clips gradients to -1"),
+        ({"optimizer": Optimizer("adam")}, "has the optimizer 'adam', not adamw or sgd"),
+        ({"optimizer": Optimizer(warmup=1.0)}, "has a warmup of 1"),
+        ({"loss": Loss(label_smoothing=-0.1)}, "has a label smoothing of -0.1"),
+        ({"optimizer": Optimizer(gradient_clipping=-1.0)}, "clips gradients to -1"),
         ({"patience": -1}, "has a patience of -1 epochs"),
-        ({"randaugment": 31}, "has a randaugment of 31, not from 0 to 30"),
-        ({"mixup": -0.1}, "has a mixup of -0.1"),
-        ({"cutmix": float("nan")}, "has a cutmix of nan"),
-        ({"balance": "fair"}, "has the balance 'fair', not none or weights or sampling"),
+        ({"augmentation": Augmentation(randaugment=31)}, "has a randaugment of 31, not from 0 to 30"),
+        ({"augmentation": Augmentation(mixup=-0.1)}, "has a mixup of -0.1"),
+        ({"augmentation": Augmentation(cutmix=float("nan"))}, "has a cutmix of nan"),
+        ({"loss": Loss(balance="fair")}, "has the balance 'fair', not none or weights or sampling"),
         ({"batchnorm": "keep"}, "has the batchnorm 'keep', not freeze or update"),
         ({"ema": 1.0}, "has an ema of 1"),
+        ({"anchor": -1.0}, "has an anchor of -1"),
+        ({"anchor": 0.1, "trainable": 0}, "has an anchor of 0.1 and trains 0 stages"),
+        ({"trainable": ("first", "fourth")}, "trains the stages 'fourth', and there are first, second, third"),
+        ({"trainable": ()}, "trains no stage by name"),
+        ({"trainable": "first"}, "trains 'first', not a number of stages or a tuple of their names"),
+        ({"trainable": ("first",), "reinit": 1}, "reinitializes 1 stages and does not train them"),
+        ({"reinit": 1, "parameters": ("*bias",)}, "reinitializes 1 stages and trains a part of their parameters"),
+        ({"parameters": ()}, r"has the parameters \(\), not a tuple of globs"),
+        ({"optimizer": "adamw"}, "asks for 'adamw', which is not in the contract's Optimizer"),
+        ({"loss": Focal()}, "asks for gamma, which is not in the contract's Loss"),
     ],
 )
 def test_a_phase_that_makes_no_sense_is_refused(wrong, problem):
@@ -41,6 +59,21 @@ def test_a_phase_that_makes_no_sense_is_refused(wrong, problem):
     check_phases([good], STAGES)
     with pytest.raises(UsageError, match=f"phase 1 {problem}"):
         check_phases([replace(good, **wrong)], STAGES)
+
+
+def test_a_phase_of_another_class_is_refused():
+    @dataclass(frozen=True)
+    class Longer(Phase):
+        layers: int = 3
+
+    with pytest.raises(UsageError, match="phase 1 asks for layers, which is not in the contract's Phase"):
+        check_phases([Longer(1, 0.1)], STAGES)
+
+
+def test_stages_are_trained_in_their_order():
+    assert trainable_stages(Phase(1, 0.1, trainable=("third", "first")), STAGES) == ("first", "third")
+    assert trainable_stages(Phase(1, 0.1, trainable=2), STAGES) == ("second", "third")
+    assert trainable_stages(Phase(1, 0.1), STAGES) == ()
 
 
 def test_all_problems_are_named_at_once():

@@ -13,7 +13,7 @@ from tests.kit.tiny import Tiny
 from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, ResourceError
 from tlkit.model import trunk as trunks
-from tlkit.plugin.contract import Phase
+from tlkit.plugin.contract import Augmentation, Phase
 from tlkit.training.inputs import AugmentedViews, DecodedImages, Examples, mixing, split_batches
 
 PREPROCESSING = Tiny.preprocessing
@@ -56,7 +56,7 @@ def test_views_differ_by_number(pictures):
 
 
 def test_views_are_used_in_rotation():
-    phase = Phase(5, 0.1, augment=True)
+    phase = Phase(5, 0.1, augmentation=Augmentation(crop=True))
     limited, unlimited = (AugmentedViews.from_phase(phase, PREPROCESSING, 0, views) for views in (2, 0))
     assert [limited.number(epoch) for epoch in range(1, 6)] == [0, 1, 0, 1, 0]
     assert [unlimited.number(epoch) for epoch in range(1, 6)] == [1, 2, 3, 4, 5]
@@ -73,7 +73,7 @@ class TestMixing:
     def test_images_and_labels_are_mixed_by_the_same_shares(self):
         torch.manual_seed(0)
         images, labels = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])
-        mixed, shares = mixing(Phase(1, 0.1, mixup=1.0), 2)(images, labels)
+        mixed, shares = mixing(Phase(1, 0.1, augmentation=Augmentation(mixup=1.0)), 2)(images, labels)
         assert shares.sum(1).tolist() == pytest.approx([1.0] * 4)
         rolled = images.roll(1, 0)
         share = ((mixed - rolled) / (images - rolled))[:, 0, 0, 0]
@@ -82,7 +82,7 @@ class TestMixing:
     def test_cutmix_puts_pieces_into_images(self):
         torch.manual_seed(0)
         images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8)
-        mixed, _ = mixing(Phase(1, 0.1, cutmix=1.0), 4)(images, torch.arange(4))
+        mixed, _ = mixing(Phase(1, 0.1, augmentation=Augmentation(cutmix=1.0)), 4)(images, torch.arange(4))
         values = [set(image.unique().tolist()) for image in mixed]
         assert all(value <= {float(n), float((n - 1) % 4)} for n, value in enumerate(values))
         assert any(len(value) == 2 for value in values)
@@ -93,10 +93,11 @@ class TestMixing:
     def test_missing_torchvision_is_named_with_the_remedy(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
         with pytest.raises(ResourceError, match=r'need torchvision: .*; run: pip install "tlkit\[train\]"'):
-            mixing(Phase(1, 0.1, mixup=1.0), 2)
+            mixing(Phase(1, 0.1, augmentation=Augmentation(mixup=1.0)), 2)
 
     @pytest.mark.parametrize("mix", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
     def test_a_trunk_learns_from_mixed_maps(self, pictures, mix):
-        _, found = course(pictures, phases=(Phase(6, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, **mix),))
+        phase = Phase(6, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augmentation=Augmentation(**mix))
+        _, found = course(pictures, phases=(phase,))
         losses = [line["val_loss"] for line in found.history]
         assert min(losses) < losses[0]

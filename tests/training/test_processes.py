@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from tests.kit.course import course, same
-from tlkit.plugin.contract import Phase
+from tlkit.plugin.contract import Augmentation, Loss, Optimizer, Phase
 
 PHASES = (
-    Phase(2, 0.05, batch_size=9, optimizer="sgd"),
+    Phase(2, 0.05, batch_size=9, optimizer=Optimizer("sgd")),
     # Not by AdamW, which makes whole steps of the rounding errors that are a bias's only gradient before a batch norm.
     Phase(
         3,
@@ -23,10 +23,9 @@ PHASES = (
         trunk_lr=0.02,
         trainable=2,
         batch_size=9,
-        optimizer="sgd",
-        augment=True,
-        gradient_clipping=1.0,
-        label_smoothing=0.1,
+        optimizer=Optimizer("sgd", gradient_clipping=1.0),
+        augmentation=Augmentation(crop=True),
+        loss=Loss(label_smoothing=0.1),
         batchnorm="update",
     ),
 )

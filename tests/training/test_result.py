@@ -21,13 +21,13 @@ from tlkit.data.preprocessing import load
 from tlkit.model import reference_images
 from tlkit.model.bundle import open_bundle
 from tlkit.model.modules import load_modules, run_modules
-from tlkit.plugin.contract import FEATURES, LOGITS, Phase
+from tlkit.plugin.contract import FEATURES, LOGITS, Augmentation, Phase
 from tlkit.training.result import TrainingResult
 from tlkit.training.run import train
 
 FINE_TUNED = (
     Phase(2, 0.05),
-    Phase(2, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True, reinit=1),
+    Phase(2, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augmentation=Augmentation(crop=True), reinit=1),
 )
 
 

@@ -20,12 +20,13 @@ from tlkit.errors import DataError, GateError, UsageError
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
 from tlkit.model.modules import run_modules
-from tlkit.plugin.contract import FEATURES, LOGITS, DatasetStatistics, Phase, Strategy
+from tlkit.plugin.contract import FEATURES, LOGITS, Augmentation, DatasetStatistics, Phase, Strategy
 from tlkit.runtime.model import Model
 from tlkit.training.config import RunOptions
 from tlkit.training.run import train
 from tlkit.training.run_directory import folder_of, is_unfinished
 
+CROP = Augmentation(crop=True)
 BY_NAME = {strategy.name: strategy for strategy in STRATEGIES}
 
 
@@ -66,7 +67,7 @@ class ThirdIsNaN(Line):
 @pytest.fixture
 def config(tiny_config):
     """Two stages of three are fine-tuned."""
-    phase = Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True)
+    phase = Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augmentation=CROP)
     return replace(tiny_config, **fine_tuning(phase))
 
 
@@ -116,7 +117,7 @@ class TestFineTuning:
     def test_running_statistics_of_trainable_stages_update_and_those_of_frozen_ones_do_not(
         self, pictures, tiny_config, original, tmp_path
     ):
-        update = Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True, batchnorm="update")
+        update = Phase(3, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augmentation=CROP, batchnorm="update")
         train(pictures, tmp_path / "run", replace(tiny_config, **fine_tuning(update)))
         before, after = trunks.tensors(original), open_bundle(tmp_path / "run").trunk
         same = {
@@ -220,7 +221,10 @@ class TestRefit:
 
 
 def test_an_interrupted_run_resumes_and_gives_the_same_bundle(pictures, tiny_config, tmp_path):
-    phases = (Phase(2, 0.05), Phase(2, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augment=True))
+    phases = (
+        Phase(2, 0.05),
+        Phase(2, 0.05, trunk_lr=0.02, trainable=2, batch_size=8, augmentation=CROP),
+    )
     config, options = replace(tiny_config, **fine_tuning(*phases)), RunOptions(checkpoint_seconds=0)
     out, resumed = tmp_path / "run", replace(options, resume=True)
     expected = train(pictures, tmp_path / "expected", config, options=options).digest

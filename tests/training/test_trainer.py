@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.kit.tiny import Line
 from tlkit.errors import DataError
-from tlkit.plugin.contract import Phase
+from tlkit.plugin.contract import Loss, Optimizer, Phase
 from tlkit.training.device import Device
 from tlkit.training.freezing import Network
 from tlkit.training.history import Monitor
@@ -97,12 +97,12 @@ class TestLearningRate:
         _, result = fitted(Phase(4, 1.0))
         expected = [(1 + np.cos(np.pi * epoch / 4)) / 2 for epoch in range(4)]
         assert [line["lr"] for line in result.history] == pytest.approx(expected)
-        _, result = fitted(Phase(4, 1.0, warmup=0.5))
+        _, result = fitted(Phase(4, 1.0, optimizer=Optimizer(warmup=0.5)))
         assert [line["lr"] for line in result.history] == pytest.approx([1 / 7, 4 / 7, 1.0, 0.5])
 
 
 def test_sgd_learns_as_well():
-    _, result = fitted(Phase(20, 0.5, optimizer="sgd"))
+    _, result = fitted(Phase(20, 0.5, optimizer=Optimizer("sgd")))
     assert result.history[-1]["val_accuracy"] > 0.9
     _, other = fitted(Phase(20, 0.5))
     assert other.history[-1]["val_loss"] != result.history[-1]["val_loss"]
@@ -112,14 +112,14 @@ def test_clipped_gradients_take_short_steps():
     def length(clip):
         head = Line().module(5, 2)
         before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-        fit_head(head, [Phase(1, 1.0, optimizer="sgd", gradient_clipping=clip, batch_size=150)], TRAIN, VAL)
+        fit_head(head, [Phase(1, 1.0, optimizer=Optimizer("sgd", gradient_clipping=clip), batch_size=150)], TRAIN, VAL)
         return sum(((head.state_dict()[name] - old) ** 2).sum() for name, old in before.items()) ** 0.5
 
     assert length(1e-6) < 1e-3 < length(0.0)
 
 
 def test_label_smoothing_keeps_the_loss_from_zero_and_is_no_part_of_validation():
-    (_, plain), (_, smooth) = (fitted(Phase(60, 0.1, label_smoothing=share)) for share in (0.0, 0.3))
+    (_, plain), (_, smooth) = (fitted(Phase(60, 0.1, loss=Loss(label_smoothing=share))) for share in (0.0, 0.3))
     assert plain.history[-1]["train_loss"] < 0.15
     assert smooth.history[-1]["train_loss"] > 0.4
     assert smooth.history[-1]["val_loss"] < smooth.history[-1]["train_loss"]
@@ -138,7 +138,7 @@ class TestBalance:
     rare = blobs([190, 10])
 
     def recall(self, balance):
-        head, _ = fitted(Phase(60, 0.05, balance=balance), train=self.rare, val=self.rare)
+        head, _ = fitted(Phase(60, 0.05, loss=Loss(balance=balance)), train=self.rare, val=self.rare)
         with torch.inference_mode():
             correct = head(torch.from_numpy(self.rare.features)).argmax(1).numpy() == self.rare.labels
         return correct[self.rare.labels == 1].mean()
@@ -156,7 +156,7 @@ class TestBalance:
                     drawn.append(x)
                 return super().forward(x)
 
-        fitted(Phase(1, 0.1, balance="sampling"), head=Counting(4, 2), train=self.rare, val=self.rare)
+        fitted(Phase(1, 0.1, loss=Loss(balance="sampling")), head=Counting(4, 2), train=self.rare, val=self.rare)
         features = torch.cat(drawn)
         rare = torch.from_numpy(self.rare.features[self.rare.labels == 1])
         count = int((features[:, None] == rare).all(2).any(1).sum())
@@ -165,7 +165,7 @@ class TestBalance:
 
     def test_weights_count_a_rare_image_more_and_are_one_on_average(self):
         network = Network(Line().module(4, 2))
-        weights = Trainer(network, [Phase(1, 0.1, balance="weights")], self.rare, self.rare).class_weights
+        weights = Trainer(network, [Phase(1, 0.1, loss=Loss(balance="weights"))], self.rare, self.rare).class_weights
         assert weights.tolist() == pytest.approx([200 / 380, 10.0])
         assert weights[self.rare.labels].mean() == pytest.approx(1.0)
 

@@ -15,6 +15,7 @@ from tlkit.errors import TlkitError
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import DatasetStatistics, Head, Strategy
 from tlkit.plugin.options import configure
+from tlkit.plugin.phases import trainable_stages
 from tlkit.training.device import seconds_per_image
 from tlkit.util.statistics import wilson
 from tlkit.util.text import format_seconds
@@ -95,12 +96,13 @@ class Recommendation:
         On a few hundred images the best cut for frozen features is the best for a fine-tuned trunk, too: deeper stages
         add little to it, and cost time.
         """
-        last = configure(strategy, options).phases(stages[: stages.index(self.cut) + 1], known)[-1]
+        kept = stages[: stages.index(self.cut) + 1]
+        last = configure(strategy, options).phases(kept, known)[-1]
         return replace(
             self,
             strategy=strategy.name,
             head=head,
-            trainable=last.trainable,
+            trainable=len(trainable_stages(last, kept)),
             settings={f"strategy.{name}": value for name, value in options.items()},
             learning_rates={"head": last.head_lr, self.cut: last.trunk_lr},
             lr_decay=last.lr_decay,

@@ -15,6 +15,7 @@ from tlkit.advice.recommendation import Recommendation, available, epoch_seconds
 from tlkit.defaults import FROZEN, TRIED
 from tlkit.plugin.contract import Head, Progress, Strategy, silent
 from tlkit.plugin.options import configure
+from tlkit.plugin.phases import trainable_stages
 from tlkit.training.config import RunOptions, TrainingConfig, dataset_statistics
 from tlkit.training.result import TrainingResult
 from tlkit.training.run import train
@@ -158,7 +159,8 @@ def _epochs(advice: Advice, request: AdviceRequest, name: str, budget: float) ->
         return 0
     policy = request.policy.fine_tuning
     trunk = advice.analysis.trunk.upto(advice.recommendation.cut)
-    trainable = _strategy(request, name).phases(trunk.names, dataset_statistics(advice.dataset))[-1].trainable
+    last = _strategy(request, name).phases(trunk.names, dataset_statistics(advice.dataset))[-1]
+    trainable = len(trainable_stages(last, trunk.names))
     seconds = epoch_seconds(trunk, trainable, advice.statistics.images, len(advice.dataset.of("val")))
     epochs = min(policy.epochs, int(budget / seconds))
     return epochs if epochs >= policy.min_epochs else 0

@@ -116,7 +116,7 @@ def lr_decay_is_a_factor(subject: StrategySubject) -> None:
 def _check(subject: StrategySubject, field: str, *, do: str) -> None:
     """Fail if training would refuse a phase because of this field."""
     for answer, phase in subject.phases():
-        problem = phase_problems(phase, answer.kept).get(field)
+        problem = phase_problems(phase, answer.stages[: answer.kept]).get(field)
         expect(problem is None, f"{answer}, a phase {problem}", do=do)
 
 

@@ -18,6 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+from tlkit.plugin.phases import BALANCES as BALANCES
+from tlkit.plugin.phases import BATCHNORMS as BATCHNORMS
+from tlkit.plugin.phases import OPTIMIZERS as OPTIMIZERS
+from tlkit.plugin.phases import Augmentation as Augmentation
+from tlkit.plugin.phases import Loss as Loss
+from tlkit.plugin.phases import Optimizer as Optimizer
+from tlkit.plugin.phases import Phase as Phase
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -33,9 +41,6 @@ PROBABILITIES = "probabilities"  # float32 (N, classes), rows sum to 1
 BATCH = "batch"  # name of the dynamic axis N
 
 RGB = tuple[float, float, float]
-OPTIMIZERS = ("adamw", "sgd")
-BALANCES = ("none", "weights", "sampling")
-BATCHNORMS = ("freeze", "update")
 LICENSE_CLASSES = ("permissive", "custom", "non-commercial", "unknown")
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
@@ -111,35 +116,6 @@ class DatasetStatistics:
     classes: int
     smallest_class: int  # images in it
     largest_class: int
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """One phase of training: the trainable stages and the hyperparameters.
-
-    Learning rates follow a cosine schedule with linear warmup. `augment` and `randaugment` apply while at least one
-    stage is trainable; behind frozen stages, `mixup` and `cutmix` mix feature maps.
-    """
-
-    epochs: int
-    head_lr: float  # learning rate of the head
-    trunk_lr: float = 0.0  # learning rate of the deepest stage
-    trainable: int = 0  # number of deepest stages whose weights are updated
-    lr_decay: float = 1.0  # factor on the learning rate per stage, going shallower
-    reinit: int = 0  # number of deepest stages that start from random weights
-    batch_size: int = 64
-    optimizer: str = "adamw"  # one of OPTIMIZERS
-    warmup: float = 0.0  # fraction of the steps
-    label_smoothing: float = 0.0
-    gradient_clipping: float = 0.0  # maximum gradient norm; 0: off
-    patience: int = 0  # early stopping: epochs without a lower validation loss; 0: off
-    augment: bool = False  # random resized crop and horizontal flip, drawn again per epoch
-    randaugment: int = 0  # RandAugment magnitude, at most 30, with two operations per image; 0: off
-    mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0: off
-    cutmix: float = 0.0  # alpha of Beta(alpha, alpha); 0: off
-    balance: str = "none"  # class balancing, one of BALANCES: class weights in the loss, or a weighted sampler
-    batchnorm: str = "freeze"  # running statistics of batch norms in trainable stages, one of BATCHNORMS
-    ema: float = 0.0  # decay per step of the weight average; 0: off
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +205,18 @@ class Head(Component):
         module.load_state_dict(tensors)
         return module.eval()
 
+    def stand_in(self) -> Head | None:
+        """Return the head to train while stages are trainable, for one that can only be solved, at the end; or None."""
+        return None
+
+    def report(self, solved: nn.Module) -> Mapping[str, Any]:
+        """Return facts about a fit by `solve`, as JSON: the bundle stores them; by default its attribute `report`.
+
+        Heads are compared by `cv_accuracy` (0 to 1) and `cv_log_loss` (mean, in nats), from a cross-validation on the
+        features that `solve` got. A head that reports neither is not recommended.
+        """
+        return getattr(solved, "report", {})
+
 
 class Strategy(Component):
     """Training plan: a pure function from stage names and dataset statistics to a list of phases."""
@@ -242,6 +230,22 @@ class Strategy(Component):
     def cut(self, stages: Sequence[str], info: DatasetStatistics) -> str:
         """Return the last stage to keep, unless the user names one."""
         return stages[-1]
+
+    def prepare(self, stages: Mapping[str, nn.Module]) -> Callable[[], None] | None:
+        """Change the trunk's stages before the first phase, in place, and return the function that undoes it, or None.
+
+        For adapters: parametrize modules, train the new parameters (see `Phase.parameters`), and merge them into the
+        original weights. Afterwards the stages must have their original structure and compute the same.
+        """
+        return None
+
+    def candidates(self, info: DatasetStatistics) -> Sequence[Strategy]:
+        """Return configurations of this strategy for `auto` and `advise` to try; it is not tried by default.
+
+        The time of a candidate is estimated from its phases; one with an option `epochs` is tried with fewer of them if
+        the budget asks for it.
+        """
+        return ()
 
 
 class Session(ABC):

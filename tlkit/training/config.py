@@ -15,7 +15,7 @@ from tlkit.graph import trace
 from tlkit.model.trunk import Trunk, fingerprint
 from tlkit.plugin.contract import Backbone, DatasetStatistics, Head, Phase, Strategy, Tick
 from tlkit.plugin.options import to_json
-from tlkit.plugin.phases import phase_problems
+from tlkit.plugin.phases import phase_problems, trainable_stages
 from tlkit.runtime.features import Features, check_rejected, extract
 from tlkit.training.checkpoint import SECONDS
 from tlkit.training.device import Device, DeviceOptions
@@ -78,7 +78,7 @@ class Plan:
     @property
     def trainable(self) -> int:
         """Number of the deepest stages that any phase trains."""
-        return max(phase.trainable for phase in self.phases)
+        return max(len(trainable_stages(phase, self.trunk.names)) for phase in self.phases)
 
     def extract(self, trunk: Trunk, tick: Tick) -> Features:
         """Return the features of all samples at the cut, from the deployed graph of a trunk that contains it."""
@@ -152,8 +152,11 @@ def check_phases(phases: Sequence[Phase], stages: Sequence[str]) -> None:
     problems = [
         f"phase {number} {problem}"
         for number, phase in enumerate(phases, start=1)
-        for problem in phase_problems(phase, len(stages)).values()
+        for problem in phase_problems(phase, stages).values()
     ]
+    for number, phase in enumerate(phases, start=1):
+        if isinstance(phase.trainable, tuple) or phase.parameters != ("*",) or phase.anchor:
+            problems.append(f"phase {number} names stages or parameters, or anchors them, which is not built yet")
     if not phases:
         problems.append("there are no phases")
     if problems:

@@ -50,7 +50,7 @@ class Network:
     def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
         """Return an optimizer's groups with their highest learning rates: the head, then stages, deepest first."""
         groups: list[dict[str, Any]] = [{"params": list(self.head.parameters()), "lr": phase.head_lr}]
-        for depth, stage in enumerate(self.stages[::-1][: phase.trainable]):
+        for depth, stage in enumerate(self.stages[::-1][: depth_of(phase, self.stages)]):
             modules = [stage, *([self.trunk.pool] if depth == 0 and self.trunk is not None else [])]
             parameters = [parameter for module in modules for parameter in module.parameters()]
             groups.append({"params": parameters, "lr": phase.trunk_lr * phase.lr_decay**depth})
@@ -59,7 +59,7 @@ class Network:
     def optimizer(self, phase: Phase) -> torch.optim.Optimizer:
         """Return the optimizer of a phase; each of its groups records its `highest_lr`."""
         groups = [{**group, "highest_lr": group["lr"]} for group in self.parameter_groups(phase)]
-        if phase.optimizer == "sgd":
+        if phase.optimizer.name == "sgd":
             return torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=SGD_WEIGHT_DECAY, fused=True)
         return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)  # one pass over the weights, not ten
 
@@ -78,6 +78,11 @@ class Network:
             fresh = backbone.stages(pretrained=False)
         for name in self.trunk.names[len(self.trunk.names) - count :]:
             self.trunk.stages[name].load_state_dict(fresh[name].state_dict())
+
+
+def depth_of(phase: Phase, stages: Sequence[Any]) -> int:
+    """Return the number of deepest stages that a phase trains."""
+    return min(phase.trainable, len(stages)) if isinstance(phase.trainable, int) else len(phase.trainable)
 
 
 def stage_hashes(trunk: Trunk) -> dict[str, str]:

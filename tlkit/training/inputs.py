@@ -53,7 +53,8 @@ class AugmentedViews:
     @classmethod
     def from_phase(cls, phase: Phase, preprocessing: Preprocessing, seed: int, views: int) -> AugmentedViews:
         """Return the views that a phase asks for, at most one per epoch."""
-        return cls(preprocessing, seed, phase.augment, phase.randaugment, min(views, phase.epochs))
+        wanted = phase.augmentation
+        return cls(preprocessing, seed, wanted.crop, wanted.randaugment, min(views, phase.epochs))
 
     @property
     def varies(self) -> bool:
@@ -115,9 +116,10 @@ def mixing(phase: Phase, classes: int) -> Mix | None:
     Zhang et al., "mixup", ICLR 2018; Yun et al., "CutMix", ICCV 2019. After frozen stages their output is mixed: Verma
     et al., "Manifold Mixup", ICML 2019.
     """
-    if not (phase.mixup or phase.cutmix):
+    wanted = phase.augmentation
+    if not (wanted.mixup or wanted.cutmix):
         return None
     v2 = transforms()
-    alphas = {v2.MixUp: phase.mixup, v2.CutMix: phase.cutmix}
+    alphas = {v2.MixUp: wanted.mixup, v2.CutMix: wanted.cutmix}
     active: list[Mix] = [kind(alpha=alpha, num_classes=classes) for kind, alpha in alphas.items() if alpha]
     return active[0] if len(active) == 1 else v2.RandomChoice(active)

@@ -25,7 +25,7 @@ from tlkit.training.activation_cache import ActivationCache, open_cache
 from tlkit.training.batchnorm import batch_norms, training_batch_norms
 from tlkit.training.checkpoint import Checkpoint, Checkpoints, load_optimizer_state, optimizer_state
 from tlkit.training.device import Device
-from tlkit.training.freezing import Network, check_frozen, stage_hashes
+from tlkit.training.freezing import Network, check_frozen, depth_of, stage_hashes
 from tlkit.training.gradients import fast_gradients
 from tlkit.training.history import Line, Monitor, learning_rates
 from tlkit.training.inputs import AugmentedViews, Batches, DecodedImages, Examples, mixing, split_batches
@@ -75,7 +75,7 @@ class Trainer:
     frozen_norms: Sequence[nn.Module] = field(init=False)  # batch norms whose running statistics stay
 
     def __post_init__(self) -> None:
-        self.trainable = max(phase.trainable for phase in self.phases)
+        self.trainable = max(depth_of(phase, self.network.stages) for phase in self.phases)
         self.trained = self.network.trained_modules(self.trainable)
         labels = self.train_examples.labels
         counts = np.bincount(labels)
@@ -179,14 +179,14 @@ class Trainer:
             self.model, self.frozen_norms = self.network.head, ()
             self.train, self.val = self.train_examples, self.val_examples
             return
-        frozen, self.model = self.network.split(phase.trainable)
+        frozen, self.model = self.network.split(depth_of(phase, trunk.names))
         reinitialized = max(each.reinit for each in self.phases[: self.number])
         pretrained = self.network.stages[: len(trunk.names) - reinitialized]
         self.frozen_norms = batch_norms(pretrained) if phase.batchnorm == "freeze" else ()
         train_views = AugmentedViews.from_phase(phase, trunk.preprocessing, self.seed, self.views)
         val_views = AugmentedViews(trunk.preprocessing, self.seed)
         splits = (self.train_examples, train_views), (self.val_examples, val_views)
-        first = len(trunk.names) - phase.trainable
+        first = len(trunk.names) - depth_of(phase, trunk.names)
         repeats = phase.epochs > 1 and (self.views > 0 or not train_views.varies)  # an image is seen again as it was
         if self.cache_dir is None or not repeats or not 0 < first < len(trunk.names):
             self.train, self.val = (DecodedImages(*each, frozen, self.device.torch_device) for each in splits)
@@ -209,7 +209,7 @@ class Trainer:
         # Views are counted through all phases.
         inputs = self.train.batches([own for own, _ in shards], len(self.history) + 1)
         for step, (rows, (own, weight), x) in enumerate(zip(batches, shards, inputs, strict=True), first):
-            factor = lr_factor(step, steps, phase.warmup)
+            factor = lr_factor(step, steps, phase.optimizer.warmup)
             for group in self.optimizer.param_groups:
                 group["lr"] = factor * group["highest_lr"]
             loss, hits = self._step(x, self.train.labels[own], weight)
@@ -222,12 +222,12 @@ class Trainer:
             running = {"loss": loss_sum / seen, "accuracy": correct / seen, "lr": factor * phase.head_lr}
             self.monitor.step(len(rows), running)
         line: Line = {"phase": self.number, "epoch": self.epoch}
-        line |= learning_rates(phase, lr_factor(first, steps, phase.warmup))
+        line |= learning_rates(phase, lr_factor(first, steps, phase.optimizer.warmup))
         return line | {"train_loss": loss_sum / seen, "train_accuracy": correct / seen}
 
     def _batches(self, random: np.random.Generator) -> Batches:
         labels = self.train.labels
-        if self.phase.balance == "sampling":  # as many draws as images, each class as likely as any
+        if self.phase.loss.balance == "sampling":  # as many draws as images, each class as likely as any
             shares = self.balance[labels] / self.balance[labels].sum()
             return split_batches(random.choice(len(labels), len(labels), p=shares), self.phase.batch_size)
         return split_batches(random.permutation(len(labels)), self.phase.batch_size)
@@ -239,10 +239,10 @@ class Trainer:
             x, target = self.mix(x, target)
         loss, correct = device.within_memory(lambda parts: self._backward(x, target, weight, parts), len(labels))
         if math.isfinite(loss):
-            if self.phase.gradient_clipping:
+            if self.phase.optimizer.gradient_clipping:
                 device.scaler.unscale_(self.optimizer)
                 parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-                nn.utils.clip_grad_norm_(parameters, self.phase.gradient_clipping)
+                nn.utils.clip_grad_norm_(parameters, self.phase.optimizer.gradient_clipping)
             device.scaler.step(self.optimizer)
             device.scaler.update()
             if self.average is not None:
@@ -263,8 +263,8 @@ class Trainer:
         return loss_sum, correct
 
     def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        losses = F.cross_entropy(logits, target, label_smoothing=self.phase.label_smoothing, reduction="none")
-        if self.phase.balance != "weights":
+        losses = F.cross_entropy(logits, target, label_smoothing=self.phase.loss.label_smoothing, reduction="none")
+        if self.phase.loss.balance != "weights":
             return losses
         return losses * (self.class_weights[target] if target.ndim == 1 else target @ self.class_weights)
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from tlkit.plugin.contract import BALANCES, BATCHNORMS, OPTIMIZERS, DatasetStatistics, Phase, Strategy, option
+from tlkit.plugin.contract import (
+    BALANCES,
+    BATCHNORMS,
+    OPTIMIZERS,
+    Augmentation,
+    DatasetStatistics,
+    Loss,
+    Optimizer,
+    Phase,
+    Strategy,
+    option,
+)
 
 
 @dataclass(frozen=True)
@@ -38,11 +49,25 @@ class Tuning(Strategy):
     batchnorm: str = option("freeze", "running statistics of batch norms in trainable stages", choices=BATCHNORMS)
     ema: float = option(0.0, "decay per step of the weight average (EMA); 0: off")
 
-    def phase(self, trainable: int, **others: Any) -> Phase:
+    def phase(self, trainable: int | tuple[str, ...], **others: Any) -> Phase:
         """Return a phase with `trainable` stages, from the options and `others`."""
-        names = {field.name for field in fields(Phase)} & {field.name for field in fields(Tuning)}
-        options = {name: getattr(self, name) for name in names}
-        return Phase(**{**options, "trainable": trainable, **others})
+        return Phase(
+            **{
+                "epochs": self.epochs,
+                "head_lr": self.head_lr,
+                "trunk_lr": self.trunk_lr,
+                "trainable": trainable,
+                "lr_decay": self.lr_decay,
+                "batch_size": self.batch_size,
+                "patience": self.patience,
+                "batchnorm": self.batchnorm,
+                "ema": self.ema,
+                "optimizer": Optimizer(self.optimizer, self.warmup, self.gradient_clipping),
+                "augmentation": Augmentation(self.augment, self.randaugment, self.mixup, self.cutmix),
+                "loss": Loss(self.label_smoothing, self.balance),
+                **others,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,7 @@ class Probing(Tuning):
 
     def probe(self) -> Phase:
         """Return the phase with a frozen trunk."""
-        return Phase(epochs=self.probe_epochs, head_lr=self.head_lr, label_smoothing=self.label_smoothing)
+        return Phase(epochs=self.probe_epochs, head_lr=self.head_lr, loss=Loss(self.label_smoothing))
 
 
 @dataclass(frozen=True)
