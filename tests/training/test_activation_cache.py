@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import namedtuple
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import torch
 
 from tests.kit.course import course, splits
 from tests.kit.tiny import Line, Tiny
-from tlkit.errors import ResourceError
+from tlkit.errors import ResourceError, TlkitWarning
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Augmentation, Phase
 from tlkit.training import activation_cache
@@ -142,3 +143,29 @@ def test_the_output_of_other_stages_is_removed(pictures, tmp_path):
     phases = [Phase(2, 0.05, trunk_lr=0.02, trainable=count, batch_size=8, augmentation=CROP) for count in (1, 2)]
     course(pictures, tmp_path, phases=tuple(phases))
     assert len({file.name.split("-")[0] for file in tmp_path.glob("*.npy")}) == 1
+
+
+@pytest.mark.parametrize("damage", ["a bit", "a row less", "no end", "no header", "another shape"])
+def test_a_damaged_view_is_computed_again(cache, damage):
+    (before,) = cache.batches([np.arange(len(cache.labels))], 1)
+    file = cache._file(1)
+    content = bytearray(file.read_bytes())
+    if damage == "a bit":
+        content[len(content) // 2] ^= 1
+    elif damage == "a row less":
+        del content[-100:]
+    elif damage == "no end":
+        del content[len(content) // 2 :]
+    elif damage == "no header":
+        content[:6] = bytes(6)
+    else:
+        content = content.replace(b"'shape': (27,", b"'shape': (26,")
+    file.write_bytes(content)
+    cache.opened.clear()
+    with pytest.warns(TlkitWarning, match="a cached view was damaged and is computed again"):
+        (after,) = cache.batches([np.arange(len(cache.labels))], 1)
+    assert torch.equal(before, after)
+    cache.opened.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        next(cache.batches([np.arange(len(cache.labels))], 1))

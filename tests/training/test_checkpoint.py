@@ -144,3 +144,18 @@ def test_a_checkpoint_is_read_as_it_was_written(work):
         assert getattr(read, name) == getattr(written, name), name
     for group in Checkpoint.GROUPS:
         assert same(getattr(read, group), getattr(written, group)), group
+
+
+@pytest.mark.parametrize("fact", ["epoch", "best_loss"])
+def test_a_fact_that_was_changed_is_damage(tmp_path, fact):
+    said = []
+    kept = Checkpoints(tmp_path, warn=said.append)
+    kept.save(Checkpoint(0, 1, 0, 1.5, [], {"a": torch.ones(2)}))
+    assert kept.newest().best_loss == 1.5
+    (file,) = kept.files()
+    content = file.read_bytes()
+    before, after = {"epoch": (b'epoch\\": 1', b'epoch\\": 2'), "best_loss": (b": 1.5", b": 0.5")}[fact]
+    assert before in content
+    file.write_bytes(content.replace(before, after))
+    assert kept.newest() is None
+    assert "its content does not match its hash" in said[0]

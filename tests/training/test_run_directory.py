@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from tests.kit.course import Stopped
-from tlkit.errors import UsageError
+from tlkit.errors import TlkitWarning, UsageError
 from tlkit.training.run_directory import check_unfinished, differences, folder_of, is_unfinished, once, run_directory
 
 
@@ -68,3 +68,18 @@ class TestDifferences:
         now = {"phase": [{"epochs": 1, "batch_size": 8}, {"epochs": 3, "batch_size": 8}]}
         assert list(differences(before, now)) == ["phase 2.epochs was 2, is 3"]
         assert list(differences(before, {"phase": before["phase"][:1]})) == ["phase was 2 of them, is 1 of them"]
+
+
+def test_another_machine_is_told_and_resumed(tmp_path):
+    with (
+        suppress(Stopped),
+        run_directory(tmp_path / "run", {"a": 1, "machine": {"threads": 2}}, resume=False) as folder,
+    ):
+        (folder / "checkpoint-1").touch()
+        raise Stopped
+    says = "another machine: threads was 2, is 4; the last bits of the result differ"
+    with (
+        pytest.warns(TlkitWarning, match=says),
+        run_directory(tmp_path / "run", {"a": 1, "machine": {"threads": 4}}, resume=True) as folder,
+    ):
+        assert (folder / "checkpoint-1").exists()

@@ -18,12 +18,13 @@ from tlkit.defaults import FROZEN
 from tlkit.errors import DataError, UsageError
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Component, Progress, silent
-from tlkit.plugin.options import to_json
+from tlkit.plugin.sources import identity
+from tlkit.runtime.feature_cache import environment
 from tlkit.training.config import RunOptions
 from tlkit.training.device import Device
 from tlkit.training.result import TrainingResult
 from tlkit.training.run import train
-from tlkit.training.run_directory import check_unfinished, folder_of, run_directory
+from tlkit.training.run_directory import MACHINE, check_unfinished, folder_of, machine, run_directory
 from tlkit.util import files
 from tlkit.version import __version__
 
@@ -123,10 +124,10 @@ def _kept(advice: Advice) -> Mapping[str, Any]:
 
 def _conditions(advice: Advice, request: AdviceRequest, options: RunOptions, budget: float | None) -> dict[str, Any]:
     """Return everything that decides the outcome as JSON types: a resumed run must have the same."""
-    machine = Device(options.device)  # fails at once if it is not available
+    device = Device(options.device)  # fails at once if it is not available
 
     def named(components: tuple[Component, ...]) -> dict[str, Any]:
-        return {component.name: to_json(component, local=True) for component in components}
+        return {component.name: identity(component) for component in components}
 
     return {
         "tlkit": __version__,
@@ -138,8 +139,10 @@ def _conditions(advice: Advice, request: AdviceRequest, options: RunOptions, bud
         **{name: getattr(request, name) for name in ("cut", "val", "max_bad", "seed")},
         **request.options,
         "policy": asdict(request.policy),
-        "device": machine.type,
-        "precision": str(machine.dtype).removeprefix("torch."),
+        "device": device.type,
+        "precision": str(device.dtype).removeprefix("torch."),
+        **environment(),
+        MACHINE: machine(),
         "images": _images(advice),
     }
 

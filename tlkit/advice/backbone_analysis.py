@@ -29,8 +29,10 @@ from tlkit.data.dataset import Sample
 from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
 from tlkit.model import trunk as trunks
+from tlkit.model.exports import processor_kind
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Backbone, Tick
+from tlkit.runtime.feature_cache import environment
 from tlkit.runtime.features import Features, extract
 from tlkit.training.batchnorm import pretraining_statistics
 from tlkit.training.run_directory import once
@@ -128,7 +130,8 @@ def _shift(
         moments.collect(moments_graph(graph, remembered), trunk.preprocessing, [paths[index] for index in drawn])
         return asdict(moments.shift(seed, policy))
 
-    key = json.dumps([graph.stem, asdict(trunk.preprocessing), seed, [features.sha256[index] for index in drawn]])
+    decides = [graph.stem, environment(), processor_kind(), asdict(trunk.preprocessing), seed]
+    key = json.dumps([*decides, [features.sha256[index] for index in drawn]])
     known, _ = once(cache_dir("domain-shifts") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json", measure)
     if known["overall"] is None:
         return DomainShift(**known)

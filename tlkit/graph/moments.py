@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from tlkit.graph.cache import cached_graph
 from tlkit.plugin.contract import BATCH
-from tlkit.util.files import atomic_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,14 +31,14 @@ def moments_graph(stages: Path, norms: Sequence[BatchNormStatistics]) -> Path:
 
     Both are float32 `(N, channels)`, for each `norms[I]` that could be found in the graph.
     """
-    file = stages.with_name(f"{stages.stem}-moments.onnx")
-    if not file.exists():
+
+    def make() -> onnx.ModelProto:
         graph = onnx.load_model(stages)
         for index, tensor in _found(graph, norms):
             _add(graph.graph, index, tensor, len(norms[index].bias))
-        with atomic_file(file) as temporary:
-            onnx.save_model(graph, temporary)
-    return file
+        return graph
+
+    return cached_graph(f"{stages.stem}-moments", make)
 
 
 def watched(outputs: Sequence[str]) -> list[int]:

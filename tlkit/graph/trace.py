@@ -16,10 +16,10 @@ import onnx
 import torch
 from torch import nn
 
+from tlkit.graph.cache import cached_graph
 from tlkit.graph.compose import extract_graph, stage_output
 from tlkit.model.trunk import FeatureMap, HalfPrecision, StageFeatures, Trunk, fingerprint
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS
-from tlkit.util.files import atomic_file, cache_dir
 from tlkit.version import __version__
 
 OPSET = 20
@@ -95,8 +95,4 @@ def example_images(trunk: Trunk) -> torch.Tensor:
 
 def _cached(trunk: Trunk, suffix: str, make: Callable[[], onnx.ModelProto]) -> Path:
     """Return the file of a graph of a trunk, made once per machine."""
-    file = cache_dir("graphs") / f"{fingerprint(trunk)}-opset{OPSET}-{__version__}{suffix}.onnx"
-    if not file.exists():
-        with atomic_file(file) as temporary:
-            onnx.save_model(make(), temporary)
-    return file
+    return cached_graph(f"{fingerprint(trunk)}-opset{OPSET}-{__version__}{suffix}", make)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin.contract import Backbone, Preprocessing
+from tlkit.plugin.sources import identity
 from tlkit.util.text import listed
 
 STAGE_NAME = re.compile(r"[a-z0-9_]+")  # part of the names of tensors and outputs
@@ -54,11 +57,16 @@ class Normalize(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Images, uint8 `(N, S, S, 3)`, to features, float32 `(N, width)`."""
+    """Images, uint8 `(N, S, S, 3)`, to features, float32 `(N, width)`.
 
-    def __init__(self, preprocessing: Preprocessing, stages: Mapping[str, nn.Module], pool: nn.Module) -> None:
+    `backbone` identifies the component that it was built from, see `fingerprint`.
+    """
+
+    def __init__(
+        self, preprocessing: Preprocessing, stages: Mapping[str, nn.Module], pool: nn.Module, backbone: str = ""
+    ) -> None:
         super().__init__()
-        self.preprocessing = preprocessing
+        self.preprocessing, self.backbone = preprocessing, backbone
         self.normalize = Normalize(preprocessing)
         self.stages = nn.ModuleDict(stages)
         self.pool = pool
@@ -90,7 +98,7 @@ class Trunk(nn.Module):
     def upto(self, cut: str) -> Trunk:
         """Return the trunk that ends at `cut`; it shares its stages with this one."""
         names = self.names[: self.names.index(check_cut(cut, self.names)) + 1]
-        return Trunk(self.preprocessing, {name: self.stages[name] for name in names}, self.pool).eval()
+        return Trunk(self.preprocessing, {name: self.stages[name] for name in names}, self.pool, self.backbone).eval()
 
 
 class HalfPrecision(nn.Module):
@@ -143,7 +151,8 @@ def build(backbone: Backbone, *, pretrained: bool = True, preprocessing: Preproc
     if not stages or bad:
         wrong = f"stages can't be named {', '.join(map(repr, bad))}" if bad else "it has no stages"
         raise UsageError(f"backbone {backbone.name!r}: {wrong}", do="the author of the plugin has to fix this")
-    return Trunk(preprocessing or backbone.preprocessing, stages, backbone.pool() or MeanPool()).eval()
+    made_from = json.dumps(identity(backbone), sort_keys=True)
+    return Trunk(preprocessing or backbone.preprocessing, stages, backbone.pool() or MeanPool(), made_from).eval()
 
 
 def resized(backbone: Backbone, size: int) -> Preprocessing:
@@ -205,9 +214,11 @@ def load_tensors(module: nn.Module, arrays: Mapping[str, NDArray[np.generic]], *
 def fingerprint(trunk: Trunk) -> str:
     """Return a hash (hex) of everything that decides what a trunk computes: weights, code, preprocessing and torch.
 
-    It includes the source of every module class, so that a plugin author who edits a layer gets a new graph.
+    Code is the sources of the backbone's distribution and its options, the source of every module class, and the
+    version of the library that it belongs to.
     """
-    digest = hashlib.sha256(f"{torch.__version__} {trunk.preprocessing} {trunk!r}".encode())
+    decides = [torch.__version__, trunk.preprocessing, trunk, trunk.backbone, _libraries(trunk)]
+    digest = hashlib.sha256(" ".join(map(str, decides)).encode())
     for file in sorted({_source_file(module) for module in trunk.modules()}):
         digest.update(Path(file).read_bytes() if file else b"")
     digest.update(hash_tensors(trunk.state_dict()).encode())
@@ -226,6 +237,12 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _libraries(trunk: Trunk) -> list[tuple[str, str]]:
+    """Return the packages of the module classes, with their versions where they say."""
+    names = {type(module).__module__.partition(".")[0] for module in trunk.modules()}
+    return [(name, str(getattr(sys.modules.get(name), "__version__", ""))) for name in sorted(names)]
 
 
 def _source_file(module: nn.Module) -> str:

@@ -41,7 +41,7 @@ def find(group: str) -> list[Found]:
     """
     by_distribution: dict[str, list[Found]] = {}
     for distribution in metadata.distributions():
-        if _declares(distribution, group):
+        if declares(distribution, group):
             # The first on sys.path shadows others of the same name, as it does for imports.
             by_distribution.setdefault(normalize(_identity(distribution)[0]), _read(distribution, group))
     return sorted(
@@ -69,7 +69,7 @@ def provenance(distribution: str) -> str:
         return "an unknown origin"
 
 
-def _declares(distribution: metadata.Distribution, group: str) -> bool:
+def declares(distribution: metadata.Distribution, group: str) -> bool:
     """Return True if the metadata has the group of any contract; nothing is parsed, as most distributions have none."""
     try:
         return re.search(rf"(?m)^\[{group}(\.\d+)?\]", distribution.read_text("entry_points.txt") or "") is not None

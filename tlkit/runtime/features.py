@@ -58,7 +58,7 @@ def extract(
     are done.
     """
     session = OnnxSession(graph, workers=cores())
-    with FeatureCache(graph, preprocessing) as cache:
+    with FeatureCache(graph, preprocessing, session.setting) as cache:
         identities = [identify(file) for file in files]  # before they are read: a later change gives another
         widths = cache.widths or _widths(session, preprocessing)
         cache.widths = widths
@@ -67,11 +67,11 @@ def extract(
         array, usable = np.zeros((len(files), width), np.float32), np.zeros(len(files), bool)
         hashes, missing = [""] * len(files), list[int]()
         for index, file in enumerate(files):
-            cached = cache.get(file, identities[index], start, width)
+            cached = cache.get(file, identities[index], sum(widths))
             if cached is None:
                 missing.append(index)
             else:
-                (array[index], hashes[index]), usable[index] = cached, True
+                array[index], hashes[index], usable[index] = cached[0][start : start + width], cached[1], True
         tick(len(files) - len(missing))
 
         rejected: dict[int, str] = {}

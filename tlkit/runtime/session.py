@@ -39,6 +39,7 @@ class OnnxSession(Session):
         if device not in DEVICES:
             raise UsageError(f"there is no device {device!r}", do=f"choose one of {', '.join(DEVICES)}")
         self.file = file
+        self.setting = f"{device}, {level}"  # what decides on the output besides the graph
         content = read_graph(file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or (cores() if workers == 1 else 1)

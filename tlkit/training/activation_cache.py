@@ -1,12 +1,17 @@
 """Cache of the frozen stages' output for each augmented view: epochs start at the first trainable stage.
 
 On a CPU the deployed runtime computes it, several times as fast as PyTorch. Each view is one npy file, row = index of
-the image, in half precision if the values fit, and is written atomically: a resumed run reuses the files that exist.
+the image, in half precision if the values fit, with a checksum behind the array, and is written atomically: a resumed
+run reuses the files that exist and are intact.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import struct
+import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tlkit.errors import ResourceError
+from tlkit.errors import ResourceError, TlkitWarning
 from tlkit.graph.trace import map_graph
 from tlkit.model.trunk import Trunk, fingerprint
 from tlkit.plugin.contract import Progress, Tick, silent
@@ -32,6 +37,7 @@ from tlkit.util.text import format_bytes
 
 RESERVED = 0.05  # share of a disk's free space that is not used
 GPU_BATCH_SIZE = 64
+CHECKSUM = struct.Struct("<I")  # CRC-32 of the rows, behind them
 
 
 @dataclass
@@ -95,11 +101,28 @@ class ActivationCache:
         if not self.opened:
             files = {each: self._file(each) for each in range(self._count)}
             for each, file in files.items():
-                if self.device.is_main_process and not file.exists():
+                if self.device.is_main_process and not self._is_intact(file):
                     self._fill(file, each)
             self.device.barrier()
             self.opened = {each: np.load(file, mmap_mode="r", allow_pickle=False) for each, file in files.items()}
         return self.opened[number]
+
+    def _is_intact(self, file: Path) -> bool:
+        """Return True if a view is there with a row for each image, as it was written; a damaged one is removed."""
+        if not file.exists():
+            return False
+        try:
+            view = np.load(file, mmap_mode="r", allow_pickle=False)
+            whole = view.shape == (len(self.labels), *self.shape) and view.dtype in (np.float16, np.float32)
+            with file.open("rb") as stream:
+                stream.seek(-CHECKSUM.size, os.SEEK_END)
+                whole = whole and CHECKSUM.unpack(stream.read()) == (_checksum(view),)
+        except (OSError, ValueError, EOFError, struct.error, SyntaxError, TypeError):
+            whole = False
+        if not whole:
+            warnings.warn(f"{file}: a cached view was damaged and is computed again", TlkitWarning, stacklevel=2)
+            file.unlink(missing_ok=True)
+        return whole
 
     def _fill(self, file: Path, number: int) -> None:
         what = f"frozen stages, {self.split} view {number + 1} of {self._count}"
@@ -120,15 +143,25 @@ class ActivationCache:
 
         chunks = (rows[start : start + size] for start in range(0, len(rows), size))
         with atomic_file(file) as temporary, translate_os_errors(file), temporary.open("wb") as stream:
-            writer = NpyWriter(stream, self.shape, self.dtype)
+            writer, checksum = NpyWriter(stream, self.shape, self.dtype), 0
             for maps in prefetch(output, chunks, workers=workers, ahead=2 * workers):
                 with np.errstate(over="ignore"):
                     kept = maps.astype(self.dtype)
                 if np.isinf(kept).any() and not np.isinf(maps).any():
                     raise OverflowError
                 writer.write(kept)
+                checksum = zlib.crc32(np.ascontiguousarray(kept).data, checksum)
                 tick(len(maps))
             writer.close()
+            stream.seek(0, os.SEEK_END)
+            stream.write(CHECKSUM.pack(checksum))
+
+
+def _checksum(view: NDArray[Any]) -> int:
+    checksum = 0
+    for start in range(0, len(view), GPU_BATCH_SIZE):
+        checksum = zlib.crc32(np.ascontiguousarray(view[start : start + GPU_BATCH_SIZE]).data, checksum)
+    return checksum
 
 
 def open_cache(

@@ -1,11 +1,12 @@
 """Checkpoints: the state of a training on disk, from which it resumes bit-identically.
 
 A checkpoint is one safetensors file, tensors and, as JSON in its header, the rest; nothing in it can execute. It is
-written atomically, with the SHA-256 of its tensors, and the one before it is kept.
+written atomically, with the SHA-256 of both, and the one before it is kept.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -90,7 +91,8 @@ class Checkpoints:
             for group, values in groups.items()
             for name, value in values.items()
         }
-        facts = {name: getattr(checkpoint, name) for name in Checkpoint.FACTS} | {"sha256": hash_tensors(tensors)}
+        facts = json.loads(json.dumps({name: getattr(checkpoint, name) for name in Checkpoint.FACTS}))
+        facts["sha256"] = _hash(tensors, facts)
         file = self.folder / f"checkpoint-{checkpoint.phase:04}-{checkpoint.epoch:06}.safetensors"
         try:
             with atomic_file(file) as temporary, translate_os_errors(file):
@@ -112,11 +114,16 @@ class Checkpoints:
         return None
 
 
+def _hash(tensors: Tensors, facts: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) of the tensors and the facts of a checkpoint."""
+    return hashlib.sha256(f"{hash_tensors(tensors)} {json.dumps(facts, sort_keys=True)}".encode()).hexdigest()
+
+
 def _read(file: Path) -> Checkpoint:
     with safe_open(file, framework="pt") as opened:
         facts = json.loads(opened.metadata()["tlkit"])
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    if facts.pop("sha256") != hash_tensors(tensors):
+    if facts.pop("sha256") != _hash(tensors, facts):
         raise ValueError("its content does not match its hash")
     groups: dict[str, Tensors] = {group: {} for group in Checkpoint.GROUPS}
     for key, value in tensors.items():

@@ -14,12 +14,14 @@ from tlkit.errors import DataError, UsageError
 from tlkit.graph import trace
 from tlkit.model.trunk import Trunk, fingerprint
 from tlkit.plugin.contract import Backbone, DatasetStatistics, Head, Phase, Strategy, Tick
-from tlkit.plugin.options import to_json
 from tlkit.plugin.phases import phase_problems, trainable_stages
+from tlkit.plugin.sources import identity
+from tlkit.runtime.feature_cache import environment
 from tlkit.runtime.features import Features, check_rejected, extract
 from tlkit.training.checkpoint import SECONDS
 from tlkit.training.device import Device, DeviceOptions
 from tlkit.training.inputs import Examples
+from tlkit.training.run_directory import MACHINE, machine
 from tlkit.version import __version__
 
 
@@ -112,19 +114,17 @@ class Plan:
     def identity(self, features: Features, device: Device) -> dict[str, Any]:
         """Return everything that decides the outcome, as JSON: a resumed run must have the same."""
         config = self.config
-        components = {
-            each.kind: {"name": each.name, **to_json(each, local=True)} for each in (config.strategy, config.head)
-        }
         return {
             "tlkit": __version__,
-            "backbone": {"name": config.backbone.name, **to_json(config.backbone, local=True)},
+            **{each.kind: identity(each) for each in (config.backbone, config.strategy, config.head)},
             "cut": self.trunk.names[-1],
             "size": self.trunk.preprocessing.size,
-            **components,
             **{name: getattr(config, name) for name in ("val", "seed", "refit")},
             **self.settings(device),
             "phase": [asdict(phase) for phase in self.phases],
             "backbone_weights": fingerprint(self.trunk)[:16],
+            **environment(),
+            MACHINE: machine(),
             "images": {
                 sample.name: f"{sample.split} {self.dataset.labels[sample.label]} {sha256[:16]}"
                 for sample, sha256 in zip(self.samples, features.sha256, strict=True)

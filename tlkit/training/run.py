@@ -126,4 +126,5 @@ def _fine_tune(plan: Plan, options: RunOptions, device: Device, progress: Progre
         if config.refit:
             head, lines = refit_head(config.head, head, *plan.examples(features), plan.classes, config.seed)
             fitted.history.extend(lines)
-        return write_bundle(plan, features, head, fitted, monitor.lines, plan.settings(device))
+        settings = {**plan.settings(device), "threads": torch.get_num_threads()}
+        return write_bundle(plan, features, head, fitted, monitor.lines, settings)

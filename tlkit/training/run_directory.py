@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tlkit.errors import UsageError
+from tlkit.errors import TlkitWarning, UsageError
+from tlkit.model.exports import processor_kind
 from tlkit.util.files import atomic_file, translate_os_errors
 from tlkit.util.text import listed, quoted
 
 IDENTITY = "identity.json"
+MACHINE = "machine"  # in an identity: where it differs, a run is resumed with a warning
 DONE = ".done.json"  # suffix of the record of a part that is done
 SHOWN = 4  # differences that are named
 
@@ -66,14 +70,39 @@ def run_directory(
 
 
 def once(record: Path, compute: Callable[[], Any]) -> tuple[Any, bool]:
-    """Return what a JSON record holds, computed and written if there is none yet; and True if it was computed now."""
+    """Return what a JSON record holds, computed and written if there is none yet; and True if it was computed now.
+
+    A record that does not match its checksum is computed again, with a warning.
+    """
     try:
-        return json.loads(record.read_text()), False
-    except (FileNotFoundError, ValueError):
-        value = compute()
+        known = json.loads(record.read_text())
+        if known["checksum"] == _checksum(known["value"]):
+            return known["value"], False
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        _tell_damaged(record)
+    else:
+        _tell_damaged(record)
+    value = json.loads(json.dumps(compute()))
     with atomic_file(record) as temporary:
-        temporary.write_text(json.dumps(value))
+        temporary.write_text(json.dumps({"checksum": _checksum(value), "value": value}))
     return value, True
+
+
+def machine() -> dict[str, Any]:
+    """Return what decides on the last bits of a training's sums: the kind of processor and the number of threads."""
+    import torch
+
+    return {"processor": processor_kind(), "threads": torch.get_num_threads()}
+
+
+def _checksum(value: Any) -> int:
+    return zlib.crc32(json.dumps(value).encode())
+
+
+def _tell_damaged(record: Path) -> None:
+    warnings.warn(f"{record}: a record was damaged and is computed again", TlkitWarning, stacklevel=3)
 
 
 def _enter(folder: Path, identity: dict[str, Any], resume: bool) -> None:
@@ -84,6 +113,10 @@ def _enter(folder: Path, identity: dict[str, Any], resume: bool) -> None:
         except ValueError as error:
             do = f"discard the interrupted run: rm -r {quoted(folder)}"
             raise UsageError(f"can't be read: {error}", file=file, do=do) from error
+        before, now = (given.pop(MACHINE, None) for given in (known, identity))
+        if found := list(differences(before, now)):
+            what = f"the interrupted run was on another machine: {listed(found, SHOWN, separator='; ')}"
+            warnings.warn(f"{folder}: {what}; the last bits of the result differ", TlkitWarning, stacklevel=2)
         if found := list(differences(known, identity)):
             raise UsageError(
                 f"the interrupted run differs: {listed(found, SHOWN, separator='; ')}",

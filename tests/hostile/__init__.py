@@ -1,0 +1,1 @@
+"""Hostile trials: damaged files, kills, races, and whatever decides on a result without being asked."""
