@@ -62,8 +62,7 @@ _MODULES = {
     "tlkit.errors": "ArtifactError DataError GateError ResourceError TlkitError TlkitWarning UsageError",
     "tlkit.plugin.contract": (
         "Augmentation Backbone BuildSource Component DatasetStatistics Head Loss OptimizationProfile Optimizer Phase "
-        "Preprocessing Progress "
-        "Session Strategy Target Weights option"
+        "Preprocessing Progress Session Strategy Target Weights option"
     ),
     "tlkit.plugin.hooks": "hookimpl",
     "tlkit.runtime.model": "Model",
