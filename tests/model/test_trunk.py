@@ -181,3 +181,14 @@ def test_weights_that_do_not_fit_another_size_are_refused_with_the_stage_and_the
 def test_an_image_of_which_nothing_is_left_is_refused():
     with pytest.raises(UsageError, match="stage 'third' fails: its output is empty"):
         trunks.resized(Cropping(), 8)
+
+
+def test_tokens_and_maps_with_channels_last_are_pooled():
+    x = torch.arange(24.0).reshape(1, 2, 3, 4)
+    assert torch.equal(trunks.ChannelsLastPool()(x), x.mean((1, 2)))
+    tokens = x.reshape(1, 6, 4)
+    assert torch.equal(trunks.TokenPool(2, first=True)(tokens), tokens[:, 0])
+    assert torch.equal(trunks.TokenPool(2, first=False)(tokens), tokens[:, 2:].mean(1))
+    for pool in (trunks.ChannelsLastPool(), trunks.TokenPool(1, first=True)):
+        assert pool(x[0, 0]) is not None
+        assert torch.equal(pool(x[0, 0]), x[0, 0])

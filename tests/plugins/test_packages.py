@@ -17,7 +17,13 @@ import pytest
 
 from tests.kit.fixtures import alone, finish
 
-NEEDS = {"tlkit-example": "torch", "tlkit-openvino": "openvino", "tlkit-timm": "timm"}
+NEEDS = {
+    "tlkit-example": "torch",
+    "tlkit-openvino": "openvino",
+    "tlkit-timm": "timm",
+    "tlkit-torchvision": "torchvision",
+}
+FAMILIES = {"tlkit-timm": 1000, "tlkit-torchvision": 60}  # packages with a backbone per architecture of a library
 
 each = pytest.mark.parametrize("name", NEEDS)
 
@@ -66,26 +72,26 @@ def test_the_wheel_holds_the_modules_and_nothing_else(built, checkout, name):
     with zipfile.ZipFile(built[name]) as archive:
         names = {file for file in archive.namelist() if ".dist-info/" not in file}
     folder = checkout / "plugins" / name
-    modules = {str(file.relative_to(folder)) for file in folder.rglob("*.py")}
+    modules = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.suffix in {".py", ".typed"}}
     assert names == {file for file in modules if not file.startswith("tests/")}
 
 
 @each
 def test_it_is_listed_with_its_components(tlkit, unpacked, name):
-    if name == "tlkit-timm":
-        need("timm")
+    if name in FAMILIES:
+        need(NEEDS[name])
     said = tlkit("plugins", "--json", env=unpacked(name))
     (plugin,) = [found for found in said.json["plugins"] if found["distribution"] == name]
     assert (plugin["state"], plugin["reason"]) == ("ok", None)
     assert {component["state"] for component in plugin["components"]} == {"ok"}
-    assert len(plugin["components"]) > (1000 if name == "tlkit-timm" else 0)
+    assert len(plugin["components"]) > FAMILIES.get(name, 0)
 
 
 def test_no_framework_is_needed_to_list_them(unpacked):
     code = "import sys; from tlkit.plugin.registry import load; load(); print(*sys.modules)"
     said = finish([sys.executable, "-c", code], None, unpacked(*NEEDS))
     assert "tlkit_openvino" in said.out.split()
-    assert {"torch", "timm", "openvino", "onnx"}.isdisjoint(said.out.split())
+    assert {"torch", "torchvision", "timm", "openvino", "onnx"}.isdisjoint(said.out.split())
 
 
 @pytest.mark.parametrize(
@@ -94,6 +100,7 @@ def test_no_framework_is_needed_to_list_them(unpacked):
         ("tlkit-example", "tests"),
         ("tlkit-openvino", "tests"),
         ("tlkit-timm", "tests/test_listing.py"),
+        ("tlkit-torchvision", "tests"),
         pytest.param("tlkit-timm", "tests", marks=pytest.mark.slow),
     ],
 )
@@ -169,7 +176,7 @@ def test_they_work_in_a_fresh_environment(fresh, pictures, tmp_path):
 
     plugins = finish([fresh / "tlkit", "plugins", "--json"], tmp_path, outside).json["plugins"]
     states = {plugin["distribution"]: plugin["state"] for plugin in plugins}
-    expected = {name: "ok" for name in NEEDS if name != "tlkit-timm" or importlib.util.find_spec("timm")}
+    expected = {name: "ok" for name in NEEDS if name not in FAMILIES or importlib.util.find_spec(NEEDS[name])}
     assert expected.items() <= states.items()
 
     train = ["train", pictures, "-o", "run", "--backbone", "edges", "--strategy", "frozen"]

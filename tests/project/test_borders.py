@@ -27,6 +27,8 @@ BORDERS = (
         (
             "tlkit.model.trunk",
             "tlkit.model.modules",
+            "tlkit.model.stages",
+            "tlkit.model.weights",
             "tlkit.graph.trace",
             "tlkit.training",
             "tlkit.conformance",

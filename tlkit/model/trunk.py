@@ -36,6 +36,27 @@ class MeanPool(nn.Module):
         return x.mean((2, 3)) if x.ndim == 4 else x.mean(1) if x.ndim == 3 else x
 
 
+class TokenPool(nn.Module):
+    """Tokens `(N, T, C)` to `(N, C)`: the first of them, or the mean of all but the `prefix` first."""
+
+    def __init__(self, prefix: int, *, first: bool) -> None:
+        super().__init__()
+        self.prefix = prefix  # number of tokens that stand for no patch
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 3:
+            return x
+        return x[:, 0] if self.first else x[:, self.prefix :].mean(1)
+
+
+class ChannelsLastPool(nn.Module):
+    """Mean over space `(N, H, W, C)`; `(N, C)` is unchanged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((1, 2)) if x.ndim == 4 else x
+
+
 class Normalize(nn.Module):
     """Images, uint8 `(N, S, S, 3)`, to a network's input, float32 `(N, 3, S, S)`."""
 
@@ -198,17 +219,24 @@ def tensors(module: nn.Module) -> dict[str, NDArray[np.generic]]:
 
 def load_tensors(module: nn.Module, arrays: Mapping[str, NDArray[np.generic]], *, what: str) -> None:
     """Set the state of a module. Raises ArtifactError naming tensors that are missing, unknown or of another shape."""
-    own = module.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in arrays]
-    problems += [f"{name} is unknown" for name in arrays if name not in own]
-    problems += [
-        f"{name} has shape {tuple(arrays[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in arrays and tuple(arrays[name].shape) != tuple(own[name].shape)
-    ]
+    problems = misfits({name: tuple(array.shape) for name, array in arrays.items()}, module)
     if problems:
         raise ArtifactError(f"the {what}'s weights do not fit: {listed(problems, separator='; ')}")
-    module.load_state_dict({name: torch.from_numpy(arrays[name].copy()) for name in own})
+    module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
+
+
+def misfits(shapes: Mapping[str, tuple[int, ...]], module: nn.Module) -> list[str]:
+    """Return which tensors are missing, unknown or of another shape than those of a module."""
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    return [
+        *(f"{name} is missing" for name in own if name not in shapes),
+        *(f"{name} is unknown" for name in shapes if name not in own),
+        *(
+            f"{name} has shape {shapes[name]}, not {own[name]}"
+            for name in own
+            if shapes.get(name, own[name]) != own[name]
+        ),
+    ]
 
 
 def fingerprint(trunk: Trunk) -> str:

@@ -18,7 +18,9 @@ from tlkit.util.text import counted, did_you_mean, listed
 
 if TYPE_CHECKING:
     from tlkit.doctor import gpus
-    from tlkit.model.trunk import MeanPool, Normalize, load_tensors
+    from tlkit.model.stages import NotAChain, take_apart
+    from tlkit.model.trunk import ChannelsLastPool, MeanPool, Normalize, TokenPool, load_tensors
+    from tlkit.model.weights import load_weights, read_weights
     from tlkit.runtime.cuda import CapturedGraph, Channel, gpu
     from tlkit.runtime.cuda import runtime as cuda_runtime
     from tlkit.runtime.session import OnnxSession, read_graph
@@ -28,12 +30,15 @@ __all__ = [
     "ArtifactError",
     "CapturedGraph",
     "Channel",
+    "ChannelsLastPool",
     "DataError",
     "MeanPool",
     "Normalize",
+    "NotAChain",
     "OnnxSession",
     "ResourceError",
     "TlkitError",
+    "TokenPool",
     "UsageError",
     "atomic_dir",
     "atomic_file",
@@ -47,11 +52,14 @@ __all__ = [
     "hookimpl",
     "listed",
     "load_tensors",
+    "load_weights",
     "log_sum_exp",
     "one_line",
     "read_graph",
+    "read_weights",
     "sha256",
     "softmax",
+    "take_apart",
     "translate_os_errors",
 ]
 
@@ -59,16 +67,22 @@ __all__ = [
 _LATER = {
     "CapturedGraph": ("tlkit.runtime.cuda", "CapturedGraph"),
     "Channel": ("tlkit.runtime.cuda", "Channel"),
+    "ChannelsLastPool": ("tlkit.model.trunk", "ChannelsLastPool"),
     "MeanPool": ("tlkit.model.trunk", "MeanPool"),
     "Normalize": ("tlkit.model.trunk", "Normalize"),
+    "NotAChain": ("tlkit.model.stages", "NotAChain"),
     "OnnxSession": ("tlkit.runtime.session", "OnnxSession"),
+    "TokenPool": ("tlkit.model.trunk", "TokenPool"),
     "cuda_runtime": ("tlkit.runtime.cuda", "runtime"),
     "gpu": ("tlkit.runtime.cuda", "gpu"),
     "gpus": ("tlkit.doctor", "gpus"),
     "load_tensors": ("tlkit.model.trunk", "load_tensors"),
+    "load_weights": ("tlkit.model.weights", "load_weights"),
     "log_sum_exp": ("tlkit.util.statistics", "log_sum_exp"),
     "read_graph": ("tlkit.runtime.session", "read_graph"),
+    "read_weights": ("tlkit.model.weights", "read_weights"),
     "softmax": ("tlkit.util.statistics", "softmax"),
+    "take_apart": ("tlkit.model.stages", "take_apart"),
 }
 
 
