@@ -15,7 +15,6 @@ ACCEPTED = {
     "files entered by `train --strategy full`": 52,
     "files entered by `export --precision int8`": 48,
     "files entered by `advise`": 48,
-    "reads of manifests by `export --precision int8`": 4,
 }
 
 

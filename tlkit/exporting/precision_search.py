@@ -28,6 +28,7 @@ from tlkit.model.reference_images import ParityImages
 from tlkit.plugin.contract import FEATURES, PROBABILITIES, Progress, silent
 from tlkit.runtime.model import Model
 from tlkit.runtime.session import OnnxSession, on_disk
+from tlkit.util.resources import cores
 from tlkit.util.statistics import wilson
 from tlkit.verification.parity import TOLERANCES, compare
 from tlkit.verification.trained import TrainedModules
@@ -153,7 +154,7 @@ class PrecisionSearch:
             if self.refit_head and candidate.precision in FLAVORS:
                 own = self._outputs(file, candidate.name, (FEATURES, PROBABILITIES))
                 tick = self.progress(f"features of {candidate.name}", len(self.train))
-                train = run_samples(Model.open(file), self.train, tick, [FEATURES])
+                train = run_samples(self._open(file), self.train, tick, [FEATURES])
                 head, comparison, got = better(own, refit(self.modules, train.arrays[FEATURES], train.truth))
             else:
                 got = self._outputs(file, candidate.name)
@@ -179,7 +180,12 @@ class PrecisionSearch:
             raise DataError("it has no validation images to measure accuracy on", file=place, do="name others: --data")
 
     def _outputs(self, file: Path, name: str, outputs: Sequence[str] = (PROBABILITIES,)) -> ModelOutputs:
-        return run_samples(Model.open(file), self.val, self.progress(f"accuracy of {name}", len(self.val)), outputs)
+        return run_samples(self._open(file), self.val, self.progress(f"accuracy of {name}", len(self.val)), outputs)
+
+    @staticmethod
+    def _open(file: Path) -> Model:
+        """Open a graph untuned, as no candidate was tuned: all are compared in the same runtime config."""
+        return Model.open(file, workers=cores())
 
     def _in_tolerance(self, candidate: Candidate) -> bool:
         """Return whether a candidate's trunk gives the trained features, within the tolerance of its precision."""
