@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -21,37 +18,30 @@ from tlkit.training.run_directory import DONE, folder_of, is_unfinished
 
 
 @pytest.fixture(scope="module")
-def start(pictures, checkout, tmp_path_factory):
+def start(pictures, checkout, forks, tmp_path_factory):
     """Run auto in a process of its own: exit code, and its output (digest, strategy, trials)."""
-    cache = tmp_path_factory.mktemp("cache")
+    env = {"TLKIT_CACHE": str(tmp_path_factory.mktemp("cache"))}
 
     def run(out, budget, kept, when="never", number=0):
-        command = [sys.executable, checkout / "tests/advice/killed.py", pictures, out]
-        path = os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            [*command, str(budget), kept, when, str(number)],
-            env={**os.environ, "PYTHONPATH": path, "TLKIT_CACHE": str(cache)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr
-        return done.returncode, done.stdout.split()[:3]
+        done = forks.run([checkout / "tests/advice/killed.py", pictures, out, budget, kept, when, number], env=env)
+        assert done.code in (0, -signal.SIGKILL), done.err
+        return done.code, done.out.split()[:3]
 
     return run
 
 
-@pytest.fixture(scope="module")
-def unbroken(start, tmp_path_factory):
-    """Output of runs that were not killed, by budget and the better trunk."""
-    known = {}
+@pytest.fixture
+def unbroken(pictures, tmp_path, monkeypatch):
+    """Output of a run that was not killed, in this process, whose hashes and random numbers are others."""
 
-    def found(*case):
-        if case not in known:
-            known[case] = start(tmp_path_factory.mktemp("unbroken") / "run", *case)[1]
-        return known[case]
+    def run(budget, kept):
+        monkeypatch.setattr(auto, "is_better", lambda _fine_tuned, _frozen, _domain: kept == "fine-tuned")
+        trained, advice = auto.train_auto(
+            pictures, tmp_path / "unbroken", ask(policy=eager(3)), RunOptions(), budget or None
+        )
+        return [trained.digest, advice.recommendation.strategy, str(len(advice.trials))]
 
-    return found
+    return run
 
 
 @pytest.mark.parametrize(

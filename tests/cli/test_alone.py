@@ -21,11 +21,11 @@ def bare(tmp_path_factory):
 
 
 @pytest.fixture
-def do(tlkit, bare, tmp_path):
+def do(console_script, bare, tmp_path):
     """Runs tlkit in an empty folder; it has to succeed."""
 
     def run(*args):
-        finished = tlkit(*args, cwd=tmp_path, env=bare)
+        finished = console_script(*args, cwd=tmp_path, env=bare)
         assert finished.code == 0, finished.err
         return finished
 
@@ -38,11 +38,11 @@ def model(story, tmp_path):
     return shutil.copyfile(story.model, tmp_path / "model.onnx")
 
 
-def test_the_rest_is_really_hidden(tlkit, story, bare):
-    finished = tlkit("train", story.root / "photos", "-o", "run", env=bare)
+def test_the_rest_is_really_hidden(console_script, story, bare):
+    finished = console_script("train", story.root / "photos", "-o", "run", env=bare)
     assert finished.code == 2
     assert "there is no backbone 'efficientnet-lite0'" in finished.err
-    finished = tlkit("embed", story.run, story.root / "a.jpg", "-o", "f.parquet", env=bare)
+    finished = console_script("embed", story.run, story.root / "a.jpg", "-o", "f.parquet", env=bare)
     assert finished.code == 5
     assert 'pip install "tlkit[parquet]"' in finished.err
 

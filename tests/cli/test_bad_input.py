@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from tests.kit.distribution import install
-from tests.kit.fixtures import Finished
+from tests.kit.forks import Finished
 from tests.kit.tiny import forget_source, resign_bundle
 from tlkit import cli
 

@@ -89,16 +89,16 @@ print(json.dumps([codes, len(out.getvalue()), list(sys.modules)]))
     assert HEAVY.isdisjoint(modules)
 
 
-def test_without_arguments_the_help_is_shown_and_it_is_an_error(tlkit):
-    finished = tlkit()
+def test_without_arguments_the_help_is_shown_and_it_is_an_error(console_script):
+    finished = console_script()
     assert (finished.code, finished.out) == (2, "")
     assert finished.err.startswith("Usage: tlkit")
-    assert tlkit("--help").out == finished.err
-    assert tlkit("--debug").err == finished.err
+    assert console_script("--help").out == finished.err
+    assert console_script("--debug").err == finished.err
 
 
-def test_version(tlkit):
-    finished = tlkit("--version")
+def test_version(console_script):
+    finished = console_script("--version")
     assert (finished.code, finished.out, finished.err) == (0, f"tlkit, version {__version__}\n", "")
 
 

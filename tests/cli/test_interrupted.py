@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -51,13 +50,13 @@ def names(root):
     ],
     ids=["train", "embed to Parquet", "embed to npy"],
 )
-def test_a_signal_leaves_nothing_behind(tlkit, story, tmp_path, photos, line, number, code, says):
+def test_a_signal_leaves_nothing_behind(console_script, story, tmp_path, photos, line, number, code, says):
     place, site = tmp_path / "place", tmp_path / "site"
     place.mkdir()
     site.mkdir()
     at_start(site, SIGNAL_ITSELF.format(part=str(place), number=int(number)))
     arguments = line.format(photos=photos, run=story.run).split()
-    finished = tlkit(*arguments, cwd=place, env={**story.env, "PYTHONPATH": str(site)})
+    finished = console_script(*arguments, cwd=place, env={**story.env, "PYTHONPATH": str(site)})
     assert (finished.code, finished.out) == (code, "")
     assert finished.err == f"tlkit: {says}\n"
     assert names(place) == []
@@ -77,11 +76,7 @@ def test_a_disk_that_takes_no_more_is_told_of_and_nothing_stays(tlkit, story, tm
     place.mkdir()
     out = place / line.split()[-1]
     arguments = line.format(photos=photos, run=story.run).split()
-
-    def no_larger_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    finished = tlkit(*arguments, cwd=place, env=story.env, preexec_fn=no_larger_files)
+    finished = tlkit(*arguments, cwd=place, env=story.env, largest_file=limit)
     assert (finished.code, finished.out) == (5, "")
     assert finished.err.startswith(f"tlkit: {out.name}: can't write: "), finished.err
     assert finished.err.count("\n") == 1

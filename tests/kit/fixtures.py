@@ -19,6 +19,7 @@ import hypothesis
 import pytest
 
 from tests.kit import tiny
+from tests.kit.forks import Finished, Forks
 
 if TYPE_CHECKING:
     from tlkit.training.config import TrainingConfig
@@ -30,25 +31,6 @@ hypothesis.settings.load_profile("tlkit")
 CHECKOUT = Path(__file__).resolve().parents[2]
 DIGITS = ("0", "1", "5", "6")
 SHARED_DATA = Path(os.environ.get("TLKIT_SHARED_DATA") or CHECKOUT.parent / "shared" / "data")
-
-
-@dataclass(frozen=True)
-class Finished:
-    """Exit code and output of a command."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The result that it printed with `--json`."""
-        return json.loads(self.out)
-
-    @property
-    def next(self) -> str:
-        """The command it named as the next."""
-        return self.err.splitlines()[-1].removeprefix("next: ")
 
 
 @dataclass(frozen=True)
@@ -99,7 +81,7 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-def finish(command: list[Any], cwd: Path | None, env: dict[str, str] | None, **options: Any) -> Finished:
+def finish(command: list[Any], cwd: Path | None, env: dict[str, str] | None) -> Finished:
     """Run a command to its end, with `env` added to the environment and the project's own commands on the path."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     process = subprocess.run(
@@ -110,18 +92,35 @@ def finish(command: list[Any], cwd: Path | None, env: dict[str, str] | None, **o
         text=True,
         errors="surrogateescape",  # names of files may be any bytes
         check=False,
-        **options,
     )
     return Finished(process.returncode, process.stdout, process.stderr)
 
 
 @pytest.fixture(scope="session")
-def tlkit() -> Callable[..., Finished]:
-    """Runs the installed console script in a process of its own: `tlkit("predict", bundle, cwd=…, env={…})`."""
+def forks() -> Iterator[Forks]:
+    """Processes that share one import of PyTorch: `forks.run(["script.py", ...], cwd=…, env={…})`."""
+    made = Forks()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def tlkit(forks: Forks) -> Callable[..., Finished]:
+    """Runs a command line in a fork: `tlkit("predict", bundle, cwd=…, env={…})`."""
+
+    def run(*args: object, **options: Any) -> Finished:
+        return forks.run(["tlkit", *args], **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def console_script() -> Callable[..., Finished]:
+    """Runs the installed console script, which imports what it needs: `console_script("--help", cwd=…, env={…})`."""
     script = Path(sys.executable).with_name("tlkit")
 
-    def run(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None, **options: Any) -> Finished:
-        return finish([script, *map(str, args)], cwd, env, **options)
+    def run(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> Finished:
+        return finish([script, *map(str, args)], cwd, env)
 
     return run
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -53,11 +51,9 @@ def test_interrupted_after_any_epoch_it_reaches_the_same_weights(pictures, whole
 @pytest.mark.parametrize(
     ("when", "number"), [("step", 2), ("step", 13), ("step", 25), ("checkpoint", 5), ("checkpoint", 7)]
 )
-def test_killed_at_any_time_it_reaches_the_same_weights(pictures, work, checkout, when, number):
-    command = [sys.executable, checkout / "tests/kit/course.py", pictures, work, when, str(number)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])}
-    finished = subprocess.run(command, env=env, capture_output=True, check=False)
-    assert finished.returncode == -signal.SIGKILL, finished.stderr
+def test_killed_at_any_time_it_reaches_the_same_weights(pictures, work, checkout, forks, when, number):
+    finished = forks.run([checkout / "tests/kit/course.py", pictures, work, when, number])
+    assert finished.code == -signal.SIGKILL, finished.err
     weights, fitted = course(pictures, work)
     expected, unbroken = course(pictures, work.parent)
     assert same(weights, expected)

@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import re
-import resource
 import signal
 import sys
 import time
@@ -141,11 +140,8 @@ class TestRTX:
         assert not list((own_run / "tensorrt-rtx").iterdir())
 
     def test_a_full_disk_is_told_of_by_the_files_own_name_and_nothing_stays(self, own_run, tlkit):
-        def no_larger_files():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-
         before = sorted(own_run.rglob("*"))
-        done = tlkit("export", own_run, "--tensorrt-rtx", preexec_fn=no_larger_files)
+        done = tlkit("export", own_run, "--tensorrt-rtx", largest_file=5000)
         assert (done.code, done.out) == (5, "")
         assert f"{own_run}/tensorrt-rtx/fp32/trunk.engine: can't write: file too large" in done.err
         assert done.err.count("\n") == 1
