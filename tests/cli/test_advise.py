@@ -10,43 +10,56 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.kit.components import environment
+from tests.kit.tiny import write_images
 
-def test_the_page_and_the_command_it_ends_with(story, tlkit):
-    said = tlkit("advise", "photos/", "--audit", cwd=story.root, env=story.env)
+TINY = ("--backbone", "tiny")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with photos/."""
+    root = tmp_path_factory.mktemp("place")
+    write_images(root / "photos")
+    return root
+
+
+@pytest.fixture(scope="module")
+def env(place):
+    """The environment of a process that finds the tiny backbone; its cache is shared by the tests of this module."""
+    return environment(place / "site")
+
+
+def test_the_page_and_the_command_it_ends_with(place, env, tlkit):
+    said = tlkit("advise", "photos/", "--audit", *TINY, cwd=place, env=env)
     assert said.code == 0, said.err
     for part in (
         "images",
-        "efficientnet-lite0\n  domain shift",
-        "stage7",
+        "tiny\n  domain shift",
+        "second",
         "RECOMMENDED",
         "expected accuracy",
-        "audit of 60 images",
+        "audit of 36 images",
     ):
         assert part in said.out
-    chosen = "--backbone efficientnet-lite0 --strategy probe-then-tune --cut "
+    chosen = "--backbone tiny --strategy probe-then-tune --cut "
     assert said.next.startswith(f"tlkit train photos -o run/ {chosen}")
 
 
-def test_json_over_two_backbones(story, tlkit):
-    said = tlkit(
-        "advise",
-        "photos/",
-        *["--backbone", "efficientnet-lite0"] * 2,
-        "--json",
-        cwd=story.root,
-        env=story.env,
-    )
+def test_json_over_two_backbones(place, env, tlkit):
+    said = tlkit("advise", "photos/", *TINY * 2, "--json", cwd=place, env=env)
     assert said.code == 0, said.err
-    assert [each["backbone"] for each in said.json["backbones"]] == ["efficientnet-lite0"]
+    assert [each["backbone"] for each in said.json["backbones"]] == ["tiny"]
     stages = said.json["backbones"][0]["stages"]
-    assert [stage["stage"] for stage in stages][::8] == ["stem", "last"]
+    assert [stage["stage"] for stage in stages] == ["first", "second", "third"]
     assert all(0 <= stage["interval"][0] <= stage["probe"] <= stage["interval"][1] <= 1 for stage in stages)
     assert said.json["backbones"][0]["domain_shift"]["domain"] in ("different", "unclear")
-    assert 0 < said.json["backbones"][0]["classifier"]["max_probability"] < 1
+    assert said.json["backbones"][0]["classifier"] is None  # the tiny one has none
 
 
-def test_auto_trains_it_and_inspect_shows_why(story, tlkit, tmp_path):
-    said = tlkit("train", "photos/", "-o", tmp_path / "run", "--json", cwd=story.root, env=story.env)
+def test_auto_trains_it_and_inspect_shows_why(place, env, tlkit, tmp_path):
+    assert tlkit("advise", "photos/", *TINY, cwd=place, env=env).code == 0
+    said = tlkit("train", "photos/", "-o", tmp_path / "run", *TINY, "--json", cwd=place, env=env)
     assert said.code == 0, said.err
     assert said.json["decoded"] == 0
     assert said.json["advice"]["verdict"] == "recommended"
@@ -56,14 +69,14 @@ def test_auto_trains_it_and_inspect_shows_why(story, tlkit, tmp_path):
     assert shown.json["advice"]["reasons"]
 
 
-def test_what_is_named_stays(story, tlkit, tmp_path):
-    choice = ["--cut", "stage5", "--head", "svm", "--set", "head.pca=16"]
-    said = tlkit("train", "photos/", "-o", tmp_path / "run", *choice, "--json", cwd=story.root, env=story.env)
+def test_what_is_named_stays(place, env, tlkit, tmp_path):
+    choice = [*TINY, "--cut", "second", "--head", "svm", "--set", "head.pca=4"]
+    said = tlkit("train", "photos/", "-o", tmp_path / "run", *choice, "--json", cwd=place, env=env)
     assert said.code == 0, said.err
-    assert (said.json["strategy"], said.json["cut"], said.json["head"]) == ("frozen", "stage5", "svm")
-    assert said.json["advice"]["reasons"] == ["cut at stage5 as requested; the trunk stays frozen then"]
+    assert (said.json["strategy"], said.json["cut"], said.json["head"]) == ("frozen", "second", "svm")
+    assert said.json["advice"]["reasons"] == ["cut at second as requested; the trunk stays frozen then"]
     shown = tlkit("inspect", tmp_path / "run", "--json")
-    assert shown.json["head"]["options"]["pca"] == 16
+    assert shown.json["head"]["options"]["pca"] == 4
 
 
 def noise(place, count, seed=0):
@@ -94,8 +107,8 @@ def the_same_picture(root):
                 shutil.copy(root / "a/0.png", root / label / f"{number}.png")
 
 
-def a_thousand_classes_with_two(root):
-    for number in range(1000):
+def hundreds_of_classes_with_two(root):
+    for number in range(300):
         noise(root / f"class {number:03}", 2, seed=number)
 
 
@@ -112,18 +125,18 @@ NOT_TRAINABLE = "which can't be in train and val both|only one class"
         (ten_images, "at least 20 are needed", 0),
         (one_class_with_one_image, "classes with at most one training image: b", 3),
         (the_same_picture, "1 distinct images of .*, at least 20 are needed", 0),
-        (a_thousand_classes_with_two, "half of the classes have at most 1 distinct images", 0),
+        (hundreds_of_classes_with_two, "half of the classes have at most 1 distinct images", 0),
         (one_class, "there is only one class", 3),
     ],
 )
-def test_an_inconclusive_dataset_is_trained_on_cautiously(story, tlkit, tmp_path, plant, reason, trains):
+def test_an_inconclusive_dataset_is_trained_on_cautiously(env, tlkit, tmp_path, plant, reason, trains):
     plant(tmp_path / "few")
-    said = tlkit("advise", "few/", "--audit", "--html", "page.html", cwd=tmp_path, env=story.env)
+    said = tlkit("advise", "few/", "--audit", "--html", "page.html", *TINY, cwd=tmp_path, env=env)
     assert said.code == 0, said.err
     assert re.search(f"INCONCLUSIVE: .*{reason}", said.out)
     assert "RECOMMENDED" not in said.out
     assert "INCONCLUSIVE" in (tmp_path / "page.html").read_text()
-    done = tlkit("train", "few/", "-o", "run", cwd=tmp_path, env=story.env)
+    done = tlkit("train", "few/", "-o", "run", *TINY, cwd=tmp_path, env=env)
     assert done.code == trains, done.err
     if trains:
         assert said.next == "tlkit advise few"
@@ -131,7 +144,7 @@ def test_an_inconclusive_dataset_is_trained_on_cautiously(story, tlkit, tmp_path
         assert not (tmp_path / "run").exists()
     else:
         assert said.next.startswith("tlkit train few -o run/ ")
-        assert done.out.startswith("efficientnet-lite0 up to last, strategy frozen, head logistic\n")
+        assert done.out.startswith("tiny up to third, strategy frozen, head logistic\n")
         assert re.search(f"INCONCLUSIVE: .*{reason}", done.out)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -164,17 +177,17 @@ def locked(root):
     ],
 )
 @pytest.mark.parametrize("line", ["advise set", "train set -o run"])
-def test_what_cannot_be_read_is_one_line_and_nothing_stays(story, tlkit, tmp_path, plant, words, line):
+def test_what_cannot_be_read_is_one_line_and_nothing_stays(env, tlkit, tmp_path, plant, words, line):
     plant(tmp_path / "set")
-    said = tlkit(*line.split(), cwd=tmp_path, env=story.env)
+    said = tlkit(*line.split(), *TINY, cwd=tmp_path, env=env)
     assert (said.code, said.out) == (3, "")
     assert re.fullmatch(f"tlkit: .*{words}.*\n", said.err)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_of_mixed_garbage_the_rest_is_taken_where_that_is_allowed(story, tlkit, tmp_path):
+def test_of_mixed_garbage_the_rest_is_taken_where_that_is_allowed(env, tlkit, tmp_path):
     garbage(tmp_path / "set")
-    said = tlkit("train", "set", "-o", "run", "--max-bad", "0.2", "--json", cwd=tmp_path, env=story.env)
+    said = tlkit("train", "set", "-o", "run", "--max-bad", "0.2", "--json", *TINY, cwd=tmp_path, env=env)
     assert said.code == 0, said.err
     bad = ("empty.png", "half.png", "noise.jpg")
     assert set(said.json["rejected"]) == {f"{label}/{name}" for label in "ab" for name in bad}
@@ -195,8 +208,8 @@ def test_of_mixed_garbage_the_rest_is_taken_where_that_is_allowed(story, tlkit, 
         (["train", "photos/", "-o", "new/", "--head", "svm", "--set", "head.pac=3"], 2, "pac"),
     ],
 )
-def test_what_cannot_be_asked(story, tlkit, arguments, code, words):
-    said = tlkit(*arguments, cwd=story.root, env=story.env)
+def test_what_cannot_be_asked(place, env, tlkit, arguments, code, words):
+    said = tlkit(*arguments, cwd=place, env=env)
     assert said.code == code
     assert words in said.err
     assert len(said.err.strip().splitlines()) == 1
