@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         ArtifactError as ArtifactError,
         DataError as DataError,
         GateError as GateError,
+        PluginError as PluginError,
         ResourceError as ResourceError,
         TlkitError as TlkitError,
         TlkitWarning as TlkitWarning,
@@ -57,7 +58,7 @@ _MODULES = {
         "advise benchmark diagnose embed evaluate export export_shared_trunk export_triton inspect "
         "list_components load train verify"
     ),
-    "tlkit.errors": "ArtifactError DataError GateError ResourceError TlkitError TlkitWarning UsageError",
+    "tlkit.errors": "ArtifactError DataError GateError PluginError ResourceError TlkitError TlkitWarning UsageError",
     "tlkit.plugin.contract": (
         "Augmentation Backbone Component DatasetStatistics Head Loss OptimizationProfile Optimizer Phase Preprocessing "
         "Session Strategy Target Weights option"

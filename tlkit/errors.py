@@ -74,3 +74,12 @@ class GateError(TlkitError):
     """A check that guards deployment failed: parity, verification, an accuracy budget."""
 
     exit_code = 6
+
+
+class PluginError(TlkitError):
+    """A component of a plugin failed, or does not do what the contract says."""
+
+    exit_code = 7
+
+    def __init__(self, what: str, *, file: Path | str | None = None, do: str | None = None) -> None:
+        super().__init__(what, file=file, do=do or "report it to the plugin's author, with what --debug shows")

@@ -14,6 +14,7 @@ from tlkit.errors import (
     ArtifactError,
     DataError,
     GateError,
+    PluginError,
     ResourceError,
     TlkitError,
     UsageError,
@@ -39,7 +40,8 @@ def fail(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [(UsageError, 2), (DataError, 3), (ArtifactError, 4), (ResourceError, 5), (GateError, 6)]
+    ("kind", "code"),
+    [(UsageError, 2), (DataError, 3), (ArtifactError, 4), (ResourceError, 5), (GateError, 6), (PluginError, 7)],
 )
 def test_each_kind_of_error_has_its_exit_code(fail, kind, code):
     assert fail(kind("it is odd", file="a.jpg", do="fix it")) == (code, "tlkit: a.jpg: it is odd; fix it\n")

@@ -28,6 +28,23 @@ class Toy(Head):
     def module(self, width, classes):
         raise NotImplementedError
 """
+BACKBONE = """
+from dataclasses import dataclass
+from tlkit import Backbone, Preprocessing, Weights, hookimpl
+
+@dataclass(frozen=True)
+class Toy(Backbone):
+    name = "NAME"
+    preprocessing = Preprocessing(64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    weights = Weights("a seed", "MIT")
+
+    def stages(self, *, pretrained):
+        raise NotImplementedError
+
+@hookimpl
+def tlkit_backbones():
+    return [Toy()]
+"""
 HEADS = "\n@hookimpl\ndef tlkit_heads():\n    return [Toy()]\n"
 
 
@@ -45,6 +62,10 @@ class Case:
 
 def toy(name: str) -> str:
     return GOOD.replace("NAME", name)
+
+
+def network(name: str) -> str:
+    return BACKBONE.replace("NAME", name)
 
 
 CASES = {
@@ -91,10 +112,29 @@ CASES = {
     "default": Case(toy("default").replace("option(3", "option('3'") + HEADS, "ok", "size: its default must be int"),
     "twin": Case(toy("fine-toy") + HEADS, "ok", "both broken-fine 1.0 and broken-twin 1.0 provide it"),
     "impostor": Case(
-        toy("efficientnet-lite0").replace("Head", "Backbone").replace("def module", "def stages")
-        + "@hookimpl\ndef tlkit_backbones():\n    return [Toy()]",
+        network("efficientnet-lite0"),
         "ok",
         "both tlkit .* and broken-impostor 1.0 provide it",  # though it would come first by name
+    ),
+    "weightless": Case(
+        network("weightless-toy").replace('    weights = Weights("a seed", "MIT")\n', ""),
+        "ok",
+        r"it has no weights; declare: weights = Weights\(origin, license\)",
+    ),
+    "unprepared": Case(
+        network("unprepared-toy").replace("Preprocessing(64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))", "64"),
+        "ok",
+        "its preprocessing is int, not tlkit.Preprocessing",
+    ),
+    "dated": Case(
+        network("dated-toy").replace("*, pretrained", ""),
+        "ok",
+        r"its stages\(\) can't be called with \(pretrained\), as contract 1 does",
+    ),
+    "moving": Case(
+        "import os, sys\nos.chdir('/')\nsys.stdout = None\n" + toy("moving-toy") + HEADS,
+        "ok",
+        components=("moving-toy",),
     ),
     "fitting": Case(toy("fitting-toy") + HEADS, "ok", components=("fitting-toy",), requires=("tlkit[train]>=0.1",)),
     "later": Case(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from tests.kit.distribution import install
+from tests.kit.distribution import describe, install
 from tlkit.plugin import discovery
 from tlkit.plugin.discovery import find, provenance
 
@@ -56,7 +57,8 @@ def test_a_plugin_for_this_version_is_fit(site: Path, requires: tuple[str, ...])
     ],
 )
 def test_a_plugin_for_another_version_is_not(site: Path, requires: tuple[str, ...], range_: str) -> None:
-    assert incompatible(site, *requires) == f"it requires tlkit {range_}, and this is 0.1.0"
+    advice = "install a version of some-plugin for this one"
+    assert incompatible(site, *requires) == f"it requires tlkit {range_}, and this is 0.1.0; {advice}"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,10 @@ class TestContract:
 
     def test_another_one_is_not_imported(self, site: Path) -> None:
         found = self.found(site, "[tlkit.2]\nx = some_plugin\n")
-        reason = "it was written for contract 2 of plugins, and this tlkit 0.1.0 has contract 1"
+        reason = (
+            "it was written for contract 2 of plugins, and this tlkit 0.1.0 has contract 1; "
+            "install a version of some-plugin for this one"
+        )
         assert found == [("some_plugin", reason)]
 
     def test_of_several_the_right_one_is_taken(self, site: Path) -> None:
@@ -118,3 +123,31 @@ class TestContract:
         ((_, reason),) = self.found(site, "[tlkit]\nx = some_plugin\n")
         assert reason is not None
         assert reason.startswith("it was written for contract 1")
+
+
+class TestHidden:
+    """Metadata that hides another distribution of the same name is named."""
+
+    def test_two_versions(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for version in ("1.0", "1.1"):
+            (tmp_path / version).mkdir()
+            describe(tmp_path / version, "some-plugin", "[tlkit]\nx = some_plugin\n", version)
+            monkeypatch.syspath_prepend(tmp_path / version)
+        found = {each.version: each.incompatible for each in find("tlkit") if each.distribution == "some-plugin"}
+        assert found == {"1.1": None, "1.0": f"some-plugin 1.1 in {tmp_path / '1.1'} hides it; remove one of the two"}
+
+    def test_one_that_calls_itself_tlkit(self, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        describe(site, "tlkit", "[tlkit]\nevil = evil\n", "99")
+        monkeypatch.setattr(discovery, "_is_this", lambda distribution: distribution.version != "99")
+        own = {each.version: each for each in find("tlkit") if each.distribution == "tlkit"}
+        assert own["0.1.0"].incompatible is None
+        assert own["99"].incompatible is not None
+        assert own["99"].incompatible.startswith("tlkit 0.1.0 in ")
+
+    def test_tlkit_is_known_by_its_place(self, checkout: Path, tmp_path: Path) -> None:
+        for root, url, ours in ((checkout, "", True), (tmp_path, checkout.as_uri(), True), (tmp_path, "", False)):
+            place = tmp_path / str(len(list(tmp_path.iterdir()))) / "tlkit-0.1.0.dist-info"
+            place.mkdir(parents=True)
+            place.joinpath("direct_url.json").write_text(json.dumps({"url": url}))
+            located = type("Located", (metadata.PathDistribution,), {"locate_file": lambda *_, root=root: root})
+            assert discovery._is_this(located(place)) is ours, (root, url)

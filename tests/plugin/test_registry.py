@@ -124,8 +124,25 @@ def test_plugins_of_the_same_name_from_two_distributions_both_load() -> None:
     (warning,) = host.warnings
     assert warning == (
         "plugin 'toys' (other-toys 1.2): its head 'a' was refused: "
-        "both tlkit-toys 1.2 and other-toys 1.2 provide it, and the first keeps the name"
+        "both tlkit-toys 1.2 and other-toys 1.2 provide it, and the first keeps the name; "
+        "TLKIT_DISABLE_PLUGINS=tlkit-toys gives it to the other"
     )
+
+
+def test_a_bundle_finds_the_component_that_it_was_made_with() -> None:
+    @dataclass(frozen=True)
+    class Other(Family):
+        pass
+
+    host = Host([found("toys", heads=[Family("a")]), found("toys", "other-toys", heads=[Other("a")])])
+    assert type(host.require("head", "a", "tlkit-toys", "1.2", {})) is Family
+    second = host.require("head", "a", "other-toys", "1.2", {})
+    assert type(second) is Other
+    assert host.origin(second) == ("other-toys", "1.2")
+    with pytest.raises(
+        ArtifactError, match=r"needs head 'a' of third-toys 1\.0: here, tlkit-toys 1\.2 provides that name"
+    ):
+        host.require("head", "a", "third-toys", "1.0", {})
 
 
 def test_many_refusals_are_one_warning() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+import functools
 import gc
 import io
 import os
@@ -10,14 +12,14 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import IO, Any, NoReturn
 
 import click
 
 from tlkit.errors import ResourceError, TlkitError, TlkitWarning, UsageError, one_line
+from tlkit.plugin.blame import attributed, left_running
 from tlkit.util.text import nearest
 from tlkit.version import __version__
 
@@ -39,6 +41,7 @@ VERBS = {
 PROGRAM = "tlkit"
 DEBUG = "--debug"
 COMPLETION_VARIABLE = "_TLKIT_COMPLETE"
+THREAD_PATIENCE = 1.0  # seconds that a thread of a plugin has to end
 
 
 class Verbs(click.Group):
@@ -56,6 +59,8 @@ class Verbs(click.Group):
             return None
         command: click.Command = import_module(f"{self.package}.{cmd_name}").command
         command.short_help = self.verbs[cmd_name]
+        if command.callback is not None and not hasattr(command.callback, "prints_results"):
+            command.callback = _printing_results(command.callback)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -70,6 +75,30 @@ class Verbs(click.Group):
             then = f"did you mean {near!r}?" if near else f"see: {ctx.command_path} --help"
             raise click.UsageError(f"there is no command {args[0]!r}; {then}", ctx)
         return super().resolve_command(ctx, args)
+
+
+_stdout: list[IO[str]] = []  # while a verb runs: the stream of its results
+
+
+def result(text: str) -> None:
+    """Print a result of a verb on stdout, where nothing else is printed."""
+    click.echo(text, file=_stdout[-1] if _stdout else None)
+
+
+def _printing_results(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Have what a verb prints, and the plugins that it runs, go to stderr; `result` alone prints on stdout."""
+
+    @functools.wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        _stdout.append(sys.stdout)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                return verb(*args, **kwargs)
+        finally:
+            _stdout.pop()
+
+    run.prints_results = True  # type: ignore[attr-defined]
+    return run
 
 
 @click.command(
@@ -102,9 +131,10 @@ def main(args: Sequence[str] | None = None) -> None:
     # Imports and traces make objects by the million that stay: looking through them again and again for garbage takes
     # a tenth of the time of `tlkit train`.
     gc.set_threshold(100_000)
+    _keep_stdout_for_results()
     _let_any_name_through()
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run([arg for arg in given[:end] if arg != DEBUG] + given[end:], debug=debug))
+    _exit(run([arg for arg in given[:end] if arg != DEBUG] + given[end:], debug=debug))
 
 
 def run(args: Sequence[str], *, debug: bool = False) -> int:
@@ -143,7 +173,7 @@ def _dispatch(args: Sequence[str]) -> int:
     return 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def _warnings_as_lines() -> Iterator[None]:
     """Print each warning of tlkit as a line on stderr."""
     with warnings.catch_warnings():
@@ -166,6 +196,33 @@ class _Terminated(KeyboardInterrupt):
 
 def _terminate(_signal: int, _frame: object) -> None:
     raise _Terminated
+
+
+def _keep_stdout_for_results() -> None:
+    """Give `sys.stdout` a descriptor of its own and point the usual one to stderr: native code and plugins write there.
+
+    A closed stdout or stderr is left as it is.
+    """
+    if sys.stdout is None or sys.stderr is None:
+        return
+    with contextlib.suppress(OSError):  # also io.UnsupportedOperation, of a stream without a descriptor
+        usual = sys.stdout
+        descriptor = os.dup(usual.fileno())
+        usual.flush()
+        os.dup2(sys.stderr.fileno(), usual.fileno())
+        sys.stdout = open(descriptor, "w", encoding=usual.encoding, errors=usual.errors)  # noqa: SIM115 - until the end
+
+
+def _exit(code: int) -> NoReturn:
+    """End the process, also where a plugin left a thread running that would keep it for ever."""
+    left = left_running(THREAD_PATIENCE)
+    if not left:
+        sys.exit(code)
+    click.echo(f"{PROGRAM}: warning: {left[0]} running; it was ended", err=True)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _let_any_name_through() -> None:
@@ -198,7 +255,7 @@ def _problem(error: Exception) -> TlkitError:
             return ResourceError((error.strerror or str(error)).lower(), file=os.fsdecode(file))
         case _:
             what = f"a bug in tlkit: {type(error).__name__}: {error}"
-            return TlkitError(what, do=f"run again with {DEBUG} and report what it shows")
+            return attributed(error) or TlkitError(what, do=f"run again with {DEBUG} and report what it shows")
 
 
 def _complain(line: str, code: int) -> int:

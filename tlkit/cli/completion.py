@@ -16,7 +16,7 @@ def command(shell: str) -> None:
       eval "$(tlkit completion bash)"
       tlkit completion fish > ~/.config/fish/completions/tlkit.fish
     """
-    from tlkit.cli import COMPLETION_VARIABLE, PROGRAM, cli
+    from tlkit.cli import COMPLETION_VARIABLE, PROGRAM, cli, result
 
     if completion := get_completion_class(shell):
-        click.echo(completion(cli, {}, PROGRAM, COMPLETION_VARIABLE).source())
+        result(completion(cli, {}, PROGRAM, COMPLETION_VARIABLE).source())

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from tlkit.cli import result
 from tlkit.errors import one_line
 from tlkit.plugin.contract import Progress, Tick, silent
 
@@ -20,7 +21,7 @@ BAR, TIMES = 20, 24  # characters of a progress bar, and of the remaining time w
 
 def show(facts: Mapping[str, Any], text: object, as_json: bool) -> None:
     """Print a result on stdout: as JSON, or as text for people."""
-    click.echo(json.dumps(facts, indent=2) if as_json else str(text))
+    result(json.dumps(facts, indent=2) if as_json else str(text))
 
 
 def wrote(path: Path | None, *, then: str) -> None:

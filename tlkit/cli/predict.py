@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from tlkit.cli import result
 from tlkit.cli.options import FilePath, device_options, head_option
 from tlkit.cli.output import note, wrote
 from tlkit.errors import one_line
@@ -53,10 +54,10 @@ def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool, **o
         best = list(zip(prediction.labels, prediction.probabilities, strict=True))
         if as_json:
             answers = [{"label": label, "probability": probability} for label, probability in best]
-            click.echo(json.dumps({"path": prediction.name, "predictions": answers}))
+            result(json.dumps({"path": prediction.name, "predictions": answers}))
         else:
             cells = [cell for label, probability in best for cell in (label, f"{probability:.4f}")]
-            click.echo("\t".join(map(one_line, [prediction.name, *cells])))
+            result("\t".join(map(one_line, [prediction.name, *cells])))
     check_max_bad(reasons, len(files), None)
     sources = " ".join(map(quoted, images)) if len(images) <= MOST_IMAGES else "IMAGE..."
     suffix = "parquet" if find_spec("pyarrow") else "npy"

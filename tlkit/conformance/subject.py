@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from unittest import SkipTest
 
 from tlkit.conformance.reference import Reference
-from tlkit.errors import GateError, TlkitError
+from tlkit.errors import GateError, PluginError, TlkitError
 from tlkit.plugin.contract import Component
 from tlkit.util.text import listed
 
@@ -75,7 +75,8 @@ class Subject(Generic[AnyComponent]):
             raise
         except (Exception, SystemExit) as error:
             root = _root(error)
-            what = textwrap.shorten(f"it raised {type(root).__name__}: {root}", _MESSAGE)
+            raised = root.what if isinstance(root, PluginError) else f"it raised {type(root).__name__}: {root}"
+            what = textwrap.shorten(raised, _MESSAGE)
             raise CheckFailed(what + _place(root, type(self.component)), do="fix it there") from error
 
     def prepare(self, name: str, owner: str, make: Callable[[], Made]) -> Made:
@@ -99,8 +100,8 @@ class Subject(Generic[AnyComponent]):
 
 
 def _root(error: BaseException) -> BaseException:
-    """Return the root cause of an error, at most down to a TlkitError."""
-    while error.__cause__ is not None and not isinstance(error, TlkitError):
+    """Return the root cause of an error, at most down to a TlkitError that a component raised itself."""
+    while error.__cause__ is not None and (isinstance(error, PluginError) or not isinstance(error, TlkitError)):
         error = error.__cause__
     return error
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tlkit.conformance import small
 from tlkit.conformance.subject import CheckFailed, Skipped, Subject, expect, prepared
-from tlkit.errors import ArtifactError, ResourceError, TlkitError
+from tlkit.errors import ArtifactError, PluginError, ResourceError, TlkitError
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, OptimizationProfile, Session, Target
 from tlkit.runtime.session import OnnxSession
 from tlkit.verification.parity import TOLERANCES, compare
@@ -229,11 +229,13 @@ def _opens(subject: TargetSubject, file: Path, refusal: type[TlkitError], when: 
     """Return True if `open` opens a file, False if it raises `refusal`. Fails if it raises anything else."""
     try:
         subject.open(file)
+    except PluginError as error:
+        raise CheckFailed(f"{when}, `open` raises {type(error.__cause__).__name__}", do=do) from error
     except refusal:
         return False
     except Skipped:
         raise
-    except Exception as error:
+    except TlkitError as error:
         raise CheckFailed(f"{when}, `open` raises {type(error).__name__}", do=do) from error
     return True
 

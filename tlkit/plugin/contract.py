@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+from tlkit.plugin.blame import guard
 from tlkit.plugin.phases import BALANCES as BALANCES
 from tlkit.plugin.phases import BATCHNORMS as BATCHNORMS
 from tlkit.plugin.phases import OPTIMIZERS as OPTIMIZERS
@@ -147,6 +148,10 @@ class Component(ABC):
     name: str  # `--head NAME`; a class attribute, or a field of a family of components
     kind: ClassVar[str]
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        guard(cls, __name__)
+
     def migrate(self, options: Mapping[str, Any], version: str) -> Mapping[str, Any]:
         """Return the options of a bundle that another `version` of the plugin's distribution wrote, as named today.
 
@@ -257,6 +262,10 @@ class Session(ABC):
     workers: int = 1  # number of threads that gain throughput by calling `run` concurrently
     batch_size: int = 8  # rows per call with the best throughput
     gpu_seconds: float | None = None  # GPU time of the last call, if it was measured
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        guard(cls, __name__)
 
     @abstractmethod
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:

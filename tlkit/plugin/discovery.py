@@ -6,10 +6,12 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import NoReturn
+from urllib.parse import unquote, urlsplit
 
 from tlkit.plugin.contract import CONTRACT
 from tlkit.version import __version__
@@ -33,21 +35,57 @@ class Found:
     load: Callable[[], object]
     incompatible: str | None = None
 
+    def __str__(self) -> str:
+        return f"plugin {self.name!r} ({self.distribution} {self.version})"
+
 
 def find(group: str) -> list[Found]:
     """Return the entry points of `group` and of `group.N`, for contract N, sorted by distribution and name.
 
     tlkit's own distribution comes first, so that no other can take a name of the standard plugin.
     """
-    by_distribution: dict[str, list[Found]] = {}
+    by_name: dict[str, list[metadata.Distribution]] = {}
     for distribution in metadata.distributions():
         if declares(distribution, group):
-            # The first on sys.path shadows others of the same name, as it does for imports.
-            by_distribution.setdefault(normalize(_identity(distribution)[0]), _read(distribution, group))
+            by_name.setdefault(normalize(_identity(distribution)[0]), []).append(distribution)
+    found = itertools.chain.from_iterable(_chosen(name, several, group) for name, several in by_name.items())
     return sorted(
-        itertools.chain.from_iterable(by_distribution.values()),
-        key=lambda each: (normalize(each.distribution) != OWN_DISTRIBUTION, each.distribution, each.name),
+        found, key=lambda each: (normalize(each.distribution) != OWN_DISTRIBUTION, each.distribution, each.name)
     )
+
+
+def _chosen(name: str, several: list[metadata.Distribution], group: str) -> Iterator[Found]:
+    """Yield the entry points of the first distribution of a name, as imports do, and name those that it hides.
+
+    tlkit's own is the one that this module belongs to, wherever another calls itself so.
+    """
+    first = next(filter(_is_this, several), several[0]) if name == OWN_DISTRIBUTION else several[0]
+    yield from _read(first, group)
+    version = _identity(first)[1]
+    for other in several:
+        hidden, hidden_version = _identity(other)
+        if (
+            other is not first
+            and (hidden_version != version or name == OWN_DISTRIBUTION)
+            and _place(other) != _place(first)
+        ):
+            why = f"{hidden} {version} in {_place(first).parent} hides it; remove one of the two"
+            yield Found(hidden, hidden, hidden_version, "", functools.partial(_fail, RuntimeError(why)), why)
+
+
+def _is_this(distribution: metadata.Distribution) -> bool:
+    """Return True for the distribution that this module was installed with, as a copy or in place."""
+    try:
+        noted = json.loads(distribution.read_text("direct_url.json") or "{}").get("url", "")
+        roots = [Path(str(distribution.locate_file(""))), *([Path(unquote(urlsplit(noted).path))] if noted else [])]
+        return Path(__file__).parents[2].resolve() in [root.resolve() for root in roots]
+    except Exception:  # noqa: BLE001  # as in `provenance`
+        return False
+
+
+def _place(distribution: metadata.Distribution) -> Path:
+    """Return the folder of the metadata."""
+    return Path(str(getattr(distribution, "_path", ""))).absolute()
 
 
 def normalize(name: str) -> str:
@@ -85,11 +123,13 @@ def _read(distribution: metadata.Distribution, group: str) -> list[Found]:
         ours = [each for each, contract in written_for.items() if contract == CONTRACT]
         others = [each for each, contract in written_for.items() if contract is not None]
         incompatible = _incompatible(distribution, name)
-        if not ours:
+        if others and not ours:
             incompatible = (
                 f"it was written for contract {written_for[others[0]]} of plugins, and this {OWN_DISTRIBUTION} "
                 f"{__version__} has contract {CONTRACT}"
             )
+        if incompatible:
+            incompatible += f"; install a version of {name} for this one"
         return [Found(each.name, name, version, each.module, each.load, incompatible) for each in ours or others]
     except Exception as problem:  # noqa: BLE001  # malformed text: the parser raises many types
         return [Found(name, name, version, "", functools.partial(_fail, problem))]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import pluggy
 
-from tlkit.plugin import hooks
+from tlkit.plugin import blame, hooks
 from tlkit.plugin.contract import Backbone, Component
 from tlkit.plugin.discovery import Found
 from tlkit.plugin.kinds import BY_HOOK
@@ -20,7 +22,10 @@ from tlkit.plugin.options import describe, to_json
 from tlkit.plugin.validation import fault
 from tlkit.util.text import did_you_mean, table
 
+DISABLE_VARIABLE = "TLKIT_DISABLE_PLUGINS"
+
 _REASON_LENGTH = 300
+SLOW, LOAD_LIMIT = 10.0, 60.0  # seconds until a plugin that is loading is named, and ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class RegisteredComponent:
     distribution: str
     version: str
     reason: str | None = None
+    doubled: bool = False  # refused because another has the name: bundles that were made with it are opened
 
     @property
     def state(self) -> Literal["ok", "refused"]:
@@ -87,30 +93,57 @@ class Failure(NamedTuple):
 
 
 @contextlib.contextmanager
-def _collecting(what: str, failures: list[Failure]) -> Iterator[None]:
+def _collecting(found: Found, what: str, failures: list[Failure]) -> Iterator[None]:
     """Run a plugin's code: what it prints goes to stderr, what it raises is added to `failures`."""
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with blame.contained(lambda: str(found)), contextlib.redirect_stdout(sys.stderr), _in_time(found):
             yield
     except KeyboardInterrupt:
         raise
     except PluginFault as fault:
         failures.append(Failure(str(fault), traceback.format_exc()))
     except BaseException as error:  # noqa: BLE001  # also SystemExit: a plugin that exits must not end the host
-        line = traceback.format_exception_only(error)[-1]  # str() would fail if __str__ raises
-        failures.append(Failure(textwrap.shorten(f"{what}: {line}", _REASON_LENGTH), traceback.format_exc()))
+        failures.append(Failure(f"{what}: {blame.summary(error)}", traceback.format_exc()))
+
+
+@contextlib.contextmanager
+def _in_time(found: Found) -> Iterator[None]:
+    """Say so where a plugin takes long to load, and end it where it doesn't end.
+
+    Only the main thread can be interrupted, and only where the system has interval timers; elsewhere it is named alone.
+    """
+    skip = f"{DISABLE_VARIABLE}={found.name} skips it"
+    slow = threading.Timer(SLOW, lambda: sys.stderr.write(f"tlkit: {found} takes long to load; {skip}\n"))
+    slow.daemon = True
+    timed = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+
+    def end(_signal: int, _frame: object) -> None:
+        raise PluginFault(f"it doesn't finish loading within {LOAD_LIMIT:g} s; {skip}")
+
+    before = signal.signal(signal.SIGALRM, end) if timed else None
+    slow.start()
+    try:
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, LOAD_LIMIT)
+        yield
+    finally:
+        slow.cancel()
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
 def load_components(found: Found) -> tuple[list[RegisteredComponent], list[Failure]]:
     """Return the components of one plugin and its failures. A hook that fails loses its own components only."""
+    blame.remember(found.module, found.distribution, found.version)
     components: list[RegisteredComponent] = []
     failures: list[Failure] = []
-    with _collecting("it failed to load", failures):
+    with _collecting(found, "it failed to load", failures):
         manager = _register(found.load())
     if failures:
         return components, failures
     for hook, kind in BY_HOOK.items():
-        with _collecting(f"{hook} failed", failures):
+        with _collecting(found, f"{hook} failed", failures):
             components += [_validate(component, kind.base, found) for component in _call(manager, hook)]
     return components, failures
 

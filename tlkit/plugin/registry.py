@@ -16,11 +16,9 @@ from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin import hooks
 from tlkit.plugin.contract import Component
 from tlkit.plugin.discovery import Found, find, normalize
-from tlkit.plugin.loading import RegisteredComponent, load_components
+from tlkit.plugin.loading import DISABLE_VARIABLE, RegisteredComponent, load_components
 from tlkit.plugin.options import configure, from_json
 from tlkit.util.text import did_you_mean
-
-DISABLE_VARIABLE = "TLKIT_DISABLE_PLUGINS"
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*")
 _NAMES_IN_MESSAGE = 30
@@ -89,6 +87,10 @@ class Host:
     def origin(self, component: Component) -> tuple[str, str]:
         """Return the distribution that provides `component`, and its version. Raises UsageError if none does."""
         registered = self._named(component.kind, component.name)
+        same = [
+            each for each in self._offered(component.kind, component.name) if type(each.component) is type(component)
+        ]
+        registered = same[0] if same else registered
         return registered.distribution, registered.version
 
     def require(self, kind: str, name: str, distribution: str, version: str, settings: Mapping[str, object]) -> Any:
@@ -99,8 +101,9 @@ class Host:
         """
         if not _REQUIREMENT.fullmatch(f"{distribution}=={version}"):  # it would end in a command to be copied
             raise ArtifactError(f"the {kind}'s plugin can't be called {distribution!r}, version {version!r}")
-        registered = self._components.get((kind, name))
-        if registered is None or normalize(registered.distribution) != normalize(distribution):
+        offered = self._offered(kind, name)
+        registered = next((each for each in offered if normalize(each.distribution) == normalize(distribution)), None)
+        if registered is None:
             raise self._absent(kind, name, distribution, version)
         if registered.version != version:
             settings = registered.component.migrate(settings, version)
@@ -111,6 +114,11 @@ class Host:
                 raise
             what = f"{problem.what} (made with {distribution} {version}, installed is {registered.version})"
             raise ArtifactError(what, do=_install(distribution, version)) from problem
+
+    def _offered(self, kind: str, name: str) -> list[RegisteredComponent]:
+        """Return the valid components of that kind and name: the one that keeps the name first."""
+        all_ = [each for plugin in self.plugins for each in plugin.components if (each.kind, each.name) == (kind, name)]
+        return [each for each in all_ if each.reason is None or each.doubled]
 
     def _named(self, kind: str, name: str) -> RegisteredComponent:
         if (kind, name) in self._components:
@@ -143,8 +151,7 @@ class Host:
         if self._disabled & {"all", *own_names}:
             return replace(plugin, state="disabled", reason=f"{DISABLE_VARIABLE} says so")
         if found.incompatible:
-            do = f"install a version of {found.distribution} for this one"
-            return replace(plugin, state="incompatible", reason=f"{found.incompatible}; {do}")
+            return replace(plugin, state="incompatible", reason=found.incompatible)
         components, failures = load_components(found)
         plugin = replace(plugin, components=tuple(self._index(registered) for registered in components))
         if not failures:
@@ -159,7 +166,11 @@ class Host:
         if first is registered:
             return registered
         both = f"{first.distribution} {first.version} and {registered.distribution} {registered.version}"
-        return replace(registered, reason=f"both {both} provide it, and the first keeps the name")
+        reason = (
+            f"both {both} provide it, and the first keeps the name; {DISABLE_VARIABLE}={normalize(first.distribution)} "
+            f"gives it to the other"
+        )
+        return replace(registered, reason=reason, doubled=True)
 
 
 def _install(distribution: str, version: str) -> str:

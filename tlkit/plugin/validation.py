@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 
-from tlkit.plugin.contract import Component
+from tlkit.plugin.contract import CONTRACT, Component, Preprocessing, Weights
 from tlkit.plugin.options import option_fault
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[./]|[-_]+)[a-z0-9]+)*")
+
+_TYPES: dict[str, type] = {"Preprocessing": Preprocessing, "Weights": Weights}
+_EXAMPLES = {
+    "preprocessing": "Preprocessing(size, mean, std)",
+    "weights": "Weights(origin, license)",
+    "suffix": "'.engine'",
+}
 
 
 def kind_fault(component: object, contract: type[Component]) -> str | None:
@@ -33,8 +42,54 @@ def frozen_fault(component: object) -> str | None:
     return f"{type(component).__name__} is not a frozen dataclass"
 
 
+def lacking_fault(component: object, contract: type[Component]) -> str | None:
+    """Return what `component` does not declare although its contract demands it, or None; nothing is computed."""
+    for base in contract.__mro__:
+        for name, annotation in vars(base).get("__annotations__", {}).items():
+            found = _declared(component, name)
+            if found is None and name not in vars(base):
+                return f"it has no {name}; declare: {name} = {_EXAMPLES.get(name, '...')}"
+            expected = _TYPES.get(str(annotation))
+            if expected and not isinstance(found, expected) and not hasattr(found, "__get__"):  # as properties have
+                return f"its {name} is {type(found).__name__}, not tlkit.{expected.__name__}"
+    return None
+
+
+def signature_fault(component: object, contract: type[Component]) -> str | None:
+    """Return which method of `component` can't be called as the contract does, or None."""
+    return _signature_fault(type(component), contract) if isinstance(component, Component) else None
+
+
+@functools.cache  # a plugin may have a thousand instances of one class
+def _signature_fault(cls: type[Component], contract: type[Component]) -> str | None:
+    for name in {name for base in contract.__mro__ for name in vars(base) if not name.startswith("_")}:
+        wanted, found = getattr(contract, name), getattr(cls, name)
+        if not inspect.isfunction(wanted) or not inspect.isfunction(found) or wanted is found:
+            continue
+        parameters = inspect.signature(wanted).parameters.values()
+        by_name = {each.name: each for each in parameters if each.kind is each.KEYWORD_ONLY}
+        try:
+            inspect.signature(found).bind(*(each for each in parameters if each.name not in by_name), **by_name)
+        except TypeError as problem:
+            called = ", ".join([each.name for each in parameters][1:])
+            return f"its {name}() can't be called with ({called}), as contract {CONTRACT} does: {problem}"
+    return None
+
+
+def _declared(component: object, name: str) -> object:
+    """Return the attribute as it is declared in the component or its classes; None if it isn't."""
+    own = getattr(component, "__dict__", {})
+    return own.get(name, next((vars(each)[name] for each in type(component).__mro__ if name in vars(each)), None))
+
+
 def fault(component: object, contract: type[Component]) -> str | None:
     """Return the first reason to refuse `component` as an instance of `contract`, or None."""
     if (wrong := kind_fault(component, contract)) or not isinstance(component, Component):
         return wrong
-    return name_fault(component) or frozen_fault(component) or option_fault(component)
+    return (
+        name_fault(component)
+        or frozen_fault(component)
+        or lacking_fault(component, contract)
+        or signature_fault(component, contract)
+        or option_fault(component)
+    )

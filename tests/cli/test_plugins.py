@@ -1,0 +1,80 @@
+"""Plugins that misbehave: named with an exit code of their own, and nothing of what they print is a result."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.kit.distribution import install
+from tlkit import cli
+from tlkit.errors import PluginError
+
+MISBEHAVING = """
+import os, subprocess, sys, threading, time
+from dataclasses import dataclass
+from tlkit import Backbone, Preprocessing, Weights, hookimpl
+
+print("printed at import")
+os.write(1, b"written to file descriptor 1\\n")
+subprocess.run(["echo", "printed by a child"])
+threading.Thread(target=time.sleep, args=(60,), name="endless").start()
+
+@dataclass(frozen=True)
+class Net(Backbone):
+    name: str
+    preprocessing = Preprocessing(64, (0.5,) * 3, (0.5,) * 3)
+
+    @property
+    def weights(self):
+        print("printed in a property")
+        sys.exit(0)
+
+    def stages(self, *, pretrained):
+        raise ValueError("no network")
+
+@hookimpl
+def tlkit_backbones():
+    print("printed in a hook")
+    return [Net("bad-net")]
+"""
+
+
+def test_stdout_has_results_alone_and_the_plugin_is_named(tlkit, tmp_path):
+    install(tmp_path, "tlkit-bad", MISBEHAVING)
+    env = {"PYTHONPATH": str(tmp_path)}
+    listed = tlkit("plugins", "--json", env=env)
+    assert listed.code == 0, listed.err
+    assert "bad-net" in json.dumps(json.loads(listed.out))
+    for printed in ("printed at import", "written to file descriptor 1", "printed by a child", "printed in a hook"):
+        assert printed in listed.err
+    last = listed.err.splitlines()[-1]
+    assert last == "tlkit: warning: plugin 'tlkit-bad' (tlkit-bad 1.0) left its thread 'endless' running; it was ended"
+
+    shown = tlkit("plugins", "show", "bad-net", env=env)
+    assert (shown.code, shown.out) == (PluginError.exit_code, "")
+    assert "tlkit: backbone 'bad-net' (tlkit-bad 1.0) failed in weights: SystemExit: 0; report it" in shown.err
+
+
+def test_a_verb_prints_its_results_alone(capsys):
+    def verb():
+        print("a plugin prints")  # noqa: T201
+        cli.result("the result")
+
+    cli._printing_results(verb)()
+    assert capsys.readouterr() == ("the result\n", "a plugin prints\n")
+
+
+@pytest.mark.parametrize("package", ["tests", "elsewhere"])
+def test_what_a_plugin_raises_elsewhere_is_its_fault(package, monkeypatch, capsys):
+    monkeypatch.setattr("tlkit.plugin.blame._origins", {package: ("tlkit-toy", "1.2")})
+    monkeypatch.setattr(cli, "_dispatch", lambda args: args[9])
+    code = cli.run([])
+    said = capsys.readouterr().err
+    if package == "tests":
+        assert code == PluginError.exit_code
+        assert said.startswith("tlkit: plugin tlkit-toy 1.2 (test_plugins.py, line ")
+        assert "IndexError: list index out of range; report it to the plugin's author" in said
+    else:
+        assert code == 1
+        assert said.startswith("tlkit: a bug in tlkit: IndexError")

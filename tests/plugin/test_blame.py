@@ -1,0 +1,203 @@
+"""A component that fails is named, and what it changed for the whole process is put back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pytest
+
+from tlkit.errors import DataError, PluginError, ResourceError, TlkitWarning
+from tlkit.plugin import blame, loading
+from tlkit.plugin.contract import Backbone, Preprocessing, Session, Strategy, Weights
+from tlkit.plugin.discovery import Found
+from tlkit.plugin.registry import Host
+
+
+@dataclass(frozen=True)
+class Toy(Backbone):
+    """Runs what it is given."""
+
+    act: Callable[[], Any]
+    name = "toy"
+    preprocessing = Preprocessing(64, (0.5,) * 3, (0.5,) * 3)
+
+    def stages(self, *, pretrained: bool) -> Any:
+        return self.act()
+
+    @cached_property
+    def weights(self) -> Weights:  # type: ignore[override]
+        return self.act()
+
+
+def fail(error: BaseException) -> Callable[[], Any]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+class Odd(BaseException):
+    pass
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("error", "said"),
+        [
+            (ValueError("no such file"), "ValueError: no such file"),
+            (SystemExit(0), "SystemExit: 0"),
+            (Odd("x"), "tests.plugin.test_blame.Odd: x"),
+            (KeyError("a"), "KeyError: 'a'"),
+        ],
+    )
+    def test_the_component_and_the_method(self, error: BaseException, said: str) -> None:
+        with pytest.raises(PluginError) as raised:
+            Toy(fail(error)).stages(pretrained=False)
+        assert raised.value.what == f"backbone 'toy' failed in stages(): {said}"
+        assert raised.value.exit_code == 7
+        assert raised.value.__cause__ is error
+
+    def test_the_distribution(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(blame._origins, "tests", ("tlkit-toy", "1.2"))
+        with pytest.raises(PluginError, match=r"^backbone 'toy' \(tlkit-toy 1\.2\) failed in stages\(\): OSError"):
+            Toy(fail(OSError())).stages(pretrained=False)
+
+    def test_a_property(self) -> None:
+        with pytest.raises(PluginError, match="failed in weights: OSError: offline"):
+            _ = Toy(fail(OSError("offline"))).weights
+
+    def test_what_is_returned(self) -> None:
+        with pytest.raises(PluginError, match=r"failed in stages\(\): it returned list, not a mapping from names to"):
+            Toy(list).stages(pretrained=False)
+
+    def test_a_package_that_is_not_installed(self) -> None:
+        def act() -> None:
+            import no_such_package  # noqa: F401
+
+        with pytest.raises(ResourceError, match=r'needs the package no_such_package.*; pip install "no_such_package"'):
+            Toy(act).stages(pretrained=False)
+
+    def test_a_session(self) -> None:
+        class Broken(Session):
+            def run(self, array: Any, outputs: Any = None) -> Any:
+                raise RuntimeError("lost the device")
+
+        with pytest.raises(PluginError, match=r"^Broken failed in run\(\): RuntimeError: lost the device"):
+            Broken().run(None)
+
+    @pytest.mark.parametrize(
+        "error", [KeyboardInterrupt(), MemoryError(), DataError("x"), OSError(errno.ENOSPC, "disk full")]
+    )
+    def test_not_what_isn_t_its_fault(self, error: BaseException) -> None:
+        with pytest.raises(type(error)) as raised:
+            Toy(fail(error)).stages(pretrained=False)
+        assert raised.value is error
+
+    def test_once_where_methods_call_each_other(self) -> None:
+        outer = Toy(lambda: Toy(fail(ValueError("inner"))).stages(pretrained=False))
+        with pytest.raises(PluginError) as raised:
+            outer.stages(pretrained=False)
+        assert raised.value.what == "backbone 'toy' failed in stages(): ValueError: inner"
+
+    def test_code_that_no_method_of_the_contract_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(blame._origins, "tests", ("tlkit-toy", "1.2"))
+        with pytest.raises(ValueError, match="forward") as raised:
+            fail(ValueError("forward"))()
+        named = blame.attributed(raised.value)
+        assert named is not None
+        assert named.what.startswith("plugin tlkit-toy 1.2 (test_blame.py, line ")
+        assert named.what.endswith(") failed in act(): ValueError: forward")
+        monkeypatch.delitem(blame._origins, "tests")
+        assert blame.attributed(raised.value) is None
+
+
+class TestPutsBack:
+    def changed(self, act: Callable[[], Any]) -> str:
+        def then() -> dict[str, Any]:
+            act()
+            return {}
+
+        with pytest.warns(TlkitWarning) as warned:
+            Toy(then).stages(pretrained=False)
+        (warning,) = warned
+        return str(warning.message)
+
+    def test_the_working_directory(self) -> None:
+        before = os.getcwd()
+        said = self.changed(lambda: os.chdir("/"))
+        assert said == "backbone 'toy' in stages() changed the working directory; it was put back"
+        assert os.getcwd() == before
+
+    def test_standard_output(self) -> None:
+        before = sys.stdout
+        assert "changed sys.stdout" in self.changed(lambda: setattr(sys, "stdout", None))
+        assert sys.stdout is before
+
+    def test_the_default_dtype(self) -> None:
+        import torch
+
+        assert "default dtype" in self.changed(lambda: torch.set_default_dtype(torch.float64))
+        assert torch.get_default_dtype() is torch.float32
+        assert "gradient mode" in self.changed(lambda: torch.set_grad_enabled(False))
+        assert torch.is_grad_enabled()
+
+    def test_after_a_failure_too(self) -> None:
+        before = os.getcwd()
+
+        def act() -> None:
+            os.chdir("/")
+            raise ValueError
+
+        with pytest.warns(TlkitWarning, match="working directory"), pytest.raises(PluginError):
+            Toy(act).stages(pretrained=False)
+        assert os.getcwd() == before
+
+
+def test_a_call_costs_microseconds() -> None:
+    @dataclass(frozen=True)
+    class Quick(Strategy):
+        name = "quick"
+
+        def phases(self, stages: Any, info: Any) -> Any:
+            return ()
+
+    quick, start = Quick(), time.perf_counter()
+    for _ in range(1000):
+        quick.phases((), None)
+    assert time.perf_counter() - start < 1.0  # 0.01 s on an idle machine
+
+
+class TestLoading:
+    def test_what_doesn_t_end_is_ended(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(loading, "LOAD_LIMIT", 0.3)
+        monkeypatch.setattr(loading, "SLOW", 0.05)
+
+        def load() -> object:
+            while True:
+                time.sleep(0.01)
+
+        (plugin,) = Host([Found("endless", "tlkit-endless", "1.0", "endless", load)]).plugins
+        assert plugin.state == "broken"
+        assert plugin.reason is not None
+        assert plugin.reason.startswith(
+            "it doesn't finish loading within 0.3 s; TLKIT_DISABLE_PLUGINS=endless skips it"
+        )
+        assert "plugin 'endless' (tlkit-endless 1.0) takes long to load" in capfd.readouterr().err
+
+    def test_in_another_thread_too(self) -> None:
+        hosts: list[Host] = []
+        found = Found("broken", "tlkit-broken", "1.0", "broken", fail(ValueError("x")))
+        thread = threading.Thread(target=lambda: hosts.append(Host([found])))
+        thread.start()
+        thread.join()
+        assert hosts[0].plugins[0].reason == "it failed to load: ValueError: x"

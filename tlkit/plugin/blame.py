@@ -1,0 +1,224 @@
+"""Calls into components: each goes through `calling`, which names the component that fails and undoes what it changed.
+
+The base classes of the contract wrap the methods and properties of their subclasses with it, so no call is forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import sys
+import textwrap
+import threading
+import traceback
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlkit.errors import PluginError, ResourceError, TlkitError, TlkitWarning
+
+_MESSAGE = 300  # characters of what a plugin raised; libraries put whole shapes and configurations there
+_OURS = "tlkit"
+_POOL = "ThreadPoolExecutor"  # whose threads end with the process
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+# Types that methods of the contract return, where another would be met far from the component.
+_RETURNS: dict[str, tuple[tuple[type, ...], str]] = {
+    "stages": ((Mapping,), "a mapping from names to modules"),
+    "phases": ((Sequence,), "a sequence of phases"),
+    "cut": ((str,), "the name of a stage"),
+    "missing": ((str, types.NoneType), "a text or None"),
+    "incompatible": ((str, types.NoneType), "a text or None"),
+    "machine": ((Mapping,), "a mapping"),
+    "migrate": ((Mapping,), "a mapping"),
+}
+
+_origins: dict[str, tuple[str, str]] = {}  # distribution and version by the top-level package of its plugin
+_local = threading.local()
+_left: list[tuple[threading.Thread, str]] = []  # threads that components started and did not end, with their names
+
+
+def remember(module: str, distribution: str, version: str) -> None:
+    """Remember the distribution of a plugin's module, to name it where the plugin fails."""
+    _origins[_package(module)] = (distribution, version)
+
+
+def described(component: object) -> str:
+    """Return a component as it is named in messages: `backbone 'x' (tlkit-x 1.2)`."""
+    kind, name = getattr(component, "kind", None), getattr(component, "name", None)
+    text = f"{kind} {name!r}" if kind and name else type(component).__name__
+    origin = _origins.get(_package(type(component).__module__))
+    return f"{text} ({' '.join(origin)})" if origin else text
+
+
+@contextlib.contextmanager
+def calling(component: object, where: str) -> Iterator[None]:
+    """Run a component's code: what it raises is a PluginError that names it, and what it changed is put back.
+
+    TlkitErrors pass, and so do interrupts and exhausted memory or disks. A package that it imports and that is not
+    installed is a ResourceError.
+    """
+    with contained(lambda: f"{described(component)} in {where}"), _named(component, where):
+        yield
+
+
+@contextlib.contextmanager
+def contained(who: Callable[[], str]) -> Iterator[None]:
+    """Undo at the end what a plugin's code changed for the whole process, and warn of it; `who` names the code."""
+    if getattr(_local, "inside", False):  # the outermost call does it
+        yield
+        return
+    _local.inside = True
+    before, threads = _surroundings(), set(threading.enumerate())
+    try:
+        yield
+    finally:
+        _local.inside = False
+        new = [thread for thread in threading.enumerate() if thread not in threads and not thread.daemon]
+        _left.extend((thread, who()) for thread in new if not thread.name.startswith(_POOL))
+        for what in _put_back(before):
+            warnings.warn(f"{who()} changed {what}; it was put back", TlkitWarning, stacklevel=4)
+
+
+def left_running(patience: float) -> list[str]:
+    """Return which components left threads that would keep the process for ever, as none ends within some seconds."""
+    for thread, _ in _left:
+        thread.join(patience)
+    return [f"{who} left its thread {thread.name!r}" for thread, who in _left if thread.is_alive()]
+
+
+@contextlib.contextmanager
+def _named(component: object, where: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit, MemoryError, TlkitError):
+        raise
+    except BaseException as error:  # also SystemExit: a plugin that exits must not end the command
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
+        raise failure(described(component), where, error) from error
+
+
+def failure(who: str, where: str, error: BaseException) -> TlkitError:
+    """Return what a component raised as an error that names it."""
+    if isinstance(error, ModuleNotFoundError) and error.name and _package(error.name) not in _origins:
+        package = _package(error.name)
+        extra = "tlkit[train]" if package in {"torch", "sklearn", "onnxscript", "torchvision"} else package
+        return ResourceError(f"{who} needs the package {package}, which is not installed", do=f'pip install "{extra}"')
+    return PluginError(f"{who} failed in {where}: {summary(error)}")
+
+
+def summary(error: BaseException) -> str:
+    """Return an exception on one line, as Python prints it: `ValueError: no such file`."""
+    line = traceback.format_exception_only(error)[-1]  # str() would fail if __str__ raises
+    return textwrap.shorten(line, _MESSAGE)
+
+
+def attributed(error: BaseException) -> TlkitError | None:
+    """Return an error that went through a plugin's own code, as the fault of that plugin; None if it didn't.
+
+    It is for code that is not called through a component: the forward pass of a module, a thread. The innermost frame
+    that is tlkit's or a plugin's decides.
+    """
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    for each in reversed(chain):
+        frames = [(frame, frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(each.__traceback__)]
+        known = [(frame, module) for frame, module in frames if _package(module) in {_OURS, *_origins}]
+        if known and _package(known[-1][1]) != _OURS:
+            frame, module = known[-1]
+            place = f"{Path(frame.f_code.co_filename).name}, line {_line(each, frame)}"
+            who = f"plugin {' '.join(_origins[_package(module)])}"
+            return failure(f"{who} ({place})", f"{frame.f_code.co_name}()", each)
+    return None
+
+
+def guard(cls: type, contract: str) -> None:
+    """Wrap the methods and properties that a plugin's class defines for the contract, a module, with `calling`.
+
+    Sessions run thousands of times a second and in threads, so their failures are named and nothing else is looked at.
+    """
+    bases = [base for base in cls.__mro__ if base.__module__ == contract]
+    if _package(cls.__module__) == _OURS:
+        return
+    context = calling if any(hasattr(base, "kind") for base in bases) else _named
+    names = {name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", ()))}
+    for name in (names & set(vars(cls))) - {"kind", "name"}:
+        value = vars(cls)[name]
+        if name.startswith("_"):
+            continue
+        if isinstance(value, types.FunctionType):
+            setattr(cls, name, _guarded(value, context, f"{name}()"))
+        elif isinstance(value, property) and value.fget is not None:
+            setattr(cls, name, property(_guarded(value.fget, context, name), value.fset, value.fdel, value.__doc__))
+        elif isinstance(value, functools.cached_property):
+            value.func = _guarded(value.func, context, name)
+
+
+def _guarded(function: Callable[..., Any], context: Callable[[object, str], Any], where: str) -> Callable[..., Any]:
+    if getattr(function, "guarded", False):  # a dataclass with slots is made twice
+        return function
+    allowed, words = _RETURNS.get(function.__name__, ((object,), ""))
+
+    @functools.wraps(function)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        with context(self, where):
+            value = function(self, *args, **kwargs)
+        if not isinstance(value, allowed):
+            returned = f"it returned {type(value).__name__}, not {words}"
+            raise PluginError(f"{described(self)} failed in {where}: {returned}")
+        return value
+
+    call.guarded = True  # type: ignore[attr-defined]
+    return call
+
+
+def _surroundings() -> dict[str, Any]:
+    """Return what a plugin's code may change for the whole process."""
+    found = {"stdout": sys.stdout, "stderr": sys.stderr, **_torch_settings()}
+    with contextlib.suppress(OSError):  # the folder may be gone
+        found["cwd"] = os.getcwd()
+    return found
+
+
+def _torch_settings() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "get_default_dtype"):  # or half imported
+        return {}
+    return {"dtype": torch.get_default_dtype(), "gradients": torch.is_grad_enabled()}
+
+
+def _put_back(before: Mapping[str, Any]) -> Iterator[str]:
+    """Undo what was changed; yields it in words."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is not before[name]:
+            setattr(sys, name, before[name])
+            yield f"sys.{name}"
+    if "cwd" in before:
+        with contextlib.suppress(OSError):
+            if os.getcwd() != before["cwd"]:
+                os.chdir(before["cwd"])
+                yield "the working directory"
+    now, torch = _torch_settings(), sys.modules.get("torch")
+    if torch is not None and now:
+        dtype, gradients = before.get("dtype", torch.float32), before.get("gradients", True)
+        if now["dtype"] is not dtype:
+            torch.set_default_dtype(dtype)
+            yield "PyTorch's default dtype"
+        if now["gradients"] is not gradients:
+            torch.set_grad_enabled(gradients)
+            yield "PyTorch's gradient mode"
+
+
+def _line(error: BaseException, wanted: types.FrameType) -> int:
+    return next(line for frame, line in traceback.walk_tb(error.__traceback__) if frame is wanted)
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
