@@ -17,6 +17,7 @@ from tlkit.errors import UsageError
 from tlkit.plugin.contract import silent
 from tlkit.resolve import CPU, StrPath
 from tlkit.util.files import local_path
+from tlkit.util.locks import claim
 
 if TYPE_CHECKING:
     from tlkit.advice.run import Advice
@@ -110,7 +111,7 @@ def train(
     on = DeviceOptions(device, precision, compile, tf32)
     how = RunOptions(on, resume, resolve.optional_path(tensorboard), warn=resolve.warn)
     source, out, progress = local_path(source), local_path(out), progress or silent
-    with resolve.resumable(out):
+    with resolve.claimed_to_train(out):
         if automatic:
             request = resolve.advice_request([components["backbone"]], head=components.get("head"), **config)
             trained, advice = train_auto(source, out, request, how, budget, progress)
@@ -140,17 +141,19 @@ def export(
     from tlkit.exporting.run import export
 
     chosen = [resolve.configured({"target": name}, options)["target"] for name in targets or (defaults.DEFAULT_TARGET,)]
-    return export(
-        resolve.trained_modules(bundle),
-        chosen,
-        precision=precision,
-        max_drop=max_drop,
-        fallback=fallback,
-        refit_head=refit_head,
-        profile=profile,
-        data=resolve.optional_path(data),
-        progress=progress or silent,
-    )
+    modules = resolve.trained_modules(bundle)
+    with claim(modules.bundle.root, inside=True):
+        return export(
+            modules,
+            chosen,
+            precision=precision,
+            max_drop=max_drop,
+            fallback=fallback,
+            refit_head=refit_head,
+            profile=profile,
+            data=resolve.optional_path(data),
+            progress=progress or silent,
+        )
 
 
 def export_shared_trunk(
@@ -162,8 +165,9 @@ def export_shared_trunk(
     """
     from tlkit.exporting.shared_trunk import export_shared_trunk
 
-    opened = _exported(bundles, "fp32", data, progress)
-    return export_shared_trunk(opened, local_path(out), data=resolve.optional_path(data))
+    with claim(place := local_path(out)):
+        opened = _exported(bundles, "fp32", data, progress)
+        return export_shared_trunk(opened, place, data=resolve.optional_path(data))
 
 
 def export_triton(
@@ -180,8 +184,9 @@ def export_triton(
     """
     from tlkit.exporting.triton import export_triton
 
-    opened, folder = _exported(bundles, precision, data, progress), resolve.optional_path(data)
-    return export_triton(opened, local_path(repository), precision=precision, data=folder)
+    with claim(place := local_path(repository)):
+        opened, folder = _exported(bundles, precision, data, progress), resolve.optional_path(data)
+        return export_triton(opened, place, precision=precision, data=folder)
 
 
 def verify(
@@ -256,7 +261,8 @@ def embed(
     from tlkit.runtime.embedding import embed
 
     files, opened = resolve.image_files(images), _model(model, "trunk")
-    return embed(opened, files, local_path(out), (progress or silent)("embedding", len(files)))
+    with claim(place := local_path(out)):
+        return embed(opened, files, place, (progress or silent)("embedding", len(files)))
 
 
 def evaluate(
@@ -294,17 +300,18 @@ def benchmark(
     from tlkit.benchmarking.run import benchmark
 
     trained = resolve.trained_modules(bundle)
-    return benchmark(
-        trained.bundle,
-        resolve.opener(device, allow_cpu, trust_engine),
-        targets=resolve.several(targets),
-        precisions=resolve.several(precisions),
-        batch_sizes=batch_sizes,
-        threads=threads,
-        tuning=tune,
-        trained=trained,
-        progress=progress or silent,
-    )
+    with claim(trained.bundle.root if tune else None, inside=True):
+        return benchmark(
+            trained.bundle,
+            resolve.opener(device, allow_cpu, trust_engine),
+            targets=resolve.several(targets),
+            precisions=resolve.several(precisions),
+            batch_sizes=batch_sizes,
+            threads=threads,
+            tuning=tune,
+            trained=trained,
+            progress=progress or silent,
+        )
 
 
 def list_components(kind: str | None = None, pattern: str = "*") -> list[RegisteredComponent]:

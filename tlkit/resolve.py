@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tlkit import defaults
 from tlkit.errors import TlkitWarning, UsageError
 from tlkit.util.files import local_path
+from tlkit.util.locks import claim
 
 if TYPE_CHECKING:
     from tlkit.advice.run import AdviceRequest
@@ -137,12 +138,14 @@ def components_to_train(
 
 
 @contextmanager
-def resumable(out: Path) -> Iterator[None]:
-    """Warn, if a training is interrupted, that it can be resumed."""
+def claimed_to_train(out: Path) -> Iterator[None]:
+    """Claim the output of a training, for all processes of it; warn, if it is interrupted, that it can be resumed."""
+    from tlkit.training.device import rank_and_world_size
     from tlkit.training.run_directory import is_unfinished
 
     try:
-        yield
+        with claim(out if rank_and_world_size()[0] == 0 else None):
+            yield
     except KeyboardInterrupt:
         if is_unfinished(out):
             warn(f"{out} is not finished; give the same options and --resume to continue")

@@ -88,9 +88,9 @@ def test_an_interrupted_run_is_not_resumed_as_another(interrupted_run, pictures,
     from tlkit.plugin.contract import Phase
 
     fine_tuned = replace(tiny_config, **fine_tuning(Phase(1, 0.05, trunk_lr=0.02, trainable=1)))
-    with pytest.raises(UsageError, match="was interrupted; resume it with --resume"):
+    with pytest.raises(UsageError, match="was interrupted; resume it with its options and --resume"):
         auto.train_auto(pictures, interrupted_run, request_)
-    with pytest.raises(UsageError, match="was interrupted; resume it with --resume"):
+    with pytest.raises(UsageError, match="was interrupted; resume it with its options and --resume"):
         train(pictures, interrupted_run, fine_tuned)
     with pytest.raises(UsageError, match=r"the interrupted run differs: .*strategy was auto"):
         train(pictures, interrupted_run, fine_tuned, options=RunOptions(resume=True))

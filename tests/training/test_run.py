@@ -243,8 +243,12 @@ def test_an_interrupted_run_resumes_and_gives_the_same_bundle(pictures, tiny_con
         train(pictures, out, config, interrupt, options)
     assert not out.exists()
     assert is_unfinished(out)
-    with pytest.raises(UsageError, match="a training of it was interrupted; resume it with --resume"):
+    with pytest.raises(UsageError, match="a training of it was interrupted; resume it with its options and --resume"):
         train(pictures, out, config)
+    for named in (RunOptions(), resumed):  # it trains the head alone, and would leave the checkpoints behind
+        with pytest.raises(UsageError, match="a training of it was interrupted"):
+            train(pictures, out, tiny_config, options=named)
+    assert is_unfinished(out)
     with pytest.raises(UsageError, match=r"the interrupted run differs: seed was 0, is 1; use the options and"):
         train(pictures, out, replace(config, seed=1), options=resumed)
     assert train(pictures, out, config, options=resumed).digest == expected

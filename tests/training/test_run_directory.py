@@ -22,7 +22,7 @@ def test_it_goes_on_success_and_stays_with_a_checkpoint(tmp_path):
         (folder / "checkpoint-1").touch()
         raise Stopped
     assert is_unfinished(out)
-    with pytest.raises(UsageError, match=r"run: a training of it was interrupted; resume it with --resume, or discard"):
+    with pytest.raises(UsageError, match=r"run: a training of it was interrupted; resume it .* or discard"):
         check_unfinished(out, resume=False)
     check_unfinished(out, resume=True)
     with pytest.raises(UsageError, match=r"the interrupted run differs: a was 1, is 2; use the options and images of"):
@@ -83,3 +83,30 @@ def test_another_machine_is_told_and_resumed(tmp_path):
         run_directory(tmp_path / "run", {"a": 1, "machine": {"threads": 4}}, resume=True) as folder,
     ):
         assert (folder / "checkpoint-1").exists()
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "notes/today.txt", "frozen/photo.jpg"])
+@pytest.mark.parametrize("begun", [True, False])
+def test_files_of_others_are_not_lost(tmp_path, name, begun):
+    stranger = folder_of(tmp_path / "run") / name
+    stranger.parent.mkdir(parents=True)
+    stranger.touch()
+    if begun:
+        (folder_of(tmp_path / "run") / "identity.json").touch()
+    with pytest.raises(UsageError, match=rf"it holds files that tlkit did not write, .*: {name}; move them away"):
+        run_directory(tmp_path / "run", {}, resume=False).__enter__()
+    assert stranger.exists()
+
+
+def test_a_file_of_somebody_else_stays_at_the_end(tmp_path):
+    with run_directory(tmp_path / "run", {}, resume=False) as folder:
+        (folder / "log.jsonl").touch()
+        (folder / "photo.jpg").touch()
+    assert (folder / "photo.jpg").exists()
+    (folder / "photo.jpg").unlink()
+    with run_directory(tmp_path / "run", {}, resume=False):
+        (folder / ".0001.npy.1-2.abcdefgh.part").touch()
+        (folder / "frozen/golden").mkdir(parents=True)
+        (folder / "frozen/bundle.json").touch()
+        (folder / "frozen/golden/0.png").touch()
+    assert not folder.exists()

@@ -103,7 +103,8 @@ def _train(
 ) -> TrainingResult:
     """Train what is recommended, with the advice in the bundle."""
     config = replace(training_config(request, advice.recommendation), advice=_kept(advice))
-    return _with_decoded(train(advice.source, out, config, progress, options), advice, *before)
+    trained = train(advice.source, out, config, progress, options, within=True)
+    return _with_decoded(trained, advice, *before)
 
 
 def _with_decoded(trained: TrainingResult, advice: Advice, *before: TrainingResult) -> TrainingResult:

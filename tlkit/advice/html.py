@@ -9,34 +9,34 @@ from typing import TYPE_CHECKING
 
 from tlkit.advice import figures, page
 from tlkit.errors import UsageError
-from tlkit.util.files import atomic_file, check_writable
+from tlkit.util.files import atomic_file, check_own, contains
 
 if TYPE_CHECKING:
     from tlkit.advice.backbone_analysis import BackboneAnalysis
     from tlkit.advice.run import Advice
     from tlkit.audit.run import Audit
 
+MARK = '<meta name="generator" content="tlkit">'
 THUMBNAIL = 112
 MAX_FINDINGS = 24  # of each kind that are shown
 MAX_CLASSES = 20  # with a bar of their own
 
 
 def check(file: Path) -> None:
-    """Refuse, before any work, a page that could not be written."""
+    """Refuse, before any work, a page that could not be written, or would replace another's."""
     if file.suffix.lower() not in (".html", ".htm"):
         raise UsageError("not an HTML file", file=file, do="end its name in .html")
-    check_writable(file)
+    check_own(file, lambda path: contains(path, MARK.encode()))
 
 
 def write(file: Path, advice: Advice) -> None:
     """Write the page atomically."""
-    check(file)
     content = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_title(advice)}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{MARK}\n'
         f'<style>{STYLE}</style>\n</head>\n<body class="advice">\n{_main(advice)}\n</body>\n</html>\n'
     )
-    with atomic_file(file) as temporary:
+    with atomic_file(file, check=check) as temporary:
         temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 

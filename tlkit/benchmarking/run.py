@@ -11,13 +11,12 @@ from typing import Any
 from tlkit.benchmarking.timing import InferenceTiming, StageTiming, measure
 from tlkit.benchmarking.tuning import Tuned, tune
 from tlkit.errors import UsageError
-from tlkit.evaluation.plot import check_plot
+from tlkit.evaluation.plot import check_plot, save_plot
 from tlkit.model import exports
 from tlkit.model.bundle import Bundle
 from tlkit.model.exports import Export, Exports
 from tlkit.plugin.contract import Progress, Session, silent
 from tlkit.runtime.engine import Opener
-from tlkit.util.files import atomic_file
 from tlkit.util.text import counted
 from tlkit.verification.trained import TrainedModules
 
@@ -86,8 +85,7 @@ class BenchmarkResult:
         axes.set_ylim(bottom=0)
         axes.set_title("throughput against latency; numbers are batch sizes")
         axes.legend()
-        with atomic_file(file) as temporary:
-            figure.savefig(temporary, format=file.suffix.lower().removeprefix("."), dpi=150)
+        save_plot(figure, file)
 
 
 def benchmark(  # noqa: PLR0913  # the options of the verb

@@ -43,9 +43,11 @@ def command(source: Path, page: Path | None, as_json: bool, **options: Any) -> N
     """
     from tlkit.advice import html
     from tlkit.api import advise
+    from tlkit.util.locks import claim
 
     if page is not None:
         html.check(page)
+    click.get_current_context().with_resource(claim(page))
     with progress_bars() as progress:
         advice = advise(source, progress=progress, **options)
     note("rejected", advice.rejected)

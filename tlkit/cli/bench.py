@@ -62,6 +62,9 @@ def command(bundle: Path, picture: Path | None, as_json: bool, **options: Any) -
 
         check_plot(picture)
     from tlkit import api
+    from tlkit.util.locks import claim
+
+    click.get_current_context().with_resource(claim(picture))
 
     with progress_bars() as progress:
         result = api.benchmark(bundle, progress=progress, **options)

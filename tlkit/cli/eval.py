@@ -44,9 +44,11 @@ def command(
     from tlkit.api import evaluate, load
     from tlkit.data.decoding import check_max_bad
     from tlkit.evaluation.plot import check_plot, plot
+    from tlkit.util.locks import claim
 
     if picture is not None:
         check_plot(picture)
+    click.get_current_context().with_resource(claim(picture))
     opened = load(model, **options)
     with progress_bars() as progress:
         result = evaluate(opened, source, split=split, progress=progress)

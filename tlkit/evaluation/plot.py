@@ -10,16 +10,21 @@ import numpy as np
 
 from tlkit.errors import ResourceError, UsageError
 from tlkit.evaluation.metrics import Metrics
-from tlkit.util.files import atomic_file
+from tlkit.util.files import atomic_file, check_own, contains
 
 MAX_NUMBERS = 20  # classes; the cells of more are too small for numbers
+MARK = "tlkit plot"  # in the metadata of the file
 FORMATS = ("png", "svg", "pdf")
 
 
 def check_plot(file: Path) -> None:
-    """Raise an error, before any work, if a plot can't be drawn: UsageError for its format, or ResourceError."""
+    """Raise an error, before any work, if a plot can't be drawn.
+
+    UsageError for its format or a file that is no plot of tlkit's, ResourceError without matplotlib.
+    """
     if file.suffix.lower().removeprefix(".") not in FORMATS:
         raise UsageError("not a format of plots", file=file, do=f"end its name in .{', .'.join(FORMATS)}")
+    check_own(file, lambda path: contains(path, MARK.encode()))
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -36,8 +41,14 @@ def plot(metrics: Metrics, labels: Sequence[str], file: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=[size, 4.5])
     _confusion(left, metrics, labels)
     _reliability(right, metrics)
-    with atomic_file(file) as temporary:
-        figure.savefig(temporary, format=file.suffix.lower().removeprefix("."), dpi=150)
+    save_plot(figure, file)
+
+
+def save_plot(figure: Any, file: Path) -> None:
+    """Write a figure atomically, marked as what tlkit may replace."""
+    kind = file.suffix.lower().removeprefix(".")
+    with atomic_file(file, check=check_plot) as temporary:
+        figure.savefig(temporary, format=kind, dpi=150, metadata={"Software" if kind == "png" else "Creator": MARK})
 
 
 def _confusion(axes: Any, metrics: Metrics, labels: Sequence[str]) -> None:

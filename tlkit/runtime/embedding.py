@@ -18,9 +18,10 @@ from tlkit.graph import metadata
 from tlkit.plugin.contract import FEATURES
 from tlkit.runtime.model import Model
 from tlkit.runtime.pipeline import ImageRecord
-from tlkit.util.files import NpyWriter, atomic_file, check_writable, translate_os_errors
+from tlkit.util.files import NpyWriter, atomic_file, check_own, translate_os_errors
 from tlkit.util.text import counted
 
+ROWS, REJECTS = ("path", "sha256"), ("path", "reason")  # columns of the tables beside the features
 ROW_GROUP = 1024  # rows that are collected before they are written
 
 Write = Callable[[Sequence[ImageRecord], NDArray[np.float32]], None]
@@ -60,7 +61,8 @@ def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], 
     open_writer = WRITERS.get(out.suffix.lower())
     if open_writer is None:
         raise UsageError("not a format to write features in", file=out, do="end its name in .parquet or .npy")
-    check_writable(out)
+    rejects = out.with_name(out.name + ".rejects.csv")
+    _check_csv(REJECTS)(rejects)
     rejected: dict[str, str] = {}
     rows = width = 0
     with translate_os_errors(out), open_writer(out, _provenance(model)) as write:
@@ -74,7 +76,7 @@ def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], 
         if not rows:
             first, reason = next(iter(rejected.items()))
             raise DataError(f"none of the {len(files)} images is readable, the first because: {reason}", file=first)
-    _write_rejects(out.with_name(out.name + ".rejects.csv"), rejected)
+    _write_rejects(rejects, rejected)
     return EmbeddingResult(out, rows, width, rejected)
 
 
@@ -117,7 +119,7 @@ def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[Write]:
         collected.clear()
         parts.clear()
 
-    with atomic_file(out) as temporary, ExitStack() as closing:
+    with atomic_file(out, check=_check_parquet) as temporary, ExitStack() as closing:
         yield write
         if collected:
             flush()
@@ -134,7 +136,13 @@ def _npy(out: Path, _provenance: Mapping[str, str]) -> Iterator[Write]:
         table.writerows([image.name, image.sha256] for image in images)
 
     sidecar = out.with_name(out.name + ".csv")
-    with atomic_file(out) as array, _csv(sidecar, ["path", "sha256"]) as table, array.open("wb") as data:
+    check = _check_csv(ROWS)
+
+    def check_array(path: Path) -> None:
+        check_own(path, lambda _: sidecar.exists())  # a npy file says nothing of who wrote it: its neighbor does
+        check(sidecar)
+
+    with atomic_file(out, check=check_array) as array, _csv(sidecar, ROWS) as table, array.open("wb") as data:
         yield write
         if opened is not None:
             opened.close()
@@ -147,12 +155,38 @@ WRITERS = {".parquet": _parquet, ".npy": _npy}
 def _csv(file: Path, columns: Sequence[str]) -> Iterator[Any]:
     """Yield a CSV writer of an atomic file."""
     with (
-        atomic_file(file) as temporary,
+        atomic_file(file, check=_check_csv(columns)) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as text,
     ):
         table = csv.writer(text)
         table.writerow(columns)
         yield table
+
+
+def _check_csv(columns: Sequence[str]) -> Callable[[Path], None]:
+    """Return what refuses to replace a file that is not a table of these columns."""
+    header = f"{','.join(columns)}\r\n".encode()
+
+    def is_own(path: Path) -> bool:
+        with path.open("rb") as stream:
+            return stream.readline(len(header)) == header
+
+    return lambda path: check_own(path, is_own)
+
+
+def _check_parquet(path: Path) -> None:
+    """Refuse to replace a file that is not Parquet with the metadata of features."""
+
+    def is_own(path: Path) -> bool:
+        from pyarrow import ArrowException, parquet
+
+        try:
+            found = parquet.read_schema(path).metadata or {}
+        except (ArrowException, ValueError):
+            return False
+        return metadata.PREPROCESSING.encode() in found
+
+    check_own(path, is_own)
 
 
 def _strings(values: Iterable[str]) -> Any:
@@ -177,7 +211,8 @@ def _provenance(model: Model) -> dict[str, str]:
 
 def _write_rejects(file: Path, rejected: dict[str, str]) -> None:
     if not rejected:
+        _check_csv(REJECTS)(file)
         file.unlink(missing_ok=True)  # an earlier run's describes other features
         return
-    with _csv(file, ["path", "reason"]) as table:
+    with _csv(file, REJECTS) as table:
         table.writerows(rejected.items())

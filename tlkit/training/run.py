@@ -36,10 +36,13 @@ def train(
     config: TrainingConfig,
     progress: Progress = silent,
     options: RunOptions | None = None,
+    *,
+    within: bool = False,
 ) -> TrainingResult:
     """Train and write the bundle `out`; of the processes that torchrun starts the first does, and the others exit.
 
-    If the loss becomes NaN or infinite, the bundle holds the best weights before that, and a DataError is raised.
+    `within` says that the run directory of `out` is the caller's own. If the loss becomes NaN or infinite, the bundle
+    holds the best weights before that, and a DataError is raised.
     """
     options = options or RunOptions()
     is_main_process = rank_and_world_size()[0] == 0
@@ -49,13 +52,14 @@ def train(
     else:
         progress, options = silent, replace(options, warn=lambda _warning: None)
     plan = make_plan(source, out, config)
+    if not within:  # an interrupted training can be resumed only by one that trains stages too
+        check_unfinished(out, resume=options.resume and bool(plan.trainable))
     if not plan.trainable:
         if not is_main_process:
             sys.exit()  # there is nothing to share
         result = _train_head(plan, options, progress)
     else:
         files.check_new(out)  # in every process: those that continue would wait for one that does not
-        check_unfinished(out, resume=options.resume)
         device = Device(options.device)
         with device.process_group():
             result = _fine_tune(plan, options, device, progress)

@@ -17,13 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.errors import TlkitWarning, UsageError
+from tlkit.model.bundle import RECORD
 from tlkit.model.exports import processor_kind
 from tlkit.util.files import atomic_file, translate_os_errors
+from tlkit.util.temporaries import PART
 from tlkit.util.text import listed, quoted
 
 IDENTITY = "identity.json"
 MACHINE = "machine"  # in an identity: where it differs, a run is resumed with a warning
 DONE = ".done.json"  # suffix of the record of a part that is done
+CHECKPOINT = "checkpoint-"
+SUFFIXES = (".json", ".jsonl", ".npy")  # of identity, records, log and views
 SHOWN = 4  # differences that are named
 
 
@@ -39,13 +43,13 @@ def is_unfinished(out: Path) -> bool:
 
 def _has_progress(folder: Path) -> bool:
     """Return True if there is a checkpoint, its own or that of a part, or a part that is done."""
-    return any(any(folder.rglob(pattern)) for pattern in ("checkpoint-*", f"*{DONE}"))
+    return any(any(folder.rglob(pattern)) for pattern in (f"{CHECKPOINT}*", f"*{DONE}"))
 
 
 def check_unfinished(out: Path, *, resume: bool) -> None:
     """Raise a UsageError if a training of `out` was interrupted and is not to be resumed."""
     if not resume and is_unfinished(out):
-        do = f"resume it with --resume, or discard it: rm -r {quoted(folder_of(out))}"
+        do = f"resume it with its options and --resume, or discard it: rm -r {quoted(folder_of(out))}"
         raise UsageError("a training of it was interrupted", file=out, do=do)
 
 
@@ -65,7 +69,7 @@ def run_directory(
         yield folder
         done = True
     finally:
-        if is_main_process and (done or not _has_progress(folder)):
+        if is_main_process and (done or not _has_progress(folder)) and not _strangers(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -124,11 +128,28 @@ def _enter(folder: Path, identity: dict[str, Any], resume: bool) -> None:
                 do=f"use the options and images of that run, or discard it: rm -r {quoted(folder)}",
             )
         return
+    if found := _strangers(folder):
+        what = f"it holds files that tlkit did not write, and does not remove: {listed(found)}"
+        raise UsageError(what, file=folder, do="move them away")
     shutil.rmtree(folder, ignore_errors=True)
     with translate_os_errors(folder):
         folder.mkdir(parents=True)
     with atomic_file(file) as temporary:
         temporary.write_text(json.dumps(identity))
+
+
+def _strangers(folder: Path) -> list[str]:
+    """Return the files of a run directory that no training writes: not by their names, and not in a bundle."""
+    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    whole = (folder / IDENTITY).exists()
+    bundles = {path.parent for path in files if path.name == RECORD}
+    return [
+        path.relative_to(folder).as_posix()
+        for path in sorted(files)
+        if not (whole and (path.suffix in SUFFIXES or path.name.startswith(CHECKPOINT)))
+        and bundles.isdisjoint(path.parents)
+        and not any(part.endswith(PART) for part in path.relative_to(folder).parts)
+    ]
 
 
 def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:

@@ -71,8 +71,13 @@ def translate_os_errors(path: Path, *, do: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `path`; without an error it is synced and renamed to `path` at the end."""
+def atomic_file(path: Path, *, check: Callable[[Path], object] = lambda _path: None) -> Iterator[Path]:
+    """Yield a temporary file beside `path`; without an error it is synced and renamed to `path` at the end.
+
+    `check(path)` is called before the work and again before the renaming; it raises an error about what is not to be
+    lost, see `check_own`.
+    """
+    check(path)
     with translate_os_errors(path):
         if path.is_dir():  # reported before the work, not after it
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -87,6 +92,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with translate_os_errors(path):
             temporary.chmod(0o666 & ~_umask())
             _sync(temporary)
+        check(path)
+        with translate_os_errors(path):
             os.replace(temporary, path)
             _sync(path.parent)
     finally:
@@ -131,6 +138,22 @@ def check_new(path: Path) -> None:
     """Raise a UsageError if an output exists; an empty directory is accepted."""
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
         raise UsageError("it exists already", file=path, do="choose another -o, or remove it first")
+
+
+def check_own(path: Path, is_own: Callable[[Path], bool]) -> None:
+    """Raise a UsageError if a file is there that is not empty and not, by its content, what tlkit would write."""
+    try:
+        replaceable = not path.exists() or path.is_dir() or not path.stat().st_size or is_own(path)
+    except OSError:
+        replaceable = False
+    if not replaceable:
+        what = "tlkit did not write this file, and does not replace it"
+        raise UsageError(what, file=path, do="choose another name, or move it away")
+
+
+def contains(path: Path, mark: bytes) -> bool:
+    """Return True if the bytes `mark` are in a regular file."""
+    return path.is_file() and mark in path.read_bytes()
 
 
 def check_writable(path: Path) -> None:

@@ -48,12 +48,23 @@ def held(path: Path) -> Iterator[None]:
     """Lock a temporary file or folder of this process: its number says nothing in another container or machine."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
-        with suppress(OSError):
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(descriptor)
         yield
     finally:
         os.close(descriptor)
+
+
+def flock(descriptor: int, *, unknown: bool = True) -> bool:
+    """Lock an open file until it is closed; False if another holds it, `unknown` if this file system can't tell."""
+    if fcntl is None:
+        return unknown
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return unknown
+    return True
 
 
 def take_place(temporary: Path, path: Path) -> None:
@@ -126,12 +137,9 @@ def _is_gone(path: Path, pid: int, start: int) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # it is locked, or this file system can't tell
-        return False
+        return flock(descriptor, unknown=False)
     finally:
         os.close(descriptor)
-    return True
 
 
 def _start(pid: int) -> int | None:
