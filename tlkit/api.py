@@ -87,19 +87,21 @@ def train(
     compile: bool = False,  # as torch.compile
     tf32: bool = False,
     budget: float | None = None,
+    license: Sequence[str] | str = (),
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train on a labelled dataset and write the bundle `out`, which must not exist yet.
 
     Without a `strategy`, or with "auto", the dataset is advised on first, and a `head` or `cut` that is named stays.
     `options` sets options of the components by `kind.option`, as in `{"head.pca": 128}`. `size` is the side of the
-    network's input in pixels. `budget` in seconds goes to trial trainings, with "auto" alone. The result stands
-    wherever a bundle does.
+    network's input in pixels. `budget` in seconds goes to trial trainings, with "auto" alone. With `license`, weights
+    whose license is of none of these classes ("permissive", …) are refused. The result stands wherever a bundle does.
     """
     automatic = strategy in (None, resolve.AUTO)
     if budget is not None and not automatic:
         raise UsageError("a budget is for trial runs", do=f"use strategy {resolve.AUTO}, or leave the budget out")
     components = resolve.components_to_train(backbone, None if automatic else strategy, head, options or {})
+    resolve.check_license(components["backbone"], resolve.several(license))
 
     from tlkit.advice.auto import train_auto
     from tlkit.training.config import RunOptions, TrainingConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit import defaults
-from tlkit.errors import TlkitWarning, UsageError
+from tlkit.errors import ArtifactError, TlkitWarning, UsageError
 from tlkit.util.files import local_path
 from tlkit.util.locks import claim
 
@@ -135,6 +135,21 @@ def components_to_train(
         if kind in named and named[kind] is None:
             raise UsageError(f"option {key}: {AUTO} decides on the {kind}", do=f"name the {kind}, or leave it out")
     return configured({kind: name for kind, name in named.items() if name is not None}, options)
+
+
+def check_license(backbone: Backbone, accepted: Sequence[str]) -> None:
+    """Raise an ArtifactError if weights have a license of another class; without any to accept, warn of some."""
+    from tlkit.plugin.contract import LICENSE_CLASSES
+    from tlkit.plugin.licenses import NON_COMMERCIAL, described_license, license_class
+
+    if unknown := [each for each in accepted if each not in LICENSE_CLASSES]:
+        raise UsageError(f"there is no license class {unknown[0]!r}, only {', '.join(LICENSE_CLASSES)}")
+    what = f"the weights of backbone {backbone.name!r} have the license {described_license(backbone.weights)}"
+    if accepted and license_class(backbone.weights) not in accepted:
+        do = "choose another backbone; tlkit plugins show prints the license of each"
+        raise ArtifactError(f"{what}, and only {', '.join(accepted)} is accepted", do=do)
+    if not accepted and license_class(backbone.weights) == NON_COMMERCIAL:
+        warn(what)
 
 
 @contextmanager

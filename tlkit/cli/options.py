@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from tlkit.plugin.contract import LICENSE_CLASSES
 from tlkit.util.files import local_path
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -152,5 +153,11 @@ trainer_options = together(
         help="Mixed-precision dtype for training; auto uses bf16 if the GPU supports it.",
     ),
     click.option("--compile", is_flag=True, help="Compile the trained modules with torch.compile."),
+    click.option(
+        "--license",
+        multiple=True,
+        type=click.Choice(LICENSE_CLASSES),
+        help="Refuse pretrained weights whose license is of another class; repeatable.",
+    ),
     click.option("--tf32", is_flag=True, help="Allow TF32 in fp32 matrix products and convolutions on a GPU."),
 )

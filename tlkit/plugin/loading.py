@@ -18,6 +18,7 @@ from tlkit.plugin import blame, hooks
 from tlkit.plugin.contract import Backbone, Component
 from tlkit.plugin.discovery import Found
 from tlkit.plugin.kinds import BY_HOOK
+from tlkit.plugin.licenses import license_class
 from tlkit.plugin.options import describe, to_json
 from tlkit.plugin.validation import fault
 from tlkit.util.text import did_you_mean, table
@@ -73,7 +74,9 @@ class RegisteredComponent:
             return facts
         values = to_json(self.component, local=True)
         if details and isinstance(self.component, Backbone):
-            facts |= {"weights": asdict(self.component.weights), "preprocessing": asdict(self.component.preprocessing)}
+            weights = self.component.weights
+            facts["weights"] = asdict(weights) | {"license_class": license_class(weights)}
+            facts["preprocessing"] = asdict(self.component.preprocessing)
         for each in describe(self.component):
             option = {"name": each.name, "type": each.type, "default": values[each.name], "local": each.local}
             option |= {"choices": list(each.choices) or None, "limits": each.limits, "help": each.help}

@@ -20,6 +20,7 @@ from tlkit.model import trunk as trunks
 from tlkit.model.modules import head_logits
 from tlkit.model.reference_images import remember
 from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head, Strategy
+from tlkit.plugin.licenses import described_license, license_class
 from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features
 from tlkit.training.config import Plan, TrainingConfig
@@ -54,6 +55,7 @@ class TrainingResult:
     report: Mapping[str, Any] = field(default_factory=dict)  # of the head
     epochs: Sequence[Mapping[str, Any]] = ()  # of this run: loss, accuracy, rates, seconds and images per second
     diverged: str | None = None  # where the loss became NaN or infinite; the weights are the best before that
+    license: str = ""  # of the pretrained weights, with its class
     advice: Any = None  # that led to it, with strategy auto
 
     def __fspath__(self) -> str:
@@ -69,6 +71,7 @@ class TrainingResult:
         changed = [f"{stage} {state}" for stage, state in self.provenance.items() if state != ORIGINAL]
         lines = [
             f"{self.backbone} up to {self.cut}, strategy {self.strategy}, head {self.head}",
+            f"license of the pretrained weights: {self.license}",
             *table(rows, ["images", *splits]),
             *more,
             f"{counted(self.decoded, 'image')} decoded, the features of the others were cached",
@@ -155,17 +158,18 @@ def write_bundle(
         report=record.head.report,
         epochs=epochs,
         diverged=fitted.diverged,
+        license=described_license(plan.config.backbone.weights),
     )
 
 
 def _record(plan: Plan, features: Features, head_report: Mapping[str, Any]) -> bundles.BundleRecord:
     """Return what configuration and data say of the bundle; metrics and golden images are still missing."""
-    config, dataset = plan.config, plan.dataset
+    config, dataset, weights = plan.config, plan.dataset, plan.config.backbone.weights
     return bundles.BundleRecord(
         labels=dataset.labels,
         preprocessing=plan.trunk.preprocessing,
         backbone=_component(config, config.backbone),
-        weights=asdict(config.backbone.weights),
+        weights=asdict(weights) | {"license_class": license_class(weights)},
         stages=plan.trunk.names,
         width=features.array.shape[1],
         head=_component(config, config.head, head_report),

@@ -9,11 +9,10 @@ from tlkit.conformance.backbone.subject import BackboneSubject
 from tlkit.conformance.subject import CheckFailed, expect
 from tlkit.conformance.watch import Watch, watching
 from tlkit.plugin.contract import Weights
+from tlkit.plugin.licenses import license_fault
 from tlkit.util.text import listed
 
 SIZES = range(8, 4097)
-_SPDX = re.compile(r"\(*[A-Za-z0-9][A-Za-z0-9.+-]*\)*(?: (?:AND|OR|WITH) \(*[A-Za-z0-9][A-Za-z0-9.+-]*\)*)*")
-_NO_LICENSE = frozenset({"", "-", "?", "n-a", "none", "other", "tbd", "todo", "unknown", "unlicensed"})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -36,11 +35,11 @@ def origin_of_the_weights(subject: BackboneSubject) -> None:
 
 
 def license_of_the_weights(subject: BackboneSubject) -> None:
-    """The license of the weights is recorded, as an SPDX expression."""
-    spdx = _weights(subject).license.strip()
-    right = spdx.lower() not in _NO_LICENSE and bool(_SPDX.fullmatch(spdx))
-    do = "record it by its SPDX name, as in 'Apache-2.0'; without one, 'LicenseRef-...' with a name for it"
-    expect(right, f"the license {spdx!r} is no SPDX expression", do=do)
+    """The license of the weights is recorded: an SPDX expression, or a `LicenseRef-...` with its class."""
+    weights = _weights(subject)
+    fault = license_fault(weights)
+    do = "record it by its SPDX name, as in 'Apache-2.0'; without one, as 'LicenseRef-...' with its license_class"
+    expect(fault is None, str(fault), do=do)
 
 
 def hash_of_the_weights(subject: BackboneSubject) -> None:
