@@ -71,12 +71,12 @@ class TrainingResult:
         changed = [f"{stage} {state}" for stage, state in self.provenance.items() if state != ORIGINAL]
         lines = [
             f"{self.backbone} up to {self.cut}, strategy {self.strategy}, head {self.head}",
-            f"license of the pretrained weights: {self.license}",
             *table(rows, ["images", *splits]),
             *more,
             f"{counted(self.decoded, 'image')} decoded, the features of the others were cached",
             f"validation accuracy {metrics.accuracy:.1%} (95 %: {low:.1%} to {high:.1%})",
             f"macro-F1 {metrics.macro_f1:.3f}, ECE {metrics.ece:.3f}",
+            f"license of the pretrained weights: {self.license}",
         ]
         if changed:
             lines.append(f"{len(changed)} of {len(self.provenance)} stages changed: {', '.join(changed)}")
