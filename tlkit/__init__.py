@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tlkit.version import __version__
+
+# ONNX Runtime writes a device id and events below the user's cache and uploads them, unless this is set before it is
+# imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
     from tlkit.api import (

@@ -20,6 +20,11 @@ def one_line(text: str) -> str:
     return text.translate(_CONTROL)
 
 
+def printable(text: str) -> str:
+    """Return a text of several lines with all other control characters escaped."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
 def _joined(text: str) -> str:
     """Return the lines of another library's message as one; spaces inside a line may be part of a name, and stay."""
     return one_line(re.sub(r"\s*[\r\n]+\s*", " ", text.strip()))

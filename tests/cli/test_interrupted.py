@@ -47,8 +47,9 @@ def names(root):
         ("train {photos} --strategy frozen -o out", signal.SIGINT, 130, "interrupted"),
         ("embed {run} {photos} -o f.parquet", signal.SIGINT, 130, "interrupted"),
         ("embed {run} {photos} -o f.npy", signal.SIGTERM, 143, "terminated"),
+        ("embed {run} {photos} -o f.npy", signal.SIGHUP, 129, "terminated"),
     ],
-    ids=["train", "embed to Parquet", "embed to npy"],
+    ids=["train", "embed to Parquet", "embed to npy", "a terminal that is closed"],
 )
 def test_a_signal_leaves_nothing_behind(console_script, story, tmp_path, photos, line, number, code, says):
     place, site = tmp_path / "place", tmp_path / "site"

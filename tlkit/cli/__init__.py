@@ -131,9 +131,14 @@ def main(args: Sequence[str] | None = None) -> None:
     # Imports and traces make objects by the million that stay: looking through them again and again for garbage takes
     # a tenth of the time of `tlkit train`.
     gc.set_threshold(100_000)
+    if not _check_streams():
+        sys.exit(_complain("stdout is closed; redirect it to a file or to /dev/null", ResourceError.exit_code))
     _keep_stdout_for_results()
     _let_any_name_through()
-    signal.signal(signal.SIGTERM, _terminate)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(number, _terminate)
     _exit(run([arg for arg in given[:end] if arg != DEBUG] + given[end:], debug=debug))
 
 
@@ -143,10 +148,10 @@ def run(args: Sequence[str], *, debug: bool = False) -> int:
         with _warnings_as_lines():
             return _dispatch(args)
     except BrokenPipeError:  # whoever read the results has had enough of them
-        _discard_output()
+        _discard_output(sys.stdout, sys.stderr)
         return 0
-    except _Terminated:
-        return _complain("terminated", 128 + signal.SIGTERM)
+    except _Terminated as end:
+        return _complain("terminated", 128 + end.number)
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", 128 + signal.SIGINT)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -155,6 +160,8 @@ def run(args: Sequence[str], *, debug: bool = False) -> int:
     except Exception as error:  # noqa: BLE001  # nobody would see it above this
         if debug and not isinstance(error, click.ClickException):
             traceback.print_exc()
+        if isinstance(error, OSError) and error.filename is None:
+            _discard_output(sys.stdout)  # it may be full, and would be flushed again at the end
         problem = _problem(error)
         return _complain(str(problem), problem.exit_code)
 
@@ -191,11 +198,25 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 class _Terminated(KeyboardInterrupt):
-    """The process was asked to end; like Ctrl-C it unwinds, so that nothing half-written stays behind."""
+    """The process was asked to end by a signal; as with Ctrl-C, nothing half-written stays behind."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
-def _terminate(_signal: int, _frame: object) -> None:
-    raise _Terminated
+def _terminate(number: int, _frame: object) -> None:
+    raise _Terminated(number)
+
+
+def _check_streams() -> bool:
+    """Return False if stdout is closed; closed descriptors lead nowhere, as the next file would take their place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+    return sys.stdout is not None
 
 
 def _keep_stdout_for_results() -> None:
@@ -232,11 +253,16 @@ def _let_any_name_through() -> None:
         sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
-def _discard_output() -> None:
-    """Send what is still buffered nowhere: Python would complain of the closed pipe on its way out."""
+def _discard_output(*streams: IO[str]) -> None:
+    """Send what is still buffered nowhere: Python would complain of the closed pipe or full disk on its way out."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or without a descriptor
+            stream.flush()
+            continue
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _problem(error: Exception) -> TlkitError:
@@ -249,18 +275,33 @@ def _problem(error: Exception) -> TlkitError:
             return UsageError(f"{error.format_message()} (see: {command} --help)")
         case click.ClickException():
             return UsageError(error.format_message())
-        case MemoryError():
-            return ResourceError("not enough memory", do="use fewer images or a smaller model")
-        case OSError(filename=str() | bytes() as file):
-            return ResourceError((error.strerror or str(error)).lower(), file=os.fsdecode(file))
         case _:
             what = f"a bug in tlkit: {type(error).__name__}: {error}"
-            return attributed(error) or TlkitError(what, do=f"run again with {DEBUG} and report what it shows")
+            bug = TlkitError(what, do=f"run again with {DEBUG} and report what it shows")
+            return _refusal(error) or attributed(error) or bug
+
+
+def _refusal(error: Exception) -> ResourceError | None:
+    """Return what the system refused: files, room on a disk, memory or threads; None for another error."""
+    from tlkit.util.files import REMEDIES  # not above: `--help` needs neither
+    from tlkit.util.resources import REFUSED, is_refused
+
+    if is_refused(error):
+        return ResourceError(f"not enough memory or threads {error}".strip(), do=REFUSED)
+    if not isinstance(error, OSError):
+        return None
+    reason = (error.strerror or str(error)).lower()
+    if error.filename is not None:
+        return ResourceError(reason, file=os.fsdecode(error.filename))
+    if "temporary directory" in reason:
+        return ResourceError(reason, do="set TMPDIR to a folder that can be written")
+    return ResourceError(f"can't write: {reason}", do=REMEDIES.get(error.errno or 0))
 
 
 def _complain(line: str, code: int) -> int:
     """Say on stderr what went wrong, under torchrun with the number of this process; returns the code."""
     number = os.environ.get("RANK", "0")
     who = PROGRAM if number == "0" else f"{PROGRAM} (process {number})"
-    click.echo(f"{who}: {line}", err=True)
+    with contextlib.suppress(OSError):  # stderr may be full or gone as well
+        click.echo(f"{who}: {line}", err=True)
     return code

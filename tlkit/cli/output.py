@@ -20,8 +20,8 @@ BAR, TIMES = 20, 24  # characters of a progress bar, and of the remaining time w
 
 
 def show(facts: Mapping[str, Any], text: object, as_json: bool) -> None:
-    """Print a result on stdout: as JSON, or as text for people."""
-    result(json.dumps(facts, indent=2) if as_json else str(text))
+    """Print a result on stdout: as JSON, or as text for people, without control characters of names and labels."""
+    result(json.dumps(facts, indent=2) if as_json else printable(str(text)))
 
 
 def wrote(path: Path | None, *, then: str) -> None:

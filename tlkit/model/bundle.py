@@ -156,10 +156,10 @@ def read_record(root: Path) -> dict[str, Any]:
     if not root.exists():
         raise DataError("no such bundle", file=root, do="make one with: tlkit train photos/ -o run/")
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(files.read_inside(root, RECORD))
     except FileNotFoundError as error:
         raise ArtifactError(f"not a bundle: it holds no {RECORD}", file=root) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"can't be read: {error}", file=file, do="train again or copy it again") from error
     if not isinstance(content, dict) or not {"format", "digest", "files", "tensors"} <= content.keys():
         raise ArtifactError("not the record of a bundle", file=file)
@@ -194,8 +194,12 @@ def _check_file(root: Path, name: str, expected: str) -> None:
         raise ArtifactError("it names a file outside itself", file=root / RECORD)
     try:
         found = files.sha256(file)
-    except OSError as error:
+    except FileNotFoundError as error:
         raise ArtifactError("a file of the bundle is missing", file=file, do="copy the bundle again") from error
+    except OSError as error:
+        raise ArtifactError(
+            f"can't be read: {(error.strerror or str(error)).lower()}", file=file, do="copy the bundle again"
+        ) from error
     if found != expected:
         raise ArtifactError(
             "it was changed after training (SHA-256 differs)", file=file, do="copy the bundle again, or train again"

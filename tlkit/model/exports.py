@@ -86,7 +86,8 @@ class Export:
     def _check(self, name: str, what: str) -> Path:
         file = self.folder / name
         if name not in self._checked:
-            if not file.is_file() or files.sha256(file) != self.manifest["files"].get(name):
+            inside = file.resolve().is_relative_to(self.folder.resolve())
+            if not (inside and file.is_file()) or files.sha256(file) != self.manifest["files"].get(name):
                 what = f"{what} is missing or was changed after export"
                 raise ArtifactError(what, file=self.folder, do=self.rebuild)
             self._checked.add(name)
@@ -252,10 +253,10 @@ def check_strangers(folder: Path, known: Collection[str]) -> None:
 def read_manifest(folder: Path, rebuild: str) -> dict[str, Any]:
     """Return the content of an export's manifest."""
     try:
-        content = json.loads((folder / MANIFEST).read_text())
+        content = json.loads(files.read_inside(folder, MANIFEST))
     except FileNotFoundError as error:
         raise ArtifactError("it was not exported yet", file=folder, do=rebuild) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"can't be read: {error}", file=folder / MANIFEST, do=rebuild) from error
     if not isinstance(content, dict) or "bundle" not in content or not isinstance(content.get("files"), dict):
         raise ArtifactError("not the manifest of an export", file=folder / MANIFEST, do=rebuild)

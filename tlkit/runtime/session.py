@@ -17,7 +17,8 @@ from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, Us
 from tlkit.graph.metadata import select_head
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
 from tlkit.runtime import cuda, providers
-from tlkit.util.resources import cores
+from tlkit.util.files import open_regular
+from tlkit.util.resources import REFUSED, cores, is_refused
 
 DEVICES = ("cpu", *providers.DEVICES)
 LEVELS = ("all", "extended", "basic", "off")  # of graph optimization
@@ -71,6 +72,8 @@ class OnnxSession(Session):
         except TlkitError:
             raise
         except Exception as error:  # see `_start`
+            if is_refused(error):
+                raise ResourceError(f"ONNX Runtime fails: {error}", file=self.file, do=REFUSED) from error
             raise ArtifactError(f"ONNX Runtime fails: {error}", file=self.file, do="export it again") from error
 
     def close(self) -> None:
@@ -108,6 +111,8 @@ def _start(content: bytes, options: Any, names: Sequence[Any], file: Path) -> An
     try:
         return onnxruntime.InferenceSession(content, options, providers=list(names), enable_fallback=0)
     except Exception as error:  # onnxruntime has an exception class for each status, with no common base
+        if is_refused(error):
+            raise ResourceError(f"ONNX Runtime does not start: {error}", file=file, do=REFUSED) from error
         raise ArtifactError(f"ONNX Runtime refuses it: {error}", file=file, do="export it again") from error
 
 
@@ -151,7 +156,8 @@ def read_graph(file: Path) -> bytes:
     The runtime gets these bytes, not the path, so that what was checked is what runs.
     """
     try:
-        content = file.read_bytes()
+        with open_regular(file) as stream:
+            content = stream.read()
     except OSError as error:
         raise DataError(f"can't be read: {(error.strerror or str(error)).lower()}", file=file) from error
     try:

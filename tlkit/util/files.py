@@ -7,9 +7,11 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -23,13 +25,29 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "TLKIT_CACHE"
 
+REMEDIES = {  # by errno
+    errno.ENOSPC: "free some space and run the command again",
+    errno.EDQUOT: "free some space and run the command again",
+    errno.EACCES: "choose a place you may write to",
+    errno.EPERM: "choose a place you may write to",
+    errno.EROFS: "choose a place that is not read-only",
+    errno.EISDIR: "choose the name of a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "choose a place inside a folder",
+    errno.EFBIG: "choose a place that takes larger files, or raise the limit that is set on them",
+}
+
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # a letter alone is a drive of Windows
 
 
 def cache_dir(*parts: str) -> Path:
     """Return a directory in the cache, created on demand; `TLKIT_CACHE` overrides the system's cache directory."""
     root = Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("tlkit", appauthor=False))
-    path = root.joinpath(*parts)
+    try:
+        path = root.expanduser().joinpath(*parts)
+    except RuntimeError as error:
+        do = f"set {CACHE_VARIABLE} to a directory that can be written"
+        raise ResourceError("there is no home directory for the cache", do=do) from error
     with translate_os_errors(path, do=f"set {CACHE_VARIABLE} to a directory that can be written"):
         path.mkdir(parents=True, exist_ok=True)
     return path
@@ -45,8 +63,25 @@ def local_path(path: str | os.PathLike[str]) -> Path:
 
 def sha256(file: Path) -> str:
     """Return the SHA-256 of a file's content, in hex."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def open_regular(file: Path) -> BufferedReader:
+    """Open a file to read; raises OSError, without waiting, for a pipe, a device or a folder."""
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(file))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_inside(root: Path, name: str) -> bytes:
+    """Return the content of a regular file inside a folder; raises OSError, also for a link that leads out of it."""
+    if not (root / name).resolve().is_relative_to(root.resolve()):
+        raise OSError(errno.EINVAL, "it lies outside the folder", str(root / name))
+    with open_regular(root / name) as stream:
+        return stream.read()
 
 
 @contextmanager
@@ -55,19 +90,8 @@ def translate_os_errors(path: Path, *, do: str | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = {
-            errno.ENOSPC: "free some space and run the command again",
-            errno.EDQUOT: "free some space and run the command again",
-            errno.EACCES: "choose a place you may write to",
-            errno.EPERM: "choose a place you may write to",
-            errno.EROFS: "choose a place that is not read-only",
-            errno.EISDIR: "choose the name of a file",
-            errno.ENAMETOOLONG: "choose a shorter name",
-            errno.ENOTDIR: "choose a place inside a folder",
-            errno.EFBIG: "choose a place that takes larger files, or raise the limit that is set on them",
-        }
         reason = (error.strerror or str(error)).lower()
-        raise ResourceError(f"can't write: {reason}", file=path, do=do or advice.get(error.errno or 0)) from error
+        raise ResourceError(f"can't write: {reason}", file=path, do=do or REMEDIES.get(error.errno or 0)) from error
 
 
 @contextmanager

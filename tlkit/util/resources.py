@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,18 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _NEVER_TRIM = 2**31 - 1  # bytes of free memory at the end of the heap that are not returned
 _DEFAULT_MMAP_MAX = 65536
 _MAX_MMAP_THRESHOLD = 32 * 2**20  # glibc reaches it by itself in a process that frees large blocks
+
+REFUSED = "free some memory, raise the limits of memory and threads, or use fewer images or a smaller model"
+_REFUSALS = re.compile(  # by C++, ONNX Runtime, PyTorch and Python, in errors that they share with others
+    r"bad[_ ]alloc|failed to allocate|can't allocate memory|cannot allocate memory|DefaultCPUAllocator|out of memory"
+    r"|can't start new thread|pthread_create|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+
+
+def is_refused(error: BaseException) -> bool:
+    """Return True if the system refused memory or a thread."""
+    return isinstance(error, MemoryError) or _REFUSALS.search(str(error)) is not None
 
 
 def cores() -> int:

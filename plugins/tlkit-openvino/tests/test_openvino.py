@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,3 +70,13 @@ def test_an_array_that_does_not_fit_is_refused_and_the_session_goes_on(tmp_path:
 def test_without_openvino_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     assert 'pip install "openvino' in str(OpenVino().missing())
+
+
+def test_it_writes_nothing_below_the_home(tmp_path: Path) -> None:
+    """OpenVINO's telemetry leaves an identity there, and sends it."""
+    code = "import tlkit_openvino.session, openvino, openvino.tools.ovc; openvino.Core()"
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
+    env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("*"))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tlkit import OptimizationProfile, ResourceError, Session, Target, hookimpl, option
 from tlkit.plugin.support import translate_os_errors
+
+# OpenVINO does without this package, which writes below the home and sends to Google, where it can't be imported.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
