@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from tlkit.cli import result
-from tlkit.errors import one_line
+from tlkit.errors import one_line, printable
 from tlkit.plugin.contract import Progress, Tick, silent
 
 BAR, TIMES = 20, 24  # characters of a progress bar, and of the remaining time with the brackets around both
