@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tlkit import defaults, resolve
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from tlkit.exporting.shared_trunk import SharedTrunk
     from tlkit.exporting.triton import TritonRepository
     from tlkit.inspection import Inspection
-    from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import OptimizationProfile, Progress
     from tlkit.plugin.loading import RegisteredComponent
     from tlkit.runtime.embedding import EmbeddingResult
@@ -43,6 +43,7 @@ def advise(
     backbones: Sequence[str] | str | None = None,
     budget: float | None = None,
     audit: bool = False,
+    strict: bool = False,
     val: float = 0.2,
     max_bad: float = 0.01,
     seed: int = 0,
@@ -52,7 +53,8 @@ def advise(
 
     `backbones` names one or several pretrained networks, the first one preferred. With a `budget` in seconds, short
     trial trainings settle close calls; `audit` adds duplicates, leakage, label errors and shortcuts. Images of the
-    validation and test splits are not looked at. Raises DataError where the dataset can't be used.
+    validation and test splits are not looked at. Raises DataError where the dataset can't be used, and with `strict`
+    where a file is in two splits or classes.
     """
     named = resolve.several(backbones or defaults.DEFAULT_BACKBONE)
     chosen = [resolve.load_plugins().get("backbone", name) for name in named]
@@ -60,7 +62,7 @@ def advise(
     from tlkit.advice.run import advise
 
     request = resolve.advice_request(chosen, val=val, max_bad=max_bad, seed=seed)
-    return advise(local_path(source), request, progress or silent, budget=budget, audit=audit)
+    return advise(local_path(source), request, progress or silent, budget=budget, audit=audit, strict=strict)
 
 
 def train(
@@ -78,6 +80,7 @@ def train(
     golden: int = 8,
     seed: int = 0,
     refit: bool = True,
+    strict: bool = False,
     views: int = 4,
     cache: bool = True,
     resume: bool = False,
@@ -111,7 +114,7 @@ def train(
     config: dict[str, Any] = {"val": val, "max_bad": max_bad, "golden": golden, "seed": seed, "size": size, "cut": cut}
     config |= {"refit": refit, "views": views, "cache": cache}
     on = DeviceOptions(device, precision, compile, tf32)
-    how = RunOptions(on, resume, resolve.optional_path(tensorboard), warn=resolve.warn)
+    how = RunOptions(on, resume, resolve.optional_path(tensorboard), warn=resolve.warn, strict=strict)
     source, out, progress = local_path(source), local_path(out), progress or silent
     with resolve.claimed_to_train(out):
         if automatic:
@@ -168,7 +171,7 @@ def export_shared_trunk(
     from tlkit.exporting.shared_trunk import export_shared_trunk
 
     with claim(place := local_path(out)):
-        opened = _exported(bundles, "fp32", data, progress)
+        opened = resolve.exported(bundles, "fp32", partial(export, data=data, progress=progress))
         return export_shared_trunk(opened, place, data=resolve.optional_path(data))
 
 
@@ -187,7 +190,8 @@ def export_triton(
     from tlkit.exporting.triton import export_triton
 
     with claim(place := local_path(repository)):
-        opened, folder = _exported(bundles, precision, data, progress), resolve.optional_path(data)
+        missing = partial(export, precision=precision, data=data, progress=progress)
+        opened, folder = resolve.exported(bundles, precision, missing), resolve.optional_path(data)
         return export_triton(opened, place, precision=precision, data=folder)
 
 
@@ -262,9 +266,10 @@ def embed(
     """
     from tlkit.runtime.embedding import embed
 
-    files, opened = resolve.image_files(images), _model(model, "trunk")
+    found, opened = resolve.image_files(images), _model(model, "trunk")
     with claim(place := local_path(out)):
-        return embed(opened, files, place, (progress or silent)("embedding", len(files)))
+        result = embed(opened, found.files, place, (progress or silent)("embedding", len(found.files)))
+    return replace(result, skipped=found.skipped)
 
 
 def evaluate(
@@ -339,17 +344,3 @@ def diagnose() -> Diagnosis:
 
 def _model(model: Model | StrPath, graph: str) -> Model:
     return load(model, graph=graph) if isinstance(model, str | os.PathLike) else model
-
-
-def _exported(
-    bundles: Iterable[StrPath], precision: str, data: StrPath | None, progress: Progress | None
-) -> list[Bundle]:
-    """Return bundles, opened; each is exported to ONNX first where its graphs are missing or are not its own."""
-    from tlkit.model.exports import Exports
-
-    opened = []
-    for path in bundles:
-        opened.append(bundle := resolve.open_bundle(path))
-        if not Exports.of(bundle).has(precision=precision):
-            export(path, precision=precision, data=data, progress=progress)
-    return opened

@@ -6,7 +6,7 @@ import fnmatch
 import functools
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from tlkit.util.locks import claim
 
 if TYPE_CHECKING:
     from tlkit.advice.run import AdviceRequest
+    from tlkit.data.dataset import FoundImages
     from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import Backbone, Head
     from tlkit.plugin.loading import RegisteredComponent
@@ -53,7 +54,7 @@ def components(kind: str | None, pattern: str) -> list[RegisteredComponent]:
     ]
 
 
-def image_files(images: Sequence[StrPath] | StrPath) -> list[Path]:
+def image_files(images: Sequence[StrPath] | StrPath) -> FoundImages:
     """Return the image files that are named, those in folders included; a bare string is one path."""
     from tlkit.data.dataset import find_images
 
@@ -75,6 +76,18 @@ def open_bundle(path: StrPath) -> Bundle:
     from tlkit.model import bundle
 
     return bundle.open_bundle(local_path(path))
+
+
+def exported(bundles: Iterable[StrPath], precision: str, export: Callable[[StrPath], object]) -> list[Bundle]:
+    """Return bundles, opened, after calling `export` on each whose ONNX graphs are missing or are not its own."""
+    from tlkit.model.exports import Exports
+
+    opened = []
+    for path in bundles:
+        opened.append(bundle := open_bundle(path))
+        if not Exports.of(bundle).has(precision=precision):
+            export(path)
+    return opened
 
 
 def _made_with(bundle: Bundle) -> tuple[Backbone, Head]:

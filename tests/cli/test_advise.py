@@ -181,7 +181,7 @@ def test_what_cannot_be_read_is_one_line_and_nothing_stays(env, tlkit, tmp_path,
     plant(tmp_path / "set")
     said = tlkit(*line.split(), *TINY, cwd=tmp_path, env=env)
     assert (said.code, said.out) == (3, "")
-    assert re.fullmatch(f"tlkit: .*{words}.*\n", said.err)
+    assert re.fullmatch(f"tlkit: .*{words}.*\n", said.problems)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 

@@ -155,6 +155,19 @@ CASES = {
         "photos: only one class, 'dark'; at least two folders or labels are needed; .* add images",
         lambda root: empty(root, "light", "middle"),
     ),
+    "folds": Case(
+        "train folds -o out",
+        3,
+        r"folds: one, two hold the same folders \(dark, light, middle\): splits or folds, not classes; call them .*",
+        lambda root: [shutil.copytree(root / "photos", root / "folds" / name) for name in ("one", "two")],
+    ),
+    "a bundle to train on": Case("train run -o out", 3, "run: a bundle that tlkit wrote, not images"),
+    "the same files in two splits": Case(
+        "train twice -o out --strict",
+        3,
+        "leakage: 36 files again in another split, such as train/dark/00.png = val/dark/00.png; .* leave out --strict",
+        lambda root: [shutil.copytree(root / "photos", root / "twice" / name) for name in ("train", "val")],
+    ),
     "an empty class": Case(
         "train photos -o out",
         3,
@@ -454,8 +467,8 @@ def check(run, story, place, case):
     case.prepare(place)
     before = snapshot(place)
     finished = run(*shlex.split(case.line), cwd=place, env=story.env)
-    assert finished.err.count("\n") == 1, finished.err
-    assert re.fullmatch(f"tlkit: {case.says}\n", finished.err), finished.err
+    assert finished.problems.count("\n") == 1, finished.err
+    assert re.fullmatch(f"tlkit: {case.says}\n", finished.problems), finished.err
     assert (finished.code, finished.out) == (case.code, "")
     assert snapshot(place) == before
 
@@ -511,7 +524,8 @@ def test_predict_names_a_picture_it_can_not_use_and_labels_the_others(tlkit, pla
             ["photos/dark/01.png", "dark"],
             ["photos/light/01.png", "light"],
         ]
-        rejected, error = finished.err.splitlines()
+        rejected, error = finished.problems.splitlines()
+        assert "3 files: 2 read, 1 rejected (1 .png)" in finished.err
         assert rejected.startswith("rejected bad.png: ")
         assert error.startswith("tlkit: bad.png: 1 of 3 images are unreadable, the first because: ")
         assert error.endswith("; fix or remove them")
@@ -546,7 +560,9 @@ def test_train_goes_on_without_a_few_bad_images_and_names_them(tlkit, story, pla
     finished = tlkit("train", "photos", "-o", "out", *choice, "--json", cwd=place, env=story.env)
     assert finished.code == 0
     assert list(finished.json["rejected"]) == ["dark/00.png"]
-    assert finished.err.startswith("rejected dark/00.png: is not an image")
+    assert finished.problems.startswith("rejected dark/00.png: is not an image")
+    assert "36 files: 35 read, 1 rejected (1 .png)" in finished.err
+    assert finished.json["files"] == {"read": 35, "rejected": {".png": 1}, "skipped": {}, "other_splits": 0}
 
 
 def test_sixteen_bit_and_cmyk_pictures_are_seen_as_the_others(tlkit, story, tmp_path):

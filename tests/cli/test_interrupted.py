@@ -59,7 +59,7 @@ def test_a_signal_leaves_nothing_behind(console_script, story, tmp_path, photos,
     arguments = line.format(photos=photos, run=story.run).split()
     finished = console_script(*arguments, cwd=place, env={**story.env, "PYTHONPATH": str(site)})
     assert (finished.code, finished.out) == (code, "")
-    assert finished.err == f"tlkit: {says}\n"
+    assert finished.problems == f"tlkit: {says}\n"
     assert names(place) == []
 
 
@@ -79,8 +79,8 @@ def test_a_disk_that_takes_no_more_is_told_of_and_nothing_stays(tlkit, story, tm
     arguments = line.format(photos=photos, run=story.run).split()
     finished = tlkit(*arguments, cwd=place, env=story.env, largest_file=limit)
     assert (finished.code, finished.out) == (5, "")
-    assert finished.err.startswith(f"tlkit: {out.name}: can't write: "), finished.err
-    assert finished.err.count("\n") == 1
+    assert finished.problems.startswith(f"tlkit: {out.name}: can't write: "), finished.err
+    assert finished.problems.count("\n") == 1
     assert names(place) == []
 
 

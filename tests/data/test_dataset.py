@@ -57,7 +57,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert names(data) == ["Bee/2.png", "Bee/x/y/1.png", "ant/1.jpg", "ant/2.jpg", "wasp/a.jpg", "wasp/b.jpg"]
     assert [sample.label for sample in data.samples] == [0, 0, 1, 1, 2, 2]
     assert [sample.path for sample in data.samples] == [tmp_path / name for name in names(data)]
-    assert (data.root, data.skipped, data.given_split) == (tmp_path, (), False)
+    assert (data.root, data.skipped, data.given_split) == (tmp_path, {}, False)
     assert {sample.split for sample in data.samples} == {"train", "val"}
 
 
@@ -91,13 +91,8 @@ def test_skipped_files_are_listed_unless_hidden(tmp_path: Path) -> None:
     hidden = [".DS_Store", "a/._1.jpg", ".git/x/1.jpg", "__MACOSX/a/1.jpg", "a/Thumbs.db", "b/desktop.ini"]
     data = read(plant(tmp_path, [*kept, *passed, *hidden]))
     assert names(data) == kept
-    assert data.skipped == (
-        "a/jpg: not an image",
-        "a/readme: not an image",
-        "b/deep/clip.mp4: not an image",
-        "notes.txt: not an image",
-        "stray.jpg: beside the class folders",
-    )
+    others = dict.fromkeys(("a/jpg", "a/readme", "b/deep/clip.mp4", "notes.txt"), "not an image")
+    assert data.skipped == {**others, "stray.jpg": "beside the class folders"}
 
 
 def test_a_hidden_root_is_read(tmp_path: Path) -> None:
@@ -165,12 +160,12 @@ def test_what_lies_beside_the_splits_is_listed(tmp_path: Path) -> None:
     kept = [*numbered("train/a"), *numbered("train/b"), *numbered("val/a")]
     data = read(plant(tmp_path, [*kept, "x.jpg", "train/y.jpg", "notes.md", "extra/a/1.jpg"]))
     assert names(data) == kept
-    assert data.skipped == (
-        "extra: not a split",
-        "notes.md: not an image",
-        "train/y.jpg: beside the class folders",
-        "x.jpg: beside the splits",
-    )
+    assert data.skipped == {
+        "extra/a/1.jpg": "not in the folder of a split",
+        "notes.md": "not an image",
+        "train/y.jpg": "beside the class folders",
+        "x.jpg": "not in the folder of a split",
+    }
 
 
 def test_train_without_another_split_is_a_class(tmp_path: Path) -> None:
@@ -268,7 +263,7 @@ def test_loops_end_and_no_image_counts_twice(tmp_path: Path) -> None:
     data = read(root)
     assert names(data) == [*numbered("a"), *numbered("b/deep")]
     again = "a link to a folder that is read already"
-    assert data.skipped == (f"a/root: {again}", f"a/self: {again}", f"b/deep/up: {again}")
+    assert data.skipped == dict.fromkeys(("a/root", "a/self", "b/deep/up"), again)
 
 
 def test_the_real_folder_counts_before_a_link_to_it(tmp_path: Path) -> None:
@@ -276,7 +271,7 @@ def test_the_real_folder_counts_before_a_link_to_it(tmp_path: Path) -> None:
     (root / "a/link").symlink_to(root / "b/deep")  # would put images of b into a
     data = read(root)
     assert data.counts("train")["a"] + data.counts("val")["a"] == 3
-    assert data.skipped == ("a/link: a link to a folder that is read already",)
+    assert data.skipped == {"a/link": "a link to a folder that is read already"}
 
 
 def test_a_class_that_is_a_link_to_another_is_refused(tmp_path: Path) -> None:
@@ -300,7 +295,7 @@ def test_links_to_elsewhere_are_followed_once(tmp_path: Path) -> None:
         "a/one.png",
         *numbered("b"),
     ]
-    assert data.skipped == ("a/second: a link to a folder that is read already",)
+    assert data.skipped == {"a/second": "a link to a folder that is read already"}
 
 
 def test_broken_links_and_pipes_are_listed(tmp_path: Path) -> None:
@@ -310,11 +305,11 @@ def test_broken_links_and_pipes_are_listed(tmp_path: Path) -> None:
     os.mkfifo(root / "b/pipe.jpg")
     data = read(root)
     assert len(data.samples) == 6
-    assert data.skipped == (
-        "a/gone.jpg: a broken link",
-        "a/itself.jpg: a broken link",
-        "b/pipe.jpg: not a regular file",
-    )
+    assert data.skipped == {
+        "a/gone.jpg": "a broken link",
+        "a/itself.jpg": "a broken link",
+        "b/pipe.jpg": "not a regular file",
+    }
 
 
 def test_names_are_composed_and_paths_are_as_on_disk(tmp_path: Path) -> None:
@@ -370,13 +365,14 @@ def test_images_of_files_and_folders_in_the_order_named(tmp_path: Path) -> None:
     )
     found = find_images([root / "odd.bin", root / "b", root / ".h.jpg", root / "a"])
     expected = ["odd.bin", "b/1.png", "b/2.jpg", "b/c/3.gif", ".h.jpg", "a/1.jpg"]
-    assert found == [root / path for path in expected]
+    assert found.files == [root / path for path in expected]
+    assert found.skipped == {str(root / "b/note.txt"): "not an image"}
 
 
 def test_images_named_twice_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = plant(tmp_path, ["a/1.jpg", "a/2.jpg"])
     monkeypatch.chdir(root)
-    assert len(find_images([Path("a/2.jpg"), Path("a"), root / "a"])) == 2
+    assert len(find_images([Path("a/2.jpg"), Path("a"), root / "a"]).files) == 2
 
 
 def test_images_names_all_sources_that_hold_none(tmp_path: Path) -> None:

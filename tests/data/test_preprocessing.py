@@ -295,7 +295,7 @@ def test_reduced_decoding_is_faithful(
 
 
 def test_reduced_decoding_is_faithful_to_real_photographs(shared_data: Path, drafts: list[tuple[int, int]]) -> None:
-    large = [path for path in find_images([shared_data / "ants_bees"]) if min(Image.open(path).size) >= 1024]
+    large = [path for path in find_images([shared_data / "ants_bees"]).files if min(Image.open(path).size) >= 1024]
     assert len(large) >= 2
     for path in large:
         size, full = Image.open(path).size, encoded(Image.open(path), "BMP")
@@ -615,7 +615,7 @@ def test_multi_picture_jpeg_of_a_phone(drafts: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "PCX", "EPS", "JPEG2000"])
 def test_formats_beyond_the_list_are_refused(format: str) -> None:
-    with pytest.raises(UnreadableImage, match=r"is not an image \(JPEG, PNG, WEBP, BMP, GIF, TIFF\)"):
+    with pytest.raises(UnreadableImage, match=r"is not an image \(JPEG, PNG, WEBP, BMP, GIF, TIFF\)|is JPEG 2000"):
         load(encoded(photo(16, 16), format), params())
 
 

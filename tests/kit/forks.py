@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import random
+import re
 import resource
 import runpy
 import subprocess
@@ -50,6 +51,12 @@ class Finished:
     def json(self) -> Any:
         """The result that it printed with `--json`."""
         return json.loads(self.out)
+
+    @property
+    def problems(self) -> str:
+        """Stderr without the lines that a training begins with, and without the number of files."""
+        told = re.compile(r"[\d,]+ class(es)? \(|leakage: |label conflict: |[\d,]+ files?: ")
+        return "".join(line for line in self.err.splitlines(keepends=True) if not told.match(line))
 
     @property
     def next(self) -> str:

@@ -44,7 +44,7 @@ def train_auto(
 
     Without a budget the same data and seed give the same bundle.
     """
-    options = options or RunOptions()
+    options = replace(options or RunOptions(), announce=False)  # the advice begins with the classes
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         what = f"{NAME} compares and decides in one process, not under torchrun"
         raise UsageError(what, do="ask `tlkit advise` first, and give torchrun the --strategy that it names")
@@ -53,7 +53,7 @@ def train_auto(
     check_unfinished(out, resume=options.resume)
     if request.cut is not None:
         trunks.check_cut(request.cut, trunks.build(request.backbones[0]).names)
-    advice = advise(source, request, progress, learnable=True)
+    advice = advise(source, request, progress, strict=options.strict, learnable=True)
     fine_tunes = advice.recommendation.trainable > 0
     if not (fine_tunes or budget is not None or (options.resume and folder_of(out).exists())):
         return _train(out, request, advice, progress, options), advice

@@ -21,6 +21,8 @@ from tlkit.audit.run import Audit
 from tlkit.audit.run import audit as audit_dataset
 from tlkit.data import dataset as datasets
 from tlkit.data.dataset import Dataset
+from tlkit.data.duplicates import Duplicates, find_duplicates
+from tlkit.data.scan import FileCounts
 from tlkit.plugin.contract import Backbone, Component, Head, Progress, Strategy, silent
 from tlkit.runtime.features import check_rejected
 from tlkit.training.config import dataset_statistics
@@ -65,12 +67,25 @@ class Advice:
     statistics: ImageStatistics
     analyses: Sequence[BackboneAnalysis]
     labels: NDArray[np.int64]
+    duplicates: Duplicates
     recommendation: Recommendation
     heads: Sequence[HeadEvidence] = ()
     rejected: Mapping[str, str] = field(default_factory=dict)
     trials: Sequence[Mapping[str, Any]] = ()
     audit: Audit | None = None
     learnable: bool = True  # a training could use the dataset
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Files of the source that are no labeled images: path to reason."""
+        return self.dataset.skipped
+
+    @property
+    def files(self) -> FileCounts:
+        """All files of the source, counted; only images to train on are read."""
+        read = len(self.dataset.of("train")) - len(self.rejected)
+        others = len(self.dataset.samples) - read - len(self.rejected)
+        return FileCounts.of(read, self.rejected, self.skipped, others)
 
     @property
     def analysis(self) -> BackboneAnalysis:
@@ -93,7 +108,10 @@ class Advice:
             "heads": [asdict(head) for head in self.heads],
             "trials": [dict(trial) for trial in self.trials],
             "recommendation": self.recommendation.to_json(),
+            "duplicates": asdict(self.duplicates),
             "rejected": dict(self.rejected),
+            "skipped": dict(self.skipped),
+            "files": asdict(self.files),
             **({} if self.audit is None else {"audit": self.audit.to_json()}),
         }
 
@@ -111,15 +129,21 @@ def advise(
     *,
     budget: float | None = None,
     audit: bool = False,
+    strict: bool = False,
     learnable: bool = False,
 ) -> Advice:
     """Analyze the training images through each backbone and recommend a training.
 
     Validation and test images are not read, except for trials (if there is a `budget` in seconds) and an audit. Raises
     `DataError` for a source without images or with more unreadable ones than allowed; if it must be `learnable`, also
-    for one that nothing can be trained on.
+    for one that nothing can be trained on, and if `strict`, for one with the same file in two splits or classes.
     """
     dataset = datasets.read(source, val=request.val, learnable=learnable)
+    duplicates = find_duplicates(dataset)
+    for line in (str(dataset), *duplicates.lines()):
+        progress(line, 0)
+    if strict:
+        duplicates.check()
     samples = dataset.of("train")
     analyses = []
     for backbone in request.backbones:
@@ -140,6 +164,7 @@ def advise(
         statistics,
         analyses,
         np.array([sample.label for sample in samples], np.int64),
+        duplicates,
         cautious(analyses[0], head, shortcomings),
         rejected={samples[index].name: reason for index, reason in features.rejected.items()},
         learnable=learnable or datasets.is_learnable(source, request.val),

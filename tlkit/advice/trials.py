@@ -60,7 +60,7 @@ def run_trial(
     def trial() -> dict[str, Any]:
         shutil.rmtree(out, ignore_errors=True)  # written, but interrupted before the note
         started = time.perf_counter()
-        trained = train(source, out, config, progress, replace(options or RunOptions(), resume=True))
+        trained = train(source, out, config, progress, replace(options or RunOptions(), resume=True, announce=False))
         seconds = time.perf_counter() - started
         return {"trained": trained.to_json(), "correct": trained.correct.tolist(), "seconds": seconds}
 

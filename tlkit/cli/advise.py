@@ -8,8 +8,17 @@ from typing import Any
 import click
 
 from tlkit import defaults
-from tlkit.cli.options import FilePath, budget_option, complete, json_option, max_bad_option, seed_option, val_option
-from tlkit.cli.output import note, progress_bars, show, wrote
+from tlkit.cli.options import (
+    FilePath,
+    budget_option,
+    complete,
+    json_option,
+    max_bad_option,
+    seed_option,
+    strict_option,
+    val_option,
+)
+from tlkit.cli.output import note_files, progress_bars, show, wrote
 
 
 @click.command()
@@ -27,6 +36,7 @@ from tlkit.cli.output import note, progress_bars, show, wrote
 @click.option("--html", "page", type=FilePath, help="Write a page with pictures to an .html file as well.")
 @val_option
 @max_bad_option
+@strict_option
 @seed_option
 @json_option
 def command(source: Path, page: Path | None, as_json: bool, **options: Any) -> None:
@@ -50,7 +60,7 @@ def command(source: Path, page: Path | None, as_json: bool, **options: Any) -> N
     click.get_current_context().with_resource(claim(page))
     with progress_bars() as progress:
         advice = advise(source, progress=progress, **options)
-    note("rejected", advice.rejected)
+    note_files(advice)
     show({**advice.to_json(), "next": advice.command}, advice, as_json)
     if page is not None:
         html.write(page, advice)

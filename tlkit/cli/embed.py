@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tlkit.cli.options import FilePath, device_options, json_option, max_bad_option
-from tlkit.cli.output import note, progress_bars, show, wrote
+from tlkit.cli.output import note_files, progress_bars, show, wrote
 from tlkit.util.text import quoted
 
 
@@ -37,7 +37,7 @@ def command(model: Path, images: tuple[Path, ...], out: Path, max_bad: float, as
     opened = load(model, graph="trunk", **options)
     with progress_bars() as progress:
         result = embed(opened, images, out, progress=progress)
-    note("rejected", result.rejected)
+    note_files(result)
     then = f"tlkit inspect {quoted(model)}"
     show({**result.to_json(), "next": then}, result, as_json)
     wrote(out, then=then)

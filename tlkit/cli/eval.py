@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tlkit.cli.options import FilePath, device_options, head_option, json_option, max_bad_option, split_option
-from tlkit.cli.output import note, progress_bars, show, wrote
+from tlkit.cli.output import note_files, progress_bars, show, wrote
 from tlkit.util.text import quoted
 
 
@@ -52,7 +52,7 @@ def command(
     opened = load(model, **options)
     with progress_bars() as progress:
         result = evaluate(opened, source, split=split, progress=progress)
-    note("rejected", result.rejected)
+    note_files(result)
     then = f"tlkit predict {quoted(model)} {quoted(source) if source.is_dir() else 'IMAGE...'}"
     show({**result.to_json(), "next": then}, result, as_json)
     if picture is not None:

@@ -113,6 +113,9 @@ val_option = click.option(
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of every random number generator."
 )
+strict_option = click.option(
+    "--strict", is_flag=True, help="Refuse a dataset with the same file in two splits or in two classes."
+)
 budget_option = click.option(
     "--budget", type=Seconds(), help="Time for trial runs that settle close calls, such as 90s or 2m; none by default."
 )

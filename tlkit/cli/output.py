@@ -7,8 +7,9 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -16,6 +17,10 @@ from tlkit.cli import result
 from tlkit.errors import one_line, printable
 from tlkit.plugin.contract import Progress, Tick, silent
 
+if TYPE_CHECKING:
+    from tlkit.data.scan import FileCounts
+
+SHOWN = 10  # files that are named
 BAR, TIMES = 20, 24  # characters of a progress bar, and of the remaining time with the brackets around both
 
 
@@ -29,11 +34,32 @@ def wrote(path: Path | None, *, then: str) -> None:
     click.echo(f"wrote {'nothing' if path is None else one_line(str(path))}\nnext: {then}", err=True)
 
 
+def note_files(result: HasFiles) -> None:
+    """Say on stderr which files were not read and why, and the number of all files, unless all were read."""
+    for what, reasons in (("skipped", result.skipped), ("rejected", result.rejected)):
+        note(what, dict(islice(reasons.items(), SHOWN)))
+        if len(reasons) > SHOWN:
+            click.echo(f"{what} {len(reasons) - SHOWN:,} more", err=True)
+    if not result.files.complete:
+        click.echo(str(result.files), err=True)
+
+
 def note(what: str, reasons: Mapping[str, str] | Iterable[str]) -> None:
     """Say on stderr, one line each, what was not used and why."""
     lines = (f"{name}: {reason}" for name, reason in reasons.items()) if isinstance(reasons, Mapping) else reasons
     for line in lines:
         click.echo(one_line(f"{what} {line}"), err=True)
+
+
+class HasFiles(Protocol):
+    """A result that knows which files of its source were not read."""
+
+    @property
+    def skipped(self) -> Mapping[str, str]: ...
+    @property
+    def rejected(self) -> Mapping[str, str]: ...
+    @property
+    def files(self) -> FileCounts: ...
 
 
 @contextmanager
@@ -46,10 +72,9 @@ def progress_bars() -> Iterator[Progress]:
 
         def bar(what: str, total: int) -> Tick:
             shown.close()
-            if not sys.stderr.isatty():
-                return silent(what, total)
             if not total:
-                click.echo(what, err=True)
+                click.echo(one_line(what), err=True)
+            if not total or not sys.stderr.isatty():
                 return silent(what, total)
             room = max(0, shutil.get_terminal_size().columns - len(what) - 2 * len(str(total)) - BAR - TIMES)
             made: Any = click.progressbar(

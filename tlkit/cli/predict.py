@@ -40,9 +40,10 @@ def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool, **o
     from tlkit.api import load
     from tlkit.data.dataset import find_images
     from tlkit.data.decoding import check_max_bad
+    from tlkit.data.scan import FileCounts
     from tlkit.util.resources import cores
 
-    files = find_images(images)
+    files, skipped = find_images(images)
     workers = 1 if len(files) < 2 * cores() else None
     opened = load(model, workers=workers, **options)
     reasons = {}
@@ -58,6 +59,9 @@ def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool, **o
         else:
             cells = [cell for label, probability in best for cell in (label, f"{probability:.4f}")]
             result("\t".join(map(one_line, [prediction.name, *cells])))
+    counts = FileCounts.of(len(files) - len(reasons), reasons, skipped)
+    if not counts.complete:
+        click.echo(str(counts), err=True)
     check_max_bad(reasons, len(files), None)
     sources = " ".join(map(quoted, images)) if len(images) <= MOST_IMAGES else "IMAGE..."
     suffix = "parquet" if find_spec("pyarrow") else "npy"

@@ -16,10 +16,11 @@ from tlkit.cli.options import (
     max_bad_option,
     seed_option,
     set_option,
+    strict_option,
     trainer_options,
     val_option,
 )
-from tlkit.cli.output import note, progress_bars, show, wrote
+from tlkit.cli.output import note_files, progress_bars, show, wrote
 from tlkit.util.text import quoted
 
 
@@ -45,6 +46,7 @@ from tlkit.util.text import quoted
 @set_option
 @val_option
 @max_bad_option
+@strict_option
 @click.option("--golden", type=click.IntRange(0), default=8, help="Validation images to keep in the bundle.")
 @seed_option
 @trainer_options
@@ -71,8 +73,7 @@ def command(source: Path, out: Path, as_json: bool, **options: Any) -> None:
 
     with progress_bars() as progress:
         result = train(source, out, progress=progress, **options)
-    note("skipped", result.skipped)
-    note("rejected", result.rejected)
+    note_files(result)
     then = f"tlkit export {quoted(out)} --{defaults.DEFAULT_TARGET}"
     show({**result.to_json(), "next": then}, result, as_json)
     wrote(out, then=then)

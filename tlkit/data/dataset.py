@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from tlkit.data import table
-from tlkit.data.labels import LIMIT, Entry, known_labels, nfc, training_labels
-from tlkit.data.scan import Scan, scan
-from tlkit.data.split import SPLITS, assign_splits
+from tlkit.data.labels import LIMIT, known_labels, nfc, training_labels
+from tlkit.data.layout import Stated, read_folders
+from tlkit.data.scan import scan
+from tlkit.data.split import assign_splits
 from tlkit.errors import DataError, UsageError
-from tlkit.util.text import listed
+from tlkit.util.text import counted, listed
+
+SHOWN = 20  # classes that are named in text for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,15 @@ class Dataset:
     root: Path
     labels: tuple[str, ...]
     samples: tuple[Sample, ...]
-    skipped: tuple[str, ...]  # one line each: path and reason
+    skipped: Mapping[str, str]  # files that are no labeled images: path relative to the root to reason
     given_split: bool
+
+    def __str__(self) -> str:
+        """Return the classes with their number of images in each split, on one line."""
+        splits = [split for split in ("train", "val", "test") if self.of(split)]
+        counts = [self.counts(split) for split in splits]
+        classes = (f"{label} {'/'.join(str(each[label]) for each in counts)}" for label in self.labels)
+        return f"{counted(len(self.labels), 'class', 'classes')} ({'/'.join(splits)}): {listed(classes, SHOWN)}"
 
     def of(self, split: str) -> tuple[Sample, ...]:
         """Return the samples of one split, in order."""
@@ -54,7 +64,8 @@ def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2,
     The source is one of
 
     - a folder of class folders, searched recursively;
-    - a folder with train/ and any of val/ (or valid/, validation/) and test/, each with class folders;
+    - a folder of splits, train/ and any of val/ and test/ (or another usual name), each with class folders;
+    - a folder of class folders, each with train/ and any of val/ and test/;
     - a .csv or .parquet table with the columns path, label and optionally split.
 
     Without a val split, about the share `val` of train becomes it, by a hash of each name (`split.assign_splits`).
@@ -81,7 +92,7 @@ def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2,
     ]
     samples.sort(key=lambda sample: sample.name)
     root = source if os.path.isdir(source) else source.parent
-    return Dataset(root, tuple(labels), tuple(samples), tuple(skipped), entries[0].split is not None)
+    return Dataset(root, tuple(labels), tuple(samples), dict(sorted(skipped.items())), entries[0].split is not None)
 
 
 def is_learnable(source: Path, val: float) -> bool:
@@ -93,85 +104,40 @@ def is_learnable(source: Path, val: float) -> bool:
     return True
 
 
-class _Stated(NamedTuple):
-    """Contents of a source: entries, skipped files, and problems."""
-
-    entries: list[Entry]
-    skipped: list[str]
-    problems: list[str]
-
-
-def _stated(source: Path) -> _Stated:
+def _stated(source: Path) -> Stated:
     """Return the contents of a source with at least one image."""
     if os.path.isdir(source):
-        return _read_folders(source, scan(source))
+        return read_folders(source, scan(source))
     if not os.path.exists(source):
         raise DataError("no such file or folder", file=source)
     if source.suffix.lower() not in table.SUFFIXES:
         do = f"give a folder of class folders or a {' or '.join(sorted(table.SUFFIXES))} table"
         raise DataError("neither a folder nor a table", file=source, do=do)
-    return _Stated(table.read(source), [], [])
+    return Stated(table.read(source), {}, [])
 
 
-def _read_folders(root: Path, found: Scan) -> _Stated:
-    tops = [folder for folder in found.folders if "/" not in folder]
-    splits = _split_folders(root, tops)
-    stated = _Stated([], found.skipped, [])
-    for base, split in splits.items() or [("", None)]:
-        _read_classes(root, found, base, split, stated)
-    if splits:
-        stated.skipped.extend(f"{top}: not a split" for top in tops if top not in splits)
-        stated.skipped.extend(f"{image}: beside the splits" for image in found.images if "/" not in image)
-    if not stated.entries:
-        what = "images, but no class folders with images" if found.images else "no images"
-        raise DataError(f"holds {what}", file=root, do="put the images of each class into a folder of its own")
-    stated.skipped.sort()
-    return stated
+class FoundImages(NamedTuple):
+    """Image files, and the files that were passed over in folders: path to reason."""
+
+    files: list[Path]
+    skipped: dict[str, str]
 
 
-def _split_folders(root: Path, tops: Sequence[str]) -> dict[str, str]:
-    """Return the split of each folder directly under the root; empty unless there are train and another."""
-    splits = {top: SPLITS[top.casefold()] for top in tops if top.casefold() in SPLITS}
-    names = list(splits.values())
-    if "train" not in names or len(names) == 1:
-        return {}
-    if len(set(names)) < len(names):
-        what = f"several folders for the same split: {listed(splits, LIMIT)}"
-        raise DataError(what, file=root, do="keep one for each")
-    return splits
-
-
-def _read_classes(root: Path, found: Scan, base: str, split: str | None, stated: _Stated) -> None:
-    """Add the class folders in the folder `base` to `stated`."""
-    prefix = f"{base}/" if base else ""
-    classes = {folder[len(prefix) :].partition("/")[0] for folder in found.folders if folder.startswith(prefix)}
-    empty = set(classes)
-    for image in found.images:
-        if not image.startswith(prefix):
-            continue
-        label, inside, _ = image[len(prefix) :].partition("/")
-        if inside:
-            stated.entries.append(Entry(root / image, nfc(image), label, split))
-            empty.discard(label)
-        else:
-            stated.skipped.append(f"{image}: beside the class folders")
-    if empty:
-        folders = listed((prefix + label for label in sorted(empty)), LIMIT)
-        stated.problems.append(f"class folders without an image of their own: {folders}")
-    if not classes:
-        stated.problems.append(f"no class folders in {prefix}")
-
-
-def find_images(sources: Sequence[Path]) -> list[Path]:
+def find_images(sources: Sequence[Path]) -> FoundImages:
     """Return the named files, and the images under the named folders, in that order; those of a folder are sorted.
 
     A named file is kept whatever its suffix; a repeated one counts once. Raises `DataError` with all sources that do
     not exist or hold no image.
     """
     found: dict[str, Path] = {}
+    skipped: dict[str, str] = {}
     problems: list[str] = []
     for source in sources:
-        inside = [source / image for image in scan(source).images] if os.path.isdir(source) else [source]
+        inside = [source]
+        if os.path.isdir(source):
+            scanned = scan(source)
+            inside = [source / image for image in scanned.images]
+            skipped.update((str(source / path), reason) for path, reason in scanned.skipped.items())
         if not inside:
             problems.append(f"{source}: a folder without images")
         elif not os.path.exists(source):
@@ -179,4 +145,4 @@ def find_images(sources: Sequence[Path]) -> list[Path]:
         found.update((os.path.abspath(path), path) for path in inside)
     if problems:
         raise DataError(listed(problems, LIMIT))
-    return list(found.values())
+    return FoundImages(list(found.values()), skipped)

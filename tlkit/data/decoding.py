@@ -3,9 +3,10 @@
 Choices that the preprocessing parameters leave open:
 
 - EXIF orientation is applied. Transparent pixels are composited on white. Of an animation or a multi-page TIFF the
-  first frame is used. Color profiles are ignored, as in the training of practically all published weights.
-- 16-bit gray is scaled by its true range; of 16-bit color Pillow keeps the high byte. Images of 32-bit integers or
-  floats are refused: nothing in the file says which value is white.
+  first frame is used that is no thumbnail of another. Color profiles are ignored, as in the training of practically
+  all published weights.
+- 16-bit gray is scaled by its true range: by that of 8 or 12 bits if no value exceeds it. Of 16-bit color Pillow keeps
+  the high byte. Images of 32-bit integers or floats are refused: nothing in the file says which value is white.
 """
 
 from __future__ import annotations
@@ -27,6 +28,20 @@ from tlkit.errors import DataError
 # Every further decoder is attack surface. "JPEG" includes MPO, which phones write as .jpg.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"})
+OTHER_SUFFIXES = frozenset({"avif", "heic", "heif", "hif", "jxl", "jp2"})  # of pictures that are not decoded
+HEAD = 16  # bytes that tell the format
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})  # the last has the orientation
+
+_OTHER_FORMATS = {  # by the bytes from the fifth on
+    b"ftypavi": "AVIF",
+    b"ftyphei": "HEIC",
+    b"ftyphev": "HEIC",
+    b"ftypmif1": "HEIF",
+    b"JXL ": "JPEG XL",
+    b"jP  ": "JPEG 2000",
+}
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -109,11 +124,52 @@ def read_file(path: Path) -> bytes:
 
 def open_image(data: bytes) -> ImageFile.ImageFile:
     """Return an image with its header read. `Image.open` would hide the reason of a failure and warn of large ones."""
-    for name in FORMATS:
-        factory, accept = Image.OPEN[name]
-        if accept is not None and accept(data[:16]):
-            return factory(BytesIO(data), "")
+    name = format_of(data[:HEAD])
+    if name is not None:
+        image: ImageFile.ImageFile = Image.OPEN[name][0](BytesIO(data), "")
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _skip_thumbnails(image)
+        return image
+    for signature, other in _OTHER_FORMATS.items():
+        if data[4:HEAD].startswith(signature):
+            raise UnreadableImage(f"is {other}, which is not decoded; save it as JPEG or PNG")
     raise UnreadableImage(f"is not an image ({', '.join(FORMATS)})" if data else "is an empty file")
+
+
+def format_of(head: bytes) -> str | None:
+    """Return the format that the first `HEAD` bytes of a file tell, or None."""
+    for name in FORMATS:
+        accept = Image.OPEN[name][1]
+        if accept is not None and accept(head):
+            return name
+    return None
+
+
+def _skip_thumbnails(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Go to the first page that is not marked as a reduced copy of another; stay if all are."""
+    reduced = [bool(image.tag_v2.get(ExifTags.Base.NewSubfileType, 0) & 1)]
+    while reduced[-1] and len(reduced) < image.n_frames:
+        image.seek(len(reduced))
+        reduced.append(bool(image.tag_v2.get(ExifTags.Base.NewSubfileType, 0) & 1))
+    if reduced[-1]:
+        image.seek(0)
+
+
+def pixels_alone(data: bytes) -> bytes | None:
+    """Return a PNG without the chunks that change no pixel, such as texts and profiles; None if it is none or as good.
+
+    Pillow refuses a file for a long text, a large profile or a wrong checksum in any chunk.
+    """
+    if not data.startswith(_PNG):
+        return None
+    kept, position = [_PNG], len(_PNG)
+    while position + 12 <= len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] in _PIXEL_CHUNKS:
+            kept.append(data[position:end])
+        position = end
+    pixels = b"".join(kept)
+    return None if len(pixels) >= len(data) else pixels
 
 
 def exif_transpose(image: Image.Image) -> Image.Transpose | None:
@@ -130,6 +186,8 @@ def flatten(image: Image.Image) -> Image.Image:
         return _flatten_16_bit(image)
     if image.mode in ("I", "F"):
         raise UnreadableImage("holds 32-bit values of unknown range; save it with 8 or 16 bits per channel")
+    if image.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox():
+        return image.convert("RGB")  # most programs leave the fourth byte unused, which is not "transparent"
     if image.has_transparency_data:
         # Pillow has no conversion from "La", gray premultiplied by its alpha, to RGBA.
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
@@ -147,13 +205,16 @@ def flatten(image: Image.Image) -> Image.Image:
 def _flatten_16_bit(image: Image.Image) -> Image.Image:
     """Scale 16-bit gray to 8 bits by the range that the file declares; Pillow's `convert` would clip at 255."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    highest = (1 << tags.get(ExifTags.Base.BitsPerSample, (16,))[0]) - 1  # TIFF also has 12 bits
+    values = np.asarray(image)
+    declared = (1 << tags.get(ExifTags.Base.BitsPerSample, (16,))[0]) - 1  # TIFF also has 12 bits
+    # Cameras of 8, 10 or 12 bits write 16: such a picture would be black.
+    highest = next(highest for highest in (255, 4095, declared) if values.max() <= highest or highest == declared)
     levels = ((np.arange(highest + 1) * 255 + highest // 2) // highest).astype(np.uint8)
     if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero; Pillow inverts only up to 8 bits
         levels = levels[::-1]
     if "transparency" in image.info:
         levels[image.info["transparency"]] = 255
-    return Image.fromarray(levels[np.asarray(image)])
+    return Image.fromarray(levels[values])
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -84,13 +85,19 @@ def _name_problems(entries: Sequence[Entry]) -> list[str]:
     broken = [repr(label) for label in labels if label != label.encode(errors="ignore").decode()]
     if broken:
         problems.append(f"class names that are not valid UTF-8: {listed(broken, LIMIT)}")
-    groups = defaultdict(list)
-    for label in labels:
-        groups[_folded(label)].append(repr(label))
-    clashes = [" and ".join(group) for group in groups.values() if len(group) > 1]
-    if clashes:
-        problems.append(f"class names that differ in case, spaces or Unicode form only: {listed(clashes, LIMIT)}")
+    for spelling, of in (("in case, spaces or Unicode form only", _folded), ("as text but are one number", _number)):
+        groups = defaultdict(list)
+        for label in labels:
+            groups[of(label)].append(repr(label))
+        clashes = [" and ".join(group) for group in groups.values() if len(group) > 1]
+        if clashes:
+            problems.append(f"class names that differ {spelling}: {listed(clashes, LIMIT)}")
     return problems
+
+
+def _number(label: str) -> str:
+    """Return a label without the decimals of a whole number, as programs write 1 and 1.0 for one class."""
+    return re.sub(r"^(\d+)\.0*$", r"\1", label)
 
 
 def _class_problems(entries: Sequence[Entry]) -> list[str]:
@@ -98,7 +105,9 @@ def _class_problems(entries: Sequence[Entry]) -> list[str]:
     problems = []
     everywhere = sorted({nfc(entry.label) for entry in entries})
     if len(everywhere) == 1:
-        problems.append(f"only one class, {everywhere[0]!r}; at least two folders or labels are needed")
+        inside = {entry.name.split("/")[1] for entry in entries if entry.name.count("/") > 1}
+        hint = f" (its folders {listed(sorted(inside), LIMIT)} may be the classes)" if len(inside) > 1 else ""
+        problems.append(f"only one class, {everywhere[0]!r}{hint}; at least two folders or labels are needed")
     train = Counter(nfc(entry.label) for entry in entries if entry.split in (None, "train"))
     absent = [repr(label) for label in everywhere if label not in train]
     if absent:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from tlkit.data.augmentation import Box, View
-from tlkit.data.decoding import UnreadableImage, decoding, exif_transpose, flatten, open_image, read_file
+from tlkit.data.decoding import UnreadableImage, decoding, exif_transpose, flatten, open_image, pixels_alone, read_file
 from tlkit.errors import UsageError
 from tlkit.plugin.contract import Preprocessing
 
@@ -83,10 +83,16 @@ def _decode(source: bytes | Image.Image, preprocessing: Preprocessing, view: Vie
         with _SHARED:
             source.load()
         return source, None
-    image = open_image(source)
-    _check_size(image, max_pixels)
-    extent = _draft(image, preprocessing, view)
-    image.load()
+    try:
+        image = open_image(source)
+        _check_size(image, max_pixels)
+        extent = _draft(image, preprocessing, view)
+        image.load()
+    except (OSError, SyntaxError, ValueError):
+        pixels = pixels_alone(source)
+        if pixels is None:
+            raise
+        return _decode(pixels, preprocessing, view, max_pixels)
     return image, extent
 
 

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from tlkit.data.labels import Entry, nfc, states_val
 
 # The split that the name of a folder, or an entry in a table, stands for.
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
 
 
 def assign_splits(entries: Sequence[Entry], val: float) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from tlkit.errors import DataError, ResourceError
 from tlkit.util.text import listed
 
 SUFFIXES = frozenset({".csv", ".parquet"})
+# What other programs write for a missing value; pandas reads these as missing.
+_MISSING = frozenset({"nan", "nat", "none", "null", "n/a", "na", "#n/a", "#na", "<na>", "-nan"})  # case-folded
 
 
 class _Record(NamedTuple):
@@ -58,20 +61,32 @@ def _entry(record: _Record, folder: Path) -> Entry:
     problems = ["has more fields than the header (quote fields that contain commas)"] if record.surplus else []
     path, label = _text(record.path), _text(record.label)
     split = None if record.split is None else SPLITS.get(_text(record.split).casefold())
+    file = folder / path
     if not path:
         problems.append("has no path")
-    elif not os.path.isfile(folder / path):
-        problems.append(f"names no file: {path}")
+    elif not os.path.isfile(file):
+        other_form = _in_another_form(file)
+        file = other_form or file
+        if other_form is None:
+            problems.append(f"names no file: {path}")
     if not label:
         blank = record.label is None or isinstance(record.label, str)
         problems.append(
             "has no label" if blank else f"has a label that is neither text nor an integer: {record.label!r}"
         )
+    elif label.casefold() in _MISSING:
+        problems.append(f"has the label {label!r}, which stands for a missing value (call the class something else)")
     if record.split is not None and split is None:
         problems.append(f"has split {record.split!r}, not one of {', '.join(SPLITS)}")
     if problems:
         raise _InvalidRow(" and ".join(problems))
-    return Entry(folder / path, _name(folder, path), label, split)
+    return Entry(file, _name(folder, path), label, split)
+
+
+def _in_another_form(file: Path) -> Path | None:
+    """Return the file whose name differs in its Unicode form alone, or None."""
+    forms = (Path(unicodedata.normalize(form, str(file))) for form in ("NFC", "NFD"))
+    return next((form for form in forms if os.path.isfile(form)), None)
 
 
 def _text(value: Any) -> str:
@@ -97,6 +112,7 @@ def _check_repeated(record: _Record, entry: Entry, first: dict[str, _Record]) ->
 
 
 def _csv(file: Path) -> Iterator[_Record]:
+    number = 1
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines, strict=True)
@@ -110,7 +126,8 @@ def _csv(file: Path) -> Iterator[_Record]:
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror})", file=file) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"not a CSV file in UTF-8 ({error})", file=file) from error
+        row = f"row {number + 1}: " if isinstance(error, csv.Error) else ""
+        raise DataError(f"not a CSV file in UTF-8 ({row}{error})", file=file) from error
 
 
 def _parquet(file: Path) -> Iterator[_Record]:
@@ -132,6 +149,9 @@ def _parquet(file: Path) -> Iterator[_Record]:
 
 
 def _check_columns(file: Path, columns: list[str]) -> None:
+    repeated = [column for column in ("path", "label", "split") if columns.count(column) > 1]
+    if repeated:
+        raise DataError(f"has the column {repeated[0]} {columns.count(repeated[0])} times", file=file, do="keep one")
     missing = [column for column in ("path", "label") if column not in columns]
     if missing:
         raise DataError(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tlkit.data import dataset as datasets
-from tlkit.data.dataset import Sample
+from tlkit.data.dataset import Dataset, Sample
+from tlkit.data.scan import FileCounts
 from tlkit.errors import DataError, UsageError
 from tlkit.evaluation.metrics import Metrics, metric_lines, score
 from tlkit.plugin.contract import PROBABILITIES, Progress, silent
@@ -44,17 +45,24 @@ class ModelOutputs:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Metrics over the readable images of a split, and the rejected ones: path to reason."""
+    """Metrics over the readable images of a split; rejected images and skipped files, each path to reason."""
 
     metrics: Metrics
     labels: tuple[str, ...]
     split: str  # or "all"
-    rejected: dict[str, str]
+    rejected: Mapping[str, str]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    other_splits: int = 0  # images of splits that were not asked for
 
     @property
     def images(self) -> int:
         """Number of all images, including the rejected ones."""
         return self.metrics.images + len(self.rejected)
+
+    @property
+    def files(self) -> FileCounts:
+        """All files of the source, counted."""
+        return FileCounts.of(self.metrics.images, self.rejected, self.skipped, self.other_splits)
 
     def __repr__(self) -> str:
         lines = metric_lines(self.metrics.to_json(), self.labels)
@@ -67,19 +75,30 @@ class EvaluationResult:
             "labels": list(self.labels),
             **self.metrics.to_json(),
             "rejected": dict(self.rejected),
+            "skipped": dict(self.skipped),
+            "files": asdict(self.files),
         }
 
 
 def evaluate(model: Model, source: Path, *, split: str | None = None, progress: Progress = silent) -> EvaluationResult:
     """Return the metrics of a model on a labeled dataset, or on one split of it (see `select_samples`)."""
-    chosen, samples = select_samples(source, model.labels, split)
+    chosen, samples, dataset = select_samples(source, model.labels, split)
     outputs = run_samples(model, samples, progress("evaluating", len(samples)))
     metrics = score(outputs.arrays[PROBABILITIES], outputs.truth)
-    return EvaluationResult(metrics, model.labels, chosen, outputs.rejected)
+    others = len(dataset.samples) - len(samples)
+    return EvaluationResult(metrics, model.labels, chosen, outputs.rejected, dataset.skipped, others)
 
 
-def select_samples(source: Path, labels: Sequence[str], split: str | None = None) -> tuple[str, tuple[Sample, ...]]:
-    """Return the name of a split and its samples.
+class Selection(NamedTuple):
+    """The samples of one split, or of "all", and the dataset that they belong to."""
+
+    split: str
+    samples: tuple[Sample, ...]
+    dataset: Dataset
+
+
+def select_samples(source: Path, labels: Sequence[str], split: str | None = None) -> Selection:
+    """Return the samples of one split.
 
     Of a dataset with its own splits that is `split`, by default test or else val; of another "all", all samples.
     """
@@ -87,12 +106,12 @@ def select_samples(source: Path, labels: Sequence[str], split: str | None = None
     if not dataset.given_split:
         if split is not None:
             raise UsageError(f"it has no split {split!r} of its own", file=source, do="leave out --split to use it all")
-        return "all", dataset.samples
+        return Selection("all", dataset.samples, dataset)
     given = [name for name in ("test", "val", "train") if dataset.of(name)]
     chosen = split or given[0]
     if chosen not in given:
         raise UsageError(f"it has no split {chosen!r}", file=source, do=f"choose one of {', '.join(given)}")
-    return chosen, dataset.of(chosen)
+    return Selection(chosen, dataset.of(chosen), dataset)
 
 
 def run_samples(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tlkit.data.scan import FileCounts
 from tlkit.errors import DataError, ResourceError, UsageError
 from tlkit.graph import metadata
 from tlkit.plugin.contract import FEATURES
@@ -29,17 +30,23 @@ Write = Callable[[Sequence[ImageRecord], NDArray[np.float32]], None]
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingResult:
-    """The file, the number and width of its rows, and the images that were rejected: path to reason."""
+    """The file, the number and width of its rows; rejected images and skipped files, each path to reason."""
 
     out: Path
     rows: int
     width: int
-    rejected: dict[str, str] = field(default_factory=dict)
+    rejected: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
         """Number of all images, including the rejected ones."""
         return self.rows + len(self.rejected)
+
+    @property
+    def files(self) -> FileCounts:
+        """All files of the sources, counted."""
+        return FileCounts.of(self.rows, self.rejected, self.skipped)
 
     def __fspath__(self) -> str:
         return str(self.out)
@@ -49,7 +56,7 @@ class EmbeddingResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON values."""
-        return {**asdict(self), "out": str(self.out)}
+        return {**asdict(self), "out": str(self.out), "files": asdict(self.files)}
 
 
 def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], object]) -> EmbeddingResult:

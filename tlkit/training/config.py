@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tlkit.data.dataset import Dataset, Sample
+from tlkit.data.duplicates import Duplicates
 from tlkit.errors import DataError, UsageError
 from tlkit.graph import trace
 from tlkit.model.trunk import Trunk, fingerprint
@@ -54,6 +55,8 @@ class RunOptions:
     tensorboard: Path | None = None
     warn: Callable[[str], None] = lambda _warning: None
     checkpoint_seconds: float = SECONDS  # between checkpoints within a phase
+    announce: bool = True  # begin with the classes and their counts
+    strict: bool = False  # refuse identical files in two splits or with two labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Plan:
     out: Path
     config: TrainingConfig
     dataset: Dataset
+    duplicates: Duplicates
     phases: tuple[Phase, ...]
     full_trunk: Trunk
     trunk: Trunk  # up to the cut

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tlkit.data.dataset import Sample
+from tlkit.data.dataset import SHOWN, Sample
 from tlkit.data.preprocessing import load
+from tlkit.data.scan import FileCounts
 from tlkit.evaluation.metrics import Metrics, score
 from tlkit.model import bundle as bundles
 from tlkit.model import trunk as trunks
@@ -31,7 +32,6 @@ from tlkit.training.trainer import FitResult
 from tlkit.util.text import counted, table
 
 SPLITS = ("train", "val", "test")
-SHOWN = 20  # classes whose images are counted, in text for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +48,22 @@ class TrainingResult:
     images: Mapping[str, int]  # by split
     decoded: int  # images decoded for it; features of the others were cached
     rejected: Mapping[str, str]  # unreadable images: reasons by name
-    skipped: Sequence[str]
+    skipped: Mapping[str, str]  # files that are no labeled images: reasons by path
     metrics: Metrics  # on the readable validation images
     provenance: Mapping[str, str]  # of each stage: "original", "fine-tuned" or "reinitialized"
     correct: NDArray[np.bool_]  # of each readable validation image, in order
+    duplicates: Mapping[str, Sequence[Sequence[str]]]  # pairs of identical files: leakage, label_conflicts
     report: Mapping[str, Any] = field(default_factory=dict)  # of the head
     epochs: Sequence[Mapping[str, Any]] = ()  # of this run: loss, accuracy, rates, seconds and images per second
     diverged: str | None = None  # where the loss became NaN or infinite; the weights are the best before that
     license: str = ""  # of the pretrained weights, with its class
     advice: Any = None  # that led to it, with strategy auto
+
+    @property
+    def files(self) -> FileCounts:
+        """All files of the source, counted; images of the test split are not read."""
+        read = self.images["train"] + self.images["val"] - len(self.rejected)
+        return FileCounts.of(read, self.rejected, self.skipped, self.images["test"])
 
     def __fspath__(self) -> str:
         return str(self.bundle)
@@ -86,7 +93,13 @@ class TrainingResult:
         """Return everything but the predictions."""
         facts = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("correct", "advice")}
         advice = None if self.advice is None else self.advice.recommendation.to_json()
-        return {**facts, "bundle": str(self.bundle), "metrics": self.metrics.to_json(), "advice": advice}
+        return {
+            **facts,
+            "bundle": str(self.bundle),
+            "metrics": self.metrics.to_json(),
+            "advice": advice,
+            "files": asdict(self.files),
+        }
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any], correct: Sequence[bool], bundle: Path) -> TrainingResult:
@@ -98,7 +111,8 @@ class TrainingResult:
             "reliability": np.array(known["reliability"], np.float64),
         }
         metrics = Metrics(**known | arrays)
-        return cls(**{**facts, "bundle": bundle, "metrics": metrics, "correct": np.array(correct, np.bool_)})
+        given: dict[str, Any] = {each.name: facts.get(each.name) for each in fields(cls)}
+        return cls(**{**given, "bundle": bundle, "metrics": metrics, "correct": np.array(correct, np.bool_)})
 
 
 def write_bundle(
@@ -155,6 +169,7 @@ def write_bundle(
         metrics=metrics,
         provenance=record.provenance,
         correct=predicted.argmax(axis=1) == val.labels,
+        duplicates=asdict(plan.duplicates),
         report=record.head.report,
         epochs=epochs,
         diverged=fitted.diverged,

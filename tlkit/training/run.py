@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from tlkit.data import dataset as folder
+from tlkit.data.duplicates import find_duplicates
 from tlkit.errors import DataError
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
@@ -54,6 +55,13 @@ def train(
     plan = make_plan(source, out, config)
     if not within:  # an interrupted training can be resumed only by one that trains stages too
         check_unfinished(out, resume=options.resume and bool(plan.trainable))
+    if options.announce:
+        for line in (str(plan.dataset), *plan.duplicates.lines()):
+            progress(line, 0)
+    if out.resolve().is_relative_to(source.resolve()):
+        options.warn(f"{out} will lie among the images; tlkit does not read bundles as images")
+    if options.strict:
+        plan.duplicates.check()
     if not plan.trainable:
         if not is_main_process:
             sys.exit()  # there is nothing to share
@@ -80,7 +88,7 @@ def make_plan(source: Path, out: Path, config: TrainingConfig) -> Plan:
     trunk = full_trunk.upto(cut)
     phases = tuple(config.strategy.phases(trunk.names, statistics))
     check_phases(phases, trunk.names)
-    return Plan(source, out, config, dataset, phases, full_trunk, trunk)
+    return Plan(source, out, config, dataset, find_duplicates(dataset), phases, full_trunk, trunk)
 
 
 def _train_head(plan: Plan, options: RunOptions, progress: Progress) -> TrainingResult:

@@ -110,7 +110,7 @@ def _compare(
 ) -> tuple[dict[str, DatasetComparison], dict[str, str]]:
     """Compare each export with the trained modules; also returns the unreadable images."""
     bundle = trained.bundle
-    _, samples = select_samples(data, bundle.record.labels, split)
+    samples = select_samples(data, bundle.record.labels, split).samples
 
     def run(session: Session, place: Path, name: str) -> Any:
         return run_samples(Model(session, place), samples, progress(name, len(samples)), OUTPUTS)
