@@ -7,4 +7,3 @@ DEFAULT_HEAD = "logistic"  # smallest to deploy, with the best probabilities
 DEFAULT_TARGET = "onnx"
 FROZEN = "frozen"  # strategy: no stage is trained
 FINE_TUNING = "probe-then-tune"  # strategy recommended to fine-tune: its head is fitted before the trunk is trained
-TRIED = ("partial", "probe-then-tune")  # strategies that trials compare: the cheapest, and the one that usually wins

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.kit.course import course
+from tests.kit.course import Given, course
 from tests.kit.tiny import Line, Tiny
 from tlkit.errors import ResourceError, UsageError
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Phase
 from tlkit.training.device import Device, DeviceOptions, seconds_per_image
+from tlkit.training.heads import fit_head
 from tlkit.training.inputs import Examples
-from tlkit.training.trainer import fit_head
 
 
 def blobs(images):
@@ -110,6 +110,6 @@ def test_a_missing_gpu_is_named_with_the_remedy(monkeypatch):
 def test_the_speed_is_measured_on_a_copy():
     trunk = trunks.build(Tiny())
     before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
-    assert seconds_per_image(trunk, 2) > 0
+    assert seconds_per_image(trunk, Phase(1, 1, trainable=2), Given().prepare) > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
     assert not any(parameter.grad is not None for parameter in trunk.parameters())

@@ -11,9 +11,9 @@ import pytest
 from tests.kit.tiny import Line
 from tlkit.errors import ResourceError
 from tlkit.plugin.contract import Phase
+from tlkit.training.heads import fit_head
 from tlkit.training.history import LOG, Monitor, draw_curves
 from tlkit.training.inputs import Examples
-from tlkit.training.trainer import fit_head
 
 LABELS = np.repeat([0, 1], 20)
 EXAMPLES = Examples(np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32), LABELS)

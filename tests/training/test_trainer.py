@@ -14,9 +14,10 @@ from tlkit.errors import DataError
 from tlkit.plugin.contract import Loss, Optimizer, Phase
 from tlkit.training.device import Device
 from tlkit.training.freezing import Network
-from tlkit.training.history import Monitor
+from tlkit.training.heads import fit_head
+from tlkit.training.history import Monitor, lr_factor
 from tlkit.training.inputs import Examples
-from tlkit.training.trainer import Trainer, evaluate, fit_head, lr_factor
+from tlkit.training.trainer import Trainer, evaluate
 
 
 def split_examples():

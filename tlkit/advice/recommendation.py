@@ -14,7 +14,7 @@ from tlkit.defaults import DEFAULT_HEAD, FINE_TUNING, FROZEN
 from tlkit.errors import TlkitError
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import DatasetStatistics, Head, Strategy
-from tlkit.plugin.options import configure
+from tlkit.plugin.options import configure, to_json
 from tlkit.plugin.phases import trainable_stages
 from tlkit.training.device import seconds_per_image
 from tlkit.util.statistics import wilson
@@ -30,16 +30,13 @@ class FineTuningPolicy:
     """Conditions and options of fine-tuning.
 
     Up to the share `min_error` of images that frozen features misclassify, fine-tuning is not worth its time; for a
-    small dataset that is similar to the pretraining data up to `min_error_small_similar`. The learning rate is higher
-    than the strategy's default, as only a trunk with much to gain is fine-tuned; the weights are an average of the last
-    ten steps, which on few images differ in accuracy by several percent.
+    small dataset that is similar to the pretraining data up to `min_error_small_similar`.
     """
 
     min_error: float = 0.03
     min_error_small_similar: float = 0.1
-    epochs: int = 10
+    epochs: int = 50  # at most, of a strategy with that option
     min_epochs: int = 2  # of a trial
-    options: Mapping[str, float] = field(default_factory=lambda: {"trunk_lr": 1e-3, "ema": 0.9})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,7 @@ class Recommendation:
     """Recommended training and the reasons; printed, the verdict in words.
 
     `accuracy` is the range to expect (95 %), None if inconclusive. `settings` are options of the components, by
-    `kind.option`; `trainable` counts the deepest stages that are fine-tuned. `frozen_head` is the head recommended on
+    `kind.option`; `trainable` counts the stages that are fine-tuned. `frozen_head` is the head recommended on
     frozen features, if the trunk is fine-tuned.
     """
 
@@ -89,7 +86,7 @@ class Recommendation:
         )
 
     def fine_tuned(
-        self, strategy: Strategy, head: str, stages: Sequence[str], known: DatasetStatistics, options: Mapping[str, Any]
+        self, plan: FineTuning, head: str, stages: Sequence[str], known: DatasetStatistics
     ) -> Recommendation:
         """Return the recommendation with the trunk fine-tuned by a strategy, at the same cut, under a trainable head.
 
@@ -97,13 +94,14 @@ class Recommendation:
         add little to it, and cost time.
         """
         kept = stages[: stages.index(self.cut) + 1]
-        last = configure(strategy, options).phases(kept, known)[-1]
+        phases = plan.strategy.phases(kept, known)
+        last = next((phase for phase in reversed(phases) if phase.trainable), phases[-1])
         return replace(
             self,
-            strategy=strategy.name,
+            strategy=plan.strategy.name,
             head=head,
-            trainable=len(trainable_stages(last, kept)),
-            settings={f"strategy.{name}": value for name, value in options.items()},
+            trainable=len({stage for phase in phases for stage in trainable_stages(phase, kept)}),
+            settings={f"strategy.{name}": value for name, value in plan.settings.items()},
             learning_rates={"head": last.head_lr, self.cut: last.trunk_lr},
             lr_decay=last.lr_decay,
             frozen_head=self.frozen().head,
@@ -148,21 +146,55 @@ class Recommendation:
 
 
 @dataclass(frozen=True, slots=True)
+class FineTuning:
+    """A configured strategy to fine-tune with, and the options in which it differs from the installed one."""
+
+    strategy: Strategy
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def limited(self, epochs: int) -> FineTuning:
+        """Return it with at most so many epochs, if it has that option."""
+        if not isinstance(own := to_json(self.strategy).get("epochs"), int) or own <= epochs:
+            return self
+        return FineTuning(configure(self.strategy, {"epochs": epochs}), {**self.settings, "epochs": epochs})
+
+    def seconds(self, trunk: Trunk, known: DatasetStatistics, val: int) -> float:
+        """Return the time its phases take, by a few measured steps of each that trains stages.
+
+        A forward pass, for the `val` validation images, is a third of a step.
+        """
+        phases, prepare = self.strategy.phases(trunk.names, known), self.strategy.prepare
+        images = known.images + val / 3
+        return sum(p.epochs * images * seconds_per_image(trunk, p, prepare) for p in phases if p.trainable)
+
+
+@dataclass(frozen=True, slots=True)
 class Available:
-    """Installed components to recommend: the head if no other is better, and the strategy to fine-tune, if any."""
+    """Installed components to recommend: the head if no other is better, and the strategies to fine-tune with."""
 
     head: str
-    fine_tuning: Strategy | None
+    fine_tuning: FineTuning | None
+    candidates: Sequence[FineTuning] = ()
 
 
-def available(heads: Sequence[Head], strategies: Sequence[Strategy]) -> Available:
-    """Return the default head, or else the first; under a head that can't be trained by gradient no strategy."""
+def available(heads: Sequence[Head], strategies: Sequence[Strategy], known: DatasetStatistics) -> Available:
+    """Return the default head, or else the first, the default strategy, or else the first candidate, and all of these.
+
+    Under a head that can't be trained by gradient, and names no other to train with, there are none.
+    """
     head = next((head for head in heads if head.name == DEFAULT_HEAD), heads[0])
     try:
-        head.module(2, 2)
+        (head.stand_in() or head).module(2, 2)
     except TlkitError:
         return Available(head.name, None)
-    return Available(head.name, next((strategy for strategy in strategies if strategy.name == FINE_TUNING), None))
+    candidates = []
+    for strategy in strategies:
+        own = to_json(strategy)
+        for candidate in strategy.candidates(known):
+            changed = {name: value for name, value in to_json(candidate).items() if value != own.get(name)}
+            candidates.append(FineTuning(candidate, changed))
+    preferred = sorted(candidates, key=lambda each: each.strategy.name != FINE_TUNING)[:1]
+    return Available(head.name, preferred[0] if preferred else None, candidates)
 
 
 def cautious(analysis: BackboneAnalysis, head: str, shortcomings: Sequence[str]) -> Recommendation:
@@ -223,13 +255,12 @@ def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy
     )
     if strategy is None:
         return frozen.with_reasons(f"the trunk stays frozen: {freeze}")
-    options = {"epochs": policy.epochs, **policy.options}
-    tuned = frozen.fine_tuned(strategy, installed.head, analysis.trunk.names, evidence.known, options)
-    per_epoch = epoch_seconds(analysis.trunk.upto(cut.name), tuned.trainable, statistics.images, evidence.val)
+    plan = strategy.limited(policy.epochs)
+    tuned = frozen.fine_tuned(plan, installed.head, analysis.trunk.names, evidence.known)
     return replace(
         tuned,
         accuracy=(cut.probe.interval[0], 1.0),
-        seconds=(frozen.seconds or 0.0) + policy.epochs * per_epoch,
+        seconds=(frozen.seconds or 0.0) + plan.seconds(analysis.trunk.upto(cut.name), evidence.known, evidence.val),
     ).with_reasons(
         f"frozen features misclassify {evidence.error:.1%}; auto keeps a fine-tuned trunk only if it is better on val"
     )
@@ -251,12 +282,6 @@ def _reason_to_freeze(evidence: Evidence, installed: Available, policy: FineTuni
     if installed.fine_tuning is None:
         return "no installed strategy fine-tunes it under a head that can be trained by gradient"
     return ""
-
-
-def epoch_seconds(trunk: Trunk, trainable: int, images: int, val: int) -> float:
-    """Return the seconds per epoch of fine-tuning, by a few measured steps; a forward pass is a third of a step."""
-    step = seconds_per_image(trunk, trainable)
-    return images * step + val * step / 3
 
 
 def _agreement(evidence: Evidence, *, fine_tunes: bool) -> tuple[bool | None, str]:

@@ -157,7 +157,7 @@ def advise(
     seen = [gather(dataset, samples, features.usable, each.features.stage(-1)) for each in analyses]
     statistics = max(seen, key=lambda each: each.distinct)
     shortcomings = statistics.shortcomings(request.policy.size)
-    head = available(request.heads, request.strategies).head
+    head = available(request.heads, request.strategies, dataset_statistics(dataset)).head
     advice = Advice(
         source,
         dataset,
@@ -185,7 +185,7 @@ def _recommended(advice: Advice, request: AdviceRequest) -> Advice:
     classes = len(dataset.labels)
     rows = stratified(labels, advice.analyses[0].features.usable, policy.max_probed, request.seed)
     analyses = [replace(each, stages=stage_evidence(each, rows, labels[rows], classes)) for each in advice.analyses]
-    best, installed = best_backbone(analyses), available(request.heads, request.strategies)
+    best, installed = best_backbone(analyses), available(request.heads, request.strategies, dataset_statistics(dataset))
     if request.cut is not None:
         best = replace(best, stages=tuple(each for each in best.stages if each.name == request.cut))
         installed = replace(installed, fine_tuning=None)

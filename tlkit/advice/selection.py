@@ -63,9 +63,10 @@ def compare_heads(
     for head in heads:
         started = time.perf_counter()
         try:
-            report = getattr(head.solve(features, labels[rows], classes, seed), "report", {})
+            solved = head.solve(features, labels[rows], classes, seed)
         except TlkitError:
             continue
+        report = {} if solved is None else head.report(solved)
         if report.get("cv_accuracy") is not None:
             accuracy, log_loss = float(report["cv_accuracy"]), float(report["cv_log_loss"])
             seconds = time.perf_counter() - started

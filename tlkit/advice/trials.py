@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit.advice.recommendation import Recommendation, available, epoch_seconds
-from tlkit.defaults import FROZEN, TRIED
+from tlkit.advice.recommendation import FineTuning, Recommendation, available
+from tlkit.defaults import FROZEN
 from tlkit.plugin.contract import Head, Progress, Strategy, silent
-from tlkit.plugin.options import configure
-from tlkit.plugin.phases import trainable_stages
+from tlkit.plugin.options import configure, to_json
 from tlkit.training.config import RunOptions, TrainingConfig, dataset_statistics
 from tlkit.training.result import TrainingResult
 from tlkit.training.run import train
@@ -25,8 +24,6 @@ from tlkit.util.statistics import paired_difference
 if TYPE_CHECKING:
     from tlkit.advice.domain_shift import Domain
     from tlkit.advice.run import Advice, AdviceRequest
-
-BUDGET_SHARE = 0.5  # of the budget, for each strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,21 +119,27 @@ def run_trials(
 ) -> Advice:
     """Return the advice with trial trainings of about `budget` seconds, and a recommendation that follows from them.
 
+    Every installed strategy's candidates are tried; those still to come share what is left of the budget equally.
+
     The number of epochs that fit depends on the machine, so the result of a budget does too. In a `folder` all results
     are kept, to be found again by a resumed run.
     """
     if advice.recommendation.inconclusive:
         return advice
-    frozen = advice.recommendation.frozen()
+    frozen, known = advice.recommendation.frozen(), dataset_statistics(advice.dataset)
+    installed = available(request.heads, request.strategies, known)
     with tempfile.TemporaryDirectory(prefix="tlkit-trial-") if folder is None else nullcontext(folder) as place:
         baseline = run_trial(advice.source, Path(place, FROZEN), request, frozen, progress, options)
         trials, best, chosen = [baseline], baseline, frozen
-        for name in TRIED:
-            fit = partial(_epochs, advice, request, name, BUDGET_SHARE * (budget - baseline.seconds))
-            epochs, _ = once(Path(place, f"{name}.epochs.json"), fit)
-            if not epochs:
+        for number, candidate in enumerate(installed.candidates):
+            left = budget - sum(trial.seconds for trial in trials)
+            share = left / (len(installed.candidates) - number)
+            name = f"candidate-{number + 1}"
+            epochs, _ = once(Path(place, f"{name}.epochs.json"), partial(_epochs, advice, request, candidate, share))
+            if epochs is None:
                 continue
-            tuned = _fine_tuned(advice, request, name, epochs)
+            plan, stages = candidate.limited(epochs), advice.analysis.trunk.names
+            tuned = advice.recommendation.fine_tuned(plan, installed.head, stages, known)
             trials.append(run_trial(advice.source, Path(place, name), request, tuned, progress, options))
             if is_better(trials[-1].trained, best.trained, advice.analysis.shift.domain):
                 best, chosen = trials[-1], tuned
@@ -151,24 +154,13 @@ def run_trials(
     return replace(advice, trials=[trial.to_json() for trial in trials], recommendation=settled)
 
 
-def _epochs(advice: Advice, request: AdviceRequest, name: str, budget: float) -> int:
-    """Return the number of epochs of a strategy that fit the budget; 0 if it is not installed or too few fit."""
-    if name not in {each.name for each in request.strategies}:
-        return 0
-    if available(request.heads, request.strategies).fine_tuning is None:
-        return 0
-    policy = request.policy.fine_tuning
-    trunk = advice.analysis.trunk.upto(advice.recommendation.cut)
-    last = _strategy(request, name).phases(trunk.names, dataset_statistics(advice.dataset))[-1]
-    trainable = len(trainable_stages(last, trunk.names))
-    seconds = epoch_seconds(trunk, trainable, advice.statistics.images, len(advice.dataset.of("val")))
-    epochs = min(policy.epochs, int(budget / seconds))
-    return epochs if epochs >= policy.min_epochs else 0
-
-
-def _fine_tuned(advice: Advice, request: AdviceRequest, name: str, epochs: int) -> Recommendation:
-    """Return the recommendation to fine-tune by a strategy with so many epochs."""
-    strategy, head = _strategy(request, name), available(request.heads, request.strategies).head
-    options = {"epochs": epochs, **request.policy.fine_tuning.options}
-    statistics = dataset_statistics(advice.dataset)
-    return advice.recommendation.fine_tuned(strategy, head, advice.analysis.trunk.names, statistics, options)
+def _epochs(advice: Advice, request: AdviceRequest, candidate: FineTuning, budget: float) -> int | None:
+    """Return the limit of a candidate's epochs with which its phases fit the budget; None if they don't."""
+    policy, trunk = request.policy.fine_tuning, advice.analysis.trunk.upto(advice.recommendation.cut)
+    whole = candidate.limited(policy.epochs)
+    seconds = whole.seconds(trunk, dataset_statistics(advice.dataset), len(advice.dataset.of("val")))
+    if seconds <= budget:
+        return policy.epochs
+    own = to_json(whole.strategy).get("epochs")
+    epochs = int(own * budget / seconds) if isinstance(own, int) else 0
+    return epochs if epochs >= policy.min_epochs else None

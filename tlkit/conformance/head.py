@@ -16,8 +16,8 @@ from tlkit.conformance.graph import expect_core_operators, open_graph, trace
 from tlkit.conformance.subject import Skipped, Subject, expect, expect_none, prepared
 from tlkit.errors import DataError, UsageError
 from tlkit.plugin.contract import FEATURES, LOGITS, Head, Phase
+from tlkit.training.heads import fit_head
 from tlkit.training.inputs import Examples
-from tlkit.training.trainer import fit_head
 from tlkit.util.statistics import softmax
 from tlkit.util.text import listed
 from tlkit.verification.parity import compare, relative_error
@@ -206,8 +206,8 @@ def state_is_finite(subject: HeadSubject) -> None:
 
 
 def report_is_json(subject: HeadSubject) -> None:
-    """The report of its fit, in the attribute `report`, is JSON: the bundle stores it."""
-    report = getattr(subject.module, "report", {})
+    """The report of its fit is JSON: the bundle stores it."""
+    report = subject.component.report(subject.module)
     try:
         again = json.loads(json.dumps(report, allow_nan=False))
     except (TypeError, ValueError) as problem:

@@ -15,7 +15,7 @@ from tlkit.errors import DataError, UsageError
 from tlkit.graph import trace
 from tlkit.model.trunk import Trunk, fingerprint
 from tlkit.plugin.contract import Backbone, DatasetStatistics, Head, Phase, Strategy, Tick
-from tlkit.plugin.phases import phase_problems, trainable_stages
+from tlkit.plugin.phases import phase_problems
 from tlkit.plugin.sources import identity
 from tlkit.runtime.feature_cache import environment
 from tlkit.runtime.features import Features, check_rejected, extract
@@ -40,7 +40,7 @@ class TrainingConfig:
     max_bad: float = 0.01
     golden: int = 8
     seed: int = 0
-    refit: bool = True  # solve the head again on a fine-tuned trunk, if that loses nothing
+    refit: bool = True  # solve the head again on a fine-tuned trunk, if that loses nothing; after a stand-in always
     views: int = 4  # augmented views cached per image while stages are frozen; 0: a new one every epoch
     cache: bool = True  # the output of the frozen stages for each view
     advice: Mapping[str, Any] = field(default_factory=dict)  # kept in the bundle
@@ -82,9 +82,9 @@ class Plan:
         return len(self.dataset.labels)
 
     @property
-    def trainable(self) -> int:
-        """Number of the deepest stages that any phase trains."""
-        return max(len(trainable_stages(phase, self.trunk.names)) for phase in self.phases)
+    def trainable(self) -> bool:
+        """True if a phase trains stages of the trunk."""
+        return any(phase.trainable for phase in self.phases)
 
     def extract(self, trunk: Trunk, tick: Tick) -> Features:
         """Return the features of all samples at the cut, from the deployed graph of a trunk that contains it."""
@@ -158,9 +158,6 @@ def check_phases(phases: Sequence[Phase], stages: Sequence[str]) -> None:
         for number, phase in enumerate(phases, start=1)
         for problem in phase_problems(phase, stages).values()
     ]
-    for number, phase in enumerate(phases, start=1):
-        if isinstance(phase.trainable, tuple) or phase.parameters != ("*",) or phase.anchor:
-            problems.append(f"phase {number} names stages or parameters, or anchors them, which is not built yet")
     if not phases:
         problems.append("there are no phases")
     if problems:

@@ -22,7 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tlkit.errors import ResourceError, UsageError
 from tlkit.model.trunk import Trunk
-from tlkit.training.freezing import Network
+from tlkit.plugin.contract import Phase
+from tlkit.training.freezing import Network, Prepare
 from tlkit.training.gradients import fast_gradients
 from tlkit.util.resources import keep_freed_memory
 
@@ -158,15 +159,20 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
     return DTYPES[precision]
 
 
-def seconds_per_image(trunk: Trunk, trainable: int) -> float:
-    """Return the seconds a CPU takes to train the `trainable` deepest stages on one image, without decoding.
+def seconds_per_image(trunk: Trunk, phase: Phase, prepare: Prepare) -> float:
+    """Return the seconds a CPU takes to train a phase of a strategy on one image, without decoding.
 
     Measured on one step with black images; a copy of the trunk is trained.
     """
     size, width = trunk.preprocessing.size, trunk.width
     network = Network(nn.Linear(width, 2), copy.deepcopy(trunk))
-    frozen, model = network.split(trainable)
+    assert network.trunk is not None  # noqa: S101 - it was given
+    prepare(dict(network.trunk.stages.items()))
+    split = network.split([phase])
+    frozen, model = split.frozen, split.model
     model.train()
+    for module in split.in_eval:
+        module.eval()
     images = torch.zeros(PROBE_BATCH_SIZE, size, size, 3, dtype=torch.uint8)
     labels = torch.zeros(PROBE_BATCH_SIZE, dtype=torch.int64)
 
@@ -176,7 +182,6 @@ def seconds_per_image(trunk: Trunk, trainable: int) -> float:
         loss: Tensor = nn.functional.cross_entropy(model(inputs), labels)
         loss.backward()  # type: ignore[no-untyped-call]
 
-    assert network.trunk is not None  # noqa: S101 - it was given
     with keep_freed_memory(), fast_gradients(torch.device("cpu"), network.trunk.pool):
         step()  # the first one reserves memory
         started = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,17 @@ def _summary_writer(folder: Path) -> Any:
         raise ResourceError(what, file=folder, do='run: pip install "tlkit[tensorboard]"') from error
     with translate_os_errors(folder):
         return SummaryWriter(str(folder))
+
+
+def lr_factor(step: int, steps: int, warmup: float) -> float:
+    """Return the share of the highest learning rate in a step of a phase: linear warmup, then half a cosine.
+
+    Loshchilov and Hutter, "SGDR", ICLR 2017; the warmup of Goyal et al., "Accurate, Large Minibatch SGD", 2017.
+    """
+    rising = int(warmup * steps)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
 
 
 def learning_rates(phase: Phase, factor: float) -> Line:

@@ -26,7 +26,7 @@ from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features
 from tlkit.training.config import Plan, TrainingConfig
 from tlkit.training.freezing import ORIGINAL, provenance
-from tlkit.training.heads import probabilities, solver_report
+from tlkit.training.heads import probabilities
 from tlkit.training.history import draw_curves
 from tlkit.training.trainer import FitResult
 from tlkit.util.text import counted, table
@@ -133,7 +133,7 @@ def write_bundle(
     rows = _golden_rows(plan, features)
     contents = [plan.samples[row].path.read_bytes() for row in rows]
     record = replace(
-        _record(plan, features, solver_report(head)),
+        _record(plan, features, plan.config.head.report(head)),
         metrics={"val": metrics.to_json()},
         golden=tuple(
             _golden(plan, number, plan.samples[row], content)

@@ -7,11 +7,13 @@ its features.
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from tlkit.data import dataset as folder
 from tlkit.data.duplicates import find_duplicates
@@ -22,7 +24,7 @@ from tlkit.plugin.contract import Progress, silent
 from tlkit.training.checkpoint import Checkpoints
 from tlkit.training.config import Plan, RunOptions, TrainingConfig, check_phases, dataset_statistics
 from tlkit.training.device import Device, rank_and_world_size
-from tlkit.training.freezing import Network
+from tlkit.training.freezing import Network, Preparation
 from tlkit.training.heads import refit_head, solve_or_fit
 from tlkit.training.history import LOG, Monitor
 from tlkit.training.result import TrainingResult, write_bundle
@@ -88,7 +90,11 @@ def make_plan(source: Path, out: Path, config: TrainingConfig) -> Plan:
     trunk = full_trunk.upto(cut)
     phases = tuple(config.strategy.phases(trunk.names, statistics))
     check_phases(phases, trunk.names)
-    return Plan(source, out, config, dataset, find_duplicates(dataset), phases, full_trunk, trunk)
+    plan = Plan(source, out, config, dataset, find_duplicates(dataset), phases, full_trunk, trunk)
+    if plan.trainable:
+        rehearsal = Network(nn.Identity(), copy.deepcopy(trunk))  # parameters that don't exist are refused at once
+        Preparation(rehearsal, phases, config.strategy.prepare, config.seed)
+    return plan
 
 
 def _train_head(plan: Plan, options: RunOptions, progress: Progress) -> TrainingResult:
@@ -106,7 +112,8 @@ def _train_head(plan: Plan, options: RunOptions, progress: Progress) -> Training
 def _fine_tune(plan: Plan, options: RunOptions, device: Device, progress: Progress) -> TrainingResult:
     """Train the head and the deepest stages of the trunk; then score them on the features of the new trunk."""
     config, phases = plan.config, plan.phases
-    head = config.head.module(plan.trunk.width, plan.classes)  # a head without gradients is refused at once
+    learner = config.head.stand_in() or config.head
+    head = learner.module(plan.trunk.width, plan.classes)  # one without gradients is refused at once
     if not device.is_main_process:
         device.barrier()  # the main process fills the cache of features
     features = plan.extract(plan.full_trunk, progress("features", len(plan.samples)))
@@ -128,6 +135,7 @@ def _fine_tune(plan: Plan, options: RunOptions, device: Device, progress: Progre
             monitor=monitor,
             checkpoints=Checkpoints(folder, warn=options.warn, seconds=options.checkpoint_seconds),
             backbone=config.backbone,
+            prepare=config.strategy.prepare,
             views=config.views,
             cache_dir=folder if config.cache else None,
         ).fit()
@@ -135,7 +143,7 @@ def _fine_tune(plan: Plan, options: RunOptions, device: Device, progress: Progre
             sys.exit()
         new = plan.extract(plan.trunk, progress("features of the fine-tuned trunk", len(plan.samples)))
         features = replace(new, decoded=features.decoded)
-        if config.refit:
+        if config.refit or learner is not config.head:
             head, lines = refit_head(config.head, head, *plan.examples(features), plan.classes, config.seed)
             fitted.history.extend(lines)
         settings = {**plan.settings(device), "threads": torch.get_num_threads()}

@@ -6,7 +6,6 @@ run reaches the same weights after it is resumed.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -17,17 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tlkit.errors import DataError
 from tlkit.plugin.contract import Backbone, Phase
 from tlkit.training.activation_cache import ActivationCache, open_cache
-from tlkit.training.batchnorm import batch_norms, training_batch_norms
+from tlkit.training.batchnorm import training_batch_norms
 from tlkit.training.checkpoint import Checkpoint, Checkpoints, load_optimizer_state, optimizer_state
 from tlkit.training.device import Device
-from tlkit.training.freezing import Network, check_frozen, depth_of, stage_hashes
+from tlkit.training.freezing import Network, Preparation, Prepare, Tensors
 from tlkit.training.gradients import fast_gradients
-from tlkit.training.history import Line, Monitor, learning_rates
+from tlkit.training.history import Line, Monitor, learning_rates, lr_factor
 from tlkit.training.inputs import AugmentedViews, Batches, DecodedImages, Examples, mixing, split_batches
 from tlkit.util.resources import keep_freed_memory
 
@@ -63,6 +62,7 @@ class Trainer:
     monitor: Monitor = field(default_factory=Monitor)
     checkpoints: Checkpoints | None = None
     backbone: Backbone | None = None  # builds the stages that a phase reinitializes
+    prepare: Prepare = lambda _stages: None  # of the strategy
     views: int = 0
     cache_dir: Path | None = None
 
@@ -71,41 +71,45 @@ class Trainer:
     train: Inputs = field(init=False)
     val: Inputs = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
-    average: AveragedModel | None = field(init=False)  # of the weights, if the phase keeps one
-    frozen_norms: Sequence[nn.Module] = field(init=False)  # batch norms whose running statistics stay
+    average: Tensors = field(init=False)  # of the weights, if the phase keeps one
+    in_eval: Sequence[nn.Module] = field(init=False)  # modules that stay in eval mode
+    changing: Sequence[str] = field(init=False)  # names of the tensors that the phases may change
+    origin: Tensors = field(init=False)  # those before training, if weights are anchored to them
 
     def __post_init__(self) -> None:
-        self.trainable = max(depth_of(phase, self.network.stages) for phase in self.phases)
-        self.trained = self.network.trained_modules(self.trainable)
         labels = self.train_examples.labels
         counts = np.bincount(labels)
         self.balance = len(labels) / (len(counts) * np.maximum(counts, 1))  # by class, mean 1 over the images
         self.class_weights = self.device.put(torch.from_numpy(self.balance.astype(np.float32)))
         self.history: list[Line] = []
         self.number = self.epoch = self.stale_epochs = 0  # phase and epoch from 1; epochs since the best one
-        self.best_loss, self.best = math.inf, dict[str, Tensor]()
+        self.best_loss, self.best = math.inf, Tensors()
 
     def fit(self) -> FitResult:
         """Run all phases and leave the network, on the CPU, with its best weights.
 
         Starts from the newest checkpoint. A loss that becomes NaN or infinite ends training with the best weights
-        before it, or raises a DataError if there are none. Raises a GateError if a stage that no phase trains changed.
+        before it, or raises a DataError if there are none. Raises a GateError if a tensor that no phase trains changed.
         """
-        trunk, head, device = self.network.trunk, self.network.head, self.device
+        network, trunk, head, device = self.network, self.network.trunk, self.network.head, self.device
         if trunk is None:
+            self.changing = network.changing(self.phases)
             diverged = self._run_phases()
             head.to("cpu").eval()
             return FitResult(self.history, diverged)
-        before, stages = stage_hashes(trunk), self.network.stages
+        preparation = Preparation(network, self.phases, self.prepare, self.seed)
+        self.changing = preparation.changing
+        self.origin = self._copy() if any(phase.anchor for phase in self.phases) else {}
+        learning = {name for phase in self.phases for name in network.learning(phase)}
         with (
             keep_freed_memory(),
             fast_gradients(device.torch_device, trunk.pool),
-            training_batch_norms(stages[len(stages) - self.trainable :], shared=device.world_size > 1),
+            training_batch_norms((trunk.stages[name] for name in learning), shared=device.world_size > 1),
         ):
             diverged = self._run_phases()
         trunk.to("cpu").to(memory_format=torch.contiguous_format)
         head.to("cpu").eval()
-        changed = check_frozen(trunk, before, self.trainable)
+        changed = preparation.finish()
         trunk.requires_grad_(False).eval()
         return FitResult(self.history, diverged, changed)
 
@@ -122,7 +126,7 @@ class Trainer:
             except FloatingPointError as error:
                 if not self.best:
                     raise DataError(str(error), do="use smaller learning rates") from error
-                self.trained.load_state_dict(self.best)
+                self.network.load(self.best)
                 return str(error)
         return None
 
@@ -140,7 +144,15 @@ class Trainer:
             self._save_checkpoint()
         self.monitor.tick((self.phase.epochs - self.epoch) * images)
         if self.best:
-            self.trained.load_state_dict(self.best)
+            self.network.load(self.best)
+
+    def _trained(self) -> Tensors:
+        """Return the tensors that the phases may change."""
+        tensors = self.network.tensors()
+        return {name: tensors[name].detach() for name in self.changing}
+
+    def _copy(self) -> Tensors:
+        return {name: tensor.clone() for name, tensor in self._trained().items()}
 
     def _is_over(self) -> bool:
         return self.epoch == self.phase.epochs or self.stale_epochs == self.phase.patience > 0
@@ -152,23 +164,18 @@ class Trainer:
         if checkpoint is not None:
             self.epoch, self.stale_epochs = checkpoint.epoch, checkpoint.stale_epochs
             self.best_loss, self.best = checkpoint.best_loss, checkpoint.best
-            self.trained.load_state_dict(checkpoint.weights)
+            self.network.load(checkpoint.weights)
         elif phase.reinit:
             assert self.backbone is not None  # noqa: S101 - a head alone has no stages to reinitialize
             self.network.reinitialize(self.backbone, phase.reinit, self.seed)
             self.best_loss, self.best = math.inf, {}
         self._set_model_and_inputs()
         self.mix = mixing(phase, len(self.balance))
-        self.average = None
-        if phase.ema:
-            average = get_ema_multi_avg_fn(phase.ema)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(self.trained, multi_avg_fn=average, use_buffers=True)
-            self.average.update_parameters(self.trained)  # it begins with the weights before the first step
+        self.average = self._copy() if phase.ema else {}  # it begins with the weights before the first step
         self.optimizer = self.network.optimizer(phase)
         self.parallel_model = self.device.prepare(self.model)
         if checkpoint is not None:
-            if self.average is not None:
-                self.average.load_state_dict(checkpoint.average)
+            self.average = {name: self.device.put(tensor) for name, tensor in checkpoint.average.items()}
             load_optimizer_state(self.optimizer, checkpoint.optimizer)
             self.device.scaler.load_state_dict(checkpoint.scaler)
 
@@ -176,17 +183,14 @@ class Trainer:
         """Until stages were trained, a phase without trainable ones uses the features of the deployed trunk."""
         phase, trunk = self.phase, self.network.trunk
         if trunk is None or not any(each.trainable for each in self.phases[: self.number]):
-            self.model, self.frozen_norms = self.network.head, ()
+            self.model, self.in_eval = self.network.head, ()
             self.train, self.val = self.train_examples, self.val_examples
             return
-        frozen, self.model = self.network.split(depth_of(phase, trunk.names))
-        reinitialized = max(each.reinit for each in self.phases[: self.number])
-        pretrained = self.network.stages[: len(trunk.names) - reinitialized]
-        self.frozen_norms = batch_norms(pretrained) if phase.batchnorm == "freeze" else ()
+        split = self.network.split(self.phases[: self.number])
+        self.model, self.in_eval, frozen, first = split.model, split.in_eval, split.frozen, split.first
         train_views = AugmentedViews.from_phase(phase, trunk.preprocessing, self.seed, self.views)
         val_views = AugmentedViews(trunk.preprocessing, self.seed)
         splits = (self.train_examples, train_views), (self.val_examples, val_views)
-        first = len(trunk.names) - depth_of(phase, trunk.names)
         repeats = phase.epochs > 1 and (self.views > 0 or not train_views.varies)  # an image is seen again as it was
         if self.cache_dir is None or not repeats or not 0 < first < len(trunk.names):
             self.train, self.val = (DecodedImages(*each, frozen, self.device.torch_device) for each in splits)
@@ -203,7 +207,7 @@ class Trainer:
         shards = [device.shard(rows) for rows in batches]
         first, steps = (self.epoch - 1) * len(batches), phase.epochs * len(batches)
         self.model.train()
-        for module in self.frozen_norms:
+        for module in self.in_eval:
             module.eval()
         loss_sum = correct = seen = 0.0
         # Views are counted through all phases.
@@ -245,9 +249,28 @@ class Trainer:
                 nn.utils.clip_grad_norm_(parameters, self.phase.optimizer.gradient_clipping)
             device.scaler.step(self.optimizer)
             device.scaler.update()
-            if self.average is not None:
-                self.average.update_parameters(self.trained)
+            self._pull_to_origin()
+            self._update_average()
         return loss, correct if weight else 0.0
+
+    def _pull_to_origin(self) -> None:
+        """Move anchored weights towards those before training, decoupled from the gradient as AdamW's weight decay.
+
+        L2-SP: Li et al., "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018.
+        """
+        with torch.no_grad():
+            for group in self.optimizer.param_groups if self.phase.anchor else ():
+                for name, parameter in zip(group.get("names", ()), group["params"], strict=False):
+                    parameter.lerp_(self.origin[name], min(1.0, group["lr"] * self.phase.anchor))
+
+    def _update_average(self) -> None:
+        if not self.average:
+            return
+        weights = self._trained()
+        names = [name for name, tensor in weights.items() if tensor.is_floating_point()]
+        average = get_ema_multi_avg_fn(self.phase.ema)  # type: ignore[no-untyped-call]
+        average([self.average[name] for name in names], [weights[name] for name in names], 0)
+        self.average |= {name: tensor.clone() for name, tensor in weights.items() if not tensor.is_floating_point()}
 
     def _backward(self, x: Tensor, target: Tensor, weight: float, parts: int) -> tuple[float, float]:
         """Compute the gradients of a batch's mean loss, in so many micro-batches."""
@@ -270,10 +293,8 @@ class Trainer:
 
     def _validate(self) -> Line:
         """Evaluate the weights, or their average if one is kept; keep them if they are the best."""
-        current = None
-        if self.average is not None:
-            current = copy.deepcopy(self.trained.state_dict())
-            self.trained.load_state_dict(self.average.module.state_dict())
+        current = self._copy() if self.average else None
+        self.network.load(self.average)
         line = evaluate(self.model, self.val, self.device)
         if not math.isfinite(line["val_loss"]):
             where = f"after phase {self.number}, epoch {self.epoch}"
@@ -281,9 +302,9 @@ class Trainer:
         self.stale_epochs += 1
         if line["val_loss"] < self.best_loss:
             self.stale_epochs, self.best_loss = 0, line["val_loss"]
-            self.best = copy.deepcopy(self.trained.state_dict())
+            self.best = self._copy()
         if current is not None:
-            self.trained.load_state_dict(current)
+            self.network.load(current)
         return line
 
     def _save_checkpoint(self) -> None:
@@ -298,40 +319,13 @@ class Trainer:
             stale_epochs=self.stale_epochs,
             best_loss=self.best_loss,
             history=self.history,
-            weights=self.trained.state_dict(),
+            weights=self._trained(),
             best=self.best,
-            average={} if self.average is None else self.average.state_dict(),
+            average=self.average,
             optimizer=optimizer_state(self.optimizer),
             scaler=self.device.scaler.state_dict(),
         )
         self.checkpoints.save(checkpoint)
-
-
-def fit_head(
-    head: nn.Module,
-    phases: Sequence[Phase],
-    train: Examples,
-    val: Examples,
-    *,
-    seed: int = 0,
-    device: Device | None = None,
-    monitor: Monitor | None = None,
-) -> tuple[nn.Module, FitResult]:
-    """Train a head on features, in place; return it in eval mode with the weights of its best epoch on `val`."""
-    device, monitor = device or Device(), monitor or Monitor()
-    network = Network(head, device=device.torch_device)
-    return head, Trainer(network, phases, train, val, seed=seed, device=device, monitor=monitor).fit()
-
-
-def lr_factor(step: int, steps: int, warmup: float) -> float:
-    """Return the share of the highest learning rate in a step of a phase: linear warmup, then half a cosine.
-
-    Loshchilov and Hutter, "SGDR", ICLR 2017; the warmup of Goyal et al., "Accurate, Large Minibatch SGD", 2017.
-    """
-    rising = int(warmup * steps)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
 
 
 def evaluate(model: nn.Module, inputs: Inputs, device: Device) -> Line:

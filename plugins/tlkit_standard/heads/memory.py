@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tlkit.plugin.contract import option
+from tlkit.plugin.contract import Head, option
 from tlkit.plugin.support import UsageError
 from tlkit_standard.heads._base import Candidates, RegularizedHead, Scorer, SolvedHead
 
@@ -36,6 +36,11 @@ class MemoryHead(SolvedHead):
             f"the head {self.name!r} is solved and can't be trained by gradient",
             do="take logistic, svm, nearest-mean or mlp, or a strategy that only solves",
         )
+
+    def stand_in(self) -> Head:
+        from tlkit_standard.heads.linear import Logistic
+
+        return Logistic(self.power, self.l2)
 
 
 @dataclass(frozen=True)
