@@ -8,6 +8,7 @@ import sys
 from benchmarks._bench import PYTHON, ROOT
 
 NAMES = (
+    "adapters",
     "advise",
     "embed",
     "faults",

@@ -18,8 +18,8 @@ from tlkit.data import dataset
 from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
 from tlkit.model import trunk as trunks
+from tlkit.model.batchnorm import pretraining_statistics
 from tlkit.runtime.features import extract
-from tlkit.training.batchnorm import pretraining_statistics
 from tlkit.util.files import cache_dir
 
 SIZES = [("ants_bees", 244), ("cifar10", 500), ("cifar10", 2000), ("sign_digits", 1500)]

@@ -20,9 +20,9 @@ from tlkit.advice.probes import nearest_mean, ridge
 from tlkit.advice.scores import h_score, logme
 from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
+from tlkit.model.batchnorm import pretraining_statistics
 from tlkit.model.modules import head_logits
 from tlkit.plugin.registry import load as load_plugins
-from tlkit.training.batchnorm import pretraining_statistics
 
 SCORES = ("ridge probe", "nearest mean", "LogME", "H-score", "LEEP", "NCE", "shift")
 

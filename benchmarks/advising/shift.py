@@ -15,7 +15,7 @@ from tlkit.advice.domain_shift import ActivationMoments, DomainShift, ShiftPolic
 from tlkit.graph import trace
 from tlkit.graph.moments import MEAN, SQUARE, moments_graph
 from tlkit.model import trunk as trunks
-from tlkit.training.batchnorm import pretraining_statistics
+from tlkit.model.batchnorm import pretraining_statistics
 
 SIDES = {"ants_bees": "similar", "sign_digits": "different", "cifar10": "different", "fashion_mnist": "different"}
 

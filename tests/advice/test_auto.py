@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tlkit_standard.heads import HEADS
+from tlkit_standard.heads.memory import Knn
 
 from tests.advice.asking import ask, eager
 from tests.kit.tiny import Line, write_images
@@ -113,8 +114,11 @@ def test_a_fine_tuned_trunk_is_kept_only_if_it_is_better(pictures, tmp_path, mon
 
 
 def test_under_a_head_that_cannot_be_trained_by_gradient_the_trunk_stays_frozen(pictures, tmp_path):
-    knn = [head for head in HEADS if head.name == "knn"]
-    _, advice = train_auto(pictures, tmp_path / "run", ask(heads=knn, policy=eager(1)))
+    class Alone(Knn):
+        def stand_in(self):
+            return None
+
+    _, advice = train_auto(pictures, tmp_path / "run", ask(heads=[Alone()], policy=eager(1)))
     assert (advice.recommendation.strategy, advice.recommendation.head) == ("frozen", "knn")
 
 

@@ -24,8 +24,8 @@ from tlkit.data.preprocessing import load
 from tlkit.graph import trace
 from tlkit.graph.moments import MEAN, SQUARE, moments_graph, watched
 from tlkit.model import trunk as trunks
+from tlkit.model.batchnorm import pretraining_statistics
 from tlkit.runtime.session import OnnxSession
-from tlkit.training.batchnorm import pretraining_statistics
 
 POLICY = ShiftPolicy()
 SIMILAR, DIFFERENT = POLICY.similar_below, POLICY.different_above

@@ -281,11 +281,6 @@ CASES = {
         2,
         "the strategy can't be run: phase 2 has 0 epochs",
     ),
-    "a head that can't learn by gradient": Case(
-        "train photos -o out --strategy full --head knn",
-        2,
-        "the head 'knn' is solved and can't be trained by gradient; take logistic, .* or a strategy that only solves",
-    ),
     "options": Case(
         "train photos -o out --strategy frozen --set head.pac=3 --set hat.pca=3 --set head.pca=three",
         2,

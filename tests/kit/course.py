@@ -113,6 +113,7 @@ def course(
     cache: bool = True,
     device: Device | None = None,
     warn: Any = print,
+    prepare: Any = lambda _stages: None,
 ) -> tuple[dict[str, torch.Tensor], FitResult]:
     """Run the training, or resume the one in `work`; return all weights at the end, and the history."""
     torch.manual_seed(3)
@@ -128,6 +129,7 @@ def course(
         monitor=monitor or Monitor(),
         checkpoints=checkpoints,
         backbone=Seeded(),
+        prepare=prepare,
         views=views,
         cache_dir=work if cache else None,
     ).fit()

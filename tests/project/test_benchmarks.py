@@ -11,6 +11,7 @@ import pytest
 
 # Script and arguments → the results that it writes.
 RESULTS = {
+    "adapters": ("adapters",),
     "advise": ("advise-audit", "advise-cost", "advise-regret", "advise-scores", "advise-shift", "advise-shift-images"),
     "embed": ("embed",),
     "faults": ("faults-alarms", "faults-planted"),

@@ -55,7 +55,7 @@ def train(pictures, trunk):
 
 @pytest.fixture(scope="module")
 def frozen(trunk):
-    return Network(Line().module(12, 3), trunk).split([Phase(1, 1, trainable=1)]).frozen
+    return Network(Line().module(12, 3), trunk).split([Phase(1, 1, trainable=1)])[0]
 
 
 @pytest.fixture

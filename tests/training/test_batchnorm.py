@@ -9,8 +9,9 @@ from torch import nn
 from tests.kit.course import course
 from tests.kit.tiny import Tiny
 from tlkit.model import trunk as trunks
+from tlkit.model.batchnorm import pretraining_statistics
 from tlkit.plugin.contract import Phase
-from tlkit.training.batchnorm import MOMENTUM, pretraining_statistics, training_batch_norms
+from tlkit.training.batchnorm import MOMENTUM, training_batch_norms
 
 
 def test_statistics_adapt_inside_and_modules_are_restored_afterwards():

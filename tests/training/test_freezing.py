@@ -37,31 +37,31 @@ class TestNetwork:
     @pytest.mark.parametrize("trainable", [0, 1, 2, 3])
     def test_frozen_stages_have_no_gradients_statistics_or_place_in_the_optimizer(self, network, trainable):
         phase = Phase(1, 1, trunk_lr=1, trainable=trainable)
-        split = network.split([phase])
-        split.model.train()
-        assert all(isinstance(module, torch.nn.BatchNorm2d) for module in split.in_eval)
+        frozen, model, in_eval, _ = network.split([phase])
+        model.train()
+        assert all(isinstance(module, torch.nn.BatchNorm2d) for module in in_eval)
         modes = [stage.training for stage in network.trunk.stages.values()]
         assert modes == [False] * (3 - trainable) + [True] * trainable
         needs = [all(p.requires_grad for p in stage.parameters()) for stage in network.trunk.stages.values()]
         assert needs == modes
         optimizer = network.optimizer(phase)
         optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        assert not optimized & {id(parameter) for parameter in split.frozen.parameters()}
-        assert optimized == {id(parameter) for parameter in split.model.parameters()}
+        assert not optimized & {id(parameter) for parameter in frozen.parameters()}
+        assert optimized == {id(parameter) for parameter in model.parameters()}
 
     def test_both_parts_together_are_the_network(self, network, trunk):
         images = torch.randint(256, (3, 32, 32, 3), dtype=torch.uint8)
         with torch.inference_mode():
             expected = network.head.eval()(trunk(images))
             for trainable in range(4):
-                split = network.split([Phase(1, 1, trainable=trainable)])
-                assert torch.allclose(split.model.eval()(split.frozen(images)), expected, atol=1e-5)
+                frozen, model, *_ = network.split([Phase(1, 1, trainable=trainable)])
+                assert torch.allclose(model.eval()(frozen(images)), expected, atol=1e-5)
 
     def test_named_stages_train_and_those_between_are_frozen(self, network):
-        split = network.split([Phase(1, 1, trunk_lr=1, trainable=("second",), batchnorm="update")])
-        assert split.first == 1
-        split.model.train()
-        for module in split.in_eval:
+        _, model, in_eval, first = network.split([Phase(1, 1, trunk_lr=1, trainable=("second",), batchnorm="update")])
+        assert first == 1
+        model.train()
+        for module in in_eval:
             module.eval()
         assert [stage.training for stage in network.trunk.stages.values()] == [False, True, False]
         assert [any(p.requires_grad for p in stage.parameters()) for stage in network.trunk.stages.values()] == [
@@ -98,7 +98,7 @@ class TestNetwork:
         network.trunk.stages["second"].register_parameter("adapter", torch.nn.Parameter(torch.zeros(1)))
         phase = Phase(1, 1, trunk_lr=1, trainable=3, parameters=("adapter",))
         assert network.learning(phase) == ["second"]
-        assert network.split([phase]).first == 1
+        assert network.split([phase])[-1] == 1
         check_parameters(network, [phase])
 
     def test_globs_that_match_nothing_are_refused_with_the_names_there_are(self, network):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.kit.tiny import Line
-from tlkit.errors import DataError
+from tlkit.errors import DataError, UsageError
 from tlkit.plugin.contract import Phase
 from tlkit.training.heads import refit_head, solve_or_fit
 from tlkit.training.inputs import Examples
@@ -54,6 +54,29 @@ def test_a_head_that_can_not_be_solved_keeps_its_trained_weights_and_says_why():
     kept, (line,) = refit_head(Unsolvable(), trained, EXAMPLES, EXAMPLES, 2, 0)
     assert kept is trained
     assert line == {"solved": "line", "kept": False, "because": "a class has one image"}
+
+
+class Replaced(Worse):
+    """A head that is trained as another, and solved in any case."""
+
+    def module(self, width, classes):
+        raise UsageError("it can't be trained")
+
+    def stand_in(self):
+        return Line()
+
+
+class Dishonest(Replaced):
+    def solve(self, features, labels, classes, seed):
+        return None
+
+
+def test_in_place_of_a_stand_in_the_head_is_solved_whatever_that_loses():
+    kept, (line,) = refit_head(Replaced(), linear(1.0), EXAMPLES, EXAMPLES, 2, 0)
+    assert torch.equal(kept.weight, linear(-3.0).weight)
+    assert line == {"solved": "line", "trained": "line"}
+    with pytest.raises(UsageError, match=r"names a stand-in, and was not solved; .*author of the head"):
+        refit_head(Dishonest(), linear(1.0), EXAMPLES, EXAMPLES, 2, 0)
 
 
 def test_a_head_without_a_solution_is_trained_by_gradient():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tlkit_standard.heads import HEADS
+from tlkit_standard.heads.memory import Knn
 from tlkit_standard.strategies import STRATEGIES
 from torch import nn
 
@@ -127,6 +128,13 @@ class TestFineTuning:
         steps = {stage_of(name): int(tensor) for name, tensor in after.items() if "num_batches" in name}
         assert steps["first"] == 0 < steps["second"] == steps["third"]
 
+    def test_a_head_that_is_solved_learns_by_its_stand_in(self, pictures, config, tmp_path):
+        trained = train(pictures, tmp_path / "run", replace(config, head=Knn(k=3), refit=False))
+        assert (trained.head, trained.report["k"]) == ("knn", 3)
+        assert history(tmp_path / "run")[-1] == {"solved": "knn", "trained": "logistic", **trained.report}
+        assert trained.provenance["third"] == "fine-tuned"
+        assert trained.metrics.accuracy > 0.8
+
     @pytest.mark.parametrize("reinit", [0, 1, 2])
     def test_statistics_of_the_pretraining_are_frozen_and_those_of_reinitialized_stages_update(
         self, pictures, tiny_config, original, tmp_path, reinit
@@ -195,7 +203,7 @@ class TestFineTuning:
         assert changed_stages(open_bundle(tmp_path / "run"), original) == set()
 
     def test_a_frozen_stage_that_changes_fails_the_run(self, pictures, config, tmp_path):
-        with pytest.raises(GateError, match="frozen stages changed during training: first"):
+        with pytest.raises(GateError, match=r"frozen tensors changed during training: stages\.first\.3\.runs"):
             train(pictures, tmp_path / "run", replace(config, backbone=Drifting(), cache=False))
         assert not (tmp_path / "run").exists()
 
@@ -308,17 +316,28 @@ class TestBadOptions:
             train(tmp_path / "no photos", tmp_path / "run", tiny_config)
         assert (tmp_path / "run").read_text() == "mine"
 
-    @pytest.mark.parametrize("head", ["knn", "rbf-svm"])
-    def test_a_head_without_gradients_is_refused_before_any_work(self, pictures, config, tmp_path, head):
+    def test_a_head_without_gradients_or_stand_in_is_refused_before_any_work(self, pictures, config, tmp_path):
+        class Alone(Knn):
+            def stand_in(self):
+                return None
+
         watched = []
 
         def progress(*what):
             watched.append(what)
             return lambda _more: None
 
-        named = next(each for each in HEADS if each.name == head)
-        with pytest.raises(UsageError, match=f"the head '{head}' is solved and can't be trained by gradient; "):
-            train(pictures, tmp_path / "run", replace(config, head=named), progress)
+        with pytest.raises(UsageError, match="the head 'knn' is solved and can't be trained by gradient; "):
+            train(pictures, tmp_path / "run", replace(config, head=Alone()), progress)
+        assert watched == []
+
+    def test_parameters_that_do_not_exist_are_refused_before_any_work(self, pictures, tiny_config, tmp_path):
+        phase = Phase(1, 0.05, trunk_lr=0.02, trainable=2, parameters=("*adapter*",))
+        watched = []
+        with pytest.raises(UsageError, match=r"no parameter of second, third matches '\*adapter\*'; choose .*0.weight"):
+            train(
+                pictures, tmp_path / "run", replace(tiny_config, **fine_tuning(phase)), lambda *it: watched.append(it)
+            )
         assert watched == []
 
     @pytest.mark.parametrize("name", ["partial", "probe-then-tune"])

@@ -28,7 +28,7 @@ from tlkit.util.statistics import log_sum_exp, softmax
 if TYPE_CHECKING:
     from torch import nn
 
-    from tlkit.training.batchnorm import BatchNormStatistics
+    from tlkit.model.batchnorm import BatchNormStatistics
 
 Channels = NDArray[np.float64]
 

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
-from tlkit.conformance.subject import CheckFailed, Skipped, Subject, expect, expect_none, prepared
-from tlkit.errors import GateError, UsageError
-from tlkit.model.trunk import MeanPool, Trunk
-from tlkit.plugin.contract import DatasetStatistics, Phase, Preprocessing, Strategy
+from tlkit.conformance.subject import Subject, expect, expect_none, prepared
+from tlkit.plugin.contract import DatasetStatistics, Phase, Strategy
 from tlkit.plugin.phases import phase_problems
-from tlkit.training.freezing import Network, Preparation
 
 STAGES = range(1, 21)
 STATISTICS = (
@@ -41,17 +35,6 @@ class Answer:
 
     def __str__(self) -> str:
         return f"for {len(self.stages)} stages and {self.info}"
-
-
-def small_trunk() -> Trunk:
-    """Return three stages of convolutions, batch norms, a linear layer and a layer norm, with random weights."""
-    last = nn.Sequential(nn.Flatten(), nn.Linear(16 * 4 * 4, 16), nn.LayerNorm(16))
-    stages = {
-        "first": nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
-        "second": nn.Sequential(nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16), nn.ReLU()),
-        "third": last,
-    }
-    return Trunk(Preprocessing(8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), stages, MeanPool()).eval()
 
 
 class StrategySubject(Subject[Strategy]):
@@ -141,20 +124,11 @@ def phases_can_be_trained(subject: StrategySubject) -> None:
 
 def prepare_is_undone(subject: StrategySubject) -> None:
     """What `prepare` changes in the stages is merged after training: the original modules, which compute the same."""
-    network = Network(nn.Identity(), small_trunk())
-    phases = subject.component.phases(("first", "second", "third"), STATISTICS[2])
-    try:
-        preparation = Preparation(network, phases, subject.component.prepare, seed=0)
-    except UsageError as problem:
-        raise Skipped(f"it does not fit a small network of convolutions: {problem.what}") from problem
-    with torch.no_grad():
-        for name in preparation.changing:
-            if (tensor := network.tensors()[name]).is_floating_point():
-                tensor.add_(0.01)
-    try:
-        preparation.finish()
-    except GateError as problem:
-        raise CheckFailed(f"{problem.what}; {problem.do}") from problem
+    if type(subject.component).prepare is not Strategy.prepare:
+        from tlkit.conformance.merging import STAGES as NAMES
+        from tlkit.conformance.merging import check_merge
+
+        check_merge(subject.component, subject.component.phases(NAMES, STATISTICS[2]))
 
 
 def candidates_are_configurations(subject: StrategySubject) -> None:
@@ -164,7 +138,7 @@ def candidates_are_configurations(subject: StrategySubject) -> None:
         for candidate in own.candidates(info):
             same = type(candidate) is type(own) and candidate.name == own.name
             expect(same, f"for {info} its candidate is {candidate!r}", do="return `dataclasses.replace(self, …)`")
-            stages = ("first", "second", "third")
+            stages = ("stem", "body", "last")
             phases = candidate.phases(stages, info)
             problems = [each for phase in phases for each in phase_problems(phase, stages).values()]
             expect_none(problems, f"for {info} a phase of its candidate is refused", do="see `Phase`")

@@ -20,7 +20,7 @@ from tlkit.plugin.contract import BATCH
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tlkit.training.batchnorm import BatchNormStatistics
+    from tlkit.model.batchnorm import BatchNormStatistics
 
 MEAN, SQUARE = "moments.mean.", "moments.square."
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-4  # between the exporter's single precision and our double

@@ -1,4 +1,4 @@
-"""Batch norm: which running statistics training keeps, and what they tell of the pretraining.
+"""Batch norm: which running statistics training keeps.
 
 Stages keep those of the pretraining while they are fine-tuned. In training mode a layer normalizes by the batch, and
 images of a new task differ from those of the pretraining: the first step already sees other features than those that
@@ -11,18 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
-from torch.nn.modules.batchnorm import _BatchNorm  # the one base of 1d, 2d, 3d and sync
 
-from tlkit.model.trunk import Trunk
-
-Channels = NDArray[np.float64]
+from tlkit.model.batchnorm import batch_norms
 
 MOMENTUM = 0.1
 
@@ -53,11 +47,6 @@ def _mean(x: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     return (sums[:-1] / sums[-1])[:, None, None], sums[-1:].detach()
 
 
-def batch_norms(stages: Iterable[nn.Module]) -> list[_BatchNorm]:
-    """Return all batch norms inside."""
-    return [norm for stage in stages for norm in stage.modules() if isinstance(norm, _BatchNorm)]
-
-
 @contextmanager
 def training_batch_norms(stages: Iterable[nn.Module], *, shared: bool) -> Iterator[None]:
     """Inside, running statistics adapt within some tens of steps; afterwards the modules are as before.
@@ -83,43 +72,3 @@ def training_batch_norms(stages: Iterable[nn.Module], *, shared: bool) -> Iterat
         for norm, momentum, kind in before:
             norm.momentum, norm.__class__ = momentum, kind
             norm.__dict__.pop("process_group", None)
-
-
-@dataclass(frozen=True, slots=True)
-class BatchNormStatistics:
-    """Statistics of the pretraining in one batch norm, which in eval mode is `x * scale + shift`; arrays `(channels,)`.
-
-    On the images of the pretraining its output has the mean `bias` and the variance `share * weight**2`. `folded` has
-    the biases it may become where it is folded into a preceding convolution: its shift alone, or with its own bias.
-    """
-
-    stage: str
-    weight: Channels
-    bias: Channels
-    share: Channels  # variance / (variance + epsilon)
-    folded: tuple[Channels, ...]
-
-
-def pretraining_statistics(trunk: Trunk) -> list[BatchNormStatistics]:
-    """Return those of the batch norms of a trunk that keep running statistics, stage by stage."""
-    return [
-        _statistics(name, stage, norm)
-        for name, stage in trunk.stages.items()
-        for norm in batch_norms([stage])
-        if norm.running_mean is not None and norm.running_var is not None
-    ]
-
-
-def _statistics(name: str, stage: nn.Module, norm: _BatchNorm) -> BatchNormStatistics:
-    def channels(tensor: Tensor | None, default: float) -> Channels:
-        values = torch.full((norm.num_features,), default) if tensor is None else tensor
-        array: Channels = values.detach().double().numpy()
-        return array
-
-    mean, variance = channels(norm.running_mean, 0.0), channels(norm.running_var, 1.0)
-    weight, bias = channels(norm.weight, 1.0), channels(norm.bias, 0.0)
-    scale = weight / (variance + norm.eps) ** 0.5
-    shift = bias - mean * scale
-    biases = [module.bias for module in stage.modules() if isinstance(module, nn.Conv2d) and module.bias is not None]
-    folded = [shift + channels(own, 0.0) * scale for own in biases if len(own) == norm.num_features]
-    return BatchNormStatistics(name, weight, bias, variance / (variance + norm.eps), (shift, *folded))

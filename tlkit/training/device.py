@@ -168,10 +168,9 @@ def seconds_per_image(trunk: Trunk, phase: Phase, prepare: Prepare) -> float:
     network = Network(nn.Linear(width, 2), copy.deepcopy(trunk))
     assert network.trunk is not None  # noqa: S101 - it was given
     prepare(dict(network.trunk.stages.items()))
-    split = network.split([phase])
-    frozen, model = split.frozen, split.model
+    frozen, model, in_eval, _ = network.split([phase])
     model.train()
-    for module in split.in_eval:
+    for module in in_eval:
         module.eval()
     images = torch.zeros(PROBE_BATCH_SIZE, size, size, 3, dtype=torch.uint8)
     labels = torch.zeros(PROBE_BATCH_SIZE, dtype=torch.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tlkit.errors import GateError, UsageError
+from tlkit.model.batchnorm import batch_norms
 from tlkit.model.trunk import Trunk, hash_tensors
 from tlkit.plugin.contract import Backbone, Phase
 from tlkit.plugin.phases import trainable_stages
-from tlkit.training.batchnorm import batch_norms
 from tlkit.util.text import listed
 
 WEIGHT_DECAY = 1e-2  # AdamW's own default (Loshchilov and Hutter 2019)
@@ -24,16 +24,6 @@ MERGED = 1e-4  # error of merged stages, relative to the largest feature
 
 Tensors = dict[str, Tensor]
 Prepare = Callable[[Mapping[str, nn.Module]], Callable[[], None] | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """A network at the start of a phase: the part without gradients, from images on, and the rest, up to logits."""
-
-    frozen: nn.Module
-    model: nn.Module
-    in_eval: Sequence[nn.Module]  # modules of `model` that stay in eval mode: frozen stages and batch norms
-    first: int  # index of the first stage of `model`
 
 
 class Network:
@@ -97,10 +87,11 @@ class Network:
                 ]
         return list(dict.fromkeys(names))
 
-    def split(self, phases: Sequence[Phase]) -> Split:
+    def split(self, phases: Sequence[Phase]) -> tuple[nn.Module, nn.Module, list[nn.Module], int]:
         """Return the network split for the last of these phases, before its first stage that learns.
 
-        Frozen stages are in eval mode, so that no running statistic changes, and compute no gradients of their own.
+        The part without gradients, from images on; the part to train, up to logits; the modules in the latter that stay
+        in eval mode, which are frozen stages and batch norms; and the index of its first stage.
         """
         assert self.trunk is not None  # noqa: S101 - a head alone has no stages to split
         phase, stages, pool = phases[-1], self.trunk.stages, self.trunk.pool
@@ -116,7 +107,7 @@ class Network:
         for name in self.trunk.names[first:]:
             frozen = name not in learning
             in_eval += [each for _, each in self._modules(name)] if frozen else self._frozen_norms(phases, name)
-        return Split(nn.Sequential(*above).eval(), nn.Sequential(*below, self.head), in_eval, first)
+        return nn.Sequential(*above).eval(), nn.Sequential(*below, self.head), in_eval, first
 
     def optimizer(self, phase: Phase) -> torch.optim.Optimizer:
         """Return the optimizer of a phase; each of its groups records its `highest_lr`."""

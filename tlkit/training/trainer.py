@@ -186,8 +186,7 @@ class Trainer:
             self.model, self.in_eval = self.network.head, ()
             self.train, self.val = self.train_examples, self.val_examples
             return
-        split = self.network.split(self.phases[: self.number])
-        self.model, self.in_eval, frozen, first = split.model, split.in_eval, split.frozen, split.first
+        frozen, self.model, self.in_eval, first = self.network.split(self.phases[: self.number])
         train_views = AugmentedViews.from_phase(phase, trunk.preprocessing, self.seed, self.views)
         val_views = AugmentedViews(trunk.preprocessing, self.seed)
         splits = (self.train_examples, train_views), (self.val_examples, val_views)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.conformance.broken.registry import Registry
-from tlkit.plugin.contract import Phase, Strategy
+from tlkit.plugin.contract import Phase, Strategy, option
 
 BROKEN = Registry()
 breaks = BROKEN.breaks
+
+
+@dataclass(frozen=True, slots=True)
+class Longer(Phase):
+    layers: int = 2
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Restless(Plan):
     phase = Phase(3, 1e-3, 1e-4, trainable=2)
 
 
-@breaks("reinit-is-trainable", "a phase reinitializes 2 stages and trains 1")
+@breaks("reinit-is-trainable", "a phase reinitializes 2 stages and does not train them")
 class Forgetful(Plan):
     phase = Phase(3, 1e-3, 1e-4, trainable=1, reinit=2)
 
@@ -73,3 +78,32 @@ class Forgetful(Plan):
 @breaks("lr-decay-is-a-factor", "a phase has an lr_decay of 1.5")
 class Growing(Plan):
     phase = Phase(3, 1e-3, lr_decay=1.5)
+
+
+@breaks("phases-can-be-trained", "a phase is refused: asks for layers, which is not in the contract's Phase; keep to")
+class Inventive(Plan):
+    phase = Longer(3, 1e-3)
+
+
+@breaks("candidates-are-configurations", "a phase of its candidate is refused: has 0 epochs")
+@dataclass(frozen=True)
+class Overconfident(Plan):
+    epochs: int = option(3, "epochs")
+
+    def phases(self, stages, info):
+        return (Phase(self.epochs, 1e-3),)
+
+    def candidates(self, info):
+        return (replace(self, epochs=0),)
+
+
+@breaks("prepare-is-undone", "the merged stages have another structure than the original ones; report this")
+class Parting(Plan):
+    phase = Phase(3, 1e-3, 1e-3, trainable=1, parameters=("*.scale",))
+
+    def prepare(self, stages):
+        import torch
+
+        stages["third"].add_module("last", torch.nn.LayerNorm(16))
+        stages["third"].last.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
+        return lambda: None
