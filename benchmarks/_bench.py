@@ -4,7 +4,7 @@ A side is a whole process, from its start to its exit, imports included, as a us
 (A B C A B C ...), so that other load on the machine affects all of them equally, and are compared within a turn. All
 run on the CPU. Results are written to `results/<name>.json` (every value) and `results/<name>.md` (tables).
 
-`--smallest` runs a script on the tiny backbone and a handful of images, once, and commands of tlkit in this process: it
+`--smallest` runs a script on the tiny backbone and a handful of images, once, and its commands in this process: it
 shows that the script works, and its figures mean nothing.
 """
 
@@ -17,6 +17,7 @@ import io
 import json
 import os
 import platform
+import runpy
 import shutil
 import statistics
 import subprocess
@@ -54,7 +55,7 @@ class Settings:
 
     results: Path = RESULTS
     smallest: bool = False
-    in_process: bool = False  # run commands of tlkit in this process
+    in_process: bool = False  # run commands of tlkit, and scripts, in this process
     backbone: str = "efficientnet-lite0"
     cut: str = "last"
     stages: int = 4  # how many of the deepest stages are made trainable at the most
@@ -83,8 +84,8 @@ class Run:
 
 def run(command: Sequence[str]) -> Run:
     """Run a process to its end; one that fails ends the benchmark with its error message."""
-    if SETTINGS.in_process and command[0] == TLKIT:
-        return _run_here(command[1:])
+    if SETTINGS.in_process and command[0] in (TLKIT, PYTHON):
+        return _run_here(command)
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         started = time.perf_counter()
@@ -100,17 +101,35 @@ def run(command: Sequence[str]) -> Run:
         return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit, output.read())
 
 
-def _run_here(arguments: Sequence[str]) -> Run:
-    """Run a command of tlkit in this process."""
-    from tlkit.cli import run as run_tlkit
-
+def _run_here(command: Sequence[str]) -> Run:
+    """Run a command of tlkit or a script in this process, which imports PyTorch once."""
     output, errors, started = io.StringIO(), io.StringIO(), time.perf_counter()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        code = run_tlkit(arguments)
+    before, sys.argv = sys.argv, ["-c", *command[3:]] if command[1] == "-c" else list(command[1:])
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            code = _code_of(*command)
+    finally:
+        sys.argv = before
     if code:
-        sys.exit(f"this failed with exit code {code}: tlkit {' '.join(arguments)}\n{errors.getvalue()}")
+        sys.exit(f"this failed with exit code {code}: {' '.join(command)}\n{errors.getvalue()}")
     seconds = time.perf_counter() - started
     return Run(seconds, seconds, 1.0, output.getvalue())
+
+
+def _code_of(program: str, *arguments: str) -> object:
+    """Return the exit code of a command of tlkit, or of `python script.py ...` or `python -c ...`."""
+    if program == TLKIT:
+        from tlkit.cli import run as run_tlkit
+
+        return run_tlkit(arguments)
+    try:
+        if arguments[0] == "-c":
+            exec(arguments[1], {"__name__": "__main__"})  # noqa: S102 - a script of ours
+        else:
+            runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def interleave(sides: Mapping[str, Sequence[str] | Callable[[], Run]], turns: int) -> dict[str, list[Run]]:
@@ -335,7 +354,7 @@ def _smallest() -> Path:
     os.environ.update(environment(work / "site"))
     sys.path.insert(0, str(work / "site"))
     SETTINGS.smallest = SETTINGS.in_process = True
-    SETTINGS.backbone, SETTINGS.cut, SETTINGS.stages = "tiny", "third", 2
+    SETTINGS.backbone, SETTINGS.cut, SETTINGS.stages = "tiny", "third", 1
     SIZES.clear()
     write_images(work / "all", 12)
     for number, file in enumerate(sorted((work / "all").rglob("*.png"))):

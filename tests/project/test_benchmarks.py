@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -39,12 +36,11 @@ def test_every_script_is_run(checkout):
 
 
 @pytest.mark.parametrize("line", RESULTS)
-def test_it_writes_a_result(line, checkout, tmp_path):
+def test_it_writes_a_result(line, checkout, forks, tmp_path):
     name, *arguments = line.split()
-    command = [sys.executable, f"benchmarks/{name}.py", *arguments, "--smallest", "--results", tmp_path / "results"]
-    env = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    command = [checkout / f"benchmarks/{name}.py", *arguments, "--smallest", "--results", tmp_path / "results"]
+    done = forks.run(command, cwd=checkout, env={"TMPDIR": str(tmp_path)})
+    assert done.code == 0, done.err
     written = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "results").glob("*.json")}
     assert set(written) == set(RESULTS[line])
     for result, content in written.items():

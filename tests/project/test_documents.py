@@ -77,10 +77,13 @@ def parse(command: str) -> None:
 
 @pytest.fixture
 def place(story, tmp_path):
-    """A folder as the documents assume it: photos/, test/ and a.jpg, and nothing trained."""
-    for name in ("photos", "test"):
-        shutil.copytree(story.root / name, tmp_path / name)
+    """A folder as the documents assume it: photos/ (eight of each class), test/ and a.jpg, and nothing trained."""
+    shutil.copytree(story.root / "test", tmp_path / "test")
     shutil.copy(story.root / "a.jpg", tmp_path)
+    for folder in (story.root / "photos").iterdir():
+        (tmp_path / "photos" / folder.name).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[:8]:
+            shutil.copy(file, tmp_path / "photos" / folder.name)
     return tmp_path
 
 
