@@ -328,10 +328,10 @@ def list_components(kind: str | None = None, pattern: str = "*") -> list[Registe
 
 
 def inspect(path: StrPath) -> Inspection:
-    """Return what a bundle, checked as a whole, or an exported graph says of itself."""
+    """Return what a bundle, checked as a whole, or an exported graph of any target says of itself."""
     from tlkit.inspection import inspect
 
-    return inspect(local_path(path))
+    return inspect(local_path(path), resolve.opener(CPU, allow_cpu=False, trust=False))
 
 
 def diagnose() -> Diagnosis:
