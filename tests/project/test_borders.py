@@ -27,6 +27,7 @@ BORDERS = (
         (
             "tlkit.model.trunk",
             "tlkit.model.modules",
+            "tlkit.model.recorder",
             "tlkit.model.stages",
             "tlkit.model.weights",
             "tlkit.graph.trace",

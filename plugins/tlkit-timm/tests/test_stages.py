@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import pytest
 import torch
 from tlkit_timm.backbone import Timm
+from tlkit_timm.conformance import TimmReference
+from tlkit_timm.loading import configuration, outline
+from tlkit_timm.stages import stages
 
 from tlkit.conformance import checks
 from tlkit.errors import UsageError
@@ -51,14 +53,17 @@ def member(name: str) -> Timm:
     return Timm(f"timm/{name}", size=(MEMBERS | LARGER)[name])
 
 
+CHECKS = [each for name in KIT for each in checks(member(name), reference=TimmReference())]
+
+
 @pytest.mark.parametrize("name", [*MEMBERS, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGER)])
 def test_the_chained_stages_are_the_network(name: str) -> None:
-    kit = dict(checks(member(name)))
-    for check in ("stages-equal-the-network", "pools", "share-no-tensors", "state-is-complete"):
+    kit = dict(checks(member(name), reference=TimmReference()))
+    for check in ("features-equal-the-library", "pools", "share-no-tensors", "state-is-complete"):
         kit[check]()
 
 
-@pytest.mark.parametrize(("name", "check"), [each for name in KIT for each in checks(member(name))])
+@pytest.mark.parametrize(("name", "check"), CHECKS)
 def test_it_keeps_the_contract(name: str, check: Callable[[], None]) -> None:
     check()
 
@@ -89,16 +94,11 @@ def test_tokens_are_pooled_at_every_cut_as_at_the_deepest(
         assert torch.equal(trunk.upto("stage2")(images), tokens(shallow))
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("cait_xxs24_224", "doesn't know how to take a Cait apart"),
-        ("vit_small_patch16_rope_mixed_224", "stages have weights in common (rope)"),
-    ],
-)
-def test_what_does_not_chain_is_refused_with_the_reason(name: str, reason: str) -> None:
-    with pytest.raises(UsageError, match=f"'timm/{name}' has no stages: .*{re.escape(reason)}"):
-        Timm(f"timm/{name}").stages(pretrained=False)
+def test_what_does_not_chain_is_refused_with_the_reason() -> None:
+    with pytest.raises(UsageError, match=r"'timm/crossvit_tiny_240' has no stages .*more than one tensor passes"):
+        stages(outline(configuration("crossvit_tiny_240", None), None), 240)
+    with pytest.raises(UsageError, match=r"has no stages .*no features"):
+        stages(outline(configuration("qwen3_vit_88m_enc", None), None), 224)
 
 
 def test_a_size_that_does_not_fit_is_refused() -> None:
@@ -106,9 +106,13 @@ def test_a_size_that_does_not_fit_is_refused() -> None:
         Timm("timm/test_vit", size=50).stages(pretrained=False)
 
 
-def test_stages_that_give_something_else_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tlkit_timm.families import FAMILIES, Family
+def test_what_has_no_stages_is_refused_before_its_weights_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Timm, "model", lambda *_, **__: pytest.fail("it looked for weights"))
+    with pytest.raises(UsageError, match="has no stages"):
+        Timm("timm/crossvit_tiny_240").stages(pretrained=True)
 
-    monkeypatch.setitem(FAMILIES, "ResNet", Family((("layer1",), ("layer2",), ("layer3",))))
-    with pytest.raises(UsageError, match=r"don't give what timm computes|is neither"):
-        member("test_resnet").stages(pretrained=False)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "convit_tiny", "visformer_tiny", "xcit_nano_12_p16_224"])
+def test_calls_between_the_stages_are_recorded(name: str) -> None:
+    assert len(Timm(f"timm/{name}").stages(pretrained=False)) >= 4

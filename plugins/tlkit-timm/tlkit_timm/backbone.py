@@ -13,8 +13,6 @@ from tlkit.plugin.contract import Backbone, Preprocessing, Weights, option
 if TYPE_CHECKING:
     from torch import nn
 
-    from tlkit_timm.stages import Staged
-
 PREFIX = "timm/"
 
 
@@ -23,13 +21,20 @@ class Timm(Backbone):
     """timm's network of that name; nothing but the name is known until it is used."""
 
     name: str
-    checkpoint: Path | None = option(None, "weights file (.safetensors, .pth); none: timm downloads its own")
+    checkpoint: Path | None = option(
+        None, "weights file (.safetensors, .pth); none: timm's own, from the hub's cache or the hub", local=True
+    )
     tag: str | None = option(None, "tag of timm's weights, as in a1_in1k, with their preprocessing")
-    size: int | None = option(None, "input size in pixels; none: that of the weights")
+    size: int | None = option(None, "input size in pixels; none: that of the weights", minimum=1)
 
     def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:
         """Return `stem`, `stage1` and so on as in the architecture, and `last` for layers that follow."""
-        return self._taken_apart(pretrained=pretrained).stages
+        from tlkit_timm import loading, stages
+
+        size = self.preprocessing.size
+        if pretrained and self.checkpoint is None:  # what can't be taken apart is refused before it is downloaded
+            stages.stages(loading.outline(self._known, self.size), size)
+        return stages.stages(self.model(pretrained=pretrained), size)
 
     def pool(self) -> nn.Module | None:
         from tlkit_timm import loading, stages
@@ -67,9 +72,3 @@ class Timm(Backbone):
         from tlkit_timm import loading
 
         return loading.model(self._known, self.size, self.checkpoint, pretrained=pretrained)
-
-    def _taken_apart(self, *, pretrained: bool) -> Staged:
-        from tlkit_timm import stages
-
-        size = self.preprocessing.size  # refused before a model is built
-        return stages.take_apart(self.model(pretrained=pretrained), size)

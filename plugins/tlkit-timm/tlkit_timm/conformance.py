@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from tlkit.conformance import Reference
 from tlkit.plugin.contract import Backbone, Component
 from tlkit_timm.backbone import PREFIX, Timm
+from tlkit_timm.stages import PooledFeatures
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Prefix of an architecture's name, the check that it can't pass, and the reason.
 CACHED_BIAS = "in eval mode timm computes the attention's biases once and keeps them; in training mode they are trained"
@@ -17,18 +19,6 @@ EXEMPT = (
     ("levit_", "gradient-reaches-every-parameter", CACHED_BIAS),
     ("tiny_vit_", "gradient-reaches-every-parameter", CACHED_BIAS),
 )
-
-
-class PooledFeatures(nn.Module):
-    """Model as timm runs it, up to the input of its classifier."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
-        return features
 
 
 class TimmReference(Reference):

@@ -12,8 +12,18 @@ from tlkit.plugin.support import ResourceError
 _ENTRY = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 
 
+# Architectures that have no stages, with the reason; they are not listed. `_enc` are encoders of language models.
+REFUSED = {
+    r"crossvit_": "two branches of tokens exchange class tokens",
+    r"tnt_": "tokens of patches and of pixels pass side by side",
+    r"hrnet_": "maps of several resolutions pass side by side",
+    r"gemma4_": "its path depends on the content of the images",
+    r".*_enc$": "it gives no features of a whole image",
+}
+
+
 def architectures() -> list[str]:
-    """Return every name in the registry of the installed timm, sorted. Raises ResourceError without timm."""
+    """Return every name in the registry of the installed timm that isn't refused, sorted. Raises ResourceError."""
     spec = importlib.util.find_spec("timm")  # locates it and runs none of it
     if spec is None or spec.origin is None:
         raise ResourceError("timm is not installed", do='run: pip install "timm>=1.0.22"')
@@ -21,4 +31,4 @@ def architectures() -> list[str]:
     names = sorted({name for file in files for name in _ENTRY.findall(file.read_text("utf-8"))})
     if not names:
         raise ResourceError("no architectures are found in this timm", file=spec.origin, do="upgrade tlkit-timm")
-    return names
+    return [name for name in names if not any(re.match(pattern, name) for pattern in REFUSED)]

@@ -71,7 +71,7 @@ def test_the_stages_are_those_of_the_network(name: str) -> None:
 
 
 QUICK = (
-    "stages-equal-the-network",
+    "features-equal-the-library",
     "pools",
     "share-no-tensors",
     "state-is-complete",
