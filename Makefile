@@ -7,15 +7,18 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+USE := $(VENV)/.ready-to-use
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test lint bench clean
+.PHONY: help setup demo test lint bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY) ## Train, export, verify and use a classifier
+setup: $(READY) ## Install what the tests need, 7 GB; `make test` does it by itself
+
+demo: $(USE) ## Train, export, verify and use a classifier
 	PATH="$(abspath $(BIN)):$$PATH" bash demo/run.sh
 
 # One thread per worker: each would otherwise start as many as there are cores, and they would slow each other down.
@@ -34,18 +37,29 @@ clean: ## Remove caches and builds, keep the environment
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# The stamp is touched last, so that an interrupted installation is resumed.
+# The stamps are touched last, so that an interrupted installation is resumed. The demo needs less than the tests.
 $(READY): pyproject.toml
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
-	  for python in $(CANDIDATES); do \
-	    if "$$python" -c '$(USABLE)' 2>/dev/null; then \
-	      echo "Setting up $(VENV) with $$("$$python" --version)"; \
-	      exec "$$python" -m venv $(VENV); \
-	    fi; \
-	  done; \
-	  echo 'tlkit needs Python 3.11 or newer with its module venv, and found none among: $(CANDIDATES)' >&2; \
-	  echo 'Install one (Debian, Ubuntu: apt install python3-venv) or say where it is: make PYTHON=/path/to/python' >&2; \
-	  exit 1; \
-	}
+	@$(FIND_PYTHON)
+	@echo 'Installing what the tests need into $(VENV) (7 GB on disk; minutes)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(USE)
+
+$(USE): pyproject.toml
+	@$(FIND_PYTHON)
+	@echo 'Installing PyTorch and what else training needs into $(VENV) (6 GB on disk, most of it CUDA; minutes)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,parquet]'
 	@touch $@
+
+define FIND_PYTHON
+$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+  for python in $(CANDIDATES); do \
+    if "$$python" -c '$(USABLE)' 2>/dev/null; then \
+      echo "Setting up $(VENV) with $$("$$python" --version)"; \
+      exec "$$python" -m venv $(VENV); \
+    fi; \
+  done; \
+  echo 'tlkit needs Python 3.11 or newer with its module venv, and found none among: $(CANDIDATES)' >&2; \
+  echo 'Install one (Debian, Ubuntu: apt install python3-venv) or say where it is: make PYTHON=/path/to/python' >&2; \
+  exit 1; \
+}
+endef

@@ -15,16 +15,16 @@ from sklearn.datasets import load_digits
 SIDE = 64
 
 
-def write(root: Path, per_class: int | None = None) -> None:
-    """Write `root/<digit>/<number>.png`; all digits, or the first `per_class` of each."""
+def write(root: Path, per_class: int | None = None, test: Path | None = None) -> None:
+    """Write `root/<digit>/<number>.png`; all, or the first `per_class` of each; every fifth to `test` instead."""
     digits = load_digits()
     for label in range(10):
-        folder = root / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in np.flatnonzero(digits.target == label)[:per_class]:
+        for place, number in enumerate(np.flatnonzero(digits.target == label)[:per_class]):
+            folder = (test if test is not None and place % 5 == 4 else root) / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
             pixels = (digits.images[number] * (255 / 16)).astype(np.uint8)
             Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{number:04}.png")
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    write(Path(sys.argv[1]), test=Path(sys.argv[2]))

@@ -10,7 +10,7 @@ cd "$place"
 
 step() { printf '\n$ %s\n' "$*"; "$@"; }
 
-python "$here/digits.py" photos
+python "$here/digits.py" photos test
 step tlkit advise photos/ --audit
 step tlkit train photos/ -o run/  # does what is advised
 step tlkit train photos/ -o run-svm/ --head svm --set head.pca=128  # no image is decoded a second time
@@ -18,8 +18,8 @@ step tlkit export run/ --onnx
 step tlkit export run/ --onnx --precision int8 --max-drop 0.5
 step tlkit verify run/
 step tlkit predict run/onnx/fp32/model.onnx photos/0/0000.png photos/7/ --topk 2 | head -5
-step tlkit embed run/ photos/ -o features.parquet
-step tlkit eval run/ photos/
+step tlkit embed run/ photos/ test/ -o features.parquet
+step tlkit eval run/ test/  # images that were not trained on
 step tlkit bench run/ --batch-size 1 --batch-size 8
 step tlkit inspect run/
 step tlkit plugins

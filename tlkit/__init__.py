@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
     from tlkit.plugin.contract import (
         Augmentation as Augmentation,
         Backbone as Backbone,
+        BuildSource as BuildSource,
         Component as Component,
         DatasetStatistics as DatasetStatistics,
         Head as Head,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         Optimizer as Optimizer,
         Phase as Phase,
         Preprocessing as Preprocessing,
+        Progress as Progress,
         Session as Session,
         Strategy as Strategy,
         Target as Target,
@@ -65,8 +67,8 @@ _MODULES = {
     ),
     "tlkit.errors": "ArtifactError DataError GateError PluginError ResourceError TlkitError TlkitWarning UsageError",
     "tlkit.plugin.contract": (
-        "Augmentation Backbone Component DatasetStatistics Head Loss OptimizationProfile Optimizer Phase Preprocessing "
-        "Session Strategy Target Weights option"
+        "Augmentation Backbone BuildSource Component DatasetStatistics Head Loss OptimizationProfile Optimizer Phase "
+        "Preprocessing Progress Session Strategy Target Weights option"
     ),
     "tlkit.plugin.hooks": "hookimpl",
     "tlkit.runtime.model": "Model",

@@ -41,6 +41,7 @@ def advise(
     source: StrPath,
     *,
     backbones: Sequence[str] | str | None = None,
+    options: Mapping[str, object] | None = None,
     budget: float | None = None,
     audit: bool = False,
     strict: bool = False,
@@ -51,13 +52,13 @@ def advise(
 ) -> Advice:
     """Return the strategy, cut and head that fit a labelled dataset, with the evidence.
 
-    `backbones` names one or several pretrained networks, the first one preferred. With a `budget` in seconds, short
-    trial trainings settle close calls; `audit` adds duplicates, leakage, label errors and shortcuts. Images of the
-    validation and test splits are not looked at. Raises DataError where the dataset can't be used, and with `strict`
-    where a file is in two splits or classes.
+    `backbones` names pretrained networks, the first one preferred; `options` sets theirs: `{"backbone.size": 128}`.
+    With a `budget` in seconds, short trial trainings settle close calls; `audit` adds duplicates, leakage, label errors
+    and shortcuts. Images of the validation and test splits are not looked at. Raises DataError where the dataset can't
+    be used, and with `strict` where a file is in two splits or classes.
     """
     named = resolve.several(backbones or defaults.DEFAULT_BACKBONE)
-    chosen = [resolve.load_plugins().get("backbone", name) for name in named]
+    chosen = [resolve.configured({"backbone": name}, options)["backbone"] for name in named]
 
     from tlkit.advice.run import advise
 
@@ -96,9 +97,9 @@ def train(
     """Train on a labelled dataset and write the bundle `out`, which must not exist yet.
 
     Without a `strategy`, or with "auto", the dataset is advised on first, and a `head` or `cut` that is named stays.
-    `options` sets options of the components by `kind.option`, as in `{"head.pca": 128}`. `size` is the side of the
-    network's input in pixels. `budget` in seconds goes to trial trainings, with "auto" alone. With `license`, weights
-    whose license is of none of these classes ("permissive", …) are refused. The result stands wherever a bundle does.
+    `options` sets options of the components by `kind.option`: `{"head.pca": 128}`. `size` is the side of the input in
+    pixels, `budget` seconds for the trial trainings of "auto". Weights whose license is of no class of `license`, such
+    as "permissive", are refused. The result stands wherever a bundle does.
     """
     automatic = strategy in (None, resolve.AUTO)
     if budget is not None and not automatic:
@@ -327,10 +328,10 @@ def list_components(kind: str | None = None, pattern: str = "*") -> list[Registe
 
 
 def inspect(path: StrPath) -> Inspection:
-    """Return what a bundle, checked as a whole, or an exported graph says of itself."""
+    """Return what a bundle, checked as a whole, or an exported graph of any target says of itself."""
     from tlkit.inspection import inspect
 
-    return inspect(local_path(path))
+    return inspect(local_path(path), resolve.opener(CPU, allow_cpu=False, trust=False))
 
 
 def diagnose() -> Diagnosis:

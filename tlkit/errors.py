@@ -88,3 +88,15 @@ class PluginError(TlkitError):
 
     def __init__(self, what: str, *, file: Path | str | None = None, do: str | None = None) -> None:
         super().__init__(what, file=file, do=do or "report it to the plugin's author, with what --debug shows")
+
+
+# Extras of tlkit that install a package beyond the base.
+_EXTRAS = dict.fromkeys(("torch", "torchvision", "sklearn", "onnxscript", "threadpoolctl"), "train")
+_EXTRAS |= {"pyarrow": "parquet", "matplotlib": "plot", "tensorboard": "tensorboard"}
+
+
+def missing_package(error: ModuleNotFoundError, who: str = "this") -> ResourceError:
+    """Return the failed import of a package that is not installed as what to install for it."""
+    package = (error.name or "").partition(".")[0]
+    install = f"tlkit[{_EXTRAS[package]}]" if package in _EXTRAS else package
+    return ResourceError(f"{who} needs the package {package}, which is not installed", do=f'pip install "{install}"')

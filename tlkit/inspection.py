@@ -10,8 +10,9 @@ from typing import Any
 
 from tlkit.evaluation.metrics import metric_lines
 from tlkit.graph.metadata import PREFIX
-from tlkit.model.bundle import open_bundle
-from tlkit.model.exports import Exports
+from tlkit.model.bundle import RECORD, open_bundle
+from tlkit.model.exports import MANIFEST, Exports
+from tlkit.runtime.engine import Opener
 from tlkit.runtime.model import Model
 from tlkit.util.text import listed, table
 
@@ -40,11 +41,12 @@ class Inspection:
         return dict(self.facts)
 
 
-def inspect(path: Path) -> Inspection:
-    """Open a bundle, checked as a whole, or a graph, and return the facts about it."""
-    if path.is_dir() or not path.exists():
-        return Inspection(path, True, _bundle(path))
-    return Inspection(path, False, _graph(path))
+def inspect(path: Path, opener: Opener) -> Inspection:
+    """Open a bundle, checked as a whole, or a graph of any target, and return the facts about it."""
+    exported = any((place / MANIFEST).exists() for place in (path, path.parent))
+    if path.is_file() or (path.is_dir() and exported and not (path / RECORD).exists()):
+        return Inspection(path, False, _graph(path, opener))
+    return Inspection(path, True, _bundle(path))
 
 
 def _bundle(root: Path) -> dict[str, Any]:
@@ -79,11 +81,15 @@ def _bundle(root: Path) -> dict[str, Any]:
     }
 
 
-def _graph(file: Path) -> dict[str, Any]:
-    model = Model.open(file, workers=1)
+def _graph(path: Path, opener: Opener) -> dict[str, Any]:
+    if (opened := opener.open_path(path)) is not None:
+        model = Model.from_session(*opened[:2])
+    else:
+        model = Model.open(path, workers=1)
     known = {key.removeprefix(PREFIX): value for key, value in model.session.metadata.items()}
     return {
-        "path": str(file),
+        "path": str(path),
+        **({} if opened is None else {"target": opened[2]}),
         "input": model.session.input,
         "outputs": list(model.session.outputs),
         **known,

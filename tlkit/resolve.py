@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tlkit.advice.run import AdviceRequest
     from tlkit.data.dataset import FoundImages
     from tlkit.model.bundle import Bundle
-    from tlkit.plugin.contract import Backbone, Head
+    from tlkit.plugin.contract import Backbone, Head, Target
     from tlkit.plugin.loading import RegisteredComponent
     from tlkit.plugin.registry import Host
     from tlkit.runtime.engine import Opener
@@ -184,18 +184,22 @@ def opener(device: str, allow_cpu: bool, trust: bool) -> Opener:
     """Return what opens exports on a device, through the targets that plugins provide."""
     from tlkit.runtime.engine import Opener
 
-    return Opener(lambda name: load_plugins().get("target", name), device, allow_cpu, trust, warn)
+    def by_suffix(suffix: str) -> Target | None:
+        targets = (load_plugins().get("target", name) for name in load_plugins().names("target"))
+        return next((target for target in targets if target.suffix == suffix), None)
+
+    return Opener(lambda name: load_plugins().get("target", name), device, allow_cpu, trust, warn, by_suffix)
 
 
 def open_model(
     path: Path, graph: str, target: str, precision: str, *, head: str | None, workers: int | None, opener: Opener
 ) -> Model:
     """Return an opened graph, or that of a bundle's export; ONNX needs no plugin."""
-    from tlkit.model.exports import TARGET, graph_file, open_export
+    from tlkit.model.exports import graph_file
     from tlkit.runtime.model import Model
 
-    if path.is_dir() and (export := open_export(path, target, precision)).target != TARGET:
-        return Model.from_session(opener.open(export, graph), export.file(graph), head=head)
+    if (opened := opener.open_path(path, graph, target, precision)) is not None:
+        return Model.from_session(*opened[:2], head=head)
     file = graph_file(path, graph, target, precision)
     return opener.on_device(lambda device: Model.open(file, graph=graph, workers=workers, head=head, device=device))
 

@@ -20,6 +20,32 @@ def bare(tmp_path_factory):
     return {**hide(tmp_path_factory.mktemp("bare"), hidden), "TLKIT_DISABLE_PLUGINS": "all"}
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The environment of an installation without extras: `pip install tlkit`."""
+    return hide(tmp_path_factory.mktemp("base"), beyond("tlkit") - {"tlkit_standard"})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train {photos} -o run",
+        "train {photos} -o run --strategy full",
+        "advise {photos}",
+        "export {run} --onnx",
+        "plugins check logistic",
+        "verify {run} --data {photos}",
+        "bench {run} --target torch",
+    ],
+)
+def test_what_needs_an_extra_names_it(console_script, story, base, tmp_path, line):
+    arguments = line.format(photos=story.root / "photos", run=story.run).split()
+    finished = console_script(*arguments, cwd=tmp_path, env=base)
+    assert finished.code == 5, finished.err
+    assert 'pip install "tlkit[train]"' in finished.err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def do(console_script, bare, tmp_path):
     """Runs tlkit in an empty folder; it has to succeed."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -139,8 +141,21 @@ class TestWhatAPluginRaises:
 
 def test_every_check_ticks_once():
     ticks = []
-    done = run(Plan(), tick=ticks.append)
-    assert ticks == [1] * len(done) == [1] * len(checks(Plan()))
+    done = run(Plan(), tick=lambda more, said="": ticks.append((more, said)))
+    assert ticks == [(more, check.name) for check in checks(Plan()) for more in (0, 1)]
+    assert all(result.seconds >= 0 for result in done)
+
+
+def test_the_network_is_blocked():
+    class Calling(Plan):
+        def phases(self, stages, facts):
+            with suppress(OSError):
+                socket.create_connection(("192.0.2.1", 9), timeout=0.01)
+            return super().phases(stages, facts)
+
+    result = results(Calling())["answers"]
+    assert result.state == "fail"
+    assert result.reason.startswith("it tried to reach 192.0.2.1")
 
 
 @pytest.mark.parametrize("thing", [Plan, "plan", None, Phase(1, 1e-3)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -16,12 +17,12 @@ from tlkit.plugin.registry import Host
 
 PLANS = """
 from dataclasses import dataclass
-from tlkit import Phase, Strategy, hookimpl
+from tlkit import Phase, Strategy, hookimpl, option
 
 @dataclass(frozen=True)
 class Plan(Strategy):
     name: str
-    epochs: int = 3
+    epochs: int = option(3, "how many epochs")
 
     def phases(self, stages, facts):
         print("thinking")
@@ -60,8 +61,8 @@ def test_every_check_by_name(tlkit, env):
     finished = tlkit("plugins", "check", "good", env=env)
     assert finished.code == 0, finished.err
     title, *lines = finished.out.splitlines()
-    assert title == "strategy good (tlkit-plans 1.0): 15 pass"
-    assert lines[0] == "  pass   named"
+    assert title == "strategy good (tlkit-plans 1.0): 16 pass"
+    assert re.fullmatch(r"  pass    +\d+\.\d s  named", lines[0])
     assert all(line.startswith("  pass   ") for line in lines)
     assert finished.next == "tlkit plugins"
     assert "thinking" in finished.err
@@ -70,7 +71,7 @@ def test_every_check_by_name(tlkit, env):
 def test_a_failure_is_the_exit_code_and_is_said_on_one_line(tlkit, env):
     finished = tlkit("plugins", "check", "lazy", env=env)
     assert finished.code == 6
-    assert "  fail   epochs-are-positive: for 1 stages" in finished.out
+    assert re.search(r"  fail +\d\.\d s  epochs-are-positive: for 1 stages", finished.out)
     last = finished.err.splitlines()[-1]
     assert last.startswith("tlkit: lazy does not keep the contract: strategy 'lazy' fails epochs-are-positive;")
 
@@ -78,7 +79,7 @@ def test_a_failure_is_the_exit_code_and_is_said_on_one_line(tlkit, env):
 def test_an_exemption_stands_with_its_reason_and_must_be_needed(tlkit, env):
     finished = tlkit("plugins", "check", "excused", env=env)
     assert finished.code == 0
-    assert "  exempt epochs-are-positive: it never trains" in finished.out
+    assert re.search(r"  exempt +\d\.\d s  epochs-are-positive: it never trains", finished.out)
     needless = tlkit("plugins", "check", "needless", env=env)
     assert needless.code == 6
     assert "it passes, though it is exempt (it never trains); remove the exemption" in needless.out
@@ -101,7 +102,22 @@ def test_a_plugin_with_all_its_components_as_json(tlkit, env):
     refused = next(component for component in facts["components"] if component["name"] == "Bad Name")
     assert [check["name"] for check in refused["checks"]] == ["accepted"]
     check = facts["components"][0]["checks"][0]
-    assert check.keys() == {"name", "about", "state", "reason"}
+    assert check.keys() == {"name", "about", "state", "reason", "seconds"}
+
+
+def test_options_are_set_and_single_checks_are_run(tlkit, env):
+    some = ("plugins", "check", "good", "--only", "pure", "--only", "epochs-are-positive", "--json")
+    (component,) = tlkit(*some, env=env).json["components"]
+    assert [check["name"] for check in component["checks"]] == ["pure", "epochs-are-positive"]
+    finished = tlkit(*some, "--set", "strategy.epochs=0", env=env)
+    assert finished.code == 6
+    assert [check["state"] for check in finished.json["components"][0]["checks"]] == ["pass", "fail"]
+    unknown = tlkit("plugins", "check", "good", "--only", "purr", env=env)
+    assert unknown.code == 2
+    assert unknown.err.endswith("tlkit: there is no check 'purr' (did you mean 'pure'?)\n")
+    other = tlkit("plugins", "check", "good", "--set", "head.pca=3", env=env)
+    assert (other.code, other.out) == (2, "")
+    assert "option head.pca: no 'head' to set here, only strategy" in other.err
 
 
 def test_an_exemption_from_nothing_known_fails(tlkit, env):

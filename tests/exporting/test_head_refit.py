@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.kit.exporting import built, export_of, modules, replayed, searched
+from tests.kit.exporting import built, export_of, modules, replayed, replayed_alone, searched
 from tests.kit.faults import FAULTS, planted
 from tests.kit.tiny import Line, Tiny, forget_source, resign
 from tlkit import cli
@@ -24,7 +24,6 @@ from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 from tlkit.runtime.session import OnnxSession
 from tlkit.util.statistics import softmax
-from tlkit.verification.replay import replay_file
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ class TestVerify:
     def test_it_passes_and_says_whose_head_it_is(self, refitted):
         result = replayed(refitted, "int8")
         assert (result.passed, result.problems, result.head_from) == (True, (), "export")
-        alone = replay_file(open_bundle(refitted), refitted / "onnx/int8/model.onnx")
+        alone = replayed_alone(refitted, refitted / "onnx/int8/model.onnx")
         assert (alone.passed, alone.problems) == (True, ())
 
     @pytest.mark.parametrize("fault", FAULTS)
@@ -166,14 +165,14 @@ class TestVerify:
     def test_the_bundles_own_head_in_its_place_is_caught(self, refitted, tmp_path, search):
         shutil.copytree(refitted / "onnx/int8", tmp_path / "refitted")
         search(Means(sharpness=0.0))  # not kept
-        result = replay_file(open_bundle(refitted), tmp_path / "refitted/model.onnx")
+        result = replayed_alone(refitted, tmp_path / "refitted/model.onnx")
         assert not result.passed
         assert "its head is not the one from the bundle, which the manifest names" in result.problems[0]
 
     def test_alone_without_the_record_of_what_it_gave_it_can_not_be_proven(self, refitted, tmp_path):
         shutil.move(refitted / "onnx/int8", tmp_path / "deployed")
         with pytest.raises(ArtifactError, match=r"its head was refitted at export, and .*int8.* is not there"):
-            replay_file(open_bundle(refitted), tmp_path / "deployed/model.onnx")
+            replayed_alone(refitted, tmp_path / "deployed/model.onnx")
 
     def test_a_changed_head_beside_the_graphs_is_refused(self, refitted):
         (refitted / "onnx/int8" / exports.REFITTED).write_bytes(b"")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tlkit.model.bundle import open_bundle
 from tlkit.model.exports import Export, Exports
 from tlkit.plugin.contract import Backbone, Head, Session, Target
@@ -42,18 +44,31 @@ def searched(
     return report.exports[-1], report.searches[precision]
 
 
-def built(run: Path, target: Target, precision: str = "fp32", **options: Any) -> ExportResult:
-    """Build a target from a bundle's ONNX graphs."""
+def built(
+    run: Path, target: Target, precision: str = "fp32", modules: TrainedModules | None = None, **options: Any
+) -> ExportResult:
+    """Build a target from a bundle's graphs; one that needs PyTorch modules is given the `modules`."""
     from tlkit.exporting.targets import build_target
     from tlkit.model.reference_images import parity_images
+    from tlkit.verification.trained import TrainedModules
 
-    bundle = open_bundle(run)
-    return build_target(bundle, Exports.of(bundle), target, parity_images(bundle), precision=precision, **options)
+    if modules is None:
+        modules = TrainedModules(open_bundle(run), lambda _bundle: pytest.fail("no module was needed"))
+    bundle = modules.bundle
+    return build_target(modules, Exports.of(bundle), target, parity_images(bundle), precision=precision, **options)
 
 
 def export_of(run: Path, precision: str = "fp32", target: str = "onnx") -> Export:
     """Open an export again."""
     return Exports.of(open_bundle(run)).get(target, precision)
+
+
+def replayed_alone(run: Path, file: Path) -> Replay:
+    """Replay a bundle's golden images on one ONNX file."""
+    from tlkit.runtime.session import OnnxSession
+    from tlkit.verification.replay import replay_file
+
+    return replay_file(open_bundle(run), OnnxSession(file), file)
 
 
 def replayed(

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -19,7 +20,9 @@ from tests.kit.fixtures import alone, finish
 
 NEEDS = {
     "tlkit-example": "torch",
+    "tlkit-executorch": "executorch",
     "tlkit-openvino": "openvino",
+    "tlkit-ort": "onnxruntime",
     "tlkit-timm": "timm",
     "tlkit-torchvision": "torchvision",
 }
@@ -90,15 +93,18 @@ def test_it_is_listed_with_its_components(tlkit, unpacked, name):
 def test_no_framework_is_needed_to_list_them(unpacked):
     code = "import sys; from tlkit.plugin.registry import load; load(); print(*sys.modules)"
     said = finish([sys.executable, "-c", code], None, unpacked(*NEEDS))
-    assert "tlkit_openvino" in said.out.split()
-    assert {"torch", "torchvision", "timm", "openvino", "onnx"}.isdisjoint(said.out.split())
+    assert {"tlkit_executorch", "tlkit_openvino", "tlkit_ort"} <= set(said.out.split())
+    frameworks = {"torch", "torchvision", "timm", "openvino", "onnx", "executorch", "onnxruntime"}
+    assert frameworks.isdisjoint(said.out.split())
 
 
 @pytest.mark.parametrize(
     ("name", "tests"),
     [
         ("tlkit-example", "tests"),
+        pytest.param("tlkit-executorch", "tests", marks=pytest.mark.slow),
         ("tlkit-openvino", "tests"),
+        ("tlkit-ort", "tests"),
         ("tlkit-timm", "tests/test_listing.py"),
         ("tlkit-torchvision", "tests"),
         pytest.param("tlkit-timm", "tests", marks=pytest.mark.slow),
@@ -118,19 +124,47 @@ def test_the_example_is_that_of_the_document(checkout):
     assert shown == (checkout / "plugins/tlkit-example/tlkit_example.py").read_text()
 
 
-def test_from_the_examples_backbone_to_openvino(tlkit, unpacked, pictures, tmp_path):
-    need("openvino")
-    env, run = unpacked("tlkit-example", "tlkit-openvino"), tmp_path / "run"
+@pytest.fixture(scope="session")
+def edges_run(built, tlkit, pictures, tmp_path_factory):
+    """A bundle of the example's backbone."""
+    with zipfile.ZipFile(built["tlkit-example"]) as archive:
+        archive.extractall(site := tmp_path_factory.mktemp("site"))
+    run = tmp_path_factory.mktemp("edges") / "run"
+    options = ["--backbone", "edges", "--cut", "textures", "--strategy", "frozen"]
+    said = tlkit("train", pictures, "-o", run, *options, env={"PYTHONPATH": str(site)})
+    assert said.code == 0, said.err
+    return run
+
+
+@pytest.mark.parametrize(
+    ("target", "model"),
+    [
+        ("ort", "model.ort"),
+        pytest.param("openvino", "model.onnx", marks=pytest.mark.slow),
+        pytest.param("executorch", "model.executorch", marks=pytest.mark.slow),
+    ],
+)
+def test_what_a_target_built_is_verified_and_used_like_a_graph(
+    tlkit, unpacked, edges_run, pictures, tmp_path, target, model
+):
+    need(NEEDS[f"tlkit-{target}"])
+    env, run = unpacked("tlkit-example", f"tlkit-{target}"), shutil.copytree(edges_run, tmp_path / "run")
+    place = run / target / "fp32"
     for command in (
-        ["train", pictures, "-o", run, "--backbone", "edges", "--cut", "textures"],
-        ["export", run, "--target", "openvino"],
-        ["verify", run, "--target", "openvino"],
+        ["export", run, "--target", target],
+        ["verify", run, "--target", target],
+        ["verify", place / model, "--against", run],
+        ["inspect", place / model],
+        ["embed", place / model, pictures / "light", "-o", tmp_path / "features.npy"],
+        ["eval", place, pictures],
     ):
         said = tlkit(*command, env=env)
         assert said.code == 0, said.err
-    record = json.loads((run / "openvino/fp32/manifest.json").read_text())
+    record = json.loads((place / "manifest.json").read_text())
     assert set(record["parity"]) == {"trunk", "head", "model"}
     assert record["unproven"] == []
+    answers = [tlkit("predict", each, pictures / "light/00.png", env=env).out for each in (place / model, run)]
+    assert answers[0].split()[1] == answers[1].split()[1] == "light"
 
 
 @pytest.mark.slow

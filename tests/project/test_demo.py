@@ -12,13 +12,23 @@ from tlkit.cli import VERBS
 
 def test_make_demo_runs_the_script(checkout):
     shown = subprocess.run(
-        ["make", "--no-print-directory", "--dry-run", "--assume-old=.venv/.ready", "demo"],
+        ["make", "--no-print-directory", "--dry-run", "--assume-old=.venv/.ready-to-use", "demo"],
         cwd=checkout,
         capture_output=True,
         text=True,
         check=True,
     )
     assert shown.stdout.splitlines()[-1].endswith("bash demo/run.sh")
+
+
+def test_the_demo_installs_less_than_the_tests(checkout):
+    def installed(target):
+        command = ["make", "--no-print-directory", "--dry-run", "VENV=nowhere", target]
+        shown = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
+        return re.findall(r"pip install .*--editable '([^']*)'", shown.stdout)
+
+    assert installed("demo") == [".[train,parquet]"]
+    assert installed("test") == [".[dev]"]
 
 
 def test_the_script_is_well_formed_and_shows_every_verb(checkout):

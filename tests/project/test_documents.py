@@ -46,6 +46,7 @@ PARSED = {
     r"torchrun ": "tests/training/test_processes.py starts several processes",
     r"tlkit .*--(tensorrt|device|gpu)\b": "it needs an NVIDIA GPU, or an engine that takes minutes to build",
     r"tlkit (train|advise) .*(timm|torchvision)/": "it needs weights from the network",
+    r"tlkit .*executorch": "lowering takes a minute; tests/plugins/test_packages.py does it",
     r"tlkit plugins check my": "tests/conformance/test_scaffold.py runs the checks of a new plugin",
 }
 TINY_DEFAULTS = """

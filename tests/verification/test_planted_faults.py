@@ -9,13 +9,11 @@ import onnx
 import pytest
 from onnx import helper
 
-from tests.kit.exporting import exported, replayed
+from tests.kit.exporting import exported, replayed, replayed_alone
 from tests.kit.faults import FAULTS, Drops, facts, planted
 from tests.kit.tiny import resign
 from tlkit import cli
 from tlkit.errors import ArtifactError
-from tlkit.model.bundle import open_bundle
-from tlkit.verification.replay import replay_file
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -42,7 +40,7 @@ def test_a_planted_fault_is_caught(every_precision, tmp_path, fault, precision):
     resign(run, "model.onnx", precision)  # and where it is no help, the images do
     result = replayed(run, precision)
     assert not result.passed
-    assert not replay_file(open_bundle(run), file).passed
+    assert not replayed_alone(run, file).passed
     assert result.verdicts["trunk"].passed
     assert result.verdicts["head"].passed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from tlkit.data.dataset import Dataset
 from tlkit.data.duplicates import Duplicates, find_duplicates
 from tlkit.data.scan import FileCounts
 from tlkit.plugin.contract import Backbone, Component, Head, Progress, Strategy, silent
+from tlkit.plugin.options import changed
 from tlkit.runtime.features import check_rejected
 from tlkit.training.config import dataset_statistics
 from tlkit.util.text import quoted
@@ -97,7 +99,9 @@ class Advice:
         """Command that follows the recommendation; asks for advice again if nothing can be trained on the dataset."""
         if not self.learnable:
             return f"tlkit advise {quoted(self.source)}"
-        return " ".join(["tlkit train", quoted(self.source), "-o run/", *self.recommendation.arguments()])
+        options = changed(self.analysis.backbone)
+        settings = [f"--set backbone.{name}={shlex.quote(text)}" for name, text in options.items()]
+        return " ".join(["tlkit train", quoted(self.source), "-o run/", *self.recommendation.arguments(), *settings])
 
     def to_json(self) -> dict[str, Any]:
         statistics = self.statistics

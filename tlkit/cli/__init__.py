@@ -18,7 +18,7 @@ from typing import IO, Any, NoReturn
 
 import click
 
-from tlkit.errors import ResourceError, TlkitError, TlkitWarning, UsageError, one_line
+from tlkit.errors import ResourceError, TlkitError, TlkitWarning, UsageError, missing_package, one_line
 from tlkit.plugin.blame import attributed, left_running
 from tlkit.util.text import nearest
 from tlkit.version import __version__
@@ -275,6 +275,8 @@ def _problem(error: Exception) -> TlkitError:
             return UsageError(f"{error.format_message()} (see: {command} --help)")
         case click.ClickException():
             return UsageError(error.format_message())
+        case ModuleNotFoundError() if error.name and error.name.partition(".")[0] != PROGRAM:
+            return attributed(error) or missing_package(error)
         case _:
             what = f"a bug in tlkit: {type(error).__name__}: {error}"
             bug = TlkitError(what, do=f"run again with {DEBUG} and report what it shows")

@@ -15,6 +15,7 @@ from tlkit.cli.options import (
     json_option,
     max_bad_option,
     seed_option,
+    set_option,
     strict_option,
     val_option,
 )
@@ -34,6 +35,7 @@ from tlkit.cli.output import note_files, progress_bars, show, wrote
 @budget_option
 @click.option("--audit", is_flag=True, help="Report duplicates, leakage, label errors and shortcuts as well.")
 @click.option("--html", "page", type=FilePath, help="Write a page with pictures to an .html file as well.")
+@set_option
 @val_option
 @max_bad_option
 @strict_option

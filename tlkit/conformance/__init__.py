@@ -11,7 +11,8 @@ In the tests of a plugin:
 A check that can't run here is skipped. So is one that the plugin's `Reference` or the argument
 `exempt={check: reason}` names. Exemptions are strict: one that isn't needed fails.
 
-Backbones have random weights unless `pretrained=True`; checks of the pretrained weights need that.
+Backbones have random weights unless `pretrained=True`; checks of the pretrained weights need that, and without it the
+network is blocked.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -28,7 +30,7 @@ from typing import Any, Literal, NamedTuple
 from tlkit.conformance.reference import Reference, installed
 from tlkit.conformance.subject import CheckFailed, Exempt, Function, Skipped, Subject
 from tlkit.errors import UsageError
-from tlkit.plugin.contract import Component
+from tlkit.plugin.contract import Component, Tick
 from tlkit.plugin.kinds import KINDS
 from tlkit.util.text import did_you_mean
 
@@ -46,12 +48,16 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Result of a check: `about` is the requirement, `reason` why it failed, was exempt or was skipped."""
+    """Result of a check: `about` is the requirement, `reason` why it failed, was exempt or was skipped.
+
+    `seconds` include objects that it made for the checks after it.
+    """
 
     name: str
     about: str
     state: Literal["pass", "fail", "exempt", "skip"]
     reason: str | None = None
+    seconds: float = 0.0
 
 
 def checks(
@@ -60,11 +66,12 @@ def checks(
     *,
     reference: Reference | None = None,
     pretrained: bool = False,
+    only: Collection[str] = (),
 ) -> tuple[Check, ...]:
-    """Return every check of a component, the simple ones first. Raises UsageError for an unknown exemption.
+    """Return every check of a component, or those that `only` names, the simple ones first.
 
-    Without a `reference`, it is the one that the component's package declares.
-    They share what is expensive to make: use one set of checks for one component, and release it.
+    Without a `reference`, it is the one that the component's package declares. They share what is expensive to make:
+    use one set of checks for one component, and release it. Raises UsageError for an unknown exemption or name.
     """
     if not isinstance(component, Component) or component.kind not in KINDS:
         raise UsageError(
@@ -76,7 +83,10 @@ def checks(
     reference = reference or installed(component)
     exemptions = _exemptions(component, reference, exempt or {}, functions)
     subject: Subject[Any] = modules[1].SUBJECT(component, pretrained=pretrained, exempt=exemptions, reference=reference)
-    return tuple(Check(name, _bind(name, function, subject)) for name, function in functions.items())
+    wanted = only or functions
+    if unknown := [name for name in wanted if name not in functions]:
+        raise UsageError(f"a {component.kind} has no check {unknown[0]!r}{did_you_mean(unknown[0], functions)}")
+    return tuple(Check(name, _bind(name, function, subject)) for name, function in functions.items() if name in wanted)
 
 
 def run(
@@ -85,14 +95,21 @@ def run(
     *,
     reference: Reference | None = None,
     pretrained: bool = False,
-    tick: Callable[[int], object] = lambda _more: None,
+    only: Collection[str] = (),
+    tick: Tick = lambda _more, _said="": None,
 ) -> list[Result]:
-    """Return the results of every check of a component, in order. `tick(1)` is called after each."""
+    """Return the results of the checks of a component, in order.
+
+    `tick(0, name)` is called before each check, and `tick(1, name)` after it.
+    """
     results = []
-    for check in checks(component, exempt, reference=reference, pretrained=pretrained):
+    for check in checks(component, exempt, reference=reference, pretrained=pretrained, only=only):
+        tick(0, check.name)
+        start = time.perf_counter()
         with contextlib.redirect_stdout(sys.stderr):  # results belong on stdout, and nothing a plugin prints
-            results.append(_result(check))
-        tick(1)
+            result = _result(check)
+        results.append(replace(result, seconds=round(time.perf_counter() - start, 3)))
+        tick(1, check.name)
     return results
 
 

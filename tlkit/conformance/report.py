@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,6 +13,7 @@ from tlkit.errors import UsageError
 from tlkit.plugin.contract import Progress, silent
 from tlkit.plugin.discovery import normalize
 from tlkit.plugin.loading import RegisteredComponent
+from tlkit.plugin.options import configure_all
 from tlkit.plugin.registry import Host
 from tlkit.util.text import did_you_mean
 
@@ -32,7 +34,7 @@ class ComponentReport:
         counts = Counter(result.state for result in self.results)
         each, summary = self.component, ", ".join(f"{count} {state}" for state, count in counts.items())
         lines = (
-            f"  {result.state:<7}{result.name}{'' if result.reason is None else f': {result.reason}'}"
+            f"  {result.state:<7}{result.seconds:5.1f} s  {': '.join(filter(None, [result.name, result.reason]))}"
             for result in self.results
         )
         return "\n".join([f"{each.kind} {each.name} ({each.distribution} {each.version}): {summary}", *lines])
@@ -76,12 +78,41 @@ class ConformanceReport:
 
 
 def check(
-    host: Host, name: str, kind: str | None = None, *, pretrained: bool = False, progress: Progress = silent
+    host: Host,
+    name: str,
+    kind: str | None = None,
+    *,
+    options: Mapping[str, object] | None = None,
+    only: Collection[str] = (),
+    pretrained: bool = False,
+    progress: Progress = silent,
 ) -> ConformanceReport:
-    """Run the checks of every component that `name` stands for. Raises UsageError if there is none."""
+    """Run the checks of every component that `name` stands for, with `options` set as in `{"head.pca": 128}`.
+
+    Raises UsageError if there is none.
+    """
     components, problems = select(host, name, kind)
-    reports = tuple(ComponentReport(each, _results(each, pretrained, progress)) for each in components)
+    components = _configured(components, options or {})
+    if only:
+        accepted = [each.component for each in components if each.reason is None]
+        known = {check.name for component in accepted for check in checks(component)}
+        if unknown := [each for each in only if each not in known]:
+            raise UsageError(f"there is no check {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    reports = tuple(ComponentReport(each, _results(each, only, pretrained, progress)) for each in components)
     return ConformanceReport(name, reports, tuple(problems))
+
+
+def _configured(components: list[RegisteredComponent], options: Mapping[str, object]) -> list[RegisteredComponent]:
+    """Return the components with their options set. Raises UsageError for those of a kind that is not among them."""
+    configured = []
+    kinds = {each.kind: each.component for each in components if each.reason is None}
+    configure_all(kinds, options)
+    for each in components:
+        own = {key: value for key, value in options.items() if key.partition(".")[0].strip() == each.kind}
+        accepted = each.reason is None
+        component = configure_all({each.kind: each.component}, own)[each.kind] if accepted else each.component
+        configured.append(replace(each, component=component))
+    return configured
 
 
 def select(host: Host, name: str, kind: str | None = None) -> tuple[list[RegisteredComponent], list[str]]:
@@ -103,12 +134,15 @@ def select(host: Host, name: str, kind: str | None = None) -> tuple[list[Registe
     raise UsageError(what + did_you_mean(name, known), do="see: tlkit plugins")
 
 
-def _results(each: RegisteredComponent, pretrained: bool, progress: Progress) -> tuple[Result, ...]:
+def _results(
+    each: RegisteredComponent, only: Collection[str], pretrained: bool, progress: Progress
+) -> tuple[Result, ...]:
     refusal = each.reason
     if refusal is None:
         try:
-            tick = progress(each.name, len(checks(each.component)))
-            return tuple(run(each.component, pretrained=pretrained, tick=tick))
+            own = [check.name for check in checks(each.component) if not only or check.name in only]
+            tick = progress(each.name, len(own))
+            return tuple(run(each.component, pretrained=pretrained, only=own, tick=tick)) if own else ()
         except UsageError as problem:  # an unknown exemption
             refusal = problem.what
     return (Result("accepted", "The registry accepts it, and its exemptions are known checks.", "fail", refusal),)

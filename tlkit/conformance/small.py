@@ -1,6 +1,9 @@
-"""Two minimal graphs with everything that an exported classifier has, made without torch."""
+"""Two minimal graphs with everything that an exported classifier has, made without torch, and as PyTorch modules."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -8,7 +11,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper, parser
 
 from tlkit.graph import metadata
-from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS
+from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS, BuildSource
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 SIZE, WIDTH, CLASSES = 16, 8, 3
 FACTS = {metadata.LABELS: '["a", "b", "c"]', metadata.BUNDLE: "0" * 64}
@@ -53,6 +59,38 @@ def model() -> onnx.ModelProto:
 def head() -> onnx.ModelProto:
     """Return the graph from features to logits."""
     return _graph(_HEAD, {})
+
+
+def source(file: Path) -> BuildSource:
+    """Return the file of one of the two graphs as a source to build from."""
+    graph = onnx.load_model(file)
+
+    def example(count: int) -> NDArray[Any]:
+        random = np.random.default_rng(3).normal(size=(count, WIDTH)).astype(np.float32)
+        return images(count) if graph.graph.input[0].name == IMAGES else random
+
+    return metadata.build_source(file, lambda: module(graph), example)
+
+
+def module(graph: onnx.ModelProto) -> nn.Module:
+    """Return one of the two graphs as a PyTorch module."""
+    import torch
+    from torch import nn
+
+    class Small(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            known = dict(self.named_buffers())
+            if "filters" not in known:
+                return (nn.functional.linear(x, known["weight"], known["bias"]),)
+            planes = ((x.float() - known["mean"]) * known["scale"]).permute(0, 3, 1, 2)
+            maps = nn.functional.conv2d(planes, known["filters"], known["offsets"], stride=2, padding=1)
+            features = maps.relu().mean((2, 3))
+            return features, nn.functional.linear(features, known["weight"], known["bias"])
+
+    made = Small().eval()
+    for tensor in graph.graph.initializer:
+        made.register_buffer(tensor.name, torch.from_numpy(numpy_helper.to_array(tensor).copy()))
+    return made
 
 
 def _graph(text: str, weights: dict[str, NDArray[np.float64]]) -> onnx.ModelProto:

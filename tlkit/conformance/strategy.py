@@ -87,6 +87,12 @@ def leaves_its_arguments_alone(subject: StrategySubject) -> None:
     expect(stages == ["stem", "body", "last"], f"it changes its stages to {stages}", do="work on a copy")
 
 
+def asks_for_known_fields(subject: StrategySubject) -> None:
+    """Its phases and their parts are those of the contract: training refuses a subclass, whose fields it would drop."""
+    for part in ("phase", "optimizer", "augmentation", "loss"):
+        _check(subject, part, do="use `Phase`, `Optimizer`, `Augmentation` and `Loss` themselves, without more fields")
+
+
 def epochs_are_positive(subject: StrategySubject) -> None:
     """Every phase has a whole number of epochs from 1 to ten thousand."""
     _check(subject, "epochs", do="keep them within 1 and 10,000")

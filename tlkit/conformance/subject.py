@@ -7,11 +7,13 @@ import inspect
 import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from unittest import SkipTest
 
 from tlkit.conformance.reference import Reference
+from tlkit.conformance.watch import Watch, watching
 from tlkit.errors import GateError, PluginError, TlkitError
 from tlkit.plugin.contract import Component
 from tlkit.util.text import listed
@@ -66,11 +68,18 @@ class Subject(Generic[AnyComponent]):
         self._prepared: dict[str, tuple[Any, Exception | None]] = {}
 
     def examine(self, name: str, function: Function) -> None:
-        """Run a check. Whatever the component's code raises is a failure of that check."""
+        """Run a check, without pretrained weights away from the network.
+
+        Whatever the component's code raises is a failure of that check, and so is reaching for the network.
+        """
         __tracebackhide__ = True
         self._running = name
+        network = Watch()
         try:
-            function(self)
+            with nullcontext() if self.pretrained else watching(network, files=False):
+                function(self)
+            do = "download only with `pretrained=True`"
+            expect(not network.addresses, f"it tried to reach {listed(network.addresses)}", do=do)
         except (CheckFailed, SkipTest):
             raise
         except (Exception, SystemExit) as error:

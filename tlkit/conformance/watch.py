@@ -28,29 +28,28 @@ _NETWORK = frozenset({"socket.connect", "socket.getaddrinfo", "socket.gethostbyn
 _open_watches: list[Watch] = []
 
 
-@dataclass
+@dataclass(eq=False)
 class Watch:
     """The weights files that were opened, or looked for, and the addresses that were refused."""
 
     files: list[str] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
 
-    def see(self, event: str, args: tuple[Any, ...]) -> None:
-        """Note what an audit event is about. Raises OSError for the network."""
+    def see(self, event: str, args: tuple[Any, ...]) -> bool:
+        """Note what an audit event is about; return True for the network."""
         if event == "open" and _reads(*args[1:3]) and is_weights(args[0]):
             self.files.append(Path(os.fsdecode(args[0])).name)
-        elif event in _NETWORK:
-            if event == "socket.connect" and isinstance(args[1], str | bytes):
-                return  # a socket of this machine's file system, which reaches no network
-            self.addresses.append(str(args[1] if event == "socket.connect" else args[0]))
-            raise OSError(f"the network is out of bounds here ({event})")
+        if event not in _NETWORK or (event == "socket.connect" and isinstance(args[1], str | bytes)):
+            return False  # such a socket is in this machine's file system, and reaches no network
+        self.addresses.append(str(args[1] if event == "socket.connect" else args[0]))
+        return True
 
 
 @contextmanager
-def watching(watch: Watch) -> Iterator[None]:
-    """Have `watch` see all that this process does, and keep it from the network."""
+def watching(watch: Watch, *, files: bool = True) -> Iterator[None]:
+    """Have `watch` see all that this process does, and keep it from the network; without `files`, see that alone."""
     _hook_once()
-    doors = _watch_safetensors()
+    doors = _watch_safetensors() if files else []
     _open_watches.append(watch)
     try:
         yield
@@ -86,8 +85,8 @@ def _hook_once() -> None:
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
-    for watch in _open_watches:
-        watch.see(event, args)
+    if [True for watch in _open_watches if watch.see(event, args)]:  # each has to see it
+        raise OSError(f"the network is out of bounds here ({event})")
 
 
 def _watch_safetensors() -> list[tuple[Any, Any]]:

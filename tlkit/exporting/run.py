@@ -91,7 +91,7 @@ def export(  # noqa: PLR0913  # the options of the verb
     for target in targets:
         if target.name != exports.TARGET:
             at = reached[wanted[target.name]]
-            written.append(build_target(bundle, found, target, parity, at, profile, progress))
+            written.append(build_target(modules, found, target, parity, at, profile, progress))
     return ExportReport(tuple(written), searches, len(bundle.record.golden))
 
 

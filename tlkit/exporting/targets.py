@@ -6,25 +6,31 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from tlkit.errors import ResourceError, UsageError
+from tlkit.errors import ArtifactError, ResourceError, UsageError
 from tlkit.exporting.gate import ExportResult, Gate
 from tlkit.graph import metadata
 from tlkit.graph.compose import merge_graphs
+from tlkit.graph.quantize import FLAVORS
 from tlkit.model import exports
 from tlkit.model.bundle import Bundle
-from tlkit.model.exports import Exports
+from tlkit.model.exports import Export, Exports
 from tlkit.model.reference_images import ParityImages
-from tlkit.plugin.contract import OptimizationProfile, Progress, Target, silent
+from tlkit.plugin.contract import FEATURES, IMAGES, BuildSource, OptimizationProfile, Progress, Target, silent
 from tlkit.plugin.options import to_json
 from tlkit.runtime import engine
 from tlkit.runtime.session import OnnxSession
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from tlkit.exporting.head_refit import RefittedHead
+    from tlkit.verification.trained import TrainedModules
 
 
 def graphs_of(
@@ -83,7 +89,7 @@ def write_graphs(
 
 
 def build_target(
-    bundle: Bundle,
+    modules: TrainedModules,
     found: Exports,
     target: Target,
     parity: ParityImages,
@@ -91,23 +97,28 @@ def build_target(
     profile: OptimizationProfile | None = None,
     progress: Progress = silent,
 ) -> ExportResult:
-    """Build a target's files from the ONNX graphs of a bundle; they pass the gate where they can be run here."""
+    """Build a target from the graphs of a bundle; what it builds passes the gate where it can be run here."""
     source = found.get(exports.TARGET, graphs_for(target, precision))
-    graphs = {name: source.file(name) for name in exports.GRAPHS}
-    expected = OnnxSession(graphs["model"]).run(parity.images)
-    gate = Gate(bundle, parity, expected, precision=precision, head_precision=precision)
+    expected = OnnxSession(source.file()).run(parity.images)
+    sources = {
+        name: _build_source(modules, source, name, {**expected, IMAGES: parity.images}) for name in exports.GRAPHS
+    }
+    gate = Gate(modules.bundle, parity, expected, precision=precision, head_precision=precision)
     machine, profile = dict(target.machine()), profile or OptimizationProfile()
     unproven: list[str] = []
 
     def fill(folder: Path) -> dict[str, object]:
-        for name, graph in graphs.items():
-            file = folder / f"{name}{target.suffix}"
-            target.build_with_progress(graph, file, profile, progress)
+        for name, made in sources.items():
+            place = folder / f"{name}{target.suffix}"
+            target.build(made, place, profile, progress)
+            if not place.exists():
+                raise ArtifactError(f"target {target.name} wrote nothing here", file=place, do="tell its author")
             try:
                 if (why := target.incompatible(machine)) is not None:  # built for others than this one
                     unproven.append(why)
                     continue
-                session = target.open(file)
+                session = target.open(place)
+                session.metadata = session.metadata or made.metadata
             except ResourceError as error:
                 unproven.append(error.what)
                 continue
@@ -123,11 +134,30 @@ def build_target(
         "profile": asdict(profile),
         "machine": machine,
         exports.HEAD_FROM: source.head_from,
-        **engine.facts(target, graphs),
+        "metadata": {name: dict(made.metadata) for name, made in sources.items()},
     }
     made = found.write(target.name, precision, facts, fill)
     engine.remember(target, made)
     return gate.result(made.folder, unproven[0] if unproven else None)
+
+
+def _build_source(
+    modules: TrainedModules, source: Export, name: str, arrays: Mapping[str, NDArray[Any]]
+) -> BuildSource:
+    """Return a graph of an ONNX export as a target builds from it; `arrays` are inputs and outputs by name."""
+    file = source.file(name)
+
+    def module() -> nn.Module:
+        if source.precision in FLAVORS:
+            what = f"in {exports.plain(source.precision)} it exists as a graph alone, not as PyTorch modules"
+            raise UsageError(what, file=file)
+        return modules.module(name, half=source.precision == "fp16")
+
+    def example(count: int) -> NDArray[Any]:
+        rows = arrays[FEATURES if name == "head" else IMAGES]
+        return np.resize(rows, (count, *rows.shape[1:]))
+
+    return metadata.build_source(file, module, example)
 
 
 def graphs_for(target: Target, precision: str) -> str:

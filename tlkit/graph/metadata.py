@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx
 from onnx import helper
 
 from tlkit.errors import ArtifactError, UsageError
-from tlkit.plugin.contract import Preprocessing
+from tlkit.plugin.contract import BuildSource, Preprocessing
 from tlkit.version import __version__
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
 
 PREFIX = "tlkit."
 PREPROCESSING, LABELS, VERSION = PREFIX + "preprocessing", PREFIX + "labels", PREFIX + "version"
@@ -79,6 +83,20 @@ def read_metadata(props: Mapping[str, str], file: Path) -> tuple[Preprocessing, 
 def preprocessing_json(preprocessing: Preprocessing) -> str:
     """Return preprocessing as the JSON that a graph stores."""
     return json.dumps(asdict(preprocessing))
+
+
+def build_source(
+    file: Path, module: Callable[[], nn.Module] | None = None, example: Callable[[int], NDArray[Any]] | None = None
+) -> BuildSource:
+    """Return an ONNX file as a source to build from; `module` and `example` are refused unless they are given."""
+
+    def none(*_: object) -> Any:
+        raise UsageError("it exists as a graph alone, not as PyTorch modules", file=file)
+
+    graph = onnx.load_model(file, load_external_data=False)
+    names = [value.name for value in (*graph.graph.input[:1], *graph.graph.output)]
+    props = {prop.key: prop.value for prop in graph.metadata_props}
+    return BuildSource(file, names[0], tuple(names[1:]), props, module or none, example or none)
 
 
 def head_names(props: Mapping[str, str]) -> tuple[str, ...]:

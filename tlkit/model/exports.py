@@ -30,6 +30,7 @@ REFITTED = "refitted.safetensors"  # the head, where it was refitted at export
 HEAD_FROM = "head_from"  # in the manifest and in a graph's metadata; one of these two:
 FROM_BUNDLE, FROM_EXPORT = "bundle", "export"
 TARGET, PRECISION = DEFAULT_TARGET, "fp32"  # what is opened unless told otherwise
+SUFFIX = ".onnx"  # of its files
 PRECISIONS = ("int8", "fp16", "fp32")  # the coarsest first
 SYMMETRIC = "int8-symmetric"  # int8 graphs as TensorRT wants them; whoever asks for its int8 gets them
 GRAPHS = ("trunk", "head", "model")
@@ -65,9 +66,23 @@ class Export:
         return str(self.manifest.get(HEAD_FROM, FROM_BUNDLE))
 
     def file(self, graph: str = "model") -> Path:
-        """Return the file of a graph; raises ArtifactError where it is missing or was changed."""
-        name = next((name for name in self.manifest["files"] if name.rpartition(".")[0] == graph), graph)
-        return self._check(name, graph)
+        """Return the file or folder of a graph; raises ArtifactError where it is missing or was changed."""
+        name = next((name for name in map(_top, self.manifest["files"]) if name.rpartition(".")[0] == graph), graph)
+        hashes = self.hashes(graph)
+        for file in hashes or [name]:
+            self._check(file, graph)
+        place = self.folder / name
+        if place.is_dir() and len(hashes) != sum(not path.is_dir() for path in place.rglob("*")):
+            raise ArtifactError(f"{graph} holds files that were added after export", file=place, do=self.rebuild)
+        return place
+
+    def hashes(self, graph: str) -> dict[str, str]:
+        """Return the recorded SHA-256 of every file of a graph, by the name relative to the folder."""
+        return {
+            name: str(sha256)
+            for name, sha256 in self.manifest["files"].items()
+            if _top(name).rpartition(".")[0] == graph
+        }
 
     def expected(self) -> Tensors | None:
         """Return `features` and `logits` of the golden images at export, where they were kept."""
@@ -187,10 +202,33 @@ class Exports:
 
 
 def graph_file(path: Path, graph: str, target: str = TARGET, precision: str = PRECISION) -> Path:
-    """Return the checked file of a graph: `path` itself, or of the export that it means (see `open_export`)."""
+    """Return the checked ONNX file of a graph: `path` itself, or of the export that it means (see `find_graph`)."""
+    found = find_graph(path, graph, target, precision)
+    if found is None:
+        return path
+    export, graph = found
+    if export.target != TARGET:
+        raise UsageError(f"target {export.target} built it, not {TARGET}", file=path, do="open it with tlkit.load")
+    return export.file(graph)
+
+
+def find_graph(path: Path, graph: str, target: str = TARGET, precision: str = PRECISION) -> tuple[Export, str] | None:
+    """Return the export that a path means and the name of the graph; None if the path is a file by itself.
+
+    The path is a bundle, the folder of an export, or a graph in it that the manifest knows. An ONNX file that ONNX
+    Runtime opens is always one by itself: it may lie anywhere.
+    """
     if not path.exists():
         raise DataError("no such file or bundle", file=path)
-    return open_export(path, target, precision).file(graph) if path.is_dir() else path
+    if (path / RECORD).exists() or (path / MANIFEST).exists():
+        return open_export(path, target, precision), graph
+    if (path.parent / MANIFEST).exists():
+        export = open_export(path.parent)
+        if export.target != TARGET and path.name in map(_top, export.manifest["files"]):
+            return export, path.stem
+    if path.is_dir():
+        raise ArtifactError(f"neither a graph nor a bundle: it holds no {RECORD}", file=path)
+    return None
 
 
 def open_export(path: Path, target: str = TARGET, precision: str = PRECISION) -> Export:
@@ -218,7 +256,8 @@ def write_export(
         with _placed(temporary, folder):
             filled = fill(temporary)
         content = {"target": target, "precision": precision, "processor": processor_kind(), **facts, **filled}
-        content["files"] = {file.name: files.sha256(file) for file in sorted(temporary.iterdir())}
+        written = sorted(file for file in temporary.rglob("*") if not file.is_dir())
+        content["files"] = {file.relative_to(temporary).as_posix(): files.sha256(file) for file in written}
         (temporary / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -248,6 +287,11 @@ def check_strangers(folder: Path, known: Collection[str]) -> None:
     if strangers := sorted(found - set(known) - _JUNK):
         what = f"it holds files that tlkit did not write, and does not replace: {listed(strangers)}"
         raise UsageError(what, file=folder, do="move them away, or choose another place")
+
+
+def _top(name: str) -> str:
+    """Return the file or folder of an export that a file of its manifest belongs to."""
+    return name.partition("/")[0]
 
 
 def read_manifest(folder: Path, rebuild: str) -> dict[str, Any]:

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from tlkit.model.bundle import Bundle, Tensors
-from tlkit.model.trunk import Trunk, build, load_tensors
+from tlkit.model.trunk import HalfPrecision, Trunk, build, load_tensors
 from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head
 
 BATCH_SIZE = 8
@@ -28,6 +28,28 @@ def load_head(bundle: Bundle, head: Head, tensors: Tensors) -> nn.Module:
     """Return a head for a bundle's trunk and labels, with these tensors, in eval mode."""
     state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
     return head.restore(bundle.record.width, len(bundle.record.labels), state).eval()
+
+
+class GraphModule(nn.Module):
+    """What an exported graph computes: its input to a tuple of its outputs."""
+
+    def __init__(self, trunk: nn.Module | None, head: nn.Module | None) -> None:
+        super().__init__()
+        self.trunk, self.head = trunk, head
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        features = x if self.trunk is None else self.trunk(x)
+        if self.head is None:
+            return (features,)
+        logits = self.head(features)
+        return (logits,) if self.trunk is None else (features, logits, logits.softmax(-1))
+
+
+def graph_module(graph: str, trunk: Trunk, head: nn.Module, *, half: bool = False) -> nn.Module:
+    """Return the module of the graph "trunk", "head" or "model", in eval mode; `half`: stages in float16."""
+    if graph == "head":
+        return GraphModule(None, head).eval()
+    return GraphModule(HalfPrecision(trunk) if half else trunk, None if graph == "trunk" else head).eval()
 
 
 def run_modules(trunk: Trunk, head: nn.Module, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

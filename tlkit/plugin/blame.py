@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tlkit.errors import PluginError, ResourceError, TlkitError, TlkitWarning
+from tlkit.errors import PluginError, TlkitError, TlkitWarning, missing_package
 
 _MESSAGE = 300  # characters of what a plugin raised; libraries put whole shapes and configurations there
 _OURS = "tlkit"
@@ -106,9 +106,7 @@ def _named(component: object, where: str) -> Iterator[None]:
 def failure(who: str, where: str, error: BaseException) -> TlkitError:
     """Return what a component raised as an error that names it."""
     if isinstance(error, ModuleNotFoundError) and error.name and _package(error.name) not in _origins:
-        package = _package(error.name)
-        extra = "tlkit[train]" if package in {"torch", "sklearn", "onnxscript", "torchvision"} else package
-        return ResourceError(f"{who} needs the package {package}, which is not installed", do=f'pip install "{extra}"')
+        return missing_package(error, who)
     return PluginError(f"{who} failed in {where}: {summary(error)}")
 
 

@@ -281,16 +281,28 @@ class Session(ABC):
         self.close()
 
 
+@dataclass(frozen=True, slots=True)
+class BuildSource:
+    """One graph of a bundle (trunk, head or model) to build from: an ONNX file and a PyTorch module."""
+
+    graph: Path  # ONNX file
+    input: str  # IMAGES or FEATURES
+    outputs: tuple[str, ...]
+    metadata: Mapping[str, str]
+    module: Callable[[], nn.Module]  # in eval mode: input -> tuple of outputs; UsageError in int8
+    example: Callable[[int], NDArray[Any]]  # so many inputs: images uint8 (n, S, S, 3), features float32 (n, width)
+
+
 class Target(Component):
-    """Runtime format: build a file from an ONNX graph, and open it."""
+    """Runtime format: build a file or a folder from a graph, and open it."""
 
     kind = "target"
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)  # also fp16, int8 (uint8 activations), int8-symmetric
-    suffix: ClassVar[str]  # of the file, such as ".onnx"
-    executable: ClassVar[bool] = False  # opening a file runs code in it: files built elsewhere are not opened
+    suffix: ClassVar[str]  # of the file or folder, such as ".onnx"
+    executable: ClassVar[bool] = False  # opening it runs code in it: what was built elsewhere is not opened
 
     def machine(self) -> Mapping[str, str]:
-        """Return the properties of this machine that a file built here depends on, such as the GPU."""
+        """Return the properties of this machine that what is built here depends on, such as the GPU."""
         return {}
 
     def missing(self) -> str | None:
@@ -298,19 +310,15 @@ class Target(Component):
         return None
 
     @abstractmethod
-    def build(self, graph: Path, out: Path, profile: OptimizationProfile) -> None:
-        """Write the file `out` from the ONNX file `graph`."""
-
-    def build_with_progress(self, graph: Path, out: Path, profile: OptimizationProfile, progress: Progress) -> None:
-        """Build as `build` does and report progress; by default it calls `build`."""
-        self.build(graph, out, profile)
+    def build(self, made: BuildSource, out: Path, profile: OptimizationProfile, progress: Progress) -> None:
+        """Write `out`, a file or a folder, from one of the forms of `made`."""
 
     @abstractmethod
-    def open(self, file: Path) -> Session:
-        """Open a file that `build` wrote."""
+    def open(self, place: Path) -> Session:
+        """Open what `build` wrote. A format that keeps no metadata leaves it empty: the manifest has them."""
 
     def incompatible(self, recorded: Mapping[str, str]) -> str | None:
-        """Return the reason that a file built with these options on another machine can't be opened here, or None.
+        """Return the reason that what was built with these options on another machine can't be opened here, or None.
 
         `recorded` is what `machine` returned there; by default every property has to be equal here.
         """

@@ -169,6 +169,20 @@ def to_json(component: Component, *, local: bool = False) -> dict[str, Any]:
     return {each.name: _plain(each.default) for each in describe(component) if local or not each.local}
 
 
+def changed(component: Component) -> dict[str, str]:
+    """Return the options that differ from their defaults as `--set` takes them: `{"width": "32"}`."""
+    values = {field.name: getattr(component, field.name) for field in option_fields(component)}
+    texts = {
+        name: ",".join(value) if isinstance(value, tuple) else str(_plain(value)) for name, value in values.items()
+    }
+    defaults = {field.name: field.default for field in option_fields(component)}
+    return {
+        name: text.lower() if values[name] in (None, True, False) else text
+        for name, text in texts.items()
+        if values[name] != defaults[name]
+    }
+
+
 def from_json(component: AnyComponent, values: Mapping[str, object]) -> AnyComponent:
     """Return `component` with the option values that a bundle recorded. Raises ArtifactError for unknown ones.
 

@@ -18,6 +18,7 @@ from tlkit.util.text import counted, did_you_mean, listed
 
 if TYPE_CHECKING:
     from tlkit.doctor import gpus
+    from tlkit.model.exports import processor_kind
     from tlkit.model.stages import NotAChain, take_apart
     from tlkit.model.trunk import ChannelsLastPool, MeanPool, Normalize, TokenPool, load_tensors
     from tlkit.model.weights import load_weights, read_weights
@@ -55,6 +56,7 @@ __all__ = [
     "load_weights",
     "log_sum_exp",
     "one_line",
+    "processor_kind",
     "read_graph",
     "read_weights",
     "sha256",
@@ -78,6 +80,7 @@ _LATER = {
     "gpus": ("tlkit.doctor", "gpus"),
     "load_tensors": ("tlkit.model.trunk", "load_tensors"),
     "load_weights": ("tlkit.model.weights", "load_weights"),
+    "processor_kind": ("tlkit.model.exports", "processor_kind"),
     "log_sum_exp": ("tlkit.util.statistics", "log_sum_exp"),
     "read_graph": ("tlkit.runtime.session", "read_graph"),
     "read_weights": ("tlkit.model.weights", "read_weights"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
-
-import onnx
 
 from tlkit.errors import ArtifactError, ResourceError, UsageError
 from tlkit.model import exports
@@ -30,8 +30,9 @@ class IncompatibleEngine(ArtifactError):
 class Opener:
     """Opens exports: ONNX graphs on a `device`, other targets through the component that `target` returns by name.
 
-    Where the device can't be used and `allow_cpu` is set, the CPU is used and `warn` is told; otherwise that is a
-    ResourceError. `trust` lets engines run that were not built on this machine.
+    `by_suffix` returns the target whose files have a suffix. Where the device can't be used and `allow_cpu` is set, the
+    CPU is used and `warn` is told; otherwise that is a ResourceError. `trust` lets engines run that were not built on
+    this machine.
     """
 
     target: Callable[[str], Target]
@@ -39,6 +40,7 @@ class Opener:
     allow_cpu: bool = False
     trust: bool = False
     warn: Callable[[str], object] = lambda _text: None
+    by_suffix: Callable[[str], Target | None] = lambda _suffix: None
 
     def open(self, export: Export, graph: str = "model", *, threads: int = 0) -> Session:
         """Open a graph of an export; `threads` is the number of cores per call, 0 for the target's default."""
@@ -46,6 +48,27 @@ class Opener:
             return self.open_file(export.file(graph), threads=threads)
         target: Any = self.component(export)  # a dataclass, whose fields depend on the target
         return open_target(replace(target, threads=threads) if threads else target, export, graph, trust=self.trust)
+
+    def open_path(
+        self, path: Path, graph: str = "model", target: str = exports.TARGET, precision: str = exports.PRECISION
+    ) -> tuple[Session, Path, str] | None:
+        """Return the session, place and target of what a path means (see `exports.find_graph`).
+
+        None if that is an ONNX graph, which `open_file` opens. A file by itself is opened by the target whose suffix it
+        has, unless it is executable code.
+        """
+        if (found := exports.find_graph(path, graph, target, precision)) is not None:
+            export, graph = found
+            if export.target == exports.TARGET:
+                return None
+            return self.open(export, graph), export.file(graph), export.target
+        component = None if path.suffix == exports.SUFFIX else self.by_suffix(path.suffix)
+        if component is None:
+            return None
+        if component.executable and not self.trust:
+            what = f"a file of {component.name} is executable code, and without a manifest its origin is not known"
+            raise IncompatibleEngine(what, file=path, do="open it in the folder of its export")
+        return component.open(path), path, component.name
 
     def open_file(self, file: Path, *, threads: int = 0) -> Session:
         """Open an ONNX file."""
@@ -91,7 +114,7 @@ def open_target(target: Target, export: Export, graph: str = "model", *, trust: 
     An engine is executable code: unless it was built on this machine, `trust` says that it may run.
     """
     file, manifest = export.file(graph), export.manifest
-    if target.executable and not trust and not _note(file).exists():
+    if target.executable and not trust and not _note(export, graph).exists():
         what = f"a file of {target.name} is executable code, and this one was not built on this machine"
         raise IncompatibleEngine(what, file=file, do=f"{export.rebuild}; or, if you trust it, add --trust-engine")
     built_on: Mapping[str, str] = manifest.get("machine", {})
@@ -99,7 +122,7 @@ def open_target(target: Target, export: Export, graph: str = "model", *, trust: 
         raise IncompatibleEngine(why, file=file, do=export.rebuild)
     session = target.open(file)
     if not session.metadata:  # a format that keeps none: the metadata of the graph that it was built from
-        session.metadata = manifest.get("metadata", {}).get(file.stem, {})
+        session.metadata = manifest.get("metadata", {}).get(graph, {})
     return session
 
 
@@ -107,17 +130,10 @@ def remember(target: Target, export: Export) -> None:
     """Note that the executable files of an export were built on this machine."""
     if target.executable:
         for graph in exports.GRAPHS:
-            _note(export.file(graph)).touch()
+            _note(export, graph).touch()
 
 
-def facts(target: Target, graphs: Mapping[str, Path]) -> dict[str, Any]:
-    """Return the facts for `open_target` that a manifest keeps: the graphs' metadata."""
-    metadata = {
-        name: {prop.key: prop.value for prop in onnx.load_model(graph, load_external_data=False).metadata_props}
-        for name, graph in graphs.items()
-    }
-    return {"metadata": metadata} if target.executable else {}
-
-
-def _note(file: Path) -> Path:
-    return files.cache_dir(MADE_HERE) / files.sha256(file)
+def _note(export: Export, graph: str) -> Path:
+    """Return the file that says that a graph of an export was built here; its name follows from the content."""
+    digest = hashlib.sha256(json.dumps(sorted(export.hashes(graph).items())).encode())
+    return files.cache_dir(MADE_HERE) / digest.hexdigest()

@@ -74,28 +74,29 @@ def replay(bundle: Bundle, export: Export, open_graph: Callable[[Export, str], S
     return _replay(bundle, graphs, export.precision, export.expected(), export.head_from, None)
 
 
-def replay_file(bundle: Bundle, file: Path, open_file: Callable[[Path], Session] = OnnxSession) -> Replay:
+def replay_file(bundle: Bundle, session: Session, file: Path, target: str = exports.TARGET) -> Replay:
     """Compare one graph, wherever it lies now, with the golden images of the bundle that it is said to come from.
 
     Below fp32 it must give what the bundle's own graph of that precision gave when it was exported, if that is there.
+    The `target` built it.
     """
     _check_golden(bundle)
-    session = open_file(file)
     says = session.metadata
     precision = says.get(metadata.PRECISION, exports.PRECISION)
     if precision not in TOLERANCES:
         raise ArtifactError(f"its metadata name the precision {precision!r}, which does not exist", file=file)
     found = Exports.of(bundle)
-    own = found.get(precision=precision) if (exports.TARGET, precision) in found.names() else None
+    plain = precision if target == exports.TARGET else exports.plain(precision)
+    own = found.get(target, plain) if (target, plain) in found.names() else None
     kept = None if own is None else own.expected()
     if kept is None and says.get(metadata.HEAD_FROM) == exports.FROM_EXPORT:
-        place = bundle.root / exports.TARGET / precision
+        place = bundle.root / target / plain
         what = f"its head was refitted at export, and {place}, which has its output, is not there"
         raise ArtifactError(what, file=file, do="copy that as well, or export it again")
     head_from = exports.FROM_BUNDLE if own is None else own.head_from
     head = None
-    if own is not None and precision != exports.PRECISION:
-        head = head_of(OnnxSession(own.file("head")))
+    if own is not None and precision != exports.PRECISION and (exports.TARGET, precision) in found.names():
+        head = head_of(OnnxSession(found.get(precision=precision).file("head")))
     return _replay(bundle, {file.name: (file, session)}, precision, kept, head_from, head)
 
 

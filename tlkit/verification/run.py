@@ -64,9 +64,13 @@ class Verification:
             yield from comparison.lines(name)
 
 
-def verify_file(file: Path, bundle: Bundle, opener: Opener) -> Verification:
-    """Replay the golden images on one graph, wherever it lies now."""
-    return Verification({str(file): replay_file(bundle, graph_file(file, "model"), opener.open_file)})
+def verify_file(path: Path, bundle: Bundle, opener: Opener) -> Verification:
+    """Replay the golden images on one graph of any target, wherever it lies now."""
+    opened = opener.open_path(path)
+    if opened is None:
+        file = graph_file(path, "model")
+        opened = opener.open_file(file), file, exports.TARGET
+    return Verification({str(path): replay_file(bundle, *opened)})
 
 
 def verify(

@@ -17,7 +17,8 @@ from tlkit_openvino.session import OpenVinoSession
 
 from tlkit.conformance import checks
 from tlkit.errors import ArtifactError
-from tlkit.plugin.contract import OptimizationProfile
+from tlkit.graph.metadata import build_source
+from tlkit.plugin.contract import OptimizationProfile, silent
 from tlkit.runtime.session import OnnxSession
 from tlkit.verification.parity import relative_error
 
@@ -56,7 +57,7 @@ def test_single_precision_is_what_it_says(tmp_path: Path, workers: int, threads:
 def test_what_openvino_cannot_run_is_refused_when_it_is_built(tmp_path: Path) -> None:
     file = graph(tmp_path / "g.onnx", "Nonsense", domain="strange")
     with pytest.raises(ArtifactError, match=r"OpenVINO refuses it: .*Nonsense"):
-        OpenVino().build(file, tmp_path / "out.onnx", OptimizationProfile())
+        OpenVino().build(build_source(file), tmp_path / "out.onnx", OptimizationProfile(), silent)
     assert not (tmp_path / "out.onnx").exists()
 
 

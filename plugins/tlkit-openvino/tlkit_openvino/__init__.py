@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tlkit import OptimizationProfile, ResourceError, Session, Target, hookimpl, option
+from tlkit import BuildSource, OptimizationProfile, Progress, ResourceError, Session, Target, hookimpl, option
 from tlkit.plugin.support import translate_os_errors
 
 # OpenVINO does without this package, which writes below the home and sends to Google, where it can't be imported.
@@ -31,18 +31,18 @@ class OpenVino(Target):
             return 'OpenVINO is not installed; run: pip install "openvino>=2024.6"'
         return None
 
-    def build(self, graph: Path, out: Path, profile: OptimizationProfile) -> None:
+    def build(self, made: BuildSource, out: Path, profile: OptimizationProfile, progress: Progress) -> None:
         """Copy the graph after OpenVINO has compiled it: graphs that it can't run are refused here."""
-        self.open(graph)
+        self.open(made.graph)
         with translate_os_errors(out):
-            shutil.copyfile(graph, out)  # the batch is dynamic: one file serves all shapes
+            shutil.copyfile(made.graph, out)  # the batch is dynamic: one file serves all shapes
 
-    def open(self, file: Path) -> Session:
+    def open(self, place: Path) -> Session:
         if (why := self.missing()) is not None:
             raise ResourceError(why)
         from tlkit_openvino.session import OpenVinoSession
 
-        return OpenVinoSession(file, workers=self.workers, threads=self.threads)
+        return OpenVinoSession(place, workers=self.workers, threads=self.threads)
 
 
 @hookimpl

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tlkit.plugin.contract import OptimizationProfile, Progress, Session, Target, option, silent
+from tlkit.plugin.contract import BuildSource, OptimizationProfile, Progress, Session, Target, option
 from tlkit.plugin.support import ArtifactError, ResourceError, UsageError, one_line, translate_os_errors
 from tlkit_standard.targets._watch import stoppable, watch
 
@@ -43,12 +43,9 @@ class NvidiaTarget(Target):
             return f"{self.package} is installed and can't be loaded ({one_line(str(error))}); {again}"
         return None
 
-    def build(self, graph: Path, out: Path, profile: OptimizationProfile) -> None:
-        self.build_with_progress(graph, out, profile, silent)
-
-    def build_with_progress(self, graph: Path, out: Path, profile: OptimizationProfile, progress: Progress) -> None:
-        """Parse, and build for every batch size of the profile. Needs no GPU with RTX."""
-        trt = self._library()
+    def build(self, made: BuildSource, out: Path, profile: OptimizationProfile, progress: Progress) -> None:
+        """Parse the graph, and build for every batch size of the profile. Needs no GPU with RTX."""
+        trt, graph = self._library(), made.graph
         log = _log(trt)
         builder = trt.Builder(log)
         network = builder.create_network(_strongly_typed(trt))
@@ -75,12 +72,12 @@ class NvidiaTarget(Target):
     def configure(self, trt: Any, config: Any) -> None:
         """Set the flags of one of the two builders."""
 
-    def open(self, file: Path) -> Session:
+    def open(self, place: Path) -> Session:
         """Open an engine on the first GPU. Raises ResourceError without one."""
         trt = self._library()
         from tlkit_standard.targets._engine import EngineSession
 
-        return EngineSession(trt, _log(trt), file)
+        return EngineSession(trt, _log(trt), place)
 
     def machine(self) -> Mapping[str, str]:
         """Return the version of the library, which reads no other's engines, and of the driver, for information."""

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tlkit.plugin.contract import OptimizationProfile, Session, Target, option
+from tlkit.plugin.contract import BuildSource, OptimizationProfile, Progress, Session, Target, option
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Onnx(Target):
     threads: int = option(0, "cores per call; 0: by the number of workers")
     device: str = option("cpu", "device; a GPU needs tlkit[gpu]", choices=("cpu", "cuda", "tensorrt"))
 
-    def build(self, graph: Path, out: Path, profile: OptimizationProfile) -> None:
-        shutil.copyfile(graph, out)  # the batch is dynamic: one file serves all shapes
+    def build(self, made: BuildSource, out: Path, profile: OptimizationProfile, progress: Progress) -> None:
+        shutil.copyfile(made.graph, out)  # the batch is dynamic: one file serves all shapes
 
-    def open(self, file: Path) -> Session:
+    def open(self, place: Path) -> Session:
         from tlkit.plugin.support import OnnxSession
 
-        return OnnxSession(file, workers=self.workers, threads=self.threads, device=self.device)
+        return OnnxSession(place, workers=self.workers, threads=self.threads, device=self.device)

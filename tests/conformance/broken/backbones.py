@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -16,9 +17,11 @@ from tests.conformance.broken import heavy
 from tests.conformance.broken.registry import Registry
 from tests.kit.tiny import Tiny
 from tlkit.conformance import Reference
+from tlkit.data.preprocessing import load
 from tlkit.plugin.contract import Backbone, Weights, option
 
 BROKEN = Registry()
+THREADS = torch.get_num_threads()
 breaks = BROKEN.breaks
 
 
@@ -349,10 +352,38 @@ class Library(Reference):
     def features(self, backbone, *, pretrained):
         return nn.Sequential(*built().values(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
 
+    def preprocess(self, backbone):
+        return lambda picture: normalized(load(picture, replace(backbone.preprocessing, interpolation="bicubic")))
+
     def logits(self, backbone):
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
             return nn.Sequential(*built().values(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softplus()).eval()
+
+
+def normalized(image):
+    """Return what a network gets, `(3, S, S)`."""
+    mean, std = np.array(Tiny.preprocessing.mean), np.array(Tiny.preprocessing.std)
+    return ((image / 255.0 - mean) / std).transpose(2, 0, 1)
+
+
+@breaks("preprocessing-equals-the-library", r"the library interpolates bicubic .*, not bilinear", reference=Library())
+class WrongFilter(Tiny):
+    pass
+
+
+@breaks("quantizes-to-int8", "in int8, the cosine to its features is")
+class Hairline(Changed):
+    def function(self, x):
+        return (x * 1e-5 + 1000.0 - 1000.0).sin() * 1e5 + torch.sin(x * 3e4)
+
+
+@breaks("threads-agree", "with another number of threads, first differs by")
+class Counted(Tiny):
+    def stages(self, *, pretrained):
+        stages = dict(super().stages(pretrained=pretrained))
+        stages["first"].append(Layer(lambda x: x * (1.0 + (torch.get_num_threads() != THREADS))))
+        return stages
 
 
 @breaks("features-equal-the-library", "the pooled features differ from the library's by", reference=Library())

@@ -54,6 +54,18 @@ class Popping(Plan):
         return super().phases(stages, info)
 
 
+@dataclass(frozen=True)
+class Dreamy(Phase):
+    """A phase with a field that training does not know."""
+
+    dropout: float = 0.5
+
+
+@breaks("asks-for-known-fields", "a phase asks for dropout, which is not in the contract's Phase")
+class Dreaming(Plan):
+    phase = Dreamy(3, 1e-3)
+
+
 @breaks("epochs-are-positive", "a phase has 0 epochs")
 class Hasty(Plan):
     def phases(self, stages, info):

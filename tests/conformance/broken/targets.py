@@ -31,8 +31,8 @@ class Changed(Session):
 class Copy(Target):
     name, suffix = "copy", ".copy"
 
-    def build(self, graph, out, profile):
-        shutil.copyfile(graph, out)
+    def build(self, made, out, profile, progress):
+        shutil.copyfile(made.graph, out)
 
     def open(self, file):
         return Changed(file)
@@ -60,17 +60,17 @@ class Curt(Copy):
 
 @breaks("builds", "it raised FileNotFoundError: `build` wrote no built-model.copy")
 class Lazy(Copy):
-    def build(self, graph, out, profile):
+    def build(self, made, out, profile, progress):
         pass
 
 
 @breaks("leaves-the-graph-alone", "`build` changed the ONNX file")
 class Meddling(Copy):
-    def build(self, graph, out, profile):
-        super().build(graph, out, profile)
-        model = onnx.load_model(graph)
+    def build(self, made, out, profile, progress):
+        super().build(made, out, profile, progress)
+        model = onnx.load_model(made.graph)
         model.producer_name = "me"
-        onnx.save_model(model, graph)
+        onnx.save_model(model, made.graph)
 
 
 @breaks("opens", r"the model has input and outputs \('images', \('logits', 'features'\)\)")
@@ -81,11 +81,11 @@ class Reordering(Copy):
         return session
 
 
-@breaks("metadata-passes-through", "metadata is lost: tlkit.labels, tlkit.bundle")
+@breaks("metadata-passes-through", "metadata is lost: tlkit.labels")
 class Forgetful(Copy):
     def open(self, file):
         session = super().open(file)
-        session.metadata = {}
+        session.metadata = {"tlkit.bundle": session.metadata["tlkit.bundle"]}
         return session
 
 

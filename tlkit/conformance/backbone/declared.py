@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tlkit.conformance.backbone.subject import BackboneSubject
-from tlkit.conformance.subject import CheckFailed, expect
+from tlkit.conformance.pictures import pictures, preprocessed
+from tlkit.conformance.subject import CheckFailed, Skipped, expect
 from tlkit.conformance.watch import Watch, watching
-from tlkit.plugin.contract import Weights
+from tlkit.plugin.contract import INTERPOLATIONS, Preprocessing, Weights
 from tlkit.plugin.licenses import license_fault
 from tlkit.util.text import listed
 
 SIZES = range(8, 4097)
+GRAY_LEVELS = (
+    4.0  # mean difference of a picture: libraries crop at whole pixels, half a pixel apart; faults from 3 to 20
+)
+NEARER = 0.9  # of the difference with the declared filter: another one as near as that is the library's
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -49,6 +59,8 @@ def hash_of_the_weights(subject: BackboneSubject) -> None:
         right = bool(_SHA256.fullmatch(sha256))
         expect(right, f"{sha256!r} is no SHA-256", do="record the 64 hex digits of: sha256sum FILE")
         return
+    if not subject.pretrained:
+        raise Skipped("without a hash, it needs the pretrained weights; pass --pretrained, or pretrained=True")
     watch, do = Watch(), "record the file's hash in `Weights(..., sha256=...)`, and check it before the file is read"
     try:
         with watching(watch):
@@ -57,6 +69,39 @@ def hash_of_the_weights(subject: BackboneSubject) -> None:
         raise CheckFailed("there is no hash, and without a file there are no weights", do=do) from error
     read = [*watch.files, *watch.addresses]
     expect(not read, f"there is no hash, but weights are read from {listed(read)}", do=do)
+
+
+def preprocessing_equals_the_library(subject: BackboneSubject) -> None:
+    """Twenty pictures are preprocessed as by the library itself, if its reference does that: crop, filter and scale."""
+    given, theirs = subject.preprocessing, subject.reference.preprocess(subject.component)
+    if theirs is None:
+        raise Skipped("its reference has no `preprocess` to compare with")
+    levels = 255.0 * np.array(given.std)[:, None, None]
+    expected = [np.asarray(theirs(picture)) for picture in pictures()]
+    shape = (3, given.size, given.size)
+    do = "correct `preprocessing`: size, mean, std, crop_pct, crop_mode, interpolation, as the library has them"
+    expect(expected[0].shape == shape, f"the library gives {expected[0].shape}, not {shape}", do=do)
+    differences = {
+        name: [
+            float((np.abs(ours - wanted) * levels).mean())
+            for ours, wanted in zip(_normalized(replace(given, interpolation=name)), expected, strict=True)
+        ]
+        for name in INTERPOLATIONS
+    }
+    own = differences[given.interpolation]
+    wrong = f"a picture differs from the library's by {max(own):.1f} gray levels on average"
+    expect(max(own) <= GRAY_LEVELS, wrong, do=do)
+    mean = {name: sum(each) / len(each) for name, each in differences.items()}
+    best = min(mean, key=lambda name: mean[name])
+    nearer = f"the library interpolates {best} ({mean[best]:.2f} gray levels of difference), not {given.interpolation}"
+    expect(mean[best] >= NEARER * mean[given.interpolation], f"{nearer} ({mean[given.interpolation]:.2f})", do=do)
+
+
+def _normalized(given: Preprocessing) -> Iterator[NDArray[np.float64]]:
+    """Yield the pictures normalized, `(3, S, S)`."""
+    mean, std = (np.array(each)[:, None, None] for each in (given.mean, given.std))
+    for picture in preprocessed(given):
+        yield (picture.transpose(2, 0, 1) / 255.0 - mean) / std
 
 
 def _weights(subject: BackboneSubject) -> Weights:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tlkit.conformance.backbone.subject import BATCHES, BackboneSubject
-from tlkit.conformance.graph import expect_core_operators
+from tlkit.conformance.graph import expect_core_operators, open_graph
+from tlkit.conformance.pictures import preprocessed
 from tlkit.conformance.subject import expect
-from tlkit.plugin.contract import BATCH
+from tlkit.exporting.calibration import ranges
+from tlkit.graph.compose import cut_graph
+from tlkit.graph.quantize import OPERATORS, quantize
+from tlkit.plugin.contract import BATCH, FEATURES
 from tlkit.verification.parity import TOLERANCES, cosines, relative_error
 
 
@@ -42,3 +48,19 @@ def every_cut_agrees(subject: BackboneSubject) -> None:
                 f"for {len(images)} images, {name} differs in the graph: cosine {cosine:.5f}, error {error:.2g}",
                 do="look for code that depends on Python values or on the batch: a trace keeps them as constants",
             )
+
+
+def quantizes_to_int8(subject: BackboneSubject) -> None:
+    """In int8 the graph opens, and the features of twenty pictures keep a cosine of at least 0.8 to those in fp32.
+
+    It tells a graph that computes something else; the accuracy in int8 is judged at export.
+    """
+    given = subject.preprocessing
+    fp32 = cut_graph(subject.graph, subject.trunk.names[-1])
+    images = preprocessed(given)
+    int8 = open_graph(quantize(fp32, ranges(fp32, images, given, OPERATORS)))
+    expected, got = (each.run(images, [FEATURES])[FEATURES] for each in (open_graph(fp32), int8))
+    do = "exempt it with the reason if its activations need more than 8 bits; it is then deployed as fp16 or fp32"
+    expect(bool(np.isfinite(got).all()), "its features in int8 are not finite", do=do)
+    cosine = float(cosines(expected, got).min())
+    expect(cosine >= TOLERANCES["int8"].cosine, f"in int8, the cosine to its features is {cosine:.3f}", do=do)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlkit.conformance.backbone.subject import BATCHES, BackboneSubject
+from tlkit.conformance.backbone.subject import ALL, BATCHES, BackboneSubject
 from tlkit.conformance.backbone.vary import vary
 from tlkit.conformance.subject import Skipped, expect, expect_none
 from tlkit.util.text import listed
@@ -81,6 +82,23 @@ def deterministic(subject: BackboneSubject) -> None:
     pairs = zip(subject.trunk.names, again, subject.features, strict=True)
     differing = [name for name, one, other in pairs if not np.array_equal(one, other)]
     expect(not differing, f"a second run differs from {listed(differing)} on", do="leave dropout to training mode")
+
+
+def threads_agree(subject: BackboneSubject) -> None:
+    """Two threads that run it at once, and one or two threads within it, give the same features."""
+    with ThreadPoolExecutor(2) as pool:
+        at_once = list(pool.map(lambda rows: subject.run(subject.trunk, rows), [ALL, ALL]))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if before > 1 else 2)
+        others = [*at_once, subject.run(subject.trunk)]
+    finally:
+        torch.set_num_threads(before)
+    for features in others:
+        for name, one, other in zip(subject.trunk.names, features, subject.features, strict=True):
+            error = relative_error(other, one)
+            do = "keep nothing from one call to the next: compute everything from the arguments"
+            expect(error <= SAME, f"with another number of threads, {name} differs by {error:.2g}", do=do)
 
 
 def draws_nothing_at_random(subject: BackboneSubject) -> None:

@@ -20,11 +20,12 @@ from tlkit_standard.targets.tensorrt_rtx import TensorRTRTX
 from tests.kit.fake_cuda import needs_rtx
 from tlkit.exporting.calibration import ranges
 from tlkit.graph.compose import cut_graph, merge_graphs
+from tlkit.graph.metadata import build_source
 from tlkit.graph.quantize import OPERATORS, quantize
 from tlkit.graph.trace import half_precision_graph, head_graph, stage_graph
 from tlkit.model.exports import PRECISIONS
 from tlkit.model.trunk import build
-from tlkit.plugin.contract import OptimizationProfile
+from tlkit.plugin.contract import OptimizationProfile, silent
 
 ROWS, CLASSES, WIDTH = 60, 3, 1280
 
@@ -67,7 +68,7 @@ def check_build(trunk, head, folder):
     whole = onnx.ModelProto.FromString(trunk.SerializeToString())  # joining takes it apart
     file = folder / "model.onnx"
     onnx.save(merge_graphs(whole, head_graph(fitted(head, width).eval(), width)), file)
-    TensorRTRTX().build(file, folder / "model.engine", OptimizationProfile(1, 2, 4))
+    TensorRTRTX().build(build_source(file), folder / "model.engine", OptimizationProfile(1, 2, 4), silent)
     assert (folder / "model.engine").stat().st_size > 1e6
 
 
@@ -98,7 +99,9 @@ def test_every_trunk_in_every_precision_ends_where_every_head_begins(trunks):
 @pytest.mark.parametrize("head", HEADS, ids=lambda component: component.name)
 def test_every_head_by_itself(head, tmp_path):
     onnx.save(head_graph(fitted(head, WIDTH).eval(), WIDTH), tmp_path / "head.onnx")
-    TensorRTRTX().build(tmp_path / "head.onnx", tmp_path / "head.engine", OptimizationProfile(1, 2, 4))
+    TensorRTRTX().build(
+        build_source(tmp_path / "head.onnx"), tmp_path / "head.engine", OptimizationProfile(1, 2, 4), silent
+    )
     assert (tmp_path / "head.engine").stat().st_size > 1000
 
 

@@ -26,8 +26,9 @@ from tests.kit.exporting import built
 from tests.kit.fake_cuda import Cuda, needs_rtx
 from tlkit import cli, doctor
 from tlkit.errors import ArtifactError, ResourceError, UsageError
+from tlkit.graph.metadata import build_source
 from tlkit.model.exports import open_export
-from tlkit.plugin.contract import OptimizationProfile, Session
+from tlkit.plugin.contract import OptimizationProfile, Session, silent
 from tlkit.runtime import cuda
 from tlkit.runtime.engine import IncompatibleEngine, open_target
 
@@ -49,12 +50,14 @@ class TestRTX:
     @pytest.mark.parametrize("graph", ["trunk", "head", "model"])
     def test_every_graph_builds(self, tiny_run, tmp_path, graph):
         out = tmp_path / f"{graph}.engine"
-        TensorRTRTX().build(tiny_run / f"onnx/fp32/{graph}.onnx", out, OptimizationProfile())
+        TensorRTRTX().build(build_source(tiny_run / f"onnx/fp32/{graph}.onnx"), out, OptimizationProfile(), silent)
         assert out.stat().st_size > 1000
 
     def test_for_chosen_gpus(self, tiny_run, tmp_path):
         out = tmp_path / "trunk.engine"
-        replace(TensorRTRTX(), gpu="sm86, SM120").build(tiny_run / "onnx/fp32/trunk.onnx", out, OptimizationProfile())
+        replace(TensorRTRTX(), gpu="sm86, SM120").build(
+            build_source(tiny_run / "onnx/fp32/trunk.onnx"), out, OptimizationProfile(), silent
+        )
         assert out.stat().st_size > 1000
 
     def test_the_verb_takes_batch_sizes(self, own_run, tlkit):
@@ -68,7 +71,7 @@ class TestRTX:
     def test_an_unknown_gpu_names_those_there_are(self, tiny_run, tmp_path):
         with pytest.raises(UsageError, match=r"knows no GPU 'sm1'.*sm120, .*sm86"):
             replace(TensorRTRTX(), gpu="sm86,sm1").build(
-                tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", OptimizationProfile()
+                build_source(tiny_run / "onnx/fp32/trunk.onnx"), tmp_path / "x.engine", OptimizationProfile(), silent
             )
 
     def test_a_graph_the_parser_refuses_names_its_node(self, tmp_path):
@@ -82,7 +85,7 @@ class TestRTX:
         opsets = [helper.make_opsetid("", 20)]
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "g.onnx")
         with pytest.raises(ArtifactError, match=r"g\.onnx: tensorrt-rtx refuses it: NonZero 'odd'"):
-            TensorRTRTX().build(tmp_path / "g.onnx", tmp_path / "g.engine", OptimizationProfile())
+            TensorRTRTX().build(build_source(tmp_path / "g.onnx"), tmp_path / "g.engine", OptimizationProfile(), silent)
         assert not (tmp_path / "g.engine").exists()
 
     @pytest.mark.parametrize("target", ["onnx", "tensorrt"])
@@ -102,8 +105,8 @@ class TestRTX:
 
             return tick
 
-        TensorRTRTX().build_with_progress(
-            tiny_run / "onnx/fp32/model.onnx", tmp_path / "x.engine", OptimizationProfile(), progress
+        TensorRTRTX().build(
+            build_source(tiny_run / "onnx/fp32/model.onnx"), tmp_path / "x.engine", OptimizationProfile(), progress
         )
         ((what, (total, done, said)),) = bars.items()
         assert what == "tensorrt-rtx model: building engine"
@@ -155,7 +158,12 @@ class TestRTX:
 
     def test_batches_must_rise(self, tiny_run, tmp_path):
         with pytest.raises(UsageError, match="must rise"):
-            TensorRTRTX().build(tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", OptimizationProfile(4, 2, 8))
+            TensorRTRTX().build(
+                build_source(tiny_run / "onnx/fp32/trunk.onnx"),
+                tmp_path / "x.engine",
+                OptimizationProfile(4, 2, 8),
+                silent,
+            )
 
     @no_gpu
     def test_a_bundle_is_built_and_says_that_it_is_unproven(self, own_run):
@@ -388,7 +396,9 @@ def test_a_missing_builder_names_the_command(tiny_run, tmp_path, monkeypatch):
     for target, package in ((TensorRT(), "tensorrt"), (TensorRTRTX(), "tensorrt-rtx-cu13")):
         assert f'pip install "{package}"' in str(target.missing())
         with pytest.raises(ResourceError, match=package):
-            target.build(tiny_run / "onnx/fp32/trunk.onnx", tmp_path / "x.engine", OptimizationProfile())
+            target.build(
+                build_source(tiny_run / "onnx/fp32/trunk.onnx"), tmp_path / "x.engine", OptimizationProfile(), silent
+            )
         with pytest.raises(ResourceError, match="can't be built here"):
             built(tiny_run, target)
 
