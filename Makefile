@@ -23,7 +23,7 @@ demo: $(USE) ## Train, export, verify and use a classifier
 
 # One thread per worker: each would otherwise start as many as there are cores, and they would slow each other down.
 test: $(READY) ## Run all tests but those marked slow or gpu
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(READY) ## Check style, types and borders, as `make test` does among others
 	$(BIN)/python -m pytest -q tests/project/test_borders.py

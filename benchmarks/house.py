@@ -22,7 +22,6 @@ import ast
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -171,8 +170,9 @@ class Trace:
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """The hook of `sys.addaudithook`."""
-        if event == "open" and str(arguments[0]).endswith("/manifest.json"):
-            self.manifests += "r" in str(arguments[1] or "")
+        if event == "open" and (file := Path(str(arguments[0]))).name == "manifest.json":
+            synced = file.parent.suffix == ".part"  # opened to be made durable, not to be read
+            self.manifests += arguments[2] & os.O_ACCMODE == os.O_RDONLY and not synced
 
     def run(self, command: list[str]) -> dict[str, Any]:
         """Run `tlkit` with these arguments in this process."""
@@ -213,24 +213,23 @@ def _traced() -> dict[str, dict[str, Any]]:
         import torch  # noqa: F401 - only whether it is installed
 
         from tests.kit.components import environment
+        from tests.kit.forks import Forks
         from tests.kit.tiny import write_images
     except ImportError as error:
         print(f"the journeys are not measured: {error}", file=sys.stderr)
         return {}
     found = {}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, Forks() as forks:
         work = Path(name)
         write_images(work / "photos", 40)
         variables = environment(work / "site")
         for title, command in JOURNEYS.items():
             if title.startswith("export"):  # the graphs in fp32 are there, as they mostly are
-                run = [sys.executable, "-m", "tlkit", *command.replace(" --precision int8", "").split()]
-                subprocess.run(run, cwd=work, env=variables, capture_output=True, check=True)
+                forks.run(["tlkit", *command.replace(" --precision int8", "").split()], cwd=work, env=variables)
             dump = work / "trace.json"
-            traced = [sys.executable, __file__, "--trace", str(dump), *command.split()]
-            done = subprocess.run(traced, cwd=work, env=variables, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(f"tlkit {command} failed:\n{done.stdout}{done.stderr}")
+            done = forks.run([__file__, "--trace", dump, *command.split()], cwd=work, env=variables)
+            if done.code:
+                sys.exit(f"tlkit {command} failed:\n{done.out}{done.err}")
             found[title] = json.loads(dump.read_text())
     return found
 

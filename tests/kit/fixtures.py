@@ -53,9 +53,11 @@ class Story:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs real images, and put the tests of the project first: the longest of all are among them."""
     for item in items:
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker("shared_data")
+    items.sort(key=lambda item: "/tests/project/" not in item.path.as_posix())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -99,9 +101,8 @@ def finish(command: list[Any], cwd: Path | None, env: dict[str, str] | None) -> 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
     """Processes that share one import of PyTorch: `forks.run(["script.py", ...], cwd=…, env={…})`."""
-    made = Forks()
-    yield made
-    made.close()
+    with Forks() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

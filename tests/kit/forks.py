@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = (
@@ -70,7 +70,7 @@ def python_path(more: str = "") -> str:
 
 
 class Forks:
-    """A process that forks on request, started with the first one; `close` ends it."""
+    """A process that forks on request, started with the first one; a context manager that ends it."""
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[str] | None = None
@@ -110,7 +110,10 @@ class Forks:
             texts = (file.read_text("utf-8", "surrogateescape") for file in (out, err))  # names may be any bytes
             return Finished(code, *texts)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._server is not None:
             self._server.communicate()
 
