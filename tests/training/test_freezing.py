@@ -13,7 +13,7 @@ from tests.kit.tiny import Line, Seeded, Tiny
 from tlkit.errors import GateError, UsageError
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Phase
-from tlkit.training.freezing import Network, Preparation, check_parameters, provenance, tensor_hashes
+from tlkit.training.freezing import Network, Preparation, prepare_stages, provenance, tensor_hashes
 
 
 @pytest.fixture
@@ -99,12 +99,12 @@ class TestNetwork:
         phase = Phase(1, 1, trunk_lr=1, trainable=3, parameters=("adapter",))
         assert network.learning(phase) == ["second"]
         assert network.split([phase])[-1] == 1
-        check_parameters(network, [phase])
+        prepare_stages(network, [phase], Given().prepare, 0)
 
     def test_globs_that_match_nothing_are_refused_with_the_names_there_are(self, network):
         phase = Phase(1, 1, trunk_lr=1, trainable=("second",), parameters=("*bias", "*lora*"))
         with pytest.raises(UsageError, match=r"phase 2: no parameter of second matches '\*lora\*'; choose .*second.0"):
-            check_parameters(network, [Phase(1, 1), phase])
+            prepare_stages(network, [Phase(1, 1), phase], Given().prepare, 0)
 
     @pytest.mark.parametrize(
         ("phases", "statistics"),

@@ -31,6 +31,9 @@ _RETURNS: dict[str, tuple[tuple[type, ...], str]] = {
     "stages": ((Mapping,), "a mapping from names to modules"),
     "phases": ((Sequence,), "a sequence of phases"),
     "cut": ((str,), "the name of a stage"),
+    "prepare": ((Callable, types.NoneType), "a function or None"),  # type: ignore[dict-item]
+    "candidates": ((Sequence,), "a sequence of strategies"),
+    "report": ((Mapping,), "a mapping"),
     "missing": ((str, types.NoneType), "a text or None"),
     "incompatible": ((str, types.NoneType), "a text or None"),
     "machine": ((Mapping,), "a mapping"),

@@ -163,21 +163,15 @@ class Network:
 class Preparation:
     """Changes of a strategy to the stages for the time of a training, and the proof of what that left unchanged.
 
-    `changing` names the tensors that the phases may change. Raises a UsageError for parameters that don't exist.
+    `changing` names the tensors that the phases may change.
     """
 
     def __init__(self, network: Network, phases: Sequence[Phase], prepare: Prepare, seed: int) -> None:
         assert network.trunk is not None  # noqa: S101 - see `Network.split`
-        self.trunk, device = network.trunk, network.trunk.normalize.mean.device
+        self.trunk = network.trunk
         self.original, self.structure = tensor_hashes(self.trunk), _structure(self.trunk)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.merge = prepare(dict(self.trunk.stages.items()))
-        self.trunk.to(device)
-        self.prepared = tensor_hashes(self.trunk)
-        if self.merge is not None and any(phase.reinit for phase in phases):
-            raise UsageError("a phase reinitializes stages that the strategy prepares", do="leave out one of the two")
-        check_parameters(network, phases)
+        self.merge = prepare_stages(network, phases, prepare, seed)
+        self.prepared = self.original if self.merge is None else tensor_hashes(self.trunk)
         self.changing = network.changing(phases)
 
     def finish(self) -> tuple[str, ...]:
@@ -186,8 +180,8 @@ class Preparation:
         Raises a GateError if frozen tensors changed, or if the merged stages have another structure than the original
         ones or compute something else.
         """
-        stages = {_stage(name, self.trunk) for name in _proven(self.trunk, self.prepared, self.changing)}
         if self.merge is not None:
+            _proven(self.trunk, self.prepared, self.changing)
             shape = (2, *[self.trunk.preprocessing.size] * 2, 3)
             images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
             with torch.inference_mode():
@@ -199,12 +193,36 @@ class Preparation:
                 raise GateError(f"merging changed the features by {error:.2g} of the largest one", do=_TO_AUTHOR)
         if _structure(self.trunk) != self.structure:
             raise GateError("the merged stages have another structure than the original ones", do=_TO_AUTHOR)
-        replaced = [name for name in self.original.keys() - self.prepared.keys() if _stage(name, self.trunk) in stages]
+        trained = {_stage(name, self.trunk) for name in self.changing if not name.startswith("head.")}
+        replaced = [name for name in self.original.keys() - self.prepared.keys() if _stage(name, self.trunk) in trained]
         changed = _proven(self.trunk, self.original, {*self.changing, *replaced})
         return tuple(name for name in self.trunk.names if name in {_stage(each, self.trunk) for each in changed})
 
 
 _TO_AUTHOR = "report this to the author of the strategy: prepare() has to return a function that undoes its changes"
+
+
+def prepare_stages(network: Network, phases: Sequence[Phase], prepare: Prepare, seed: int) -> Callable[[], None] | None:
+    """Let a strategy prepare the stages, and return the function that merges them again, if there is one.
+
+    Raises a UsageError, with the names there are, for globs that match no parameter of a phase's stages.
+    """
+    assert network.trunk is not None  # noqa: S101 - see `Network.split`
+    device = network.trunk.normalize.mean.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        merge = prepare(dict(network.trunk.stages.items()))
+    network.trunk.to(device)
+    if merge is not None and any(phase.reinit for phase in phases):
+        raise UsageError("a phase reinitializes stages that the strategy prepares", do="leave out one of the two")
+    for number, phase in enumerate(phases, start=1):
+        there = network.parameters(replace(phase, parameters=("*",)))
+        for glob in phase.parameters if phase.parameters != ("*",) else ():
+            if not any(network.parameters(replace(phase, parameters=(glob,))).values()):
+                names = [name.partition(".")[2] for found in there.values() for name in found]
+                what = f"phase {number}: no parameter of {', '.join(there) or 'its stages'} matches {glob!r}"
+                raise UsageError(what, do=f"choose among {listed(names, limit=20)}")
+    return merge
 
 
 def tensor_hashes(trunk: Trunk) -> dict[str, str]:
@@ -233,17 +251,6 @@ def _structure(trunk: Trunk) -> tuple[dict[str, type], dict[str, Any]]:
 def _stage(name: str, trunk: Trunk) -> str:
     """Return the stage that a tensor belongs to; those of the pool belong to the deepest."""
     return name.split(".")[1] if name.startswith("stages.") else trunk.names[-1]
-
-
-def check_parameters(network: Network, phases: Sequence[Phase]) -> None:
-    """Raise a UsageError, with the names there are, for globs that match no parameter of a phase's stages."""
-    for number, phase in enumerate(phases, start=1):
-        there = network.parameters(replace(phase, parameters=("*",)))
-        for glob in phase.parameters if phase.parameters != ("*",) else ():
-            if not any(network.parameters(replace(phase, parameters=(glob,))).values()):
-                names = [name.partition(".")[2] for found in there.values() for name in found]
-                what = f"phase {number}: no parameter of {', '.join(there) or 'its stages'} matches {glob!r}"
-                raise UsageError(what, do=f"choose among {listed(names, limit=20)}")
 
 
 def provenance(stages: Sequence[str], phases: Sequence[Phase], changed: Sequence[str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from tlkit.plugin.contract import Progress, silent
 from tlkit.training.checkpoint import Checkpoints
 from tlkit.training.config import Plan, RunOptions, TrainingConfig, check_phases, dataset_statistics
 from tlkit.training.device import Device, rank_and_world_size
-from tlkit.training.freezing import Network, Preparation
+from tlkit.training.freezing import Network, prepare_stages
 from tlkit.training.heads import refit_head, solve_or_fit
 from tlkit.training.history import LOG, Monitor
 from tlkit.training.result import TrainingResult, write_bundle
@@ -93,7 +93,7 @@ def make_plan(source: Path, out: Path, config: TrainingConfig) -> Plan:
     plan = Plan(source, out, config, dataset, find_duplicates(dataset), phases, full_trunk, trunk)
     if plan.trainable:
         rehearsal = Network(nn.Identity(), copy.deepcopy(trunk))  # parameters that don't exist are refused at once
-        Preparation(rehearsal, phases, config.strategy.prepare, config.seed)
+        prepare_stages(rehearsal, phases, config.strategy.prepare, config.seed)
     return plan
 
 

@@ -17,7 +17,7 @@ from tlkit.errors import UsageError
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import DatasetStatistics
-from tlkit.training.freezing import Network, Preparation, check_parameters
+from tlkit.training.freezing import Network, Preparation, prepare_stages
 
 STATISTICS = DatasetStatistics(27, 3, 9, 9)
 STAGES = ("first", "second", "third")
@@ -119,8 +119,8 @@ def test_weights_smaller_than_their_update_get_none():
     ]
 
 
-def test_parameters_that_a_network_lacks_are_named(prepared):
+def test_parameters_that_a_network_lacks_are_named():
     trunk = small_trunk()
     phases = Lora().phases(trunk.names, STATISTICS)
     with pytest.raises(UsageError, match=r"phase 2: no parameter of first, second, third matches '\*.lora_\*'; choose"):
-        check_parameters(Network(torch.nn.Identity(), trunk), phases)
+        prepare_stages(Network(torch.nn.Identity(), trunk), phases, lambda _stages: None, 0)
