@@ -195,3 +195,28 @@ def test_other_inputs_are_refused(image):
 def test_a_folder_is_unreadable(tmp_path: Path):
     (batch,) = stream(Counting(1), PREPROCESSING, iter_images(tmp_path))
     assert batch.images[0].reason == "is a folder, not an image"
+
+
+class Dividing(Counting):
+    """Divides by the mean, so a black image has no finite output."""
+
+    def run(self, array, outputs=None):
+        mean = super().run(array, outputs)["mean"]
+        with np.errstate(divide="ignore"):
+            return {"mean": mean, "inverse": 1 / mean}
+
+
+def test_an_image_without_a_finite_output_is_rejected_by_name(files, tmp_path):
+    black = tmp_path / "black.png"
+    Image.new("RGB", (20, 20)).save(black)
+    given = [files[0], tmp_path / "gone.png", black, files[1]]
+    images, rows = [], 0
+    for batch in stream(Dividing(1), PREPROCESSING, given):
+        images.extend(batch.images)
+        assert all(np.isfinite(array).all() for array in batch.arrays.values())
+        rows += len(batch.arrays["inverse"])
+    reasons = {image.name: image.reason for image in images}
+    assert reasons[str(black)] == "makes the network's output NaN"
+    assert (rows, [reasons[str(file)] for file in (files[0], files[1])]) == (2, [None, None])
+    (alone,) = stream(Dividing(1), PREPROCESSING, [black])
+    assert alone.readable() == []

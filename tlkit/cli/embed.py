@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, device_options, json_option, max_bad_option
+from tlkit.cli.options import FilePath, device_options, json_option, max_bad_option, threads_option
 from tlkit.cli.output import note_files, progress_bars, show, wrote
 from tlkit.util.text import quoted
 
@@ -18,6 +18,7 @@ from tlkit.util.text import quoted
 @click.option("-o", "--out", type=FilePath, required=True, help="File to write; its name ends in .parquet or .npy.")
 @max_bad_option
 @device_options
+@threads_option
 @json_option
 def command(model: Path, images: tuple[Path, ...], out: Path, max_bad: float, as_json: bool, **options: Any) -> None:
     """Write the features of IMAGES (files and folders) under MODEL, a bundle, trunk.onnx or model.onnx.

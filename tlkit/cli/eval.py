@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, device_options, head_option, json_option, max_bad_option, split_option
+from tlkit.cli.options import (
+    FilePath,
+    device_options,
+    head_option,
+    json_option,
+    max_bad_option,
+    split_option,
+    threads_option,
+)
 from tlkit.cli.output import note_files, progress_bars, show, wrote
 from tlkit.util.text import quoted
 
@@ -19,6 +27,7 @@ from tlkit.util.text import quoted
 @click.option("--plot", "picture", type=FilePath, help="Draw confusion and calibration to a .png, .svg or .pdf file.")
 @head_option
 @device_options
+@threads_option
 @max_bad_option
 @json_option
 def command(

@@ -13,6 +13,7 @@ import click
 
 from tlkit.plugin.contract import LICENSE_CLASSES
 from tlkit.util.files import local_path
+from tlkit.util.resources import use_at_most
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
@@ -127,6 +128,20 @@ device_options = together(
         help="Device to run on; a GPU needs tlkit[gpu].",
     ),
     click.option("--allow-cpu", is_flag=True, help="Use the CPU, with a warning, if the device can't be used."),
+)
+
+
+def _limit(_context: click.Context, _parameter: click.Parameter, threads: int | None) -> None:
+    if threads is not None:
+        use_at_most(threads)
+
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    callback=_limit,
+    expose_value=False,
+    help="Threads to decode and compute with; all processors that this process may use by default.",
 )
 trainer_options = together(
     click.option(

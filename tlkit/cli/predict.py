@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from tlkit.cli import result
-from tlkit.cli.options import FilePath, device_options, head_option
+from tlkit.cli.options import FilePath, device_options, head_option, threads_option
 from tlkit.cli.output import note, wrote
 from tlkit.errors import one_line
 from tlkit.util.text import quoted
@@ -24,6 +24,7 @@ MOST_IMAGES = 3  # that are repeated in the next command; more of them would bur
 @click.option("--topk", type=click.IntRange(1), default=1, help="Number of labels per image.")
 @head_option
 @device_options
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image and line.")
 def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool, **options: Any) -> None:
     """Label IMAGES (files and folders) with MODEL, a model.onnx or a bundle it was exported from.

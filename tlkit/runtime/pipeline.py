@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +89,26 @@ def stream(
             return Batch(records, {})
         batch = np.stack(arrays)
         with lock:
-            return Batch(records, session.run(batch, outputs))
+            results = session.run(batch, outputs)
+        return _finite(records, results)
 
     workers = max(session.workers, cores())
     batches = chunks(enumerate(images), session.batch_size)
     yield from prefetch(work, batches, workers=workers, ahead=2 * workers)
+
+
+def _finite(records: tuple[ImageRecord, ...], arrays: dict[str, NDArray[np.float32]]) -> Batch:
+    """Return a batch in which an image that makes an output NaN or infinite is rejected; its numbers mean nothing."""
+    finite = [np.isfinite(array).reshape(len(array), -1).all(1) for array in arrays.values()]
+    good: NDArray[np.bool_] = np.logical_and.reduce(finite) if finite else np.ones(0, bool)
+    if good.all():
+        return Batch(records, arrays)
+    left = iter(good)
+    judged = [
+        record if record.reason is not None or next(left) else replace(record, reason="makes the network's output NaN")
+        for record in records
+    ]
+    return Batch(tuple(judged), {name: array[good] for name, array in arrays.items()})
 
 
 def _prepare(

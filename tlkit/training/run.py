@@ -31,6 +31,7 @@ from tlkit.training.result import TrainingResult, write_bundle
 from tlkit.training.run_directory import check_unfinished, run_directory
 from tlkit.training.trainer import Trainer
 from tlkit.util import files
+from tlkit.util.resources import cores
 
 
 def train(
@@ -54,6 +55,7 @@ def train(
         files.check_writable(out)
     else:
         progress, options = silent, replace(options, warn=lambda _warning: None)
+    torch.set_num_threads(min(torch.get_num_threads(), cores()))  # PyTorch knows no quota
     plan = make_plan(source, out, config)
     if not within:  # an interrupted training can be resumed only by one that trains stages too
         check_unfinished(out, resume=options.resume and bool(plan.trainable))

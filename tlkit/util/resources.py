@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 # `mallopt` parameters, from glibc's malloc.h.
@@ -30,8 +32,52 @@ def is_refused(error: BaseException) -> bool:
 
 
 def cores() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of processors that this process may use, by its affinity and the CPU quota of its container."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(allowed, cpu_quota(), _at_most[-1])))
+
+
+_at_most = [math.inf]
+
+
+def use_at_most(threads: int) -> None:
+    """Have `cores` return no more than this many in this process, and so all that is sized by it."""
+    _at_most[:] = [threads]
+
+
+@cache
+def cpu_quota(system: Path = Path("/")) -> float:
+    """Return the processors' worth of time that control groups (version 1 or 2) allow; infinity without a limit.
+
+    `system` is the folder with `proc` and `sys`. A group above may allow less than one below.
+    """
+    try:
+        groups = (system / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return math.inf
+    limit = math.inf
+    for group in groups:
+        _, controllers, path = group.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = system / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        folders = [base / path.strip("/"), *(base / path.strip("/")).parents]
+        for folder in folders:
+            if folder.is_relative_to(base):
+                limit = min(limit, _quota(folder))
+    return limit
+
+
+def _quota(group: Path) -> float:
+    """Return the quota of one control group: `cpu.max` of version 2, or the two files of version 1."""
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return math.inf
+    return int(quota) / int(period) if quota.strip().isdigit() else math.inf
 
 
 def processor_info(name: str) -> str:
