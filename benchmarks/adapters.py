@@ -178,7 +178,7 @@ def measured(name: str, args: Any) -> dict[str, Any]:
 
 @dataclass
 class Merge:
-    """What a strategy prepares: the number of parameters that it adds, and the error of merging them."""
+    """Preparation by a strategy: the number of parameters that it adds, and the error of merging them."""
 
     trunk: trunks.Trunk
     wrapped: Prepare

@@ -134,7 +134,7 @@ def with_tiny(command: str) -> str:
     command = re.sub(r"(strategy\.epochs)=\d+", r"\1=1", command)
     if command.startswith(("tlkit train", "tlkit advise")) and "--backbone" not in command:
         command += " --backbone tiny"
-    if re.search(r"--strategy (full|partial|probe-then-tune|gradual|replace|scratch)", command):
+    if re.search(r"--strategy (full|partial|probe-then-tune|gradual|replace|scratch|surgical|lora)", command):
         command += "" if "--head" in command else " --head line"
         command += "" if "strategy.epochs" in command else " --set strategy.epochs=1"
     return command

@@ -129,7 +129,7 @@ def phases_can_be_trained(subject: StrategySubject) -> None:
 
 
 def prepare_is_undone(subject: StrategySubject) -> None:
-    """What `prepare` changes in the stages is merged after training: the original modules, which compute the same."""
+    """After training `prepare` is undone: the stages have their original modules, and compute the same when merged."""
     if type(subject.component).prepare is not Strategy.prepare:
         from tlkit.conformance.merging import STAGES as NAMES
         from tlkit.conformance.merging import check_merge

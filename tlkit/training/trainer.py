@@ -253,7 +253,7 @@ class Trainer:
         return loss, correct if weight else 0.0
 
     def _pull_to_origin(self) -> None:
-        """Move anchored weights towards those before training, decoupled from the gradient as AdamW's weight decay.
+        """Pull anchored weights towards those before training, decoupled from the gradient as AdamW's weight decay.
 
         L2-SP: Li et al., "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018.
         """
