@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         Target as Target,
         Weights as Weights,
         option as option,
+        silent as silent,
     )
     from tlkit.plugin.hooks import hookimpl as hookimpl
     from tlkit.runtime.model import Model as Model
@@ -68,7 +69,7 @@ _MODULES = {
     "tlkit.errors": "ArtifactError DataError GateError PluginError ResourceError TlkitError TlkitWarning UsageError",
     "tlkit.plugin.contract": (
         "Augmentation Backbone BuildSource Component DatasetStatistics Head Loss OptimizationProfile Optimizer Phase "
-        "Preprocessing Progress Session Strategy Target Weights option"
+        "Preprocessing Progress Session Strategy Target Weights option silent"
     ),
     "tlkit.plugin.hooks": "hookimpl",
     "tlkit.runtime.model": "Model",

@@ -1,8 +1,8 @@
 """The Python API: one function for each verb. Keyword arguments in, dataclasses out.
 
 The command line and notebooks call these functions. Each resolves names, options and paths, and calls the function of
-the same name in the room that does the work. Nothing here prints: progress goes to a callable, warnings are
-`TlkitWarning`s, and every problem that a user can act on is a `TlkitError`.
+the same name in the room that does the work. Progress goes to a callable, by default to bars on a terminal and in a
+notebook; warnings are `TlkitWarning`s, and every problem that a user can act on is a `TlkitError`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlkit import defaults, resolve
 from tlkit.errors import UsageError
-from tlkit.plugin.contract import silent
+from tlkit.progress import shown
 from tlkit.resolve import CPU, StrPath
 from tlkit.util.files import local_path
 from tlkit.util.locks import claim
@@ -63,7 +63,8 @@ def advise(
     from tlkit.advice.run import advise
 
     request = resolve.advice_request(chosen, val=val, max_bad=max_bad, seed=seed)
-    return advise(local_path(source), request, progress or silent, budget=budget, audit=audit, strict=strict)
+    with shown(progress) as bars:
+        return advise(local_path(source), request, bars, budget=budget, audit=audit, strict=strict)
 
 
 def train(
@@ -116,14 +117,14 @@ def train(
     config |= {"refit": refit, "views": views, "cache": cache}
     on = DeviceOptions(device, precision, compile, tf32)
     how = RunOptions(on, resume, resolve.optional_path(tensorboard), warn=resolve.warn, strict=strict)
-    source, out, progress = local_path(source), local_path(out), progress or silent
-    with resolve.claimed_to_train(out):
+    source, out = local_path(source), local_path(out)
+    with resolve.claimed_to_train(out), shown(progress) as bars:
         if automatic:
             request = resolve.advice_request([components["backbone"]], head=components.get("head"), **config)
-            trained, advice = train_auto(source, out, request, how, budget, progress)
+            trained, advice = train_auto(source, out, request, how, budget, bars)
             return replace(trained, advice=advice)
         origins = {kind: resolve.load_plugins().origin(component) for kind, component in components.items()}
-        return run(source, out, TrainingConfig(**components, origins=origins, **config), progress, how)
+        return run(source, out, TrainingConfig(**components, origins=origins, **config), bars, how)
 
 
 def export(
@@ -148,7 +149,7 @@ def export(
 
     chosen = [resolve.configured({"target": name}, options)["target"] for name in targets or (defaults.DEFAULT_TARGET,)]
     modules = resolve.trained_modules(bundle)
-    with claim(modules.bundle.root, inside=True):
+    with claim(modules.bundle.root, inside=True), shown(progress) as bars:
         return export(
             modules,
             chosen,
@@ -158,7 +159,7 @@ def export(
             refit_head=refit_head,
             profile=profile,
             data=resolve.optional_path(data),
-            progress=progress or silent,
+            progress=bars,
         )
 
 
@@ -225,16 +226,17 @@ def verify(
     if against is not None:
         return verify_file(local_path(bundle), resolve.open_bundle(against), opened_by)
     trained = None if data is None else resolve.trained_modules(bundle)
-    return verify(
-        resolve.open_bundle(bundle) if trained is None else trained.bundle,
-        opened_by,
-        targets=resolve.several(targets),
-        precisions=resolve.several(precisions),
-        trained=trained,
-        data=resolve.optional_path(data),
-        split=split,
-        progress=progress or silent,
-    )
+    with shown(progress) as bars:
+        return verify(
+            resolve.open_bundle(bundle) if trained is None else trained.bundle,
+            opened_by,
+            targets=resolve.several(targets),
+            precisions=resolve.several(precisions),
+            trained=trained,
+            data=resolve.optional_path(data),
+            split=split,
+            progress=bars,
+        )
 
 
 def load(
@@ -268,8 +270,8 @@ def embed(
     from tlkit.runtime.embedding import embed
 
     found, opened = resolve.image_files(images), _model(model, "trunk")
-    with claim(place := local_path(out)):
-        result = embed(opened, found.files, place, (progress or silent)("embedding", len(found.files)))
+    with claim(place := local_path(out)), shown(progress) as bars:
+        result = embed(opened, found.files, place, bars("embedding", len(found.files)))
     return replace(result, skipped=found.skipped)
 
 
@@ -283,7 +285,8 @@ def evaluate(
     """
     from tlkit.evaluation.evaluate import evaluate
 
-    return evaluate(_model(model, "model"), local_path(source), split=split, progress=progress or silent)
+    with shown(progress) as bars:
+        return evaluate(_model(model, "model"), local_path(source), split=split, progress=bars)
 
 
 def benchmark(
@@ -308,7 +311,7 @@ def benchmark(
     from tlkit.benchmarking.run import benchmark
 
     trained = resolve.trained_modules(bundle)
-    with claim(trained.bundle.root if tune else None, inside=True):
+    with claim(trained.bundle.root if tune else None, inside=True), shown(progress) as bars:
         return benchmark(
             trained.bundle,
             resolve.opener(device, allow_cpu, trust_engine),
@@ -318,7 +321,7 @@ def benchmark(
             threads=threads,
             tuning=tune,
             trained=trained,
-            progress=progress or silent,
+            progress=bars,
         )
 
 

@@ -25,6 +25,7 @@ BORDERS = (
     Border(
         "torch",
         (
+            "tlkit.model.batchnorm",
             "tlkit.model.trunk",
             "tlkit.model.modules",
             "tlkit.model.recorder",
@@ -40,7 +41,7 @@ BORDERS = (
     ),
     Border(
         "click",
-        ("tlkit.cli",),
+        ("tlkit.cli", "tlkit.progress"),
         "raise a TlkitError or return a value, and let the verb in tlkit.cli parse and print",
     ),
     Border(

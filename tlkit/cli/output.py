@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,13 +13,13 @@ import click
 
 from tlkit.cli import result
 from tlkit.errors import one_line, printable
-from tlkit.plugin.contract import Progress, Tick, silent
+from tlkit.plugin.contract import Progress
+from tlkit.progress import bars
 
 if TYPE_CHECKING:
     from tlkit.data.scan import FileCounts
 
 SHOWN = 10  # files that are named
-BAR, TIMES = 20, 24  # characters of a progress bar, and of the remaining time with the brackets around both
 
 
 def show(facts: Mapping[str, Any], text: object, as_json: bool) -> None:
@@ -62,30 +60,6 @@ class HasFiles(Protocol):
     def files(self) -> FileCounts: ...
 
 
-@contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """Give progress as bars on stderr, shown only on a terminal: `progress(what, total)` gives `tick(n, said)`.
-
-    A new bar takes over from the one before, which stays on its line as far as it came; one of nothing is a line.
-    """
-    with ExitStack() as shown:
-
-        def bar(what: str, total: int) -> Tick:
-            shown.close()
-            if not total:
-                click.echo(one_line(what), err=True)
-            if not total or not sys.stderr.isatty():
-                return silent(what, total)
-            room = max(0, shutil.get_terminal_size().columns - len(what) - 2 * len(str(total)) - BAR - TIMES)
-            made: Any = click.progressbar(
-                length=total,
-                label=what,
-                file=sys.stderr,
-                show_pos=True,
-                width=BAR,
-                item_show_func=lambda said: (said or "")[:room],  # one longer than a line would be drawn twice
-            )
-            opened = shown.enter_context(made)
-            return lambda more, said="": opened.update(more, said)
-
-        yield bar
+def progress_bars() -> AbstractContextManager[Progress]:
+    """Give progress as bars on a terminal, and what is a line anywhere."""
+    return bars(lines=True)

@@ -16,7 +16,8 @@ from tlkit.data.preprocessing import Source
 from tlkit.errors import ArtifactError, UsageError
 from tlkit.graph import metadata
 from tlkit.model.exports import graph_file
-from tlkit.plugin.contract import FEATURES, IMAGES, PROBABILITIES, Progress, Session, silent
+from tlkit.plugin.contract import FEATURES, IMAGES, PROBABILITIES, Progress, Session
+from tlkit.progress import shown
 from tlkit.runtime import config
 from tlkit.runtime.pipeline import Batch, ImageInput, iter_images, stream
 from tlkit.runtime.session import HeadSession, OnnxSession
@@ -152,12 +153,13 @@ class Model:
         return np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
 
     def evaluate(
-        self, source: str | os.PathLike[str], *, split: str | None = None, progress: Progress = silent
+        self, source: str | os.PathLike[str], *, split: str | None = None, progress: Progress | None = None
     ) -> EvaluationResult:
         """Return the metrics on a labeled dataset, or on the `split` that `tlkit.evaluate` chooses."""
         from tlkit.evaluation.evaluate import evaluate
 
-        return evaluate(self, local_path(source), split=split, progress=progress)
+        with shown(progress) as bars:
+            return evaluate(self, local_path(source), split=split, progress=bars)
 
     def stream(self, images: Iterable[Source], outputs: Sequence[str], *, hashed: bool = False) -> Iterator[Batch]:
         """Yield batches of images in order, with the named outputs and, if requested, the hashes of the files."""
