@@ -44,6 +44,7 @@ def test_a_graph_is_one_file_of_core_operators_that_tells_nothing_of_this_machin
     graph = onnx.load(file)
     onnx.checker.check_model(graph, full_check=True)
     assert {node.domain for node in graph.graph.node} == {""}
+    assert (graph.ir_version, [(each.domain, each.version) for each in graph.opset_import]) == (9, [("", 20)])
     assert b".py" not in file.read_bytes()
     facts = {prop.key: prop.value for prop in graph.metadata_props}
     assert json.loads(facts["tlkit.labels"]) == ["dark", "light", "middle"]

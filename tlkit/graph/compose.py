@@ -42,8 +42,16 @@ def merge_graphs(trunk: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelPro
     model: onnx.ModelProto = compose.merge_models(
         trunk, head, io_map=[(FEATURES, features.name)], outputs=[FEATURES, LOGITS], producer_name="tlkit"
     )
+    import_once(model)
     add_probabilities(model.graph, LOGITS, PROBABILITIES)
     return model
+
+
+def import_once(model: onnx.ModelProto) -> None:
+    """Name each set of operators once; PyTorch and ONNX's `merge_models` name some twice."""
+    versions = {each.domain: each.version for each in model.opset_import}
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(*each) for each in versions.items())
 
 
 def add_probabilities(graph: onnx.GraphProto, logits: str, probabilities: str) -> None:

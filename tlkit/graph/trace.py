@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from tlkit.graph.cache import cached_graph
-from tlkit.graph.compose import extract_graph, stage_output
+from tlkit.graph.compose import extract_graph, import_once, stage_output
 from tlkit.model.trunk import FeatureMap, HalfPrecision, StageFeatures, Trunk, fingerprint
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS
 from tlkit.version import __version__
 
 OPSET = 20
+IR_VERSION = 9  # the least that this opset needs; what older runtimes can read
 MAP = "map"
 
 
@@ -80,6 +81,8 @@ def trace(module: nn.Module, example: torch.Tensor, name: str, outputs: Sequence
     finally:
         logger.setLevel(level)
     graph: onnx.ModelProto = cast("torch.onnx.ONNXProgram", program).model_proto
+    graph.ir_version = IR_VERSION
+    import_once(graph)
     del graph.metadata_props[:]
     for node in graph.graph.node:  # stack traces name files of the machine that traced
         del node.metadata_props[:]
