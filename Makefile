@@ -11,7 +11,7 @@ USE := $(VENV)/.ready-to-use
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ lint: $(READY) ## Check style, types and borders, as `make test` does among othe
 bench: $(READY) ## Measure side by side with what one would use instead
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m benchmarks
+
+fuzz: $(READY) ## Kill, mutate and race for MINUTES=30
+	$(BIN)/python benchmarks/hostile.py --minutes $(or $(MINUTES),30) --results build/fuzz
 
 clean: ## Remove caches and builds, keep the environment
 	rm -rf build dist plugins/*/build plugins/*/dist

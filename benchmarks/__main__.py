@@ -14,6 +14,7 @@ NAMES = (
     "faults",
     "finetune",
     "heads",
+    "hostile",
     "memory",
     "precision",
     "reference",

@@ -291,7 +291,7 @@ def subset(source: Path, target: Path, train: int | None, val: int | None) -> Pa
     split = (source / "train").is_dir()
     classes = sorted(each.name for each in (source / "train" if split else source).iterdir() if each.is_dir())
     for label in classes:
-        shuffled = random.Random(0)  # noqa: S311 - a choice of images guards no secret
+        shuffled = random.Random(0)
         parts: dict[str, list[Path]] = {}
         for part in ("train", "val") if split else ("",):
             parts[part] = sorted((source / part / label).iterdir())

@@ -20,6 +20,7 @@ RESULTS = {
         "finetune-scratch",
     ),
     "heads": ("heads",),
+    "hostile": ("hostile",),
     "memory": ("memory",),
     "precision": ("precision",),
     "reference": ("reference",),
