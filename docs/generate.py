@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tlkit.conformance import checks
-from tlkit.plugin import contract, hooks, phases
+from tlkit.conformance import requirements
+from tlkit.plugin import contract, phases
 from tlkit.plugin.contract import Component, option
 from tlkit.plugin.kinds import KINDS, Kind
 from tlkit.plugin.options import describe, to_json
@@ -30,7 +30,7 @@ def pages(host: Host) -> dict[str, str]:
 
 
 def _title(kind: Kind) -> str:
-    return kind.hook.removeprefix("tlkit_")
+    return kind.plural
 
 
 def _page(kind: Kind, host: Host) -> Iterator[str]:
@@ -43,9 +43,8 @@ def _page(kind: Kind, host: Host) -> Iterator[str]:
         modules = [type(each).__module__ for each in standard]
         yield from _component(component, alone=modules.count(type(component).__module__) == 1)
     yield "## The contract\n"
-    hook = getattr(hooks, kind.hook)
-    yield f"The hook: {inspect.getdoc(hook)}\n"
-    yield f"```python\n@tlkit.hookimpl\ndef {kind.hook}{_signature(hook)}: ...\n```\n"
+    yield f"The hook returns {kind.about}.\n"
+    yield f"```python\n@tlkit.hookimpl\ndef {kind.hook}() -> Iterable[{kind.base.__name__}]: ...\n```\n"
     yield from _class(kind.base, (kind.base, Component))
     for type_ in _types(kind.base):
         yield from _class(type_, (type_,))
@@ -53,8 +52,8 @@ def _page(kind: Kind, host: Host) -> Iterator[str]:
     yield f"```python\ndef option{_signature(option)}: ...\n```\n\n{inspect.getdoc(option)}\n"
     yield "## The checks\n"
     yield "`tlkit plugins check` and [tests of the plugin](../CONTRIBUTING.md#check-and-test-it) run them:\n"
-    for check in checks(standard[0]):
-        yield f"- `{check.name}`: {(inspect.getdoc(check.call) or '').splitlines()[0]}"
+    for name, check in requirements(kind.name).items():
+        yield f"- `{name}`: {(inspect.getdoc(check) or '').splitlines()[0]}"
     yield f"\n`tlkit plugins new tlkit-mine --kind {kind.name}` writes a package that passes its checks as it stands."
     yield "The whole contract: [contract.py](../tlkit/plugin/contract.py)."
 

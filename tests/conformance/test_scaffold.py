@@ -31,19 +31,20 @@ def project(request, tmp_path_factory):
 
 def test_the_package_is_described_as_it_is(project):
     found, folder = project
-    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    assert files == sorted([f"{found.module}.py", "README.md", "pyproject.toml", f"tests/test_{found.module}.py"])
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    module = {f"{found.module}/__init__.py", f"{found.module}/py.typed", f"tests/test_{found.module}.py"}
+    assert files == module | {".github/workflows/release.yml", "README.md", "pyproject.toml"}
     content = tomllib.loads((folder / "pyproject.toml").read_text())
     assert content["project"]["name"] == f"tlkit-my-{found.kind}"
-    assert content["project"]["entry-points"]["tlkit"] == {f"my-{found.kind}": found.module}
+    assert content["project"]["entry-points"] == {"tlkit.1": {f"my-{found.kind}": found.module}}
     assert content["project"]["dependencies"] == [f"tlkit[train]{contract_range(__version__)}"]
-    assert content["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"] == [f"{found.module}.py"]
+    assert content["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == [found.module]
     assert not [
         line
         for file in folder.rglob("*.*")
         if file.is_file()
         for line in file.read_text().splitlines()
-        if "$" in line and not line.startswith("$ ")
+        if "$" in line and not line.startswith("$ ") and "${{ matrix.python }}" not in line
     ]
 
 
@@ -58,8 +59,8 @@ def test_it_is_clean(project, checkout):
 
 @pytest.mark.slow
 def test_its_types_are_right(project):
-    found, folder = project
-    mypy = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", os.devnull, f"{found.module}.py", "tests"]
+    _, folder = project
+    mypy = [sys.executable, "-m", "mypy", "--cache-dir", os.devnull]  # what to look at is in its pyproject.toml
     finished = subprocess.run(mypy, cwd=folder, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout
 
@@ -133,7 +134,7 @@ class TestCommand:
             "plugins", "new", "my-net", "--kind", "strategy", "-o", "a place/for it", "--json", cwd=tmp_path
         )
         assert finished.code == 0, finished.err
-        assert finished.json["code"] == "a place/for it/my_net.py"
+        assert finished.json["code"] == "a place/for it/my_net/__init__.py"
         assert finished.next == "pip install -e 'a place/for it' && tlkit plugins check my-net"
 
 
@@ -225,6 +226,7 @@ def test_every_command_of_its_readme_runs(kind, tlkit, shell, tmp_path, pictures
     install_project(site, folder)  # as pip would
     assert len(commands) >= 4
     assert all(any(name in command for command in commands) for name in ("plugins check", "pytest", "train"))
+    commands.remove("mypy")  # `test_its_types_are_right` runs it
     for command in commands:
         finished = shell(command, cwd=folder, env={"PYTHONPATH": str(site)})
         assert finished.code == 0, f"{command}: {finished.err}{finished.out}"

@@ -78,15 +78,22 @@ def checks(
             f"{component!r} is no component",
             do=f"give an instance of a subclass of {', '.join(kind.base.__name__ for kind in KINDS.values())}",
         )
-    modules = [import_module(name) for name in (COMMON, *KINDS[component.kind].checks)]  # some import torch
-    functions = {check.__name__.replace("_", "-"): check for module in modules for check in _functions(module)}
+    functions = requirements(component.kind)
     reference = reference or installed(component)
     exemptions = _exemptions(component, reference, exempt or {}, functions)
-    subject: Subject[Any] = modules[1].SUBJECT(component, pretrained=pretrained, exempt=exemptions, reference=reference)
+    own = KINDS[component.kind].checks
+    make: type[Subject[Any]] = import_module(own[0]).SUBJECT if own else Subject
+    subject = make(component, pretrained=pretrained, exempt=exemptions, reference=reference)
     wanted = only or functions
     if unknown := [name for name in wanted if name not in functions]:
         raise UsageError(f"a {component.kind} has no check {unknown[0]!r}{did_you_mean(unknown[0], functions)}")
     return tuple(Check(name, _bind(name, function, subject)) for name, function in functions.items() if name in wanted)
+
+
+def requirements(kind: str) -> dict[str, Function]:
+    """Return the checks of a kind by name; each takes a `Subject` and says in its docstring what it asks for."""
+    modules = [import_module(name) for name in (COMMON, *KINDS[kind].checks)]  # some import torch
+    return {check.__name__.replace("_", "-"): check for module in modules for check in _functions(module)}
 
 
 def run(

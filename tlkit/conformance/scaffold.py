@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Template
 
 from tlkit.errors import UsageError
+from tlkit.plugin.contract import CONTRACT
 from tlkit.plugin.kinds import KINDS
 from tlkit.util.files import atomic_dir
 from tlkit.version import __version__
@@ -65,15 +66,28 @@ def write(found: Names, out: Path) -> Path:
         "range": contract_range(__version__),
         "commands": "\n".join(f"$ {command.format(name=found.component)}" for command in kind.commands),
         "task": kind.task,
+        "contract": CONTRACT,
+        "hook": kind.hook,
+        "base": kind.base.__name__,
+        "base_module": kind.base.__module__,
+        "methods": "\n".join(_method(name) for name in sorted(kind.base.__abstractmethods__)),
     }
+    templates = resources.files(__package__).joinpath("templates")
+    own = f"{found.kind}.py.tmpl"
     with atomic_dir(out) as folder:
         for template, file in (
             ("pyproject.toml.tmpl", "pyproject.toml"),
             ("README.md.tmpl", "README.md"),
-            (f"{found.kind}.py.tmpl", f"{found.module}.py"),
+            ("release.yml.tmpl", ".github/workflows/release.yml"),
+            (own if templates.joinpath(own).is_file() else "component.py.tmpl", f"{found.module}/__init__.py"),
+            ("py.typed.tmpl", f"{found.module}/py.typed"),
             ("test.py.tmpl", f"tests/test_{found.module}.py"),
         ):
-            text = resources.files(__package__).joinpath("templates", template).read_text("utf-8")
-            (folder / file).parent.mkdir(exist_ok=True)
+            text = templates.joinpath(template).read_text("utf-8")
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text(Template(text).substitute(fields), "utf-8")
-    return out / f"{found.module}.py"
+    return out / found.module / "__init__.py"
+
+
+def _method(name: str) -> str:
+    return f"\n    def {name}(self, *args: Any, **kwargs: Any) -> Any:\n        raise NotImplementedError\n"

@@ -17,7 +17,7 @@ import pluggy
 from tlkit.plugin import blame, hooks
 from tlkit.plugin.contract import Backbone, Component
 from tlkit.plugin.discovery import Found
-from tlkit.plugin.kinds import BY_HOOK
+from tlkit.plugin.kinds import by_hook
 from tlkit.plugin.licenses import license_class
 from tlkit.plugin.options import describe, to_json
 from tlkit.plugin.validation import fault
@@ -145,7 +145,7 @@ def load_components(found: Found) -> tuple[list[RegisteredComponent], list[Failu
         manager = _register(found.load())
     if failures:
         return components, failures
-    for hook, kind in BY_HOOK.items():
+    for hook, kind in by_hook().items():
         with _collecting(found, f"{hook} failed", failures):
             components += [_validate(component, kind.base, found) for component in _call(manager, hook)]
     return components, failures
@@ -154,18 +154,19 @@ def load_components(found: Found) -> tuple[list[RegisteredComponent], list[Failu
 def _register(plugin: object) -> pluggy.PluginManager:
     """Register one plugin in a manager of its own: none sees, wraps or hides another's hooks."""
     manager = pluggy.PluginManager(hooks.NAMESPACE)
-    manager.add_hookspecs(hooks)
+    known = by_hook()
+    manager.add_hookspecs(hooks.specification(known))
     manager.register(plugin)
     callers = manager.get_hookcallers(plugin) or []
     for caller in callers:
         if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
-            raise PluginFault(f"there is no hook {caller.name}{did_you_mean(caller.name, BY_HOOK)}")
+            raise PluginFault(f"there is no hook {caller.name}{did_you_mean(caller.name, known)}")
     implemented = {caller.name for caller in callers}
-    for hook in BY_HOOK:
+    for hook in known:
         if hook not in implemented and hasattr(plugin, hook):
             raise PluginFault(f"{hook} lacks the decorator @tlkit.plugin.hooks.hookimpl")
     if not implemented:
-        raise PluginFault(f"it implements none of {', '.join(BY_HOOK)}")
+        raise PluginFault(f"it implements none of {', '.join(known)}")
     return manager
 
 
