@@ -58,8 +58,8 @@ def main() -> int:
     for _ in range(args.repeat):
         for name in NAMES:
             found[name].append(measured(name, args) if SETTINGS.smallest else in_a_process(name, args))
-    for name, turns in found.items():
-        figures = {key: [each[key] for each in turns] for key in turns[0]}
+    for name, runs in found.items():
+        figures = {key: [each[key] for each in runs] for key in runs[0]}
         report.figures[name] = figures
         report.rows.append(
             {

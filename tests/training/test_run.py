@@ -329,7 +329,7 @@ class TestBadOptions:
 
         with pytest.raises(UsageError, match="the head 'knn' is solved and can't be trained by gradient; "):
             train(pictures, tmp_path / "run", replace(config, head=Alone()), progress)
-        assert watched == []
+        assert [what for what, total in watched if total] == []
 
     def test_parameters_that_do_not_exist_are_refused_before_any_work(self, pictures, tiny_config, tmp_path):
         phase = Phase(1, 0.05, trunk_lr=0.02, trainable=2, parameters=("*adapter*",))
@@ -338,7 +338,7 @@ class TestBadOptions:
             train(
                 pictures, tmp_path / "run", replace(tiny_config, **fine_tuning(phase)), lambda *it: watched.append(it)
             )
-        assert watched == []
+        assert [what for what, total in watched if total] == []
 
     @pytest.mark.parametrize("name", ["partial", "probe-then-tune"])
     def test_more_trainable_stages_than_there_are(self, pictures, tiny_config, tmp_path, name):
