@@ -6,16 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from tlkit.errors import UsageError
 from tlkit.util import temporaries
-from tlkit.util.files import atomic_dir, atomic_file, check_new
+from tlkit.util.files import atomic_dir, atomic_file, check_new, temporary_dir
 from tlkit.util.temporaries import sweep
 
 REPLACING = """
 import sys
+import tempfile
 from pathlib import Path
 from tlkit.util import files, temporaries
 if sys.argv[3] == "aside":
@@ -129,3 +131,14 @@ def test_a_link_is_written_through(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["link", "real"]
     with pytest.raises(UsageError):
         check_new(tmp_path / "link")
+
+
+def test_temporary_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f".tlkit.{gone.pid}-5.abcdefgh.part/deep").mkdir(parents=True)
+    (tmp_path / "kept").mkdir()
+    with temporary_dir() as one, temporary_dir() as other:
+        assert {path.name for path in tmp_path.iterdir()} == {"kept", one.name, other.name}
+    assert os.listdir(tmp_path) == ["kept"]

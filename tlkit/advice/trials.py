@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from tlkit.training.config import RunOptions, TrainingConfig, dataset_statistics
 from tlkit.training.result import TrainingResult
 from tlkit.training.run import train
 from tlkit.training.run_directory import DONE, once
+from tlkit.util.files import temporary_dir
 from tlkit.util.statistics import paired_difference
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def run_trials(
         return advice
     frozen, known = advice.recommendation.frozen(), dataset_statistics(advice.dataset)
     installed = available(request.heads, request.strategies, known)
-    with tempfile.TemporaryDirectory(prefix="tlkit-trial-") if folder is None else nullcontext(folder) as place:
+    with temporary_dir() if folder is None else nullcontext(folder) as place:
         baseline = run_trial(advice.source, Path(place, FROZEN), request, frozen, progress, options)
         trials, best, chosen = [baseline], baseline, frozen
         for number, candidate in enumerate(installed.candidates):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from tlkit.model import reference_images
 from tlkit.model.bundle import Bundle
 from tlkit.plugin.contract import FEATURES, IMAGES, Preprocessing
 from tlkit.runtime.session import OnnxSession, on_disk
+from tlkit.util.files import temporary_dir
 
 BATCH_SIZE = 8
 
@@ -81,7 +81,7 @@ def ranges(
     graph: onnx.ModelProto, images: NDArray[np.uint8], preprocessing: Preprocessing, operators: tuple[str, ...]
 ) -> Any:
     """Return the smallest and largest value of every tensor at the `operators` of a graph, as `quantize` takes them."""
-    with on_disk(graph) as file, tempfile.TemporaryDirectory(prefix="tlkit-") as temporary:
+    with on_disk(graph) as file, temporary_dir() as temporary:
         observed = Path(temporary, "observed.onnx")
         calibrator = create_calibrator(file, list(operators), augmented_model_path=str(observed))
         calibrator.collect_data(_Batches(images))

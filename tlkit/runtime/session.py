@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, Us
 from tlkit.graph.metadata import select_head
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
 from tlkit.runtime import cuda, providers
-from tlkit.util.files import open_regular
+from tlkit.util.files import open_regular, temporary_dir
 from tlkit.util.resources import REFUSED, cores, is_refused
 
 DEVICES = ("cpu", *providers.DEVICES)
@@ -144,8 +143,8 @@ def _start_on_gpu(content: bytes, options: Any, device: str, file: Path) -> tupl
 @contextmanager
 def on_disk(graph: onnx.ModelProto) -> Iterator[Path]:
     """Yield a temporary file with a graph."""
-    with tempfile.TemporaryDirectory(prefix="tlkit-") as temporary:
-        file = Path(temporary, "graph.onnx")
+    with temporary_dir() as temporary:
+        file = temporary / "graph.onnx"
         onnx.save_model(graph, file)
         yield file
 

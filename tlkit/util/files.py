@@ -158,6 +158,19 @@ def atomic_dir(path: Path, *, replace: Callable[[Path], object] | None = None) -
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def temporary_dir() -> Iterator[Path]:
+    """Yield a directory among the system's temporary files; what killed processes left of theirs is removed."""
+    place = Path(tempfile.gettempdir())
+    sweep(place)
+    made = Path(tempfile.mkdtemp(dir=place, prefix=prefix(place / "tlkit"), suffix=PART))
+    try:
+        with held(made):
+            yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
 def check_new(path: Path) -> None:
     """Raise a UsageError if an output exists; an empty directory is accepted."""
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
