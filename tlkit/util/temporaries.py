@@ -26,6 +26,7 @@ except ImportError:  # Windows: an open file can't be removed there anyway
 PART, ASIDE = ".part", ".old"
 _NAME = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<start>\d+)\.\w{8}\.(part|old)", re.DOTALL)
 _HERE, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2  # AT_FDCWD and flags of renameat2(2) and renamex_np(2)
+_TAKEN = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)  # somebody else took or gave the place in the meantime
 _TRIES = 100  # to take a place that others take at the same time
 
 
@@ -73,21 +74,14 @@ def take_place(temporary: Path, path: Path) -> None:
     Where the system can't exchange two folders in one step, the one before is set aside first and removed last.
     """
     for _ in range(_TRIES):
-        try:
-            if not exchange(temporary, path):
-                _set_aside(temporary, path)
-        except FileNotFoundError:
-            if not temporary.exists():
-                raise
-        else:
-            return
-        try:
-            os.rename(temporary, path)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        else:
-            return
+        for take in (_replace, os.rename):  # the latter where nothing is in its place
+            try:
+                take(temporary, path)
+            except OSError as error:
+                if error.errno not in _TAKEN or not temporary.exists():
+                    raise
+            else:
+                return
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
 
 
@@ -106,7 +100,10 @@ def exchange(one: Path, other: Path) -> bool:
     return not failed
 
 
-def _set_aside(temporary: Path, path: Path) -> None:
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename a folder to `path` in place of the one that is there. Raises OSError."""
+    if exchange(temporary, path):
+        return
     aside = temporary.with_suffix(ASIDE)
     os.rename(path, aside)
     try:
@@ -115,7 +112,8 @@ def _set_aside(temporary: Path, path: Path) -> None:
         with suppress(OSError):
             os.rename(aside, path)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _clear(path: Path, original: Path) -> None:
