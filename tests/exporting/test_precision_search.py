@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, numpy_helper
 
 from tests.kit.exporting import built, export_of, modules, replayed, searched
@@ -15,16 +19,20 @@ from tests.kit.tiny import Line, Tiny, forget_source, resign
 from tlkit.errors import ArtifactError, DataError, GateError, UsageError
 from tlkit.exporting import candidates as made_by
 from tlkit.exporting.candidates import Candidate, SearchPolicy
+from tlkit.exporting.gate import check_half_precision
 from tlkit.exporting.precision_search import PrecisionSearch
 from tlkit.exporting.run import export
 from tlkit.graph import trace
 from tlkit.model import exports
+from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
 from tlkit.model.exports import Exports
+from tlkit.model.modules import run_half
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import FEATURES, LOGITS
 from tlkit.runtime.model import Model
 from tlkit.runtime.session import OnnxSession
+from tlkit.verification.trained import TrainedModules
 
 
 @pytest.fixture
@@ -301,3 +309,33 @@ class TestTargets:
 
         with pytest.raises(ArtifactError, match=r"run: tlkit export .* --onnx --precision fp16"):
             built(own_run, Onnx(), precision="fp16")
+
+
+# --- real half precision ---
+
+
+@pytest.mark.parametrize(("gain", "fits"), [(1.0, True), (1e6, False)])
+def test_activations_beyond_float16_are_refused(gain, fits):
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    trunk = trunks.build(Tiny())
+    first, second = trunk.stages["first"], trunk.stages["second"]
+    first[1].weight.data *= gain  # what one layer multiplies the next one divides by
+    first[1].bias.data *= gain
+    second[0].weight.data /= gain
+    with torch.inference_mode():
+        features = trunk(torch.from_numpy(images)).numpy()
+    half = SimpleNamespace(half_features=partial(run_half, trunk), bundle=SimpleNamespace(root="run"))
+    with nullcontext() if fits else pytest.raises(GateError, match=r"exceed float16 .65,504.: 4 of 4 images"):
+        check_half_precision(half, images, features)
+
+
+def test_a_trunk_that_overflows_is_not_exported_in_fp16_and_a_search_goes_on(search, monkeypatch, own_run):
+    def overflowing(self, given):
+        return np.full((len(given), self.bundle.record.width), np.inf, np.float32)
+
+    monkeypatch.setattr(TrainedModules, "half_features", overflowing)
+    with pytest.raises(GateError, match="exceed float16"):
+        search("fp16")
+    assert not (own_run / "onnx/fp16").exists()
+    _, result = search("fp16", max_drop=50.0)
+    assert [(each.name, each.in_tolerance) for each in result.candidates] == [("fp16", False), ("fp32", True)]

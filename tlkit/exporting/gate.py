@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,11 @@ from tlkit.model import exports
 from tlkit.model.bundle import Bundle
 from tlkit.model.reference_images import ParityImages, golden_pixels
 from tlkit.plugin.contract import FEATURES, LOGITS, Session
-from tlkit.verification.parity import TOLERANCES, HeadOf, Verdict, compare, head_of
+from tlkit.verification.parity import TOLERANCES, HeadOf, Verdict, compare, cosines, head_of
 from tlkit.version import __version__
+
+if TYPE_CHECKING:
+    from tlkit.verification.trained import TrainedModules
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,26 @@ class ExportResult:
             "parity": {name: verdict.to_json() for name, verdict in self.verdicts.items()},
             "unproven": self.unproven,
         }
+
+
+HALF_IMAGES = 4  # that are run in real half precision, at which PyTorch is slow
+
+
+def check_half_precision(modules: TrainedModules, images: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
+    """Raise a GateError if the trunk in float16 does not give the trained features of images.
+
+    ONNX Runtime's CPU kernels compute fp16 graphs in float, where nothing overflows; PyTorch's do not.
+    """
+    rows = np.unique(np.linspace(0, len(images) - 1, HALF_IMAGES).astype(int))
+    got, expected = modules.half_features(images[rows]), features[rows]
+    finite = int(np.isfinite(got).all(1).sum())
+    if finite < len(rows):
+        what = f"its activations exceed float16 (65,504): {len(rows) - finite} of {len(rows)} images have no features"
+        raise GateError(what, file=modules.bundle.root, do="choose fp32, or int8 with --max-drop")
+    cosine = float(cosines(expected, got).min())
+    if cosine < TOLERANCES["fp16"].cosine:
+        what = f"in float16 its features differ from what was trained: lowest cosine {cosine:.4f}"
+        raise GateError(what, file=modules.bundle.root, do="choose fp32, or int8 with --max-drop")
 
 
 class Gate:

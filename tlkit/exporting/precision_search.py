@@ -19,6 +19,7 @@ from tlkit.errors import DataError, GateError
 from tlkit.evaluation.evaluate import ModelOutputs, run_samples
 from tlkit.exporting.calibration import Calibration, Layer
 from tlkit.exporting.candidates import Candidate, Candidates, SearchPolicy
+from tlkit.exporting.gate import check_half_precision
 from tlkit.exporting.head_refit import HeadRefit, better, refit
 from tlkit.exporting.targets import graphs_of
 from tlkit.graph.quantize import FLAVORS
@@ -191,4 +192,11 @@ class PrecisionSearch:
         """Return whether a candidate's trunk gives the trained features, within the tolerance of its precision."""
         with on_disk(candidate.trunk) as file:
             tolerance = TOLERANCES[candidate.precision]
-            return compare(self.expected, OnnxSession(file), self.parity.images, tolerance=tolerance).passed
+            if not compare(self.expected, OnnxSession(file), self.parity.images, tolerance=tolerance).passed:
+                return False
+        if candidate.precision == "fp16":
+            try:
+                check_half_precision(self.modules, self.parity.images, self.expected[FEATURES])
+            except GateError:
+                return False
+        return True

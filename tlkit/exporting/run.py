@@ -9,7 +9,7 @@ from typing import Any
 
 from tlkit.errors import UsageError
 from tlkit.exporting.candidates import Candidate
-from tlkit.exporting.gate import ExportResult, Gate
+from tlkit.exporting.gate import ExportResult, Gate, check_half_precision
 from tlkit.exporting.precision_search import PrecisionSearch, PrecisionSearchResult
 from tlkit.exporting.targets import build_target, graphs_for, graphs_of, write_graphs
 from tlkit.model import exports
@@ -105,6 +105,8 @@ def _write_candidate(
         fp32.amend(more)
         return ExportResult(fp32.folder, len(parity.images), parity.drawn_from, {})
     head, head_from, expected = search.head, exports.FROM_BUNDLE, search.expected
+    if chosen.precision == "fp16":
+        check_half_precision(search.modules, parity.images, expected[FEATURES])
     if chosen.head is not None:
         head, head_from = chosen.head.graph(), exports.FROM_EXPORT
         expected = {**expected, LOGITS: chosen.head.logits(expected[FEATURES])}

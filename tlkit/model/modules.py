@@ -60,6 +60,13 @@ def run_modules(trunk: Trunk, head: nn.Module, images: NDArray[np.uint8]) -> dic
     return {FEATURES: features, LOGITS: head_logits(head, features)}
 
 
+def run_half(trunk: Trunk, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the features of images by the stages in float16."""
+    with torch.inference_mode():
+        features: NDArray[np.float32] = HalfPrecision(trunk)(torch.from_numpy(images)).numpy()
+    return features
+
+
 def head_logits(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the logits `(N, classes)` of features `(N, width)`."""
     with torch.inference_mode():

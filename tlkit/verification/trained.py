@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tlkit.graph import compose, metadata, trace
 from tlkit.model.bundle import Bundle, Tensors
-from tlkit.model.modules import graph_module, head_logits, load_head, load_modules, run_modules
+from tlkit.model.modules import graph_module, head_logits, load_head, load_modules, run_half, run_modules
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head, Session
 from tlkit.util.statistics import softmax
 from tlkit.verification.parity import HeadOf
@@ -58,6 +58,10 @@ class TrainedModules:
     def module(self, graph: str, *, half: bool = False) -> nn.Module:
         """Return the trunk, head or model as one module: its input to a tuple of outputs; `half`: stages in float16."""
         return graph_module(graph, *self._modules, half=half)
+
+    def half_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return features of images by the stages in float16, which PyTorch's CPU kernels really compute in."""
+        return run_half(self._modules[0], images)
 
     def head_logits(self, tensors: Tensors | None = None) -> HeadOf:
         """Return the head as a function, with the bundle's tensors or with those of one refitted at export."""
