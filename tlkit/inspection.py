@@ -145,8 +145,9 @@ def _brief(value: object) -> str:
     """Return a value on one line, short enough to read; of a mapping without what is empty or zero."""
     match value:
         case Mapping():
-            shown = {key: inner for key, inner in value.items() if inner not in ({}, None, 0, False, "none")}
-            return ", ".join(f"{key} {_brief(inner)}" for key, inner in shown.items())
+            kept = {key: inner for key, inner in value.items() if inner not in ({}, None, 0, False, "none")}
+            shown = {key: _brief(inner) for key, inner in kept.items()}
+            return ", ".join(f"{key} {text}" for key, text in shown.items() if text)
         case list() | tuple():
             return listed(map(_brief, value), SHOWN)
         case float():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.kit.course import course, splits
-from tests.kit.tiny import Line, Tiny
+from tests.kit.tiny import WIDTHS, Line, Seeded, Tiny
 from tlkit.errors import ResourceError, TlkitWarning
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Augmentation, Phase
@@ -137,6 +137,22 @@ def test_training_with_it_and_without_it_gives_the_same_losses(pictures, tmp_pat
     losses = [[line["val_loss"] for line in fitted.history] for fitted in (with_it, without)]
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
     assert losses[0] != losses[1]  # half precision: both were really run
+
+
+@pytest.mark.parametrize(("named", "globs"), [(("second",), ("*",)), (("first", "second"), ("*bias",))])
+def test_it_ends_before_the_first_stage_that_learns(pictures, tmp_path, monkeypatch, named, globs):
+    monkeypatch.setattr(Seeded, "stages", with_bias_free_stage)
+    phase = Phase(2, 0.05, trunk_lr=0.02, trainable=named, parameters=globs, batch_size=8, augmentation=CROP)
+    _, fitted = course(pictures, tmp_path, phases=(phase,))
+    shapes = {np.load(file, mmap_mode="r").shape[3] for file in tmp_path.glob("*.npy")}
+    assert shapes == {WIDTHS["first"]}
+    assert fitted.changed == ("second",)
+
+
+def with_bias_free_stage(backbone, *, pretrained):
+    stages = dict(Tiny.stages(backbone, pretrained=pretrained))
+    stages["first"] = torch.nn.Sequential(torch.nn.Conv2d(3, WIDTHS["first"], 3, 2, 1, bias=False), torch.nn.ReLU())
+    return stages
 
 
 def test_the_output_of_other_stages_is_removed(pictures, tmp_path):

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from tlkit.conformance.graph import expect_core_operators, open_graph, trace
-from tlkit.conformance.subject import Skipped, Subject, expect, expect_none, prepared
+from tlkit.conformance.subject import CheckFailed, Skipped, Subject, expect, expect_none, prepared
 from tlkit.errors import DataError, UsageError
 from tlkit.plugin.contract import FEATURES, LOGITS, Head, Phase
 from tlkit.training.heads import fit_head
@@ -213,6 +213,21 @@ def report_is_json(subject: HeadSubject) -> None:
     except (TypeError, ValueError) as problem:
         again = problem
     expect(again == report, f"its report is no JSON: {again!r}", do="report plain numbers and texts, by name")
+
+
+def stand_in_learns(subject: HeadSubject) -> None:
+    """The head that it names as a stand-in can be trained by gradient, and it is solved itself."""
+    stand_in = subject.component.stand_in()
+    if stand_in is None:
+        return
+    try:
+        trained = any(parameter.requires_grad for parameter in stand_in.module(WIDTH, CLASSES).parameters())
+    except UsageError as problem:
+        raise CheckFailed(f"its stand-in: {problem.what}", do="name a head that is trained by gradient") from problem
+    expect(trained, "its stand-in has nothing to train", do="name a head that is trained by gradient")
+    blobs = subject.blobs
+    solved = subject.component.solve(blobs.features, blobs.labels, CLASSES, 0)
+    expect(solved is not None, "it names a stand-in and is not solved", do="return a module from `solve`")
 
 
 def traces(subject: HeadSubject) -> None:

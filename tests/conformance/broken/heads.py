@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tests.conformance.broken.registry import Registry
+from tlkit.errors import UsageError
 from tlkit.plugin.contract import Head
 
 BROKEN = Registry()
@@ -185,3 +186,13 @@ class Foreign(Mean):
 @breaks("graph-agrees", "the graph differs: .*logit error")
 class TwoFaced(Mean):
     layer = layer_with(lambda _, logits: logits * (1.1 if torch.compiler.is_exporting() else 1.0))
+
+
+@breaks("stand-in-learns", "its stand-in: it is only solved; name a head that is trained by gradient")
+class Deputized(Mean):
+    def stand_in(self):
+        class Solved(Mean):
+            def module(self, width, classes):
+                raise UsageError("it is only solved")
+
+        return Solved()
