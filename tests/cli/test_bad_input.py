@@ -309,10 +309,10 @@ CASES = {
     "a negative seed": Case("train photos -o out --seed -1", 2, f"Invalid value for '--seed'.*{COMMAND}"),
     "no target": Case("export run", 2, f"name a target: --onnx.*{COMMAND}"),
     "a budget for fp32": Case(
-        "export run --onnx --max-drop 1", 2, f"--max-drop is for --precision int8 or fp16.*{COMMAND}"
+        "export run --onnx --max-drop 1", 2, "--max-drop is for --precision int8 or fp16: fp32 loses nothing"
     ),
     "no fallback from nothing": Case(
-        "export run --onnx --precision int8 --no-fallback", 2, f"--no-fallback needs --max-drop {COMMAND}"
+        "export run --onnx --precision int8 --no-fallback", 2, "--no-fallback needs --max-drop"
     ),
     "a negative budget": Case("export run --onnx --max-drop -1", 2, f"Invalid value for '--max-drop'.*{COMMAND}"),
     "too few images to calibrate on": Case(

@@ -159,6 +159,8 @@ class TestCommands:
             (["shades", "--onnx", "-o", "multi"], "-o is for --shared-trunk"),
             (["shades", "sides", "--tensorrt", "--shared-trunk", "-o", "multi"], "--shared-trunk is for --onnx"),
             (["shades", "--onnx", "--shared-trunk", "--precision", "int8", "-o", "multi"], "--shared-trunk is for"),
+            (["shades", "--onnx", "--shared-trunk", "--max-drop", "0", "-o", "multi"], "--shared-trunk is for"),
+            (["shades", "--onnx", "--shared-trunk", "--profile", "1,2,3", "-o", "multi"], "--shared-trunk is for"),
         ],
     )
     def test_what_does_not_fit_together_is_refused(self, place, capsys, args, says):

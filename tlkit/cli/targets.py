@@ -53,24 +53,20 @@ class ProfileType(click.ParamType[OptimizationProfile]):
 
 
 def check_combination(bundles: Sequence[Path], triton: Path | None, out: Path | None, options: dict[str, Any]) -> None:
-    """Refuse options of `tlkit export` that exclude each other."""
+    """Refuse options of `tlkit export` that exclude each other, but those that `tlkit.export` refuses itself."""
     targets, shared = options["targets"], options["shared_trunk"]
-    alone = ("max_drop", "refit_head", "gpu", "profile", "options", "shared_trunk", "targets")
+    searched = any(options[name] for name in ("no_fallback", "refit_head")) or options["max_drop"] is not None
+    built = any(options[name] for name in ("gpu", "profile", "options"))
     problems = {
         f"name a target: {', '.join(f'--{name}' for name in _flags())} or --triton DIRECTORY": not targets
         and not triton,
-        "--triton goes with --precision and --data alone": bool(
-            triton and (out or any(options[name] for name in alone))
-        ),
+        "--triton goes with --precision and --data alone": bool(triton)
+        and (searched or built or out is not None or shared or bool(targets)),
         "--shared-trunk is for --onnx in fp32": shared
-        and (targets != (DEFAULT_TARGET,) or options["precision"] != "fp32"),
+        and (targets != (DEFAULT_TARGET,) or options["precision"] != "fp32" or searched or built),
         "--shared-trunk needs -o, where to write": shared and out is None,
         "-o is for --shared-trunk: what else is exported lies in the bundle": out is not None and not shared,
         "several bundles need --shared-trunk -o DIRECTORY": len(bundles) > 1 and not shared and not triton,
-        "--max-drop is for --precision int8 or fp16: fp32 loses nothing": options["max_drop"] is not None
-        and options["precision"] == "fp32",
-        "--no-fallback needs --max-drop": options["no_fallback"] and options["max_drop"] is None,
-        "--refit-head is for --precision int8": options["refit_head"] and options["precision"] != "int8",
     }
     for problem, is_so in problems.items():
         if is_so:

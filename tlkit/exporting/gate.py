@@ -67,6 +67,27 @@ def check_half_precision(modules: TrainedModules, images: NDArray[np.uint8], fea
         raise GateError(what, file=modules.bundle.root, do="choose fp32, or int8 with --max-drop")
 
 
+@dataclass(frozen=True, slots=True)
+class CombinedExport:
+    """What was written from several bundles, and the verdict on each by its name."""
+
+    folder: Path
+    verdicts: Mapping[str, Verdict]
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return (self.folder,)
+
+    def told(self, what: str) -> str:
+        """Return a line that says what the folder holds, and one for each verdict."""
+        lines = [f"  {name}: {verdict.summary()}" for name, verdict in self.verdicts.items()]
+        return "\n".join([f"{self.folder}: {what}", *lines])
+
+    def facts(self) -> dict[str, Any]:
+        """Return the verdicts for JSON."""
+        return {name: verdict.to_json() for name, verdict in self.verdicts.items()}
+
+
 class Gate:
     """Compares the graphs of one export with `expected`, the `features` and `logits` of the parity images.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import onnx
 from onnx import compose
 
 from tlkit.errors import ArtifactError, UsageError
-from tlkit.exporting.gate import Gate
+from tlkit.exporting.gate import CombinedExport, Gate
 from tlkit.graph import metadata
 from tlkit.graph.compose import add_probabilities
 from tlkit.model import exports
@@ -34,24 +33,14 @@ from tlkit.version import __version__
 NAME = re.compile(r"[\w.-]+")  # it becomes part of output names
 
 
-@dataclass(frozen=True, slots=True)
-class SharedTrunk:
+class SharedTrunk(CombinedExport):
     """The folder that was written, and the verdict on each head by its bundle's name."""
 
-    folder: Path
-    verdicts: Mapping[str, Verdict]
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        return (self.folder,)
-
     def to_json(self) -> dict[str, Any]:
-        verdicts = {name: verdict.to_json() for name, verdict in self.verdicts.items()}
-        return {"folder": str(self.folder), "heads": verdicts}
+        return {"folder": str(self.folder), "heads": self.facts()}
 
     def __repr__(self) -> str:
-        lines = [f"  {name}: {verdict.summary()}" for name, verdict in self.verdicts.items()]
-        return "\n".join([f"{self.folder}: each head compared with its own model", *lines])
+        return self.told("each head compared with its own model")
 
 
 def export_shared_trunk(bundles: Sequence[Bundle], out: Path, *, data: Path | None = None) -> SharedTrunk:

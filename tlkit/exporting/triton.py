@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 
 from tlkit.errors import UsageError, one_line
-from tlkit.exporting.gate import Gate
+from tlkit.exporting.gate import CombinedExport, Gate
 from tlkit.exporting.shared_trunk import by_name
 from tlkit.graph import metadata
 from tlkit.graph.compose import add_probabilities
@@ -40,26 +40,17 @@ MARK = "# written by tlkit"
 UINT8, FP32 = "TYPE_UINT8", "TYPE_FP32"
 
 
-@dataclass(frozen=True, slots=True)
-class TritonRepository:
-    """The folder, the models in it that were written, and the verdict on each ensemble by its bundle's name."""
+@dataclass(frozen=True, slots=True, repr=False)
+class TritonRepository(CombinedExport):
+    """The folder, the verdict on each ensemble by its bundle's name, and the models that were written."""
 
-    folder: Path
     models: tuple[str, ...]
-    verdicts: Mapping[str, Verdict]
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        return (self.folder,)
 
     def to_json(self) -> dict[str, Any]:
-        verdicts = {name: verdict.to_json() for name, verdict in self.verdicts.items()}
-        return {"folder": str(self.folder), "models": list(self.models), "ensembles": verdicts}
+        return {"folder": str(self.folder), "models": list(self.models), "ensembles": self.facts()}
 
     def __repr__(self) -> str:
-        lines = [f"  {name}: {verdict.summary()}" for name, verdict in self.verdicts.items()]
-        first = f"{self.folder}: {', '.join(self.models)}; each ensemble compared with its own model"
-        return "\n".join([first, *lines])
+        return self.told(f"{', '.join(self.models)}; each ensemble compared with its own model")
 
 
 def export_triton(
@@ -92,7 +83,7 @@ def export_triton(
         steps = [_step(trunk, [IMAGES], [FEATURES]), _step(head, [FEATURES], [LOGITS, PROBABILITIES])]
         _write_ensemble(repository / name, bundle.record.labels, steps, images, features | answers, facts)
         written |= dict.fromkeys((head, name))
-    return TritonRepository(repository, tuple(written), verdicts)
+    return TritonRepository(repository, verdicts, tuple(written))
 
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # by name: the type, and the axes behind the batch
