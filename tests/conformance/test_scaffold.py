@@ -170,6 +170,7 @@ def test_a_new_backbone_is_listed_checked_and_recorded_in_a_bundle(begin):
     states = {check["name"]: check["state"] for check in checked["components"][0]["checks"]}
     assert {name for name, state in states.items() if state == "skip"} == {
         "preprocessing-equals-the-library",
+        "local-options-keep-the-structure",
         "features-equal-the-library",
         "logits-equal-the-library",
         "classifier-fits",

@@ -1,4 +1,4 @@
-"""What the checks compare a plugin's components with, and the checks that don't apply to one."""
+"""Reference of a plugin: what checks compare its components with, and the checks that don't apply to one."""
 
 from __future__ import annotations
 

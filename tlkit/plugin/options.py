@@ -75,7 +75,7 @@ class Option:
 
     @property
     def limits(self) -> str:
-        """Least and greatest value as text; empty if there are none."""
+        """Minimum and maximum as text; empty if there are none."""
         if self.minimum is not None and self.maximum is not None:
             return f"from {self.minimum:g} to {self.maximum:g}"
         least = "" if self.minimum is None else f"of at least {self.minimum:g}"

@@ -88,7 +88,7 @@ class Host:
         """Return the distribution that provides `component`, and its version. Raises UsageError if none does."""
         registered = self._named(component.kind, component.name)
         same = [
-            each for each in self._offered(component.kind, component.name) if type(each.component) is type(component)
+            each for each in self._provided(component.kind, component.name) if type(each.component) is type(component)
         ]
         registered = same[0] if same else registered
         return registered.distribution, registered.version
@@ -101,8 +101,8 @@ class Host:
         """
         if not _REQUIREMENT.fullmatch(f"{distribution}=={version}"):  # it would end in a command to be copied
             raise ArtifactError(f"the {kind}'s plugin can't be called {distribution!r}, version {version!r}")
-        offered = self._offered(kind, name)
-        registered = next((each for each in offered if normalize(each.distribution) == normalize(distribution)), None)
+        provided = self._provided(kind, name)
+        registered = next((each for each in provided if normalize(each.distribution) == normalize(distribution)), None)
         if registered is None:
             raise self._absent(kind, name, distribution, version)
         if registered.version != version:
@@ -115,7 +115,7 @@ class Host:
             what = f"{problem.what} (made with {distribution} {version}, installed is {registered.version})"
             raise ArtifactError(what, do=_install(distribution, version)) from problem
 
-    def _offered(self, kind: str, name: str) -> list[RegisteredComponent]:
+    def _provided(self, kind: str, name: str) -> list[RegisteredComponent]:
         """Return the valid components of that kind and name: the one that keeps the name first."""
         all_ = [each for plugin in self.plugins for each in plugin.components if (each.kind, each.name) == (kind, name)]
         return [each for each in all_ if each.reason is None or each.doubled]

@@ -1,4 +1,4 @@
-"""What a plugin may import besides the contract. Stable; what needs a framework is imported at its first use.
+"""Names that a plugin may import besides the contract. Stable; what needs a framework is imported at its first use.
 
 Errors to raise, files and hashes, text for messages, modules of PyTorch to build stages of, sessions of ONNX Runtime,
 and CUDA. A plugin imports `tlkit`, `tlkit.plugin.contract` and this module; tests and references of a plugin import

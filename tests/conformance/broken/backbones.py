@@ -139,6 +139,20 @@ class Shuffled(Tiny):
         return dict(reversed(stages.items())) if Shuffled.flip else stages
 
 
+@dataclass(frozen=True)
+class Localized(Tiny):
+    wide: bool = option(False, "one more layer", local=True)
+
+    def stages(self, *, pretrained):
+        stages = dict(super().stages(pretrained=pretrained))
+        if self.wide:
+            stages["third"].append(nn.Conv2d(12, 12, 1).eval())
+        return stages
+
+
+BROKEN["local-options-keep-the-structure"] = (Localized(wide=True), "tensors differ elsewhere: stages.third.3", None)
+
+
 @breaks("in-eval-mode", r"in training mode: third.1;")
 class Training(Changed):
     def change(self, stages, pretrained):

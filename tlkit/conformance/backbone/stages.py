@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from tlkit.conformance.backbone.subject import BackboneSubject
 from tlkit.conformance.subject import Skipped, expect, expect_none
 from tlkit.model import trunk as trunks
+from tlkit.plugin.contract import option_fields
+from tlkit.plugin.options import configure, describe
 from tlkit.util.text import listed
 
 
@@ -42,6 +44,18 @@ def same_every_time(subject: BackboneSubject) -> None:
     expect(first.names == second.names, f"one build has the stages {first.names}, the next has {second.names}", do=do)
     different = subject.different_tensors(first, second)
     expect_none(different, "tensors differ from build to build", do=do)
+
+
+def local_options_keep_the_structure(subject: BackboneSubject) -> None:
+    """With the defaults of `local` options, the stages have the same tensors: a bundle is opened with those."""
+    options = describe(subject.component)
+    defaults = {each.name: each.default for each in option_fields(subject.component)}
+    local = {each.name: defaults[each.name] for each in options if each.local}
+    if not local:
+        raise Skipped("it has no local options")
+    elsewhere = trunks.build(configure(subject.component, local), pretrained=False)
+    different = subject.different_tensors(subject.random_trunk(), elsewhere)
+    expect_none(different, "tensors differ elsewhere", do="let local options choose weights, and nothing else")
 
 
 def in_eval_mode(subject: BackboneSubject) -> None:
