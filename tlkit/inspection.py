@@ -68,6 +68,8 @@ def _bundle(root: Path) -> dict[str, Any]:
         "width": record.width,
         "preprocessing": asdict(record.preprocessing),
         "head": asdict(record.head),
+        "activation": record.activation,
+        "scores": list(record.scores),
         "strategy": strategy,
         **({"advice": report["recommendation"]} if report else {}),
         "phases": [dict(phase) for phase in record.phases],
@@ -119,6 +121,8 @@ def _bundle_sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[st
         {
             "head": _component(facts["head"]),
             "fit": facts["head"]["report"],
+            "activation": None if facts["activation"] == "softmax" else facts["activation"],
+            "scores": facts["scores"],
             "parameters": f"{facts['parameters']['head']:,}",
         },
     )

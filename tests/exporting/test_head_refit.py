@@ -112,7 +112,7 @@ class TestKept:
 
         class Given:
             def __init__(self, sharpness):
-                self.logits = lambda features: features * np.float32(sharpness)
+                self.probabilities = lambda features: softmax(features * np.float32(sharpness))
 
         own = ModelOutputs({FEATURES: features, PROBABILITIES: softmax(features * 5)}, truth, {})
         for sharpness, kept in ((6, True), (5, False), (4, False), (-6, False)):
@@ -183,9 +183,9 @@ class TestVerify:
         features = open_bundle(refitted).expected()[FEATURES]
         given = OnnxSession(refitted / "onnx/int8/head.onnx").run(features)[LOGITS]
         trained = modules(refitted, Tiny(), Means())
-        its, own = (trained.head_logits(export_of(refitted, name).refitted()) for name in ("int8", "fp32"))
-        assert np.allclose(its(features), given, rtol=1e-4, atol=1e-3)
-        assert not np.allclose(own(features), given, rtol=1e-4, atol=1e-3)
+        its, own = (trained.head_outputs(export_of(refitted, name).refitted()) for name in ("int8", "fp32"))
+        assert np.allclose(its(features)[LOGITS], given, rtol=1e-4, atol=1e-3)
+        assert not np.allclose(own(features)[LOGITS], given, rtol=1e-4, atol=1e-3)
 
     def test_another_target_has_that_head_too(self, refitted):
         from tlkit_standard.targets.onnx import Onnx

@@ -67,6 +67,27 @@ class Line(Head):
         return nn.Linear(width, classes)
 
 
+@dataclass(frozen=True)
+class Scored(Line):
+    """A linear head with two scores beside its logits, whose probabilities are sigmoids."""
+
+    name = "scored"
+    scores = ("energy", "margin")
+    activation = "sigmoid"
+
+    def module(self, width: int, classes: int) -> nn.Module:
+        import torch
+        from torch import Tensor, nn
+
+        class Layer(nn.Linear):
+            def scores(self, features: Tensor) -> tuple[Tensor, Tensor]:
+                logits = self(features)
+                top = torch.topk(logits, 2).values
+                return -logits.logsumexp(1), top[:, 0] - top[:, 1]
+
+        return Layer(width, classes)
+
+
 ORIGINS = {"backbone": ("tiny", "1.0"), "strategy": ("tlkit", "0.1.0"), "head": ("tiny", "1.0")}
 
 

@@ -91,7 +91,7 @@ class TestHead:
     def test_what_the_head_makes_of_noise_is_no_fault(self):
         expected = EXPECTED | {LOGITS: amplified(EXPECTED[FEATURES]) + np.float32(1000)}
         assert not compare(expected, Linear(self.noisy), INPUTS).passed
-        verdict = compare(expected, Linear(self.noisy), INPUTS, head=amplified)
+        verdict = compare(expected, Linear(self.noisy), INPUTS, head=lambda x: {LOGITS: amplified(x)})
         assert verdict.passed
         assert verdict.comparisons[0].logit_error > 0.01
         assert verdict.comparisons[0].head_error == pytest.approx(0, abs=1e-5)  # sums differ by processor
@@ -101,7 +101,7 @@ class TestHead:
 
     @pytest.mark.parametrize("fault", more.values(), ids=more)
     def test_every_fault_is_caught(self, fault):
-        head = lambda features: features[:, : len(HEAD)] @ HEAD[: features.shape[1]]  # noqa: E731
+        head = lambda features: {LOGITS: features[:, : len(HEAD)] @ HEAD[: features.shape[1]]}  # noqa: E731
         assert compare(EXPECTED, Linear(), INPUTS, head=head).passed
         assert not compare(EXPECTED, Linear(fault), INPUTS, head=head).passed
 

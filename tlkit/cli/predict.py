@@ -56,7 +56,8 @@ def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool, **o
         best = list(zip(prediction.labels, prediction.probabilities, strict=True))
         if as_json:
             answers = [{"label": label, "probability": probability} for label, probability in best]
-            result(json.dumps({"path": prediction.name, "predictions": answers}))
+            scores = {"scores": dict(prediction.scores)} if prediction.scores else {}
+            result(json.dumps({"path": prediction.name, "predictions": answers, **scores}))
         else:
             cells = [cell for label, probability in best for cell in (label, f"{probability:.4f}")]
             result("\t".join(map(one_line, [prediction.name, *cells])))

@@ -15,6 +15,7 @@ from torch import nn
 from tlkit.conformance.graph import expect_core_operators, open_graph, trace
 from tlkit.conformance.subject import CheckFailed, Skipped, Subject, expect, expect_none, prepared
 from tlkit.errors import DataError, UsageError
+from tlkit.model.modules import ScoredHead, head_outputs
 from tlkit.plugin.contract import FEATURES, LOGITS, Head, Phase
 from tlkit.training.heads import fit_head
 from tlkit.training.inputs import Examples
@@ -80,7 +81,12 @@ class HeadSubject(Subject[Head]):
     @prepared("traces")
     def graph(self) -> onnx.ModelProto:
         """Fitted head as an ONNX graph."""
-        return trace(self.module, torch.zeros(2, WIDTH), FEATURES, [LOGITS])
+        scores = self.component.scores
+        return trace(ScoredHead(self.module, scores), torch.zeros(2, WIDTH), FEATURES, [LOGITS, *scores])
+
+    def outputs(self, module: nn.Module, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Return logits and scores of features."""
+        return head_outputs(module, features, self.component.scores)
 
 
 def module_or_refusal(subject: HeadSubject) -> None:
@@ -172,6 +178,27 @@ def logits_are_float32(subject: HeadSubject) -> None:
         expect(_is_logits(logits, batch, CLASSES), wrong, do="give float32 `(N, classes)`")
 
 
+def scores_are_float32(subject: HeadSubject) -> None:
+    """The method `scores` of the module gives a finite float32 `(N,)` for each name, and restored the same."""
+    names = subject.component.scores
+    if not names:
+        raise Skipped("it has no scores")
+    do = "return a tuple of tensors `(N,)`, one for each name in `scores`, from the module's `scores(features)`"
+    module, features = subject.module, subject.others.features
+    given = getattr(module, "scores", lambda _: ())
+    with torch.inference_mode():
+        values = given(torch.from_numpy(features))
+    expect(isinstance(values, tuple) and len(values) == len(names), f"it gives no {listed(names)}", do=do)
+    for name, value in zip(names, values, strict=True):
+        fits = value.dtype == torch.float32 and value.shape == (len(features),) and bool(value.isfinite().all())
+        expect(fits, f"for {len(features)} rows, {name} is {value.dtype} {tuple(value.shape)}", do=do)
+    stored = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    again = subject.outputs(subject.component.restore(WIDTH, CLASSES, load(save(stored))), features)
+    before = subject.outputs(module, features)
+    same = all(np.array_equal(before[name], again[name]) for name in names)
+    expect(same, "restored from its tensors, it gives other scores", do="keep what they need as buffers")
+
+
 def finite_far_away(subject: HeadSubject) -> None:
     """Logits are finite for zeros, and for rows far from the training data."""
     rows = np.concatenate([np.zeros((1, WIDTH), np.float32), 100 * subject.others.features[:4]])
@@ -241,8 +268,8 @@ def core_operators_only(subject: HeadSubject) -> None:
 
 
 def graph_agrees(subject: HeadSubject) -> None:
-    """In ONNX Runtime it gives the same logits, for batches of 1, 2 and 5."""
-    expected = {LOGITS: _logits(subject.module, subject.others.features)}
+    """In ONNX Runtime it gives the same logits and scores, for batches of 1, 2 and 5."""
+    expected = subject.outputs(subject.module, subject.others.features)
     verdict = compare(expected, open_graph(subject.graph), subject.others.features, batches=BATCHES)
     do = "look for code that depends on Python values or on the batch: a trace keeps them as constants"
     expect(verdict.passed, f"the graph differs: {verdict.summary()}", do=do)

@@ -89,7 +89,7 @@ class CombinedExport:
 
 
 class Gate:
-    """Compares the graphs of one export with `expected`, the `features` and `logits` of the parity images.
+    """Compares the graphs of one export with `expected`, the `features`, `logits` and scores of the parity images.
 
     Below fp32, logits of a model are compared with what its own head gives for its own features: that head has to pass
     first. `head_precision` is the number format of the head, which is float in ONNX graphs of every precision.
@@ -114,7 +114,8 @@ class Gate:
         is_head = session.input == FEATURES
         inputs = self.expected[FEATURES] if is_head else self.parity.images
         tolerance = TOLERANCES[self._head_precision if is_head else self.precision]
-        verdict = compare(self.expected, session, inputs, tolerance=tolerance, head=None if is_head else self._head)
+        head, activation = None if is_head else self._head, self.bundle.record.activation
+        verdict = compare(self.expected, session, inputs, tolerance=tolerance, head=head, activation=activation)
         if not verdict.passed:
             what = f"{what or name} does not compute what was trained: {verdict.summary()}"
             raise GateError(what, file=self.bundle.root)
@@ -125,7 +126,7 @@ class Gate:
     def keep_expected(self, model: Session, folder: Path) -> None:
         """Below fp32, write the output for the golden images: a replay elsewhere is compared with it more strictly."""
         if self.precision != exports.PRECISION and self.bundle.record.golden:
-            got = model.run(golden_pixels(self.bundle), [FEATURES, LOGITS])
+            got = model.run(golden_pixels(self.bundle), [FEATURES, LOGITS, *self.bundle.record.scores])
             content = {name: np.ascontiguousarray(array) for name, array in got.items()}
             (folder / exports.EXPECTED).write_bytes(save(content))
 

@@ -20,10 +20,11 @@ from tlkit.evaluation.evaluate import ModelOutputs
 from tlkit.evaluation.metrics import score
 from tlkit.graph.trace import head_graph
 from tlkit.model import exports
-from tlkit.model.modules import head_logits
+from tlkit.model.bundle import BundleRecord
+from tlkit.model.modules import head_outputs
 from tlkit.model.trunk import tensors
-from tlkit.plugin.contract import FEATURES, PROBABILITIES
-from tlkit.util.statistics import softmax
+from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
+from tlkit.util.statistics import activated
 from tlkit.verification.trained import TrainedModules
 
 if TYPE_CHECKING:
@@ -32,18 +33,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RefittedHead:
-    """A head with new weights; `width` is that of its features."""
+    """A head of a bundle with new weights."""
 
     module: nn.Module
-    width: int
+    record: BundleRecord
 
     def graph(self) -> onnx.ModelProto:
-        """Return the graph from `features` to `logits`."""
-        return head_graph(self.module, self.width)
+        """Return the graph from `features` to `logits` and scores."""
+        return head_graph(self.module, self.record.width, self.record.scores)
 
-    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the module's logits `(N, classes)` of features `(N, width)`."""
-        return head_logits(self.module, features)
+    def outputs(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Return the module's logits `(N, classes)` and scores `(N,)` of features `(N, width)`."""
+        return head_outputs(self.module, features, self.record.scores)
+
+    def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the probabilities `(N, classes)` of features `(N, width)`."""
+        return activated(self.outputs(features)[LOGITS], self.record.activation)
 
     def save(self, folder: Path) -> None:
         """Write its tensors among the files of an export."""
@@ -78,12 +83,12 @@ def refit(modules: TrainedModules, features: NDArray[np.float32], labels: NDArra
     if solved is None:
         what = f"head {modules.head.name} learns by gradient, and only one that is solved can be refitted"
         raise UsageError(what, file=modules.bundle.root, do="leave out --refit-head")
-    return RefittedHead(solved.eval(), record.width)
+    return RefittedHead(solved.eval(), record)
 
 
 def better(own: ModelOutputs, refitted: RefittedHead) -> tuple[RefittedHead | None, HeadRefit, ModelOutputs]:
     """Return the refitted head if it is better than the bundle's own, the comparison, and the better one's outputs."""
-    given = softmax(refitted.logits(own.arrays[FEATURES]))
+    given = refitted.probabilities(own.arrays[FEATURES])
     before, after = (score(each, own.truth) for each in (own.arrays[PROBABILITIES], given))
     kept = (after.accuracy, -after.log_loss) > (before.accuracy, -before.log_loss)
     comparison = HeadRefit(kept, after.accuracy, after.log_loss, before.accuracy, before.log_loss)

@@ -15,7 +15,7 @@ from tlkit.exporting.targets import build_target, graphs_for, graphs_of, write_g
 from tlkit.model import exports
 from tlkit.model.exports import Exports
 from tlkit.model.reference_images import parity_images
-from tlkit.plugin.contract import FEATURES, LOGITS, OptimizationProfile, Progress, Target, silent
+from tlkit.plugin.contract import FEATURES, OptimizationProfile, Progress, Target, silent
 from tlkit.verification.trained import TrainedModules
 
 LAYERS_SHOWN = 10  # all of them are in the manifest and in the JSON
@@ -109,7 +109,7 @@ def _write_candidate(
         check_half_precision(search.modules, parity.images, expected[FEATURES])
     if chosen.head is not None:
         head, head_from = chosen.head.graph(), exports.FROM_EXPORT
-        expected = {**expected, LOGITS: chosen.head.logits(expected[FEATURES])}
+        expected = {**expected, **chosen.head.outputs(expected[FEATURES])}
     graphs = graphs_of(bundle, chosen.trunk, head, chosen.precision, head_from)
     gate = Gate(bundle, parity, expected, precision=chosen.precision)
     return write_graphs(found, gate, graphs, refitted=chosen.head, more=more)

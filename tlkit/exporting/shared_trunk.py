@@ -55,7 +55,7 @@ def export_shared_trunk(bundles: Sequence[Bundle], out: Path, *, data: Path | No
     graphs = {name: onnx.load_model(export.file("head")) for name, export in own.items()}
     trunk = onnx.load_model(next(iter(own.values())).file("trunk"))
     _describe(trunk, bundles[0], {})
-    model = joined(trunk, graphs)
+    model = joined(trunk, graphs, {name: bundle.record.activation for name, bundle in named.items()})
     _describe(model, bundles[0], named)
     verdicts: dict[str, Verdict] = {}
 
@@ -93,15 +93,17 @@ def _check_ours(out: Path) -> None:
         files.check_new(out)
 
 
-def joined(trunk: onnx.ModelProto, heads: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
-    """Return the graph from `images` to `features`, and to `<name>/logits` and `<name>/probabilities` of every head."""
+def joined(
+    trunk: onnx.ModelProto, heads: Mapping[str, onnx.ModelProto], activations: Mapping[str, str]
+) -> onnx.ModelProto:
+    """Return the graph from `images` to `features`, and to `<name>/logits` and so on of every head."""
     model, outputs = trunk, [FEATURES]
     for name, head in heads.items():
         part = compose.add_prefix(head, f"{name}/")
         del part.metadata_props[:]  # the labels of one head are not those of another
         logits, probabilities = head_output(name, LOGITS), head_output(name, PROBABILITIES)
-        add_probabilities(part.graph, logits, probabilities)
-        outputs += [logits, probabilities]
+        outputs += [*(output.name for output in part.graph.output), probabilities]
+        add_probabilities(part.graph, logits, probabilities, activations[name])
         model = compose.merge_models(model, part, io_map=[(FEATURES, head_output(name, FEATURES))], outputs=outputs)
     return model
 
@@ -150,7 +152,7 @@ def _describe(graph: onnx.ModelProto, bundle: Bundle, named: Mapping[str, Bundle
         cut=record.cut,
         precision=exports.PRECISION,
         heads={
-            name: metadata.HeadMetadata(each.record.labels, each.digest, each.record.head.name)
+            name: metadata.HeadMetadata(each.record.labels, each.digest, each.record.head.name, each.record.activation)
             for name, each in named.items()
         },
     ).write(graph)

@@ -44,7 +44,7 @@ def graphs_of(
     record = bundle.record
     for part in (trunk, head):
         del part.metadata_props[:]  # of graphs that were exported before, in another precision
-    graphs = {"trunk": trunk, "head": head, "model": merge_graphs(trunk, head)}
+    graphs = {"trunk": trunk, "head": head, "model": merge_graphs(trunk, head, record.activation)}
     described = metadata.GraphMetadata(
         preprocessing=record.preprocessing,
         labels=record.labels,
@@ -54,6 +54,7 @@ def graphs_of(
         head=record.head.name,
         head_from=head_from,
         precision=precision,
+        activation=record.activation,
     )
     for graph in graphs.values():
         described.write(graph)

@@ -66,22 +66,23 @@ def export_triton(
         export = Exports.of(bundle).get(precision=precision)
         graphs = {part: onnx.load_model(export.file(part)) for part in exports.GRAPHS}
         trunk, head = trunk_name(bundle, graphs["trunk"]), f"{name}-head"
-        add_probabilities(graphs["head"].graph, LOGITS, PROBABILITIES)
+        add_probabilities(graphs["head"].graph, LOGITS, PROBABILITIES, bundle.record.activation)
         for model in (trunk, head, name):
             _check_ours(repository / model)
         verdicts[name] = _verdict(bundle, export, graphs["head"], data)
 
         size, width, classes = bundle.record.preprocessing.size, bundle.record.width, len(bundle.record.labels)
         images, features = {IMAGES: (UINT8, (size, size, 3))}, {FEATURES: (FP32, (width,))}
-        answers = {LOGITS: (FP32, (classes,)), PROBABILITIES: (FP32, (classes,))}
+        answers: Shapes = {LOGITS: (FP32, (classes,)), PROBABILITIES: (FP32, (classes,))}
+        answers = {**answers, **dict.fromkeys(bundle.record.scores, (FP32, ()))}
         facts = {metadata.BUNDLE: bundle.digest, metadata.PRECISION: precision}
         if not (repository / trunk / CONFIG).exists():
             _write_graph(repository / trunk, graphs["trunk"], images, features, {})
             written[trunk] = None
         _write_graph(repository / head, graphs["head"], features, answers, facts)
         facts[metadata.PREPROCESSING] = metadata.preprocessing_json(bundle.record.preprocessing)
-        steps = [_step(trunk, [IMAGES], [FEATURES]), _step(head, [FEATURES], [LOGITS, PROBABILITIES])]
-        _write_ensemble(repository / name, bundle.record.labels, steps, images, features | answers, facts)
+        steps = [_step(trunk, [IMAGES], [FEATURES]), _step(head, [FEATURES], [*answers])]
+        _write_ensemble(repository / name, bundle.record.labels, steps, images, {**features, **answers}, facts)
         written |= dict.fromkeys((head, name))
     return TritonRepository(repository, verdicts, tuple(written))
 
@@ -129,6 +130,7 @@ def _write_ensemble(
     place: Path, labels: Sequence[str], steps: Sequence[str], inputs: Shapes, outputs: Shapes, facts: Mapping[str, str]
 ) -> None:
     """Write the ensemble of trunk and head, whose probabilities come with the names of the classes."""
+    outputs = {name: (dtype, dims or (1,)) for name, (dtype, dims) in outputs.items()}  # reshaped by the head's model
 
     def fill(place: Path) -> list[str]:
         (place / LABELS).write_text("".join(f"{one_line(label)}\n" for label in labels))
@@ -160,7 +162,9 @@ def _write(
 def _tensor(kind: str, shapes: Shapes, name: str, *, labels: bool = False) -> str:
     dtype, dims = shapes[name]
     more = f" label_filename: {quoted(LABELS)}" if labels else ""
-    return f"{kind} {{ name: {quoted(name)} data_type: {dtype} dims: [{', '.join(map(str, dims))}]{more} }}"
+    # Triton has no tensors without an axis behind the batch: a score per row is an axis of one, which it reshapes.
+    more += "" if dims else " reshape { shape: [ ] }"
+    return f"{kind} {{ name: {quoted(name)} data_type: {dtype} dims: [{', '.join(map(str, dims or (1,)))}]{more} }}"
 
 
 def _step(model: str, inputs: Sequence[str], outputs: Sequence[str]) -> str:

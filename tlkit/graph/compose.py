@@ -33,17 +33,18 @@ def cut_graph(graph: onnx.ModelProto, cut: str) -> onnx.ModelProto:
     return trunk
 
 
-def merge_graphs(trunk: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph of a trunk and a head: `images` to `features`, `logits` and `probabilities`."""
+def merge_graphs(trunk: onnx.ModelProto, head: onnx.ModelProto, activation: str = "softmax") -> onnx.ModelProto:
+    """Return the graph of a trunk and a head: `images` to `features`, `logits`, its scores and `probabilities`."""
+    outputs = [FEATURES, *(output.name for output in head.graph.output)]
     # The two were traced separately and use the same names inside.
     head = compose.add_prefix(head, "head/", rename_inputs=False, rename_outputs=False)
     features = helper.make_tensor_value_info("head/" + FEATURES, onnx.TensorProto.FLOAT, None)
     rename_tensors(head, {FEATURES: features.name})
     model: onnx.ModelProto = compose.merge_models(
-        trunk, head, io_map=[(FEATURES, features.name)], outputs=[FEATURES, LOGITS], producer_name="tlkit"
+        trunk, head, io_map=[(FEATURES, features.name)], outputs=outputs, producer_name="tlkit"
     )
     import_once(model)
-    add_probabilities(model.graph, LOGITS, PROBABILITIES)
+    add_probabilities(model.graph, LOGITS, PROBABILITIES, activation)
     return model
 
 
@@ -54,10 +55,13 @@ def import_once(model: onnx.ModelProto) -> None:
     model.opset_import.extend(helper.make_opsetid(*each) for each in versions.items())
 
 
-def add_probabilities(graph: onnx.GraphProto, logits: str, probabilities: str) -> None:
-    """Add an output to a graph: the softmax of its output `logits`."""
+def add_probabilities(graph: onnx.GraphProto, logits: str, probabilities: str, activation: str) -> None:
+    """Add an output to a graph: the softmax or sigmoid of its output `logits`."""
     shape = next(output for output in graph.output if output.name == logits).type.tensor_type
-    graph.node.append(helper.make_node("Softmax", [logits], [probabilities], name=probabilities, axis=-1))
+    node = helper.make_node(activation.capitalize(), [logits], [probabilities], name=probabilities)
+    if activation == "softmax":
+        node.attribute.append(helper.make_attribute("axis", -1))
+    graph.node.append(node)
     graph.output.append(helper.make_tensor_value_info(probabilities, onnx.TensorProto.FLOAT, None))
     graph.output[-1].type.tensor_type.CopyFrom(shape)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +12,7 @@ import onnx
 from onnx import helper
 
 from tlkit.errors import ArtifactError, UsageError
-from tlkit.plugin.contract import BuildSource, Preprocessing
+from tlkit.plugin.contract import ACTIVATIONS, FEATURES, LOGITS, PROBABILITIES, BuildSource, Preprocessing
 from tlkit.version import __version__
 
 if TYPE_CHECKING:
@@ -23,19 +23,21 @@ PREFIX = "tlkit."
 PREPROCESSING, LABELS, VERSION = PREFIX + "preprocessing", PREFIX + "labels", PREFIX + "version"
 BUNDLE, HEAD, HEAD_FROM = PREFIX + "bundle", PREFIX + "head", PREFIX + "head_from"
 HEADS, PRECISION = PREFIX + "heads", PREFIX + "precision"
+ACTIVATION, SOFTMAX = PREFIX + "activation", "softmax"
 
 
 class HeadMetadata(NamedTuple):
-    """One head of a graph with several: its labels, the digest of its bundle, and the name of the head."""
+    """One head of a graph with several: its labels, the digest of its bundle, its name and activation."""
 
     labels: tuple[str, ...]
     bundle: str
     head: str
+    activation: str = SOFTMAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphMetadata:
-    """Everything that is needed to use a graph; empty fields are not written, except labels.
+    """Everything that is needed to use a graph; empty fields are not written, except labels. Nor is softmax.
 
     Labels are in the order of the logits; a trunk alone, or a graph with several heads, has none of its own.
     """
@@ -48,6 +50,7 @@ class GraphMetadata:
     head: str = ""
     head_from: str = ""  # "bundle", or "export" if the head was refitted
     precision: str = ""
+    activation: str = SOFTMAX
     heads: Mapping[str, HeadMetadata] = field(default_factory=dict)
 
     def to_props(self) -> dict[str, str]:
@@ -59,6 +62,8 @@ class GraphMetadata:
         }
         names = ("bundle", "backbone", "cut", "head", "head_from", "precision")
         props |= {PREFIX + name: value for name in names if (value := getattr(self, name))}
+        if self.activation != SOFTMAX:
+            props[ACTIVATION] = self.activation
         if self.heads:
             props[HEADS] = json.dumps({name: head._asdict() for name, head in self.heads.items()})
         return props
@@ -74,10 +79,17 @@ def read_metadata(props: Mapping[str, str], file: Path) -> tuple[Preprocessing, 
     try:
         known = json.loads(props[PREPROCESSING])
         preprocessing = Preprocessing(**{**known, "mean": tuple(known["mean"]), "std": tuple(known["std"])})
+        if (activation := props.get(ACTIVATION, SOFTMAX)) not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
         return preprocessing, tuple(json.loads(props[LABELS]))
     except (KeyError, TypeError, ValueError) as error:
         what = f"the metadata of the graph is invalid: {type(error).__name__}: {error}"
         raise ArtifactError(what, file=file, do="export it again") from error
+
+
+def score_names(outputs: Iterable[str]) -> tuple[str, ...]:
+    """Return those of a graph's outputs that are scores of its head."""
+    return tuple(name for name in outputs if name not in (FEATURES, LOGITS, PROBABILITIES))
 
 
 def preprocessing_json(preprocessing: Preprocessing) -> str:
@@ -111,4 +123,6 @@ def select_head(props: Mapping[str, str], head: str) -> dict[str, str]:
         raise UsageError(f"there is no head {head!r}", do=f"choose one of {', '.join(heads)}")
     own = heads[head]
     shared = {key: value for key, value in props.items() if key != HEADS}
-    return {**shared, LABELS: json.dumps(own["labels"]), BUNDLE: own["bundle"], HEAD: own["head"]}
+    known = {**shared, LABELS: json.dumps(own["labels"]), BUNDLE: own["bundle"], HEAD: own["head"]}
+    activation = own.get("activation", SOFTMAX)
+    return known if activation == SOFTMAX else {**known, ACTIVATION: activation}

@@ -18,6 +18,7 @@ from torch import nn
 
 from tlkit.graph.cache import cached_graph
 from tlkit.graph.compose import extract_graph, import_once, stage_output
+from tlkit.model.modules import ScoredHead
 from tlkit.model.trunk import FeatureMap, HalfPrecision, StageFeatures, Trunk, fingerprint
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS
 from tlkit.version import __version__
@@ -53,9 +54,9 @@ def half_precision_graph(trunk: Trunk) -> onnx.ModelProto:
     return trace(HalfPrecision(trunk), example_images(trunk), IMAGES, [FEATURES])
 
 
-def head_graph(head: nn.Module, width: int) -> onnx.ModelProto:
-    """Return the graph of a head: `features` to `logits`."""
-    return trace(head, torch.zeros(2, width), FEATURES, [LOGITS])
+def head_graph(head: nn.Module, width: int, scores: Sequence[str] = ()) -> onnx.ModelProto:
+    """Return the graph of a head: `features` to `logits` and its scores of these names."""
+    return trace(ScoredHead(head, scores), torch.zeros(2, width), FEATURES, [LOGITS, *scores])
 
 
 def trace(module: nn.Module, example: torch.Tensor, name: str, outputs: Sequence[str]) -> onnx.ModelProto:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from tlkit.errors import ArtifactError, DataError
-from tlkit.plugin.contract import Preprocessing
+from tlkit.plugin.contract import ACTIVATIONS, Preprocessing
 from tlkit.util import files
 from tlkit.version import __version__
 
@@ -78,6 +78,8 @@ class BundleRecord:
     metrics: Mapping[str, Any]
     golden: tuple[Golden, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)  # by stage: "original", "fine-tuned" or "reinitialized"
+    scores: tuple[str, ...] = ()  # of the head, beside logits
+    activation: str = "softmax"  # of the head, from logits to probabilities
     training: Mapping[str, Any] = field(default_factory=dict)  # device, dtype and augmentation of the trainable stages
 
     @property
@@ -101,7 +103,7 @@ class Bundle:
         return [(self.root / golden.file).read_bytes() for golden in self.record.golden]
 
     def expected(self) -> Tensors:
-        """Return `features` and `logits` of the golden images, row by row."""
+        """Return `features`, `logits` and scores of the golden images, row by row."""
         return read_tensors(self.root / EXPECTED)
 
 
@@ -183,8 +185,10 @@ def _record(content: Mapping[str, Any]) -> BundleRecord:
     for name in ("backbone", "head", "strategy"):
         known[name] = ComponentRecord(**known[name])
     known["golden"] = tuple(Golden(**golden) for golden in known["golden"])
-    for name in ("labels", "stages", "phases"):
-        known[name] = tuple(known[name])
+    for name in ("labels", "stages", "phases", "scores"):
+        known[name] = tuple(known.get(name, ()))
+    if known.get("activation", ACTIVATIONS[0]) not in ACTIVATIONS:
+        raise ValueError(f"activation {known['activation']!r}")
     return BundleRecord(**known)
 
 

@@ -38,11 +38,12 @@ CONTRACT = 1  # version of this contract
 IMAGES = "images"  # uint8   (N, S, S, 3), RGB, as `tlkit.data.preprocessing.load` returns them
 FEATURES = "features"  # float32 (N, width)
 LOGITS = "logits"  # float32 (N, classes)
-PROBABILITIES = "probabilities"  # float32 (N, classes), rows sum to 1
+PROBABILITIES = "probabilities"  # float32 (N, classes), rows sum to 1 with the activation softmax
 BATCH = "batch"  # name of the dynamic axis N
 
 RGB = tuple[float, float, float]
 LICENSE_CLASSES = ("permissive", "custom", "non-commercial", "unknown")
+ACTIVATIONS = ("softmax", "sigmoid")
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 
@@ -190,6 +191,8 @@ class Head(Component):
     """Classifier from features to logits: always a module of core ONNX operators, however it was fitted."""
 
     kind = "head"
+    scores: ClassVar[tuple[str, ...]] = ()  # more outputs, float32 (N,): what the module's `scores(features)` returns
+    activation: ClassVar[str] = "softmax"  # logits to probabilities, one of ACTIVATIONS; sigmoid: classes may overlap
 
     @abstractmethod
     def module(self, width: int, classes: int) -> nn.Module:
@@ -257,7 +260,7 @@ class Session(ABC):
     """Opened export: one array in, named arrays out."""
 
     input: str  # IMAGES or FEATURES
-    outputs: tuple[str, ...]  # FEATURES, LOGITS, PROBABILITIES: those of the graph
+    outputs: tuple[str, ...]  # FEATURES, LOGITS, PROBABILITIES, scores of the head: those of the graph
     metadata: Mapping[str, str]  # of the graph
     workers: int = 1  # number of threads that gain throughput by calling `run` concurrently
     batch_size: int = 8  # rows per call with the best throughput

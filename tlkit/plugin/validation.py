@@ -6,11 +6,24 @@ import functools
 import inspect
 import re
 
-from tlkit.plugin.contract import CONTRACT, Component, Preprocessing, Weights
+from tlkit.plugin.contract import (
+    ACTIVATIONS,
+    BATCH,
+    CONTRACT,
+    FEATURES,
+    IMAGES,
+    LOGITS,
+    PROBABILITIES,
+    Component,
+    Head,
+    Preprocessing,
+    Weights,
+)
 from tlkit.plugin.options import option_fault
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[./]|[-_]+)[a-z0-9]+)*")
 
+_OUTPUT = re.compile(r"[a-z][a-z0-9_]*")
 _TYPES: dict[str, type] = {"Preprocessing": Preprocessing, "Weights": Weights}
 _EXAMPLES = {
     "preprocessing": "Preprocessing(size, mean, std)",
@@ -76,6 +89,19 @@ def _signature_fault(cls: type[Component], contract: type[Component]) -> str | N
     return None
 
 
+def outputs_fault(component: object) -> str | None:
+    """Return what is wrong with the outputs that a head declares, or None."""
+    if not isinstance(component, Head):
+        return None
+    if component.activation not in ACTIVATIONS:
+        return f"its activation is {component.activation!r}, not one of {', '.join(ACTIVATIONS)}"
+    names, taken = component.scores, {IMAGES, FEATURES, LOGITS, PROBABILITIES, BATCH}
+    bad = [name for name in names if not isinstance(name, str) or not _OUTPUT.fullmatch(name) or name in taken]
+    if not isinstance(names, tuple) or bad or len(set(names)) < len(names):
+        return f"its scores are {names!r}, not a tuple of different names like 'novelty'"
+    return None
+
+
 def _declared(component: object, name: str) -> object:
     """Return the attribute as it is declared in the component or its classes; None if it isn't."""
     own = getattr(component, "__dict__", {})
@@ -91,5 +117,6 @@ def fault(component: object, contract: type[Component]) -> str | None:
         or frozen_fault(component)
         or lacking_fault(component, contract)
         or signature_fault(component, contract)
+        or outputs_fault(component)
         or option_fault(component)
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -39,6 +39,7 @@ class Prediction:
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     reason: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict, hash=False)  # of the head, by name
 
     @property
     def label(self) -> str | None:
@@ -132,15 +133,17 @@ class Model:
         """Yield the results of `predict` one by one."""
         if topk < 1:
             raise UsageError(f"topk must be at least 1, not {topk}")
-        for batch in self.stream(iter_images(images), [PROBABILITIES]):
-            rows = iter(batch.arrays.get(PROBABILITIES, ()))
+        names = metadata.score_names(self.session.outputs)
+        for batch in self.stream(iter_images(images), [PROBABILITIES, *names]):
+            rows = iter(zip(*(batch.arrays.get(name, ()) for name in (PROBABILITIES, *names)), strict=True))
             for image in batch.images:
                 if image.reason is not None:
                     yield Prediction(image.name, (), (), image.reason)
                     continue
-                row: NDArray[np.float32] = next(rows)
-                best = np.argsort(-row, kind="stable")[:topk]
-                yield Prediction(image.name, tuple(self.labels[i] for i in best), tuple(float(row[i]) for i in best))
+                row, *values = next(rows)
+                best, scores = np.argsort(-row, kind="stable")[:topk], dict(zip(names, map(float, values), strict=True))
+                labels, shares = tuple(self.labels[i] for i in best), tuple(float(row[i]) for i in best)
+                yield Prediction(image.name, labels, shares, scores=scores)
 
     def embed(self, images: ImageInput | Iterable[ImageInput]) -> NDArray[np.float32]:
         """Return features `(N, width)`, one row per image. Raises `UnreadableImage` for the first one."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, UsageError
 from tlkit.graph.metadata import select_head
-from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
+from tlkit.plugin.contract import FEATURES, Session
 from tlkit.runtime import cuda, providers
 from tlkit.util.files import open_regular, temporary_dir
 from tlkit.util.resources import REFUSED, cores, is_refused
@@ -87,7 +87,9 @@ class HeadSession(Session):
     def __init__(self, session: Session, head: str) -> None:
         self.metadata = select_head(session.metadata, head)
         self._session = session
-        self._names = {FEATURES: FEATURES, **{name: head_output(head, name) for name in (LOGITS, PROBABILITIES)}}
+        own = head_output(head, "")
+        theirs = [name for name in session.outputs if name.startswith(own)]
+        self._names = {FEATURES: FEATURES, **{name.removeprefix(own): name for name in theirs}}
         self.input, self.outputs = session.input, tuple(self._names)
         self.workers, self.batch_size = session.workers, session.batch_size
 

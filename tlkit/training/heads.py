@@ -17,7 +17,7 @@ from tlkit.training.freezing import Network
 from tlkit.training.history import Line, Monitor
 from tlkit.training.inputs import Examples
 from tlkit.training.trainer import FitResult, Trainer
-from tlkit.util.statistics import softmax
+from tlkit.util.statistics import activated
 
 _TO_AUTHOR = "report this to the author of the head: solve() has to return a module"
 
@@ -76,7 +76,9 @@ def refit_head(
         return solved.eval(), [{"solved": head.name, "trained": stand_in.name, **head.report(solved)}]
     if solved is None:
         return trained, []
-    before, after = (score(probabilities(module.eval(), val.features), val.labels) for module in (trained, solved))
+    before, after = (
+        score(probabilities(module.eval(), val.features, head.activation), val.labels) for module in (trained, solved)
+    )
     kept = after.accuracy >= before.accuracy and after.log_loss <= before.log_loss
     line = {
         "solved": head.name,
@@ -89,6 +91,6 @@ def refit_head(
     return solved if kept else trained, [{**line, **head.report(solved)}]
 
 
-def probabilities(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
+def probabilities(head: nn.Module, features: NDArray[np.float32], activation: str) -> NDArray[np.float32]:
     """Return class probabilities `(N, classes)` for features `(N, width)`."""
-    return softmax(head_logits(head, features))
+    return activated(head_logits(head, features), activation)

@@ -18,9 +18,9 @@ from tlkit.data.scan import FileCounts
 from tlkit.evaluation.metrics import Metrics, score
 from tlkit.model import bundle as bundles
 from tlkit.model import trunk as trunks
-from tlkit.model.modules import head_logits
+from tlkit.model.modules import head_outputs
 from tlkit.model.reference_images import remember
-from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head, Strategy
+from tlkit.plugin.contract import FEATURES, Backbone, Head, Strategy
 from tlkit.plugin.licenses import described_license, license_class
 from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features
@@ -128,7 +128,7 @@ def write_bundle(
     `settings` are those of the fine-tuning. The folder of the images is remembered on this machine, not in the bundle.
     """
     _, val = plan.examples(features)
-    predicted = probabilities(head, val.features)
+    predicted = probabilities(head, val.features, plan.config.head.activation)
     metrics = score(predicted, val.labels)
     rows = _golden_rows(plan, features)
     contents = [plan.samples[row].path.read_bytes() for row in rows]
@@ -150,7 +150,7 @@ def write_bundle(
         head=trunks.tensors(head),
         history=fitted.history,
         golden=contents,
-        expected={FEATURES: expected, LOGITS: head_logits(head, expected)},
+        expected={FEATURES: expected, **head_outputs(head, expected, plan.config.head.scores)},
     )
     remember(digest, plan.source)
     draw_curves(fitted.history, plan.out)
@@ -188,6 +188,8 @@ def _record(plan: Plan, features: Features, head_report: Mapping[str, Any]) -> b
         stages=plan.trunk.names,
         width=features.array.shape[1],
         head=_component(config, config.head, head_report),
+        scores=tuple(config.head.scores),
+        activation=config.head.activation,
         strategy=_component(config, config.strategy, config.advice),
         phases=tuple(asdict(phase) for phase in plan.phases),
         seed=config.seed,

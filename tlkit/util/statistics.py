@@ -51,6 +51,14 @@ def softmax(logits: NDArray[Float]) -> NDArray[Float]:
     return result
 
 
+def activated(logits: NDArray[Float], activation: str) -> NDArray[Float]:
+    """Return the probabilities `(N, classes)` of logits by "softmax" or "sigmoid", in their dtype."""
+    if activation == "softmax":
+        return softmax(logits)
+    result: NDArray[Float] = (0.5 * (1 + np.tanh(0.5 * logits))).astype(logits.dtype)  # without overflow
+    return result
+
+
 def log_sum_exp(logits: NDArray[Float]) -> NDArray[Float]:
     """Return log(sum(exp(logits))) of each row, `(N,)`, without overflow."""
     top = logits.max(axis=1)

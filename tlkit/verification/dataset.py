@@ -52,13 +52,17 @@ class DatasetComparison:
 
 
 def compare_on_dataset(
-    trained: ModelOutputs, exported: ModelOutputs, tolerance: Tolerance, head: HeadOf | None = None
+    trained: ModelOutputs,
+    exported: ModelOutputs,
+    tolerance: Tolerance,
+    head: HeadOf | None = None,
+    activation: str = "softmax",
 ) -> DatasetComparison:
     """Compare all `OUTPUTS` of an export with those of the trained modules for the same images.
 
     `head` is the one in the graph, which its logits are compared with below fp32 (see `parity.Comparison`).
     """
     images = len(trained.truth)
-    comparison = compared(images, images, trained.arrays, exported.arrays, tolerance, head)
+    comparison = compared(images, images, trained.arrays, exported.arrays, tolerance, head, activation)
     same = int((trained.predicted == exported.predicted).sum())
     return DatasetComparison(images, exported.accuracy, trained.accuracy, wilson(same, images), comparison)

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tlkit.graph.metadata import score_names
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
-from tlkit.util.statistics import softmax
+from tlkit.util.statistics import activated
 
 BATCHES = (1, 2, 7, 16)
 SOFTMAX_ERROR = 1e-3  # of probabilities, whatever the precision: they are computed from the logits in float32
 HEAD_ERROR = 5e-3  # of logits, from what the head gives for the same features: both in float32, or a GPU's TF32
 
-HeadOf = Callable[["NDArray[np.float32]"], "NDArray[np.float32]"]  # features to logits
+HeadOf = Callable[["NDArray[np.float32]"], Mapping[str, "NDArray[np.float32]"]]  # features to logits and scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,11 @@ class Comparison:
     feature_error: float | None  # the largest, relative
     logit_error: float | None
     head_error: float | None  # of the logits, relative, from what the head gives for the features beside them
-    probability_error: float | None  # the largest, from the softmax of its own logits
+    probability_error: float | None  # the largest, from the softmax or sigmoid of its own logits
     agreement: float | None  # share of images with the same label
     flips: int
     passed: bool
+    score_error: float | None = None  # of the head's scores, relative: from the head's own where `head_error` is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,15 @@ class Verdict:
     def summary(self) -> str:
         """Return the worst of each figure in one line."""
         parts = [f"{max(c.images for c in self.comparisons)} images"]
-        for name in ("cosine", "feature_error", "logit_error", "head_error", "probability_error", "agreement"):
+        for name in (
+            "cosine",
+            "feature_error",
+            "logit_error",
+            "head_error",
+            "score_error",
+            "probability_error",
+            "agreement",
+        ):
             worst = max if name.endswith("error") else min
             if known := [value for c in self.comparisons if (value := getattr(c, name)) is not None]:
                 parts.append(f"{name.replace('_', ' ')} {worst(known):.6g}")
@@ -98,23 +108,26 @@ def compare(
     tolerance: Tolerance = TOLERANCES["fp32"],
     batches: Sequence[int] = BATCHES,
     head: HeadOf | None = None,
+    activation: str = "softmax",
 ) -> Verdict:
     """Run `inputs` `(N, ...)` through a session at several batch sizes and compare the output with `expected`.
 
-    `expected` has `features` `(N, width)`, `logits` `(N, classes)` or both; those that the session gives are compared.
-    Probabilities have to be the softmax of the logits. With `head`, below fp32, logits have to be what it gives for the
-    features that the session gives.
+    `expected` has `features` `(N, width)`, `logits` `(N, classes)` with the scores `(N,)` of the head, or all; those
+    that the session gives are compared, and beside logits it has to give all scores that are expected. Probabilities
+    have to be the `activation` of the logits. With `head`, below fp32, logits and scores have to be what it gives for
+    the features that the session gives.
     Batch sizes above N are replaced by N, so that every size run is a real one; one of them always leaves a smaller
     last batch.
     """
     names = [name for name in (FEATURES, LOGITS) if name in session.outputs and name in expected]
-    if LOGITS in names and PROBABILITIES in session.outputs:
-        names.append(PROBABILITIES)
+    if LOGITS in names:
+        beside = (*score_names(expected), PROBABILITIES)
+        names += [name for name in beside if name in session.outputs]
     comparisons = []
     for batch in _sizes(batches, len(inputs)):
         parts = [session.run(inputs[start : start + batch], names) for start in range(0, len(inputs), batch)]
         got = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        comparisons.append(compared(batch, len(inputs), expected, got, tolerance, head))
+        comparisons.append(compared(batch, len(inputs), expected, got, tolerance, head, activation))
     return Verdict(tolerance, tuple(comparisons))
 
 
@@ -132,15 +145,17 @@ def compared(
     got: Mapping[str, NDArray[np.float32]],
     tolerance: Tolerance,
     head: HeadOf | None = None,
+    activation: str = "softmax",
 ) -> Comparison:
     """Compare the output of a session for so many images, at one batch size, with what is expected."""
-    cosine = feature_error = logit_error = head_error = probability_error = agreement = None
-    flips = 0
-    if any(got[name].shape != expected[LOGITS if name == PROBABILITIES else name].shape for name in got):
-        # a dropped row, or another width
+    cosine = feature_error = logit_error = head_error = probability_error = agreement = score_error = None
+    flips, scores = 0, score_names(expected) if LOGITS in got else ()
+    if not got.keys() >= set(scores) or any(
+        got[name].shape != expected[LOGITS if name == PROBABILITIES else name].shape for name in got
+    ):  # a dropped score or row, or another width
         return Comparison(batch_size, images, None, None, None, None, None, None, flips, passed=False)
     if PROBABILITIES in got:
-        probability_error = float(np.abs(got[PROBABILITIES] - softmax(got[LOGITS])).max())
+        probability_error = float(np.abs(got[PROBABILITIES] - activated(got[LOGITS], activation)).max())
     if FEATURES in got:
         cosine = float(cosines(expected[FEATURES], got[FEATURES]).min())
         feature_error = relative_error(expected[FEATURES], got[FEATURES])
@@ -149,8 +164,12 @@ def compared(
         logit_error = relative_error(want, have)
         same = want.argmax(1) == have.argmax(1)
         agreement = float(same.mean())
+        reference = expected
         if head is not None and FEATURES in got:
-            head_error = relative_error(head(got[FEATURES]), have)
+            reference = head(got[FEATURES])
+            head_error = relative_error(reference[LOGITS], have)
+        if scores:
+            score_error = float(np.max([relative_error(reference[name], got[name]) for name in scores]))
         flips = int((~same & ~ties(want, 2 * tolerance.error * float(np.abs(want).max()))).sum())
     # Written so that a NaN anywhere fails: no comparison with it is true.
     right = (
@@ -162,16 +181,16 @@ def compared(
         right
         and (cosine is None or cosine >= tolerance.cosine)
         and (feature_error is None or feature_error <= tolerance.error)
+        and (score_error is None or score_error <= (tolerance.error if head_error is None else HEAD_ERROR))
         and (probability_error is None or probability_error <= SOFTMAX_ERROR)
     )
-    return Comparison(
-        batch_size, images, cosine, feature_error, logit_error, head_error, probability_error, agreement, flips, passed
-    )
+    errors = (cosine, feature_error, logit_error, head_error, probability_error, agreement)
+    return Comparison(batch_size, images, *errors, flips, passed, score_error)
 
 
 def head_of(session: Session) -> HeadOf:
-    """Return the logits of an opened head as a function of features."""
-    return lambda features: session.run(features, [LOGITS])[LOGITS]
+    """Return the logits and scores of an opened head as a function of features."""
+    return session.run
 
 
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:

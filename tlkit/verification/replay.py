@@ -132,7 +132,9 @@ def _replay(
         if session.input == IMAGES:
             inputs, wrong = _pixels(bundle, preprocessing)
             differing |= dict.fromkeys(wrong)
-            verdicts[name] = compare(expected, session, inputs, tolerance=tolerance, head=head)
+            verdicts[name] = compare(
+                expected, session, inputs, tolerance=tolerance, head=head, activation=bundle.record.activation
+            )
         else:
             strict = replace(tolerance, error=min(tolerance.error, HEAD_ERROR))
             verdicts[name] = compare(expected, session, expected[FEATURES], tolerance=strict)
@@ -151,6 +153,8 @@ def _problems(
     if labels != record.labels:
         wrong = [f"{a!r} for {b!r}" for a, b in zip(labels, record.labels, strict=False) if a != b]
         yield f"its labels differ: {', '.join(wrong[:3]) or f'{len(labels)} of {len(record.labels)}'}"
+    if (activation := says.get(metadata.ACTIVATION, metadata.SOFTMAX)) != record.activation:
+        yield f"its activation is {activation}, not {record.activation}"
     theirs, ours = asdict(preprocessing), asdict(record.preprocessing)
     for fact in (fact for fact in ours if theirs[fact] != ours[fact]):
         yield f"its preprocessing differs: {fact} {theirs[fact]}, not {ours[fact]}"

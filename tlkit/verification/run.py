@@ -117,13 +117,16 @@ def _compare(
     samples = select_samples(data, bundle.record.labels, split).samples
 
     def run(session: Session, place: Path, name: str) -> Any:
-        return run_samples(Model(session, place), samples, progress(name, len(samples)), OUTPUTS)
+        outputs = (*OUTPUTS, *bundle.record.scores)
+        return run_samples(Model(session, place), samples, progress(name, len(samples)), outputs)
 
     expected = run(trained.session(), bundle.root, "trained modules")
     comparisons = {}
     for export in opened:
         got = run(opener.open(export), export.file(), export.name)
         below = export.precision != exports.PRECISION
-        head = trained.head_logits(export.refitted()) if below else None
-        comparisons[export.name] = compare_on_dataset(expected, got, TOLERANCES[export.precision], head)
+        head = trained.head_outputs(export.refitted()) if below else None
+        comparisons[export.name] = compare_on_dataset(
+            expected, got, TOLERANCES[export.precision], head, bundle.record.activation
+        )
     return comparisons, dict(expected.rejected)

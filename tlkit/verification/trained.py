@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tlkit.graph import compose, metadata, trace
 from tlkit.model.bundle import Bundle, Tensors
-from tlkit.model.modules import graph_module, head_logits, load_head, load_modules, run_half, run_modules
+from tlkit.model.modules import graph_module, head_outputs, load_head, load_modules, run_half, run_modules
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES, Backbone, Head, Session
-from tlkit.util.statistics import softmax
+from tlkit.util.statistics import activated
 from tlkit.verification.parity import HeadOf
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class TrainedModules:
         return load_modules(self.bundle, *self._components(self.bundle))
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Return `features` and `logits` of images `(N, S, S, 3)`, in eager mode on the CPU."""
-        return run_modules(*self._modules, images)
+        """Return `features`, `logits` and scores of images `(N, S, S, 3)`, in eager mode on the CPU."""
+        return run_modules(*self._modules, images, self.bundle.record.scores)
 
     def trunk_graph(self) -> onnx.ModelProto:
         """Return the graph of the trunk, from the one trace of its backbone."""
@@ -53,20 +53,20 @@ class TrainedModules:
         return trace.half_precision_graph(self._modules[0])
 
     def head_graph(self) -> onnx.ModelProto:
-        return trace.head_graph(self._modules[1], self.bundle.record.width)
+        return trace.head_graph(self._modules[1], self.bundle.record.width, self.bundle.record.scores)
 
     def module(self, graph: str, *, half: bool = False) -> nn.Module:
         """Return the trunk, head or model as one module: its input to a tuple of outputs; `half`: stages in float16."""
-        return graph_module(graph, *self._modules, half=half)
+        return graph_module(graph, *self._modules, self.bundle.record, half=half)
 
     def half_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return features of images by the stages in float16, which PyTorch's CPU kernels really compute in."""
         return run_half(self._modules[0], images)
 
-    def head_logits(self, tensors: Tensors | None = None) -> HeadOf:
+    def head_outputs(self, tensors: Tensors | None = None) -> HeadOf:
         """Return the head as a function, with the bundle's tensors or with those of one refitted at export."""
         module = load_head(self.bundle, self.head, self.bundle.head if tensors is None else tensors)
-        return partial(head_logits, module)
+        return partial(head_outputs, module, scores=self.bundle.record.scores)
 
     def session(self) -> TrainedSession:
         """Return the modules as a session, as if they were an export."""
@@ -74,19 +74,22 @@ class TrainedModules:
 
 
 class TrainedSession(Session):
-    """Images to features, logits and probabilities by the trained modules."""
+    """Images to features, logits, scores and probabilities by the trained modules."""
 
     input = IMAGES
-    outputs = (FEATURES, LOGITS, PROBABILITIES)
     batch_size = 16
 
     def __init__(self, modules: TrainedModules) -> None:
         self._modules, record = modules, modules.bundle.record
+        self.outputs = (FEATURES, LOGITS, *record.scores, PROBABILITIES)
         self.metadata = metadata.GraphMetadata(
-            preprocessing=record.preprocessing, labels=record.labels, bundle=modules.bundle.digest
+            preprocessing=record.preprocessing,
+            labels=record.labels,
+            bundle=modules.bundle.digest,
+            activation=record.activation,
         ).to_props()
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         got = self._modules.run(array)
-        got[PROBABILITIES] = softmax(got[LOGITS])
+        got[PROBABILITIES] = activated(got[LOGITS], self._modules.bundle.record.activation)
         return {name: got[name] for name in outputs or self.outputs}
