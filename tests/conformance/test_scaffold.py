@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -139,7 +140,7 @@ class TestCommand:
 
 
 @pytest.fixture
-def begin(tlkit, shell, tmp_path, pictures):
+def begin(tlkit, forks, tmp_path, pictures):
     """Begins a plugin and installs it; what follows runs commands with it."""
     site = tmp_path / "site"
     site.mkdir()
@@ -151,7 +152,7 @@ def begin(tlkit, shell, tmp_path, pictures):
         install_project(site, tmp_path / f"tlkit-my{kind}")
 
         def do(line, code=0):
-            finished = shell(line.format(photos=pictures), cwd=tmp_path, env=env)
+            finished = forks.run(shlex.split(line.format(photos=pictures)), cwd=tmp_path, env=env)
             assert finished.code == code, finished.err
             return finished
 
@@ -203,12 +204,12 @@ def readme_commands(folder):
     return [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
 
 
-def test_every_command_of_its_readme_has_options_that_exist(project, shell):
+def test_every_command_of_its_readme_has_options_that_exist(project, forks):
     _, folder = project
     commands = [command for command in readme_commands(folder) if command.startswith("tlkit ")]
     assert len(commands) >= 3
     for command in commands:
-        finished = shell(f"{command} --help", cwd=folder)
+        finished = forks.run([*shlex.split(command), "--help"], cwd=folder)
         assert finished.code == 0, f"{command}: {finished.err}"
 
 
@@ -216,7 +217,7 @@ def test_every_command_of_its_readme_has_options_that_exist(project, shell):
 @pytest.mark.parametrize(
     "kind", [kind if kind == "backbone" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 )
-def test_every_command_of_its_readme_runs(kind, tlkit, shell, tmp_path, pictures):
+def test_every_command_of_its_readme_runs(kind, tlkit, forks, tmp_path, pictures):
     name, site = f"tlkit-my{kind}", tmp_path / "site"
     folder = tmp_path / name
     assert tlkit("plugins", "new", name, "--kind", kind, cwd=tmp_path).code == 0
@@ -229,5 +230,6 @@ def test_every_command_of_its_readme_runs(kind, tlkit, shell, tmp_path, pictures
     assert all(any(name in command for command in commands) for name in ("plugins check", "pytest", "train"))
     commands.remove("mypy")  # `test_its_types_are_right` runs it
     for command in commands:
-        finished = shell(command, cwd=folder, env={"PYTHONPATH": str(site)})
+        words = ["-m", "pytest", "-p", "no:cacheprovider"] if command == "pytest" else shlex.split(command)
+        finished = forks.run(words, cwd=folder, env={"PYTHONPATH": str(site)})
         assert finished.code == 0, f"{command}: {finished.err}{finished.out}"
