@@ -199,7 +199,7 @@ def runs_in_threads(subject: TargetSubject) -> None:
 
 
 def two_sessions_at_once(subject: TargetSubject) -> None:
-    """What was built can be opened twice, and the sessions don't disturb each other."""
+    """An export can be opened twice, and the sessions don't disturb each other."""
     one = subject.session("model")
     before = one.run(IMAGES_IN[:2])[LOGITS]
     subject.open(subject.built("model")).run(IMAGES_IN[2:4])

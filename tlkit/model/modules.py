@@ -44,7 +44,7 @@ class ScoredHead(nn.Module):
 
 
 class GraphModule(nn.Module):
-    """What an exported graph computes: its input to a tuple of its outputs."""
+    """Trunk, head or both as an exported graph has them: its input to a tuple of its outputs."""
 
     def __init__(self, trunk: nn.Module | None, head: ScoredHead | None, activation: str) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ AGAIN = "export it again"
 
 
 class ExecuTorchSession(Session):
-    """ExecuTorch's portable runtime, whose XNNPACK uses all cores for one call; calls take turns."""
+    """ExecuTorch's portable runtime, whose XNNPACK uses all cores for one call; a second call waits for the first."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
