@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tlkit.errors import ArtifactError
 from tlkit.evaluation.metrics import metric_lines
 from tlkit.graph.metadata import PREFIX
 from tlkit.model.bundle import RECORD, open_bundle
@@ -46,7 +47,13 @@ def inspect(path: Path, opener: Opener) -> Inspection:
     exported = any((place / MANIFEST).exists() for place in (path, path.parent))
     if path.is_file() or (path.is_dir() and exported and not (path / RECORD).exists()):
         return Inspection(path, False, _graph(path, opener))
-    return Inspection(path, True, _bundle(path))
+    try:
+        found = Inspection(path, True, _bundle(path))
+        repr(found)  # metrics and reports have no shape that opening a bundle would check
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"a field is missing or invalid: {type(error).__name__}: {error}"
+        raise ArtifactError(what, file=path / RECORD, do="copy the bundle again, or train again") from error
+    return found
 
 
 def _bundle(root: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from onnx import helper
 
 from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin.contract import ACTIVATIONS, FEATURES, LOGITS, PROBABILITIES, BuildSource, Preprocessing
+from tlkit.util.schema import read_as
 from tlkit.version import __version__
 
 if TYPE_CHECKING:
@@ -77,14 +78,15 @@ class GraphMetadata:
 def read_metadata(props: Mapping[str, str], file: Path) -> tuple[Preprocessing, tuple[str, ...]]:
     """Return the preprocessing and the labels of a graph. Raises ArtifactError if they are missing or invalid."""
     try:
-        known = json.loads(props[PREPROCESSING])
-        preprocessing = Preprocessing(**{**known, "mean": tuple(known["mean"]), "std": tuple(known["std"])})
+        preprocessing: Preprocessing = read_as(Preprocessing, json.loads(props[PREPROCESSING]), PREPROCESSING)
+        labels: tuple[str, ...] = read_as(tuple[str, ...], json.loads(props[LABELS]), LABELS)
         if (activation := props.get(ACTIVATION, SOFTMAX)) not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
-        return preprocessing, tuple(json.loads(props[LABELS]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         what = f"the metadata of the graph is invalid: {type(error).__name__}: {error}"
         raise ArtifactError(what, file=file, do="export it again") from error
+    _heads(props, file)
+    return preprocessing, labels
 
 
 def score_names(outputs: Iterable[str]) -> tuple[str, ...]:
@@ -113,16 +115,25 @@ def build_source(
 
 def head_names(props: Mapping[str, str]) -> tuple[str, ...]:
     """Return the names of the heads of a graph with several; empty for a graph with one."""
-    return tuple(json.loads(props.get(HEADS, "{}")))
+    return tuple(_heads(props))
 
 
 def select_head(props: Mapping[str, str], head: str) -> dict[str, str]:
     """Return the metadata of one head of a graph with several. Raises UsageError for an unknown head."""
-    heads: dict[str, Any] = json.loads(props.get(HEADS, "{}"))
+    heads = _heads(props)
     if head not in heads:
         raise UsageError(f"there is no head {head!r}", do=f"choose one of {', '.join(heads)}")
     own = heads[head]
     shared = {key: value for key, value in props.items() if key != HEADS}
-    known = {**shared, LABELS: json.dumps(own["labels"]), BUNDLE: own["bundle"], HEAD: own["head"]}
-    activation = own.get("activation", SOFTMAX)
-    return known if activation == SOFTMAX else {**known, ACTIVATION: activation}
+    known = {**shared, LABELS: json.dumps(list(own.labels)), BUNDLE: own.bundle, HEAD: own.head}
+    return known if own.activation == SOFTMAX else {**known, ACTIVATION: own.activation}
+
+
+def _heads(props: Mapping[str, str], file: Path | None = None) -> dict[str, HeadMetadata]:
+    """Return the heads of a graph with several; raises ArtifactError where they are invalid."""
+    try:
+        heads: dict[str, HeadMetadata] = read_as(dict[str, HeadMetadata], json.loads(props.get(HEADS, "{}")), HEADS)
+    except (ValueError, RecursionError) as error:
+        what = f"the metadata of the graph is invalid: {error}"
+        raise ArtifactError(what, file=file, do="export it again") from error
+    return heads

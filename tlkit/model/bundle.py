@@ -24,6 +24,7 @@ from safetensors.numpy import save
 from tlkit.errors import ArtifactError, DataError
 from tlkit.plugin.contract import ACTIVATIONS, Preprocessing
 from tlkit.util import files
+from tlkit.util.schema import read_as
 from tlkit.version import __version__
 
 FORMAT = 1
@@ -144,10 +145,10 @@ def open_bundle(root: Path) -> Bundle:
     content = read_record(root)
     for name, expected in content["files"].items():
         _check_file(root, name, expected)
-    trunk, head = (_checked_tensors(root / name, content["tensors"][name]) for name in (TRUNK, HEAD))
+    trunk, head = (_checked_tensors(root / name, content["tensors"].get(name, {})) for name in (TRUNK, HEAD))
     try:
         record = _record(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise ArtifactError(f"a field is missing or invalid: {error}", file=root / RECORD) from error
     return Bundle(root, record, content["digest"], trunk, head)
 
@@ -173,28 +174,29 @@ def read_record(root: Path) -> dict[str, Any]:
         )
     if content["digest"] != _digest({key: value for key, value in content.items() if key != "digest"}):
         raise ArtifactError("it was changed after training (digest differs)", file=file, do="copy it again")
+    try:
+        read_as(dict[str, str], content["files"], "files")
+        read_as(dict[str, dict[str, Any]], content["tensors"], "tensors")
+    except ValueError as error:
+        raise ArtifactError(f"a field is missing or invalid: {error}", file=file) from error
     return content
 
 
 def _record(content: Mapping[str, Any]) -> BundleRecord:
-    known = {field.name: content[field.name] for field in dataclasses.fields(BundleRecord) if field.name in content}
-    preprocessing = dict(known["preprocessing"])
-    known["preprocessing"] = Preprocessing(
-        **{**preprocessing, "mean": tuple(preprocessing["mean"]), "std": tuple(preprocessing["std"])}
-    )
-    for name in ("backbone", "head", "strategy"):
-        known[name] = ComponentRecord(**known[name])
-    known["golden"] = tuple(Golden(**golden) for golden in known["golden"])
-    for name in ("labels", "stages", "phases", "scores"):
-        known[name] = tuple(known.get(name, ()))
-    if known.get("activation", ACTIVATIONS[0]) not in ACTIVATIONS:
-        raise ValueError(f"activation {known['activation']!r}")
-    return BundleRecord(**known)
+    """Return the record of a bundle. Raises ValueError that names a field that is missing or invalid."""
+    names = {field.name for field in dataclasses.fields(BundleRecord)}
+    record: BundleRecord = read_as(BundleRecord, {name: content[name] for name in names if name in content})
+    read_as(float, record.data.get("val", 0.0), "data.val")
+    if not record.stages or not record.labels:
+        raise ValueError("stages or labels are empty")
+    if record.activation not in ACTIVATIONS:
+        raise ValueError(f"activation {record.activation!r}")
+    return record
 
 
 def _check_file(root: Path, name: str, expected: str) -> None:
     file = root / name
-    if not file.resolve().is_relative_to(root.resolve()):
+    if "\0" in name or not file.resolve().is_relative_to(root.resolve()):
         raise ArtifactError("it names a file outside itself", file=root / RECORD)
     try:
         found = files.sha256(file)

@@ -1,0 +1,143 @@
+"""Mutated artefacts are refused by a line and an exit code, never by a bug; what is not refused gives what it gave."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from random import Random
+
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.kit.hostile import mutate
+from tests.kit.tiny import resign_bundle
+from tlkit import cli
+
+SETTINGS = settings(
+    max_examples=int(os.environ.get("TLKIT_EXAMPLES", "15")),
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from(
+        [-1, 0, 2**70, 1e308, float("nan"), float("inf"), "", "\0", "\ud800", "../x", "\x1b[31m", "x" * 300]
+    ),
+    st.sampled_from([[], {}, [[]], [None], {"a": {}}, {"": ""}]),
+)
+ENDS = (0, 3, 4, 5, 6)  # 1 would be a bug, 2 a wrong command line
+VERBS = ("inspect {run}", "verify {run}", "predict {run} {photos}")
+
+
+@pytest.fixture
+def ends(own_run, pictures, tmp_path, capsys):
+    """Runs a verb on a copy of a bundle that a function has changed; the exit code."""
+
+    def run(change, verb):
+        place = tmp_path / "mutated"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(own_run, place)
+        change(place)
+        code = cli.run(verb.format(run=place, photos=pictures).split())
+        said = capsys.readouterr()
+        assert code in ENDS, said.err
+        assert "a bug in tlkit" not in said.err
+        assert code == 0 or said.err.count("\n") >= 1
+        return code
+
+    return run
+
+
+def places(content, path=()):
+    """All paths of a JSON value to what can be replaced."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        if len(path) < 4:
+            yield from places(value, (*path, key))
+
+
+def change_json(file, chance, value):
+    """Replace or remove one value, or add one under another name."""
+    content = json.loads(file.read_text())
+    *above, last = chance.choice([path for path in places(content) if path[0] not in ("digest", "files")])
+    parent = content
+    for key in above:
+        parent = parent[key]
+    if value is None and isinstance(parent, dict) and chance.random() < 0.5:
+        del parent[last]
+    else:
+        parent[last] = value
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@SETTINGS
+@given(seed=st.integers(0, 2**32), value=VALUES)
+def test_a_record_of_another_shape(ends, verb, seed, value):
+    def change(run):
+        change_json(run / "bundle.json", Random(seed), value)
+        resign_bundle(run)
+
+    ends(change, verb)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@SETTINGS
+@given(seed=st.integers(0, 2**32), value=VALUES)
+def test_a_manifest_of_another_shape(ends, verb, seed, value):
+    ends(lambda run: change_json(run / "onnx/fp32/manifest.json", Random(seed), value), verb)
+
+
+@SETTINGS
+@given(seed=st.integers(0, 2**32), value=VALUES, name=st.sampled_from(["labels", "preprocessing", "heads", "cut"]))
+def test_metadata_of_another_shape(ends, seed, value, name):
+    def change(run):
+        graph = onnx.load(run / "onnx/fp32/model.onnx")
+        facts = {prop.key: prop.value for prop in graph.metadata_props}
+        facts[f"tlkit.{name}"] = json.dumps(value) if Random(seed).random() < 0.8 else "{"
+        onnx.helper.set_model_props(graph, facts)
+        onnx.save(graph, run / "model.onnx")
+
+    for verb in ("inspect {run}/model.onnx", "predict {run}/model.onnx {photos}", "eval {run}/model.onnx {photos}"):
+        ends(change, verb)
+
+
+@pytest.mark.parametrize(
+    "name", ["trunk.safetensors", "head.safetensors", "golden/0.png", "golden/expected.safetensors"]
+)
+@SETTINGS
+@given(seed=st.integers(0, 2**32))
+def test_files_that_are_mutated_and_signed_again(ends, name, seed):
+    def change(run):
+        (run / name).write_bytes(mutate((run / name).read_bytes(), Random(seed)))
+        resign_bundle(run)
+
+    ends(change, "verify {run}" if "expected" in name or "png" in name else "inspect {run}")
+
+
+@SETTINGS
+@given(seed=st.integers(0, 2**32))
+def test_a_mutated_graph(ends, seed):
+    def change(run):
+        file = run / "onnx/fp32/model.onnx"
+        (run / "model.onnx").write_bytes(mutate(file.read_bytes(), Random(seed)))
+
+    ends(change, "predict {run}/model.onnx {photos}")
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "trunk.safetensors", "golden/0.png", "onnx/fp32/model.onnx"])
+@SETTINGS
+@given(seed=st.integers(0, 2**32))
+def test_verify_passes_nothing_that_was_changed(ends, name, seed):
+    def change(run):
+        before = (run / name).read_bytes()
+        (run / name).write_bytes(mutate(before, Random(seed)))
+
+    assert ends(change, "verify {run}") != 0
