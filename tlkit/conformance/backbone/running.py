@@ -42,7 +42,7 @@ def pools(subject: BackboneSubject) -> None:
 def width_is_constant(subject: BackboneSubject) -> None:
     """The width of the features depends on the cut only: not on the batch, and not on the build."""
     widths = [features.shape[1:] for features in subject.features]
-    for features in (*(part for _, part in subject.parts), subject.run(subject.random_trunk(), BATCHES[0])):
+    for features in (*(part for _, part in subject.parts), subject.run(subject.builds[1], BATCHES[0])):
         got = [stage.shape[1:] for stage in features]
         expect(got == widths, f"the widths {widths} may become {got}", do="fix the shapes of every stage")
 

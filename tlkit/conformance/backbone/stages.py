@@ -39,7 +39,7 @@ def stage_names(subject: BackboneSubject) -> None:
 
 def same_every_time(subject: BackboneSubject) -> None:
     """Two builds have the same stages in the same order, of the same tensors."""
-    first, second = subject.random_trunk(), subject.random_trunk()
+    first, second = subject.builds
     do = "build the same structure every time: a bundle is opened by building it again"
     expect(first.names == second.names, f"one build has the stages {first.names}, the next has {second.names}", do=do)
     different = subject.different_tensors(first, second)
@@ -54,13 +54,13 @@ def local_options_keep_the_structure(subject: BackboneSubject) -> None:
     if not local:
         raise Skipped("it has no local options")
     elsewhere = trunks.build(configure(subject.component, local), pretrained=False)
-    different = subject.different_tensors(subject.random_trunk(), elsewhere)
+    different = subject.different_tensors(subject.builds[0], elsewhere)
     expect_none(different, "tensors differ elsewhere", do="let local options choose weights, and nothing else")
 
 
 def in_eval_mode(subject: BackboneSubject) -> None:
     """Every module of every stage is in eval mode when it is returned."""
-    stages = subject.component.stages(pretrained=False)
+    stages = subject.stages
     training = [
         f"{stage}.{name}".rstrip(".")
         for stage, module in stages.items()
@@ -72,14 +72,14 @@ def in_eval_mode(subject: BackboneSubject) -> None:
 
 def in_single_precision(subject: BackboneSubject) -> None:
     """Weights and buffers are float32; export converts to lower precisions."""
-    state = subject.random_trunk().state_dict()
+    state = subject.builds[0].state_dict()
     other = [f"{name} is {t.dtype}" for name, t in state.items() if t.is_floating_point() and t.dtype != torch.float32]
     expect_none(other, "not all weights are float32", do="return each stage after `.float()`")
 
 
 def can_be_trained(subject: BackboneSubject) -> None:
     """Every parameter requires a gradient: freezing is up to the strategy."""
-    fixed = [name for name, parameter in subject.random_trunk().named_parameters() if not parameter.requires_grad]
+    fixed = [name for name, parameter in subject.builds[0].named_parameters() if not parameter.requires_grad]
     expect_none(fixed, "parameters are frozen", do="leave freezing to tlkit; make constants buffers")
 
 
@@ -87,7 +87,7 @@ def tensors_are_registered(subject: BackboneSubject) -> None:
     """Every tensor that a module holds is a parameter or a buffer, so that it is stored and moved with the module."""
     loose = [
         f"{name}.{attribute}"
-        for name, module in subject.random_trunk().stages.named_modules()
+        for name, module in subject.builds[0].stages.named_modules()
         for attribute, value in vars(module).items()
         if isinstance(value, Tensor)
     ]
@@ -99,7 +99,7 @@ def share_no_tensors(subject: BackboneSubject) -> None:
     """No two stages hold the same parameter or buffer: freezing one would not freeze it in the other."""
     owners: dict[int, str] = {}
     shared = []
-    for stage, module in subject.random_trunk().stages.items():
+    for stage, module in subject.builds[0].stages.items():
         for name, place in _places(module):
             owner = owners.setdefault(place, stage)
             if owner != stage:
@@ -109,7 +109,7 @@ def share_no_tensors(subject: BackboneSubject) -> None:
 
 def builds_share_no_tensors(subject: BackboneSubject) -> None:
     """Two builds hold no tensor in common: training one must not change the other."""
-    shared = _shared(subject.random_trunk(), subject.random_trunk())
+    shared = _shared(*subject.builds)
     expect_none(shared, "two builds share tensors", do="build every module again in each call")
 
 
@@ -141,7 +141,7 @@ def state_survives_safetensors(subject: BackboneSubject) -> None:
 
 def state_is_complete(subject: BackboneSubject) -> None:
     """Another build that is given the state computes the same: nothing that was learned is outside it."""
-    other = subject.random_trunk()
+    other = copy.deepcopy(subject.builds[1])
     trunks.load_tensors(other, trunks.tensors(subject.trunk), what="trunk")
     same = np.array_equal(subject.run(other)[-1], subject.features[-1])
     do = "register every weight as a parameter or a persistent buffer, and draw nothing at random besides"
@@ -150,7 +150,7 @@ def state_is_complete(subject: BackboneSubject) -> None:
 
 def fingerprint_is_stable(subject: BackboneSubject) -> None:
     """Two builds of the same weights have the same fingerprint, or no graph and no feature would be used again."""
-    other = subject.random_trunk()
+    other = copy.deepcopy(subject.builds[1])
     trunks.load_tensors(other, trunks.tensors(subject.built), what="trunk")
     shown = re.search(r"at 0x[0-9a-f]+", repr(other))
     right = shown is None and trunks.fingerprint(other) == trunks.fingerprint(subject.built)
@@ -160,7 +160,7 @@ def fingerprint_is_stable(subject: BackboneSubject) -> None:
 
 def random_weights_are_random(subject: BackboneSubject) -> None:
     """`stages(pretrained=False)` gives other weights each time: none were loaded, and none are constant."""
-    first, second = (dict(subject.random_trunk().named_parameters()) for _ in range(2))
+    first, second = (dict(build.named_parameters()) for build in subject.builds)
     pairs = [(one, second[name]) for name, one in first.items() if one.ndim >= 2]
     if not pairs:
         raise Skipped("it has no matrices and no filters")

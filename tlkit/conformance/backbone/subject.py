@@ -50,7 +50,12 @@ class BackboneSubject(Subject[Backbone]):
     @prepared("stage-names")
     def built(self) -> trunks.Trunk:
         """Trunk as the plugin builds it, pretrained or random; it has not been run."""
-        return self.pretrained_trunk() if self.pretrained else self.random_trunk()
+        return self.pretrained_trunk() if self.pretrained else self.builds[0]
+
+    @prepared("stage-names")
+    def builds(self) -> tuple[trunks.Trunk, trunks.Trunk]:
+        """Two builds with random weights."""
+        return self.random_trunk(), self.random_trunk()
 
     @prepared("chains")
     def trunk(self) -> trunks.Trunk:
