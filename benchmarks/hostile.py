@@ -38,6 +38,7 @@ from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
 from tlkit.model.exports import Exports
 from tlkit.plugin.contract import Phase
+from tlkit.resolve import claimed_to_train
 from tlkit.runtime.embedding import embed
 from tlkit.runtime.features import extract
 from tlkit.runtime.model import Model
@@ -107,14 +108,14 @@ class Place:
             return 0 if np.allclose(self.features(), np.load(self.root / "features.npy"), atol=1e-5) else LEFT
 
     def frozen(self, at: Path) -> None:
-        if not (at / "run").exists():
-            with claim(at / "run"):
+        with claimed_to_train(at / "run"):
+            if not (at / "run").exists():
                 train(self.photos, at / "run", FROZEN)
 
     def tuned(self, at: Path) -> None:
-        if not (at / "run").exists():
-            options = RunOptions(resume=is_unfinished(at / "run"), checkpoint_seconds=0)
-            with claim(at / "run"):
+        with claimed_to_train(at / "run"):
+            if not (at / "run").exists():
+                options = RunOptions(resume=is_unfinished(at / "run"), checkpoint_seconds=0)
                 train(self.photos, at / "run", TUNED, options=options)
         if open_bundle(at / "run").digest != open_bundle(self.root / "tuned").digest:
             sys.exit(LEFT)
@@ -293,7 +294,7 @@ def main() -> int:
         ends = ", ".join(f"{count} times {end}" for end, count in sorted(trial.ends.items()))
         report.rows.append({"": name, "ends": ends, "wrong": str(len(trial.wrong))})
         report.bars.append(Bar(f"{name}: wrong ends", [len(trial.wrong)], "=", 0))
-    report.notes.append("A negative end is a signal, 124 a minute without an end, 11 a check that failed.")
+    report.notes.append("A negative end is a signal, 124 two minutes without an end, 11 a check that failed.")
     return report.save()
 
 

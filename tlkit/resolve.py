@@ -169,10 +169,13 @@ def check_license(backbone: Backbone, accepted: Sequence[str]) -> None:
 def claimed_to_train(out: Path) -> Iterator[None]:
     """Claim the output of a training, for all processes of it; warn, if it is interrupted, that it can be resumed."""
     from tlkit.training.device import rank_and_world_size
-    from tlkit.training.run_directory import is_unfinished
+    from tlkit.training.run_directory import discard_finished, is_unfinished
 
+    is_main_process = rank_and_world_size()[0] == 0
     try:
-        with claim(out if rank_and_world_size()[0] == 0 else None):
+        with claim(out if is_main_process else None):
+            if is_main_process:
+                discard_finished(out)
             yield
     except KeyboardInterrupt:
         if is_unfinished(out):

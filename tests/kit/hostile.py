@@ -22,7 +22,7 @@ from typing import Any
 from tlkit.util import temporaries
 
 STEPS = ("fsync", "replace", "rename", "unlink", "remove", "rmdir")  # of the module `os`
-LIMIT = 60  # seconds for a forked function
+LIMIT = 120  # seconds for a forked function
 
 Step = Callable[[], None]
 

@@ -8,7 +8,15 @@ import pytest
 
 from tests.kit.course import Stopped
 from tlkit.errors import TlkitWarning, UsageError
-from tlkit.training.run_directory import check_unfinished, differences, folder_of, is_unfinished, once, run_directory
+from tlkit.training.run_directory import (
+    check_unfinished,
+    differences,
+    discard_finished,
+    folder_of,
+    is_unfinished,
+    once,
+    run_directory,
+)
 
 
 def test_it_goes_on_success_and_stays_with_a_checkpoint(tmp_path):
@@ -109,4 +117,17 @@ def test_a_file_of_somebody_else_stays_at_the_end(tmp_path):
         (folder / "frozen/golden").mkdir(parents=True)
         (folder / "frozen/bundle.json").touch()
         (folder / "frozen/golden/0.png").touch()
+    assert not folder.exists()
+
+
+def test_what_a_run_left_that_was_killed_at_its_very_end_goes(tmp_path):
+    out, folder = tmp_path / "run", folder_of(tmp_path / "run")
+    folder.mkdir()
+    for name in ("identity.json", "checkpoint-1"):
+        (folder / name).touch()
+    discard_finished(out)
+    assert is_unfinished(out)
+    out.mkdir()
+    (out / "bundle.json").touch()
+    discard_finished(out)
     assert not folder.exists()

@@ -53,6 +53,13 @@ def check_unfinished(out: Path, *, resume: bool) -> None:
         raise UsageError("a training of it was interrupted", file=out, do=do)
 
 
+def discard_finished(out: Path) -> None:
+    """Remove the run directory of a training that was killed after it had written its bundle."""
+    folder = folder_of(out)
+    if (out / RECORD).exists() and folder.exists() and not _strangers(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def run_directory(
     out: Path, identity: Mapping[str, Any], *, resume: bool, is_main_process: bool = True
