@@ -46,7 +46,7 @@ BORDERS = (
     ),
     Border(
         "pluggy",
-        ("tlkit.plugin.loading", "tlkit.plugin.hooks"),
+        ("tlkit.plugin.hooks",),
         "ask tlkit.plugin.registry.load() for components; a plugin marks its hooks with tlkit.plugin.hooks.hookimpl",
     ),
     Border(

@@ -8,11 +8,9 @@ import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
-
-import pluggy
 
 from tlkit.plugin import blame, hooks
 from tlkit.plugin.contract import Backbone, Component
@@ -21,7 +19,7 @@ from tlkit.plugin.kinds import by_hook
 from tlkit.plugin.licenses import license_class
 from tlkit.plugin.options import describe, to_json
 from tlkit.plugin.validation import fault
-from tlkit.util.text import did_you_mean, table
+from tlkit.util.text import table
 
 DISABLE_VARIABLE = "TLKIT_DISABLE_PLUGINS"
 
@@ -84,10 +82,6 @@ class RegisteredComponent:
         return facts
 
 
-class PluginFault(Exception):
-    """Fault of a plugin, in a sentence for its author."""
-
-
 class Failure(NamedTuple):
     """Reason in one line, and the traceback for the plugin's author."""
 
@@ -103,7 +97,7 @@ def _collecting(found: Found, what: str, failures: list[Failure]) -> Iterator[No
             yield
     except KeyboardInterrupt:
         raise
-    except PluginFault as fault:
+    except hooks.PluginFault as fault:
         failures.append(Failure(str(fault), traceback.format_exc()))
     except BaseException as error:  # noqa: BLE001  # also SystemExit: a plugin that exits must not end the host
         failures.append(Failure(f"{what}: {blame.summary(error)}", traceback.format_exc()))
@@ -121,7 +115,7 @@ def _in_time(found: Found) -> Iterator[None]:
     timed = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
 
     def end(_signal: int, _frame: object) -> None:
-        raise PluginFault(f"it doesn't finish loading within {LOAD_LIMIT:g} s; {skip}")
+        raise hooks.PluginFault(f"it doesn't finish loading within {LOAD_LIMIT:g} s; {skip}")
 
     before = signal.signal(signal.SIGALRM, end) if timed else None
     slow.start()
@@ -142,42 +136,13 @@ def load_components(found: Found) -> tuple[list[RegisteredComponent], list[Failu
     components: list[RegisteredComponent] = []
     failures: list[Failure] = []
     with _collecting(found, "it failed to load", failures):
-        manager = _register(found.load())
+        manager = hooks.register(found.load())
     if failures:
         return components, failures
     for hook, kind in by_hook().items():
         with _collecting(found, f"{hook} failed", failures):
-            components += [_validate(component, kind.base, found) for component in _call(manager, hook)]
+            components += [_validate(component, kind.base, found) for component in hooks.call(manager, hook)]
     return components, failures
-
-
-def _register(plugin: object) -> pluggy.PluginManager:
-    """Register one plugin in a manager of its own: none sees, wraps or hides another's hooks."""
-    manager = pluggy.PluginManager(hooks.NAMESPACE)
-    known = by_hook()
-    manager.add_hookspecs(hooks.specification(known))
-    manager.register(plugin)
-    callers = manager.get_hookcallers(plugin) or []
-    for caller in callers:
-        if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
-            raise PluginFault(f"there is no hook {caller.name}{did_you_mean(caller.name, known)}")
-    implemented = {caller.name for caller in callers}
-    for hook in known:
-        if hook not in implemented and hasattr(plugin, hook):
-            raise PluginFault(f"{hook} lacks the decorator @tlkit.plugin.hooks.hookimpl")
-    if not implemented:
-        raise PluginFault(f"it implements none of {', '.join(known)}")
-    return manager
-
-
-def _call(manager: pluggy.PluginManager, hook: str) -> Iterator[object]:
-    caller: pluggy.HookCaller = getattr(manager.hook, hook)
-    if not caller.get_hookimpls():
-        return
-    for components in caller() or [None]:  # pluggy drops what returned None
-        if not isinstance(components, Iterable):
-            raise PluginFault(f"{hook} returned {type(components).__name__}, not an iterable of components")
-        yield from components
 
 
 def _validate(component: Any, contract: type[Component], found: Found) -> RegisteredComponent:
