@@ -16,10 +16,12 @@ import onnx
 import torch
 from torch import nn
 
+from tlkit.errors import PluginError, TlkitError
 from tlkit.graph.cache import cached_graph
 from tlkit.graph.compose import extract_graph, import_once, stage_output
 from tlkit.model.modules import ScoredHead
 from tlkit.model.trunk import FeatureMap, HalfPrecision, StageFeatures, Trunk, fingerprint
+from tlkit.plugin.blame import attributed, summary
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS
 from tlkit.version import __version__
 
@@ -79,6 +81,14 @@ def trace(module: nn.Module, example: torch.Tensor, name: str, outputs: Sequence
                 dynamic_shapes=({0: torch.export.Dim(BATCH)},),
                 verbose=False,
             )
+    except (MemoryError, TlkitError):
+        raise
+    except Exception as error:
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        what = f"PyTorch can't trace {type(module).__name__} to ONNX: {summary(root)}"
+        raise attributed(error) or PluginError(what, do="see: tlkit plugins check, of the backbone or head") from error
     finally:
         logger.setLevel(level)
     graph: onnx.ModelProto = cast("torch.onnx.ONNXProgram", program).model_proto
