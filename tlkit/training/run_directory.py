@@ -8,6 +8,7 @@ each of them inside, and a record of each that is done.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 import zlib
@@ -20,7 +21,7 @@ from tlkit.errors import TlkitWarning, UsageError
 from tlkit.model.bundle import RECORD
 from tlkit.model.exports import processor_kind
 from tlkit.util.files import atomic_file, translate_os_errors
-from tlkit.util.temporaries import PART
+from tlkit.util.temporaries import PART, prefix
 from tlkit.util.text import listed, quoted
 
 IDENTITY = "identity.json"
@@ -57,7 +58,7 @@ def discard_finished(out: Path) -> None:
     """Remove the run directory of a training that was killed after it had written its bundle."""
     folder = folder_of(out)
     if (out / RECORD).exists() and folder.exists() and not _strangers(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def run_directory(
         done = True
     finally:
         if is_main_process and (done or not _has_progress(folder)) and not _strangers(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def once(record: Path, compute: Callable[[], Any]) -> tuple[Any, bool]:
@@ -138,11 +139,20 @@ def _enter(folder: Path, identity: dict[str, Any], resume: bool) -> None:
     if found := _strangers(folder):
         what = f"it holds files that tlkit did not write, and does not remove: {listed(found)}"
         raise UsageError(what, file=folder, do="move them away")
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     with translate_os_errors(folder):
         folder.mkdir(parents=True)
     with atomic_file(file) as temporary:
         temporary.write_text(json.dumps(identity))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run directory, under another name first: one that is killed meanwhile is swept as temporary."""
+    if folder.exists():
+        aside = folder.with_name(f"{prefix(folder)}finished{PART}")
+        with translate_os_errors(folder):
+            os.rename(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _strangers(folder: Path) -> list[str]:
