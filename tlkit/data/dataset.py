@@ -117,7 +117,7 @@ def _stated(source: Path) -> Stated:
 
 
 class FoundImages(NamedTuple):
-    """Image files, and the files that were passed over in folders: path to reason."""
+    """Image files, and the files that were skipped in folders: path to reason."""
 
     files: list[Path]
     skipped: dict[str, str]

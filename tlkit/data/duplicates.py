@@ -57,9 +57,9 @@ def _identical(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
             sizes[os.stat(sample.path).st_size].append(sample)
         except OSError:
             continue
-    for size, alike in sizes.items():
+    for size, same_size in sizes.items():
         hashes = defaultdict(list)
-        for sample in alike if size and len(alike) > 1 else ():
+        for sample in same_size if size and len(same_size) > 1 else ():
             hashes[_digest(sample.path)].append(sample)
         yield from (same for digest, same in hashes.items() if digest and len(same) > 1)
 

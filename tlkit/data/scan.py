@@ -39,7 +39,7 @@ class FileCounts:
 
     @property
     def complete(self) -> bool:
-        """Whether all files were read."""
+        """True if all files were read."""
         return not (self.rejected or self.skipped)
 
     def __str__(self) -> str:

@@ -69,7 +69,7 @@ def check_half_precision(modules: TrainedModules, images: NDArray[np.uint8], fea
 
 @dataclass(frozen=True, slots=True)
 class CombinedExport:
-    """What was written from several bundles, and the verdict on each by its name."""
+    """Files written from several bundles, and the verdict on each by its name."""
 
     folder: Path
     verdicts: Mapping[str, Verdict]

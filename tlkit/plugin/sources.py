@@ -1,4 +1,4 @@
-"""What a component consists of: its name, its options, and the sources of the distribution that provides it.
+"""The parts of a component: its name, its options, and the sources of the distribution that provides it.
 
 Everything derived from a component is kept under these: an option that only `forward` reads, or a second file of a
 plugin, changes what is computed as much as a weight does.

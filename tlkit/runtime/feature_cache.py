@@ -63,7 +63,7 @@ def environment() -> dict[str, str]:
 class FeatureCache:
     """The cache of one graph and preprocessing; a context manager that saves on leaving, with or without an error.
 
-    `setting` is the setting of the session that computes what is missing. A damaged file is removed and begun anew,
+    `setting` is the setting of the session that computes what is missing. A damaged file is removed and started again,
     with one warning.
     """
 
@@ -127,15 +127,15 @@ class FeatureCache:
             try:
                 self._db.commit()
             except sqlite3.DatabaseError as error:
-                self._begin_anew(error)
+                self._begin_again(error)
 
     def _run(self, command: str, *values: Any) -> list[Any]:
-        """Return the rows that a command finds; none where the file is damaged, which is begun anew."""
+        """Return the rows that a command finds; none where the file is damaged, which is started again."""
         with self._errors():
             try:
                 return self._db.execute(command, values).fetchall()
             except sqlite3.DatabaseError as error:
-                self._begin_anew(error)
+                self._begin_again(error)
                 return []
 
     def _open(self) -> sqlite3.Connection:
@@ -147,7 +147,7 @@ class FeatureCache:
             _remove(self.file)
             return _open(self.file)
 
-    def _begin_anew(self, error: sqlite3.DatabaseError) -> None:
+    def _begin_again(self, error: sqlite3.DatabaseError) -> None:
         """Remove a damaged file and open a new one; raises other errors again."""
         self._check_damaged(error)
         self._tell("all of it")

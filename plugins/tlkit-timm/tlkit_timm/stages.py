@@ -60,7 +60,7 @@ def classifier(model: Any) -> nn.Module | None:
 
 
 def _layer(classifier: nn.Module) -> nn.Module:
-    """Return the layer that gives logits: timm calls a head with pooling a classifier too."""
+    """Return the layer that gives logits: timm runs a head with pooling a classifier too."""
     layers = [module for module in classifier.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     return layers[-1] if layers else classifier
 
