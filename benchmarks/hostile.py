@@ -1,4 +1,4 @@
-"""Kills, mutated artefacts, damaged caches and runs at once: nothing lost, nothing learnt from damage, no bug told.
+"""Kills, mutated artifacts, damaged caches and runs at once: nothing lost, nothing learned from damage, no bug told.
 
 Everything runs on the tiny components of the tests, in processes forked from this one. A kill comes before a step that
 a writer takes on the disk: opening a file to write, fsync, rename, exchange, removal. With `--minutes` all of it is
@@ -197,7 +197,7 @@ def _steps(write: Callable[[], object], count: Path) -> int:
 
 def mutations(place: Place, work: Path, count: int, seed: int) -> Trial:
     """Mutate a file of a bundle, half of the time so that its hashes fit again, and read it with a verb."""
-    trial, chance = Trial("mutated artefacts"), Random(seed)
+    trial, chance = Trial("mutated artifacts"), Random(seed)
     verbs = ("verify {run}", "inspect {run}", f"predict {{run}} {place.photos}", "inspect {run}/onnx/fp32/model.onnx")
     run = work / "mutated"
     for number in range(count):
@@ -211,8 +211,8 @@ def mutations(place: Place, work: Path, count: int, seed: int) -> Trial:
             with contextlib.suppress(Exception):
                 resign_bundle(run)
         verb = chance.choice(verbs).format(run=run)
-        sure = verb.startswith("verify") and not resigned and name != MUTATED_EXPORTS[0]
-        allowed = (3, 4, 5, 6) if sure else (0, 3, 4, 5, 6)
+        named = verb.startswith("verify") and not resigned and name != MUTATED_EXPORTS[0]
+        allowed = (3, 4, 5, 6) if named else (0, 3, 4, 5, 6)
         end = forked(partial(_quiet, verb.split()))
         trial.note(end, f"seed {seed}, number {number}, {name}, {verb.split()[0]}", allowed=allowed)
     return trial

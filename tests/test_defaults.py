@@ -21,6 +21,8 @@ EXEMPT = {
     ("tlkit/doctor.py", "onnx"): "a distribution on PyPI",
     ("tlkit/doctor.py", "tensorrt"): "a distribution on PyPI",
     ("tlkit/exporting/gate.py", "onnx"): "a distribution on PyPI",
+    ("tlkit/exporting/triton.py", "replace"): "Python's handling of text that can't be decoded",
+    ("tlkit/runtime/feature_cache.py", "replace"): "Python's handling of text that can't be decoded",
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tlkit import defaults
 from tlkit.errors import TlkitWarning, UsageError
-from tlkit.resolve import components_to_train, image_files, resumable, several
+from tlkit.resolve import claimed_to_train, components_to_train, image_files, several
 from tlkit.training.run_directory import folder_of
 
 
@@ -16,12 +16,12 @@ def test_an_interrupted_training_says_that_it_can_be_resumed(tmp_path):
     run = tmp_path / "run"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(KeyboardInterrupt), resumable(run):
+        with pytest.raises(KeyboardInterrupt), claimed_to_train(run):
             raise KeyboardInterrupt
     folder_of(run).mkdir()
     (folder_of(run) / "checkpoint-1").touch()
     says = r"run is not finished; give the same options and --resume to continue"
-    with pytest.warns(TlkitWarning, match=says), pytest.raises(KeyboardInterrupt), resumable(run):
+    with pytest.warns(TlkitWarning, match=says), pytest.raises(KeyboardInterrupt), claimed_to_train(run):
         raise KeyboardInterrupt
 
 
@@ -29,7 +29,7 @@ def test_a_bare_string_is_one_name_and_one_path(pictures):
     assert several("onnx") == ("onnx",)
     assert several(["onnx", "torch", "onnx"]) == ("onnx", "torch")
     one = min(pictures.rglob("*.png"))
-    assert image_files(str(one)) == [one]
+    assert image_files(str(one)).files == [one]
     assert len(image_files(str(pictures))) == 36
 
 

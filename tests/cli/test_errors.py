@@ -55,7 +55,7 @@ def test_each_kind_of_error_has_its_exit_code(fail, kind, code):
             1,
             "a bug in tlkit: ZeroDivisionError: a b; run again with --debug and report .*",
         ),
-        (MemoryError(), 5, "not enough memory; use fewer images or a smaller model"),
+        (MemoryError(), 5, "not enough memory or threads; free some memory, raise the limits .*"),
         (PermissionError(13, "Permission denied", "secret/run"), 5, "secret/run: permission denied"),
         (PermissionError(13, "Permission denied", b"run"), 5, "run: permission denied"),
         (OSError("odd"), 1, "a bug in tlkit: OSError: odd; .*"),

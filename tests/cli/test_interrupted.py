@@ -19,6 +19,7 @@ import os
 import signal
 fsync = os.fsync
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` has it ignored
 
 
 def interrupted_fsync(descriptor):

@@ -1,4 +1,4 @@
-"""Damaged caches are never learnt from: what fails its checksum is computed again, with one warning."""
+"""Damaged caches are never learned from: what fails its checksum is computed again, with one warning."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_row_that_is_not_what_was_written_is_computed_again(made, damaged, com
 
 
 @pytest.mark.parametrize("content", [b"no database" * 1000, b"SQLite format 3\0" + bytes(5000)])
-def test_what_is_no_database_is_begun_anew(made, damaged, content):
+def test_what_is_no_database_is_begun_again(made, damaged, content):
     file, graph = damaged
     file.write_bytes(content)
     check(made, graph, decoded=IMAGES)

@@ -1,4 +1,4 @@
-"""Mutated artefacts are refused by a line and an exit code, never by a bug; what is not refused gives what it gave."""
+"""Mutated artifacts are refused by a line and an exit code, never by a bug; what is not refused gives what it gave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the system refuses ends with exit code 5 and one line; pipes, links and escapes do no harm."""
+"""Refusals of the system end with exit code 5 and one line; pipes, links and escapes do no harm."""
 
 from __future__ import annotations
 

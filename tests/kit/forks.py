@@ -2,7 +2,7 @@
 
 A fork has memory, threads, environment, working directory, signals and an exit code of its own, as any process has.
 What it has not to do is to import PyTorch, its exporter and scikit-learn, which takes four seconds of CPU time. A test
-of what is imported, or of packages that are missing, needs a process that starts anew.
+of what is imported, or of packages that are missing, needs a process that starts again.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def become(
     tempfile.tempdir = None  # TMPDIR may be another
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    _seed_anew()
+    _seed_again()
     first, *rest = command
     path = [each for each in env.get("PYTHONPATH", "").split(os.pathsep) if each and each not in sys.path]
     sys.path[1:1] = path
@@ -187,7 +187,7 @@ def become(
         runpy.run_path(first, run_name="__main__")
 
 
-def _seed_anew() -> None:
+def _seed_again() -> None:
     """Have the generators that a new process seeds at random differ from fork to fork."""
     import numpy as np
 

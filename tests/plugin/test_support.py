@@ -1,4 +1,4 @@
-"""What plugins may import is there, and loads no framework until it is used."""
+"""All that plugins may import is there, and loads no framework until it is used."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ OPEN_TO_REFERENCES = "tlkit.conformance"  # to modules of a plugin that are call
 
 
 def out_of_bounds(source: str, *, reference: bool) -> list[str]:
-    """What the source of a plugin imports of tlkit although it may change; imports for type checkers count as well."""
+    """All that a source imports of tlkit although it may change; imports for type checkers count as well."""
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = [getattr(node, "module", None) or alias.name for node in nodes for alias in node.names]
     ours = [name for name in names if below(name, ("tlkit",))]

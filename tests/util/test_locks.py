@@ -74,7 +74,7 @@ def test_a_link_is_not_followed(tmp_path):
         claim(tmp_path / "run").__enter__()
 
 
-def test_a_lock_that_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+def test_a_lock_that_was_removed_meanwhile_is_taken_again(tmp_path, monkeypatch):
     file, flock = tmp_path / ".run.lock", locks.flock
 
     def late(descriptor):

@@ -1,4 +1,4 @@
-"""What is written takes its place in one step, whoever else writes, and what a killed process left goes."""
+"""All that is written takes its place in one step, whoever else writes, and what a killed process left goes."""
 
 from __future__ import annotations
 

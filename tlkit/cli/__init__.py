@@ -290,7 +290,7 @@ def _refusal(error: Exception) -> ResourceError | None:
 
     if is_refused(error):
         return ResourceError(f"not enough memory or threads {error}".strip(), do=REFUSED)
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError) or error.errno is None:
         return None
     reason = (error.strerror or str(error)).lower()
     if error.filename is not None:

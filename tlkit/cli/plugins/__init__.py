@@ -24,7 +24,7 @@ COMMANDS = {
 }
 KINDS = tuple(kinds.KINDS)
 ALLOWED = "everything: it is code that runs with your rights"
-SHOWN = 8  # components of one kind and plugin; a library of networks may have a thousand
+SHOWN = 12  # components of one kind and plugin; a library of networks may have a thousand
 
 
 @click.command(cls=Verbs, package=__name__, verbs=COMMANDS, invoke_without_command=True)
