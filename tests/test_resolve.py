@@ -30,7 +30,7 @@ def test_a_bare_string_is_one_name_and_one_path(pictures):
     assert several(["onnx", "torch", "onnx"]) == ("onnx", "torch")
     one = min(pictures.rglob("*.png"))
     assert image_files(str(one)).files == [one]
-    assert len(image_files(str(pictures))) == 36
+    assert len(image_files(str(pictures)).files) == 36
 
 
 def test_what_auto_decides_is_left_open():
