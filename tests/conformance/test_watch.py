@@ -102,3 +102,15 @@ def test_a_socket_of_this_machine_is_no_network(tmp_path):
     with watching(watch), socket.socket(socket.AF_UNIX) as unix, pytest.raises(FileNotFoundError):
         unix.connect(str(tmp_path / "none"))
     assert watch.addresses == []
+
+
+def test_watches_may_end_in_another_order_than_they_began(weights):
+    first, second = Watch(), Watch()
+    one, other = watching(first), watching(second)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    safetensors.torch.load_file(weights / "a.safetensors")
+    other.__exit__(None, None, None)
+    assert (set(first.files), set(second.files)) == (set(), {"a.safetensors"})
+    assert "watch" not in safetensors.safe_open.__module__

@@ -26,6 +26,8 @@ BIG = 1 << 20  # bytes; what a library reads while it is imported is smaller, or
 
 _NETWORK = frozenset({"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"})
 _open_watches: list[Watch] = []
+_file_watches: list[Watch] = []  # those of them that look at files
+_doors: list[tuple[Any, Any]] = []  # modules whose `safe_open` is watched, with the original
 
 
 @dataclass(eq=False)
@@ -49,13 +51,18 @@ class Watch:
 def watching(watch: Watch, *, files: bool = True) -> Iterator[None]:
     """Have `watch` see all that this process does, and keep it from the network; without `files`, see that alone."""
     _hook_once()
-    doors = _watch_safetensors() if files else []
+    if files and not _file_watches:
+        _doors.extend(_watch_safetensors())
+    _file_watches.extend([watch] * files)
     _open_watches.append(watch)
     try:
         yield
     finally:
         _open_watches.remove(watch)
-        for module, original in doors:
+        if files:
+            _file_watches.remove(watch)
+        while _doors and not _file_watches:  # the last to end, in whatever order they began
+            module, original = _doors.pop()
             vars(module)["safe_open"] = original
 
 
