@@ -7,6 +7,7 @@ classifier.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,10 @@ class Stated(NamedTuple):
 
 def read_folders(root: Path, found: Scan) -> Stated:
     """Return the labeled images of a folder. Raises `DataError` if it holds none, or its layout is ambiguous."""
-    tops = {folder: _Top(folder, found.images) for folder in found.folders if "/" not in folder}
+    inside = defaultdict(list)
+    for image in found.images:
+        inside[image.partition("/")[0]].append(image)
+    tops = {folder: _Top(folder, inside[folder]) for folder in found.folders if "/" not in folder}
     stated = Stated([], dict(found.skipped), [])
     splits = _split_folders(root, tops)
     if splits:
@@ -54,9 +58,8 @@ class _Top:
     """A folder directly under the root: its images, and the names of the folders in it that hold them."""
 
     def __init__(self, name: str, images: Sequence[str]) -> None:
-        self.name = name
-        self.images = [image for image in images if image.startswith(f"{name}/")]
-        parts = [image.split("/") for image in self.images]
+        self.name, self.images = name, images
+        parts = [image.split("/") for image in images]
         self.folders = frozenset(part[1] for part in parts if len(part) > 2)
         self.nested = bool(parts) and all(len(part) > 2 for part in parts)  # no image lies directly in it
 
