@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tlkit.data.dataset import Dataset, Sample
 from tlkit.errors import DataError
+from tlkit.util.files import sha256
 from tlkit.util.text import counted
 
 Pair = tuple[str, str]  # names of two images
@@ -54,19 +55,20 @@ def _identical(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
     sizes = defaultdict(list)
     for sample in samples:
         try:
-            sizes[os.stat(sample.path).st_size].append(sample)
+            found = os.stat(sample.path)
         except OSError:
             continue
+        sizes[found.st_size].append((sample, found.st_mtime_ns))
     for size, same_size in sizes.items():
         hashes = defaultdict(list)
-        for sample in same_size if size and len(same_size) > 1 else ():
-            hashes[_digest(sample.path)].append(sample)
+        for sample, modified in same_size if size and len(same_size) > 1 else ():
+            hashes[_sha256(sample.path, size, modified)].append(sample)
         yield from (same for digest, same in hashes.items() if digest and len(same) > 1)
 
 
-def _digest(file: Path) -> bytes:
+@functools.cache  # by size and time as well: advice, trials and training look at the same files in turn
+def _sha256(file: Path, _size: int, _modified: int) -> str:
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").digest()
+        return sha256(file)
     except OSError:
-        return b""
+        return ""
