@@ -105,7 +105,7 @@ def _write_candidate(
         fp32.amend(more)
         return ExportResult(fp32.folder, len(parity.images), parity.drawn_from, {})
     head, head_from, expected = search.head, exports.FROM_BUNDLE, search.expected
-    if chosen.precision == "fp16":
+    if chosen.precision == "fp16" and result.max_drop is None:  # within a budget the search has judged it
         check_half_precision(search.modules, parity.images, expected[FEATURES])
     if chosen.head is not None:
         head, head_from = chosen.head.graph(), exports.FROM_EXPORT
