@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import tempfile
 
 import pytest
 
-from tlkit.errors import UsageError
+from tlkit.errors import TlkitError, UsageError
 from tlkit.util import temporaries
 from tlkit.util.files import atomic_dir, atomic_file, check_new, temporary_dir
 from tlkit.util.temporaries import sweep
@@ -142,3 +143,20 @@ def test_temporary_folders_of_killed_processes_are_removed(tmp_path, monkeypatch
     with temporary_dir() as one, temporary_dir() as other:
         assert {path.name for path in tmp_path.iterdir()} == {"kept", one.name, other.name}
     assert os.listdir(tmp_path) == ["kept"]
+
+
+def test_a_folder_set_aside_is_kept_where_nothing_can_be_renamed(tmp_path, monkeypatch):
+    out, rename = tmp_path / "out", os.rename
+    out.mkdir()
+    (out / "precious").touch()
+
+    def failing(source, target):
+        if target == out:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(temporaries, "exchange", lambda *_: False)
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(TlkitError), atomic_dir(out, replace=lambda _: None):
+        pass
+    assert [path.parent.suffix for path in tmp_path.rglob("precious")] == [".old"]

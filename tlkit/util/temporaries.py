@@ -109,11 +109,13 @@ def _replace(temporary: Path, path: Path) -> None:
     try:
         os.rename(temporary, path)
     except OSError:
-        with suppress(OSError):
+        try:
             os.rename(aside, path)
+        except OSError as error:
+            if error.errno in _TAKEN:  # else it is all there is, and a later look takes it back
+                shutil.rmtree(aside, ignore_errors=True)
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _clear(path: Path, original: Path) -> None:
