@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,23 +22,30 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
     Raises UsageError without the file, ResourceError if it can't be read, and ArtifactError for other content.
     """
-    if not file.is_file():
-        raise UsageError("no such weights file", file=file)
-    try:
+    with reading_weights(file):
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
+    for wrapper in _WRAPPERS:
+        content = content[wrapper] if isinstance(content, Mapping) and wrapper in content else content
+    if not isinstance(content, Mapping) or not all(isinstance(each, Tensor) for each in content.values()):
+        raise ArtifactError("it holds something else than named tensors", file=file, do="save the model's state_dict()")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+@contextmanager
+def reading_weights(file: Path) -> Iterator[None]:
+    """Raise what a library raises on reading a weights file as the errors of `read_weights`."""
+    if not file.is_file():
+        raise UsageError("no such weights file", file=file)
+    try:
+        yield
     except OSError as error:
         raise ResourceError(f"can't be read: {error.strerror or error}", file=file) from error
     except Exception as error:  # safetensors, zipfile and pickle have their own
         raise ArtifactError(
             f"not weights that can be read without running code: {error}", file=file, do="save them as .safetensors"
         ) from error
-    for wrapper in _WRAPPERS:
-        content = content[wrapper] if isinstance(content, Mapping) and wrapper in content else content
-    if not isinstance(content, Mapping) or not all(isinstance(each, Tensor) for each in content.values()):
-        raise ArtifactError("it holds something else than named tensors", file=file, do="save the model's state_dict()")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
 def load_weights(module: nn.Module, given: Mapping[str, Tensor], *, file: Path, what: str) -> None:

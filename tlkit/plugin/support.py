@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tlkit.model.exports import processor_kind
     from tlkit.model.stages import NotAChain, take_apart
     from tlkit.model.trunk import ChannelsLastPool, MeanPool, Normalize, TokenPool, load_tensors
-    from tlkit.model.weights import load_weights, read_weights
+    from tlkit.model.weights import load_weights, read_weights, reading_weights
     from tlkit.runtime.cuda import CapturedGraph, Channel, gpu
     from tlkit.runtime.cuda import runtime as cuda_runtime
     from tlkit.runtime.session import OnnxSession, read_graph
@@ -59,6 +59,7 @@ __all__ = [
     "processor_kind",
     "read_graph",
     "read_weights",
+    "reading_weights",
     "sha256",
     "softmax",
     "take_apart",
@@ -84,6 +85,7 @@ _LATER = {
     "log_sum_exp": ("tlkit.util.statistics", "log_sum_exp"),
     "read_graph": ("tlkit.runtime.session", "read_graph"),
     "read_weights": ("tlkit.model.weights", "read_weights"),
+    "reading_weights": ("tlkit.model.weights", "reading_weights"),
     "softmax": ("tlkit.util.statistics", "softmax"),
     "take_apart": ("tlkit.model.stages", "take_apart"),
 }

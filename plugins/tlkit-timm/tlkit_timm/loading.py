@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import timm
@@ -13,11 +13,17 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, load_state
 from torch import Tensor, nn
 
 from tlkit.plugin.contract import Preprocessing, Weights
-from tlkit.plugin.support import ArtifactError, ResourceError, UsageError, did_you_mean, load_tensors, sha256
+from tlkit.plugin.support import (
+    ArtifactError,
+    ResourceError,
+    UsageError,
+    did_you_mean,
+    load_tensors,
+    reading_weights,
+    sha256,
+)
 
 UNKNOWN_LICENSE = "LicenseRef-unknown"
-
-Read = TypeVar("Read")
 
 
 def configuration(architecture: str, tag: str | None) -> Any:
@@ -49,7 +55,8 @@ def preprocessing(known: Any, size: int | None) -> Preprocessing:
 def source(known: Any, weights: Path | None) -> Weights:
     """Return the weights file, or else the origin that timm downloads from; it knows the license, but no hash."""
     if weights is not None:
-        return Weights(f"the local file {weights.name}", UNKNOWN_LICENSE, _read(weights, sha256))
+        with reading_weights(weights):
+            return Weights(f"the local file {weights.name}", UNKNOWN_LICENSE, sha256(weights))
     origin = f"hf-hub:{known.hf_hub_id}" if known.hf_hub_id else known.url or "none published"
     return Weights(origin, known.license if known.license not in {None, "unknown"} else UNKNOWN_LICENSE)
 
@@ -90,7 +97,8 @@ def _arguments(known: Any, size: int | None) -> dict[str, Any]:
 
 def _from_file(known: Any, file: Path, arguments: Mapping[str, Any]) -> nn.Module:
     """A model with the weights of a file. timm translates them where they are in the layout of their authors."""
-    given = _read(file, lambda path: load_state_dict(str(path)))  # safetensors, or a pickle of tensors alone
+    with reading_weights(file):
+        given = load_state_dict(str(file))  # safetensors, or a pickle of tensors alone
     overlay = {"file": str(file), "custom_load": False, "num_classes": _classes(known, given)}
     try:
         loaded: nn.Module = timm.create_model(**arguments, pretrained=True, pretrained_cfg_overlay=overlay)
@@ -118,16 +126,3 @@ def _misfit(known: Any, given: Mapping[str, Tensor], file: Path, error: Exceptio
     except ArtifactError as problem:
         why = problem.what
     return ArtifactError(why, file=file, do="give weights of this architecture, or name another with --backbone")
-
-
-def _read(file: Path, read: Callable[[Path], Read]) -> Read:
-    if not file.is_file():
-        raise UsageError("no such weights file", file=file)
-    try:
-        return read(file)
-    except OSError as error:
-        raise ResourceError(f"can't be read: {error.strerror}", file=file) from error
-    except Exception as error:  # safetensors, zipfile and pickle have their own
-        raise ArtifactError(
-            f"not weights that can be read without running code: {error}", file=file, do="save them as .safetensors"
-        ) from error
