@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.kit.hostile import mutate
 from tests.kit.tiny import WIDTHS, Tiny
 from tlkit.errors import TlkitWarning
 from tlkit.graph import cache as graph_cache
@@ -118,22 +119,6 @@ def test_what_is_no_database_is_begun_again(made, damaged, content):
     file, graph = damaged
     file.write_bytes(content)
     check(made, graph, decoded=IMAGES)
-
-
-def mutate(content, chance):
-    """Some bits, a stretch of bytes, or the end of a file are lost."""
-    content = bytearray(content)
-    place, kind = chance.randrange(len(content)), chance.randrange(4)
-    if kind == 0:
-        content[place] ^= 1 << chance.randrange(8)
-    elif kind == 1:
-        for _ in range(50):
-            content[chance.randrange(len(content))] = chance.randrange(256)
-    elif kind == 2:
-        content[place : place + 500] = bytes(len(content[place : place + 500]))
-    else:
-        del content[place:]
-    return bytes(content)
 
 
 @pytest.mark.parametrize("seed", range(40))
