@@ -32,14 +32,19 @@ def wrote(path: Path | None, *, then: str) -> None:
     click.echo(f"wrote {'nothing' if path is None else one_line(str(path))}\nnext: {then}", err=True)
 
 
-def note_files(result: HasFiles) -> None:
+def note_files(found: HasFiles) -> None:
     """Say on stderr which files were not read and why, and the number of all files, unless all were read."""
-    for what, reasons in (("skipped", result.skipped), ("rejected", result.rejected)):
+    for what, reasons in (("skipped", found.skipped), ("rejected", found.rejected)):
         note(what, dict(islice(reasons.items(), SHOWN)))
         if len(reasons) > SHOWN:
             click.echo(f"{what} {len(reasons) - SHOWN:,} more", err=True)
-    if not result.files.complete:
-        click.echo(str(result.files), err=True)
+    note_counts(found.files)
+
+
+def note_counts(files: FileCounts) -> None:
+    """Say on stderr the number of all files, unless all were read."""
+    if not files.complete:
+        click.echo(str(files), err=True)
 
 
 def note(what: str, reasons: Mapping[str, str] | Iterable[str]) -> None:

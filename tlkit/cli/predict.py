@@ -11,7 +11,7 @@ import click
 
 from tlkit.cli import result
 from tlkit.cli.options import FilePath, device_options, head_option, threads_option
-from tlkit.cli.output import note, wrote
+from tlkit.cli.output import note, note_counts, wrote
 from tlkit.errors import one_line
 from tlkit.util.text import quoted
 
@@ -61,9 +61,7 @@ def command(model: Path, images: tuple[Path, ...], topk: int, as_json: bool, **o
         else:
             cells = [cell for label, probability in best for cell in (label, f"{probability:.4f}")]
             result("\t".join(map(one_line, [prediction.name, *cells])))
-    counts = FileCounts.of(len(files) - len(reasons), reasons, skipped)
-    if not counts.complete:
-        click.echo(str(counts), err=True)
+    note_counts(FileCounts.of(len(files) - len(reasons), reasons, skipped))
     check_max_bad(reasons, len(files), None)
     sources = " ".join(map(quoted, images)) if len(images) <= MOST_IMAGES else "IMAGE..."
     suffix = "parquet" if find_spec("pyarrow") else "npy"
