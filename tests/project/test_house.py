@@ -13,7 +13,6 @@ import pytest
 ACCEPTED = {
     "lines of tlkit/ and the standard plugin": 24400,
     "lines of the median module": 122,
-    "reads of manifests by `export --precision int8`": 3,
     "files entered by `train --strategy full`": 66,
     "files entered by `export --precision int8`": 56,
     "files entered by `advise`": 60,

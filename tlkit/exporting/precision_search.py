@@ -186,7 +186,7 @@ class PrecisionSearch:
     @staticmethod
     def _open(file: Path) -> Model:
         """Open a graph untuned, as no candidate was tuned: all are compared in the same runtime config."""
-        return Model.open(file, workers=cores())
+        return Model.from_session(OnnxSession(file, workers=cores()), file)
 
     def _in_tolerance(self, candidate: Candidate) -> bool:
         """Return whether a candidate's trunk gives the trained features, within the tolerance of its precision."""
