@@ -19,7 +19,6 @@ from typing import IO, Any, NoReturn
 import click
 
 from tlkit.errors import ResourceError, TlkitError, TlkitWarning, UsageError, missing_package, one_line
-from tlkit.plugin.blame import attributed, left_running
 from tlkit.util.text import nearest
 from tlkit.version import __version__
 
@@ -236,7 +235,8 @@ def _keep_stdout_for_results() -> None:
 
 def _exit(code: int) -> NoReturn:
     """End the process, also where a plugin left a thread running that would keep it for ever."""
-    left = left_running(THREAD_PATIENCE)
+    blame = sys.modules.get("tlkit.plugin.blame")  # without it, no plugin has run
+    left = blame.left_running(THREAD_PATIENCE) if blame else []
     if not left:
         sys.exit(code)
     click.echo(f"{PROGRAM}: warning: {left[0]} running; it was ended", err=True)
@@ -267,6 +267,8 @@ def _discard_output(*streams: IO[str]) -> None:
 
 def _problem(error: Exception) -> TlkitError:
     """Any error as one with a line for the user and an exit code."""
+    from tlkit.plugin.blame import attributed  # not above: `--help` needs it as little as the two of `_refusal`
+
     match error:
         case TlkitError():
             return error
