@@ -19,7 +19,7 @@ from tlkit.graph import layout
 from tlkit.graph.quantize import layer_names, layers, quantize
 from tlkit.model import reference_images
 from tlkit.model.bundle import Bundle
-from tlkit.plugin.contract import FEATURES, IMAGES, Preprocessing
+from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, Preprocessing
 from tlkit.runtime.session import OnnxSession, on_disk
 from tlkit.util.files import temporary_dir
 
@@ -32,6 +32,7 @@ class CalibrationPolicy:
 
     max_images: int = 128
     min_images: int = 16
+    correction_images: int = 64
     sensitivity_images: int = 16
 
 
@@ -50,9 +51,10 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer by stage and operator, and its sensitivity: RMS error of the features, relative to theirs.
+    """A layer by stage and operator, and its sensitivity: RMS error of the logits, relative to their deviation.
 
-    The error is that of a trunk in which this layer alone is int8. `node` is the layer's name in the graph.
+    The error is that of a trunk in which this layer alone is int8, without what all images have in common, which
+    `correct_biases` undoes. `node` is the layer's name in the graph.
     """
 
     name: str
@@ -95,24 +97,31 @@ def ranges(
 
 def sensitivity(
     graph: onnx.ModelProto,
+    head: onnx.ModelProto,
     found: Any,
     images: NDArray[np.uint8],
     tick: Callable[[int], object],
     flavor: str,
-    count: int,
 ) -> tuple[Layer, ...]:
-    """Return every layer of a trunk's graph with its sensitivity over `count` images, the most sensitive first.
+    """Return every layer of a trunk's graph with its sensitivity over images, the most sensitive first.
 
     `found` are the `ranges`; `tick(1)` is called after each layer.
     """
-    images = images[:: max(1, len(images) // count)][:count]
-    expected = _features(graph, images)
-    scale = float(np.sqrt(np.square(expected).mean())) or 1.0
     names, measured = layer_names(graph), []
-    for node in layers(graph):
-        error = _features(quantize(graph, found, flavor=flavor, only=[node]), images) - expected
-        measured.append(Layer(names[node], node, float(np.sqrt(np.square(error).mean())) / scale))
-        tick(1)
+    with on_disk(head) as file:
+        session = OnnxSession(file)
+
+        def centered(trunk: onnx.ModelProto) -> NDArray[np.float64]:
+            logits = session.run(_features(trunk, images), [LOGITS])[LOGITS].astype(np.float64)
+            result: NDArray[np.float64] = logits - logits.mean(0)
+            return result
+
+        expected = centered(graph)
+        scale = float(np.sqrt(np.square(expected).mean())) or 1.0
+        for node in layers(graph):
+            error = centered(quantize(graph, found, flavor=flavor, only=[node])) - expected
+            measured.append(Layer(names[node], node, float(np.sqrt(np.square(error).mean())) / scale))
+            tick(1)
     return tuple(sorted(measured, key=lambda layer: -layer.error))
 
 
@@ -133,9 +142,9 @@ def pixel_range(preprocessing: Preprocessing) -> tuple[float, float]:
     return low, high
 
 
-def _features(graph: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+def _features(graph: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     with on_disk(graph) as file:
-        return OnnxSession(file).run(images, [FEATURES])[FEATURES].astype(np.float64)
+        return OnnxSession(file).run(images, [FEATURES])[FEATURES]
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from tlkit.exporting.calibration import Calibration, CalibrationPolicy, Layer, draw, ranges, sensitivity
+from tlkit.exporting.correction import correct_biases
 from tlkit.exporting.head_refit import RefittedHead
 from tlkit.graph.quantize import FLAVORS, OPERATORS, layers, quantize
 from tlkit.model import exports
+from tlkit.model.reference_images import spread
 from tlkit.plugin.contract import Progress
 from tlkit.util.text import counted
 from tlkit.verification.trained import TrainedModules
@@ -43,17 +46,18 @@ class Candidate:
 
 
 class Candidates:
-    """The candidates of a bundle in rising precision, each made when it is its turn; `fp32` is the trunk's graph."""
+    """The candidates of a bundle in rising precision, each made when it is its turn; `fp32` are its trunk and head."""
 
     def __init__(
         self,
         modules: TrainedModules,
-        fp32: onnx.ModelProto,
+        fp32: tuple[onnx.ModelProto, onnx.ModelProto],
         policy: SearchPolicy,
         data: Path | None,
         progress: Progress,
     ) -> None:
-        self.modules, self.fp32, self.policy, self.data, self.progress = modules, fp32, policy, data, progress
+        self.modules, self.policy, self.data, self.progress = modules, policy, data, progress
+        self.fp32, self.head = fp32
         self.calibration: Calibration | None = None
         self.sensitivity: tuple[Layer, ...] = ()
 
@@ -70,11 +74,19 @@ class Candidates:
         self.calibration = draw(bundle, self.data, policy)
         images = self.calibration.images
         found = ranges(self.fp32, images, bundle.record.preprocessing, OPERATORS)
-        yield Candidate(flavor, quantize(self.fp32, found, flavor=flavor))
+        some = np.stack(spread(list(images), policy.correction_images))
         count = len(layers(self.fp32))
+
+        def made(kept: tuple[Layer, ...]) -> Candidate:
+            keep = [layer.node for layer in kept]
+            tick = self.progress("bias correction", count)
+            corrected = correct_biases(self.fp32, found, some, tick, flavor=flavor, keep=keep)
+            trunk = quantize(corrected, found, flavor=flavor, keep=keep)
+            return Candidate(flavor, trunk, tuple(layer.name for layer in kept))
+
+        yield made(())
+        few = np.stack(spread(list(images), policy.sensitivity_images))
         tick = self.progress("layer sensitivity", count)
-        self.sensitivity = sensitivity(self.fp32, found, images, tick, flavor, policy.sensitivity_images)
+        self.sensitivity = sensitivity(self.fp32, self.head, found, few, tick, flavor)
         for most in sorted({math.ceil(share * count) for share in self.policy.float_shares}):
-            kept = self.sensitivity[:most]
-            trunk = quantize(self.fp32, found, flavor=flavor, keep=[layer.node for layer in kept])
-            yield Candidate(flavor, trunk, tuple(layer.name for layer in kept))
+            yield made(self.sensitivity[:most])

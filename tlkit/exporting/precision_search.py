@@ -97,8 +97,8 @@ class PrecisionSearch:
         fp32 = found.get()
         self.model, self.head = fp32.file("model"), onnx.load_model(fp32.file("head"))
         self.expected = OnnxSession(self.model).run(parity.images)
-        trunk = onnx.load_model(fp32.file("trunk"))
-        self.candidates = Candidates(modules, trunk, self.policy, data, progress)
+        graphs = onnx.load_model(fp32.file("trunk")), self.head
+        self.candidates = Candidates(modules, graphs, self.policy, data, progress)
         self.train: Sequence[Sample] = ()
         self.val: Sequence[Sample] = ()
 

@@ -139,5 +139,5 @@ def _search_lines(search: PrecisionSearchResult) -> Iterator[str]:
         if each.head is not None:
             yield f"  {'':<{width}}  refitted head: {each.head}"
     if search.sensitivity:
-        yield "error of the features with one layer alone in int8, the most sensitive first:"
+        yield "error of the logits with one layer alone in int8, the most sensitive first:"
         yield from (f"  {layer.error:7.2%}  {layer.name}" for layer in search.sensitivity[:LAYERS_SHOWN])

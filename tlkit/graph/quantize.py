@@ -99,10 +99,11 @@ def quantize(
     flavor: str = "int8",
     keep: Collection[str] = (),
     only: Collection[str] = (),
+    merge: bool = True,
 ) -> onnx.ModelProto:
     """Return a graph in int8, except for the nodes named in `keep`; or with the nodes named in `only` in int8 alone.
 
-    `ranges` are those of `calibration.ranges`.
+    `ranges` are those of `calibration.ranges`. Without `merge`, the first layer keeps its channels (see `layout`).
     """
     wanted = FLAVORS[flavor]
     if wanted.channels_last:
@@ -121,10 +122,26 @@ def quantize(
     )
     quantizer.quantize_model()
     made: onnx.ModelProto = quantizer.model.model
-    if wanted.channels_last:
+    _shield(made.graph)
+    if wanted.channels_last and merge:
         made = layout.merge_columns(made)
     ONNXModel(made).topological_sort()  # inserted nodes were appended
     return made
+
+
+def _shield(graph: onnx.GraphProto) -> None:
+    """Put a LeakyRelu of slope 1 behind every layer that stays in float between quantized tensors.
+
+    ONNX Runtime 1.32 quantizes such weights itself, with one scale for all channels (`WeightBiasQuantization`). It does
+    not if another operator than Relu and Clip stands before the QuantizeLinear; this one, it computes in the layer.
+    """
+    constants = {tensor.name for tensor in graph.initializer}
+    quantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    for node in list(graph.node):
+        if node.op_type in ("Conv", "Gemm") and node.input[0] in quantized and node.input[1] in constants:
+            name = f"{node.name}/float"
+            graph.node.append(helper.make_node("LeakyRelu", [name], [node.output[0]], name=name, alpha=1.0))
+            node.output[0] = name
 
 
 def weight_scales(graph: onnx.ModelProto, only: Collection[str] = ()) -> dict[str, list[dict[str, Any]]]:
