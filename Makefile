@@ -33,7 +33,7 @@ bench: $(READY) ## Measure side by side with what one would use instead
 	$(BIN)/python -m benchmarks
 
 fuzz: $(READY) ## Kill, mutate and race for MINUTES=30
-	$(BIN)/python benchmarks/hostile.py --minutes $(or $(MINUTES),30) --results build/fuzz
+	$(BIN)/python benchmarks/hostile.py --minutes $(or $(MINUTES),30) --repeat 1000 --results build/fuzz
 
 clean: ## Remove caches and builds, keep the environment
 	rm -rf build dist plugins/*/build plugins/*/dist

@@ -1,35 +1,41 @@
 """Kills, mutated artifacts, damaged caches and runs at once: nothing lost, nothing learned from damage, no bug told.
 
 Everything runs on the tiny components of the tests, in processes forked from this one. A kill comes before a step that
-a writer takes on the disk: opening a file to write, fsync, rename, exchange, removal. With `--minutes` all of it is
-done again with other seeds until the time is over.
+a writer takes on the disk: opening a file to write, fsync, rename, exchange, removal. Cases are numbered, and a case of
+a number is the same in every run: `--journal` keeps those that are done, and skips them the next time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import os
+import select
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from random import Random  # to draw damage, no secret
-from typing import Any
+from typing import IO, Any
 
 from _bench import ROOT, Bar, Report, parsed, parser, workspace
 
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import onnx
 from tlkit_standard.strategies import STRATEGIES
 
+from tests.kit.components import environment
 from tests.kit.course import fine_tuning
 from tests.kit.exporting import exported, replayed
-from tests.kit.hostile import before_each_step, finish, forked, kill_at, mutate, mutate_text, start
+from tests.kit.forks import PRELOADED
+from tests.kit.hostile import HANGS, Watch, before_each_step, finish, forked, kill_at, mutate, mutate_text, start
 from tests.kit.tiny import ORIGINS, WIDTHS, Line, Tiny, resign_bundle, write_images
 from tlkit import cli
 from tlkit.errors import TlkitError
@@ -42,50 +48,79 @@ from tlkit.resolve import claimed_to_train
 from tlkit.runtime.embedding import embed
 from tlkit.runtime.features import extract
 from tlkit.runtime.model import Model
+from tlkit.training.checkpoint import Checkpoint, Checkpoints
 from tlkit.training.config import RunOptions, TrainingConfig
 from tlkit.training.run import train
 from tlkit.training.run_directory import is_unfinished
 from tlkit.util.locks import claim
 
-FROZEN = TrainingConfig(Tiny(), replace(STRATEGIES[0], epochs=50, lr=0.1), Line(), ORIGINS, cut="second", golden=4)
+FROZEN = TrainingConfig(Tiny(), replace(STRATEGIES[0], epochs=20, lr=0.1), Line(), ORIGINS, cut="second", golden=4)
 TUNED = replace(FROZEN, **fine_tuning(Phase(2, 0.05), Phase(2, 0.05, trunk_lr=0.02, trainable=2, batch_size=16)))
+WRITERS = ("frozen", "tuned", "export", "embed", "advise")
 LEFT = 11  # exit code of a check of ours: something was lost or left
-MUTATED = ("bundle.json", "trunk.safetensors", "head.safetensors", "golden/expected.safetensors", "golden/0.png")
-MUTATED_EXPORTS = ("onnx/fp32/manifest.json", "onnx/fp32/model.onnx")
+SLOW = 10.0  # seconds that a command on a mutated artifact may take
+SHARES = 20  # of the cases of every trial, one after the other, so that a run that is cut short has some of each
+SIGNED = ("bundle.json", "trunk.safetensors", "head.safetensors", "golden/expected.safetensors", "golden/0.png")
+BUNDLE_VERBS: tuple[str, ...] = (
+    "verify {2}",
+    "inspect {2}",
+    "predict {2} {1} --json",
+    "inspect {2}/onnx/fp32/model.onnx",
+)
+GRAPH_VERBS: tuple[str, ...] = ("inspect {0}", "predict {0} {1} --json", "eval {0} {1}")
+EXPORTED = ("onnx/fp32/manifest.json", "onnx/fp32/model.onnx")
+FACTS = ("labels", "preprocessing", "heads", "cut", "bundle", "head")  # of the metadata of a graph
+VALUES = ('""', "[]", "{", "null", "-1", "1e999", "NaN", r'"\ud800"', '[["a"]]', '{"a": {}}', r'"\u001b[31m"')
+
+Case = Callable[[Random], tuple[str, bool]]  # how it ended, and whether that is as it should be
 
 
 @dataclass
 class Trial:
-    """One kind of damage: how often it was done, how the commands ended, and what went wrong."""
+    """One kind of damage: its cases, how they ended, and those that ended wrong."""
 
     name: str
+    count: int
+    case: Case
+    forks: bool = True  # processes of its own; the others share one, as long as it lives
     ends: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    done: set[int] = field(default_factory=set)
 
-    def note(self, end: int, what: str, *, allowed: tuple[int, ...]) -> None:
-        self.ends[f"exit {end}"] += 1
-        if end not in allowed:
-            self.wrong.append(f"{what}: {end}")
+    def add(self, number: int, end: str, right: bool) -> None:
+        self.done.add(number)
+        self.ends[end] += 1
+        if not right:
+            self.wrong.append(f"number {number}: {end}")
 
-
-def code(function: Callable[[], object]) -> int:
-    """Run a function; the exit code that the command line would end with."""
-    try:
-        function()
-    except TlkitError as error:
-        return error.exit_code
-    return 0
+    def run(self, number: int) -> tuple[str, bool]:
+        return self.case(Random(f"{self.name} {number}"))
 
 
 def names(root: Path) -> list[str]:
     """Everything below a folder, but for the learning curves, which a bundle may have and is whole without."""
     found = (str(path.relative_to(root)) for path in root.rglob("*"))
-    return sorted(name for name in found if "curves." not in name)
+    return sorted(name for name in found if "curves." not in name and not name.startswith("cache/datasets"))
+
+
+def ended(*ends: int, right: bool) -> tuple[str, bool]:
+    return "exit " + ", ".join(map(str, ends)), right
+
+
+@contextlib.contextmanager
+def cache(folder: Path) -> Iterator[None]:
+    """Use another cache."""
+    before = os.environ["TLKIT_CACHE"]
+    os.environ["TLKIT_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ["TLKIT_CACHE"] = before
 
 
 @dataclass(frozen=True)
 class Place:
-    """Pictures, a bundle with its export, features, and the digest of an undisturbed fine-tuning."""
+    """Pictures, a bundle with its export, features, checkpoints, and the digest of an undisturbed fine-tuning."""
 
     root: Path
 
@@ -99,6 +134,11 @@ class Place:
         exported(self.root / "run", Tiny(), Line())
         train(self.photos, self.root / "tuned", TUNED)
         np.save(self.root / "features.npy", self.features())
+        (self.root / "checkpoints").mkdir()
+        weights = trunks.build(Tiny()).stages.state_dict()
+        for epoch in (1, 2):
+            tensors = {f"{epoch}.{name}": tensor for name, tensor in weights.items()}
+            Checkpoints(self.root / "checkpoints", warn=print).save(Checkpoint(0, epoch, 0, 1.0, [{}], tensors))
 
     def features(self) -> Any:
         files = sorted(self.photos.rglob("*.png"))
@@ -131,13 +171,78 @@ class Place:
         with claim(at / "f.parquet"):
             embed(model, sorted(self.photos.rglob("*.png")), at / "f.parquet", lambda _: None)
 
-    def fresh(self, at: Path, name: str) -> Path:
-        """Return an empty folder, or for an export one with a bundle."""
+    def advise(self, at: Path) -> None:
+        code, _ = quiet(["advise", str(self.photos), "--backbone", "tiny", "--html", str(at / "advice.html")])
+        if code:
+            sys.exit(code)
+
+    def fresh(self, at: Path, writer: str, warm: bool) -> Path:
+        """Return a folder with a cache of its own, and for an export with a bundle."""
         shutil.rmtree(at, ignore_errors=True)
-        at.mkdir(parents=True)
-        if name == "export":
+        shutil.copytree(os.environ["TLKIT_CACHE"], at / "cache")
+        if not warm:
+            shutil.rmtree(at / "cache/features", ignore_errors=True)
+        if writer == "export":
             shutil.copytree(self.root / "run", at / "run")
         return at
+
+
+def quiet(arguments: Sequence[str]) -> tuple[int, str]:
+    """Run a command of tlkit in this process; its exit code and its results."""
+    results = io.StringIO()
+    with contextlib.redirect_stdout(results), contextlib.redirect_stderr(io.StringIO()):
+        return cli.run(arguments), results.getvalue()
+
+
+def kills(place: Place, work: Path, writer: str, count: int) -> Trial:
+    """Kill a writer before a step, and run it again; half of the time with an empty cache of features."""
+    write, at, steps, whole = getattr(place, writer), work / writer, [0, 0], ["", ""]
+
+    def kill(chance: Random) -> tuple[str, bool]:
+        warm = chance.random() < 0.5
+        if not steps[warm]:
+            steps[warm], whole[warm] = _undisturbed(write, place.fresh(at, writer, warm))
+        place.fresh(at, writer, warm)
+        step = chance.randint(1, steps[warm])
+
+        def killed() -> None:
+            with kill_at(step):
+                write(at)
+
+        def again() -> int:
+            if not is_whole(at):
+                return LEFT
+            write(at)
+            if "\n".join(names(at)) == whole[warm]:
+                return 0
+            print(f"{writer}, step {step}: {set(names(at)) ^ set(whole[warm].splitlines())} differ", file=sys.stderr)
+            return LEFT
+
+        with cache(at / "cache"):
+            first, second = forked(killed), forked(again)
+        return ended(first, second, right=first in (-9, 0) and second == 0)
+
+    return Trial(f"kills of {writer}", count, kill)
+
+
+def _undisturbed(write: Callable[[Path], object], at: Path) -> tuple[int, str]:
+    """Return the number of steps that a writer takes, and the names of all that it leaves."""
+    note = at.with_name("steps")
+
+    def counted() -> None:
+        taken = [0]
+
+        def add() -> None:
+            taken[0] += 1
+
+        with before_each_step(add):
+            write(at)
+        note.write_text(str(taken[0]))
+
+    with cache(at / "cache"):
+        if forked(counted):
+            sys.exit("a writer fails without any kill")
+    return int(note.read_text()), "\n".join(names(at))
 
 
 def is_whole(at: Path) -> bool:
@@ -148,166 +253,241 @@ def is_whole(at: Path) -> bool:
     return not found.names() or replayed(at / "run").passed
 
 
-def kills(place: Place, work: Path, count: int, seed: int) -> Iterator[Trial]:
-    """Kill writers at steps drawn by chance; then run them again."""
-    for name in ("frozen", "tuned", "export", "embed"):
-        trial, chance, write = Trial(f"kills of {name}"), Random(seed), getattr(place, name)
-        template = place.fresh(work / "whole", name)
-        steps = _steps(partial(write, template), work / "steps")
-        whole, at = names(template), work / "at"
+def mutations(place: Place, work: Path, count: int) -> Trial:
+    """Mutate an artifact and read it with a verb; a prediction from what was not signed again is the one before."""
+    run, few, said = work / "mutated/run", work / "mutated/photos", list[str]()
 
-        def killed(step: int, write: Callable[[Path], object] = write, at: Path = at) -> None:
-            with kill_at(step):
-                write(at)
-
-        def again(write: Callable[[Path], object] = write, at: Path = at, whole: list[str] = whole) -> int:
-            if not is_whole(at):
-                return LEFT
-            write(at)
-            if names(at) != whole:
-                print(f"{sorted(set(names(at)) ^ set(whole))} differ", file=sys.stderr)
-                return LEFT
-            return 0
-
-        for _ in range(count // 4):
-            place.fresh(at, name)
-            step = chance.randint(1, steps)
-            trial.note(forked(partial(killed, step)), f"seed {seed}, step {step}", allowed=(-9, 0))
-            trial.note(forked(again), f"seed {seed}, after step {step}", allowed=(0,))
-        yield trial
-
-
-def _steps(write: Callable[[], object], count: Path) -> int:
-    """Return the number of steps that a writer takes."""
-
-    def counted() -> None:
-        taken = [0]
-
-        def add() -> None:
-            taken[0] += 1
-
-        with before_each_step(add):
-            write()
-        count.write_text(str(taken[0]))
-
-    if forked(counted):
-        sys.exit("a writer fails without any kill")
-    return int(count.read_text())
-
-
-def mutations(place: Place, work: Path, count: int, seed: int) -> Trial:
-    """Mutate a file of a bundle, half of the time so that its hashes fit again, and read it with a verb."""
-    trial, chance = Trial("mutated artifacts"), Random(seed)
-    verbs = ("verify {run}", "inspect {run}", f"predict {{run}} {place.photos}", "inspect {run}/onnx/fp32/model.onnx")
-    run = work / "mutated"
-    for number in range(count):
-        shutil.rmtree(run, ignore_errors=True)
+    def prepare() -> None:
+        shutil.rmtree(work / "mutated", ignore_errors=True)
         shutil.copytree(place.root / "run", run)
-        resigned = chance.random() < 0.5
-        name = chance.choice(MUTATED if resigned else (*MUTATED, *MUTATED_EXPORTS))
-        change = mutate_text if name.endswith(".json") else mutate
-        (run / name).write_bytes(change((run / name).read_bytes(), chance))
-        if resigned:
+        shutil.copytree(place.root / "checkpoints", work / "mutated/checkpoints")
+        shutil.copy(run / "onnx/fp32/model.onnx", work / "mutated/model.onnx")
+        for file in sorted(place.photos.rglob("*00.png")):
+            (few / file.parent.name).mkdir(parents=True)
+            shutil.copy(file, few / file.parent.name)
+        said[:] = [quiet(["predict", str(run), str(few), "--json"])[1]]
+
+    def mutated(chance: Random) -> tuple[str, bool]:
+        if not said:
+            prepare()
+        kind = chance.choice(("signed", "signed", "bundle", "bundle", "alone", "metadata", "checkpoint"))
+        if kind == "checkpoint":
+            return _checkpoint(work / "mutated/checkpoints", chance)
+        if kind in ("alone", "metadata"):
+            file, verbs = work / "mutated/model.onnx", GRAPH_VERBS
+        else:
+            file, verbs = run / chance.choice(SIGNED if kind == "signed" else (*SIGNED, *EXPORTED)), BUNDLE_VERBS
+        verb = chance.choice(verbs).format(file, few, run)
+        before, record = file.read_bytes(), (run / "bundle.json").read_bytes()
+        change = mutate_text if file.suffix == ".json" else mutate
+        file.write_bytes(_with_metadata(before, chance) if kind == "metadata" else change(before, chance))
+        if kind == "signed":
             with contextlib.suppress(Exception):
                 resign_bundle(run)
-        verb = chance.choice(verbs).format(run=run)
-        named = verb.startswith("verify") and not resigned and name != MUTATED_EXPORTS[0]
-        allowed = (3, 4, 5, 6) if named else (0, 3, 4, 5, 6)
-        end = forked(partial(_quiet, verb.split()))
-        trial.note(end, f"seed {seed}, number {number}, {name}, {verb.split()[0]}", allowed=allowed)
-    return trial
+        try:
+            end, results = quiet(verb.split())
+        finally:
+            (run / "bundle.json").write_bytes(record)
+            file.write_bytes(before)
+        refused = verb.startswith("verify") and kind == "bundle" and file.name != "manifest.json"
+        right = end in (3, 4, 5, 6) or (end == 0 and not refused)
+        if end == 0 and "predict" in verb and kind in ("signed", "bundle"):
+            right = results == said[0]
+        shown = f"{kind} {file.relative_to(work / 'mutated')}, {verb.split()[0]}: exit {end}"
+        return f"exit {end}" if right else shown, right
+
+    return Trial("mutated artifacts", count, mutated, forks=False)
 
 
-def _quiet(arguments: list[str]) -> int:
-    """Run a command of tlkit; its exit code."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
-    return cli.run(arguments)
+def _checkpoint(folder: Path, chance: Random) -> tuple[str, bool]:
+    """Mutate the newest checkpoint: the one before is found, with a warning."""
+    warned = list[str]()
+    kept = Checkpoints(folder, warn=warned.append)
+    newest = kept.files()[0]
+    before = newest.read_bytes()
+    newest.write_bytes(mutate(before, chance))
+    try:
+        found = kept.newest()
+    finally:
+        newest.write_bytes(before)
+    right = found is not None and found.epoch == 1 and len(warned) == 1
+    return ("the one before" if right else f"checkpoint {found and found.epoch}, {warned}"), right
 
 
-def caches(place: Place, work: Path, count: int, seed: int) -> Trial:
-    """Mutate a cached file; the features have to be those of an intact cache."""
-    trial, chance = Trial("damaged caches"), Random(seed)
-    warm, damaged = Path(os.environ["TLKIT_CACHE"]), work / "damaged"
-    for number in range(count):
+def _with_metadata(content: bytes, chance: Random) -> bytes:
+    graph = onnx.load_model_from_string(content)
+    facts = {prop.key: prop.value for prop in graph.metadata_props}
+    known = [name for name in FACTS if f"tlkit.{name}" in facts]
+    onnx.helper.set_model_props(graph, {**facts, f"tlkit.{chance.choice(known)}": chance.choice(VALUES)})
+    return bytes(graph.SerializeToString())
+
+
+def caches(place: Place, work: Path, count: int) -> Trial:
+    """Mutate a cached file; the features have to be those of an intact cache. A graph is traced once, not again."""
+    warm, damaged, traced = Path(os.environ["TLKIT_CACHE"]), work / "damaged", list[bytes]()
+
+    def mutated(chance: Random) -> tuple[str, bool]:
         shutil.rmtree(damaged, ignore_errors=True)
         shutil.copytree(warm, damaged)
-        files = [*damaged.glob("features/*.sqlite"), *damaged.glob("graphs/*.onnx")]
-        file = files[chance.randrange(len(files)) if number % 8 == 0 else 0]  # to make a graph again takes seconds
-        file.write_bytes(mutate(file.read_bytes(), chance))
-        os.environ["TLKIT_CACHE"] = str(damaged)
-        end = forked(place.are_right)
-        os.environ["TLKIT_CACHE"] = str(warm)
-        trial.note(end, f"seed {seed}, number {number}, {file.parent.name}", allowed=(0,))
-    return trial
+        rows, graphs = sorted(damaged.glob("features/*.sqlite")), sorted(damaged.glob("graphs/*.onnx"))
+        file = chance.choice(graphs if chance.random() < 0.25 else rows)
+        before = file.read_bytes()
+        traced[:] = [before]
+        file.write_bytes(mutate(before, chance))
+
+        def run() -> int:
+            if file in graphs:
+                trace.trace = lambda *_, **__: onnx.load_model_from_string(before)
+            return place.are_right()
+
+        with cache(damaged):
+            end = forked(run)
+        return ended(end, right=end == 0)
+
+    return Trial("damaged caches", count, mutated)
 
 
-def together(place: Place, work: Path, pairs: int, cold: int, seed: int) -> Iterator[Trial]:
-    """Two trainings to one output, and two extractions with one empty cache."""
-    trial, out = Trial("two on one output"), work / "together" / "run"
+def together(place: Place, work: Path, pairs: int) -> Trial:
+    """Train twice at once to one output."""
+    out = work / "together/run"
 
     def one() -> int:
-        def write() -> None:
+        try:
             with claim(out):
                 train(place.photos, out, FROZEN)
+        except TlkitError as error:
+            return error.exit_code
+        return 0
 
-        return code(write)
-
-    for number in range(pairs):
+    def both(_: Random) -> tuple[str, bool]:
         shutil.rmtree(out.parent, ignore_errors=True)
-        ends = sorted(finish(pid) for pid in [start(one), start(one)])
-        left = names(out.parent)
-        whole = code(lambda: open_bundle(out)) == 0 and not [name for name in left if name.startswith(".")]
-        allowed = {"0, 2", "0, 5"} if whole else set[str]()
-        trial.ends[", ".join(map(str, ends))] += 1
-        if ", ".join(map(str, ends)) not in allowed:
-            trial.wrong.append(f"seed {seed}, number {number}: {ends}, {left}")
-    yield trial
-    trial, warm = Trial("two on one cold cache"), os.environ["TLKIT_CACHE"]
-    for number in range(cold):
-        os.environ["TLKIT_CACHE"] = str(work / "cold" / str(number))
-        for end in [finish(pid) for pid in [start(place.are_right), start(place.are_right)]]:
-            trial.note(end, f"seed {seed}, number {number}", allowed=(0,))
-    os.environ["TLKIT_CACHE"] = warm
-    yield trial
+        first, second = sorted(finish(pid) for pid in [start(one), start(one)])
+        left = [name for name in names(out.parent) if name.startswith(".")]
+        whole = out.exists() and open_bundle(out).root == out and not left
+        return ended(first, second, right=whole and (first, second) in ((0, 2), (0, 5)))
+
+    return Trial("two on one output", pairs, both)
+
+
+def cold(place: Place, work: Path, pairs: int) -> Trial:
+    """Extract features twice at once with one empty cache."""
+
+    def both(_: Random) -> tuple[str, bool]:
+        shutil.rmtree(work / "cold", ignore_errors=True)
+        with cache(work / "cold"):
+            first, second = (finish(pid) for pid in [start(place.are_right), start(place.are_right)])
+            third = forked(place.are_right)
+        return ended(first, second, third, right=first == second == third == 0)
+
+    return Trial("two on one cold cache", pairs, both)
+
+
+def perform(trial: Trial, numbers: Sequence[int], until: float) -> Iterator[tuple[int, str, bool]]:
+    """Run cases of a trial until a moment."""
+    if trial.forks:
+        for number in numbers:
+            if time.monotonic() < until:
+                yield number, *trial.run(number)
+        return
+    left = list(numbers)
+    while left and time.monotonic() < until:
+        for number, end, right in _in_one_process(trial, left, until):
+            left.remove(number)
+            yield number, end, right
+
+
+def _in_one_process(trial: Trial, numbers: Sequence[int], until: float) -> Iterator[tuple[int, str, bool]]:
+    """Run cases in one process until it ends; a signal or a hang is the end of the case that it was at."""
+    reading, writing = os.pipe()
+
+    def work() -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where native code complains
+        with open(writing, "w") as results:
+            for number in numbers:
+                results.write(json.dumps([number, *trial.run(number)]) + "\n")
+                results.flush()
+                if time.monotonic() > until:
+                    return
+
+    pid = start(work)
+    os.close(writing)
+    watch, left = Watch(pid, SLOW, SLOW), list(numbers)
+    with open(reading) as results:
+        while (line := _line(results, watch)) is not None and line:
+            left.remove(json.loads(line)[0])
+            watch.again()
+            yield tuple(json.loads(line))
+    end = HANGS if line is None else finish(pid)
+    if line is None:
+        watch.end()
+        os.waitpid(pid, 0)
+    if end:
+        yield left[0], f"exit {end}", False
+
+
+def _line(results: IO[str], watch: Watch) -> str | None:
+    """Return the next line of a process, empty at its end; None if it hangs."""
+    while not select.select([results], [], [], 0.5)[0]:
+        if watch.hangs():
+            return None
+    return results.readline()
 
 
 def main() -> int:
     options = parser(__doc__, repeat=1)
     for name, count in {"kills": 500, "mutations": 10_000, "caches": 2_000, "pairs": 50, "cold": 20}.items():
         options.add_argument(f"--{name}", type=int, default=count, metavar="N", help=f"default: {count}")
-    options.add_argument("--minutes", type=float, default=0, help="go on with other seeds for that long")
-    args = parsed(options, kills=4, mutations=6, caches=4, pairs=1, cold=0)
-    counts = {name: getattr(args, name) for name in ("kills", "mutations", "caches", "pairs", "cold")}
-    report = Report("hostile", (__doc__ or "").split("\n\n")[1].replace("\n", " "), {**counts, "minutes": args.minutes})
-    trials: dict[str, Trial] = {}
-    end = time.monotonic() + 60 * args.minutes
+    options.add_argument("--minutes", type=float, default=float("inf"), help="end after that long")
+    options.add_argument("--journal", type=Path, metavar="FILE", help="keep the cases that are done, and skip them")
+    args = parsed(options, kills=5, mutations=14, caches=4, pairs=1, cold=0)
+    until = time.monotonic() + 60 * args.minutes
+    asked = {name: getattr(args, name) for name in ("kills", "mutations", "caches", "pairs", "cold")}
+    report = Report("hostile", (__doc__ or "").split("\n\n")[1].replace("\n", " "), {**asked, "repeat": args.repeat})
     with workspace() as work:
-        place, seed = Place(work / "place"), 0
+        warm = os.environ["TLKIT_CACHE"]
+        os.environ.update({**environment(work / "site"), "TLKIT_CACHE": warm, "OMP_NUM_THREADS": "1"})
+        sys.path.insert(0, str(work / "site"))
+        for name in PRELOADED:
+            with contextlib.suppress(ImportError):
+                import_module(name)
+        place = Place(work / "place")
         if forked(place.prepare):
             sys.exit("the bundle could not be made")
-        while not seed or time.monotonic() < end:
-            for each in _round(place, work, counts, seed):
-                known = trials.setdefault(each.name, each)
-                if known is not each:
-                    known.ends.update(each.ends)
-                    known.wrong.extend(each.wrong)
-            seed += 1
-    for name, trial in trials.items():
-        report.figures[name] = {"ends": dict(trial.ends), "wrong": trial.wrong}
+        trials = [kills(place, work, writer, args.kills // len(WRITERS)) for writer in WRITERS]
+        trials += [mutations(place, work, args.mutations), caches(place, work, args.caches)]
+        trials += [together(place, work, args.pairs), cold(place, work, args.cold)]
+        _run(trials, args.repeat, until, args.journal)
+    for trial in trials:
+        report.figures[trial.name] = {"ends": dict(trial.ends), "wrong": trial.wrong}
         ends = ", ".join(f"{count} times {end}" for end, count in sorted(trial.ends.items()))
-        report.rows.append({"": name, "ends": ends, "wrong": str(len(trial.wrong))})
-        report.bars.append(Bar(f"{name}: wrong ends", [len(trial.wrong)], "=", 0))
-    report.notes.append("A negative end is a signal, 124 two minutes without an end, 11 a check that failed.")
+        report.rows.append({"": trial.name, "cases": f"{len(trial.done):,}", "ends": ends})
+        report.bars.append(Bar(f"{trial.name}: wrong ends", [len(trial.wrong)], "=", 0, digits=0))
+    report.notes.append(
+        "Of a kill, the ends are those of the run that is killed (-9) and of the one after it; 11 would be a check "
+        "that failed, 124 a hang, another negative number a signal."
+    )
     return report.save()
 
 
-def _round(place: Place, work: Path, counts: dict[str, int], seed: int) -> Iterator[Trial]:
-    yield from kills(place, work, counts["kills"], seed)
-    yield mutations(place, work, counts["mutations"], seed)
-    yield caches(place, work, counts["caches"], seed)
-    yield from together(place, work, counts["pairs"], counts["cold"], seed)
+def _run(trials: Sequence[Trial], rounds: int, until: float, journal: Path | None) -> None:
+    """Run the cases of all trials in turns, those of the journal excepted."""
+    by_name = {trial.name: trial for trial in trials}
+    for line in journal.read_text().splitlines() if journal is not None and journal.exists() else ():
+        name, number, end, right = json.loads(line)
+        by_name[name].add(number, end, right)
+    with contextlib.ExitStack() as stack:
+        kept = None if journal is None else stack.enter_context(journal.open("a"))
+        for share in range(SHARES * rounds):
+            for trial in trials:
+                first, last = (share * trial.count // SHARES, (share + 1) * trial.count // SHARES)
+                numbers = [number for number in range(first, last) if number not in trial.done]
+                for number, end, right in perform(trial, numbers, until):
+                    trial.add(number, end, right)
+                    if kept is not None:
+                        kept.write(json.dumps([trial.name, number, end, right]) + "\n")
+                        kept.flush()
+                    if not right:
+                        print(f"{trial.name}, number {number}: {end}", file=sys.stderr)
 
 
 if __name__ == "__main__":

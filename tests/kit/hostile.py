@@ -2,12 +2,13 @@
 
 A step is a call that makes something durable, renames or removes. `states` runs a writer once and copies the folder
 before every step: each copy is what a kill at that moment leaves. `forked` runs a function in a process of its own,
-which `kill_at` ends at a step.
+which `kill_at` ends at a step, and `finish` where it hangs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import shutil
 import signal
@@ -22,7 +23,8 @@ from typing import Any
 from tlkit.util import temporaries
 
 STEPS = ("fsync", "replace", "rename", "unlink", "remove", "rmdir")  # of the module `os`
-LIMIT = 120  # seconds for a forked function
+ASLEEP, BUSY = 20.0, 100.0  # seconds that a process may do nothing, and of CPU time that it may take
+HANGS = 124
 
 Step = Callable[[], None]
 
@@ -120,6 +122,7 @@ def start(function: Callable[[], object]) -> int:
         return pid
     code = 1
     try:
+        faulthandler.enable()
         result = function()
         code = result if isinstance(result, int) else 0
     except BaseException:  # noqa: BLE001 - whatever it is, the other process goes on
@@ -129,17 +132,63 @@ def start(function: Callable[[], object]) -> int:
         os._exit(code)
 
 
-def finish(pid: int, limit: float = LIMIT) -> int:
-    """Wait for a process; return its exit code, negative for a signal, or 124 if it had to be ended."""
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
+class Watch:
+    """Tell a process that hangs from one that gets no processor because others have them."""
+
+    def __init__(self, pid: int, asleep: float = ASLEEP, busy: float = BUSY) -> None:
+        self.pid, self.asleep, self.busy, self._last = pid, asleep, busy, 0.0
+        self.again()
+
+    def again(self) -> None:
+        """Count from now on."""
+        self._spent, _ = self._look()
+        self._moved, self._last = time.monotonic(), self._spent
+
+    def hangs(self) -> bool:
+        """Return True if it has slept for too long, or computed for too long."""
+        spent, ready = self._look()
+        if ready or spent != self._last:
+            self._moved, self._last = time.monotonic(), spent
+        return time.monotonic() - self._moved > self.asleep or spent - self._spent > self.busy
+
+    def end(self) -> None:
+        """End it; the stacks of its threads are printed."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGABRT)
+            time.sleep(0.5)
+            os.kill(self.pid, signal.SIGKILL)
+
+    def _look(self) -> tuple[float, bool]:
+        """Return its CPU time in seconds, and True if one of its threads could go on or waits for the disk.
+
+        A system without these files says nothing, and nothing hangs there.
+        """
+        place = Path(f"/proc/{self.pid}")
+        try:
+            spent = sum(map(int, _fields(place)[11:13])) / os.sysconf("SC_CLK_TCK")
+            return spent, any(_fields(task)[0] in (b"R", b"D") for task in place.glob("task/*"))
+        except OSError:  # it has ended, or one of its threads
+            return self._last, True
+
+
+def _fields(process: Path) -> list[bytes]:
+    """Return what the system says of a process or thread after its name."""
+    return (process / "stat").read_bytes().rpartition(b")")[2].split()
+
+
+def finish(pid: int) -> int:
+    """Wait for a process; return its exit code, negative for a signal, or `HANGS` if it had to be ended."""
+    watch, pause = Watch(pid), 0.002
+    while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return 124
+        if pause > 0.05 and watch.hangs():
+            watch.end()
+            os.waitpid(pid, 0)
+            return HANGS
+        time.sleep(pause)
+        pause = min(0.1, pause * 1.1)
 
 
 def forked(function: Callable[[], object]) -> int:
