@@ -25,8 +25,13 @@ NEEDS = {
     "tlkit-ort": "onnxruntime",
     "tlkit-timm": "timm",
     "tlkit-torchvision": "torchvision",
+    "tlkit-transformers": "transformers",
 }
-FAMILIES = {"tlkit-timm": 1000, "tlkit-torchvision": 60}  # packages with a backbone per architecture of a library
+FAMILIES = {
+    "tlkit-timm": 1000,
+    "tlkit-torchvision": 60,
+    "tlkit-transformers": 60,
+}  # packages with a backbone per architecture of a library
 
 each = pytest.mark.parametrize("name", NEEDS)
 
@@ -94,7 +99,7 @@ def test_no_framework_is_needed_to_list_them(unpacked):
     code = "import sys; from tlkit.plugin.registry import load; load(); print(*sys.modules)"
     said = finish([sys.executable, "-c", code], None, unpacked(*NEEDS))
     assert {"tlkit_executorch", "tlkit_openvino", "tlkit_ort"} <= set(said.out.split())
-    frameworks = {"torch", "torchvision", "timm", "openvino", "onnx", "executorch", "onnxruntime"}
+    frameworks = {"torch", "torchvision", "transformers", "timm", "openvino", "onnx", "executorch", "onnxruntime"}
     assert frameworks.isdisjoint(said.out.split())
 
 
@@ -107,6 +112,7 @@ def test_no_framework_is_needed_to_list_them(unpacked):
         ("tlkit-ort", "tests"),
         ("tlkit-timm", "tests/test_listing.py"),
         ("tlkit-torchvision", "tests"),
+        ("tlkit-transformers", "tests"),
         pytest.param("tlkit-timm", "tests", marks=pytest.mark.slow),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 # Script and arguments → the results that it writes.
 RESULTS = {
     "adapters": ("adapters",),
+    "architectures": ("architectures-timm", "architectures-torchvision", "architectures-transformers"),
     "advise": ("advise-audit", "advise-cost", "advise-regret", "advise-scores", "advise-shift", "advise-shift-images"),
     "embed": ("embed",),
     "faults": ("faults-alarms", "faults-planted"),

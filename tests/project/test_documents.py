@@ -44,7 +44,7 @@ SKIPPED = {
 PARSED = {
     r"torchrun ": "tests/training/test_processes.py starts several processes",
     r"tlkit .*--(tensorrt|device|gpu)\b": "it needs an NVIDIA GPU, or an engine that takes minutes to build",
-    r"tlkit (train|advise) .*(timm|torchvision)/": "it needs weights from the network",
+    r"tlkit (train|advise) .*(timm|torchvision|transformers)/": "it needs weights from the network",
     r"tlkit .*executorch": "lowering takes a minute; tests/plugins/test_packages.py does it",
     r"tlkit plugins check my": "tests/conformance/test_scaffold.py runs the checks of a new plugin",
 }
@@ -52,7 +52,11 @@ TINY_DEFAULTS = """
 from tlkit import defaults
 defaults.DEFAULT_BACKBONE, defaults.DEFAULT_HEAD = "tiny", "line"
 """
-NEEDS = {"plugins/tlkit-openvino/README.md": "openvino", "plugins/tlkit-torchvision/README.md": "torchvision"}
+NEEDS = {
+    "plugins/tlkit-openvino/README.md": "openvino",
+    "plugins/tlkit-torchvision/README.md": "torchvision",
+    "plugins/tlkit-transformers/README.md": "transformers",
+}
 PROSE_ONLY = "..."  # in the body of Python that shows a signature
 STORY = ("README.md", "CONTRIBUTING.md")  # run on real weights, each by a test of its own
 

@@ -33,13 +33,13 @@ class Timm(Backbone):
 
         size = self.preprocessing.size
         if pretrained and self.checkpoint is None:  # what can't be taken apart is refused before it is downloaded
-            stages.stages(loading.outline(self._known, self.size), size)
+            stages.stages(loading.outline(self.known, self.size), size)
         return stages.stages(self.model(pretrained=pretrained), size)
 
     def pool(self) -> nn.Module | None:
         from tlkit_timm import loading, stages
 
-        return stages.pooling(loading.outline(self._known, self.size))
+        return stages.pooling(loading.outline(self.known, self.size))
 
     def classifier(self) -> nn.Module | None:
         from tlkit_timm import stages
@@ -52,17 +52,18 @@ class Timm(Backbone):
         """Preprocessing of the weights in timm."""
         from tlkit_timm import loading
 
-        return loading.preprocessing(self._known, self.size)
+        return loading.preprocessing(self.known, self.size)
 
     @cached_property
     def weights(self) -> Weights:  # type: ignore[override]
         """Weights file, or the origin that timm downloads from."""
         from tlkit_timm import loading
 
-        return loading.source(self._known, self.checkpoint)
+        return loading.source(self.known, self.checkpoint)
 
     @property
-    def _known(self) -> Any:
+    def known(self) -> Any:
+        """timm's metadata of the weights."""
         from tlkit_timm import loading
 
         return loading.configuration(self.name.removeprefix(PREFIX), self.tag)
@@ -71,4 +72,4 @@ class Timm(Backbone):
         """Return timm's own model."""
         from tlkit_timm import loading
 
-        return loading.model(self._known, self.size, self.checkpoint, pretrained=pretrained)
+        return loading.model(self.known, self.size, self.checkpoint, pretrained=pretrained)

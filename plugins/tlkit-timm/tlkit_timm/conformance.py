@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from timm.data import create_transform
 
 from tlkit.conformance import Reference
 from tlkit.plugin.contract import Backbone, Component
@@ -11,6 +15,7 @@ from tlkit_timm.backbone import PREFIX, Timm
 from tlkit_timm.stages import PooledFeatures
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import nn
 
 # Prefix of an architecture's name, the check that it can't pass, and the reason.
@@ -35,3 +40,22 @@ class TimmReference(Reference):
 
     def logits(self, backbone: Backbone) -> nn.Module | None:
         return backbone.model(pretrained=True) if isinstance(backbone, Timm) else None
+
+    def preprocess(self, backbone: Backbone) -> Callable[[Image], NDArray[np.float32]] | None:
+        if not isinstance(backbone, Timm):
+            return None
+        known, size = backbone.known, backbone.preprocessing.size
+        transform = create_transform(
+            (3, size, size),
+            interpolation=known.interpolation,
+            mean=known.mean,
+            std=known.std,
+            crop_pct=known.crop_pct,
+            crop_mode=known.crop_mode,
+        )
+
+        def run(image: Image) -> NDArray[np.float32]:
+            array: NDArray[np.float32] = transform(image).numpy()
+            return array
+
+        return run

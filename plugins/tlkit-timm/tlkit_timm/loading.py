@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def preprocessing(known: Any, size: int | None) -> Preprocessing:
         why = "its preprocessing puts a border around images, which tlkit does not support"
     else:
         size, mean, std = size or height, tuple(known.mean), tuple(known.std)
-        return Preprocessing(size, mean, std, known.crop_pct, known.crop_mode, known.interpolation)
+        crop_pct = size / math.floor(size / known.crop_pct)  # timm resizes to whole pixels before it crops
+        return Preprocessing(size, mean, std, crop_pct, known.crop_mode, known.interpolation)
     raise UsageError(f"backbone 'timm/{known.architecture}': {why}")
 
 

@@ -21,7 +21,7 @@ NO_HASH = "torchvision names the file that it downloads, but the first digits of
 
 
 class TorchvisionReference(Reference):
-    """torchvision's networks, and its preprocessing at the size of its weights."""
+    """torchvision's networks and preprocessing."""
 
     def exempt(self, component: Component) -> Mapping[str, str]:
         from_network = isinstance(component, Torchvision) and component.checkpoint is None
@@ -35,7 +35,7 @@ class TorchvisionReference(Reference):
 
     def preprocess(self, backbone: Backbone) -> Callable[[Image], NDArray[np.float32]] | None:
         if not isinstance(backbone, Torchvision) or backbone.size is not None:
-            return None  # at another size, tlkit keeps the share that is cropped, which torchvision has no word for
+            return None  # at another size, tlkit crops the same share, which torchvision would round to whole pixels
         its = metadata.entry(backbone).transforms()
 
         def run(image: Image) -> NDArray[np.float32]:

@@ -1,0 +1,276 @@
+"""Networks of timm, torchvision and transformers as backbones: taken apart, checked, and compared with their library.
+
+`timm` draws architectures at random; `torchvision` and `transformers` take those of each family through the checks of
+`tlkit.conformance`. Weights are random. Each is compared with the library's own forward pass behind its own
+preprocessing on twenty pictures: as they are, and with sides that the library needs not round to whole pixels before it
+crops, as tlkit does not. Rows that were made before are kept in `--rows` and not made again.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from _bench import ROOT, SETTINGS, Bar, Report, parsed, parser
+
+LIBRARIES = ("timm", "torchvision", "transformers")
+SEED = 13
+LARGEST = 60e6, 288  # parameters and pixels of what is drawn
+LEGACY = r"legacy_|test_|.*_legacy_|tf_.*_ap$|vgg|inception|xception|nasnet|pnasnet|dpn|dla"
+STATES = ("pass", "failed", "refused")
+
+# One network of each family, at the smallest size of images that shows all of its layers.
+TORCHVISION = {
+    "ResNet": ("resnet18", 64),
+    "ResNeXt": ("resnext50_32x4d", 64),
+    "RegNet": ("regnet_y_400mf", 64),
+    "ConvNeXt": ("convnext_tiny", 64),
+    "EfficientNet": ("efficientnet_b0", 64),
+    "EfficientNet V2": ("efficientnet_v2_s", 64),
+    "MobileNetV3": ("mobilenet_v3_small", 64),
+    "Swin": ("swin_t", 64),
+    "Swin V2": ("swin_v2_t", 64),
+    "ViT": ("vit_b_32", 64),
+    "MaxViT": ("maxvit_t", 224),
+}
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    options = parser(__doc__, repeat=1)
+    options.add_argument("libraries", nargs="*", metavar="LIBRARY", help=f"of {', '.join(LIBRARIES)} (default: all)")
+    options.add_argument("--count", type=int, default=60, help="architectures of timm to draw")
+    options.add_argument("--rows", type=Path, help="folder for rows as they are made (default: that of the results)")
+    args = parsed(options, count=1, pictures=2)
+    known = [name for name in LIBRARIES if name in (args.libraries or LIBRARIES)]
+    code = 0
+    for library in known:
+        sys.path.insert(0, str(ROOT / "plugins" / f"tlkit-{library}"))
+        rows = made(library, args.rows or args.results, args.count)
+        code |= report(library, rows, args.count).save()
+    return code
+
+
+def made(library: str, folder: Path, count: int) -> list[Row]:
+    """Return the rows of a library; those that are not in `folder` yet are made and added."""
+    kept = folder / f"architectures-{library}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, Row] = {}
+    if kept.exists():
+        rows = {row["name"]: row for row in map(json.loads, kept.read_text().splitlines())}
+    wanted = drawn(count) if library == "timm" else components(library)
+    names = []
+    for family, name, *make in wanted:
+        names.append(name)
+        if name not in rows:
+            started = time.perf_counter()
+            row = {"name": name, "family": family, **examined(library, *make)}
+            rows[name] = {**row, "seconds": time.perf_counter() - started}
+            with kept.open("a") as file:
+                file.write(json.dumps(rows[name]) + "\n")
+            print(rows[name], file=sys.stderr)
+            gc.collect()
+    return [rows[name] for name in names]
+
+
+def drawn(count: int) -> Iterator[tuple[Any, ...]]:
+    """Yield `count` architectures of timm that are not legacy and not too large, drawn at random."""
+    import timm
+    from timm.models import get_pretrained_cfg
+    from tlkit_timm.backbone import PREFIX, Timm
+
+    names = [name for name in timm.list_models() if not re.match(LEGACY, name)]
+    if SETTINGS.smallest:
+        names = ["test_vit"]
+    random.Random(SEED).shuffle(names)  # noqa: S311 - a draw that anyone can repeat
+    for name in names:
+        size = max(get_pretrained_cfg(name).input_size[1:])
+        if count and size <= LARGEST[1] and parameters(name) <= LARGEST[0]:
+            count -= 1
+            family = timm.model_entrypoint(name).__module__.rpartition(".")[2]
+            yield family, PREFIX + name, lambda name=name: Timm(PREFIX + name)
+
+
+def parameters(name: str) -> int:
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+
+
+def components(library: str) -> Iterator[tuple[Any, ...]]:
+    """Yield family and name of one network of each family, its maker, and one of it for small images to be checked."""
+    if library == "torchvision":
+        from tlkit_torchvision.backbone import PREFIX, Torchvision
+
+        families = {"MobileNetV3": TORCHVISION["MobileNetV3"]} if SETTINGS.smallest else TORCHVISION
+        for family, (name, size) in families.items():
+            makers = (lambda n=name, size=size: Torchvision(PREFIX + n, size=size) for size in (None, size))
+            yield family, PREFIX + name, *makers
+        return
+    sys.path.insert(0, str(ROOT / "plugins/tlkit-transformers/tests"))
+    from small import FAMILIES, small
+    from tlkit_transformers.backbone import Transformers
+
+    for family, (name, config) in list(FAMILIES.items())[: 1 if SETTINGS.smallest else None]:
+        # The size of the image processor, with which it can be compared, and one for small images.
+        own = Transformers(f"transformers/{name}", config=json.dumps({**config, **_larger(config)}))
+        yield family, own.name, lambda own=own: own, lambda family=family: small(family)
+
+
+def _larger(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes with which a small network takes images of the published size."""
+    return {"image_size": 224, "patch_size": 16 if "hidden_size" in config else 4} if "image_size" in config else {}
+
+
+def examined(library: str, make: Callable[[], Any], small: Callable[[], Any] | None = None) -> Row:
+    """Return what is found out about a backbone."""
+    from tlkit.errors import UsageError
+
+    module = import_module(f"tlkit_{library}.conformance")
+    reference = next(value for name, value in vars(module).items() if name.lower() == f"{library}reference")()
+    try:
+        component = make()
+        row = compared(component, reference)
+        if small is not None:
+            row |= checked(small(), component, reference)
+    except UsageError as refusal:
+        return {"state": "refused", "reason": str(refusal)}
+    except Exception as error:  # noqa: BLE001 - whatever it is, it belongs in the table
+        return {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
+    right = row["difference"] <= 1e-4 and row["cosine"] >= 0.9999 and not row.get("failed")
+    return {"state": "pass" if right else "failed", **row}
+
+
+def compared(component: Any, reference: Any) -> Row:
+    """Return how far features are from the library's: of noise, and of pictures behind its own preprocessing."""
+    import torch
+
+    from tlkit.conformance.backbone.vary import vary
+    from tlkit.model.trunk import build
+
+    torch.manual_seed(0)
+    network = reference.features(component, pretrained=False)
+    torch.manual_seed(0)
+    trunk = build(component, pretrained=False)
+    size = trunk.preprocessing.size
+    noise = torch.randint(0, 256, (2, size, size, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    with torch.inference_mode():
+        normalized = trunk.normalize(noise)
+        vary(network, lambda: network(normalized.clone()))
+        vary(trunk, lambda: trunk(noise))
+        expected, got = network(normalized.clone()), trunk(noise)
+    return {
+        "pixels": size,
+        "stages": len(trunk.names),
+        "last": trunk.names[-1],
+        "parameters": sum(parameter.numel() for parameter in trunk.parameters()),
+        "difference": float((got - expected).abs().max() / expected.abs().max()),
+        **cosines(component, reference, trunk, network),
+    }
+
+
+def cosines(component: Any, reference: Any, trunk: Any, network: Any) -> Row:
+    """Return the smallest cosine between features, of pictures with sides to crop at whole pixels, and as they are."""
+    import torch
+
+    from tlkit.conformance.pictures import pictures
+    from tlkit.data.preprocessing import load
+
+    found: dict[str, float] = {}
+    preprocess = reference.preprocess(component)
+    given = trunk.preprocessing
+    shorter = round(given.size / given.crop_pct)
+    whole = [(2 * shorter, 2 * (shorter + 2 * step)) for step in (0, 8, 31)]
+    few = 2 if SETTINGS.smallest else 20
+    for kind, count in (("cosine", few), ("cosine of any size", few // 4 + 1)):
+        worst = 1.0
+        for number, picture in enumerate(pictures()[:count]):
+            if kind == "cosine":
+                sides = whole[number % 3] if given.crop_mode == "center" else (2 * shorter, 2 * shorter)
+                shown = picture.resize(sides if number % 2 else sides[::-1])
+            else:
+                shown = picture
+            with torch.inference_mode():
+                expected = network(torch.as_tensor(preprocess(shown))[None])
+                got = trunk(torch.as_tensor(load(shown, given))[None])
+            worst = min(worst, float(torch.cosine_similarity(expected.double(), got.double()).min()))
+        found[kind] = worst
+    return found
+
+
+def checked(component: Any, own: Any, reference: Any) -> Row:
+    """Return how many checks of `tlkit.conformance` passed, and the reasons of those that did not.
+
+    Preprocessing is checked at the size of the weights.
+    """
+    from tlkit.conformance import run
+
+    preprocessing = "preprocessing-equals-the-library"
+    results = [result for result in run(component, reference=reference) if result.name != preprocessing]
+    results += run(own, reference=reference, only=[preprocessing])
+    count = {state: sum(result.state == state for result in results) for state in ("pass", "exempt", "skip")}
+    failed = {result.name: result.reason for result in results if result.state == "fail"}
+    return {"checks": count, "failed": failed}
+
+
+def report(library: str, rows: list[Row], count: int) -> Report:
+    what = {
+        "timm": f"{len(rows)} architectures of timm, drawn at random (seed {SEED}) from those that are not legacy, "
+        f"have at most {LARGEST[0] / 1e6:.0f} million parameters and take images of at most {LARGEST[1]} pixels.",
+        "torchvision": "One network of each family of torchvision.",
+        "transformers": "One network of each family of transformers, with two layers.",
+    }[library]
+    made = Report(
+        f"architectures-{library}",
+        f"{what} Random weights, varied so that every layer has an effect. *difference*: the largest between pooled "
+        "features of the chained stages and of the library's own forward pass, as a share of the largest value. "
+        "*cosine*: the smallest between features behind tlkit's and behind the library's own preprocessing, of twenty "
+        "pictures with sides that leave nothing to round; *any size*: of six pictures of other sizes, where the "
+        "library rounds to whole pixels.",
+        {"count": count, "seed": SEED},
+    )
+    made.figures["rows"] = rows
+    made.rows = [cells(row) for row in rows] or [cells({"name": "none", "family": "", "state": "failed"})]
+    passed = 100 * sum(row["state"] == "pass" for row in rows) / max(len(rows), 1)
+    made.bars.append(Bar("taken apart and passing", [passed], "≥", 90 if library == "timm" else 95, " %", 1))
+    made.notes += [f"{row['name']} {row['state']}: {why(row)}" for row in rows if row["state"] != "pass"]
+    made.notes.append(f"{sum(row['seconds'] for row in rows):.0f} s in all")
+    return made
+
+
+def why(row: Row) -> str:
+    if "reason" in row:
+        return str(row["reason"])
+    failed: Mapping[str, str] = row.get("failed", {})
+    return "; ".join(f"{name}: {reason}" for name, reason in failed.items()) or "features differ from the library's"
+
+
+def cells(row: Row) -> dict[str, str]:
+    checks = row.get("checks", {})
+    return {
+        "architecture": row["name"],
+        "family": row["family"],
+        "state": row["state"],
+        "pixels": str(row.get("pixels", "")),
+        "stages": str(row.get("stages", "")),
+        "parameters (M)": f"{row['parameters'] / 1e6:.2f}" if "parameters" in row else "",
+        "difference": f"{row['difference']:.0e}" if "difference" in row else "",
+        "cosine": f"{row['cosine']:.6f}" if "cosine" in row else "",
+        "any size": f"{row['cosine of any size']:.4f}" if "cosine" in row else "",
+        "checks": f"{checks['pass']} passed, {checks['exempt']} exempt" if checks else "",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
