@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from timm.data import create_transform
+from timm.data.transforms_factory import create_transform
 
 from tlkit.conformance import Reference
 from tlkit.plugin.contract import Backbone, Component

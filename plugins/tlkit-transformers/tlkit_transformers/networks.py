@@ -94,7 +94,7 @@ def built(backbone: Transformers) -> nn.Module:
         raise UsageError(f"backbone {backbone.name!r}: its configuration is refused: {error}") from error
     for module in model.modules():  # used by pretraining alone
         if isinstance(getattr(module, "mask_token", None), nn.Parameter):
-            module.mask_token = None
+            module.register_parameter("mask_token", None)
     return model.eval()
 
 
@@ -139,7 +139,7 @@ def pool(backbone: Transformers) -> nn.Module | None:
 
 def _drop_pooler(model: Any) -> None:
     """Take out what only the network's own pooling uses."""
-    for holder in (model, getattr(model, "vision_model", None)):
-        if getattr(holder, "use_head", False):
-            holder.use_head = False
-            del holder.head
+    holders = [each for each in model.modules() if getattr(each, "use_head", False)]
+    for holder in holders:
+        holder.use_head = False
+        del holder.head
