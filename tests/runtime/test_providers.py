@@ -1,4 +1,4 @@
-"""ONNX Runtime's sessions on a GPU, tested with a stand-in for CUDA: buffers, order, parts, and CUDA graphs."""
+"""ONNX Runtime's sessions on a GPU, tested with a stand-in for CUDA: buffers, order and parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 from tests.kit.fake_cuda import Cuda
 from tlkit.plugin.contract import FEATURES, LOGITS
-from tlkit.runtime import providers
 from tlkit.runtime.cuda import Channel
 from tlkit.runtime.providers import BoundSession, provider_options
 from tlkit.runtime.session import OnnxSession
@@ -28,7 +27,7 @@ class TestBoundSession:
 
     def test_it_gives_what_a_session_gives_in_parts_and_for_some_outputs(self, file):
         images = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
-        one, _ = self.make(file, graphs=False, batch_size=4)
+        one, _ = self.make(file, batch_size=4)
         plain = OnnxSession(file)
         for wanted in ([FEATURES], [LOGITS, FEATURES], list(plain.outputs)):
             for rows in (1, 4, 11, 3):
@@ -40,7 +39,7 @@ class TestBoundSession:
 
     def test_results_stay_when_the_buffers_are_used_again(self, file):
         images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-        one, _ = self.make(file, graphs=False)
+        one, _ = self.make(file)
         first = one.run(images[:1], [FEATURES])[FEATURES]
         kept = first.copy()
         one.run(images[1:], [FEATURES])
@@ -48,7 +47,7 @@ class TestBoundSession:
 
     def test_buffers_are_allocated_once_and_given_back(self, file):
         images = np.zeros((3, 32, 32, 3), np.uint8)
-        one, cuda = self.make(file, graphs=False)
+        one, cuda = self.make(file)
         before = set(cuda.memory)
         one.run(images, [FEATURES])
         one.run(images[:1], [LOGITS])
@@ -57,30 +56,16 @@ class TestBoundSession:
         assert not cuda.memory
         one.close()  # again, as when it is deleted
 
-    def test_a_call_that_comes_again_gets_a_graph_of_its_own(self, file, monkeypatch):
-        entries = []
-
-        class Options(onnxruntime.RunOptions):
-            def add_run_config_entry(self, name, value):
-                entries.append((name, value))
-
-        monkeypatch.setattr(providers.onnxruntime, "RunOptions", Options)
-        one, _ = self.make(file, graphs=True)
-        images = np.zeros((3, 32, 32, 3), np.uint8)
-        for rows in (3, 3, 1, 3, 1):
-            one.run(images[:rows], [FEATURES])
-        assert entries == [("gpu_graph_id", number) for number in ("-1", "1", "-1", "1", "2")]
-
     def test_an_array_that_does_not_fit_is_refused(self, file):
-        one, _ = self.make(file, graphs=False)
+        one, _ = self.make(file)
         with pytest.raises(ValueError, match="broadcast"):
             one.run(np.zeros((2, 8, 8, 3), np.uint8), [FEATURES])
 
 
-def test_providers_share_the_stream_and_only_the_first_records():
-    assert provider_options("cuda", 7, graphs=True) == [
-        ("CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": "7", "enable_cuda_graph": "1"})
+def test_all_providers_share_the_stream_and_none_captures_graphs():
+    shared = {"device_id": "0", "user_compute_stream": "7"}
+    assert provider_options("cuda", 7) == [("CUDAExecutionProvider", shared)]
+    assert provider_options("tensorrt", 7) == [
+        ("TensorrtExecutionProvider", shared),
+        ("CUDAExecutionProvider", shared),
     ]
-    first, second = provider_options("tensorrt", 7, graphs=False)
-    assert first[1] == {"device_id": "0", "user_compute_stream": "7", "trt_cuda_graph_enable": "0"}
-    assert second == ("CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": "7"})

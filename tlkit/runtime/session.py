@@ -76,9 +76,10 @@ class OnnxSession(Session):
             raise ArtifactError(f"ONNX Runtime fails: {error}", file=self.file, do="export it again") from error
 
     def close(self) -> None:
+        self._session = None  # before its stream
         if self._bound is not None:
             self._bound.close()
-        self._bound = self._session = None
+        self._bound = None
 
 
 class HeadSession(Session):
@@ -128,17 +129,14 @@ def _start_on_gpu(content: bytes, options: Any, device: str, file: Path) -> tupl
         channel = cuda.Channel(cuda.runtime())
     except ResourceError as error:
         raise ResourceError(f"{first} does not start here: {error.what}", do=error.do) from error
-    for graphs in (True, False):  # a graph with nodes that run on the CPU can't be captured as a CUDA graph
-        try:
-            settings = providers.provider_options(device, int(channel.stream), graphs=graphs)
-            session = _start(content, options, settings, file)
-        except ArtifactError:
-            if graphs:
-                continue
-            raise
-        if session.get_providers()[0] != first:
-            break
-        return session, providers.BoundSession(session, channel, graphs=graphs)
+    try:
+        session = _start(content, options, providers.provider_options(device, int(channel.stream)), file)
+        if session.get_providers()[0] == first:
+            return session, providers.BoundSession(session, channel)
+    except TlkitError:
+        channel.close()
+        raise
+    channel.close()
     raise ResourceError(f"{first} does not start here", do="see why with: tlkit doctor")
 
 
