@@ -11,10 +11,14 @@ from __future__ import annotations
 import ctypes
 import enum
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
+import onnxruntime
 import pytest
 from tlkit_standard.targets.tensorrt_rtx import TensorRTRTX
+
+from tlkit.runtime import cuda as cuda_module
 
 needs_rtx = pytest.mark.skipif(
     TensorRTRTX().missing() is not None, reason="needs tensorrt-rtx: pip install 'tlkit[tensorrt-rtx]'"
@@ -174,6 +178,51 @@ class Engine:
     def create_execution_context(self):
         self.contexts.append(Context(self.cuda, self.width))
         return self.contexts[-1]
+
+
+class CudaProvider:
+    """ONNX Runtime's session on the stand-in: its CPU provider computes what the CUDA provider would.
+
+    `opened` has the options of each session's providers; `failure` is what every call raises, if set.
+    """
+
+    opened: ClassVar[list] = []
+    failure: ClassVar[str] = ""
+    _session = onnxruntime.InferenceSession
+
+    def __init__(self, content, options, *, providers, **more):
+        self.names = [each if isinstance(each, str) else each[0] for each in providers]
+        self.opened.append(providers)
+        self.inner = self._session(content, options, providers=["CPUExecutionProvider"], **more)
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def get_providers(self):
+        return self.names
+
+    def io_binding(self):
+        binding = self.inner.io_binding()
+        bound = SimpleNamespace(inner=binding)
+        for name in ("bind_input", "bind_output"):
+            bind = getattr(binding, name)
+            setattr(bound, name, lambda tensor, _cuda, *rest, bind=bind: bind(tensor, "cpu", *rest))
+        return bound
+
+    def run_with_iobinding(self, binding):
+        if self.failure:
+            raise RuntimeError(self.failure)
+        self.inner.run_with_iobinding(binding.inner)
+
+
+def replace_cuda(monkeypatch):
+    """Let `--device cuda` mean the stand-in; return it and the class of ONNX Runtime's sessions there."""
+    cuda, made = Cuda(), type("Session", (CudaProvider,), {"opened": []})
+    monkeypatch.setattr(onnxruntime, "InferenceSession", made)
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(cuda_module, "runtime", lambda: cuda)
+    return cuda, made
 
 
 def library(engine):

@@ -62,10 +62,8 @@ class TestBoundSession:
             one.run(np.zeros((2, 8, 8, 3), np.uint8), [FEATURES])
 
 
-def test_all_providers_share_the_stream_and_none_captures_graphs():
+def test_all_providers_share_the_stream_and_none_captures_graphs_or_rounds_to_tf32():
     shared = {"device_id": "0", "user_compute_stream": "7"}
-    assert provider_options("cuda", 7) == [("CUDAExecutionProvider", shared)]
-    assert provider_options("tensorrt", 7) == [
-        ("TensorrtExecutionProvider", shared),
-        ("CUDAExecutionProvider", shared),
-    ]
+    on_cuda = ("CUDAExecutionProvider", {**shared, "use_tf32": "0"})
+    assert provider_options("cuda", 7) == [on_cuda]
+    assert provider_options("tensorrt", 7) == [("TensorrtExecutionProvider", shared), on_cuda]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.kit.fake_cuda import replace_cuda
 from tlkit import cli, doctor
 from tlkit.errors import ArtifactError, DataError, ResourceError
 from tlkit.runtime import session
@@ -127,3 +130,62 @@ class TestDevices:
         assert err.startswith(
             "tlkit: warning: this ONNX Runtime has no CUDAExecutionProvider; the CPU is used instead\n"
         )
+
+
+class TestOnTheStandIn:
+    """Verbs with `--device cuda` on a stand-in for CUDA: ONNX Runtime's CPU provider, bound to its buffers."""
+
+    @pytest.fixture
+    def provider(self, monkeypatch):
+        return replace_cuda(monkeypatch)[1]
+
+    @pytest.fixture
+    def quantized(self, tiny_run, tmp_path):
+        """A model with a layer in int8."""
+        graph = onnx.load(tiny_run / "onnx/fp32/model.onnx")
+        node = next(node for node in graph.graph.node if node.op_type in ("Conv", "Gemm", "MatMul"))
+        graph.graph.initializer.extend(
+            [numpy_helper.from_array(np.float32(0.01), "s"), numpy_helper.from_array(np.uint8(0), "z")]
+        )
+        quantize = helper.make_node("QuantizeLinear", [node.input[0], "s", "z"], ["q"])
+        dequantize = helper.make_node("DequantizeLinear", ["q", "s", "z"], ["dq"])
+        index = list(graph.graph.node).index(node)
+        node.input[0] = "dq"
+        graph.graph.node.insert(index, dequantize)
+        graph.graph.node.insert(index, quantize)
+        onnx.save(graph, tmp_path / "int8.onnx")
+        return tmp_path / "int8.onnx"
+
+    def test_verbs_run_there_and_not_on_the_cpu(self, provider, tiny_run, pictures, capsys):
+        assert cli.run(["verify", str(tiny_run), "--device", "cuda"]) == 0
+        assert cli.run(["predict", str(tiny_run), str(pictures / "dark"), "--device", "cuda"]) == 0
+        assert capsys.readouterr().err.count("warning") == 0
+        assert len(provider.opened) >= 3
+        assert {options[0] for (options,) in provider.opened} == {"CUDAExecutionProvider"}
+
+    def test_a_device_that_fails_is_a_resource_and_named(self, provider, tiny_run, pictures, capsys):
+        provider.failure = "CUDA failure 700: an illegal memory access was encountered ; file=cuda_graph.cc"
+        for command in (["verify", tiny_run], ["predict", tiny_run, pictures / "dark"], ["bench", tiny_run]):
+            assert cli.run([*map(str, command), "--device", "cuda"]) == 5
+            err = capsys.readouterr().err
+            assert re.search(r"fails on the device cuda: CUDA failure 700.*tlkit doctor.*--device cpu", err), command
+
+    def test_a_device_that_fails_at_the_start_is_a_resource_too(self, provider, tiny_run, monkeypatch):
+        def fail(*_arguments, **_options):
+            raise RuntimeError("CUDNN_STATUS_NOT_INITIALIZED")
+
+        monkeypatch.setattr(provider, "_session", fail)
+        with pytest.raises(ResourceError, match="does not start on the device cuda: CUDNN"):
+            OnnxSession(tiny_run / "onnx/fp32/model.onnx", device="cuda")
+        with pytest.raises(ArtifactError, match="does not start: CUDNN"):  # the CPU can't be at fault
+            OnnxSession(tiny_run / "onnx/fp32/model.onnx")
+
+    @pytest.mark.usefixtures("provider")
+    def test_int8_is_refused_but_by_verify(self, quantized, pictures, capsys):
+        image = str(next((pictures / "dark").iterdir()))
+        assert cli.run(["predict", str(quantized), image, "--device", "cuda"]) == 5
+        assert re.search(r"no int8 kernels.*fp16.*tensorrt.*CPU", capsys.readouterr().err)
+        assert cli.run(["predict", str(quantized), image, "--device", "cuda", "--allow-cpu"]) == 0
+        assert "the CPU is used instead" in capsys.readouterr().err
+        with OnnxSession(quantized, device="cuda") as opened:  # as verify does
+            assert opened.run(np.zeros((1, 32, 32, 3), np.uint8))

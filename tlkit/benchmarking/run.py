@@ -17,6 +17,7 @@ from tlkit.model.bundle import Bundle
 from tlkit.model.exports import Export, Exports
 from tlkit.plugin.contract import Progress, Session, silent
 from tlkit.runtime.engine import Opener
+from tlkit.runtime.session import check_kernels
 from tlkit.util.text import counted
 from tlkit.verification.trained import TrainedModules
 
@@ -109,6 +110,8 @@ def benchmark(  # noqa: PLR0913  # the options of the verb
     tunable = [export for export in chosen if export.target == exports.TARGET] if tuning else []
     if tuning and not tunable:
         raise UsageError("--tune is for ONNX graphs, and none of them is among what was asked for")
+    for export in tunable:
+        check_kernels(export.file(), opener.device)
     openers: dict[str, Callable[[], Session]] = {}
     if TORCH in targets and trained is not None and (not precisions or exports.PRECISION in precisions):
         openers[f"{TORCH}/{exports.PRECISION}"] = trained.session

@@ -20,7 +20,7 @@ from tlkit.plugin.contract import FEATURES, IMAGES, PROBABILITIES, Progress, Ses
 from tlkit.progress import shown
 from tlkit.runtime import config
 from tlkit.runtime.pipeline import Batch, ImageInput, iter_images, stream
-from tlkit.runtime.session import HeadSession, OnnxSession
+from tlkit.runtime.session import HeadSession, OnnxSession, check_kernels
 from tlkit.util.files import local_path
 from tlkit.util.resources import cores
 
@@ -82,9 +82,10 @@ class Model:
     ) -> Model:
         """Open a graph, or the `graph` ("model" or "trunk") of a bundle; the arguments are those of `tlkit.load`.
 
-        `device` is "cpu", "cuda" or "tensorrt"; raises ResourceError if it is unavailable.
+        `device` is "cpu", "cuda" or "tensorrt"; raises ResourceError if it is unavailable or has no kernels for int8.
         """
         file = graph_file(local_path(path), graph)
+        check_kernels(file, device)
         tuned = config.read(file) if workers is None and device == "cpu" else None
         session: Session = (
             OnnxSession(file, workers=cores() if workers is None else workers, device=device)

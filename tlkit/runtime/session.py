@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from tlkit.util.resources import REFUSED, cores, is_refused
 
 DEVICES = ("cpu", *providers.DEVICES)
 LEVELS = ("all", "extended", "basic", "off")  # of graph optimization
+_DEVICE_FAILURES = re.compile(r"cuda|cudnn|cublas|cufft|tensorrt|\bnv\w+ error", re.IGNORECASE)
 
 
 class OnnxSession(Session):
@@ -38,7 +40,7 @@ class OnnxSession(Session):
     ) -> None:
         if device not in DEVICES:
             raise UsageError(f"there is no device {device!r}", do=f"choose one of {', '.join(DEVICES)}")
-        self.file = file
+        self.file, self.device = file, device
         self.setting = f"{device}, {level}"  # what decides on the output besides the graph
         content = read_graph(file)
         options = onnxruntime.SessionOptions()
@@ -49,7 +51,7 @@ class OnnxSession(Session):
         self._session: Any
         self._bound: providers.BoundSession | None = None
         if device == "cpu":
-            self._session = _start(content, options, ["CPUExecutionProvider"], file)
+            self._session = _start(content, options, ["CPUExecutionProvider"], file, device)
         else:
             self._session, self._bound = _start_on_gpu(content, options, device, file)
             self.batch_size = providers.BATCH
@@ -71,9 +73,7 @@ class OnnxSession(Session):
         except TlkitError:
             raise
         except Exception as error:  # see `_start`
-            if is_refused(error):
-                raise ResourceError(f"ONNX Runtime fails: {error}", file=self.file, do=REFUSED) from error
-            raise ArtifactError(f"ONNX Runtime fails: {error}", file=self.file, do="export it again") from error
+            raise _explained("ONNX Runtime fails", error, self.file, self.device) from error
 
     def close(self) -> None:
         self._session = None  # before its stream
@@ -108,14 +108,35 @@ def head_output(head: str, output: str) -> str:
     return f"{head}/{output}"
 
 
-def _start(content: bytes, options: Any, names: Sequence[Any], file: Path) -> Any:
+def _start(content: bytes, options: Any, names: Sequence[Any], file: Path, device: str) -> Any:
     """Return ONNX Runtime's own session, which does not try other providers if these fail."""
     try:
         return onnxruntime.InferenceSession(content, options, providers=list(names), enable_fallback=0)
     except Exception as error:  # onnxruntime has an exception class for each status, with no common base
-        if is_refused(error):
-            raise ResourceError(f"ONNX Runtime does not start: {error}", file=file, do=REFUSED) from error
-        raise ArtifactError(f"ONNX Runtime refuses it: {error}", file=file, do="export it again") from error
+        raise _explained("ONNX Runtime does not start", error, file, device) from error
+
+
+def _explained(what: str, error: Exception, file: Path, device: str) -> TlkitError:
+    """Return the error to raise: memory or the device is at fault, a resource, or else the file is."""
+    if is_refused(error):
+        return ResourceError(f"{what}: {error}", file=file, do=REFUSED)
+    if device != "cpu" and _DEVICE_FAILURES.search(str(error)):
+        do = "see: tlkit doctor; or run it on the CPU with --device cpu"
+        return ResourceError(f"{what} on the device {device}: {error}", file=file, do=do)
+    return ArtifactError(f"{what}: {error}", file=file, do="export it again")
+
+
+def check_kernels(file: Path, device: str) -> None:
+    """Raise ResourceError for an int8 graph on CUDA: ONNX Runtime has no integer kernels there and computes in float.
+
+    With Q/DQ between the layers it is slower than fp32, for the errors of int8.
+    """
+    if device != "cuda":
+        return
+    graph = onnx.load_model_from_string(read_graph(file)).graph
+    if any(node.op_type == "QuantizeLinear" for node in graph.node):
+        what = "ONNX Runtime has no int8 kernels for the device cuda, where this graph would be slower than fp32"
+        raise ResourceError(what, file=file, do="take --precision fp16, or --device tensorrt, or the CPU")
 
 
 def _start_on_gpu(content: bytes, options: Any, device: str, file: Path) -> tuple[Any, providers.BoundSession]:
@@ -130,7 +151,7 @@ def _start_on_gpu(content: bytes, options: Any, device: str, file: Path) -> tupl
     except ResourceError as error:
         raise ResourceError(f"{first} does not start here: {error.what}", do=error.do) from error
     try:
-        session = _start(content, options, providers.provider_options(device, int(channel.stream)), file)
+        session = _start(content, options, providers.provider_options(device, int(channel.stream)), file, device)
         if session.get_providers()[0] == first:
             return session, providers.BoundSession(session, channel)
     except TlkitError:

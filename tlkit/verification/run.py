@@ -13,7 +13,7 @@ from tlkit.model import exports
 from tlkit.model.bundle import Bundle
 from tlkit.model.exports import Export, Exports, graph_file
 from tlkit.plugin.contract import Progress, Session, silent
-from tlkit.runtime.engine import IncompatibleEngine, Opener
+from tlkit.runtime.engine import CPU, IncompatibleEngine, Opener
 from tlkit.runtime.model import Model
 from tlkit.verification.dataset import OUTPUTS, DatasetComparison, compare_on_dataset
 from tlkit.verification.parity import TOLERANCES
@@ -87,7 +87,7 @@ def verify(
     """Replay the golden images on the exports of these targets and precisions, or on all of them.
 
     With `trained` and `data`, every image of a labelled folder goes through the trained modules and through each export
-    as well. An export that can't run on this machine is skipped, or raises where its target was asked for.
+    as well. An export that can't run on this machine is skipped, or raises where its target or device was asked for.
     """
     found = Exports.of(bundle)
     opener.check(targets, found)
@@ -98,8 +98,8 @@ def verify(
         try:
             replays[export.name] = replay(bundle, export, opener.open)
         except (ResourceError, IncompatibleEngine) as error:
-            if targets or len(names) == 1:
-                raise
+            if targets or len(names) == 1 or (opener.device != CPU and export.target == exports.TARGET):
+                raise  # what was asked for can't be had
             skipped[export.name] = error.what
         else:
             opened.append(export)
