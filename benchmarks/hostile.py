@@ -72,7 +72,7 @@ EXPORTED = ("onnx/fp32/manifest.json", "onnx/fp32/model.onnx")
 FACTS = ("labels", "preprocessing", "heads", "cut", "bundle", "head")  # of the metadata of a graph
 VALUES = ('""', "[]", "{", "null", "-1", "1e999", "NaN", r'"\ud800"', '[["a"]]', '{"a": {}}', r'"\u001b[31m"')
 
-Case = Callable[[Random], tuple[str, bool]]  # how it ended, and whether that is as it should be
+Damage = Callable[[Random], tuple[str, bool]]  # how it ended, and whether that is as it should be
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Trial:
 
     name: str
     count: int
-    case: Case
+    case: Damage
     forks: bool = True  # processes of its own; the others share one, as long as it lives
     ends: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -470,7 +470,7 @@ def main() -> int:
 
 
 def _run(trials: Sequence[Trial], rounds: int, until: float, journal: Path | None) -> None:
-    """Run the cases of all trials in turns, those of the journal excepted."""
+    """Run the cases of all trials, a share of each at a time; those of the journal are done."""
     by_name = {trial.name: trial for trial in trials}
     for line in journal.read_text().splitlines() if journal is not None and journal.exists() else ():
         name, number, end, right = json.loads(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from tlkit.model.bundle import RECORD, open_bundle
 from tlkit.model.exports import MANIFEST, Exports
 from tlkit.runtime.engine import Opener
 from tlkit.runtime.model import Model
+from tlkit.util.schema import parse_json
 from tlkit.util.text import listed, table
 
 SHOWN = 12  # classes, stages or names of a list that text shows
@@ -102,7 +102,7 @@ def _graph(path: Path, opener: Opener) -> dict[str, Any]:
         "input": model.session.input,
         "outputs": list(model.session.outputs),
         **known,
-        "labels": json.loads(known["labels"]),
+        "labels": parse_json(known["labels"]),
         "preprocessing": asdict(model.preprocessing),
     }
 

@@ -121,6 +121,18 @@ def test_what_is_no_database_is_begun_again(made, damaged, content):
     check(made, graph, decoded=IMAGES)
 
 
+def test_an_error_that_quotes_bytes_that_are_no_text_is_one(made, damaged):
+    file, graph = damaged
+    with sqlite3.connect(file) as db:  # the schema is in the file itself then, not in its log
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    content = file.read_bytes()
+    schema = b"tablefactsfacts\x02CREATE TABLE"
+    assert content.count(schema) == 1, content[:1000]
+    file.write_bytes(content.replace(schema, b"tablef\x8cctsfacts\x02CREATE TOBLE"))
+    check(made, graph)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_a_mutated_database_gives_the_same_features(made, damaged, seed):
     file, graph = damaged

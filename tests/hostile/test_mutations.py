@@ -95,6 +95,21 @@ def test_a_manifest_of_another_shape(ends, verb, seed, value):
     ends(lambda run: change_json(run / "onnx/fp32/manifest.json", Random(seed), value), verb)
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_manifest_that_is_nested_too_deeply(ends, verb):
+    assert ends(lambda run: (run / "onnx/fp32/manifest.json").write_text("[" * 5000), verb) in (0, 4)
+
+
+def test_a_graph_with_bytes_that_are_no_text(ends):
+    """ONNX's checker quotes them in its complaint, and Python can't decode that."""
+
+    def change(run):
+        content = (run / "onnx/fp32/model.onnx").read_bytes()
+        (run / "model.onnx").write_bytes(content.replace(b"MatMul", b"Mat\xe5ul").replace(b"Gemm", b"Ge\xe5m"))
+
+    assert ends(change, "predict {run}/model.onnx {photos}") == 4
+
+
 @SETTINGS
 @given(seed=st.integers(0, 2**32), value=VALUES, name=st.sampled_from(["labels", "preprocessing", "heads", "cut"]))
 def test_metadata_of_another_shape(ends, seed, value, name):

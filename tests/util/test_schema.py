@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tlkit.util.schema import read_as
+from tlkit.util.schema import DEEPEST, parse_json, read_as
 
 
 class Pair(NamedTuple):
@@ -57,3 +57,10 @@ def test_what_fits_is_read():
 def test_what_does_not_is_named(change, says):
     with pytest.raises(ValueError, match=says.replace(".", r"\.")):
         read_as(Record, GOOD | change)
+
+
+@pytest.mark.parametrize("levels", [DEEPEST + 2, 5000, 200_000])
+def test_json_that_is_nested_too_deeply_is_a_value_error(levels):
+    assert parse_json("[" * DEEPEST + "]" * DEEPEST)
+    with pytest.raises(ValueError, match="nested more than 50 times"):
+        parse_json("[" * levels + "]" * levels)

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageFile, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
-from tlkit.errors import DataError
+from tlkit.errors import DataError, TlkitError
 
 # Every further decoder is attack surface. "JPEG" includes MPO, which phones write as .jpg.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -98,7 +98,7 @@ def decoding() -> Iterator[None]:
     _decoding.set(True)
     try:
         yield
-    except UnreadableImage:
+    except TlkitError:
         raise
     except MemoryError as error:
         raise UnreadableImage("needs more memory than there is") from error

@@ -13,6 +13,7 @@ Everything else is decoded in full: `reducing_gap` would save a tenth of the tim
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,9 @@ from PIL import Image, ImageFile
 
 from tlkit.data.augmentation import Box, View
 from tlkit.data.decoding import UnreadableImage, decoding, exif_transpose, flatten, open_image, pixels_alone, read_file
+from tlkit.data.memory import reserved
 from tlkit.errors import UsageError
 from tlkit.plugin.contract import Preprocessing
-
-MAX_PIXELS = 178_956_970  # half a GiB at 24 bits; Pillow, too, takes a larger image for an attack
 
 _DRAFT_MARGIN = 2  # a JPEG decoded at reduced scale keeps this many times the pixels that are needed
 # These filters decide by which side of a pixel's border a sample falls, so they neither tolerate a reduced decode nor
@@ -36,35 +36,33 @@ Source = Path | bytes | Image.Image | NDArray[np.uint8]
 Decoded = tuple[Image.Image, tuple[float, float] | None]  # an image, and its exact extent if its decode was reduced
 
 
-def load(
-    source: Source, preprocessing: Preprocessing, *, view: View | None = None, max_pixels: int = MAX_PIXELS
-) -> NDArray[np.uint8]:
+def load(source: Source, preprocessing: Preprocessing, *, view: View | None = None) -> NDArray[np.uint8]:
     """Return an image as the network sees it: uint8 `(S, S, 3)`, RGB, C-contiguous, writable.
 
     `source` is a path, the bytes of a file, a Pillow image, or an array uint8 `(H, W, 3)` or `(H, W)`. A path, its
     bytes and its decoded image give the same array, except that a large JPEG is not decoded at reduced scale if it
     comes as an image. With a `view` it is that part of the image, for training; without one the center crop, which is
     deployed. Thread-safe. Raises `UnreadableImage` for an image that is damaged, truncated, not in one of `FORMATS`, or
-    of more than `max_pixels` pixels, and UsageError for an array of another dtype or shape.
+    takes more memory than `tlkit.data.memory` allows, and UsageError for an array of another dtype or shape.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so half an image would pass", do="turn it off")
     if isinstance(source, Path):
         try:
-            return load(read_file(source), preprocessing, view=view, max_pixels=max_pixels)
+            return load(read_file(source), preprocessing, view=view)
         except UnreadableImage as problem:
             raise UnreadableImage(problem.what, file=source) from problem
     if isinstance(source, np.ndarray):
         check_array(source)
         source = Image.fromarray(source)
-    with decoding():
-        return _render(_decode(source, preprocessing, view, max_pixels), preprocessing, view)
+    with decoding(), ExitStack() as memory:
+        return _render(_decode(source, preprocessing, view, memory), preprocessing, view)
 
 
 def decoded_size(data: bytes, preprocessing: Preprocessing) -> tuple[int, int]:
     """Decode an image as `load` does, without cropping or resizing it, to time the steps separately."""
-    with decoding():
-        return _decode(data, preprocessing, None, MAX_PIXELS)[0].size
+    with decoding(), ExitStack() as memory:
+        return _decode(data, preprocessing, None, memory)[0].size
 
 
 def check_array(array: NDArray[np.uint8]) -> None:
@@ -76,30 +74,26 @@ def check_array(array: NDArray[np.uint8]) -> None:
         )
 
 
-def _decode(source: bytes | Image.Image, preprocessing: Preprocessing, view: View | None, max_pixels: int) -> Decoded:
-    """Return the image with its pixels, and its extent as `_draft` returns it."""
+def _decode(source: bytes | Image.Image, preprocessing: Preprocessing, view: View | None, memory: ExitStack) -> Decoded:
+    """Return the image with its pixels, and its extent as `_draft` returns it; `memory` is freed with the image."""
     if isinstance(source, Image.Image):
-        _check_size(source, max_pixels)
+        memory.enter_context(reserved(source, source.size))
         with _SHARED:
             source.load()
         return source, None
     try:
         image = open_image(source)
-        _check_size(image, max_pixels)
+        size = image.size
         extent = _draft(image, preprocessing, view)
+        memory.enter_context(reserved(image, size))
         image.load()
     except (OSError, SyntaxError, ValueError):
         pixels = pixels_alone(source)
         if pixels is None:
             raise
-        return _decode(pixels, preprocessing, view, max_pixels)
+        memory.close()
+        return _decode(pixels, preprocessing, view, memory)
     return image, extent
-
-
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise UnreadableImage(f"{width} x {height} pixels are more than the limit of {max_pixels:,}")
 
 
 def _render(decoded: Decoded, preprocessing: Preprocessing, view: View | None) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from onnx import helper
 
 from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin.contract import ACTIVATIONS, FEATURES, LOGITS, PROBABILITIES, BuildSource, Preprocessing
-from tlkit.util.schema import read_as
+from tlkit.util.schema import parse_json, read_as
 from tlkit.version import __version__
 
 if TYPE_CHECKING:
@@ -78,11 +78,11 @@ class GraphMetadata:
 def read_metadata(props: Mapping[str, str], file: Path) -> tuple[Preprocessing, tuple[str, ...]]:
     """Return the preprocessing and the labels of a graph. Raises ArtifactError if they are missing or invalid."""
     try:
-        preprocessing: Preprocessing = read_as(Preprocessing, json.loads(props[PREPROCESSING]), PREPROCESSING)
-        labels: tuple[str, ...] = read_as(tuple[str, ...], json.loads(props[LABELS]), LABELS)
+        preprocessing: Preprocessing = read_as(Preprocessing, parse_json(props[PREPROCESSING]), PREPROCESSING)
+        labels: tuple[str, ...] = read_as(tuple[str, ...], parse_json(props[LABELS]), LABELS)
         if (activation := props.get(ACTIVATION, SOFTMAX)) not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError) as error:
         what = f"the metadata of the graph is invalid: {type(error).__name__}: {error}"
         raise ArtifactError(what, file=file, do="export it again") from error
     _heads(props, file)
@@ -132,8 +132,8 @@ def select_head(props: Mapping[str, str], head: str) -> dict[str, str]:
 def _heads(props: Mapping[str, str], file: Path | None = None) -> dict[str, HeadMetadata]:
     """Return the heads of a graph with several; raises ArtifactError where they are invalid."""
     try:
-        heads: dict[str, HeadMetadata] = read_as(dict[str, HeadMetadata], json.loads(props.get(HEADS, "{}")), HEADS)
-    except (ValueError, RecursionError) as error:
+        heads: dict[str, HeadMetadata] = read_as(dict[str, HeadMetadata], parse_json(props.get(HEADS, "{}")), HEADS)
+    except ValueError as error:
         what = f"the metadata of the graph is invalid: {error}"
         raise ArtifactError(what, file=file, do="export it again") from error
     return heads

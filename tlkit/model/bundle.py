@@ -24,7 +24,7 @@ from safetensors.numpy import save
 from tlkit.errors import ArtifactError, DataError
 from tlkit.plugin.contract import ACTIVATIONS, Preprocessing
 from tlkit.util import files
-from tlkit.util.schema import read_as
+from tlkit.util.schema import parse_json, read_as
 from tlkit.version import __version__
 
 FORMAT = 1
@@ -159,10 +159,10 @@ def read_record(root: Path) -> dict[str, Any]:
     if not root.exists():
         raise DataError("no such bundle", file=root, do="make one with: tlkit train photos/ -o run/")
     try:
-        content = json.loads(files.read_inside(root, RECORD))
+        content = parse_json(files.read_inside(root, RECORD))
     except FileNotFoundError as error:
         raise ArtifactError(f"not a bundle: it holds no {RECORD}", file=root) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"can't be read: {error}", file=file, do="train again or copy it again") from error
     if not isinstance(content, dict) or not {"format", "digest", "files", "tensors"} <= content.keys():
         raise ArtifactError("not the record of a bundle", file=file)

@@ -21,6 +21,7 @@ from tlkit.errors import ArtifactError, DataError, TlkitError, UsageError
 from tlkit.model.bundle import RECORD, Bundle, Tensors, read_record, read_tensors
 from tlkit.util import files
 from tlkit.util.resources import processor_info
+from tlkit.util.schema import parse_json
 from tlkit.util.temporaries import sweep
 from tlkit.util.text import listed, quoted
 
@@ -195,7 +196,7 @@ class Exports:
     def _is_own(self, target: str, precision: str) -> bool:
         """Return whether a manifest names its place; an unreadable one counts, and is an error when it is opened."""
         try:
-            manifest = json.loads((self.root / target / precision / MANIFEST).read_text())
+            manifest = parse_json((self.root / target / precision / MANIFEST).read_text())
             return (manifest["target"], manifest["precision"]) == (target, precision)
         except (OSError, ValueError, KeyError, TypeError):
             return True
@@ -297,10 +298,10 @@ def _top(name: str) -> str:
 def read_manifest(folder: Path, rebuild: str) -> dict[str, Any]:
     """Return the content of an export's manifest."""
     try:
-        content = json.loads(files.read_inside(folder, MANIFEST))
+        content = parse_json(files.read_inside(folder, MANIFEST))
     except FileNotFoundError as error:
         raise ArtifactError("it was not exported yet", file=folder, do=rebuild) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"can't be read: {error}", file=folder / MANIFEST, do=rebuild) from error
     if not isinstance(content, dict) or "bundle" not in content or not isinstance(content.get("files"), dict):
         raise ArtifactError("not the manifest of an export", file=folder / MANIFEST, do=rebuild)

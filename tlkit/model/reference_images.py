@@ -21,6 +21,7 @@ from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, TlkitError, UsageError
 from tlkit.model.bundle import Bundle
 from tlkit.util import files
+from tlkit.util.schema import parse_json
 
 T = TypeVar("T")
 PARITY_IMAGES = 64
@@ -65,7 +66,7 @@ def _note(digest: str) -> Path:
 def _noted(digest: str) -> list[str]:
     """Return the folders that were remembered, the last one first."""
     try:
-        return [str(each) for each in json.loads(_note(digest).read_text())["sources"]]
+        return [str(each) for each in parse_json(_note(digest).read_text())["sources"]]
     except (OSError, ValueError, KeyError, TypeError):  # trained elsewhere, or the cache was emptied
         return []
 

@@ -5,7 +5,6 @@ A config holds for a processor, its number of cores and the version of ONNX Runt
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from tlkit.model import exports
 from tlkit.runtime.session import LEVELS, OnnxSession
 from tlkit.util.files import read_inside
 from tlkit.util.resources import cores, processor_info
+from tlkit.util.schema import parse_json
 
 TUNING = "tuning"  # in manifest.json
 
@@ -50,9 +50,9 @@ def machine() -> str:
 def read(file: Path) -> RuntimeConfig | None:
     """Return the config that a graph was tuned to on a machine like this one; None without one."""
     try:
-        record = json.loads(read_inside(file.parent, exports.MANIFEST))[TUNING]
+        record = parse_json(read_inside(file.parent, exports.MANIFEST))[TUNING]
         config = RuntimeConfig(**record["best"])
         valid = config.level in LEVELS and 0 < config.workers <= cores() and config.batch_size > 0
         return config if valid and record["machine"] == machine() else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it was not tuned, or has no manifest beside it
+    except (OSError, ValueError, KeyError, TypeError):  # it was not tuned, or has no manifest beside it
         return None

@@ -125,7 +125,8 @@ class FeatureCache:
         """Commit what was added."""
         with self._errors():
             try:
-                self._db.commit()
+                with _readable():
+                    self._db.commit()
             except sqlite3.DatabaseError as error:
                 self._begin_again(error)
 
@@ -133,7 +134,8 @@ class FeatureCache:
         """Return the rows that a command finds; none where the file is damaged, which is started again."""
         with self._errors():
             try:
-                return self._db.execute(command, values).fetchall()
+                with _readable():
+                    return self._db.execute(command, values).fetchall()
             except sqlite3.DatabaseError as error:
                 self._begin_again(error)
                 return []
@@ -189,7 +191,8 @@ def _open(file: Path) -> sqlite3.Connection:
         db = sqlite3.connect(file, timeout=TIMEOUT)
         db.text_factory = lambda text: text.decode("utf-8", "replace")  # what is damaged fails its checksum
         try:
-            db.executescript(SCHEMA)
+            with _readable():
+                db.executescript(SCHEMA)
         except sqlite3.Error as error:
             db.close()
             busy = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
@@ -198,6 +201,15 @@ def _open(file: Path) -> sqlite3.Connection:
             time.sleep(0.01)
         else:
             return db
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Raise an error of SQLite that Python can't decode, because it quotes what is damaged, as one."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise sqlite3.DatabaseError(str(error)) from error
 
 
 def _remove(file: Path) -> None:

@@ -193,7 +193,7 @@ def read_graph(file: Path) -> bytes:
         )
     try:
         onnx.checker.check_model(content)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, ValueError) as error:  # the latter where it quotes bytes that are no text
         raise ArtifactError(f"not a valid ONNX graph: {error}", file=file, do="export it again") from error
     return content
 

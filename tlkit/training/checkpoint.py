@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from tlkit.errors import ResourceError
 from tlkit.model.trunk import hash_tensors
 from tlkit.util.files import atomic_file, translate_os_errors
+from tlkit.util.schema import parse_json
 
 KEPT = 2
 SECONDS = 10.0  # between two within a phase; a killed run repeats at most this, and the epoch it was in
@@ -121,7 +122,7 @@ def _hash(tensors: Tensors, facts: Mapping[str, Any]) -> str:
 
 def _read(file: Path) -> Checkpoint:
     with safe_open(file, framework="pt") as opened:
-        facts = json.loads(opened.metadata()["tlkit"])
+        facts = parse_json(opened.metadata()["tlkit"])
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
     if facts.pop("sha256") != _hash(tensors, facts):
         raise ValueError("its content does not match its hash")

@@ -21,6 +21,7 @@ from tlkit.errors import TlkitWarning, UsageError
 from tlkit.model.bundle import RECORD
 from tlkit.model.exports import processor_kind
 from tlkit.util.files import atomic_file, translate_os_errors
+from tlkit.util.schema import parse_json
 from tlkit.util.temporaries import PART, prefix
 from tlkit.util.text import listed, quoted
 
@@ -87,12 +88,12 @@ def once(record: Path, compute: Callable[[], Any]) -> tuple[Any, bool]:
     A record that does not match its checksum is computed again, with a warning.
     """
     try:
-        known = json.loads(record.read_text())
+        known = parse_json(record.read_text())
         if known["checksum"] == _checksum(known["value"]):
             return known["value"], False
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         _tell_damaged(record)
     else:
         _tell_damaged(record)
@@ -121,7 +122,7 @@ def _enter(folder: Path, identity: dict[str, Any], resume: bool) -> None:
     file = folder / IDENTITY
     if resume and file.exists():
         try:
-            known = json.loads(file.read_text())
+            known = parse_json(file.read_text())
         except ValueError as error:
             do = f"discard the interrupted run: rm -r {quoted(folder)}"
             raise UsageError(f"can't be read: {error}", file=file, do=do) from error

@@ -16,6 +16,7 @@ from typing import Any
 
 from tlkit.errors import ResourceError, UsageError
 from tlkit.util.files import check_writable, translate_os_errors
+from tlkit.util.schema import parse_json
 from tlkit.util.temporaries import flock, sweep
 
 _LONGEST = 200  # characters of a command that are shown
@@ -92,7 +93,7 @@ def _owner(descriptor: int, file: Path) -> dict[str, Any]:
     """Return who wrote a lock file, empty where it does not say; a UsageError for a file that is no lock."""
     content = os.pread(descriptor, 10_000, 0)
     try:
-        found = json.loads(content or b"{}")
+        found = parse_json(content or b"{}")
     except ValueError:
         found = None
     if not isinstance(found, dict) or (found and "tlkit lock" not in found):

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
+
+DEEPEST = 50
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return a value of JSON; raises ValueError, also for one so deep that it could not be written again."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        value = deep = True
+    else:
+        deep = _is_deeper(value, DEEPEST)
+    if deep:
+        raise ValueError(f"it is nested more than {DEEPEST} times")
+    return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return not levels or any(_is_deeper(each, levels - 1) for each in inner)
 
 
 def read_as(kind: Any, value: Any, where: str = "") -> Any:
