@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -48,6 +49,12 @@ class TestProviders:
     def test_one_that_computes_rubbish_does_not_start(self, monkeypatch):
         monkeypatch.setattr(doctor.np, "full", lambda *_: doctor.np.zeros((1, 2)))
         assert "1 + 1 = 2" in next(each for each in providers() if each.name == "CPUExecutionProvider").why
+
+    def test_one_that_fails_prints_nothing_and_leaves_stdout_to_json(self, monkeypatch, capfd):
+        monkeypatch.setattr(doctor.onnxruntime, "get_available_providers", lambda: ["AzureExecutionProvider"])
+        monkeypatch.setattr(doctor, "_tiny_graph", lambda: b"no graph")
+        assert not next(providers()).starts
+        assert capfd.readouterr() == ("", "")
 
 
 class TestGpus:
@@ -129,6 +136,32 @@ class TestProblems:
         for problem in found:
             assert problem.what == "nvidia-cuda-runtime 13.1.80 is installed, and the driver supports CUDA 12.8 at most"
             assert problem.do == "update NVIDIA's driver, or install what is built for CUDA 12"
+
+    @pytest.mark.parametrize(
+        ("version", "cuda", "count"), [("1.31.1", "12.8", 1), ("1.31.1", "13.0", 0), ("1.26.0", "12.8", 0)]
+    )
+    def test_an_onnx_runtime_that_is_built_for_a_newer_cuda(self, version, cuda, count):
+        found = list(clashes({"onnxruntime-gpu": version}, cuda))
+        assert len(found) == count
+        for problem in found:
+            assert (
+                problem.what == "onnxruntime-gpu 1.31.1 is built for CUDA 13, and the driver supports CUDA 12.8 at most"
+            )
+            assert problem.do.endswith('pip install "onnxruntime-gpu<1.27"')
+
+    def test_a_tensorrt_that_its_provider_does_not_load(self):
+        found = {"torch": "2.9", "pyarrow": "20", "onnxruntime-gpu": "1.31.1", "tensorrt": "11.0"}
+        (hint,) = advice(found, [CPU], [])
+        assert "loads TensorRT 10 (libnvinfer.so.10)" in hint.what
+        assert hint.do.endswith('pip install "tensorrt~=10.0"')
+        assert list(advice(found | {"tensorrt": "10.13"}, [CPU], [])) == []
+
+    def test_a_gpu_that_tensorrt_rtx_has_no_kernels_for(self):
+        found = {"torch": "2.9", "pyarrow": "20", "tensorrt-rtx-cu13": "1.7"}
+        cuda = Provider("CUDAExecutionProvider", starts=True)
+        (hint,) = advice(found, [CPU, cuda], [GPU])
+        assert hint.what.startswith("TensorRT-RTX has no kernels for NVIDIA H200 (compute capability 9.0)")
+        assert list(advice(found, [CPU, cuda], [replace(GPU, compute_capability="8.9")])) == []
 
     def test_a_gpu_that_is_not_used_is_worth_a_word_and_no_problem(self):
         (hint,) = advice({"torch": "2.9", "pyarrow": "20"}, [CPU], [GPU])

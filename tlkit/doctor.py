@@ -17,9 +17,15 @@ from onnx import TensorProto, helper
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from tlkit.runtime.session import quiet_options
+
 # These packages write the same files; the last one installed wins, until one is removed together with the files.
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-training")
 RTX = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12")  # these as well
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+ORT_GPU = "onnxruntime-gpu"
+ORT_CUDA_13 = "1.27"  # the first version of it that is built for CUDA 13
+ORT_TENSORRT = 10  # the major version that its TensorRT provider loads
 PARTS = ("libs", "bindings")  # of TensorRT-RTX, each a package of its own
 CUDA = ("nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime")  # what pip installs of it
 PACKAGES = (
@@ -186,6 +192,12 @@ def clashes(found: Mapping[str, str], cuda: str | None) -> Iterator[Problem]:
                 )
     if cuda is None:
         return
+    has = found.get(ORT_GPU)
+    if has is not None and Version(has) >= Version(ORT_CUDA_13) and Version(cuda).major < 13:
+        yield Problem(
+            f"{ORT_GPU} {has} is built for CUDA 13, and the driver supports CUDA {cuda} at most",
+            f'update NVIDIA\'s driver, or run: pip install "{ORT_GPU}<{ORT_CUDA_13}"',
+        )
     for name in CUDA:
         has = found.get(name)
         if has is not None and Version(has).major > Version(cuda).major:  # within a major version all of them run
@@ -209,10 +221,29 @@ def advice(found: Mapping[str, str], tried: Sequence[Provider], seen: Sequence[G
             f"there is a GPU ({seen[0].name}), and ONNX Runtime does not use it",
             "run: pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
         )
+    yield from _tensorrt_advice(found, seen)
     if "torch" not in found:
         yield Problem("training and exporting need PyTorch", 'run: pip install "tlkit[train]"')
     if "pyarrow" not in found:
         yield Problem("writing features as Parquet needs pyarrow", 'run: pip install "tlkit[parquet]"')
+
+
+def _tensorrt_advice(found: Mapping[str, str], seen: Sequence[Gpu]) -> Iterator[Problem]:
+    """Yield what keeps an installed TensorRT from running here."""
+    has = found.get("tensorrt")
+    if ORT_GPU in found and has is not None and Version(has).major != ORT_TENSORRT:
+        yield Problem(
+            f"tensorrt {has} is installed, and the TensorRT provider of {ORT_GPU} {found[ORT_GPU]} loads "
+            f"TensorRT {ORT_TENSORRT} (libnvinfer.so.{ORT_TENSORRT})",
+            f'for --device tensorrt run: pip install "tensorrt~={ORT_TENSORRT}.0"',
+        )
+    for gpu in seen if any(name in found for name in RTX) else ():
+        if gpu.compute_capability not in RTX_CAPABILITIES:
+            yield Problem(
+                f"TensorRT-RTX has no kernels for {gpu.name} (compute capability {gpu.compute_capability}), only for "
+                f"{', '.join(RTX_CAPABILITIES)}: its engines can be built here, but not run",
+                "use TensorRT or ONNX Runtime on this GPU",
+            )
 
 
 _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
@@ -226,10 +257,8 @@ _FIXES = {
 
 def fault(provider: str) -> str | None:
     """Return the reason why a provider does not run a graph; None if it does. ONNX Runtime falls back silently."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(_tiny_graph(), options, providers=[provider])
+    try:  # with its fallback, ONNX Runtime would print a banner to stdout where a provider fails
+        session = onnxruntime.InferenceSession(_tiny_graph(), quiet_options(), providers=[provider], enable_fallback=0)
         if provider not in session.get_providers():
             return "its libraries can't be loaded, so ONNX Runtime runs on the CPU instead"
         got = session.run(None, {"x": np.ones((1, 2), np.float32)})[0]

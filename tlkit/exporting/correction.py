@@ -22,6 +22,7 @@ from onnx import helper, numpy_helper
 from tlkit.graph.biases import MEAN, Bias, nodes_to, own_biases, part_graph
 from tlkit.graph.quantize import quantize
 from tlkit.plugin.contract import IMAGES
+from tlkit.runtime.session import quiet_options
 from tlkit.util.resources import cores
 
 BATCH_SIZE = 8
@@ -69,9 +70,8 @@ def _means(model: onnx.ModelProto, layers: Sequence[str], held: Held) -> tuple[d
         shape = [None, *array.shape[1:]] if given.name == IMAGES else [None] * array.ndim
         dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
         given.CopyFrom(helper.make_tensor_value_info(given.name, dtype, shape))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = cores(), 4
-    session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(part.SerializeToString(), quiet_options(cores()), providers=providers)
     names, ends = [given.name for given in part.graph.input], len(part.graph.output)
     ends -= sum(node.op_type == "QuantizeLinear" for node in part.graph.node)
     quantized: Held = {output.name: [] for output in list(part.graph.output)[ends:]}

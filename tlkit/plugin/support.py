@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tlkit.model.weights import load_weights, read_weights, reading_weights
     from tlkit.runtime.cuda import CapturedGraph, Channel, gpu
     from tlkit.runtime.cuda import runtime as cuda_runtime
-    from tlkit.runtime.session import OnnxSession, read_graph
+    from tlkit.runtime.session import OnnxSession, quiet_options, read_graph
     from tlkit.util.statistics import log_sum_exp, softmax
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "log_sum_exp",
     "one_line",
     "processor_kind",
+    "quiet_options",
     "read_graph",
     "read_weights",
     "reading_weights",
@@ -83,6 +84,7 @@ _LATER = {
     "load_weights": ("tlkit.model.weights", "load_weights"),
     "processor_kind": ("tlkit.model.exports", "processor_kind"),
     "log_sum_exp": ("tlkit.util.statistics", "log_sum_exp"),
+    "quiet_options": ("tlkit.runtime.session", "quiet_options"),
     "read_graph": ("tlkit.runtime.session", "read_graph"),
     "read_weights": ("tlkit.model.weights", "read_weights"),
     "reading_weights": ("tlkit.model.weights", "reading_weights"),

@@ -22,6 +22,7 @@ from tlkit.util.resources import REFUSED, cores, is_refused
 
 DEVICES = ("cpu", *providers.DEVICES)
 LEVELS = ("all", "extended", "basic", "off")  # of graph optimization
+_FATAL = 4  # a severity of ONNX Runtime's loggers
 _DEVICE_FAILURES = re.compile(r"cuda|cudnn|cublas|cufft|tensorrt|\bnv\w+ error", re.IGNORECASE)
 
 
@@ -43,11 +44,9 @@ class OnnxSession(Session):
         self.file, self.device = file, device
         self.setting = f"{device}, {level}"  # what decides on the output besides the graph
         content = read_graph(file)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or (cores() if workers == 1 else 1)
+        options = quiet_options(threads or (cores() if workers == 1 else 1))
         name = "ORT_DISABLE_ALL" if level == "off" else f"ORT_ENABLE_{level.upper()}"
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, name)
-        options.log_severity_level = 4  # the error that it raises says the same
         self._session: Any
         self._bound: providers.BoundSession | None = None
         if device == "cpu":
@@ -106,6 +105,18 @@ class HeadSession(Session):
 def head_output(head: str, output: str) -> str:
     """Return the name of a head's output in a graph with several heads."""
     return f"{head}/{output}"
+
+
+def quiet_options(threads: int = 0) -> Any:
+    """Return options for a session of ONNX Runtime that prints nothing: what it raises says the same.
+
+    `threads` is the number of cores per call, 0 for all. Warnings of its environment, such as those about devices, come
+    from a logger of the process.
+    """
+    onnxruntime.set_default_logger_severity(_FATAL)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, _FATAL
+    return options
 
 
 def _start(content: bytes, options: Any, names: Sequence[Any], file: Path, device: str) -> Any:

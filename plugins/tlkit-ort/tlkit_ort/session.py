@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 
 from tlkit import Session
-from tlkit.plugin.support import ArtifactError, DataError, cores, read_graph, translate_os_errors
+from tlkit.plugin.support import ArtifactError, DataError, cores, quiet_options, read_graph, translate_os_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,7 @@ FOR_THIS_PROCESSOR = "NchwcTransformer"
 
 def convert(graph: Path, out: Path, *, tuned: bool) -> None:
     """Write the optimized form of an ONNX file; unless `tuned`, without layouts for this kind of processor."""
-    options = _options(cores())
+    options = quiet_options(cores())
     options.optimized_model_filepath = str(out)
     options.add_session_config_entry("session.save_model_format", "ORT")
     disabled = [] if tuned else [FOR_THIS_PROCESSOR]
@@ -48,7 +48,7 @@ class OrtSession(Session):
         where, magic = MAGIC
         if content[where] != magic:  # otherwise ONNX Runtime would take it for an ONNX file
             raise ArtifactError("not in ONNX Runtime's own format", file=file, do="export it again")
-        options = _options(threads or (cores() if workers == 1 else 1))
+        options = quiet_options(threads or (cores() if workers == 1 else 1))
         options.add_session_config_entry("session.load_model_format", "ORT")
         self.file, self.workers = file, workers
         self._session = _start(content, options, file)
@@ -62,13 +62,6 @@ class OrtSession(Session):
             return dict(zip(names, self._session.run(names, {self.input: array}), strict=True))
         except Exception as error:  # see `_start`
             raise ArtifactError(f"ONNX Runtime fails: {error}", file=self.file, do="export it again") from error
-
-
-def _options(threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # the error that it raises says the same
-    return options
 
 
 def _start(content: bytes, options: Any, file: Path, **more: Any) -> Any:

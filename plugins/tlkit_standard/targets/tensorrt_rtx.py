@@ -23,29 +23,35 @@ class TensorRTRTX(NvidiaTarget):
     def configure(self, trt: Any, config: Any) -> None:
         if self.gpu is None:
             return
-        known = {name.lower(): value for name, value in trt.ComputeCapability.__members__.items()}
-        wanted = self._wanted()
-        unknown = [name for name in wanted if name not in known or name in ("none", "current")]
+        known, wanted = _capabilities(trt), self._wanted()
+        unknown = [name for name in wanted if name not in known]
         if unknown:
-            names = ", ".join(sorted(name for name in known if name.startswith("sm")))
-            raise UsageError(f"{self.name} knows no GPU {unknown[0]!r}", do=f"choose from {names}")
+            raise UsageError(f"{self.name} knows no GPU {unknown[0]!r}", do=f"choose from {', '.join(sorted(known))}")
         config.num_compute_capabilities = len(wanted)
         for index, name in enumerate(wanted):
             config.set_compute_capability(known[name], index)
 
     def incompatible(self, recorded: Mapping[str, str]) -> str | None:
-        """Require the same version of TensorRT-RTX, and this GPU among those that the engine was built for."""
-        why = super().incompatible(recorded)
-        if why is not None or self.gpu is None:
+        """Require the same version of TensorRT-RTX, a GPU that it has kernels for, and the engine built for that."""
+        if (why := super().incompatible(recorded)) is not None:
             return why
         from tlkit.plugin.support import gpu
 
         here = gpu()
         kind = f"sm{here.capability.replace('.', '')}"
-        if kind in self._wanted():
+        known = _capabilities(self._library())
+        if kind not in known:
+            return f"{self.name} has no kernels for {kind} ({here.name}), only for {', '.join(sorted(known))}"
+        if self.gpu is None or kind in self._wanted():
             return None
         return f"it was built for {self.gpu}, and this machine has {kind} ({here.name})"
 
     def _wanted(self) -> list[str]:
         """Return the compute capabilities to build for, as in sm86, without duplicates."""
         return list(dict.fromkeys(name.strip().lower() for name in (self.gpu or "").split(",")))
+
+
+def _capabilities(trt: Any) -> dict[str, Any]:
+    """Return the compute capabilities that the library has kernels for, as in sm86."""
+    members = trt.ComputeCapability.__members__.items()
+    return {name.lower(): value for name, value in members if name.startswith("SM")}

@@ -274,7 +274,9 @@ class TestMachines:
         """A machine with this version of the library, this GPU and this driver."""
 
         def make(version="10.5.0", name="RTX A6000", capability="8.6", driver="570.1"):
-            monkeypatch.setattr(_nvidia.NvidiaTarget, "_library", lambda _self: SimpleNamespace(__version__=version))
+            kinds = SimpleNamespace(__members__={"NONE": 0, "SM86": 1, "SM89": 2})
+            library = SimpleNamespace(__version__=version, ComputeCapability=kinds)
+            monkeypatch.setattr(_nvidia.NvidiaTarget, "_library", lambda _self: library)
             monkeypatch.setattr(cuda, "gpu", lambda: cuda.Gpu(name, capability))
             monkeypatch.setattr(doctor, "gpus", lambda: [doctor.Gpu(name, driver, capability, "48 GiB")])
 
@@ -341,6 +343,11 @@ class TestMachines:
         assert (
             TensorRTRTX(gpu="sm89").incompatible(built) == "it was built for tensorrt-rtx 1.2, and this machine has 1.3"
         )
+
+    def test_rtx_says_which_gpu_it_has_no_kernels_for(self, here):
+        here(version="1.2", name="H100", capability="9.0")
+        why = TensorRTRTX().incompatible(TensorRTRTX().machine())
+        assert why.startswith("tensorrt-rtx has no kernels for sm90 (H100), only for sm")
 
     def test_an_export_for_other_gpus_is_unproven_and_opened_nowhere_else(self, own_run, monkeypatch):
         pytest.importorskip("tensorrt_rtx")
