@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tlkit.plugin.contract import option
-from tlkit.plugin.support import UsageError
+from tlkit.plugin.support import ResourceError, UsageError
 from tlkit_standard.targets._nvidia import NvidiaTarget
 
 
@@ -37,7 +37,12 @@ class TensorRTRTX(NvidiaTarget):
             return why
         from tlkit.plugin.support import gpu
 
-        here = gpu()
+        try:
+            here = gpu()
+        except ResourceError:
+            if self.gpu is None:
+                return None  # opening it says what is missing
+            raise
         kind = f"sm{here.capability.replace('.', '')}"
         known = _capabilities(self._library())
         if kind not in known:
