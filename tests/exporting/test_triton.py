@@ -12,6 +12,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from tlkit.data.preprocessing import load
 from tlkit.errors import UsageError
+from tlkit.exporting import triton
 from tlkit.exporting.triton import export_triton, quoted
 from tlkit.model.bundle import open_bundle
 from tlkit.model.reference_images import golden_pixels
@@ -112,6 +113,14 @@ def test_files_of_somebody_else_beside_ours_are_not_lost(tiny_run, repository, t
     with pytest.raises(UsageError, match=rf"run-head: it holds files that tlkit did not write, .*{stranger}"):
         export_triton([open_bundle(tiny_run)], place)
     assert (place / "run-head" / stranger).exists()
+
+
+def test_labels_are_utf8_in_any_locale(tmp_path, monkeypatch):
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "iso-8859-1")  # as that of the locale
+    labels, outputs = ("Käfer", "蜂"), {PROBABILITIES: ("TYPE_FP32", (2,))}
+    triton._write_ensemble(tmp_path / "蜂", labels, [], {}, outputs, {"of": "Käfer"})
+    assert (tmp_path / "蜂" / "labels.txt").read_bytes().decode().splitlines() == list(labels)
+    assert "Käfer" in (tmp_path / "蜂" / "config.pbtxt").read_bytes().decode()
 
 
 @pytest.mark.parametrize("text", ['a "b"', "back\\slash", "tab\tand\nline", "Grüße 象", "\x01"])

@@ -126,10 +126,10 @@ class FoundImages(NamedTuple):
 def find_images(sources: Sequence[Path]) -> FoundImages:
     """Return the named files, and the images under the named folders, in that order; those of a folder are sorted.
 
-    A named file is kept whatever its suffix; a repeated one counts once. Raises `DataError` with all sources that do
+    A named file is kept whatever its suffix, as often as it is named. Raises `DataError` with all sources that do
     not exist or hold no image.
     """
-    found: dict[str, Path] = {}
+    found: list[Path] = []
     skipped: dict[str, str] = {}
     problems: list[str] = []
     for source in sources:
@@ -142,7 +142,7 @@ def find_images(sources: Sequence[Path]) -> FoundImages:
             problems.append(f"{source}: a folder without images")
         elif not os.path.exists(source):
             problems.append(f"{source}: no such file or folder")
-        found.update((os.path.abspath(path), path) for path in inside)
+        found.extend(inside)
     if problems:
         raise DataError(listed(problems, LIMIT))
-    return FoundImages(list(found.values()), skipped)
+    return FoundImages(found, skipped)

@@ -21,7 +21,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from tlkit.data.augmentation import Box, View
-from tlkit.data.decoding import UnreadableImage, decoding, exif_transpose, flatten, open_image, pixels_alone, read_file
+from tlkit.data.decoding import (
+    HEAD,
+    UnreadableImage,
+    decoding,
+    exif_transpose,
+    flatten,
+    format_of,
+    open_image,
+    pixels_alone,
+    read_file,
+)
+from tlkit.data.jpeg import Jpeg
 from tlkit.data.memory import reserved
 from tlkit.errors import UsageError
 from tlkit.plugin.contract import Preprocessing
@@ -81,8 +92,9 @@ def _decode(source: bytes | Image.Image, preprocessing: Preprocessing, view: Vie
         with _SHARED:
             source.load()
         return source, None
+    jpeg = Jpeg(source) if format_of(source[:HEAD]) == "JPEG" else None
     try:
-        image = open_image(source)
+        image = open_image(source if jpeg is None else jpeg.complete())
         size = image.size
         extent = _draft(image, preprocessing, view)
         memory.enter_context(reserved(image, size))
@@ -93,6 +105,11 @@ def _decode(source: bytes | Image.Image, preprocessing: Preprocessing, view: Vie
             raise
         memory.close()
         return _decode(pixels, preprocessing, view, memory)
+    if jpeg is not None and jpeg.may_be_cut(image):
+        again = open_image(jpeg.extended())
+        _draft(again, preprocessing, view)
+        if jpeg.is_cut(image, again):
+            raise UnreadableImage("is cut: its last rows are missing")
     return image, extent
 
 

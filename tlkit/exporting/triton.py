@@ -133,7 +133,7 @@ def _write_ensemble(
     outputs = {name: (dtype, dims or (1,)) for name, (dtype, dims) in outputs.items()}  # reshaped by the head's model
 
     def fill(place: Path) -> list[str]:
-        (place / LABELS).write_text("".join(f"{one_line(label)}\n" for label in labels))
+        (place / LABELS).write_text("".join(f"{one_line(label)}\n" for label in labels), "utf-8")
         return ['platform: "ensemble"', f"ensemble_scheduling {{\n  step [\n{','.join(steps)}\n  ]\n}}"]
 
     _write(place, inputs, outputs, facts, fill)
@@ -156,7 +156,7 @@ def _write(
         lines += [_tensor("output", outputs, name, labels=name == labelled) for name in outputs]
         for key, value in facts.items():
             lines.append(f"parameters {{ key: {quoted(key)} value {{ string_value: {quoted(value)} }} }}")
-        (temporary / CONFIG).write_text("\n".join(lines) + "\n")
+        (temporary / CONFIG).write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def _tensor(kind: str, shapes: Shapes, name: str, *, labels: bool = False) -> str:

@@ -122,7 +122,7 @@ def write(
     with files.atomic_dir(root) as temporary, files.translate_os_errors(root):
         (temporary / TRUNK).write_bytes(save(_contiguous(trunk)))
         (temporary / HEAD).write_bytes(save(_contiguous(head)))
-        (temporary / HISTORY).write_text("".join(json.dumps(line) + "\n" for line in history))
+        (temporary / HISTORY).write_text("".join(json.dumps(line) + "\n" for line in history), "utf-8")
         if golden and expected is not None:
             (temporary / GOLDEN).mkdir()
             (temporary / EXPECTED).write_bytes(save(_contiguous(expected)))
@@ -136,7 +136,7 @@ def write(
             "files": _hashes(temporary),
         }
         facts["digest"] = _digest(facts)
-        (temporary / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
+        (temporary / RECORD).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     return str(facts["digest"])
 
 

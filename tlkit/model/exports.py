@@ -196,7 +196,7 @@ class Exports:
     def _is_own(self, target: str, precision: str) -> bool:
         """Return whether a manifest names its place; an unreadable one counts, and is an error when it is opened."""
         try:
-            manifest = parse_json((self.root / target / precision / MANIFEST).read_text())
+            manifest = parse_json((self.root / target / precision / MANIFEST).read_text("utf-8"))
             return (manifest["target"], manifest["precision"]) == (target, precision)
         except (OSError, ValueError, KeyError, TypeError):
             return True

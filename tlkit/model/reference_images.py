@@ -66,7 +66,7 @@ def _note(digest: str) -> Path:
 def _noted(digest: str) -> list[str]:
     """Return the folders that were remembered, the last one first."""
     try:
-        return [str(each) for each in parse_json(_note(digest).read_text())["sources"]]
+        return [str(each) for each in parse_json(_note(digest).read_text("utf-8"))["sources"]]
     except (OSError, ValueError, KeyError, TypeError):  # trained elsewhere, or the cache was emptied
         return []
 

@@ -54,7 +54,7 @@ class Monitor:
         timed = {**line, "seconds": round(seconds, 3), "images_per_second": round(self.images_per_second(), 1)}
         self.lines.append(timed)
         if self.log is not None:
-            with translate_os_errors(self.log), self.log.open("a") as stream:
+            with translate_os_errors(self.log), self.log.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(timed) + "\n")
         if self.board is not None:
             for name, value in timed.items():

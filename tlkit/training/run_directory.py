@@ -88,7 +88,7 @@ def once(record: Path, compute: Callable[[], Any]) -> tuple[Any, bool]:
     A record that does not match its checksum is computed again, with a warning.
     """
     try:
-        known = parse_json(record.read_text())
+        known = parse_json(record.read_text("utf-8"))
         if known["checksum"] == _checksum(known["value"]):
             return known["value"], False
     except FileNotFoundError:
@@ -122,7 +122,7 @@ def _enter(folder: Path, identity: dict[str, Any], resume: bool) -> None:
     file = folder / IDENTITY
     if resume and file.exists():
         try:
-            known = parse_json(file.read_text())
+            known = parse_json(file.read_text("utf-8"))
         except ValueError as error:
             do = f"discard the interrupted run: rm -r {quoted(folder)}"
             raise UsageError(f"can't be read: {error}", file=file, do=do) from error

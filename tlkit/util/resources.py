@@ -52,7 +52,7 @@ def cpu_quota(system: Path = Path("/")) -> float:
     `system` is the folder with `proc` and `sys`. A group above may allow less than one below.
     """
     try:
-        groups = (system / "proc/self/cgroup").read_text().splitlines()
+        groups = (system / "proc/self/cgroup").read_text("utf-8").splitlines()
     except OSError:
         return math.inf
     limit = math.inf
@@ -71,10 +71,10 @@ def cpu_quota(system: Path = Path("/")) -> float:
 def _quota(group: Path) -> float:
     """Return the quota of one control group: `cpu.max` of version 2, or the two files of version 1."""
     try:
-        quota, period = (group / "cpu.max").read_text().split()
+        quota, period = (group / "cpu.max").read_text("utf-8").split()
     except (OSError, ValueError):
         try:
-            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text("utf-8") for name in ("quota", "period"))
         except OSError:
             return math.inf
     return int(quota) / int(period) if quota.strip().isdigit() else math.inf
@@ -83,7 +83,7 @@ def _quota(group: Path) -> float:
 def processor_info(name: str) -> str:
     """Return a field of `/proc/cpuinfo`, such as "model name" or "flags"; empty if the system does not report it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
@@ -92,7 +92,7 @@ def processor_info(name: str) -> str:
 def resident_memory() -> int | None:
     """Return the resident memory of this process in bytes; None if the system does not report it."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
     except (OSError, ValueError, IndexError):
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")

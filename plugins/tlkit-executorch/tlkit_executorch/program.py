@@ -32,7 +32,7 @@ def write(made: BuildSource, out: Path, profile: OptimizationProfile) -> None:
     with translate_os_errors(out):
         out.mkdir()
         (out / PROGRAM).write_bytes(content)
-        (out / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        (out / FACTS).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
 
 def _lower(made: BuildSource, profile: OptimizationProfile) -> bytes:

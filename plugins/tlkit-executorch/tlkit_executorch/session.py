@@ -77,7 +77,7 @@ def _no_stderr() -> Iterator[None]:
 def _read(place: Path) -> tuple[bytes, dict[str, Any]]:
     """Return the program and the facts about it, whose hash has to be the program's."""
     try:
-        content, facts = (place / PROGRAM).read_bytes(), json.loads((place / FACTS).read_text())
+        content, facts = (place / PROGRAM).read_bytes(), json.loads((place / FACTS).read_text("utf-8"))
         fits = hashlib.sha256(content).hexdigest() == facts["sha256"] and len(facts["batch"]) == 2
         if fits and {"input", "outputs", "metadata"} <= facts.keys():
             return content, facts
