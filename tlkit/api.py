@@ -80,6 +80,7 @@ def train(
     val: float = 0.2,
     max_bad: float = 0.01,
     golden: int = 8,
+    golden_strip: bool = False,
     seed: int = 0,
     refit: bool = True,
     strict: bool = False,
@@ -99,7 +100,8 @@ def train(
 
     Without a `strategy`, or with "auto", the dataset is advised on first, and a `head` or `cut` that is named stays.
     `options` sets options of the components by `kind.option`: `{"head.pca": 128}`. `size` is the side of the input in
-    pixels, `budget` seconds for the trial trainings of "auto". Weights whose license is of no class of `license`, such
+    pixels, `budget` seconds for the trial trainings of "auto". The bundle holds copies of `golden` validation images;
+    with `golden_strip`, without any metadata or names of files. Weights whose license is of no class of `license`, such
     as "permissive", are refused. The result stands wherever a bundle does.
     """
     automatic = strategy in (None, resolve.AUTO)
@@ -114,7 +116,7 @@ def train(
     from tlkit.training.run import train as run
 
     config: dict[str, Any] = {"val": val, "max_bad": max_bad, "golden": golden, "seed": seed, "size": size, "cut": cut}
-    config |= {"refit": refit, "views": views, "cache": cache}
+    config |= {"golden_strip": golden_strip, "refit": refit, "views": views, "cache": cache}
     on = DeviceOptions(device, precision, compile, tf32)
     how = RunOptions(on, resume, resolve.optional_path(tensorboard), warn=resolve.warn, strict=strict)
     source, out = local_path(source), local_path(out)

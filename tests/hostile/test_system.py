@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -10,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit import components
 from tests.kit.distribution import at_start
+from tests.kit.tiny import write_images
 from tlkit import cli
 from tlkit.cli import output
 from tlkit.errors import ArtifactError, DataError, ResourceError
@@ -154,29 +158,46 @@ class TestTelemetry:
             )
             assert done.stdout.strip() == after
 
-    def test_a_fresh_home_holds_the_cache_of_tlkit_alone(self, own_run, pictures, tmp_path):
-        """And no name is looked up: verbs that open a runtime, in one process that would end at the first look-up."""
-        home, site = tmp_path / "home", tmp_path / "site"
-        home.mkdir()
-        site.mkdir()
+    def test_a_fresh_home_holds_the_cache_of_tlkit_alone_and_no_result_says_whose_it_is(self, tmp_path):
+        """After every verb, in one process that would end at the first name that is looked up."""
+        home, site, work = tmp_path / "home of jane", tmp_path / "site", tmp_path / "work of jane"
+        for folder in (home, work):
+            folder.mkdir()
+        photos, run = write_images(work / "photos", 6), work / "run"
+        env = {**components.environment(site), "HOME": str(home), "USER": "jane", "LOGNAME": "jane"}
+        env = {name: value for name, value in env.items() if not name.startswith(("XDG_", "TLKIT_", "ORT_"))}
         at_start(site, NOBODY_IS_PHONED)
         lines = [
-            f"predict {own_run} {pictures}",
-            f"embed {own_run} {pictures} -o {tmp_path}/f.npy",
-            f"eval {own_run} {pictures}",
-            f"verify {own_run}",
-            f"inspect {own_run}",
-            "doctor",
+            ["train", photos, "-o", run, "--backbone", "tiny"],
+            ["advise", photos, "--backbone", "tiny", "--html", work / "advice.html"],
+            ["export", run, "--onnx"],
+            ["export", run, "--triton", work / "models"],
+            ["verify", run],
+            ["predict", run, photos],
+            ["embed", run, photos, "-o", work / "f.npy"],
+            ["eval", run, photos],
+            ["bench", run, "--batch-size", "1"],
+            ["inspect", run],
+            ["plugins"],
+            ["doctor"],
+            ["completion", "bash"],
         ]
-        code = "import sys; from tlkit import cli; sys.exit(max(cli.run(line.split()) for line in sys.argv[1:]))"
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "TLKIT_", "ORT_"))}
-        env |= {"HOME": str(home), "PYTHONPATH": os.pathsep.join([str(site), *filter(None, sys.path)])}
+        assert {line[0] for line in lines} == set(cli.VERBS)
+        code = "import json, sys; from tlkit import cli; sys.exit(max(map(cli.run, json.loads(sys.argv[1]))))"
+        given = json.dumps([[str(word) for word in line] for line in lines])
         done = subprocess.run(
-            [sys.executable, "-c", code, *lines], env=env, capture_output=True, text=True, check=False
+            [sys.executable, "-c", code, given], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         found = {path.relative_to(home).as_posix() for path in home.rglob("*") if not path.is_dir()}
+        assert found
         assert all(name.startswith((".cache/tlkit/", "Library/Caches/tlkit/")) for name in found), found
+        results = [file for file in work.rglob("*") if file.is_file() and photos not in file.parents]
+        assert len(results) >= 15
+        telling = [
+            str(file) for file in results if re.search(rb"jane|" + re.escape(os.fsencode(tmp_path)), file.read_bytes())
+        ]
+        assert telling == [str(work / "f.npy.csv")]  # the list of the images, by the names that were given
 
 
 NOBODY_IS_PHONED = """

@@ -14,14 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.kit.course import fine_tuning
 from tests.kit.tiny import Seeded
 from tlkit.data.preprocessing import load
+from tlkit.errors import DataError
 from tlkit.model import reference_images
 from tlkit.model.bundle import open_bundle
 from tlkit.model.modules import load_modules, run_modules
 from tlkit.plugin.contract import FEATURES, LOGITS, Augmentation, Phase
+from tlkit.training import result
 from tlkit.training.result import TrainingResult
 from tlkit.training.run import train
 
@@ -72,6 +75,47 @@ def test_no_golden_images_for_private_data(pictures, tiny_config, tmp_path):
 def test_more_golden_images_than_there_are(pictures, tiny_config, tmp_path):
     trained = train(pictures, tmp_path / "run", replace(tiny_config, golden=1000))
     assert len(open_bundle(tmp_path / "run").record.golden) == trained.images["val"]
+
+
+@pytest.fixture
+def named(pictures, tmp_path):
+    """A table of images by their absolute paths: JPEGs with EXIF, and a file that is no image."""
+    exif, rows = Image.Exif(), ["path,label"]
+    exif[0x013B] = exif[0x010E] = "Jane Doe"
+    for file in sorted(pictures.rglob("*.png")):
+        place = tmp_path / "Jane Doe" / file.parent.name / f"{file.stem}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).save(place, exif=exif)
+        rows.append(f"{place},{place.parent.name}")
+    (tmp_path / "Jane Doe/dark/bad.jpg").write_text("no image")
+    rows.append(f"{tmp_path}/Jane Doe/dark/bad.jpg,dark")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/photos.csv").write_text("\n".join(rows))
+    return tmp_path / "tables/photos.csv"
+
+
+@pytest.mark.parametrize("strip", [False, True])
+def test_golden_images_have_no_exif_and_tell_no_place(named, tiny_config, tmp_path, strip):
+    config = replace(tiny_config, golden=3, golden_strip=strip, max_bad=0.5)
+    trained = train(named, tmp_path / "run", config)
+    told = b"".join(file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file())
+    assert b"Jane" not in told
+    record = open_bundle(tmp_path / "run").record
+    assert (list(record.data["rejected"]) == ["bad.jpg"]) == (not strip)
+    assert (record.golden[0].name == "golden image 0") == strip
+    assert record.golden[0].name.endswith(".jpg") == (not strip)
+    assert list(trained.rejected) == [str(named.parents[1] / "Jane Doe/dark/bad.jpg")]
+    assert "the bundle holds copies of 3 validation images for verify; --golden 0 leaves them out" in repr(trained)
+
+
+def test_a_golden_image_that_can_not_be_stripped_is_kept_or_refused(named, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(result, "without_metadata", lambda _: [b"no image", (named.parents[1] / "x.png").read_bytes()])
+    Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
+    config = replace(tiny_config, golden=1, max_bad=0.5)
+    train(named, tmp_path / "run", config)
+    assert b"Jane" in open_bundle(tmp_path / "run").golden_bytes()[0]
+    with pytest.raises(DataError, match=r"its metadata can't be removed .* train with --golden 0"):
+        train(named, tmp_path / "stripped", replace(config, golden_strip=True))
 
 
 class TestIdentity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,9 @@ def check(file: Path) -> None:
 
 
 def write(file: Path, advice: Advice) -> None:
-    """Write the page atomically."""
+    """Write the page atomically; it does not say where on this machine the images lie."""
+    if advice.source.is_absolute():
+        advice = replace(advice, source=Path(advice.source.name or "photos"))
     content = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_title(advice)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{MARK}\n'

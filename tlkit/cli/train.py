@@ -47,7 +47,8 @@ from tlkit.util.text import quoted
 @val_option
 @max_bad_option
 @strict_option
-@click.option("--golden", type=click.IntRange(0), default=8, help="Validation images to keep in the bundle.")
+@click.option("--golden", type=click.IntRange(0), default=8, help="Validation images to copy to the bundle.")
+@click.option("--golden-strip", is_flag=True, help="Keep no names of files, and no golden image with metadata.")
 @seed_option
 @trainer_options
 @budget_option

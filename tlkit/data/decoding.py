@@ -31,7 +31,7 @@ SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif",
 OTHER_SUFFIXES = frozenset({"avif", "heic", "heif", "hif", "jxl", "jp2"})  # of pictures that are not decoded
 HEAD = 16  # bytes that tell the format
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+PNG = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})  # the last has the orientation
 
 _OTHER_FORMATS = {  # by the bytes from the fifth on
@@ -160,9 +160,9 @@ def pixels_alone(data: bytes) -> bytes | None:
 
     Pillow refuses a file for a long text, a large profile or a wrong checksum in any chunk.
     """
-    if not data.startswith(_PNG):
+    if not data.startswith(PNG):
         return None
-    kept, position = [_PNG], len(_PNG)
+    kept, position = [PNG], len(PNG)
     while position + 12 <= len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")
         if data[position + 4 : position + 8] in _PIXEL_CHUNKS:

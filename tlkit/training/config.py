@@ -39,6 +39,7 @@ class TrainingConfig:
     val: float = 0.2
     max_bad: float = 0.01
     golden: int = 8
+    golden_strip: bool = False  # keep no names of files, and no golden image with metadata
     seed: int = 0
     refit: bool = True  # solve the head again on a fine-tuned trunk, if that loses nothing; after a stand-in always
     views: int = 4  # augmented views cached per image while stages are frozen; 0: a new one every epoch

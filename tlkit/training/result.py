@@ -5,22 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tlkit.data.dataset import SHOWN, Sample
+from tlkit.data.dataset import SHOWN
+from tlkit.data.decoding import PNG, UnreadableImage
 from tlkit.data.preprocessing import load
 from tlkit.data.scan import FileCounts
+from tlkit.data.stripping import without_metadata
+from tlkit.errors import DataError
 from tlkit.evaluation.metrics import Metrics, score
 from tlkit.model import bundle as bundles
 from tlkit.model import trunk as trunks
 from tlkit.model.modules import head_outputs
 from tlkit.model.reference_images import remember
-from tlkit.plugin.contract import FEATURES, Backbone, Head, Strategy
+from tlkit.plugin.contract import FEATURES, Backbone, Head, Preprocessing, Strategy
 from tlkit.plugin.licenses import described_license, license_class
 from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features
@@ -57,6 +60,7 @@ class TrainingResult:
     epochs: Sequence[Mapping[str, Any]] = ()  # of this run: loss, accuracy, rates, seconds and images per second
     diverged: str | None = None  # where the loss became NaN or infinite; the weights are the best before that
     license: str = ""  # of the pretrained weights, with its class
+    golden: int = 0  # validation images that the bundle holds copies of
     advice: Any = None  # that led to it, with strategy auto
 
     @property
@@ -85,6 +89,9 @@ class TrainingResult:
             f"macro-F1 {metrics.macro_f1:.3f}, ECE {metrics.ece:.3f}",
             f"license of the pretrained weights: {self.license}",
         ]
+        if self.golden:
+            copies = counted(self.golden, "validation image")
+            lines.append(f"the bundle holds copies of {copies} for verify; --golden 0 leaves them out")
         if changed:
             lines.append(f"{len(changed)} of {len(self.provenance)} stages changed: {', '.join(changed)}")
         return "\n".join(lines if self.advice is None else [*lines, "", str(self.advice.recommendation)])
@@ -131,14 +138,11 @@ def write_bundle(
     predicted = probabilities(head, val.features, plan.config.head.activation)
     metrics = score(predicted, val.labels)
     rows = _golden_rows(plan, features)
-    contents = [plan.samples[row].path.read_bytes() for row in rows]
+    golden = [_golden(plan, number, row) for number, row in enumerate(rows)]
     record = replace(
         _record(plan, features, plan.config.head.report(head)),
         metrics={"val": metrics.to_json()},
-        golden=tuple(
-            _golden(plan, number, plan.samples[row], content)
-            for number, (row, content) in enumerate(zip(rows, contents, strict=True))
-        ),
+        golden=tuple(image for image, _ in golden),
         provenance=provenance(plan.trunk.names, plan.phases, fitted.changed),
         training=settings or {},
     )
@@ -149,7 +153,7 @@ def write_bundle(
         trunk=trunks.tensors(plan.trunk),
         head=trunks.tensors(head),
         history=fitted.history,
-        golden=contents,
+        golden=[content for _, content in golden],
         expected={FEATURES: expected, **head_outputs(head, expected, plan.config.head.scores)},
     )
     remember(digest, plan.source)
@@ -164,7 +168,7 @@ def write_bundle(
         cut=plan.trunk.names[-1],
         images=record.data["images"],
         decoded=features.decoded,
-        rejected=record.data["rejected"],
+        rejected={plan.samples[row].name: reason for row, reason in features.rejected.items()},
         skipped=plan.dataset.skipped,
         metrics=metrics,
         provenance=record.provenance,
@@ -173,6 +177,7 @@ def write_bundle(
         report=record.head.report,
         epochs=epochs,
         diverged=fitted.diverged,
+        golden=len(golden),
         license=described_license(plan.config.backbone.weights),
     )
 
@@ -197,7 +202,7 @@ def _record(plan: Plan, features: Features, head_report: Mapping[str, Any]) -> b
             "given_split": dataset.given_split,
             "val": config.val,
             "images": {split: len(dataset.of(split)) for split in SPLITS},
-            "rejected": {plan.samples[row].name: reason for row, reason in features.rejected.items()},
+            "rejected": {_name(plan, row): reason for row, reason in features.rejected.items()},
         },
         metrics={},
         golden=(),
@@ -222,11 +227,32 @@ def _golden_rows(plan: Plan, features: Features) -> list[int]:
     return rows[:count]
 
 
-def _golden(plan: Plan, number: int, sample: Sample, content: bytes) -> bundles.Golden:
-    pixels = load(content, plan.trunk.preprocessing)
-    return bundles.Golden(
-        file=f"{bundles.GOLDEN}/{number}{sample.path.suffix.lower()}",
-        name=sample.name,
-        label=sample.label,
-        array_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
-    )
+def _golden(plan: Plan, number: int, row: int) -> tuple[bundles.Golden, bytes]:
+    """Return a golden image and its bytes: without metadata, unless it is known only with them."""
+    sample, preprocessing = plan.samples[row], plan.trunk.preprocessing
+    original = sample.path.read_bytes()
+    pixels = load(original, preprocessing)
+    stripped = (each for each in without_metadata(original) if _gives(each, pixels, preprocessing))
+    content = next(stripped, original)
+    if content is original and plan.config.golden_strip:
+        what = "its metadata can't be removed without a change of its pixels"
+        raise DataError(what, file=sample.path, do="train with --golden 0, or without --golden-strip")
+    suffix = ".png" if content.startswith(PNG) else sample.path.suffix.lower()
+    name = f"golden image {number}" if plan.config.golden_strip else _name(plan, row)
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return bundles.Golden(f"{bundles.GOLDEN}/{number}{suffix}", name, sample.label, digest), content
+
+
+def _gives(content: bytes, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> bool:
+    try:
+        return np.array_equal(load(content, preprocessing), pixels)
+    except UnreadableImage:
+        return False
+
+
+def _name(plan: Plan, row: int) -> str:
+    """Return the name of an image in the bundle: never the place of its folder, and with `golden_strip` a number."""
+    name = plan.samples[row].name
+    if plan.config.golden_strip:
+        return f"image {row}"
+    return PurePath(name).name if PurePath(name).is_absolute() else name
