@@ -24,7 +24,7 @@ _WEBP_FLAGS = 0x12  # transparency and animation: the flags of what is kept
 # Markers of JPEG (ITU T.81, table B.1). The segment of Adobe says how the colors are stored.
 _START, _ADOBE, _EXIF, _COMMENT, _SCAN, _END = 0xD8, 0xEE, 0xE1, 0xFE, 0xDA, 0xD9
 _APPLICATION = range(0xE0, 0xF0)
-_WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xD8))  # stuffed bytes and restarts, inside of a scan
+_WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xD8))  # stuffed bytes and intervals, inside of a scan
 
 
 def without_metadata(data: bytes) -> Iterator[bytes]:
