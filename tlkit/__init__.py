@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         inspect as inspect,
         list_components as list_components,
         load as load,
+        serve as serve,
         train as train,
         verify as verify,
     )
@@ -64,7 +65,7 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
 _MODULES = {
     "tlkit.api": (
         "advise benchmark diagnose embed evaluate export export_shared_trunk export_triton inspect "
-        "list_components load train verify"
+        "list_components load serve train verify"
     ),
     "tlkit.errors": "ArtifactError DataError GateError PluginError ResourceError TlkitError TlkitWarning UsageError",
     "tlkit.plugin.contract": (

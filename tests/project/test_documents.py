@@ -38,10 +38,12 @@ SKIPPED = {
     r"pip (un)?install ": "it changes the environment that the tests run in",
     r"make ": "tests/project/test_demo.py runs the demo, and `make test` is this suite",
     r"python (benchmarks/|-m benchmarks)": "tests/project/test_benchmarks.py runs every script",
+    r"curl ": "tests/serving/test_client.py sends the same to a server",
     r"python -m build |twine ": "publishing needs a network and an account",
 }
 # Commands whose options alone are checked, and why.
 PARSED = {
+    r"tlkit serve ": "it serves until it is stopped; tests/serving starts servers",
     r"torchrun ": "tests/training/test_processes.py starts several processes",
     r"tlkit .*--(tensorrt|device|gpu)\b": "it needs an NVIDIA GPU, or an engine that takes minutes to build",
     r"tlkit (train|advise) .*(timm|torchvision|transformers)/": "it needs weights from the network",
@@ -58,6 +60,7 @@ NEEDS = {
     "plugins/tlkit-transformers/README.md": "transformers",
 }
 PROSE_ONLY = "..."  # in the body of Python that shows a signature
+SERVER = "localhost:8000"  # in Python that tests/serving/test_client.py runs
 STORY = ("README.md", "CONTRIBUTING.md")  # run on real weights, each by a test of its own
 
 
@@ -161,6 +164,7 @@ def test_the_commands_and_the_python_of_a_document_run(document, forks, tiny_pla
             parse(line)
     run_all(forks, [with_tiny(line) for line in runnable(lines)], root, env)
     python = [block.text for block in blocks(document) if block.language == "python" and PROSE_ONLY not in block.text]
+    python = [text for text in python if SERVER not in text]
     for text in python:
         done = forks.run(["-c", TINY_DEFAULTS + text], cwd=root, env=env)
         assert done.code == 0, (text, done.err)
