@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         inspect as inspect,
         list_components as list_components,
         load as load,
-        serve as serve,
         train as train,
         verify as verify,
     )
@@ -61,11 +60,12 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
     )
     from tlkit.plugin.hooks import hookimpl as hookimpl
     from tlkit.runtime.model import Model as Model
+    from tlkit.server import serve as serve
 
 _MODULES = {
     "tlkit.api": (
         "advise benchmark diagnose embed evaluate export export_shared_trunk export_triton inspect "
-        "list_components load serve train verify"
+        "list_components load train verify"
     ),
     "tlkit.errors": "ArtifactError DataError GateError PluginError ResourceError TlkitError TlkitWarning UsageError",
     "tlkit.plugin.contract": (
@@ -74,6 +74,7 @@ _MODULES = {
     ),
     "tlkit.plugin.hooks": "hookimpl",
     "tlkit.runtime.model": "Model",
+    "tlkit.server": "serve",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 

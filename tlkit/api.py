@@ -8,10 +8,9 @@ notebook; warnings are `TlkitWarning`s, and every problem that a user can act on
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit import defaults, resolve
@@ -326,53 +325,6 @@ def benchmark(
             trained=trained,
             progress=bars,
         )
-
-
-def serve(
-    bundles: Sequence[StrPath] | StrPath,
-    *,
-    target: str = defaults.DEFAULT_TARGET,
-    precision: str = "fp32",
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    grpc_port: int | None = None,
-    workers: int | None = None,
-    watch: bool = False,
-    token: str = "",
-    certificate: StrPath | None = None,
-    key: StrPath | None = None,
-    limits: Mapping[str, float] | None = None,
-    device: str = CPU,
-    allow_cpu: bool = False,
-    log: Callable[[str], object] | None = None,
-    said: Callable[[str], object] | None = None,
-) -> None:
-    """Serve bundles, or folders of bundles, over HTTP and gRPC until SIGTERM or Ctrl-C; ready once they are verified.
-
-    `workers` concurrent calls use a core each; None uses every core, or what `benchmark(tune=True)` found. With `watch`
-    a bundle that is added or changed is verified and then replaces the one before. `limits` sets some of
-    `tlkit.serving.limits.Limits` by name: `{"deadline": 2.0}`. `log` is given a line of JSON per request, `said` what
-    happens. Raises GateError for a bundle whose export does not give what was trained.
-    """
-    opened_by = resolve.opener(device, allow_cpu, trust=False)
-    options = resolve.serve_options(
-        host=host,
-        port=port,
-        grpc_port=grpc_port,
-        watch=watch,
-        token=token,
-        tls=resolve.tls_options(certificate, key),
-        limits=limits or {},
-        log=log,
-        said=said or (lambda _text: None),
-    )
-    from tlkit.serving.run import Server
-
-    def open_graph(root: Path, graph: str) -> Model:
-        return resolve.open_model(root, graph, target, precision, head=None, workers=workers, opener=opened_by)
-
-    paths = [bundles] if isinstance(bundles, str | os.PathLike) else bundles
-    Server([local_path(path) for path in paths], open_graph, f"{target}/{precision}", options).run()
 
 
 def list_components(kind: str | None = None, pattern: str = "*") -> list[RegisteredComponent]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit import defaults
-from tlkit.errors import ArtifactError, DataError, TlkitWarning, UsageError
+from tlkit.errors import ArtifactError, TlkitWarning, UsageError
 from tlkit.util.files import local_path
 from tlkit.util.locks import claim
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tlkit.plugin.registry import Host
     from tlkit.runtime.engine import Opener
     from tlkit.runtime.model import Model
-    from tlkit.serving.run import ServeOptions
     from tlkit.verification.trained import TrainedModules
 
 StrPath = str | os.PathLike[str]
@@ -206,34 +205,6 @@ def open_model(
         return Model.from_session(*opened[:2], head=head)
     file = graph_file(path, graph, target, precision)
     return opener.on_device(lambda device: Model.open(file, graph=graph, workers=workers, head=head, device=device))
-
-
-def serve_options(limits: Mapping[str, float], **options: Any) -> ServeOptions:
-    """Return the options of a server; `limits` replaces some of the default limits by name."""
-    from dataclasses import fields, replace
-
-    from tlkit.serving.limits import Limits
-    from tlkit.serving.run import ServeOptions
-
-    known = {field.name: type(getattr(Limits(), field.name)) for field in fields(Limits)}
-    for name, value in limits.items():
-        if name not in known:
-            raise UsageError(f"there is no limit {name!r}", do=f"choose one of {', '.join(known)}")
-        if value <= 0:
-            raise UsageError(f"the limit {name} must be positive, not {value}")
-    changed: Any = {name: known[name](value) for name, value in limits.items()}
-    return ServeOptions(limits=replace(Limits(), **changed), **options)
-
-
-def tls_options(certificate: StrPath | None, key: StrPath | None) -> dict[str, str]:
-    """Return the files of TLS, which are given together or not at all, as uvicorn names them."""
-    if (certificate is None) != (key is None):
-        raise UsageError("a certificate and its key go together")
-    named = {"ssl_certfile": optional_path(certificate), "ssl_keyfile": optional_path(key)}
-    for path in (each for each in named.values() if each is not None):
-        if not path.is_file():
-            raise DataError("no such file", file=path)
-    return {name: str(path) for name, path in named.items() if path is not None}
 
 
 def trained_modules(bundle: StrPath) -> TrainedModules:

@@ -176,6 +176,7 @@ class Exemption(NamedTuple):
 
 EXEMPT = (
     Exemption("CHANGELOG.md", r"^\|", "the tables of renames name the old words"),
+    Exemption("docs/serving.md", r"^Restart=", "a setting of systemd"),
     Exemption("tests/*", r"\bCases?\b", "the cases of a test are called so"),
     Exemption("tests/data/test_jpeg.py", r"restart_marker_rows", "an option of Pillow"),
     Exemption("tlkit/cli/*", r"click\.Choice", "a type of click"),

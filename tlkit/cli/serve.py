@@ -43,8 +43,8 @@ def command(bundles: tuple[Path, ...], token_file: Path | None, access_log: bool
       tlkit serve run/ pets/ --precision int8 --grpc-port 8001
       tlkit serve models/ --watch --access-log
     """
-    from tlkit.api import serve
     from tlkit.errors import UsageError
+    from tlkit.server import serve
 
     names = {"images": "max_images", "queue": "max_queue", "body": "max_body", "deadline": "deadline"}
     limits = {limit: options.pop(name) for limit, name in names.items()}

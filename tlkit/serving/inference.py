@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.data.decoding import UnreadableImage
+from tlkit.data.decoding import UnreadableImage, decoding, open_image
 from tlkit.data.preprocessing import load
 from tlkit.errors import TlkitError
 from tlkit.plugin.contract import IMAGES, LOGITS, PROBABILITIES
@@ -31,7 +31,7 @@ from tlkit.serving.scheduler import Answer, Job
 
 @dataclass(frozen=True)
 class Inference:
-    """What answers requests, for HTTP and gRPC alike; used on one event loop. `pool` decodes."""
+    """Answers to requests of HTTP and gRPC, on one event loop. `pool` decodes."""
 
     repository: Repository
     limits: Limits
@@ -77,7 +77,12 @@ class Inference:
 
         def decode(index: int, data: bytes) -> NDArray[np.uint8]:
             try:
-                return load(data, served.model.preprocessing, max_pixels=self.limits.pixels)
+                with decoding():
+                    width, height = open_image(data).size
+                if width * height > self.limits.pixels:
+                    what = f"image {index} has more than {self.limits.pixels:,} pixels"
+                    raise ProtocolError(400, what, reason="size")
+                return load(data, served.model.preprocessing)
             except UnreadableImage as error:
                 raise ProtocolError(400, f"image {index} {error.what}", reason="image") from error
 

@@ -1,4 +1,4 @@
-"""What is served: models whose golden images were replayed, by name, and the exchange of one for another."""
+"""Models whose golden images were replayed, by name, and the exchange of one for another."""
 
 from __future__ import annotations
 
@@ -189,14 +189,14 @@ class Repository:
         return [each for each in before.values() if self._models.get(each.source.name) is not each]
 
 
-def retire(models: Iterable[ServedModel], still: Iterable[ServedModel] = ()) -> None:
-    """Wait for the requests under way on replaced models, then close the schedulers that no model `still` uses."""
+def retire(models: Iterable[ServedModel], kept: Iterable[ServedModel] = ()) -> None:
+    """Wait for the requests under way on replaced models, then close the schedulers that no model of `kept` uses."""
     models = list(models)
     while any(each.active for each in models):
         time.sleep(RETIRE)
-    kept = {id(each.scheduler) for each in still}
+    in_use = {id(each.scheduler) for each in kept}
     for scheduler in {id(each.scheduler): each.scheduler for each in models}.values():
-        if id(scheduler) not in kept:
+        if id(scheduler) not in in_use:
             scheduler.close()
 
 

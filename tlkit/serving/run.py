@@ -28,7 +28,7 @@ LOOK = 1.0  # seconds between looks at what is watched
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """Where and how to serve. Port 0 is any that is free; `tls` has the options `ssl_keyfile` and `ssl_certfile`.
+    """Options of a server. Port 0 is any that is free; `tls` has the options `ssl_keyfile` and `ssl_certfile`.
 
     `log` takes a line of JSON per request. `said` is told what happens, `listening` the ports once they are bound.
     """
@@ -137,7 +137,7 @@ class Server:
                 self.options.said(f"not served: {name}: {why}")
         if models is None or self._stopping.is_set():
             if models is not None:
-                retire(models, still=self.repository.all())
+                retire(models, kept=self.repository.all())
             return
         before = {id(each) for each in self.repository.all()}
         gone = asyncio.run_coroutine_threadsafe(self._exchange(models), loop).result()
@@ -147,7 +147,7 @@ class Server:
                 what = f"{served.replay.images} golden images replayed, bundle {served.bundle.digest[:12]}"
                 version = f"{served.source.name} {served.source.version}"
                 self.options.said(f"ready: {version} ({served.precision}): {what}")
-        retire(gone, still=models)
+        retire(gone, kept=models)
 
     async def _exchange(self, models: Sequence[ServedModel]) -> list[ServedModel]:
         """Serve these models from now on; on the event loop, so that no request is between two of them."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from tlkit.cli.export.targets import ProfileType, TargetFlags, check_combination
 from tlkit.cli.options import FilePath, json_option, set_option
 from tlkit.cli.output import note, progress_bars, show, wrote
-from tlkit.cli.targets import ProfileType, TargetFlags, check_combination
 from tlkit.util.text import quoted
 
 
