@@ -1,6 +1,7 @@
 """Search for the lowest precision that stays within a maximum accuracy drop.
 
-A candidate is measured on the validation split: its accuracy against that of fp32, and its label agreement with fp32.
+A candidate is measured on the validation split: its accuracy, and the images that it and fp32 classify differently
+(see `evidence`).
 Its head may be refitted on the features of its own trunk, and is kept if it is better. fp32 itself loses nothing, so
 only a search that ends below it can fail.
 """
@@ -19,6 +20,7 @@ from tlkit.errors import DataError, GateError
 from tlkit.evaluation.evaluate import ModelOutputs, run_samples
 from tlkit.exporting.calibration import Calibration, Layer
 from tlkit.exporting.candidates import Candidate, Candidates, SearchPolicy
+from tlkit.exporting.evidence import CrossValidation, Pairs, comparable
 from tlkit.exporting.gate import check_half_precision
 from tlkit.exporting.head_refit import HeadRefit, better, refit
 from tlkit.exporting.targets import graphs_of
@@ -34,8 +36,6 @@ from tlkit.util.statistics import wilson
 from tlkit.verification.parity import TOLERANCES, compare
 from tlkit.verification.trained import TrainedModules
 
-ROUNDING = 1e-9
-
 
 @dataclass(frozen=True, slots=True)
 class CandidateResult:
@@ -44,17 +44,18 @@ class CandidateResult:
     name: str
     kept: tuple[str, ...]  # layers in float
     images: int
-    accuracy: float
+    accuracy: float  # on the validation split
     drop: float
     agreement: float  # share of images with the same label as in fp32
     interval: tuple[float, float]  # of the agreement, 95 %
+    pairs: Pairs  # behind drop and agreement
     head: HeadRefit | None = None  # where it was refitted; the figures above are those of the head that was kept
     in_tolerance: bool = True  # whether the features are within the tolerance of the precision
 
     def __str__(self) -> str:
         low, high = self.interval
-        text = f"accuracy {self.accuracy:.1%}, drop {self.drop:.2f} percentage points, label agreement "
-        text += f"{self.agreement:.1%} (95 %: {low:.1%} to {high:.1%})"
+        text = f"accuracy {self.accuracy:.1%}, drop {self.drop:.2f} percentage points ({self.pairs.lost} images lost, "
+        text += f"{self.pairs.gained} gained), label agreement {self.agreement:.1%} (95 %: {low:.1%} to {high:.1%})"
         return text + ("" if self.in_tolerance else ", features out of tolerance")
 
 
@@ -66,10 +67,12 @@ class PrecisionSearchResult:
     sensitivity: tuple[Layer, ...]  # where it was needed, the most sensitive first
     calibration: Calibration | None
     max_drop: float | None
+    undecided: str | None = None  # what so few images can't tell about the one that was chosen
 
     def to_json(self) -> dict[str, Any]:
         return {
             "max_drop": self.max_drop,
+            "undecided": self.undecided,
             "candidates": [asdict(each) for each in self.candidates],
             "sensitivity": [asdict(layer) for layer in self.sensitivity],
             "calibration": None if self.calibration is None else self.calibration.to_json(),
@@ -101,6 +104,7 @@ class PrecisionSearch:
         self.candidates = Candidates(modules, graphs, self.policy, data, progress)
         self.train: Sequence[Sample] = ()
         self.val: Sequence[Sample] = ()
+        self.training: CrossValidation | None = None
 
     def run(
         self, precision: str, *, max_drop: float | None = None, fallback: bool = True
@@ -119,8 +123,12 @@ class PrecisionSearch:
             chosen, results = next(candidates), list[CandidateResult]()  # int8 asks for images itself
         else:
             chosen, results = self.first(candidates, max_drop)
-        evidence = self.candidates
-        return chosen, PrecisionSearchResult(tuple(results), evidence.sensitivity, evidence.calibration, max_drop)
+        evidence, undecided = self.candidates, None
+        if results and max_drop is not None and chosen.precision != "fp32":
+            undecided = results[-1].pairs.undecided(max_drop)
+        return chosen, PrecisionSearchResult(
+            tuple(results), evidence.sensitivity, evidence.calibration, max_drop, undecided
+        )
 
     def first(self, candidates: Iterable[Candidate], max_drop: float | None) -> tuple[Candidate, list[CandidateResult]]:
         """Return the first candidate within the accuracy budget, and the results of all that were measured.
@@ -131,10 +139,12 @@ class PrecisionSearch:
         if not self.val:
             self._find_images()
         reference = self._outputs(self.model, "fp32")
+        if max_drop is not None:
+            self.training = self._cross_validation()
         results: list[CandidateResult] = []
         for candidate in candidates:
             best, result = self.measure(candidate, reference)
-            within = max_drop is None or result.drop <= max_drop + ROUNDING
+            within = max_drop is None or not result.pairs.exceeds(max_drop)
             if max_drop is not None and within:
                 result = replace(result, in_tolerance=self._in_tolerance(candidate))
             results.append(result)
@@ -148,27 +158,34 @@ class PrecisionSearch:
         )
 
     def measure(self, candidate: Candidate, reference: ModelOutputs) -> tuple[Candidate, CandidateResult]:
-        """Return a candidate with the better head, and its accuracy and label agreement with the fp32 outputs."""
-        head, comparison = None, None
+        """Return a candidate with the better head, and its accuracy and label agreement with the fp32 outputs.
+
+        A refitted head is compared on the validation split alone: it was fitted to the training split.
+        """
+        head, comparison, training = None, None, None
         graphs = graphs_of(self.modules.bundle, candidate.trunk, self.head, candidate.precision)
         with on_disk(graphs["model"]) as file:
             if self.refit_head and candidate.precision in FLAVORS:
                 own = self._outputs(file, candidate.name, (FEATURES, PROBABILITIES))
-                tick = self.progress(f"features of {candidate.name}", len(self.train))
-                train = run_samples(self._open(file), self.train, tick, [FEATURES])
+                train = self._features(file, self.train, candidate.name)
                 head, comparison, got = better(own, refit(self.modules, train.arrays[FEATURES], train.truth))
             else:
                 got = self._outputs(file, candidate.name)
-        images = len(reference.truth)
-        same = int((got.predicted == reference.predicted).sum())
+            if head is None and self.training is not None:
+                training = self._training_pairs(self.training, file, candidate.name)
+        pairs = Pairs.of(reference.predicted, got.predicted, reference.truth)
+        if training is not None:
+            pairs = pairs.joined(training)
+        same = pairs.images - pairs.different
         result = CandidateResult(
             name=candidate.name,
             kept=candidate.kept,
-            images=images,
+            images=pairs.images,
             accuracy=got.accuracy,
-            drop=100 * (reference.accuracy - got.accuracy),
-            agreement=same / images,
-            interval=wilson(same, images),
+            drop=pairs.drop,
+            agreement=same / pairs.images,
+            interval=wilson(same, pairs.images),
+            pairs=pairs,
             head=comparison,
         )
         return replace(candidate, head=head), result
@@ -179,6 +196,29 @@ class PrecisionSearch:
         self.train = dataset.of("train")
         if not self.val:
             raise DataError("it has no validation images to measure accuracy on", file=place, do="name others: --data")
+
+    def _cross_validation(self) -> CrossValidation | None:
+        """Return predictions for the training split, if the validation split is small and they can be had."""
+        samples = reference_images.spread(self.train, self.policy.max_fitted)
+        if len(self.val) >= self.policy.paired_images or not comparable(self.modules, samples):
+            return None
+        got = self._features(self.model, samples, "fp32")
+        if got.rejected:
+            return None
+        try:
+            return CrossValidation(self.modules, samples, got.arrays[FEATURES], got.truth)
+        except DataError:
+            return None
+
+    def _training_pairs(self, training: CrossValidation, file: Path, name: str) -> Pairs:
+        calibration = self.candidates.calibration
+        names = () if calibration is None else calibration.names
+        rows = training.rows(self.policy.paired_images - len(self.val), names)
+        got = self._features(file, [training.samples[row] for row in rows], name) if len(rows) else None
+        return Pairs(0, 0, 0, 0) if got is None else training.pairs(rows, got.arrays[FEATURES])
+
+    def _features(self, file: Path, samples: Sequence[Sample], name: str) -> ModelOutputs:
+        return run_samples(self._open(file), samples, self.progress(f"features of {name}", len(samples)), [FEATURES])
 
     def _outputs(self, file: Path, name: str, outputs: Sequence[str] = (PROBABILITIES,)) -> ModelOutputs:
         return run_samples(self._open(file), self.val, self.progress(f"accuracy of {name}", len(self.val)), outputs)

@@ -133,11 +133,15 @@ def _search_lines(search: PrecisionSearchResult) -> Iterator[str]:
         yield "accuracy was not measured: the images it was trained on are not on this machine any more"
         return
     width = max(len(each.name) for each in search.candidates)
-    yield f"measured on {search.candidates[0].images} validation images, against fp32:"
+    pairs = search.candidates[0].pairs
+    more = f" and {pairs.cross_validated} of the training split, cross-validated" if pairs.cross_validated else ""
+    yield f"measured on {pairs.images - pairs.cross_validated} validation images{more}, against fp32:"
     for each in search.candidates:
         yield f"  {each.name:<{width}}  {each}"
         if each.head is not None:
             yield f"  {'':<{width}}  refitted head: {each.head}"
+    if search.undecided is not None:
+        yield search.undecided
     if search.sensitivity:
         yield "error of the logits with one layer alone in int8, the most sensitive first:"
         yield from (f"  {layer.error:7.2%}  {layer.name}" for layer in search.sensitivity[:LAYERS_SHOWN])

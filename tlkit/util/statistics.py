@@ -44,6 +44,32 @@ def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))  # despite rounding
 
 
+def paired_interval(lost: int, gained: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95 % interval of (lost - gained) / total over paired images (Agresti and Min 2005).
+
+    `lost` and `gained` are the images that only the first, or only the second of two classifiers classifies correctly.
+    """
+    count, lost_more, gained_more = total + 2, lost + 0.5, gained + 0.5
+    difference = lost_more - gained_more
+    half = z * math.sqrt(lost_more + gained_more - difference**2 / count) / count
+    return max(-1.0, difference / count - half), min(1.0, difference / count + half)
+
+
+def binomial_tail(least: int, trials: int, chance: float) -> float:
+    """Return the probability of at least so many successes."""
+    if chance >= 1 or least <= 0:
+        return 1.0
+    logs = [
+        math.lgamma(trials + 1)
+        - math.lgamma(count + 1)
+        - math.lgamma(trials - count + 1)
+        + count * math.log(chance)
+        + (trials - count) * math.log1p(-chance)
+        for count in range(least, trials + 1)
+    ]
+    return math.fsum(math.exp(each) for each in logs)
+
+
 def softmax(logits: NDArray[Float]) -> NDArray[Float]:
     """Return the probabilities `(N, classes)` of logits, in their dtype."""
     powers = np.exp(logits - logits.max(1, keepdims=True))
