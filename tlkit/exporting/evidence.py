@@ -2,8 +2,8 @@
 
 Half a percentage point of 62 images is less than one of them. So a candidate is refused where the evidence says that
 its drop exceeds the budget, by an exact test of the images that only one of the two classifies correctly (McNemar
-1947), and the user is told what so few images can't decide. Where the validation split is small and the trunk is frozen,
-images of the training split are counted as well, each classified by a head that was fitted without it.
+1947), and the user is told what so few images can't decide. Where the validation split is small and the trunk is
+frozen, images of the training split are counted as well, each classified by a head that was fitted without it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tlkit.verification.trained import TrainedModules
 # loses twice as much, as the images are few; the next candidate costs speed, not accuracy.
 RISK = 0.25
 FOLDS = 5
+LOST_RECALL, LOST_CHANCE = 25.0, 0.05  # percentage points of a class's recall; five images of five, or more of many
 ORIGINAL = "original"  # provenance of a stage that was not trained
 
 
@@ -82,6 +83,19 @@ class Pairs:
             f"{self.images} images can't tell a drop of {max_drop:g} percentage points from chance "
             f"(95 % interval of the drop: {low:.1f} to {high:.1f}){more}"
         )
+
+
+def lost_class(fp32: NDArray[np.int64], below: NDArray[np.int64], truth: NDArray[np.int64]) -> int | None:
+    """Return a class whose recall falls by a quarter or more, and not just by chance; None if there is none.
+
+    A rare class may be lost within any budget for the accuracy of all images.
+    """
+    for label in np.unique(truth):
+        pairs = Pairs.of(*(each[truth == label] for each in (fp32, below, truth)))
+        chance = binomial_tail(pairs.lost, pairs.lost + pairs.gained, 0.5)
+        if pairs.drop >= LOST_RECALL and chance <= LOST_CHANCE:
+            return int(label)
+    return None
 
 
 class CrossValidation:

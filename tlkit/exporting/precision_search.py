@@ -20,7 +20,7 @@ from tlkit.errors import DataError, GateError
 from tlkit.evaluation.evaluate import ModelOutputs, run_samples
 from tlkit.exporting.calibration import Calibration, Layer
 from tlkit.exporting.candidates import Candidate, Candidates, SearchPolicy
-from tlkit.exporting.evidence import CrossValidation, Pairs, comparable
+from tlkit.exporting.evidence import CrossValidation, Pairs, comparable, lost_class
 from tlkit.exporting.gate import check_half_precision
 from tlkit.exporting.head_refit import HeadRefit, better, refit
 from tlkit.exporting.targets import graphs_of
@@ -49,6 +49,7 @@ class CandidateResult:
     agreement: float  # share of images with the same label as in fp32
     interval: tuple[float, float]  # of the agreement, 95 %
     pairs: Pairs  # behind drop and agreement
+    lost_class: str | None = None  # a label whose recall falls by a quarter or more
     head: HeadRefit | None = None  # where it was refitted; the figures above are those of the head that was kept
     in_tolerance: bool = True  # whether the features are within the tolerance of the precision
 
@@ -56,6 +57,8 @@ class CandidateResult:
         low, high = self.interval
         text = f"accuracy {self.accuracy:.1%}, drop {self.drop:.2f} percentage points ({self.pairs.lost} images lost, "
         text += f"{self.pairs.gained} gained), label agreement {self.agreement:.1%} (95 %: {low:.1%} to {high:.1%})"
+        if self.lost_class is not None:
+            text += f", class {self.lost_class} lost"
         return text + ("" if self.in_tolerance else ", features out of tolerance")
 
 
@@ -144,7 +147,7 @@ class PrecisionSearch:
         results: list[CandidateResult] = []
         for candidate in candidates:
             best, result = self.measure(candidate, reference)
-            within = max_drop is None or not result.pairs.exceeds(max_drop)
+            within = max_drop is None or not (result.pairs.exceeds(max_drop) or result.lost_class is not None)
             if max_drop is not None and within:
                 result = replace(result, in_tolerance=self._in_tolerance(candidate))
             results.append(result)
@@ -177,6 +180,7 @@ class PrecisionSearch:
         if training is not None:
             pairs = pairs.joined(training)
         same = pairs.images - pairs.different
+        lost = lost_class(reference.predicted, got.predicted, reference.truth)
         result = CandidateResult(
             name=candidate.name,
             kept=candidate.kept,
@@ -186,6 +190,7 @@ class PrecisionSearch:
             agreement=same / pairs.images,
             interval=wilson(same, pairs.images),
             pairs=pairs,
+            lost_class=None if lost is None else self.modules.bundle.record.labels[lost],
             head=comparison,
         )
         return replace(candidate, head=head), result
