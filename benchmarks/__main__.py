@@ -15,6 +15,7 @@ NAMES = (
     "finetune",
     "heads",
     "hostile",
+    "int8",
     "memory",
     "precision",
     "reference",

@@ -22,6 +22,7 @@ RESULTS = {
     ),
     "heads": ("heads",),
     "hostile": ("hostile",),
+    "int8": ("int8",),
     "memory": ("memory",),
     "precision": ("precision",),
     "reference": ("reference",),
