@@ -70,6 +70,20 @@ def test_a_callable_takes_the_place_of_the_bars(stderr):
     assert (seen, stream.getvalue()) == ([("images", 3)], "")
 
 
+def test_where_nobody_watches_a_bar_is_a_line_a_minute(stderr, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    stream = stderr(FILE())
+    with bars(lines=True) as progress:
+        for what in ("phase 1 of 2", "phase 2 of 2"):
+            tick = progress(what, 1000)
+            for _ in range(100):
+                clock[0] += 0.9
+                tick(10, "loss 0.1")
+    said = ["phase 1 of 2: 670 of 1,000, loss 0.1", "phase 2 of 2: 340 of 1,000, loss 0.1"]
+    assert stream.getvalue().splitlines() == said
+
+
 def test_what_has_no_length_is_a_line(stderr):
     stream = stderr(TERMINAL())
     with bars() as progress:

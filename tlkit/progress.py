@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO, cast
@@ -12,6 +13,7 @@ from typing import Any, TextIO, cast
 from tlkit.errors import one_line
 from tlkit.plugin.contract import Progress, Tick, silent
 
+MINUTE = 60.0  # seconds between lines where there is no terminal
 BAR, TIMES = 20, 24  # characters of a progress bar, and of the remaining time with the brackets around both
 
 
@@ -30,9 +32,22 @@ def bars(*, lines: bool = False) -> Iterator[Progress]:
     """Give progress as bars, shown to people only: `progress(what, total)` gives `tick(n, said)`.
 
     A new bar takes over from the one before, which stays on its line as far as it came. One of nothing is a line,
-    which with `lines` is written wherever stderr goes.
+    which with `lines` is written wherever stderr goes; there a bar is a line a minute.
     """
     import click
+
+    said_last = [time.monotonic()]
+
+    def minutely(what: str, total: int) -> Tick:
+        done = [0]
+
+        def tick(more: int, said: str = "") -> None:
+            done[0] += more
+            if time.monotonic() - said_last[0] >= MINUTE:
+                said_last[0] = time.monotonic()
+                click.echo(one_line(f"{what}: {done[0]:,} of {total:,}{said and ', ' + said}"), err=True)
+
+        return tick
 
     with ExitStack() as opened:
 
@@ -42,7 +57,7 @@ def bars(*, lines: bool = False) -> Iterator[Progress]:
             if not total and (lines or screen):
                 click.echo(one_line(what), err=True)
             if not total or screen is None:
-                return silent(what, total)
+                return minutely(what, total) if total and lines else silent(what, total)
             room = max(0, shutil.get_terminal_size().columns - len(what) - 2 * len(str(total)) - BAR - TIMES)
             made: Any = click.progressbar(
                 length=total,

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from torch import nn
 
 from tests.kit.course import STAGES
+from tlkit.data.dataset import Sample
 from tlkit.errors import UsageError
-from tlkit.plugin.contract import Augmentation, Loss, Optimizer, Phase
+from tlkit.model.trunk import Trunk
+from tlkit.plugin.contract import Augmentation, Loss, Optimizer, Phase, Preprocessing
 from tlkit.plugin.phases import trainable_stages
-from tlkit.training.config import check_phases
+from tlkit.training.config import check_batches, check_phases, identical
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,34 @@ def test_a_phase_that_makes_no_sense_is_refused(wrong, problem):
     check_phases([good], STAGES)
     with pytest.raises(UsageError, match=f"phase 1 {problem}"):
         check_phases([replace(good, **wrong)], STAGES)
+
+
+@pytest.mark.parametrize(
+    ("batchnorm", "head", "refused"),
+    [("freeze", nn.Linear(2, 2), False), ("update", nn.Linear(2, 2), True), ("freeze", nn.BatchNorm1d(2), True)],
+)
+def test_batch_norms_do_not_learn_from_one_image(batchnorm, head, refused):
+    stages = {"first": nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)), "second": nn.Conv2d(2, 2, 1)}
+    trunk = Trunk(Preprocessing(4, (0.5,) * 3, (0.5,) * 3), stages, nn.Identity())
+    phase = Phase(1, 0.1, trunk_lr=0.1, trainable=2, batch_size=1, batchnorm=batchnorm)
+    check_batches(
+        [replace(phase, batch_size=2), replace(phase, trainable=1, batchnorm="freeze")], nn.Linear(2, 2), trunk
+    )
+    check_batches([replace(phase, trainable=1)], nn.Linear(2, 2), trunk)  # the norm is in the frozen stage
+    with pytest.raises(UsageError, match="phase 1 has a batch size of 1") if refused else nullcontext():
+        check_batches([phase], head, trunk)
+
+
+def test_images_that_look_the_same_to_the_network_are_said():
+    samples = [Sample(Path(f"{n}.png"), f"{n}.png", n % 2, "train") for n in range(6)]
+    array = np.arange(12, dtype=np.float32).reshape(6, 2)
+    features = SimpleNamespace(array=array, usable=np.ones(6, bool))
+    assert identical(features, samples, ("ants", "bees")) == []
+    array[1::2] = array[1]
+    said = ["all 3 images of bees have identical features; look at some of them"]
+    assert identical(features, samples, ("ants", "bees")) == said
+    features.usable[[3, 5]] = False
+    assert identical(features, samples, ("ants", "bees")) == []
 
 
 def test_a_phase_of_another_class_is_refused():

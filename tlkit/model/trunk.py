@@ -25,6 +25,7 @@ from tlkit.plugin.contract import Backbone, Preprocessing
 from tlkit.plugin.sources import identity
 from tlkit.util.text import listed
 
+MAX_SIZE = 4096  # pixels a side
 STAGE_NAME = re.compile(r"[a-z0-9_]+")  # part of the names of tensors and outputs
 
 
@@ -181,6 +182,8 @@ def resized(backbone: Backbone, size: int) -> Preprocessing:
 
     Raises UsageError, with the stage and the reason, if its weights do not fit images of that size.
     """
+    if size > MAX_SIZE:  # one image would take gigabytes in the first layers
+        raise UsageError(f"images of {size:,} pixels a side are too large", do=f"give a --size of at most {MAX_SIZE:,}")
     preprocessing = replace(backbone.preprocessing, size=size)
     trunk = build(backbone, preprocessing=preprocessing)
     with torch.inference_mode():

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from tlkit.data.dataset import Dataset, Sample
 from tlkit.data.duplicates import Duplicates
@@ -15,7 +17,7 @@ from tlkit.errors import DataError, UsageError
 from tlkit.graph import trace
 from tlkit.model.trunk import Trunk, fingerprint
 from tlkit.plugin.contract import Backbone, DatasetStatistics, Head, Phase, Strategy, Tick
-from tlkit.plugin.phases import phase_problems
+from tlkit.plugin.phases import phase_problems, trainable_stages
 from tlkit.plugin.sources import identity
 from tlkit.runtime.feature_cache import environment
 from tlkit.runtime.features import Features, check_rejected, extract
@@ -144,12 +146,32 @@ def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
     return DatasetStatistics(len(samples), len(dataset.labels), int(counts.min()), int(counts.max()))
 
 
+def identical(features: Features, samples: Sequence[Sample], labels: Sequence[str]) -> list[str]:
+    """Return a line for each class all of whose images have the same features, which nothing can be learnt from."""
+    lines = []
+    for label, name in enumerate(labels):
+        rows = [row for row, each in enumerate(samples) if each.label == label and features.usable[row]]
+        if len(rows) > 1 and (features.array[rows] == features.array[rows[0]]).all():
+            lines.append(f"all {len(rows)} images of {name} have identical features; look at some of them")
+    return lines
+
+
 def _check_classes(features: Features, samples: Sequence[Sample]) -> None:
     """Raise a DataError if a class has no readable image left in a split."""
     left = {(each.split, each.label) for each, good in zip(samples, features.usable, strict=True) if good}
     for each in samples:
         if (each.split, each.label) not in left:
             raise DataError(f"no readable {each.split} image is left of its class", file=each.path, do="add some")
+
+
+def check_batches(phases: Sequence[Phase], head: nn.Module, trunk: Trunk) -> None:
+    """Raise a UsageError for a batch size of one where a trained part computes statistics of the batch."""
+    for number, phase in enumerate(phases, start=1):
+        stages = [trunk.stages[name] for name in trainable_stages(phase, trunk.names)]
+        learning = [head, *(stages if phase.batchnorm == "update" else [])]
+        if phase.batch_size == 1 and any(isinstance(each, BatchNorm) for part in learning for each in part.modules()):
+            what = f"phase {number} has a batch size of 1, and batch norms can't learn from one image"
+            raise UsageError(what, do="set strategy.batch_size to 2 or more")
 
 
 def check_phases(phases: Sequence[Phase], stages: Sequence[str]) -> None:

@@ -20,9 +20,17 @@ from tlkit.data.duplicates import find_duplicates
 from tlkit.errors import DataError
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
-from tlkit.plugin.contract import Progress, silent
+from tlkit.plugin.contract import Head, Progress, silent
 from tlkit.training.checkpoint import Checkpoints
-from tlkit.training.config import Plan, RunOptions, TrainingConfig, check_phases, dataset_statistics
+from tlkit.training.config import (
+    Plan,
+    RunOptions,
+    TrainingConfig,
+    check_batches,
+    check_phases,
+    dataset_statistics,
+    identical,
+)
 from tlkit.training.device import Device, rank_and_world_size
 from tlkit.training.freezing import Network, prepare_stages
 from tlkit.training.heads import refit_head, solve_or_fit
@@ -93,6 +101,9 @@ def make_plan(source: Path, out: Path, config: TrainingConfig) -> Plan:
     phases = tuple(config.strategy.phases(trunk.names, statistics))
     check_phases(phases, trunk.names)
     plan = Plan(source, out, config, dataset, find_duplicates(dataset), phases, full_trunk, trunk)
+    learner = (plan.trainable and config.head.stand_in()) or config.head
+    if plan.trainable or type(learner).solve is Head.solve:  # a head that can't be solved is trained by gradient
+        check_batches(phases, learner.module(trunk.width, plan.classes), trunk)
     if plan.trainable:
         rehearsal = Network(nn.Identity(), copy.deepcopy(trunk))  # parameters that don't exist are refused at once
         prepare_stages(rehearsal, phases, config.strategy.prepare, config.seed)
@@ -103,6 +114,8 @@ def _train_head(plan: Plan, options: RunOptions, progress: Progress) -> Training
     """Train the head alone, on the features of the original trunk."""
     config = plan.config
     features = plan.extract(plan.full_trunk, progress("features", len(plan.samples)))
+    for line in identical(features, plan.samples, plan.dataset.labels):
+        options.warn(line)
     train, val = plan.examples(features)
     monitor = Monitor(progress, phases=len(plan.phases), tensorboard=options.tensorboard)
     head, fitted = solve_or_fit(config.head, plan.phases, train, val, plan.classes, seed=config.seed, monitor=monitor)
@@ -121,6 +134,8 @@ def _fine_tune(plan: Plan, options: RunOptions, device: Device, progress: Progre
     features = plan.extract(plan.full_trunk, progress("features", len(plan.samples)))
     if device.is_main_process:
         device.barrier()
+    for line in identical(features, plan.samples, plan.dataset.labels):
+        options.warn(line)
     train, val = plan.examples(features)
     identity = plan.identity(features, device)
     with run_directory(plan.out, identity, resume=options.resume, is_main_process=device.is_main_process) as folder:

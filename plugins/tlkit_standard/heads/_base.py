@@ -152,6 +152,9 @@ class LinearHead(SolvedHead):
         return linear(width, classes, front)
 
 
+MIN_C, MAX_C = 1e-9, 1e9  # the solvers do not converge, or do not end, far outside
+
+
 @dataclass(frozen=True)
 class RegularizedHead(SolvedHead):
     """Head with a regularization strength."""
@@ -163,8 +166,8 @@ class RegularizedHead(SolvedHead):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        if self.c is not None and self.c <= 0.0:
-            yield f"c must be above 0, not {self.c}"
+        if self.c is not None and not MIN_C <= self.c <= MAX_C:
+            yield f"c must be from {MIN_C:g} to {MAX_C:g}, not {self.c:g}"
 
     def candidates(self, rows: Rows) -> Candidates:
         """Return the grid of C, scaled to the rows, or the value that is given."""

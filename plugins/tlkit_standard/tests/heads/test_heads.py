@@ -217,7 +217,8 @@ class TestAwkwardFeatures:
 @pytest.mark.parametrize(
     ("name", "options", "problem"),
     [
-        ("logistic", {"c": -1.0, "pca": -2}, r"pca must be 0 or more.*c must be above 0"),
+        ("logistic", {"c": -1.0, "pca": -2}, r"pca must be 0 or more.*c must be from 1e-09 to 1e\+09, not -1"),
+        ("svm", {"c": 1e-200}, "c must be from"),
         ("rbf-svm", {"gamma": "wide"}, "gamma"),
         ("knn", {"k": 0}, "k must be 1 or more"),
         ("knn", {"metric": "taxi"}, "cosine, euclidean"),
