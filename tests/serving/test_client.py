@@ -1,0 +1,267 @@
+"""NVIDIA's own clients, unmodified: every public method of each works, or raises the protocol's error."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import shutil
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from tests.kit.serving import open_graph, serving
+from tests.project.documents import blocks
+from tlkit.exporting.triton import export_triton
+from tlkit.model.bundle import open_bundle
+from tlkit.serving.limits import Limits
+
+pytest.importorskip("tritonclient", reason="needs tritonclient[grpc,http]")
+KINDS = ("http", "http.aio", "grpc", "grpc.aio")
+
+# Method → its arguments, for one with the model "run"; what is not in WORKS raises InferenceServerException.
+CALLS = {
+    "is_server_live": (),
+    "is_server_ready": (),
+    "is_model_ready": ("run",),
+    "get_server_metadata": (),
+    "get_model_metadata": ("run",),
+    "get_model_config": ("run",),
+    "get_model_repository_index": (),
+    "get_inference_statistics": ("run",),
+    "load_model": ("run",),
+    "unload_model": ("run",),
+    "update_trace_settings": ("run", {}),
+    "get_trace_settings": (),
+    "update_log_settings": ({},),
+    "get_log_settings": (),
+    "get_system_shared_memory_status": (),
+    "register_system_shared_memory": ("a", "b", 8),
+    "unregister_system_shared_memory": (),
+    "get_cuda_shared_memory_status": (),
+    "register_cuda_shared_memory": ("a", b"c2M=", 0, 8),
+    "unregister_cuda_shared_memory": (),
+}
+WORKS = {name for name in CALLS if name.startswith(("is_", "get_")) and not re.search("trace|log|memory", name)}
+INFER = {"infer", "async_infer", "start_stream", "stop_stream", "async_stream_infer", "stream_infer"}
+LOCAL = {"close", "plugin", "register_plugin", "unregister_plugin", "generate_request_body", "parse_response_body"}
+
+
+def client_module(kind):
+    needs = "geventhttpclient" if kind == "http" else "aiohttp" if kind == "http.aio" else "grpc"
+    pytest.importorskip(needs, reason="needs tritonclient[grpc,http]")
+    return import_module(f"tritonclient.{kind}")
+
+
+@pytest.fixture(scope="module")
+def server(tiny_run):
+    pytest.importorskip("grpc", reason="needs tlkit[serve-grpc]")
+    with serving([tiny_run], grpc_port=0, limits=Limits(body=1 << 20, images=16)) as running:
+        yield running
+
+
+@pytest.fixture
+def client(request, server):
+    """A function that runs calls on a client of one kind: `client(lambda c: c.infer(...))`, and its module."""
+    kind = request.param
+    module = client_module(kind)
+    port = server.grpc_port if kind.startswith("grpc") else server.port
+
+    async def later(call):
+        async with module.InferenceServerClient(f"127.0.0.1:{port}") as made:
+            result = call(made)
+            return await result if inspect.isawaitable(result) else result
+
+    def run(call):
+        if kind.endswith("aio"):
+            return asyncio.run(later(call))
+        made = module.InferenceServerClient(f"127.0.0.1:{port}")
+        try:
+            return call(made)
+        finally:
+            made.close()
+
+    run.module, run.kind = module, kind
+    return run
+
+
+every_kind = pytest.mark.parametrize("client", KINDS, indirect=True)
+
+
+def given(module, images):
+    kind = "UINT8" if images.dtype == np.uint8 else "BYTES"
+    made = module.InferInput("images", list(images.shape), kind)
+    made.set_data_from_numpy(images)
+    return [made]
+
+
+@every_kind
+def test_every_public_method_works_or_gives_the_protocols_error(client):
+    from tritonclient.utils import InferenceServerException
+
+    found = {
+        name
+        for name, value in inspect.getmembers(client.module.InferenceServerClient, inspect.isfunction)
+        if not name.startswith("_")
+    }
+    assert found <= set(CALLS) | INFER | LOCAL
+    assert len(found) >= 20
+    for name in sorted(found & set(CALLS)):
+
+        def call(made, name=name):
+            return getattr(made, name)(*CALLS[name])
+
+        if name in WORKS:
+            assert client(call) is not None, name
+        else:
+            with pytest.raises(InferenceServerException, match=r"not supported|Method not found"):
+                client(call)
+
+
+@every_kind
+def test_inference_gives_what_predict_gives(client, tiny_run):
+    files = sorted((tiny_run / "golden").glob("*.png"))
+    with open_graph(tiny_run, "model") as model:
+        for file in files:
+            expected = model.predict([file], topk=3)[0]
+            picture = given(client.module, np.array([file.read_bytes()], object))
+            answer = client(lambda made, picture=picture: made.infer("run", picture))
+            probabilities = answer.as_numpy("probabilities")
+            assert sorted(probabilities[0].tolist(), reverse=True) == list(expected.probabilities)
+            assert answer.as_numpy("label")[0, 0].decode() == expected.label
+
+
+@every_kind
+def test_tensors_classes_and_compression(client, tiny_run):
+    images = np.random.default_rng(1).integers(0, 255, (3, 32, 32, 3), np.uint8)
+    with open_graph(tiny_run, "model") as model:
+        expected = model.session.run(images)
+    answer = client(lambda made: made.infer("run", given(client.module, images), request_id="7"))
+    for name, values in expected.items():
+        assert answer.as_numpy(name) == pytest.approx(values, abs=1e-6), name
+    asked = [client.module.InferRequestedOutput("probabilities", class_count=2)]
+    classes = client(lambda made: made.infer("run", given(client.module, images), outputs=asked))
+    best = classes.as_numpy("probabilities")[:, 0]
+    assert [each.decode().split(":")[1] for each in best] == [str(i) for i in expected["probabilities"].argmax(1)]
+    if client.kind.startswith("http"):
+        for algorithm in ("gzip", "deflate"):
+            packed = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
+            again = client(lambda made, more=packed: made.infer("run", given(client.module, images), **more))
+            assert np.array_equal(again.as_numpy("logits"), answer.as_numpy("logits"))
+
+
+@every_kind
+def test_what_is_wrong_is_an_error_of_the_client(client):
+    from tritonclient.utils import InferenceServerException
+
+    def refused(match, name="run", images=None, **more):
+        images = np.zeros((1, 32, 32, 3), np.uint8) if images is None else images
+        with pytest.raises(InferenceServerException, match=match) as caught:
+            client(lambda made: made.infer(name, given(client.module, images), **more))
+        assert "/" not in caught.value.message()
+
+    refused("is not served", "other")
+    refused("is not served", model_version="9")
+    refused("must have the shape", images=np.zeros((1, 31, 32, 3), np.uint8))
+    refused("1 to 16 images", images=np.zeros((17, 32, 32, 3), np.uint8))
+    refused("not an image", images=np.array([b"no picture"], object))
+    refused("not supported", sequence_id=3)
+    refused("no output", outputs=[client.module.InferRequestedOutput("nothing")])
+    large = np.zeros((120, 60, 60, 3), np.uint8)
+    refused("larger than", images=large)
+
+
+@pytest.mark.parametrize("client", ["grpc"], indirect=True)
+def test_a_stream_answers_each_request(client):
+    import queue
+
+    got = queue.Queue()
+
+    def stream(made):
+        made.start_stream(callback=lambda result, error: got.put((result, error)))
+        made.async_stream_infer("run", given(client.module, np.zeros((2, 32, 32, 3), np.uint8)))
+        made.async_stream_infer("run", given(client.module, np.zeros((2, 9, 9, 3), np.uint8)))
+        answers = [got.get(timeout=20) for _ in range(2)]
+        made.stop_stream()
+        return answers
+
+    (result, none), (nothing, error) = client(stream)
+    assert (none, nothing) == (None, None)
+    assert result.as_numpy("logits").shape == (2, 3)
+    assert "must have the shape" in str(error)
+
+
+def test_messages_have_the_numbers_of_the_specification():
+    pytest.importorskip("grpc", reason="needs tlkit[serve-grpc]")
+    from tritonclient.grpc import model_config_pb2, service_pb2
+
+    from tlkit.serving.messages import messages
+
+    def flattened(descriptors):
+        for each in descriptors:
+            yield each.name, each
+            yield from flattened(each.nested_types)
+
+    theirs = dict(flattened(model_config_pb2.DESCRIPTOR.message_types_by_name.values()))
+    theirs |= dict(flattened(service_pb2.DESCRIPTOR.message_types_by_name.values()))
+    enum, int32 = 14, 5  # the same on the wire
+    checked = 0
+    for name, made in messages().items():
+        wire = {each.name: (each.number, each.is_repeated) for each in theirs[name].fields}
+        types = {each.name: int32 if each.type == enum else each.type for each in theirs[name].fields}
+        for ours in made.DESCRIPTOR.fields:
+            assert (ours.number, ours.is_repeated) == wire[ours.name], (name, ours.name)
+            assert ours.type == types[ours.name], (name, ours.name)
+            checked += 1
+    assert checked > 100
+
+
+def test_names_types_and_shapes_are_those_of_a_triton_repository(server, tiny_run, tmp_path):
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+    export_triton([open_bundle(tiny_run)], tmp_path / "repository")
+    text = (tmp_path / "repository/run/config.pbtxt").read_text()
+    theirs, ours = text_format.Parse(text, ModelConfig()), server.repository.get("run").config(16)
+    assert theirs.name == ours["name"]
+    assert [(each.name, DataType.Name(each.data_type), list(each.dims)) for each in theirs.input] == [
+        (each["name"], each["data_type"], each["dims"]) for each in ours["input"]
+    ]
+    expected = [(each.name, DataType.Name(each.data_type), list(each.dims)) for each in theirs.output]
+    assert expected == [
+        (each["name"], each["data_type"], each["dims"]) for each in ours["output"] if each["name"] != "label"
+    ]
+
+
+def test_grpc_keeps_its_limits_and_its_token(tiny_run):
+    grpc = pytest.importorskip("grpc", reason="needs tlkit[serve-grpc]")
+    module = client_module("grpc")
+    from tritonclient.utils import InferenceServerException
+
+    with serving([tiny_run], grpc_port=0, token="open sesame") as server:  # noqa: S106 - of a test
+        made = module.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
+        assert made.is_server_ready()
+        with pytest.raises(InferenceServerException, match="bearer token"):
+            made.get_model_metadata("run")
+        assert made.get_model_metadata("run", headers={"authorization": "Bearer open sesame"}).name == "run"
+        channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", compression=grpc.Compression.Gzip)
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError) as refused:  # a bomb is not unpacked
+            call(bytes(1 << 26), metadata=[("authorization", "Bearer open sesame")])
+        assert refused.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+        made.close()
+        channel.close()
+
+
+def test_the_client_of_the_documents_works(server, tiny_run, checkout, tmp_path, monkeypatch, capsys):
+    client_module("http")
+    texts = [block.text for block in blocks(checkout / "docs/serving.md") if "localhost:8000" in block.text]
+    python = [text for text in texts if "tritonclient" in text]
+    assert len(python) == 1
+    file = min((tiny_run / "golden").glob("*.png"))
+    shutil.copy(file, tmp_path / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(python[0].replace("localhost:8000", f"127.0.0.1:{server.port}"), "serving.md", "exec"), {})  # noqa: S102
+    with open_graph(tiny_run, "model") as model:
+        assert capsys.readouterr().out.split()[0] == model.predict([file])[0].label
