@@ -5,13 +5,13 @@ VENV ?= .venv
 PYTHON ?=
 WORKERS ?= 2
 
-BIN := $(VENV)/bin
+BIN = $(VENV)/bin
 READY := $(VENV)/.ready
 USE := $(VENV)/.ready-to-use
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help setup demo test lint bench fuzz clean
+.PHONY: help setup demo test lowest lint bench fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,13 @@ demo: $(USE) ## Train, export, verify and use a classifier
 # One thread per worker: each would otherwise start as many as there are cores, and they would slow each other down.
 test: $(READY) ## Run all tests but those marked slow or gpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+lowest: VENV := .venv-lowest
+lowest: ## Run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest
+	@$(FIND_PYTHON)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --deselect tests/project/test_borders.py
 
 lint: $(READY) ## Check style, types and borders, as `make test` does among others
 	$(BIN)/python -m pytest -q tests/project/test_borders.py

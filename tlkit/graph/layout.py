@@ -141,12 +141,13 @@ class _Stem:
         if convolution is None or quantize is None or dequantize is None:
             return None
         settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in convolution.attribute}
-        if not settings.keys() >= {"kernel_shape", "pads", "strides", "group", "dilations"}:
+        weights = _weights(graph, convolution)
+        known = settings.keys() >= {"pads", "strides", "group", "dilations"}
+        if not known or len(weights) < len(convolution.input) - 1:
             return None
         _, rows, width, channels = (size.dim_value for size in graph.input[0].type.tensor_type.shape.dim)
-        (tall, wide), (top, left, bottom, right), (down, across) = (
-            settings[name] for name in ("kernel_shape", "pads", "strides")
-        )
+        (top, left, bottom, right), (down, across) = (settings[name] for name in ("pads", "strides"))
+        tall, wide = _tensor(graph, weights[0].input[0]).shape[2:]
         fits = (
             settings["group"] == 1
             and settings["dilations"] == [1, 1]
@@ -154,7 +155,6 @@ class _Stem:
             and channels == CHANNELS
             and width % MERGED == 0
             and (width + left + right - wide) // STRIDE + 1 == width // STRIDE
-            and len(_weights(graph, convolution)) == len(convolution.input) - 1
         )
         if not fits:
             return None

@@ -81,5 +81,8 @@ def test_a_tag_that_timm_does_not_have_names_those_it_has() -> None:
 
 
 def test_what_is_not_square_or_has_a_border_is_refused() -> None:
-    with pytest.raises(UsageError, match="3 x 1024 x 768"):
-        _ = Timm("timm/vit_base_patch16_sapiens2").preprocessing
+    for name in timm.list_models():
+        channels, height, width = get_pretrained_cfg(name).input_size
+        if height != width and channels == 3:
+            with pytest.raises(UsageError, match=f"3 x {height} x {width}"):
+                _ = Timm(f"timm/{name}").preprocessing
