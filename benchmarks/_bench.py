@@ -15,10 +15,13 @@ import atexit
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import platform
+import resource
 import runpy
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -46,7 +49,18 @@ PYTHON = sys.executable
 TLKIT = str(Path(PYTHON).with_name("tlkit"))
 
 # Named in every result where it is installed.
-PACKAGES = ("tlkit", "onnxruntime", "numpy", "pillow", "scikit-learn", "torch", "torchvision", "timm", "fastai")
+PACKAGES = (
+    "tlkit",
+    "onnxruntime",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "fastai",
+)
 
 
 @dataclass
@@ -130,6 +144,34 @@ def _code_of(program: str, *arguments: str) -> object:
     except SystemExit as end:
         return end.code
     return 0
+
+
+def limited(function: Callable[[], dict[str, Any]], seconds: int) -> dict[str, Any]:
+    """Return what a function finds in a process of its own with a limit of CPU time.
+
+    If that ends by a signal, or waits ten times as long, this is said as the `reason` of the `state` failed.
+    """
+    receive, send = multiprocessing.Pipe(duplex=False)
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+        send.send_bytes(json.dumps(function()).encode())
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    send.close()
+    try:
+        found = receive.recv_bytes() if receive.poll(10 * seconds) else None
+    except EOFError:
+        found = None
+    if found is None:
+        process.kill()
+    process.join()
+    if found is None:
+        ended = "it took too long" if process.exitcode == -signal.SIGXCPU else f"its process ended: {process.exitcode}"
+        return {"state": "failed", "reason": f"{ended} (limit: {seconds} s of CPU time)"}
+    row: dict[str, Any] = json.loads(found)
+    return row
 
 
 def interleave(sides: Mapping[str, Sequence[str] | Callable[[], Run]], turns: int) -> dict[str, list[Run]]:

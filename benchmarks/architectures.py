@@ -1,31 +1,36 @@
 """Networks of timm, torchvision and transformers as backbones: taken apart, checked, and compared with their library.
 
-`timm` draws architectures at random; `torchvision` and `transformers` take those of each family through the checks of
-`tlkit.conformance`. Weights are random. Each is compared with the library's own forward pass behind its own
-preprocessing on twenty pictures: as they are, and with sides that the library needs not round to whole pixels before it
-crops, as tlkit does not. Rows that were made before are kept in `--rows` and not made again.
+`timm` draws architectures at random; `torchvision` and `transformers` take one network of each family. Weights are
+random. Each is compared with the library's own forward pass behind its own preprocessing on twenty pictures: as they
+are, and with sides that the library needs not round to whole pixels before it crops, as tlkit does not. Then the checks
+of `tlkit.conformance` run on small images: at the smallest of 64, 96, 128 and 160 pixels where the network has the
+stages that it has at its own size, else at its own.
+
+Each comparison and each set of checks runs in a process of its own with a limit of CPU time, and is a file in `--rows`:
+what was interrupted is continued, and what is there is not made again. Remove a file, or the folder, to make it again.
 """
 
 from __future__ import annotations
 
-import gc
 import json
+import os
 import random
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from _bench import ROOT, SETTINGS, Bar, Report, parsed, parser
+from _bench import ROOT, SETTINGS, Bar, Report, limited, parsed, parser
 
-LIBRARIES = ("timm", "torchvision", "transformers")
+LIBRARIES = ("torchvision", "transformers", "timm")
 SEED = 13
 LARGEST = 30e6, 256  # parameters and pixels of what is drawn
-LEGACY = r"legacy_|test_|.*_legacy_|tf_.*_ap$|vgg|inception|xception|nasnet|pnasnet|dpn|dla"
-STATES = ("pass", "failed", "refused")
+LEGACY = r"legacy_|test_"  # as timm calls them, and the tiny ones of its tests
+SMALL = (64, 96, 128, 160)  # pixels
+LIMIT = 600  # seconds of CPU time of a comparison, and of a set of checks
 
 # One network of each family, at the smallest size of images that shows all of its layers.
 TORCHVISION = {
@@ -45,59 +50,111 @@ TORCHVISION = {
 Row = dict[str, Any]
 
 
+class Case(NamedTuple):
+    """Network to examine: the component at its own size, and the one whose checks run."""
+
+    family: str
+    name: str
+    own: Callable[[], Any]
+    small: Callable[[], Any]
+
+
 def main() -> int:
     options = parser(__doc__, repeat=1)
     options.add_argument("libraries", nargs="*", metavar="LIBRARY", help=f"of {', '.join(LIBRARIES)} (default: all)")
     options.add_argument("--count", type=int, default=60, help="architectures of timm to draw")
-    options.add_argument("--rows", type=Path, help="folder for rows as they are made (default: that of the results)")
-    args = parsed(options, count=1, pictures=2)
-    known = [name for name in LIBRARIES if name in (args.libraries or LIBRARIES)]
+    options.add_argument("--rows", type=Path, help="folder of what was found so far (default: build/architectures)")
+    args = parsed(options, count=1)
     code = 0
-    for library in known:
+    for library in (name for name in LIBRARIES if name in (args.libraries or LIBRARIES)):
         sys.path.insert(0, str(ROOT / "plugins" / f"tlkit-{library}"))
-        rows = made(library, args.rows or args.results, args.count)
+        folder = args.rows or (args.results / "rows" if SETTINGS.smallest else ROOT / "build/architectures")
+        cases = list(drawn(args.count) if library == "timm" else families(library))
+        rows = examined(library, cases, folder / f"{library}-{metadata.version(library)}")
         code |= report(library, rows, args.count).save()
     return code
 
 
-def made(library: str, folder: Path, count: int) -> list[Row]:
-    """Return the rows of a library; those that are not in `folder` yet are made and added."""
-    kept = folder / f"architectures-{library}.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, Row] = {}
-    if kept.exists():
-        rows = {row["name"]: row for row in map(json.loads, kept.read_text().splitlines())}
-    wanted = drawn(count) if library == "timm" else components(library)
-    names = []
-    for family, name, *make in wanted:
-        names.append(name)
-        if name not in rows:
-            started = time.perf_counter()
-            row = {"name": name, "family": family, **examined(library, *make)}
-            rows[name] = {**row, "seconds": time.perf_counter() - started}
-            with kept.open("a") as file:
-                file.write(json.dumps(rows[name]) + "\n")
-            print(rows[name], file=sys.stderr)
-            gc.collect()
-    return [rows[name] for name in names]
+def examined(library: str, cases: list[Case], folder: Path) -> list[Row]:
+    """Return a row per case, of the records in `folder`; those that are not there yet are made: comparisons first."""
+    rows: dict[str, Row] = {case.name: {"name": case.name, "family": case.family} for case in cases}
+    for step in (compared, checked):
+        for case in cases:
+            row = rows[case.name]
+            if "reason" not in row:
+                record = folder / f"{case.name.replace('/', '--')}.{step.__name__}.json"
+                row |= kept(record, lambda case=case, step=step: attempted(library, case, step))
+    for row in rows.values():
+        right = "reason" not in row and row["difference"] <= 1e-4 and row["cosine"] >= 0.9999 and not row["failed"]
+        row.setdefault("state", "pass" if right else "failed")
+        row["seconds"] = sum(value for key, value in row.items() if key.endswith(" seconds"))
+    return list(rows.values())
 
 
-def drawn(count: int) -> Iterator[tuple[Any, ...]]:
+def kept(record: Path, make: Callable[[], Row]) -> Row:
+    """Return what a record holds; without one, make it in a process of its own and keep it."""
+    if not record.exists():
+        record.parent.mkdir(parents=True, exist_ok=True)
+        row = limited(make, LIMIT)
+        partial = record.with_suffix(".partial")
+        partial.write_text(json.dumps(row))
+        os.replace(partial, record)
+        print(record.stem, row, file=sys.stderr, flush=True)
+    found: Row = json.loads(record.read_text())
+    return found
+
+
+def attempted(library: str, case: Case, step: Callable[[Case, Any], Row]) -> Row:
+    """Return what a step finds, with the seconds of CPU time that it took, or the reason why it finds nothing."""
+    from tlkit.errors import UsageError
+
+    module = import_module(f"tlkit_{library}.conformance")
+    reference = next(value for name, value in vars(module).items() if name.lower() == f"{library}reference")()
+    started = time.process_time()
+    try:
+        row = step(case, reference)
+    except UsageError as refusal:
+        row = {"state": "refused", "reason": str(refusal)}
+    except Exception as error:  # noqa: BLE001 - whatever it is, it belongs in the table
+        row = {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
+    return row | {f"{step.__name__} seconds": time.process_time() - started}
+
+
+def drawn(count: int) -> Iterator[Case]:
     """Yield `count` architectures of timm that are not legacy and not too large, drawn at random."""
     import timm
     from timm.models import get_pretrained_cfg
     from tlkit_timm.backbone import PREFIX, Timm
 
-    names = [name for name in timm.list_models() if not re.match(LEGACY, name)]
-    if SETTINGS.smallest:
-        names = ["test_vit"]
+    names = ["test_vit"] if SETTINGS.smallest else [name for name in timm.list_models() if not re.match(LEGACY, name)]
     random.Random(SEED).shuffle(names)
     for name in names:
         size = max(get_pretrained_cfg(name).input_size[1:])
         if count and size <= LARGEST[1] and parameters(name) <= LARGEST[0]:
             count -= 1
             family = timm.model_entrypoint(name).__module__.rpartition(".")[2]
-            yield family, PREFIX + name, lambda name=name: Timm(PREFIX + name)
+            make = lambda name=name: Timm(PREFIX + name)  # noqa: E731
+            yield Case(family, PREFIX + name, make, lambda make=make: smaller(make()))
+
+
+def smaller(component: Any) -> Any:
+    """Return the component for the smallest images at which it has the stages that it has at its own size."""
+    from dataclasses import replace
+
+    from tlkit_timm import loading, stages
+
+    from tlkit.errors import UsageError
+
+    own = component.preprocessing.size
+    names = list(stages.stages(loading.outline(component.known, None), own))
+    for size in SMALL:
+        if size < own:
+            try:
+                if list(stages.stages(loading.outline(component.known, size), size)) == names:
+                    return replace(component, size=size)
+            except (UsageError, AssertionError, RuntimeError, ValueError):  # how timm refuses a size
+                continue
+    return component
 
 
 def parameters(name: str) -> int:
@@ -108,57 +165,40 @@ def parameters(name: str) -> int:
         return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
 
 
-def components(library: str) -> Iterator[tuple[Any, ...]]:
-    """Yield family and name of one network of each family, its maker, and one of it for small images to be checked."""
+def families(library: str) -> Iterator[Case]:
+    """Yield one network of each family of a library, and the same for small images."""
     if library == "torchvision":
         from tlkit_torchvision.backbone import PREFIX, Torchvision
 
-        families = {"MobileNetV3": TORCHVISION["MobileNetV3"]} if SETTINGS.smallest else TORCHVISION
-        for family, (name, size) in families.items():
-            makers = (lambda n=name, size=size: Torchvision(PREFIX + n, size=size) for size in (None, size))
-            yield family, PREFIX + name, *makers
+        known = {"MobileNetV3": TORCHVISION["MobileNetV3"]} if SETTINGS.smallest else TORCHVISION
+        for family, (name, size) in known.items():
+            own, small = (lambda n=PREFIX + name, size=size: Torchvision(n, size=size) for size in (None, size))
+            yield Case(family, PREFIX + name, own, small)
         return
     sys.path.insert(0, str(ROOT / "plugins/tlkit-transformers/tests"))
     from small import FAMILIES, small
-    from tlkit_transformers.backbone import Transformers
+    from tlkit_transformers.backbone import PREFIX, Transformers
 
     for family, (name, config) in list(FAMILIES.items())[: 1 if SETTINGS.smallest else None]:
         # The size of the image processor, with which it can be compared, and one for small images.
-        own = Transformers(f"transformers/{name}", config=json.dumps({**config, **_larger(config)}))
-        yield family, own.name, lambda own=own: own, lambda family=family: small(family)
+        given = json.dumps({**config, **larger(config)})
+        own = lambda name=name, given=given: Transformers(PREFIX + name, config=given)  # noqa: E731
+        yield Case(family, PREFIX + name, own, lambda family=family: small(family))
 
 
-def _larger(config: Mapping[str, Any]) -> dict[str, Any]:
+def larger(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the changes with which a small network takes images of the published size."""
     return {"image_size": 224, "patch_size": 16 if "hidden_size" in config else 4} if "image_size" in config else {}
 
 
-def examined(library: str, make: Callable[[], Any], small: Callable[[], Any] | None = None) -> Row:
-    """Return what is found out about a backbone."""
-    from tlkit.errors import UsageError
-
-    module = import_module(f"tlkit_{library}.conformance")
-    reference = next(value for name, value in vars(module).items() if name.lower() == f"{library}reference")()
-    try:
-        component = make()
-        row = compared(component, reference)
-        if small is not None:
-            row |= checked(small(), component, reference)
-    except UsageError as refusal:
-        return {"state": "refused", "reason": str(refusal)}
-    except Exception as error:  # noqa: BLE001 - whatever it is, it belongs in the table
-        return {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
-    right = row["difference"] <= 1e-4 and row["cosine"] >= 0.9999 and not row.get("failed")
-    return {"state": "pass" if right else "failed", **row}
-
-
-def compared(component: Any, reference: Any) -> Row:
+def compared(case: Case, reference: Any) -> Row:
     """Return how far features are from the library's: of noise, and of pictures behind its own preprocessing."""
     import torch
 
     from tlkit.conformance.backbone.vary import vary
     from tlkit.model.trunk import build
 
+    component = case.own()
     torch.manual_seed(0)
     network = reference.features(component, pretrained=False)
     torch.manual_seed(0)
@@ -207,7 +247,7 @@ def cosines(component: Any, reference: Any, trunk: Any, network: Any) -> Row:
     return found
 
 
-def checked(component: Any, own: Any, reference: Any) -> Row:
+def checked(case: Case, reference: Any) -> Row:
     """Return how many checks of `tlkit.conformance` passed, and the reasons of those that did not.
 
     Preprocessing is checked at the size of the weights.
@@ -215,11 +255,12 @@ def checked(component: Any, own: Any, reference: Any) -> Row:
     from tlkit.conformance import run
 
     preprocessing = "preprocessing-equals-the-library"
-    results = [result for result in run(component, reference=reference) if result.name != preprocessing]
-    results += run(own, reference=reference, only=[preprocessing])
+    small = case.small()
+    results = [result for result in run(small, reference=reference) if result.name != preprocessing]
+    results += run(case.own(), reference=reference, only=[preprocessing])
     count = {state: sum(result.state == state for result in results) for state in ("pass", "exempt", "skip")}
     failed = {result.name: result.reason for result in results if result.state == "fail"}
-    return {"checks": count, "failed": failed}
+    return {"checked pixels": small.preprocessing.size, "checks": count, "failed": failed}
 
 
 def report(library: str, rows: list[Row], count: int) -> Report:
@@ -235,15 +276,15 @@ def report(library: str, rows: list[Row], count: int) -> Report:
         "features of the chained stages and of the library's own forward pass, as a share of the largest value. "
         "*cosine*: the smallest between features behind tlkit's and behind the library's own preprocessing, of twenty "
         "pictures with sides that leave nothing to round; *any size*: of six pictures of other sizes, where the "
-        "library rounds to whole pixels.",
-        {"count": count, "seed": SEED},
+        "library rounds to whole pixels. *checks*: those of conformance that passed, at that many pixels.",
+        {"count": count, "seed": SEED} if library == "timm" else {"count": len(rows)},
     )
     made.figures["rows"] = rows
     made.rows = [cells(row) for row in rows] or [cells({"name": "none", "family": "", "state": "failed"})]
     passed = 100 * sum(row["state"] == "pass" for row in rows) / max(len(rows), 1)
     made.bars.append(Bar("taken apart and passing", [passed], "≥", 90 if library == "timm" else 95, " %", 1))
     made.notes += [f"{row['name']} {row['state']}: {why(row)}" for row in rows if row["state"] != "pass"]
-    made.notes.append(f"{sum(row['seconds'] for row in rows):.0f} s in all")
+    made.notes.append(f"{sum(row['seconds'] for row in rows):.0f} s of CPU time in all, {LIMIT} s at most for a step")
     return made
 
 
@@ -266,7 +307,9 @@ def cells(row: Row) -> dict[str, str]:
         "difference": f"{row['difference']:.0e}" if "difference" in row else "",
         "cosine": f"{row['cosine']:.6f}" if "cosine" in row else "",
         "any size": f"{row['cosine of any size']:.4f}" if "cosine" in row else "",
-        "checks": f"{checks['pass']} passed, {checks['exempt']} exempt" if checks else "",
+        "checks": f"{checks['pass']} of {checks['pass'] + len(row['failed'])} at {row['checked pixels']}"
+        if checks
+        else "",
     }
 
 
