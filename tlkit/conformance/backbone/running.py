@@ -140,7 +140,7 @@ def features_equal_the_library(subject: BackboneSubject) -> None:
         trunk = subject.trunk if subject.pretrained else subject.random_trunk()
     inputs = trunk.normalize(subject.images)
     if not subject.pretrained:
-        vary(network, lambda: network(inputs.clone()))
+        vary(network, lambda: network(trunk.normalize(subject.fitting)))
         subject.vary(trunk)
     with torch.inference_mode():
         expected, got = network(inputs.clone()), trunk(subject.images)

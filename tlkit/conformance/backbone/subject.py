@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from tlkit.conformance.backbone.vary import vary
 from tlkit.conformance.graph import open_graph, trace
+from tlkit.conformance.pictures import pictures
 from tlkit.conformance.subject import Skipped, Subject, expect, prepared
 from tlkit.conformance.watch import Watch, watching
+from tlkit.data.preprocessing import load
 from tlkit.errors import ResourceError
 from tlkit.graph.compose import stage_output
 from tlkit.model import trunk as trunks
@@ -64,7 +66,7 @@ class BackboneSubject(Subject[Backbone]):
 
     def vary(self, trunk: trunks.Trunk) -> trunks.Trunk:
         """Return `trunk` with varied weights."""
-        return vary(trunk, lambda: self.chain(trunk))
+        return vary(trunk, lambda: self.chain(trunk, self.fitting))
 
     def fresh(self) -> trunks.Trunk:
         """Return a copy of `trunk` that may be changed."""
@@ -90,15 +92,24 @@ class BackboneSubject(Subject[Backbone]):
         """Five images, uint8 `(5, S, S, 3)`: noise, coarse noise, a gradient, black, white."""
         return _images(self.preprocessing.size)
 
+    @prepared("preprocessing")
+    def fitting(self) -> Tensor:
+        """Images that batch norms with random weights are fitted to, uint8 `(9, S, S, 3)`: the test images, pictures.
+
+        Fitted to noise alone, they would magnify rounding errors of pictures.
+        """
+        few = [load(picture, self.preprocessing) for picture in pictures()[:4]]
+        return torch.cat([self.images, torch.as_tensor(np.stack(few))])
+
     @prepared("chains")
     def maps(self) -> list[Tensor]:
         """Output `(5, ...)` of each stage for the images, not pooled."""
         with torch.inference_mode():
-            return self.chain(self.trunk)
+            return self.chain(self.trunk, self.images)
 
-    def chain(self, trunk: trunks.Trunk) -> list[Tensor]:
-        """Return a copy of the output of each stage of a trunk."""
-        x, outputs = trunk.normalize(self.images), []
+    def chain(self, trunk: trunks.Trunk, images: Tensor) -> list[Tensor]:
+        """Return a copy of the output of each stage of a trunk for images."""
+        x, outputs = trunk.normalize(images), []
         for name, stage in trunk.stages.items():
             x = stage(x.clone())
             expect(isinstance(x, Tensor), f"{name} gives {type(x).__name__}", do="have each stage return one tensor")
