@@ -1,14 +1,34 @@
-"""A trunk is traced once per machine, and cut without another trace."""
+"""An architecture is traced once per machine, whatever the weights, and cut without another trace."""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
+import torch
 
 from tests.kit.tiny import Tiny
+from tests.kit.vit import TinyVit
 from tlkit.graph import trace
 from tlkit.graph.compose import stage_output
 from tlkit.model import trunk as trunks
+from tlkit.runtime.session import OnnxSession
+from tlkit.util.files import cache_dir
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced(tmp_path_factory):
+    """An empty cache for this module, and the modules that PyTorch traces."""
+    modules, real = [], trace._export
+
+    def export(module, *rest, **how):
+        modules.append(module)
+        return real(module, *rest, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(trace, "_export", export)
+        yield modules
 
 
 @pytest.fixture(scope="module")
@@ -16,15 +36,70 @@ def tiny():
     return trunks.build(Tiny())
 
 
-def test_a_trunk_is_traced_once(tiny, monkeypatch):
-    file = trace.stage_graph(tiny)
-    monkeypatch.setattr(trace, "trace", None)  # calling it would fail
-    assert trace.stage_graph(trunks.build(Tiny())) == file
-    part = trace.cut_stage_graph(tiny, "second")
-    assert trace.stage_graph(tiny.upto("second")) == part
+def retrained(trunk, seed):
+    """Give a trunk other weights and statistics, as a training does."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in trunk.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(1 + 0.2 * torch.rand(tensor.shape, generator=generator))
+    return trunk
+
+
+@pytest.mark.parametrize("backbone", [Tiny(), TinyVit()])
+def test_other_weights_cuts_and_maps_need_no_other_trace(backbone, traced):
+    traced.clear()
+    file = trace.stage_graph(trunks.build(backbone))
+    assert len(traced) == 1
+    assert trace.stage_graph(trunks.build(backbone)) == file
+    trunk = retrained(trunks.build(backbone), 0)
+    size = trunk.preprocessing.size
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    for part in (trunk, *(trunk.upto(name) for name in trunk.names)):
+        got = OnnxSession(trace.stage_graph(part)).run(images)
+        with torch.inference_mode():
+            outputs = [each.numpy() for each in trunks.StageOutputs(part)(torch.from_numpy(images))]
+        assert list(got) == [stage_output(name) for name in part.names]
+        for array, expected in zip(got.values(), outputs, strict=False):
+            assert np.allclose(array, expected, rtol=1e-4, atol=1e-4)
+        (features,) = OnnxSession(trace.map_graph(part)).run(images).values()
+        assert np.allclose(features, outputs[-1], rtol=1e-4, atol=1e-4)
+    assert len(traced) == 1
+
+
+def test_half_precision_is_traced_once_too(traced, tmp_path):
+    traced.clear()
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    for seed in (0, 1):
+        trunk = retrained(trunks.build(Tiny()), seed)
+        onnx.save(trace.half_precision_graph(trunk), tmp_path / "half.onnx")
+        (got,) = OnnxSession(tmp_path / "half.onnx").run(images).values()
+        with torch.inference_mode():
+            assert np.allclose(got, trunk(torch.from_numpy(images)).numpy(), rtol=0.02, atol=0.02)
+    assert len(traced) == 1
+
+
+def test_the_cached_architecture_holds_no_weights(tiny):
+    trace.stage_graph(tiny)
+    parts = [tiny.upto(name) for name in tiny.names]
+    files = [next(cache_dir("graphs").glob(f"{trunks.architecture_hash(part)}-*-architecture.*")) for part in parts]
+    state = trunks.StageOutputs(tiny).state_dict()
+    for file in files:
+        weights = [each for each in onnx.load(file).graph.initializer if each.name in state]
+        assert weights
+        assert not any(each.raw_data or each.float_data for each in weights)
+
+
+def test_another_structure_or_tie_is_another_architecture(tiny):
+    tied = trunks.build(Tiny())
+    tied.stages["second"][1].weight = tied.stages["second"][1].bias
+    other = trunks.build(Tiny())
+    other.stages["third"][2] = torch.nn.ReLU6()
+    assert len({trunks.architecture_hash(each) for each in (tiny, tied, other, tiny.upto("second"))}) == 4
+    assert trunks.architecture_hash(retrained(trunks.build(Tiny()), 0)) == trunks.architecture_hash(tiny)
 
 
 def test_the_graph_of_a_cut_has_its_stages(tiny):
-    graph = onnx.load(trace.cut_stage_graph(tiny, "second"))
+    graph = onnx.load(trace.stage_graph(tiny.upto("second")))
     assert [o.name for o in graph.graph.output] == [stage_output("first"), stage_output("second")]
     onnx.checker.check_model(graph, full_check=True)

@@ -1,7 +1,8 @@
 """Trace PyTorch modules into ONNX graphs. PyTorch is traced here and nowhere else.
 
-A trunk is traced once, with the features of every stage as outputs, and cached under a hash of everything that decides
-what it computes. `compose` cuts that graph and merges it with a head.
+An architecture is traced once, and its graph is cached without weights, for the trunk and for every cut of it. The
+graph of a trunk is that with its weights put in by name, then optimized, and cached under a hash of everything that
+decides what it computes. `compose` cuts it and merges it with a head.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import onnx
 import torch
@@ -19,21 +22,20 @@ from torch import nn
 from tlkit.errors import PluginError, TlkitError
 from tlkit.graph.cache import cached_graph
 from tlkit.graph.compose import extract_graph, import_once, stage_output
+from tlkit.graph.weights import put_weights, remove_weights
 from tlkit.model.modules import ScoredHead
-from tlkit.model.trunk import FeatureMap, HalfPrecision, StageFeatures, Trunk, fingerprint
+from tlkit.model.trunk import HalfPrecision, StageOutputs, Trunk, architecture_hash, fingerprint, tensors
 from tlkit.plugin.blame import attributed, summary
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS
 from tlkit.version import __version__
 
 OPSET = 20
 IR_VERSION = 9  # the least that this opset needs; what older runtimes can read
-MAP = "map"
 
 
 def stage_graph(trunk: Trunk) -> Path:
     """Return the cached file of the graph that outputs the features of every stage."""
-    outputs = [stage_output(name) for name in trunk.names]
-    return _cached(trunk, "", lambda: trace(StageFeatures(trunk), example_images(trunk), IMAGES, outputs))
+    return _cached(trunk, "", [stage_output(name) for name in trunk.names])
 
 
 def map_graph(trunk: Trunk) -> Path:
@@ -41,19 +43,17 @@ def map_graph(trunk: Trunk) -> Path:
 
     The trainable stages begin with this map if those before are frozen.
     """
-    return _cached(trunk, "-map", lambda: trace(FeatureMap(trunk), example_images(trunk), IMAGES, [MAP]))
-
-
-def cut_stage_graph(trunk: Trunk, cut: str) -> Path:
-    """Return the file of `stage_graph` for the trunk that ends at `cut`, cut from that of the full trunk."""
-    part = trunk.upto(cut)
-    outputs = [stage_output(name) for name in part.names]
-    return _cached(part, "", lambda: extract_graph(onnx.load_model(stage_graph(trunk)), outputs))
+    return _cached(trunk, "-map", [_map_output(trunk.names[-1])])
 
 
 def half_precision_graph(trunk: Trunk) -> onnx.ModelProto:
     """Return the graph of a trunk, `images` to `features`, with the stages in float16."""
-    return trace(HalfPrecision(trunk), example_images(trunk), IMAGES, [FEATURES])
+    module = HalfPrecision(trunk)
+
+    def make() -> onnx.ModelProto:
+        return remove_weights(_export(module, example_images(trunk), IMAGES, [FEATURES], optimize=False), module)
+
+    return _complete(onnx.load_model(_cached_architecture(trunk, "-half", make)), module)
 
 
 def head_graph(head: nn.Module, width: int, scores: Sequence[str] = ()) -> onnx.ModelProto:
@@ -63,6 +63,13 @@ def head_graph(head: nn.Module, width: int, scores: Sequence[str] = ()) -> onnx.
 
 def trace(module: nn.Module, example: torch.Tensor, name: str, outputs: Sequence[str]) -> onnx.ModelProto:
     """Return the ONNX graph of a module in eval mode, with a dynamic first axis and all weights inside."""
+    return _export(module, example, name, outputs, optimize=True)
+
+
+def _export(
+    module: nn.Module, example: torch.Tensor, name: str, outputs: Sequence[str], *, optimize: bool
+) -> onnx.ModelProto:
+    """Return the ONNX graph of a module; not optimized, its weights keep their names and values."""
     module = module.eval().requires_grad_(False)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -70,7 +77,7 @@ def trace(module: nn.Module, example: torch.Tensor, name: str, outputs: Sequence
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 module,
                 (example,),
                 dynamo=True,
@@ -80,6 +87,7 @@ def trace(module: nn.Module, example: torch.Tensor, name: str, outputs: Sequence
                 output_names=list(outputs),
                 dynamic_shapes=({0: torch.export.Dim(BATCH)},),
                 verbose=False,
+                optimize=optimize,
             )
     except (MemoryError, TlkitError):
         raise
@@ -91,7 +99,11 @@ def trace(module: nn.Module, example: torch.Tensor, name: str, outputs: Sequence
         raise attributed(error) or PluginError(what, do="see: tlkit plugins check, of the backbone or head") from error
     finally:
         logger.setLevel(level)
-    graph: onnx.ModelProto = cast("torch.onnx.ONNXProgram", program).model_proto
+    return _cleaned(program.model_proto)
+
+
+def _cleaned(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph of PyTorch's without what tells of the machine, for runtimes of any age."""
     graph.ir_version = IR_VERSION
     import_once(graph)
     del graph.metadata_props[:]
@@ -107,6 +119,52 @@ def example_images(trunk: Trunk) -> torch.Tensor:
     return torch.zeros(2, size, size, 3, dtype=torch.uint8)
 
 
-def _cached(trunk: Trunk, suffix: str, make: Callable[[], onnx.ModelProto]) -> Path:
-    """Return the file of a graph of a trunk, made once per machine."""
-    return cached_graph(f"{fingerprint(trunk)}-opset{OPSET}-{__version__}{suffix}", make)
+def _cached(trunk: Trunk, suffix: str, outputs: list[str]) -> Path:
+    """Return the file of the graph that computes some outputs of an architecture, with the weights of a trunk."""
+
+    def make() -> onnx.ModelProto:
+        return _complete(extract_graph(_architecture(trunk), outputs), StageOutputs(trunk))
+
+    return cached_graph(f"{fingerprint(trunk)}-{_versions()}{suffix}", make)
+
+
+def _architecture(trunk: Trunk) -> onnx.ModelProto:
+    """Return the graph without weights of every output of `StageOutputs`; those of all cuts are cached with it."""
+
+    def make() -> onnx.ModelProto:
+        module = StageOutputs(trunk)
+        graph = _export(module, example_images(trunk), IMAGES, _all_outputs(trunk), optimize=False)
+        graph = remove_weights(graph, module)
+        for cut in trunk.names[:-1]:
+            part = trunk.upto(cut)
+            _cached_architecture(part, "", partial(extract_graph, graph, _all_outputs(part)))
+        return graph
+
+    return onnx.load_model(_cached_architecture(trunk, "", make))
+
+
+def _cached_architecture(trunk: Trunk, suffix: str, make: Callable[[], onnx.ModelProto]) -> Path:
+    return cached_graph(f"{architecture_hash(trunk)}-{_versions()}-architecture{suffix}", make)
+
+
+def _complete(graph: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
+    """Return the graph of an architecture with a module's weights, optimized as PyTorch does: batch norms folded."""
+    from onnxscript import ir  # not above: nothing needs it where all graphs are cached
+
+    put_weights(graph, tensors(module))
+    program = torch.onnx.ONNXProgram(ir.from_proto(graph), None)
+    program.optimize()
+    return _cleaned(program.model_proto)
+
+
+def _all_outputs(trunk: Trunk) -> list[str]:
+    return [*map(stage_output, trunk.names), *map(_map_output, trunk.names)]
+
+
+def _map_output(stage: str) -> str:
+    """Return the name of the output with the map of a stage, in the graph of an architecture."""
+    return f"map.{stage}"
+
+
+def _versions() -> str:
+    return f"opset{OPSET}-{__version__}-{version('onnxscript')}"

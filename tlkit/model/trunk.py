@@ -151,16 +151,14 @@ class StageFeatures(nn.Module):
         return tuple(self.trunk.pool(x) for x in self.trunk.maps(images))
 
 
-class FeatureMap(nn.Module):
-    """Images to the feature map of the last stage, `(N, H, W, C)`, or its output as it is if it has no space."""
+class StageOutputs(StageFeatures):
+    """Images to the pooled features of every stage, then to their maps `(N, H, W, C)`, as they are without space."""
 
-    def __init__(self, trunk: Trunk) -> None:
-        super().__init__()
-        self.trunk = trunk
-
-    def forward(self, images: Tensor) -> Tensor:
-        last = self.trunk.maps(images)[-1]
-        return last.permute(0, 2, 3, 1) if last.ndim == 4 else last
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = self.trunk.maps(images)
+        # A clone: what has nothing to pool would otherwise be one tensor for two outputs.
+        last = (x.permute(0, 2, 3, 1) if x.ndim == 4 else x.clone() for x in maps)
+        return (*map(self.trunk.pool, maps), *last)
 
 
 def build(backbone: Backbone, *, pretrained: bool = True, preprocessing: Preprocessing | None = None) -> Trunk:
@@ -243,16 +241,26 @@ def misfits(shapes: Mapping[str, tuple[int, ...]], module: nn.Module) -> list[st
 
 
 def fingerprint(trunk: Trunk) -> str:
-    """Return a hash (hex) of everything that decides what a trunk computes: weights, code, preprocessing and torch.
+    """Return a hash (hex) of everything that decides what a trunk computes: its architecture and its weights."""
+    return hashlib.sha256(f"{architecture_hash(trunk)} {hash_tensors(trunk.state_dict())}".encode()).hexdigest()
 
-    Code is the sources of the backbone's distribution and its options, the source of every module class, and the
-    version of the library that it belongs to.
+
+def architecture_hash(trunk: Trunk) -> str:
+    """Return a hash (hex) of what decides on a trunk's graph besides the values of its weights.
+
+    That is its code, preprocessing, torch, and names, types and shapes of its weights, and which of them are one
+    tensor. Code is the sources of the backbone's distribution and its options, the source of every module class, and
+    the version of the library that it belongs to.
     """
-    decides = [torch.__version__, trunk.preprocessing, trunk, trunk.backbone, _libraries(trunk)]
+    owners: dict[tuple[int, torch.Size], str] = {}
+    tensors = {
+        name: (tensor.dtype, tensor.shape, owners.setdefault((tensor.data_ptr(), tensor.shape), name))
+        for name, tensor in trunk.state_dict().items()
+    }
+    decides = [torch.__version__, trunk.preprocessing, trunk, trunk.backbone, _libraries(trunk), tensors]
     digest = hashlib.sha256(" ".join(map(str, decides)).encode())
     for file in sorted({_source_file(module) for module in trunk.modules()}):
         digest.update(Path(file).read_bytes() if file else b"")
-    digest.update(hash_tensors(trunk.state_dict()).encode())
     return digest.hexdigest()
 
 

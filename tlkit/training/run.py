@@ -18,7 +18,6 @@ from torch import nn
 from tlkit.data import dataset as folder
 from tlkit.data.duplicates import find_duplicates
 from tlkit.errors import DataError
-from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Head, Progress, silent
 from tlkit.training.checkpoint import Checkpoints
@@ -119,9 +118,7 @@ def _train_head(plan: Plan, options: RunOptions, progress: Progress) -> Training
     train, val = plan.examples(features)
     monitor = Monitor(progress, phases=len(plan.phases), tensorboard=options.tensorboard)
     head, fitted = solve_or_fit(config.head, plan.phases, train, val, plan.classes, seed=config.seed, monitor=monitor)
-    result = write_bundle(plan, features, head, fitted, monitor.lines)
-    trace.cut_stage_graph(plan.full_trunk, result.cut)
-    return result
+    return write_bundle(plan, features, head, fitted, monitor.lines)
 
 
 def _fine_tune(plan: Plan, options: RunOptions, device: Device, progress: Progress) -> TrainingResult:
