@@ -21,8 +21,7 @@ from torch import nn
 
 from tlkit.errors import PluginError, TlkitError
 from tlkit.graph.cache import cached_graph
-from tlkit.graph.compose import extract_graph, import_once, stage_output
-from tlkit.graph.weights import put_weights, remove_weights
+from tlkit.graph.compose import extract_graph, import_once, put_weights, remove_weights, stage_output
 from tlkit.model.modules import ScoredHead
 from tlkit.model.trunk import HalfPrecision, StageOutputs, Trunk, architecture_hash, fingerprint, tensors
 from tlkit.plugin.blame import attributed, summary
