@@ -26,6 +26,7 @@ RESULTS = {
     "memory": ("memory",),
     "precision": ("precision",),
     "reference": ("reference",),
+    "serve": ("serve",),
     "shared": ("shared",),
     "startup": ("startup",),
     "train": ("train",),

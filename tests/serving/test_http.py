@@ -245,6 +245,15 @@ def test_slow_and_lying_clients_are_dropped(server):
     assert call(server, "GET", "/v2/health/ready")[0].status == 200
 
 
+def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_headers(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        ours = connection.getsockname()
+        until(lambda: ours in {each.client for each in server.http.server_state.connections})
+        accepted = next(each for each in server.http.server_state.connections if each.client == ours)
+        theirs = accepted.transport.get_extra_info("socket")
+        assert theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_the_log_and_the_metrics_tell_of_requests(server, files):
     server.lines.clear()
     call(server, "POST", "/predict", files[0].read_bytes())

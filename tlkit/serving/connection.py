@@ -29,6 +29,9 @@ def protocol_of(limits: Limits) -> type[H11Protocol]:
             if len(self.connections) > limits.connections:
                 transport.abort()
                 return
+            # asyncio does this only for sockets that name their protocol, which those of our listener do not; without
+            # it an answer waits 40 ms for the acknowledgement of its headers.
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.timer = self.loop.call_later(limits.reading / 3, transport.abort)
 
         def data_received(self, data: bytes) -> None:
