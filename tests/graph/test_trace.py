@@ -9,6 +9,7 @@ import torch
 
 from tests.kit.tiny import Tiny
 from tests.kit.vit import TinyVit
+from tlkit.errors import UsageError
 from tlkit.graph import trace
 from tlkit.graph.compose import stage_output
 from tlkit.model import trunk as trunks
@@ -97,6 +98,19 @@ def test_another_structure_or_tie_is_another_architecture(tiny):
     other.stages["third"][2] = torch.nn.ReLU6()
     assert len({trunks.architecture_hash(each) for each in (tiny, tied, other, tiny.upto("second"))}) == 4
     assert trunks.architecture_hash(retrained(trunks.build(Tiny()), 0)) == trunks.architecture_hash(tiny)
+
+
+def test_weights_beyond_what_a_file_holds_are_not_traced(tiny, monkeypatch):
+    sizes = [sum(tensor.nbytes for tensor in stage.state_dict().values()) for stage in tiny.stages.values()]
+    first, last = tiny.names[0], tiny.names[-1]
+    assert trace.traceable(tiny, last) is tiny
+    monkeypatch.setattr(trace, "LARGEST", sum(sizes) - 1)
+    assert trace.traceable(tiny, first).names == tiny.names[:-1]
+    with pytest.raises(UsageError, match=f"up to stage '{last}' take .*--cut {tiny.names[-2]}"):
+        trace.traceable(tiny, last)
+    monkeypatch.setattr(trace, "LARGEST", sizes[0] - 1)
+    with pytest.raises(UsageError, match="take another backbone"):
+        trace.traceable(tiny, first)
 
 
 def test_the_graph_of_a_cut_has_its_stages(tiny):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import numpy as np
@@ -92,6 +93,23 @@ def test_a_half_file_is_refused(file):
 def test_no_file_is_a_data_error(file):
     with pytest.raises(DataError, match="no such file"):
         OnnxSession(file)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_file_that_was_checked_is_opened(file, monkeypatch, large):
+    onnx.save(graph(inside()), file)
+    opened, original = [], session._start
+
+    def replaced(source, *rest):
+        opened.append(source)
+        file.unlink()
+        file.write_bytes(b"another file of this name")
+        return original(source, *rest)
+
+    monkeypatch.setattr(session, "_LARGE", 0 if large else 2**30)
+    monkeypatch.setattr(session, "_start", replaced)
+    assert OnnxSession(file).run(np.zeros((3, 2), np.float32))["y"].tolist() == [[1, 1]] * 3
+    assert isinstance(opened[0], str if large and os.path.exists("/proc/self/fd") else bytes)
 
 
 class TestDevices:

@@ -103,7 +103,7 @@ def analyze(
 ) -> BackboneAnalysis:
     """Run the images through all stages, and some of them through the graph that measures the domain shift."""
     trunk = trunks.build(backbone, preprocessing=None if size is None else trunks.resized(backbone, size))
-    graph = trace.stage_graph(trunk)
+    graph = trace.stage_graph(trace.traceable(trunk, trunk.names[-1]))
     paths = [sample.path for sample in samples]
     started = time.perf_counter()
     features = extract(paths, graph, trunk.preprocessing, trunk.names, None, tick)

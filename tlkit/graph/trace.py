@@ -19,17 +19,38 @@ import onnx
 import torch
 from torch import nn
 
-from tlkit.errors import PluginError, TlkitError
+from tlkit.errors import PluginError, TlkitError, UsageError
 from tlkit.graph.cache import cached_graph
 from tlkit.graph.compose import extract_graph, import_once, put_weights, remove_weights, stage_output
 from tlkit.model.modules import ScoredHead
 from tlkit.model.trunk import HalfPrecision, StageOutputs, Trunk, architecture_hash, fingerprint, tensors
 from tlkit.plugin.blame import attributed, summary
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS
+from tlkit.util.text import format_bytes
 from tlkit.version import __version__
 
 OPSET = 20
 IR_VERSION = 9  # the least that this opset needs; what older runtimes can read
+MAP = "map"
+LARGEST = 2**31 - 2**26  # bytes of weights in one file; protobuf ends at 2 GiB, with the head and the rest
+
+
+def traceable(trunk: Trunk, cut: str) -> Trunk:
+    """Return a trunk up to the deepest stage with which its weights fit into an ONNX file.
+
+    Raises UsageError if the stage `cut` is not among them.
+    """
+    taken, wanted, names = 0, 0, list[str]()
+    for name, stage in trunk.stages.items():
+        taken += sum(tensor.nbytes for tensor in stage.state_dict().values())
+        wanted = taken if name == cut else wanted
+        if taken <= LARGEST:
+            names.append(name)
+    if cut not in names:
+        what = f"the weights up to stage {cut!r} take {format_bytes(wanted)}, more than an ONNX file holds"
+        do = f"take an earlier stage: --strategy frozen --cut {names[-1]}" if names else "take another backbone"
+        raise UsageError(what, do=do)
+    return trunk if len(names) == len(trunk.names) else trunk.upto(names[-1])
 
 
 def stage_graph(trunk: Trunk) -> Path:

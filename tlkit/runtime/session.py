@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from tlkit.util.files import open_regular, temporary_dir
 from tlkit.util.resources import REFUSED, cores, is_refused
 
 DEVICES = ("cpu", *providers.DEVICES)
+_LARGE = 2**26  # bytes of a graph; below it, copies don't matter
 LEVELS = ("all", "extended", "basic", "off")  # of graph optimization
 _FATAL = 4  # a severity of ONNX Runtime's loggers
 _DEVICE_FAILURES = re.compile(r"cuda|cudnn|cublas|cufft|tensorrt|\bnv\w+ error", re.IGNORECASE)
@@ -43,17 +45,17 @@ class OnnxSession(Session):
             raise UsageError(f"there is no device {device!r}", do=f"choose one of {', '.join(DEVICES)}")
         self.file, self.device = file, device
         self.setting = f"{device}, {level}"  # what decides on the output besides the graph
-        content = read_graph(file)
         options = quiet_options(threads or (cores() if workers == 1 else 1))
         name = "ORT_DISABLE_ALL" if level == "off" else f"ORT_ENABLE_{level.upper()}"
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, name)
         self._session: Any
         self._bound: providers.BoundSession | None = None
-        if device == "cpu":
-            self._session = _start(content, options, ["CPUExecutionProvider"], file, device)
-        else:
-            self._session, self._bound = _start_on_gpu(content, options, device, file)
-            self.batch_size = providers.BATCH
+        with _checked(file) as source:
+            if device == "cpu":
+                self._session = _start(source, options, ["CPUExecutionProvider"], file, device)
+            else:
+                self._session, self._bound = _start_on_gpu(source, options, device, file)
+                self.batch_size = providers.BATCH
         self.input: str = self._session.get_inputs()[0].name
         self.outputs: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
         self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
@@ -119,10 +121,10 @@ def quiet_options(threads: int = 0) -> Any:
     return options
 
 
-def _start(content: bytes, options: Any, names: Sequence[Any], file: Path, device: str) -> Any:
+def _start(source: bytes | str, options: Any, names: Sequence[Any], file: Path, device: str) -> Any:
     """Return ONNX Runtime's own session, which does not try other providers if these fail."""
     try:
-        return onnxruntime.InferenceSession(content, options, providers=list(names), enable_fallback=0)
+        return onnxruntime.InferenceSession(source, options, providers=list(names), enable_fallback=0)
     except Exception as error:  # onnxruntime has an exception class for each status, with no common base
         raise _explained("ONNX Runtime does not start", error, file, device) from error
 
@@ -150,7 +152,7 @@ def check_kernels(file: Path, device: str) -> None:
         raise ResourceError(what, file=file, do="take --precision fp16, or --device tensorrt, or the CPU")
 
 
-def _start_on_gpu(content: bytes, options: Any, device: str, file: Path) -> tuple[Any, providers.BoundSession]:
+def _start_on_gpu(source: bytes | str, options: Any, device: str, file: Path) -> tuple[Any, providers.BoundSession]:
     """Return a session whose first provider runs on the GPU, bound to buffers there. Raises ResourceError."""
     first = providers.DEVICES[device][0]
     if first not in onnxruntime.get_available_providers():
@@ -162,7 +164,7 @@ def _start_on_gpu(content: bytes, options: Any, device: str, file: Path) -> tupl
     except ResourceError as error:
         raise ResourceError(f"{first} does not start here: {error.what}", do=error.do) from error
     try:
-        session = _start(content, options, providers.provider_options(device, int(channel.stream)), file, device)
+        session = _start(source, options, providers.provider_options(device, int(channel.stream)), file, device)
         if session.get_providers()[0] == first:
             return session, providers.BoundSession(session, channel)
     except TlkitError:
@@ -181,16 +183,47 @@ def on_disk(graph: onnx.ModelProto) -> Iterator[Path]:
         yield file
 
 
+@contextmanager
+def _checked(file: Path) -> Iterator[bytes | str]:
+    """Yield a graph that passes `read_graph`: its bytes, or if it is large, what stands for the file that was checked.
+
+    ONNX Runtime keeps the bytes that it gets, beside the weights that it makes of them.
+    """
+    with ExitStack() as opened:
+        try:
+            stream = opened.enter_context(open_regular(file))
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        content = _check(stream, file)
+        descriptor = f"/proc/self/fd/{stream.fileno()}"  # that of another file in its place would be another
+        if len(content) < _LARGE or not os.path.exists(descriptor):
+            yield content
+        else:
+            del content
+            yield descriptor
+
+
 def read_graph(file: Path) -> bytes:
     """Return the bytes of a graph that passes ONNX's checker and holds all its weights inside.
 
-    The runtime gets these bytes, not the path, so that what was checked is what runs.
+    A runtime gets these bytes, not the path, so that what was checked is what runs.
     """
     try:
         with open_regular(file) as stream:
-            content = stream.read()
+            return _check(stream, file)
     except OSError as error:
-        raise DataError(f"can't be read: {(error.strerror or str(error)).lower()}", file=file) from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> DataError:
+    return DataError(f"can't be read: {(error.strerror or str(error)).lower()}", file=file)
+
+
+def _check(stream: IO[bytes], file: Path) -> bytes:
+    try:
+        content = stream.read()
+    except OSError as error:
+        raise _unreadable(file, error) from error
     try:
         graph = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's DecodeError, which onnx does not re-export
@@ -202,6 +235,7 @@ def read_graph(file: Path) -> bytes:
             file=file,
             do="export it again",
         )
+    del graph  # a copy of the weights; the checker makes one
     try:
         onnx.checker.check_model(content)
     except (onnx.checker.ValidationError, ValueError) as error:  # the latter where it quotes bytes that are no text

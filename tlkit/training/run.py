@@ -96,6 +96,7 @@ def make_plan(source: Path, out: Path, config: TrainingConfig) -> Plan:
     full_trunk = trunks.build(config.backbone, preprocessing=preprocessing)
     statistics = dataset_statistics(dataset)
     cut = trunks.check_cut(config.cut or config.strategy.cut(full_trunk.names, statistics), full_trunk.names)
+    full_trunk = trace.traceable(full_trunk, cut)
     trunk = full_trunk.upto(cut)
     phases = tuple(config.strategy.phases(trunk.names, statistics))
     check_phases(phases, trunk.names)
