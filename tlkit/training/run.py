@@ -18,6 +18,7 @@ from torch import nn
 from tlkit.data import dataset as folder
 from tlkit.data.duplicates import find_duplicates
 from tlkit.errors import DataError
+from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Head, Progress, silent
 from tlkit.training.checkpoint import Checkpoints
