@@ -50,7 +50,7 @@ TORCHVISION = {
 Row = dict[str, Any]
 
 
-class Case(NamedTuple):
+class Architecture(NamedTuple):
     """Network to examine: the component at its own size, and the one whose checks run."""
 
     family: str
@@ -76,8 +76,8 @@ def main() -> int:
     return code
 
 
-def examined(library: str, cases: list[Case], folder: Path, *, only_report: bool) -> list[Row]:
-    """Return a row per case, of the records in `folder`; those that are not there yet are made: comparisons first."""
+def examined(library: str, cases: list[Architecture], folder: Path, *, only_report: bool) -> list[Row]:
+    """Return a row per architecture, of the records in `folder`; those that are not there yet are made: comparisons first."""
     rows: dict[str, Row] = {case.name: {"name": case.name, "family": case.family} for case in cases}
     for step in (compared, checked):
         for case in cases:
@@ -108,7 +108,7 @@ def kept(record: Path, make: Callable[[], Row]) -> Row:
     return found
 
 
-def attempted(library: str, case: Case, step: Callable[[Case, Any], Row]) -> Row:
+def attempted(library: str, case: Architecture, step: Callable[[Architecture, Any], Row]) -> Row:
     """Return what a step finds, with the seconds of CPU time that it took, or the reason why it finds nothing."""
     from tlkit.errors import UsageError
 
@@ -124,7 +124,7 @@ def attempted(library: str, case: Case, step: Callable[[Case, Any], Row]) -> Row
     return row | {f"{step.__name__} seconds": time.process_time() - started}
 
 
-def drawn(count: int) -> Iterator[Case]:
+def drawn(count: int) -> Iterator[Architecture]:
     """Yield `count` architectures of timm that are not legacy and not too large, drawn at random."""
     import timm
     from timm.models import get_pretrained_cfg
@@ -138,7 +138,7 @@ def drawn(count: int) -> Iterator[Case]:
             count -= 1
             family = timm.model_entrypoint(name).__module__.rpartition(".")[2]
             make = lambda name=name: Timm(PREFIX + name)  # noqa: E731
-            yield Case(family, PREFIX + name, make, lambda make=make: smaller(make()))
+            yield Architecture(family, PREFIX + name, make, lambda make=make: smaller(make()))
 
 
 def smaller(component: Any) -> Any:
@@ -169,7 +169,7 @@ def parameters(name: str) -> int:
         return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
 
 
-def families(library: str) -> Iterator[Case]:
+def families(library: str) -> Iterator[Architecture]:
     """Yield one network of each family of a library, and the same for small images."""
     if library == "torchvision":
         from tlkit_torchvision.backbone import PREFIX, Torchvision
@@ -177,7 +177,7 @@ def families(library: str) -> Iterator[Case]:
         known = {"MobileNetV3": TORCHVISION["MobileNetV3"]} if SETTINGS.smallest else TORCHVISION
         for family, (name, size) in known.items():
             own, small = (lambda n=PREFIX + name, size=size: Torchvision(n, size=size) for size in (None, size))
-            yield Case(family, PREFIX + name, own, small)
+            yield Architecture(family, PREFIX + name, own, small)
         return
     sys.path.insert(0, str(ROOT / "plugins/tlkit-transformers/tests"))
     from small import FAMILIES, small
@@ -187,7 +187,7 @@ def families(library: str) -> Iterator[Case]:
         # The size of the image processor, with which it can be compared, and one for small images.
         given = json.dumps({**config, **larger(config)})
         own = lambda name=name, given=given: Transformers(PREFIX + name, config=given)  # noqa: E731
-        yield Case(family, PREFIX + name, own, lambda family=family: small(family))
+        yield Architecture(family, PREFIX + name, own, lambda family=family: small(family))
 
 
 def larger(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def larger(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"image_size": 224, "patch_size": 16 if "hidden_size" in config else 4} if "image_size" in config else {}
 
 
-def compared(case: Case, reference: Any) -> Row:
+def compared(case: Architecture, reference: Any) -> Row:
     """Return how far features are from the library's: of the same images, and behind its own preprocessing."""
     import torch
 
@@ -253,7 +253,7 @@ def cosines(component: Any, reference: Any, trunk: Any, network: Any) -> Row:
     return found
 
 
-def checked(case: Case, reference: Any) -> Row:
+def checked(case: Architecture, reference: Any) -> Row:
     """Return how many checks of `tlkit.conformance` passed, and the reasons of those that did not.
 
     Preprocessing is checked at the size of the weights.

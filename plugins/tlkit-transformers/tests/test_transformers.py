@@ -17,7 +17,7 @@ from small import FAMILIES, small
 from tlkit_transformers import networks, processors, tlkit_backbones
 from tlkit_transformers.backbone import PREFIX, Transformers
 from tlkit_transformers.conformance import TransformersReference, image_processor
-from tlkit_transformers.published import PUBLISHED
+from tlkit_transformers.published import ENTRIES
 
 from tlkit.conformance import checks
 from tlkit.conformance.pictures import pictures
@@ -54,7 +54,7 @@ def test_listing_imports_neither_transformers_nor_torch() -> None:
 def test_every_published_network_has_a_preprocessing_and_a_license() -> None:
     components = list(tlkit_backbones())
     assert len(components) >= 60
-    assert {entry.model_type for entry in PUBLISHED.values()} == set(networks.FAMILIES)
+    assert {entry.model_type for entry in ENTRIES.values()} == set(networks.FAMILIES)
     for component in components:
         assert component.preprocessing.size >= 224
         assert component.weights.origin.startswith("hf-hub:")
@@ -76,7 +76,7 @@ def test_it_keeps_the_contract(family: str, check: Callable[..., None]) -> None:
     check.call()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", sorted({json.dumps(entry.processor) for entry in PUBLISHED.values()}))
+@pytest.mark.parametrize("name", sorted({json.dumps(entry.processor) for entry in ENTRIES.values()}))
 def test_preprocessing_is_that_of_the_processor(name: str) -> None:
     config = json.loads(name)
     preprocessing = processors.preprocessing(config, "it")
@@ -104,7 +104,7 @@ def test_preprocessing_is_that_of_the_processor(name: str) -> None:
     ],
 )
 def test_a_processor_that_can_not_be_expressed_is_refused(change: Mapping[str, Any], reason: str) -> None:
-    given = {**PUBLISHED["google/vit-base-patch16-224"].processor, **change}
+    given = {**ENTRIES["google/vit-base-patch16-224"].processor, **change}
     with pytest.raises(UsageError, match=reason):
         processors.preprocessing(given, "it")
 

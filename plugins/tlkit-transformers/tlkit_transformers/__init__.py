@@ -11,6 +11,6 @@ from tlkit import Backbone, hookimpl
 def tlkit_backbones() -> Iterable[Backbone]:
     """Return one backbone per published network; transformers is imported when one of them is used."""
     from tlkit_transformers.backbone import PREFIX, Transformers
-    from tlkit_transformers.published import PUBLISHED
+    from tlkit_transformers.published import ENTRIES
 
-    return [Transformers(PREFIX + name) for name in PUBLISHED]
+    return [Transformers(PREFIX + name) for name in ENTRIES]

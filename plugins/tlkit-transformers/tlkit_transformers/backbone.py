@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tlkit.plugin.contract import Backbone, Preprocessing, Weights, option
-from tlkit_transformers.published import PUBLISHED, Published
+from tlkit_transformers.published import ENTRIES, HubEntry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,9 +37,9 @@ class Transformers(Backbone):
         return self.name.removeprefix(PREFIX)
 
     @property
-    def published(self) -> Published:
+    def published(self) -> HubEntry:
         """Entry in the table of published networks."""
-        return PUBLISHED[self.repository]
+        return ENTRIES[self.repository]
 
     def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:
         """Return `stem`, `stage1` and so on (a block each, for transformers), and `last` for an attention pooling."""

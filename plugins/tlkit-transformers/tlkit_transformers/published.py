@@ -20,7 +20,7 @@ BILINEAR, BICUBIC = 2, 3  # as Pillow numbers them
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class HubEntry:
     """Network on the hub: changes to the defaults of its type, its image processor, and the license of its weights."""
 
     model_type: str
@@ -61,36 +61,36 @@ GIANT = {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24
 DINOV3 = {"license": "LicenseRef-DINOv3", "license_class": "custom"}
 
 
-def _vits() -> Iterator[tuple[str, Published]]:
+def _vits() -> Iterator[tuple[str, HubEntry]]:
     processor = _square("ViTImageProcessor", 224, BILINEAR, HALF)
     for name, sizes in (("base", BASE), ("large", LARGE)):
         for suffix in ("-in21k", ""):
-            yield f"google/vit-{name}-patch16-224{suffix}", Published("vit", dict(sizes), processor)
+            yield f"google/vit-{name}-patch16-224{suffix}", HubEntry("vit", dict(sizes), processor)
     deit = _square("DeiTImageProcessor", 256, BICUBIC, IMAGENET, do_center_crop=True)
     deit |= {"crop_size": {"height": 224, "width": 224}}
     for name, sizes in (("tiny", TINY), ("small", SMALL), ("base", BASE)):
-        yield f"facebook/deit-{name}-patch16-224", Published("vit", dict(sizes), deit)
-        yield f"facebook/deit-{name}-distilled-patch16-224", Published("deit", dict(sizes), deit)
+        yield f"facebook/deit-{name}-patch16-224", HubEntry("vit", dict(sizes), deit)
+        yield f"facebook/deit-{name}-distilled-patch16-224", HubEntry("deit", dict(sizes), deit)
 
 
-def _dinos() -> Iterator[tuple[str, Published]]:
+def _dinos() -> Iterator[tuple[str, HubEntry]]:
     processor = _center("BitImageProcessor", 256, 224, IMAGENET)
     for name, sizes in (("small", SMALL), ("base", BASE), ("large", LARGE), ("giant", GIANT)):
         config = {key: value for key, value in sizes.items() if key != "intermediate_size"}
         config |= {"image_size": 518, "patch_size": 14}
-        yield f"facebook/dinov2-{name}", Published("dinov2", config, processor)
-        yield f"facebook/dinov2-with-registers-{name}", Published("dinov2_with_registers", config, processor)
+        yield f"facebook/dinov2-{name}", HubEntry("dinov2", config, processor)
+        yield f"facebook/dinov2-with-registers-{name}", HubEntry("dinov2_with_registers", config, processor)
     third = _square("DINOv3ViTImageProcessor", 224, BILINEAR, IMAGENET)
     registers = {"num_register_tokens": 4}
     gated = {**SMALL, "use_gated_mlp": True, "hidden_act": "silu"} | {"intermediate_size": 1536}
     for name, sizes in (("vits16", SMALL), ("vits16plus", gated), ("vitb16", BASE), ("vitl16", LARGE)):
         config = {**sizes, **registers}
-        yield f"facebook/dinov3-{name}-pretrain-lvd1689m", Published("dinov3_vit", config, third, **DINOV3)
+        yield f"facebook/dinov3-{name}-pretrain-lvd1689m", HubEntry("dinov3_vit", config, third, **DINOV3)
     for name, widths, depths in CONVNEXT:
         config = _pyramid(widths, depths)
         yield (
             f"facebook/dinov3-convnext-{name}-pretrain-lvd1689m",
-            Published("dinov3_convnext", config, third, **DINOV3),
+            HubEntry("dinov3_convnext", config, third, **DINOV3),
         )
 
 
@@ -122,7 +122,7 @@ RESNET = (
 )
 
 
-def _towers() -> Iterator[tuple[str, Published]]:
+def _towers() -> Iterator[tuple[str, HubEntry]]:
     for version in ("siglip", "siglip2"):
         for name, sizes, patch, size in (
             ("base", BASE, 16, 224),
@@ -134,7 +134,7 @@ def _towers() -> Iterator[tuple[str, Published]]:
         ):
             config = {**sizes, "patch_size": patch, "image_size": size}
             processor = _square("SiglipImageProcessor", size, BICUBIC, HALF)
-            yield f"google/{version}-{name}-patch{patch}-{size}", Published("siglip_vision_model", config, processor)
+            yield f"google/{version}-{name}-patch{patch}-{size}", HubEntry("siglip_vision_model", config, processor)
     for name, sizes, patch, size in (
         ("base-patch32", BASE, 32, 224),
         ("base-patch16", BASE, 16, 224),
@@ -143,26 +143,26 @@ def _towers() -> Iterator[tuple[str, Published]]:
     ):
         config = {**sizes, "patch_size": patch, "image_size": size}
         processor = _center("CLIPImageProcessor", size, size, OPENAI)
-        yield f"openai/clip-vit-{name}", Published("clip_vision_model", config, processor, "MIT")
+        yield f"openai/clip-vit-{name}", HubEntry("clip_vision_model", config, processor, "MIT")
 
 
-def _maps() -> Iterator[tuple[str, Published]]:
+def _maps() -> Iterator[tuple[str, HubEntry]]:
     for name, sizes, depths in CONVNEXT:
         config = _pyramid(sizes, depths)
-        yield f"facebook/convnext-{name}-224", Published("convnext", config, _convnext(224))
+        yield f"facebook/convnext-{name}-224", HubEntry("convnext", config, _convnext(224))
     for name, sizes, depths in CONVNEXT_V2:
         config = _pyramid(sizes, depths)
-        yield f"facebook/convnextv2-{name}-1k-224", Published("convnextv2", config, _convnext(224))
+        yield f"facebook/convnextv2-{name}-1k-224", HubEntry("convnextv2", config, _convnext(224))
     processor = _square("ViTImageProcessor", 224, BICUBIC, IMAGENET)
     larger = _square("ViTImageProcessor", 256, BICUBIC, IMAGENET)
     for name, width, depths, heads in SWIN:
         config = _pyramid(None, depths, embed_dim=width, num_heads=heads)
-        yield f"microsoft/swin-{name}-patch4-window7-224", Published("swin", config, processor)
+        yield f"microsoft/swin-{name}-patch4-window7-224", HubEntry("swin", config, processor)
         second = {**config, "image_size": 256, "window_size": 8}
-        yield f"microsoft/swinv2-{name}-patch4-window8-256", Published("swinv2", second, larger)
+        yield f"microsoft/swinv2-{name}-patch4-window8-256", HubEntry("swinv2", second, larger)
     for number, kind, sizes, depths in RESNET:
         config = _pyramid(sizes, depths, layer_type=kind)
-        yield f"microsoft/resnet-{number}", Published("resnet", config, _convnext(224))
+        yield f"microsoft/resnet-{number}", HubEntry("resnet", config, _convnext(224))
 
 
-PUBLISHED: dict[str, Published] = dict([*_vits(), *_dinos(), *_towers(), *_maps()])
+ENTRIES: dict[str, HubEntry] = dict([*_vits(), *_dinos(), *_towers(), *_maps()])
