@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def examined(library: str, cases: list[Architecture], folder: Path, *, only_report: bool) -> list[Row]:
-    """Return a row per architecture, of the records in `folder`; those that are not there yet are made: comparisons first."""
+    """Return a row per architecture, of the records in `folder`; what is not there yet is made: comparisons first."""
     rows: dict[str, Row] = {case.name: {"name": case.name, "family": case.family} for case in cases}
     for step in (compared, checked):
         for case in cases:
