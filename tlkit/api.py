@@ -1,8 +1,7 @@
 """The Python API: one function for each verb. Keyword arguments in, dataclasses out.
 
-The command line and notebooks call these functions. Each resolves names, options and paths, and calls the function of
-the same name in the room that does the work. Progress goes to a callable, by default to bars on a terminal and in a
-notebook; warnings are `TlkitWarning`s, and every problem that a user can act on is a `TlkitError`.
+The command line and notebooks call these. Each resolves names, options and paths, and calls its namesake in a room.
+Progress goes to a callable, by default to bars; warnings are `TlkitWarning`s, problems of users `TlkitError`s.
 """
 
 from __future__ import annotations
@@ -100,9 +99,8 @@ def train(
 
     Without a `strategy`, or with "auto", the dataset is advised on first, and a `head` or `cut` that is named stays.
     `options` sets options of the components by `kind.option`: `{"head.pca": 128}`. `size` is the side of the input in
-    pixels, `budget` seconds for the trial trainings of "auto". The bundle holds copies of `golden` validation images;
-    with `golden_strip`, without any metadata or names of files. Weights whose license is of no class of `license`, such
-    as "permissive", are refused. The result stands wherever a bundle does.
+    pixels, `budget` seconds for the trials of "auto", `golden` the number of images that are copied. Weights whose
+    license is of no class of `license`, such as "permissive", are refused. The result stands wherever a bundle does.
     """
     automatic = strategy in (None, resolve.AUTO)
     if budget is not None and not automatic:
