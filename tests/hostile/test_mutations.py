@@ -100,14 +100,18 @@ def test_a_manifest_that_is_nested_too_deeply(ends, verb):
     assert ends(lambda run: (run / "onnx/fp32/manifest.json").write_text("[" * 5000), verb) in (0, 4)
 
 
-def test_a_graph_with_bytes_that_are_no_text(ends):
-    """ONNX's checker quotes them in its complaint, and Python can't decode that."""
+@pytest.mark.parametrize("name", [b"MatMul", b"tlkit.labels", b"probabilities"])
+def test_a_graph_with_bytes_that_are_no_text(ends, name):
+    """ONNX's checker quotes them in its complaint, or ONNX Runtime in a name; Python can't decode that."""
 
     def change(run):
         content = (run / "onnx/fp32/model.onnx").read_bytes()
-        (run / "model.onnx").write_bytes(content.replace(b"MatMul", b"Mat\xe5ul").replace(b"Gemm", b"Ge\xe5m"))
+        assert name in content or name == b"MatMul"
+        other = content.replace(b"Gemm", b"Ge\xe5m") if name == b"MatMul" else content
+        (run / "model.onnx").write_bytes(other.replace(name, name[:3] + b"\xe5" + name[4:]))
 
-    assert ends(change, "predict {run}/model.onnx {photos}") == 4
+    for verb in ("predict {run}/model.onnx {photos}", "inspect {run}/model.onnx"):
+        assert ends(change, verb) == 4
 
 
 @SETTINGS

@@ -56,9 +56,13 @@ class OnnxSession(Session):
             else:
                 self._session, self._bound = _start_on_gpu(source, options, device, file)
                 self.batch_size = providers.BATCH
-        self.input: str = self._session.get_inputs()[0].name
-        self.outputs: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
-        self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+        try:
+            self.input: str = self._session.get_inputs()[0].name
+            self.outputs: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
+            self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+        except (UnicodeDecodeError, IndexError) as error:
+            what = f"its inputs, outputs or metadata are invalid: {error}"
+            raise ArtifactError(what, file=file, do="export it again") from error
         self.workers = workers if device == "cpu" else 1
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
