@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.kit.tiny import elsewhere
+from tests.kit.tiny import elsewhere, write_images
 from tlkit import cli, resolve
 from tlkit.benchmarking import timing
 from tlkit.benchmarking.timing import BenchmarkPolicy, image_contents, measure
-from tlkit.errors import ResourceError, UsageError
+from tlkit.errors import DataError, ResourceError, UsageError
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, IMAGES, Session
 from tlkit.runtime.engine import IncompatibleEngine
@@ -233,3 +233,16 @@ class TestCommand:
         assert (got, out) == (code, "")
         assert says.format(run=tiny_run) in err
         assert err.count("\n") == 1
+
+
+def test_an_unreadable_image_is_left_out_and_named_where_all_are(tiny_run, tmp_path, monkeypatch):
+    bundle = open_bundle(tiny_run)
+    write_images(tmp_path / "photos", 6)
+    monkeypatch.setattr(timing.reference_images, "source", lambda _: tmp_path / "photos")
+    val = timing.reference_images.dataset(bundle)[1].of("val")
+    val[0].path.write_bytes(b"")
+    assert image_contents(bundle, 16) == [sample.path.read_bytes() for sample in val[1:]]
+    for sample in val:
+        sample.path.write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{val[0].path}: is an empty file"):
+        image_contents(bundle, 16)

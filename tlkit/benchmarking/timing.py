@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tlkit.data.decoding import UnreadableImage
 from tlkit.data.preprocessing import decoded_size, load
 from tlkit.errors import ResourceError, UsageError
 from tlkit.model import reference_images
@@ -150,10 +151,22 @@ def _open(
 
 
 def image_contents(bundle: Bundle, count: int) -> list[bytes]:
-    """Return the bytes of image files to decode: of the validation split if it is there, or else the golden images."""
+    """Return the bytes of image files to decode: of the validation split if it is there, or else the golden images.
+
+    Unreadable images are left out; where all are, the first is named by an `UnreadableImage`.
+    """
     if reference_images.source(bundle) is not None:
-        samples = reference_images.dataset(bundle)[1].of("val")
-        return [sample.path.read_bytes() for sample in reference_images.spread(samples, count)]
+        samples = reference_images.spread(reference_images.dataset(bundle)[1].of("val"), count)
+        contents, problems = list[bytes](), list[UnreadableImage]()
+        for sample in samples:
+            try:
+                load(sample.path, bundle.record.preprocessing)
+                contents.append(sample.path.read_bytes())
+            except UnreadableImage as problem:
+                problems.append(problem)
+        if problems and not contents:
+            raise problems[0]
+        return contents
     if not bundle.record.golden:
         raise UsageError(
             "there are no images to run: those it was trained on are not on this machine, and it keeps no golden ones",
