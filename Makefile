@@ -11,10 +11,10 @@ USE := $(VENV)/.ready-to-use
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help setup demo test lowest lint bench fuzz clean
+.PHONY: help setup demo test gpu-test lowest lint bench fuzz clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Install what the tests need, 7 GB; `make test` does it by itself
 
@@ -31,6 +31,9 @@ lowest: ## Run the tests with the lowest versions that pyproject.toml allows, in
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct --editable '.[dev]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --deselect tests/project/test_borders.py
+
+gpu-test: $(READY) ## Run the tests marked gpu, which are skipped with the reason where there is none
+	$(BIN)/python -m pytest -n 0 -m gpu
 
 lint: $(READY) ## Check style, types and borders, as `make test` does among others
 	$(BIN)/python -m pytest -q tests/project/test_borders.py

@@ -190,10 +190,10 @@ class CudaProvider:
     failure: ClassVar[str] = ""
     _session = onnxruntime.InferenceSession
 
-    def __init__(self, content, options, *, providers, **more):
+    def __init__(self, content, sess_options=None, *, providers, **more):
         self.names = [each if isinstance(each, str) else each[0] for each in providers]
         self.opened.append(providers)
-        self.inner = self._session(content, options, providers=["CPUExecutionProvider"], **more)
+        self.inner = self._session(content, sess_options, providers=["CPUExecutionProvider"], **more)
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
