@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from tlkit.data.decoding import UnreadableImage
+from tlkit.data.decoding import UnreadableImage, header
 from tlkit.data.preprocessing import load
+from tlkit.data.stripping import without_metadata
 from tlkit.plugin.contract import Preprocessing
 
 WANTED = Preprocessing(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1.0)
@@ -46,6 +47,8 @@ BESIDE = {
 @pytest.mark.parametrize("what", BESIDE)
 def test_what_is_beside_the_pixels_of_a_png_damages_none(what: str) -> None:
     assert np.array_equal(load(BESIDE[what], WANTED), PIXELS)
+    assert (header(BESIDE[what]).width, header(BESIDE[what]).mode) == (8, "RGB")
+    assert np.array_equal(load(next(without_metadata(BESIDE[what])), WANTED), PIXELS)
 
 
 def test_damaged_pixels_stay_damaged() -> None:

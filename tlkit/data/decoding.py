@@ -126,7 +126,12 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
     """Return an image with its header read. `Image.open` would hide the reason of a failure and warn of large ones."""
     name = format_of(data[:HEAD])
     if name is not None:
-        image: ImageFile.ImageFile = Image.OPEN[name][0](BytesIO(data), "")
+        try:
+            image: ImageFile.ImageFile = Image.OPEN[name][0](BytesIO(data), "")
+        except (OSError, SyntaxError, ValueError):
+            if (pixels := pixels_alone(data)) is None:
+                raise
+            return open_image(pixels)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _skip_thumbnails(image)
         return image

@@ -13,7 +13,8 @@ from io import BytesIO
 
 from PIL import ExifTags
 
-from tlkit.data.decoding import PNG, decoding, exif_transpose, flatten, open_image
+from tlkit.data.decoding import HEAD, PNG, decoding, exif_transpose, flatten, format_of, open_image
+from tlkit.data.jpeg import Jpeg
 from tlkit.data.memory import reserved
 
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
@@ -34,6 +35,7 @@ def without_metadata(data: bytes) -> Iterator[bytes]:
     the caller to check. Raises `UnreadableImage`.
     """
     with decoding():
+        data = Jpeg(data).complete() if format_of(data[:HEAD]) == "JPEG" else data
         image = open_image(data)
         turn = exif_transpose(image)
         exif = b"" if turn is None else _exif(image.getexif()[ExifTags.Base.Orientation])

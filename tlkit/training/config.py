@@ -147,7 +147,7 @@ def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
 
 
 def identical(features: Features, samples: Sequence[Sample], labels: Sequence[str]) -> list[str]:
-    """Return a line for each class all of whose images have the same features, which nothing can be learnt from."""
+    """Return a line for each class all of whose images have the same features, which nothing can be learned from."""
     lines = []
     for label, name in enumerate(labels):
         rows = [row for row, each in enumerate(samples) if each.label == label and features.usable[row]]
