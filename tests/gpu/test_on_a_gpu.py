@@ -54,12 +54,12 @@ def images(count):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_verb_runs_there(run, pictures, tmp_path, precision):
-    here = ["--device", "cuda", "--precision", precision]
+    model, here = str(export_of(run, precision).file()), ["--device", "cuda"]
     code = 5 if precision == "int8" else 0  # refused, as there are no kernels
-    assert cli.run(["predict", str(run), str(pictures / "dark"), *here]) == code
-    assert cli.run(["embed", str(run), str(pictures), "-o", str(tmp_path / "features.npy"), *here]) == code
-    assert cli.run(["eval", str(run), str(pictures), *here]) == code
-    assert cli.run(["verify", str(run), *here]) == 0
+    assert cli.run(["predict", model, str(pictures / "dark"), *here]) == code
+    assert cli.run(["embed", model, str(pictures), "-o", str(tmp_path / "features.npy"), *here]) == code
+    assert cli.run(["eval", model, str(pictures), *here]) == code
+    assert cli.run(["verify", str(run), "--precision", precision, *here]) == 0
 
 
 def test_all_precisions_are_verified_and_timed_in_one_process(run, capfd):
