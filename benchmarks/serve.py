@@ -6,6 +6,7 @@ queue that overflows; requests across reloads; mutated bodies. Clients run on th
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import re
@@ -187,7 +188,12 @@ def pictures(report: Report, bundle: Path, port: int, args: Any, jpegs: Path) ->
     """Measure JPEGs, in turns with the rivals that are installed."""
     graph = bundle / "onnx/fp32/model.onnx"
     rivals = {"FastAPI": ("serve_fastapi.py", ("fastapi", "uvicorn"), "image/jpeg")}
-    rivals["LitServe"] = ("serve_litserve.py", ("litserve", "fastapi"), "image/jpeg")
+    rivals["LitServe"] = ("serve_litserve.py", ("litserve", "fastapi"), "application/json")
+    encoded = jpegs.with_name("encoded")  # what LitServe hands to its workers must be JSON
+    encoded.mkdir()
+    for file in jpegs.iterdir():
+        text = json.dumps({"image": base64.b64encode(file.read_bytes()).decode()})
+        (encoded / file.name).write_text(text)
     sides: dict[str, int] = {"tlkit": port}
     running = []
     for name, (script, packages, _) in rivals.items():
@@ -205,7 +211,9 @@ def pictures(report: Report, bundle: Path, port: int, args: Any, jpegs: Path) ->
             times: dict[str, list[float]] = {name: [] for name in sides}
             for _ in range(args.repeat):
                 for name, each in sides.items():
-                    found = load(each, "/predict", jpegs, clients, args.seconds, "Content-Type:image/jpeg")
+                    kind = rivals[name][2] if name in rivals else "image/jpeg"
+                    bodies = encoded if kind == "application/json" else jpegs
+                    found = load(each, "/predict", bodies, clients, args.seconds, f"Content-Type:{kind}")
                     speeds[name].append(answered(found))
                     times[name] += found["ms"]
             report.figures[f"JPEGs, {clients} clients, images per second"] = speeds
@@ -213,13 +221,18 @@ def pictures(report: Report, bundle: Path, port: int, args: Any, jpegs: Path) ->
                 shares = np.percentile(times[name] or [float("nan")], [50, 99])
                 row = {"": f"JPEGs, {clients} clients, {name}", "images/s": spread(values, 0)}
                 report.rows.append({**row, "p50, p99 ms": f"{shares[0]:.1f}, {shares[1]:.1f}"})
-                if name != "tlkit":
+                if min(values) == 0:
+                    report.notes.append(f"{name} answered nothing to {clients} clients")
+                elif name != "tlkit":
                     faster = ratios(speeds["tlkit"], values)
                     report.bars.append(Bar(f"JPEGs, {clients} clients, tlkit / {name}", faster, "≥", 1.5, "x"))
     finally:
         for rival in running:
             rival.terminate()
-            rival.wait(30)
+            try:
+                rival.wait(10)
+            except subprocess.TimeoutExpired:
+                rival.kill()
 
 
 def overload(report: Report, port: int, process: subprocess.Popen[str], args: Any, work: Path) -> None:

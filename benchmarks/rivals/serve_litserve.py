@@ -1,7 +1,8 @@
-"""LitServe with batches of eight. python serve_litserve.py model.onnx PORT."""
+"""LitServe with batches of eight; pictures come as base64 in JSON. python serve_litserve.py model.onnx PORT."""
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from io import BytesIO
@@ -10,7 +11,6 @@ from typing import Any
 import litserve
 import numpy as np
 import onnxruntime
-from fastapi import Request
 from PIL import Image
 
 
@@ -21,8 +21,8 @@ class Classifier(litserve.LitAPI):
         self.labels = json.loads(facts["tlkit.labels"])
         self.size = json.loads(facts["tlkit.preprocessing"])["size"]
 
-    async def decode_request(self, request: Request) -> Any:
-        image = Image.open(BytesIO(await request.body())).convert("RGB")
+    def decode_request(self, request: dict[str, str]) -> Any:
+        image = Image.open(BytesIO(base64.b64decode(request["image"]))).convert("RGB")
         return np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
     def batch(self, inputs: list[Any]) -> Any:
