@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import re
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -202,7 +204,8 @@ def pictures(report: Report, bundle: Path, port: int, args: Any, jpegs: Path) ->
             continue
         sides[name] = free_port()
         command = [PYTHON, str(RIVALS / script), str(graph), str(sides[name])]
-        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        running.append(subprocess.Popen(command, **quiet, start_new_session=True))
     try:
         for each in sides.values():
             wait_for(each)
@@ -216,23 +219,30 @@ def pictures(report: Report, bundle: Path, port: int, args: Any, jpegs: Path) ->
                     found = load(each, "/predict", bodies, clients, args.seconds, f"Content-Type:{kind}")
                     speeds[name].append(answered(found))
                     times[name] += found["ms"]
-            report.figures[f"JPEGs, {clients} clients, images per second"] = speeds
-            for name, values in speeds.items():
-                shares = np.percentile(times[name] or [float("nan")], [50, 99])
-                row = {"": f"JPEGs, {clients} clients, {name}", "images/s": spread(values, 0)}
-                report.rows.append({**row, "p50, p99 ms": f"{shares[0]:.1f}, {shares[1]:.1f}"})
-                if min(values) == 0:
-                    report.notes.append(f"{name} answered nothing to {clients} clients")
-                elif name != "tlkit":
-                    faster = ratios(speeds["tlkit"], values)
-                    report.bars.append(Bar(f"JPEGs, {clients} clients, tlkit / {name}", faster, "≥", 1.5, "x"))
+            compared(report, clients, speeds, times)
     finally:
         for rival in running:
-            rival.terminate()
-            try:
-                rival.wait(10)
-            except subprocess.TimeoutExpired:
-                rival.kill()
+            end(rival)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a rival and the processes that it started."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+
+
+def compared(report: Report, clients: int, speeds: Mapping[str, list[float]], times: Mapping[str, list[float]]) -> None:
+    """Report the JPEGs of each server."""
+    report.figures[f"JPEGs, {clients} clients, images per second"] = speeds
+    for name, values in speeds.items():
+        shares = np.percentile(times[name] or [float("nan")], [50, 99])
+        row = {"": f"JPEGs, {clients} clients, {name}", "images/s": spread(values, 0)}
+        report.rows.append({**row, "p50, p99 ms": f"{shares[0]:.1f}, {shares[1]:.1f}"})
+        if min(values) == 0:
+            report.notes.append(f"{name} answered nothing to {clients} clients")
+        elif name != "tlkit":
+            faster = ratios(speeds["tlkit"], values)
+            report.bars.append(Bar(f"JPEGs, {clients} clients, tlkit / {name}", faster, "≥", 1.5, "x"))
 
 
 def overload(report: Report, port: int, process: subprocess.Popen[str], args: Any, work: Path) -> None:
