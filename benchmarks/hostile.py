@@ -456,7 +456,7 @@ def main() -> int:
         trials = [kills(place, work, writer, args.kills // len(WRITERS)) for writer in WRITERS]
         trials += [mutations(place, work, args.mutations), caches(place, work, args.caches)]
         trials += [together(place, work, args.pairs), cold(place, work, args.cold)]
-        _run(trials, args.repeat, until, args.journal)
+        known = _run(trials, args.repeat, until, args.journal)
     for trial in trials:
         report.figures[trial.name] = {"ends": dict(trial.ends), "wrong": trial.wrong}
         ends = ", ".join(f"{count} times {end}" for end, count in sorted(trial.ends.items()))
@@ -466,15 +466,18 @@ def main() -> int:
         "Of a kill, the ends are those of the run that is killed (-9) and of the one after it; 11 would be a check "
         "that failed, 124 a hang, another negative number a signal."
     )
+    if known:
+        report.notes.append(f"{known:,} of the cases are of earlier runs, by the journal.")
     return report.save()
 
 
-def _run(trials: Sequence[Trial], rounds: int, until: float, journal: Path | None) -> None:
-    """Run the cases of all trials, a share of each at a time; those of the journal are done."""
+def _run(trials: Sequence[Trial], rounds: int, until: float, journal: Path | None) -> int:
+    """Run the cases of all trials, a share of each at a time; return the number of those that the journal knows."""
     by_name = {trial.name: trial for trial in trials}
     for line in journal.read_text().splitlines() if journal is not None and journal.exists() else ():
         name, number, end, right = json.loads(line)
         by_name[name].add(number, end, right)
+    known = sum(len(trial.done) for trial in trials)
     with contextlib.ExitStack() as stack:
         kept = None if journal is None else stack.enter_context(journal.open("a"))
         for share in range(SHARES * rounds):
@@ -488,6 +491,7 @@ def _run(trials: Sequence[Trial], rounds: int, until: float, journal: Path | Non
                         kept.flush()
                     if not right:
                         print(f"{trial.name}, number {number}: {end}", file=sys.stderr)
+    return known
 
 
 if __name__ == "__main__":
