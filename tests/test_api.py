@@ -133,7 +133,8 @@ def test_paths_may_be_text_and_one_is_not_a_sequence_of_letters(own_run, picture
         result = tlkit.evaluate(model, str(pictures))
     assert result.metrics.images == 36
     assert str(result) == repr(result)
-    assert str(result).startswith("36 images (all)\naccuracy")
+    assert str(result).startswith(f"36 images (all)\ntrained on {result.trained_on} of these 36: ")
+    assert "\naccuracy  " in str(result)
     assert result.to_json()["labels"] == ["dark", "light", "middle"]
 
 

@@ -45,23 +45,22 @@ def advise(
     audit: bool = False,
     strict: bool = False,
     val: float = 0.2,
+    group: str | None = None,
     max_bad: float = 0.01,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Advice:
     """Return the strategy, cut and head that fit a labelled dataset, with the evidence.
 
-    `backbones` names pretrained networks, the first one preferred; `options` sets theirs: `{"backbone.size": 128}`.
-    With a `budget` in seconds, short trial trainings settle close calls; `audit` adds duplicates, leakage, label errors
-    and shortcuts. Images of the validation and test splits are not looked at. Raises DataError where the dataset can't
-    be used, and with `strict` where a file is in two splits or classes.
+    `backbones` names pretrained networks, the first one preferred; `options` sets theirs: `{"backbone.size": 128}`. A
+    `budget` in seconds is for trial trainings; `audit` adds duplicates, leakage, label errors and shortcuts. `val`,
+    `group` and `strict` are as for `train`; images to validate or test on are not looked at.
     """
     named = resolve.several(backbones or defaults.DEFAULT_BACKBONE)
     chosen = [resolve.configured({"backbone": name}, options)["backbone"] for name in named]
-
     from tlkit.advice.run import advise
 
-    request = resolve.advice_request(chosen, val=val, max_bad=max_bad, seed=seed)
+    request = resolve.advice_request(chosen, val=val, group=group, max_bad=max_bad, seed=seed)
     with shown(progress) as bars:
         return advise(local_path(source), request, bars, budget=budget, audit=audit, strict=strict)
 
@@ -77,6 +76,7 @@ def train(
     cut: str | None = None,
     size: int | None = None,
     val: float = 0.2,
+    group: str | None = None,
     max_bad: float = 0.01,
     golden: int = 8,
     golden_strip: bool = False,
@@ -99,22 +99,21 @@ def train(
 
     Without a `strategy`, or with "auto", the dataset is advised on first, and a `head` or `cut` that is named stays.
     `options` sets options of the components by `kind.option`: `{"head.pca": 128}`. `size` is the side of the input in
-    pixels, `budget` seconds for the trials of "auto", `golden` the number of images that are copied. Weights whose
-    license is of no class of `license`, such as "permissive", are refused. The result stands wherever a bundle does.
+    pixels, `budget` seconds for trials of "auto", `golden` the number of images that are copied. Images in whose names
+    the regular expression `group` finds the same stay together. Weights of another `license` are refused.
     """
     automatic = strategy in (None, resolve.AUTO)
     if budget is not None and not automatic:
         raise UsageError("a budget is for trial runs", do=f"use strategy {resolve.AUTO}, or leave the budget out")
     components = resolve.components_to_train(backbone, None if automatic else strategy, head, options or {})
     resolve.check_license(components["backbone"], resolve.several(license))
-
     from tlkit.advice.auto import train_auto
     from tlkit.training.config import RunOptions, TrainingConfig
     from tlkit.training.device import DeviceOptions
     from tlkit.training.run import train as run
 
-    config: dict[str, Any] = {"val": val, "max_bad": max_bad, "golden": golden, "seed": seed, "size": size, "cut": cut}
-    config |= {"golden_strip": golden_strip, "refit": refit, "views": views, "cache": cache}
+    config: dict[str, Any] = {"val": val, "group": group, "max_bad": max_bad, "golden": golden, "seed": seed}
+    config |= {"size": size, "cut": cut, "golden_strip": golden_strip, "refit": refit, "views": views, "cache": cache}
     on = DeviceOptions(device, precision, compile, tf32)
     how = RunOptions(on, resume, resolve.optional_path(tensorboard), warn=resolve.warn, strict=strict)
     source, out = local_path(source), local_path(out)

@@ -103,6 +103,7 @@ def advice_request(
     backbones: Sequence[Backbone],
     *,
     val: float,
+    group: str | None,
     max_bad: float,
     seed: int,
     head: Head | None = None,
@@ -115,7 +116,7 @@ def advice_request(
     plugins = load_plugins()
     heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
     strategies = [plugins.get("strategy", name) for name in plugins.names("strategy")]
-    return AdviceRequest(backbones, heads, strategies, plugins.origin, val, max_bad, seed, cut, options)
+    return AdviceRequest(backbones, heads, strategies, plugins.origin, val, group, max_bad, seed, cut, options)
 
 
 def configured(named: Mapping[str, str], options: Mapping[str, object] | None) -> dict[str, Any]:

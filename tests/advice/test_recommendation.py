@@ -61,7 +61,7 @@ def test_it_prints_the_verdict_and_the_reasons():
     assert str(FINE_TUNED).splitlines() == [
         "RECOMMENDED: probe-then-tune, tiny up to third, logistic head",
         "  2 trainable stages, learning rates: head 0.003, third 0.001, lr_decay 0.8",
-        "  expected accuracy 80.0% to 100.0%",
+        "  expected balanced accuracy 80.0% to 100.0%",
         "  time on this machine about 1 min 40 s",
         "  scenario: small and different: train only a classifier",
         "  a reason",

@@ -38,7 +38,8 @@ def test_within_the_error_of_the_accuracy_the_log_loss_decides(pictures, tmp_pat
     trained, _ = train_auto(pictures, tmp_path / "run", ask())
 
     def of(correct, log_loss):
-        return replace(trained, correct=np.array(correct, bool), metrics=replace(trained.metrics, log_loss=log_loss))
+        metrics, truth = replace(trained.metrics, log_loss=log_loss), np.arange(16) % 2
+        return replace(trained, correct=np.array(correct, bool), truth=truth, metrics=metrics)
 
     assert is_better(of(correct, log_loss), of(SAME, 1.0), domain) is kept
 

@@ -152,7 +152,7 @@ CASES = {
     "one class": Case(
         "train photos -o out",
         3,
-        "photos: only one class, 'dark'; at least two folders or labels are needed; .* add images",
+        "photos: only one class, 'dark'; at least two folders or labels are needed; add the images .*",
         lambda root: empty(root, "light", "middle"),
     ),
     "folds": Case(
@@ -171,13 +171,13 @@ CASES = {
     "an empty class": Case(
         "train photos -o out",
         3,
-        "photos: class folders without an image of their own: void; rename or remove them, or add images",
+        "photos: class folders without an image of their own: void; put images into them, or remove the folders",
         lambda root: (root / "photos/void").mkdir(),
     ),
     "classes alike": Case(
         "train photos -o out",
         3,
-        "photos: class names that differ in case, spaces or Unicode form only: 'Dark' and 'dark'; rename .*",
+        "photos: class names that differ in case, spaces or Unicode form only: 'Dark' and 'dark'; give one class .*",
         lambda root: (root / "photos/light").rename(root / "photos/Dark"),
     ),
     "a table with holes": Case(
@@ -209,7 +209,7 @@ CASES = {
     "a class of corrupt images": Case(
         "train photos -o out --max-bad 1",
         3,
-        "photos/dark/.*: no readable train image is left of its class; add some",
+        "photos: no readable image to train on is left of dark; replace or remove .*, such as .*/dark/.*",
         lambda root: [file.write_text("no image") for file in (root / "photos/dark").iterdir()],
     ),
     "nothing to embed": Case(

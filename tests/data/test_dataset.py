@@ -182,10 +182,14 @@ def test_train_without_another_split_is_a_class(tmp_path: Path) -> None:
         (["a/", "b/"], ["holds no images"]),
         (["a/x.txt", "b/y.txt"], ["holds no images"]),
         (["1.jpg", "2.jpg"], ["no class folders", "a folder of its own"]),
-        (numbered("a"), ["only one class, 'a'"]),
+        (numbered("a"), ["only one class, 'a'", "add the images of another class"]),
+        (
+            [*numbered("w/a"), *numbered("w/b")],
+            ["only one class, 'w' (its folders a, b may be the classes)", "/w if they are"],
+        ),
         (
             [*numbered("a"), *numbered("b"), "c/", "d/x.txt", "e/f/"],
-            ["class folders without an image of their own: c, d, e"],
+            ["class folders without an image of their own: c, d (1 file of other kinds), e", "or remove the folders"],
         ),
         ([*numbered("a"), "b/1.jpg", "c/1.jpg"], ["classes with one image", "'b', 'c'"]),
         ([*numbered("Cat"), *numbered("cat"), *numbered("dog")], ["differ in case", "'Cat' and 'cat'"]),
@@ -193,7 +197,10 @@ def test_train_without_another_split_is_a_class(tmp_path: Path) -> None:
         ([*numbered(COMPOSED), *numbered(DECOMPOSED)], ["Unicode form", f"{DECOMPOSED!r} and {COMPOSED!r}"]),
         ([f"a/{COMPOSED}.jpg", f"a/{DECOMPOSED}.jpg", *numbered("b")], ["file names", "Unicode form", COMPOSED]),
         ([*numbered("a"), *numbered(os.fsdecode(b"caf\xe9"))], ["not valid UTF-8", r"'caf\udce9'"]),
-        ([*numbered("train/a"), *numbered("train/b"), "val/c/1.jpg", "test/d/1.jpg"], ["in train: 'c', 'd'"]),
+        (
+            [*numbered("train/a"), *numbered("train/b"), "val/c/1.jpg", "test/d/1.jpg"],
+            ["in train: 'c', 'd'", "from the other splits"],
+        ),
         (
             [*numbered("train/a"), *numbered("train/b"), "val/a/1.jpg", "val/b/"],
             ["without an image of their own: val/b"],
@@ -383,3 +390,50 @@ def test_images_names_all_sources_that_hold_none(tmp_path: Path) -> None:
         f"{root}/empty: a folder without images, {root}/gone.jpg: no such file or folder, "
         f"{root}/text: a folder without images"
     )
+
+
+def test_val_is_drawn_again_without_unreadable_images(tmp_path: Path) -> None:
+    """Of a class whose only validation image is unreadable, another one is validated on; nothing else moves."""
+    data = read(plant(tmp_path, [*(f"a/{i}.jpg" for i in range(30)), *(f"b/{i}.jpg" for i in range(4))]), val=0.02)
+    (only,) = [sample.name for sample in data.of("val") if data.labels[sample.label] == "b"]
+    left = data.without({only})
+    assert left.counts("val")["b"] == 1
+    assert left.counts("train")["b"] == 2
+    assert [sample for sample in data.of("val") if sample.label == 0] == [s for s in left.of("val") if s.label == 0]
+
+
+def test_stated_splits_stay_without_unreadable_images(tmp_path: Path) -> None:
+    data = read(plant(tmp_path, [*numbered("train/a"), *numbered("train/b"), "val/a/1.jpg", "val/b/1.jpg"]))
+    left = data.without({"val/b/1.jpg"})
+    assert left.counts("val") == {"a": 1, "b": 0}
+    assert left.counts("train") == data.counts("train")
+
+
+def test_a_table_keeps_groups_together(tmp_path: Path) -> None:
+    names = [f"{label}{i}.jpg" for label in "ab" for i in range(8)]
+    plant(tmp_path, names)
+    table = tmp_path / "t.csv"
+    table.write_text(
+        "path,label,group\n" + "".join(f"{name},{name[0]},{name[0]}{int(name[1]) // 2}\n" for name in names)
+    )
+    data = read(table)
+    assert len({(sample.group, sample.split) for sample in data.samples}) == 8
+    groups = data.groups(data.samples)
+    assert groups is not None
+    assert groups.tolist() == [row // 2 for row in range(16)]
+    with pytest.raises(UsageError, match="column group"):
+        read(table, group="a")
+
+
+def test_groups_in_two_splits_are_refused(tmp_path: Path) -> None:
+    plant(tmp_path, ["1.jpg", "2.jpg", "3.jpg", "4.jpg"])
+    rows = "1.jpg,a,train,g\n2.jpg,a,val,g\n3.jpg,b,train,\n4.jpg,b,val,\n"
+    (tmp_path / "t.csv").write_text("path,label,split,group\n" + rows)
+    error = refusal(tmp_path / "t.csv")
+    assert (error.what, error.do) == ("groups in several splits: 'g'", "put all images of a group into one split")
+
+
+def test_a_class_in_one_group_is_refused(tmp_path: Path) -> None:
+    root = plant(tmp_path, ["a/p1_1.jpg", "a/p1_2.jpg", "b/p2_1.jpg", "b/p3_1.jpg"])
+    with pytest.raises(DataError, match=r"all images in one group.*'a'"):
+        read(root, group=r"p\d")

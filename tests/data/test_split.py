@@ -12,7 +12,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tlkit.data.labels import Entry
-from tlkit.data.split import assign_splits, hash_fraction
+from tlkit.data.split import assign_splits, grouped, hash_fraction
+from tlkit.errors import UsageError
 
 VALS = st.floats(0.05, 0.95)
 SETS = st.dictionaries(st.text("abcé/.", min_size=1, max_size=6), st.sampled_from("xyz"), min_size=1, max_size=40)
@@ -58,8 +59,44 @@ def test_every_class_of_two_or_more_is_on_both_sides(labelled: dict[str, str], v
 
 
 @given(st.text(min_size=1, alphabet="abc"), VALS)
-def test_the_only_image_of_a_class_follows_the_threshold(name: str, val: float) -> None:
-    assert splits({name: "x"}, val) == {name: "val" if hash_fraction(name) < val else "train"}
+def test_the_only_image_of_a_class_is_trained_on(name: str, val: float) -> None:
+    assert splits({name: "x"}, val) == {name: "train"}
+
+
+GROUPS = st.dictionaries(
+    st.text("abc", min_size=1, max_size=4), st.tuples(st.sampled_from("xy"), st.sampled_from("pqrs"))
+)
+
+
+@given(GROUPS, VALS)
+def test_groups_stay_together_and_every_class_is_trained(labelled: dict[str, tuple[str, str]], val: float) -> None:
+    entries = [Entry(Path(name), name, label, None, group) for name, (label, group) in labelled.items()]
+    found = list(zip(labelled.values(), assign_splits(entries, val), strict=True))
+    for group in "pqrs":
+        assert len({split for (_, own), split in found if own == group}) <= 1
+    for label in {label for label, _ in labelled.values()}:
+        assert "train" in {split for (own, _), split in found if own == label}
+
+
+def test_a_group_is_placed_by_its_own_name() -> None:
+    entries = [Entry(Path(name), name, "x", None, group) for name, group in (("1", "g"), ("2", "g"), ("3", "h"))]
+    g, h = hash_fraction("g"), hash_fraction("h")
+    low, high = sorted((g, h))
+    below = {"g": "val", "h": "train"} if g < h else {"g": "train", "h": "val"}
+    assert assign_splits(entries, (low + high) / 2) == [below["g"], below["g"], below["h"]]
+
+
+def test_groups_come_from_names() -> None:
+    entries = rows({"a/p1_1.jpg": "a", "a/p1_2.jpg": "a", "b/p22_1.jpg": "b", "b/x.jpg": "b"})
+    found = [entry.group for entry in grouped(entries, r"(p\d+)_", Path())]
+    assert found == ["p1", "p1", "p22", None]
+    assert [entry.group for entry in grouped(entries, r"^./p\d", Path())] == ["a/p1", "a/p1", "b/p2", None]
+
+
+@pytest.mark.parametrize(("pattern", "what"), [("(", "not a regular expression"), ("zzz", "finds nothing")])
+def test_a_pattern_that_groups_nothing_is_refused(pattern: str, what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        grouped(rows({"a/1.jpg": "a"}), pattern, Path("photos"))
 
 
 @given(SETS, VALS)

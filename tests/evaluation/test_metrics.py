@@ -59,10 +59,10 @@ def test_a_confusion_matrix_has_labels_on_both_axes():
     confusion = np.array([[3, 0, 120], [0, 5, 1], [2, 0, 7]])
     assert confusion_lines(confusion, ["ant", "bee", "a rather long label"]) == [
         "confusion matrix (rows: true class, columns: predicted class):",
-        "                     ant  bee  a rather lo…",
-        "ant                    3    0           120",
-        "bee                    0    5             1",
-        "a rather long label    2    0             7",
+        "                     ant  bee  a rather lo…  recall",
+        "ant                    3    0           120    2.4%",
+        "bee                    0    5             1   83.3%",
+        "a rather long label    2    0             7   77.8%",
     ]
 
 
@@ -70,7 +70,17 @@ def test_of_many_classes_the_most_confused_pairs_are_listed():
     confusion = np.diag(np.arange(1, 21))
     confusion[3, 4], confusion[7, 2] = 2, 9
     lines = confusion_lines(confusion, [f"c{number}" for number in range(20)])
-    assert lines[1:] == ["  c7 predicted as c2  9", "  c3 predicted as c4  2"]
+    assert lines[0].startswith("lowest recall: c7 47.1%, c3 66.7%, c0 100.0%, ")
+    assert lines[2:] == ["  c7 predicted as c2  9", "  c3 predicted as c4  2"]
+
+
+def test_a_rare_class_that_is_ignored_shows_beside_the_share_of_the_frequent_one():
+    ignored = score(np.tile(np.array([[0.9, 0.1]], np.float32), (100, 1)), [0] * 95 + [1] * 5)
+    assert (ignored.accuracy, ignored.balanced_accuracy, ignored.majority) == (0.95, 0.5, 0.95)
+    assert ignored.recall == [1.0, 0.0]
+    assert ignored.to_json()["recall"] == [1.0, 0.0]
+    assert "most frequent class 95.0% of the images" in str(ignored).splitlines()
+    assert score(np.eye(3, dtype=np.float32)[:2], [0, 1]).recall == [1.0, 1.0, None]
 
 
 def test_metrics_print_accuracy_with_its_interval():

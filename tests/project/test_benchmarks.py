@@ -29,6 +29,7 @@ RESULTS = {
     "serve": ("serve",),
     "shared": ("shared",),
     "startup": ("startup",),
+    "strangers": ("strangers",),
     "train": ("train",),
 }
 BY_OTHER_TESTS = {"house": "test_house.py", "__main__": "it runs the others"}

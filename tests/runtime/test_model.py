@@ -12,6 +12,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from tlkit.data.dataset import read
 from tlkit.data.preprocessing import load
 from tlkit.errors import ArtifactError, DataError, UsageError
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
@@ -109,8 +110,10 @@ def test_a_labeled_dataset_is_evaluated(model, pictures, tmp_path):
     assert result.metrics.accuracy >= 0.9
     assert result.to_json()["accuracy"] == result.metrics.accuracy
     text = str(result).splitlines()
-    assert text[1].startswith(f"accuracy           {result.metrics.accuracy:.1%} (95 % interval ")
-    assert text[-4].split() == list(model.labels)
+    assert result.trained_on == result.to_json()["trained_on"] == len(read(pictures).of("train")) - 1
+    assert text[1] == f"trained on {result.trained_on} of these 35: figures of new images are lower"
+    assert text[2].startswith(f"accuracy           {result.metrics.accuracy:.1%} (95 % interval ")
+    assert text[-4].split() == [*model.labels, "recall"]
     assert [line.split()[0] for line in text[-3:]] == list(model.labels)
 
 

@@ -6,6 +6,7 @@ import getpass
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from dataclasses import replace
@@ -157,12 +158,18 @@ class TestTrainingResult:
         assert "tiny up to third, strategy given, head line" in text
         assert f"validation accuracy {result.metrics.accuracy:.1%}" in text
         assert "1 of 3 stages changed: third fine-tuned" in text
+        assert re.search(r"middle +\d+ +\d+ +\d+\.\d%", text)  # images of each split, and recall
+        assert f"the most frequent class is {result.metrics.majority:.1%} of the images" in text
+        few = {label: count for label, count in result.counts["val"].items() if count < 5}
+        assert result.to_json()["few_validation"] == few
+        assert ("too few validation images" in text) == bool(few)
         assert len(text.splitlines()) < 20
 
     def test_it_comes_back_from_json(self, result):
         facts = json.loads(json.dumps(result.to_json()))
-        again = TrainingResult.from_json(facts, result.correct.tolist(), result.bundle)
+        again = TrainingResult.from_json(facts, result.correct.tolist(), result.truth.tolist(), result.bundle)
         assert json.loads(json.dumps(again.to_json())) == facts
         assert np.array_equal(again.correct, result.correct)
+        assert np.array_equal(again.truth, result.truth)
         assert np.array_equal(again.metrics.confusion, result.metrics.confusion)
         assert result.correct.mean() == pytest.approx(result.metrics.accuracy)

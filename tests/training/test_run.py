@@ -16,16 +16,19 @@ from torch import nn
 from tests.kit.course import STAGES, fine_tuning
 from tests.kit.exporting import exported, replayed
 from tests.kit.tiny import Line, Tiny, write_images
+from tlkit.data import dataset
 from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, GateError, UsageError
+from tlkit.model import reference_images
 from tlkit.model import trunk as trunks
-from tlkit.model.bundle import open_bundle
+from tlkit.model.bundle import HASH_BYTES, TRAINED_ON, count_trained_on, open_bundle
 from tlkit.model.modules import run_modules
 from tlkit.plugin.contract import FEATURES, LOGITS, Augmentation, DatasetStatistics, Phase, Strategy
 from tlkit.runtime.model import Model
 from tlkit.training.config import RunOptions
 from tlkit.training.run import train
 from tlkit.training.run_directory import folder_of, is_unfinished
+from tlkit.util.files import sha256
 
 CROP = Augmentation(crop=True)
 BY_NAME = {strategy.name: strategy for strategy in STRATEGIES}
@@ -301,8 +304,42 @@ class TestBadImages:
     def test_a_class_that_loses_all_is_named(self, photos, tiny_config, tmp_path):
         for file in (photos / "dark").iterdir():
             file.write_bytes(b"no image")
-        with pytest.raises(DataError, match=r"dark/.*no readable train image"):
+        with pytest.raises(DataError, match=r"no readable image to train on is left of dark; .*, such as .*dark/"):
             train(photos, tmp_path / "run", replace(tiny_config, max_bad=1.0))
+
+    def test_the_only_validation_image_of_a_class_is_replaced_by_a_readable_one(self, tiny_config, tmp_path):
+        photos = write_images(tmp_path / "photos", per_class=20)
+        for file in sorted((photos / "dark").iterdir())[4:]:
+            file.unlink()
+        config = replace(tiny_config, max_bad=0.05)
+        (only,) = [each for each in dataset.read(photos).of("val") if each.label == 0]
+        only.path.write_bytes(only.path.read_bytes()[:100])
+        trained = train(photos, tmp_path / "run", config)
+        assert list(trained.rejected) == [only.name]
+        assert (trained.counts["train"]["dark"], trained.counts["val"]["dark"]) == (2, 1)
+        assert trained.images == {split: sum(trained.counts[split].values()) for split in ("train", "val", "test")}
+        assert trained.files.read == 43
+        _, found = reference_images.dataset(open_bundle(tmp_path / "run"))
+        assert found.counts("val") == trained.counts["val"]
+
+    def test_groups_stay_together_and_are_found_again(self, pictures, tiny_config, tmp_path):
+        group = r"\w+/\d"  # all images of a class whose numbers begin alike
+        trained = train(pictures, tmp_path / "run", replace(tiny_config, group=group))
+        bundle = open_bundle(tmp_path / "run")
+        assert bundle.record.data["group"] == group
+        _, found = reference_images.dataset(bundle)
+        assert found.counts("val") == trained.counts["val"]
+
+    def test_how_many_of_some_images_it_was_trained_on_is_known(self, pictures, tiny_config, tmp_path):
+        out = tmp_path / "run"
+        trained = train(pictures, out, tiny_config)
+        hashes = {split: [sha256(each.path) for each in dataset.read(pictures).of(split)] for split in ("train", "val")}
+        assert count_trained_on(out, hashes["train"]) == trained.images["train"]
+        assert count_trained_on(out, hashes["val"]) == 0
+        size = (out / TRAINED_ON).stat().st_size
+        assert size == HASH_BYTES * trained.images["train"]
+        (out / TRAINED_ON).unlink()
+        assert count_trained_on(out, hashes["train"]) is None
 
 
 class TestBadOptions:

@@ -189,3 +189,22 @@ class TestDivergence:
         assert result.diverged == "the validation loss is nan after phase 1, epoch 3"
         head.left = 9
         assert evaluate(head, VAL, Device())["val_loss"] == min(line["val_loss"] for line in result.history)
+
+    def test_so_does_one_that_rises_without_becoming_nan(self):
+        """Logits that grow from one call to the next: the loss rises to 10^6, and the first epoch was the best."""
+
+        class Growing(Breaking):
+            def forward(self, x):
+                self.left += not self.training
+                return nn.Linear.forward(self, x) * 1e3 ** max(0, self.left - 1)
+
+        head, result = fitted(Phase(3, 1e-3), head=Growing(0, training=False))
+        assert len(result.history) == 3
+        assert result.history[-1]["val_loss"] > 1e5
+        least = result.history[0]["val_loss"]
+        lost = result.history[-1]["val_loss"]
+        assert (
+            result.diverged == f"the validation loss is {lost:.3g} after phase 1, epoch 3; the lowest was {least:.3g}"
+        )
+        head.left = 0
+        assert evaluate(head, VAL, Device())["val_loss"] == least

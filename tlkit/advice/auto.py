@@ -137,7 +137,7 @@ def _conditions(advice: Advice, request: AdviceRequest, options: RunOptions, bud
         "backbone": named(tuple(request.backbones)),
         "head": named(tuple(request.heads)),
         "strategies": named(tuple(request.strategies)),
-        **{name: getattr(request, name) for name in ("cut", "val", "max_bad", "seed")},
+        **{name: getattr(request, name) for name in ("cut", "val", "group", "max_bad", "seed")},
         **request.options,
         "policy": asdict(request.policy),
         "device": device.type,

@@ -86,9 +86,9 @@ class BackboneAnalysis:
                 {
                     "stage": stage.name,
                     "width": stage.width,
-                    "probe": stage.probe.accuracy,
+                    "probe": stage.probe.balanced_accuracy,
                     "interval": list(stage.probe.interval),
-                    "nearest_mean": stage.nearest_mean.accuracy,
+                    "nearest_mean": stage.nearest_mean.balanced_accuracy,
                     "logme": stage.logme,
                     "h_score": stage.h_score,
                     "shift": self.shift.stages.get(stage.name),
@@ -139,9 +139,9 @@ def _shift(
 
 
 def stage_evidence(
-    analysis: BackboneAnalysis, rows: NDArray[np.int64], labels: Labels, classes: int
+    analysis: BackboneAnalysis, rows: NDArray[np.int64], labels: Labels, classes: int, groups: Labels | None = None
 ) -> tuple[StageEvidence, ...]:
-    """Return the evidence of every stage on the images `rows` `(n,)` with `labels` `(n,)`."""
+    """Return the evidence of every stage on the images `rows` `(n,)` with `labels` and `groups` `(n,)`."""
 
     def evidence(index: int) -> StageEvidence:
         features = analysis.features.stage(index)[rows]
@@ -149,8 +149,8 @@ def stage_evidence(
         return StageEvidence(
             name=analysis.trunk.names[index],
             width=features.shape[1],
-            probe=ridge(features, labels, classes),
-            nearest_mean=nearest_mean(features, labels, classes),
+            probe=ridge(features, labels, classes, groups),
+            nearest_mean=nearest_mean(features, labels, classes, groups),
             logme=logme(features[few], labels[few], classes),
             h_score=h_score(features[few], labels[few]),
         )

@@ -15,6 +15,7 @@ from tlkit.data.decoding import UnreadableImage, header
 from tlkit.util.text import listed
 
 HEADERS = 200  # images whose resolution is read
+FEW = 10  # images of a class, below which figures say little of it
 
 Span = tuple[int, int, int]  # minimum, median, maximum
 

@@ -55,8 +55,9 @@ def depth(analysis: BackboneAnalysis, chosen: str | None) -> str:
         parts.append(f'<text{mark} x="{x:.1f}" y="{bottom + 20}" text-anchor="middle">{escape(name)}</text>')
     label = "last stage that is kept, from shallow to deep"
     parts.append(f'<text x="{LEFT + WIDTH / 2:.0f}" y="{bottom + 44:.0f}" text-anchor="middle">{label}</text>')
-    best = max(analysis.stages, key=lambda stage: stage.probe.accuracy)
-    title = f"{analysis.backbone.name}: the probe is most accurate at {best.name}, with {best.probe.accuracy:.1%}"
+    best = max(analysis.stages, key=lambda stage: stage.probe.balanced_accuracy)
+    accuracy = f"{best.probe.balanced_accuracy:.1%}"
+    title = f"{analysis.backbone.name}: the probe is most accurate at {best.name}, with {accuracy}"
     return _svg(LEFT + WIDTH + 16, bottom + 54, title, parts)
 
 
@@ -66,16 +67,17 @@ def _accuracies(analysis: BackboneAnalysis, places: Sequence[float]) -> Iterator
 
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         yield from _gridline(height(share), f"{share:.0%}")
-    yield _axis(TOP + HEIGHT / 2, "leave-one-out accuracy")
-    nearest = [(x, height(stage.nearest_mean.accuracy)) for x, stage in zip(places, analysis.stages, strict=True)]
+    yield _axis(TOP + HEIGHT / 2, "leave-one-out balanced accuracy")
+    means = [stage.nearest_mean.balanced_accuracy for stage in analysis.stages]
+    nearest = [(x, height(mean)) for x, mean in zip(places, means, strict=True)]
     yield f'<polyline class="second" points="{_points(nearest)}"/>'
-    probes = [(x, height(stage.probe.accuracy)) for x, stage in zip(places, analysis.stages, strict=True)]
+    probes = [(x, height(stage.probe.balanced_accuracy)) for x, stage in zip(places, analysis.stages, strict=True)]
     yield f'<polyline class="first" points="{_points(probes)}"/>'
     for (x, y), (_, other), stage in zip(probes, nearest, analysis.stages, strict=True):
         low, high = stage.probe.interval
         span = f"M{x:.1f} {height(low):.1f}V{height(high):.1f}"
         caps = "".join(f"M{x - 4:.1f} {height(end):.1f}h8" for end in (low, high))
-        title = f"{stage.name}: probe {stage.probe.accuracy:.1%} ({low:.1%} to {high:.1%})"
+        title = f"{stage.name}: probe {stage.probe.balanced_accuracy:.1%} ({low:.1%} to {high:.1%})"
         yield f'<path class="first" d="{span}{caps}"/>'
         yield f'<circle class="second" cx="{x:.1f}" cy="{other:.1f}" r="3"/>'
         yield f'<circle class="first" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{escape(title)}</title></circle>'

@@ -45,11 +45,13 @@ def sections(advice: Advice) -> list[Section]:
     found = [Section("dataset", list(_dataset(advice)))]
     found += [backbone(analysis, advice) for analysis in advice.analyses]
     if advice.heads:
-        ordered = sorted(advice.heads, key=lambda each: -each.accuracy)
-        title = f"heads, cross-validated on {ordered[0].images} images at {ordered[0].stage}"
-        rows = [[each.head, f"{each.accuracy:.1%}", f"{each.log_loss:.3f}"] for each in ordered]
-        marked = next((row for row, each in enumerate(ordered) if each.head == advice.recommendation.head), None)
-        found.append(Section(title, (), ["head", "accuracy", "log loss, nats"], rows, marked))
+        ordered = sorted(advice.heads, key=lambda each: -each.balanced_accuracy)
+        title = f"heads, cross-validated at {ordered[0].stage}"
+        rows = [[each.name, f"{each.balanced_accuracy:.1%}", f"{each.log_loss:.3f}"] for each in ordered]
+        chosen = advice.recommendation.frozen()
+        recommended = (chosen.head, dict(chosen.head_settings))
+        marked = next((row for row, each in enumerate(ordered) if (each.head, each.settings) == recommended), None)
+        found.append(Section(title, (), ["head", "balanced accuracy", "log loss, nats"], rows, marked))
     if advice.trials:
         rows = [[each["name"], f"{each['accuracy']:.1%}", format_seconds(each["seconds"])] for each in advice.trials]
         found.append(Section("trials on the validation images", (), ["training", "accuracy", "time"], rows))
@@ -70,7 +72,8 @@ def backbone(analysis: BackboneAnalysis, advice: Advice) -> Section:
     rows = []
     for stage in analysis.stages:
         low, high = stage.probe.interval
-        probes = [f"{stage.probe.accuracy:.1%}", f"{low:.1%} to {high:.1%}", f"{stage.nearest_mean.accuracy:.1%}"]
+        means = stage.nearest_mean.balanced_accuracy
+        probes = [f"{stage.probe.balanced_accuracy:.1%}", f"{low:.1%} to {high:.1%}", f"{means:.1%}"]
         value = shift.stages.get(stage.name)
         scores = [f"{stage.logme:.3f}", f"{stage.h_score:.2f}", "" if value is None else f"{value:.3f}"]
         rows.append([stage.name, str(stage.width), *probes, *scores])

@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tlkit.advice.backbone_analysis import BackboneAnalysis, StageEvidence
-from tlkit.advice.dataset_statistics import ImageStatistics
+from tlkit.advice.dataset_statistics import FEW, ImageStatistics
 from tlkit.advice.scenarios import Scenario, agreement, find_scenario
 from tlkit.advice.selection import HeadEvidence, best_head, best_stage
 from tlkit.defaults import DEFAULT_HEAD, FINE_TUNING, FROZEN
 from tlkit.errors import TlkitError
 from tlkit.model.trunk import Trunk
-from tlkit.plugin.contract import DatasetStatistics, Head, Strategy
-from tlkit.plugin.options import configure, to_json
+from tlkit.plugin.contract import IMBALANCED, DatasetStatistics, Head, Strategy
+from tlkit.plugin.options import configure, differences, to_json
 from tlkit.plugin.phases import trainable_stages
 from tlkit.training.device import seconds_per_image
 from tlkit.util.statistics import wilson
-from tlkit.util.text import format_seconds
+from tlkit.util.text import format_seconds, listed
 
 RECOMMENDED, INCONCLUSIVE = "recommended", "inconclusive"
 TYPICAL_THROUGHPUT = 100.0  # images per second from file to features, if none had to be decoded
@@ -43,9 +43,9 @@ class FineTuningPolicy:
 class Recommendation:
     """Recommended training and the reasons; printed, the verdict in words.
 
-    `accuracy` is the range to expect (95 %), None if inconclusive. `settings` are options of the components, by
-    `kind.option`; `trainable` counts the stages that are fine-tuned. `frozen_head` is the head recommended on
-    frozen features, if the trunk is fine-tuned.
+    `accuracy` is the range of the balanced accuracy to expect (95 %), None if inconclusive. `settings` are options of
+    the strategy, by `kind.option`, and `head_settings` those of the head; `trainable` counts the stages that are
+    fine-tuned. `frozen_head` and `frozen_head_settings` are recommended on frozen features, if the trunk is fine-tuned.
     """
 
     verdict: str
@@ -64,6 +64,8 @@ class Recommendation:
     accuracy: tuple[float, float] | None = None
     seconds: float | None = None
     frozen_head: str | None = None
+    head_settings: Mapping[str, Any] = field(default_factory=dict)
+    frozen_head_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def inconclusive(self) -> bool:
@@ -78,11 +80,13 @@ class Recommendation:
             self,
             strategy=FROZEN,
             head=self.frozen_head,
+            head_settings=self.frozen_head_settings,
             trainable=0,
             settings={},
             learning_rates={},
             lr_decay=1.0,
             frozen_head=None,
+            frozen_head_settings={},
         )
 
     def fine_tuned(
@@ -96,15 +100,18 @@ class Recommendation:
         kept = stages[: stages.index(self.cut) + 1]
         phases = plan.strategy.phases(kept, known)
         last = next((phase for phase in reversed(phases) if phase.trainable), phases[-1])
+        frozen = self.frozen()
         return replace(
             self,
             strategy=plan.strategy.name,
             head=head,
+            head_settings={},
             trainable=len({stage for phase in phases for stage in trainable_stages(phase, kept)}),
             settings={f"strategy.{name}": value for name, value in plan.settings.items()},
             learning_rates={"head": last.head_lr, self.cut: last.trunk_lr},
             lr_decay=last.lr_decay,
-            frozen_head=self.frozen().head,
+            frozen_head=frozen.head,
+            frozen_head_settings=frozen.head_settings,
         )
 
     def with_reasons(self, *reasons: str) -> Recommendation:
@@ -114,7 +121,8 @@ class Recommendation:
         """Return the options of `tlkit train` that follow it."""
         chosen = {"backbone": self.backbone, "strategy": self.strategy, "cut": self.cut, "head": self.head}
         words = [word for name, value in chosen.items() for word in (f"--{name}", value)]
-        return words + [word for name, value in self.settings.items() for word in ("--set", f"{name}={value}")]
+        settings = {**self.settings, **{f"head.{name}": value for name, value in self.head_settings.items()}}
+        return words + [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "reasons": list(self.reasons), "accuracy": self.accuracy and list(self.accuracy)}
@@ -123,7 +131,8 @@ class Recommendation:
         """Return the verdict, and what to train or why it is inconclusive, on one line."""
         if self.inconclusive:
             return f"INCONCLUSIVE: {'; '.join(self.reasons)}"
-        return f"RECOMMENDED: {self.strategy}, {self.backbone} up to {self.cut}, {self.head} head"
+        settings = "".join(f", {name} {value}" for name, value in self.head_settings.items())
+        return f"RECOMMENDED: {self.strategy}, {self.backbone} up to {self.cut}, {self.head} head{settings}"
 
     def details(self) -> Iterator[str]:
         """Yield stages, expected accuracy, time, scenario and reasons, a line each."""
@@ -134,7 +143,7 @@ class Recommendation:
             rates = ", ".join(f"{name} {rate:g}" for name, rate in self.learning_rates.items())
             yield f"{self.trainable} trainable stages, learning rates: {rates}, lr_decay {self.lr_decay:g}"
         if self.accuracy is not None:
-            yield "expected accuracy {:.1%} to {:.1%}".format(*self.accuracy)
+            yield "expected balanced accuracy {:.1%} to {:.1%}".format(*self.accuracy)
         if self.seconds is not None:
             yield f"time on this machine about {format_seconds(self.seconds)}"
         if self.scenario is not None:
@@ -189,10 +198,7 @@ def available(heads: Sequence[Head], strategies: Sequence[Strategy], known: Data
         return Available(head.name, None)
     candidates = []
     for strategy in strategies:
-        own = to_json(strategy)
-        for candidate in strategy.candidates(known):
-            changed = {name: value for name, value in to_json(candidate).items() if value != own.get(name)}
-            candidates.append(FineTuning(candidate, changed))
+        candidates += [FineTuning(each, differences(strategy, each)) for each in strategy.candidates(known)]
     preferred = sorted(candidates, key=lambda each: each.strategy.name != FINE_TUNING)[:1]
     return Available(head.name, preferred[0] if preferred else None, candidates)
 
@@ -221,7 +227,7 @@ class Evidence:
 
     @property
     def error(self) -> float:
-        """Share of images that frozen features misclassify."""
+        """Share of images that frozen features misclassify, as a mean over the classes."""
         return 1.0 - sum(self.cut.probe.interval) / 2
 
     @property
@@ -237,7 +243,7 @@ def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy
     freeze = _reason_to_freeze(evidence, installed, policy)
     strategy = None if freeze else installed.fine_tuning
     agrees, reason = _agreement(evidence, fine_tunes=strategy is not None)
-    measured = cut.probe.interval if head is None else wilson(round(head.accuracy * head.images), head.images)
+    measured = cut.probe.interval if head is None else wilson(round(head.balanced_accuracy * head.images), head.images)
     # The time to solve a head grows faster than the number of images.
     solving = SECONDS_TO_SOLVE if head is None else head.seconds * (statistics.images / head.images) ** 1.5
     frozen = Recommendation(
@@ -246,10 +252,11 @@ def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy
         FROZEN,
         cut.name,
         installed.head if head is None else head.head,
+        head_settings={} if head is None else head.settings,
         scenario=None if scenario is None else scenario.name,
         rule="" if scenario is None else scenario.rule,
         agrees=agrees,
-        reasons=(reason, _about_cut(cut, analysis.stages)),
+        reasons=(reason, _about_cut(cut, analysis.stages), *_about_classes(statistics)),
         accuracy=(min(measured[0], cut.probe.interval[0]), max(measured[1], cut.probe.interval[1])),
         seconds=(statistics.images + evidence.val) / (analysis.throughput or TYPICAL_THROUGHPUT) + solving,
     )
@@ -301,6 +308,15 @@ def _about_cut(cut: StageEvidence, stages: Sequence[StageEvidence]) -> str:
     return f"cut at {cut.name}: {_probe(cut)}; the next best, {other.name}: {_probe(other)}"
 
 
+def _about_classes(statistics: ImageStatistics) -> Iterator[str]:
+    """Yield what to compare the figures of an imbalanced dataset with, and classes too small to say anything of."""
+    if statistics.imbalance >= IMBALANCED:
+        share = max(statistics.per_class.values()) / statistics.images
+        yield f"figures are means over the classes; always the largest class is right for {share:.1%} of the images"
+    if few := [f"{label} {count}" for label, count in statistics.distinct_per_class.items() if count < FEW]:
+        yield f"classes with too few images to say how well they are recognized: {listed(few)}"
+
+
 def _probe(stage: StageEvidence) -> str:
     log_loss = "" if stage.probe.log_loss is None else f" with a log loss of {stage.probe.log_loss:.2f}"
-    return f"probe accuracy {stage.probe.accuracy:.1%}{log_loss}"
+    return f"balanced accuracy of the probe {stage.probe.balanced_accuracy:.1%}{log_loss}"

@@ -50,6 +50,7 @@ class AdviceRequest:
     strategies: Sequence[Strategy]
     origin: Callable[[Component], tuple[str, str]]  # distribution and version of the plugin that a component comes from
     val: float = 0.2
+    group: str | None = None  # regular expression over names: images with the same match stay together
     max_bad: float = 0.01
     seed: int = 0
     cut: str | None = None  # required by the user
@@ -142,7 +143,7 @@ def advise(
     `DataError` for a source without images or with more unreadable ones than allowed; if it must be `learnable`, also
     for one that nothing can be trained on, and if `strict`, for one with the same file in two splits or classes.
     """
-    dataset = datasets.read(source, val=request.val, learnable=learnable)
+    dataset = datasets.read(source, val=request.val, group=request.group, learnable=learnable)
     duplicates = find_duplicates(dataset)
     for line in (str(dataset), *duplicates.lines()):
         progress(line, 0)
@@ -171,7 +172,7 @@ def advise(
         duplicates,
         cautious(analyses[0], head, shortcomings),
         rejected={samples[index].name: reason for index, reason in features.rejected.items()},
-        learnable=learnable or datasets.is_learnable(source, request.val),
+        learnable=learnable or datasets.is_learnable(source, request.val, request.group),
     )
     if not shortcomings:
         advice = _recommended(advice, request)
@@ -188,15 +189,19 @@ def _recommended(advice: Advice, request: AdviceRequest) -> Advice:
     dataset, statistics, labels, policy = advice.dataset, advice.statistics, advice.labels, request.policy
     classes = len(dataset.labels)
     rows = stratified(labels, advice.analyses[0].features.usable, policy.max_probed, request.seed)
-    analyses = [replace(each, stages=stage_evidence(each, rows, labels[rows], classes)) for each in advice.analyses]
-    best, installed = best_backbone(analyses), available(request.heads, request.strategies, dataset_statistics(dataset))
+    groups, known = dataset.groups(dataset.of("train")), dataset_statistics(dataset.without(advice.rejected))
+    own = None if groups is None else groups[rows]
+    analyses = [
+        replace(each, stages=stage_evidence(each, rows, labels[rows], classes, own)) for each in advice.analyses
+    ]
+    best, installed = best_backbone(analyses), available(request.heads, request.strategies, known)
     if request.cut is not None:
         best = replace(best, stages=tuple(each for each in best.stages if each.name == request.cut))
         installed = replace(installed, fine_tuning=None)
     several = request.heads if len(request.heads) > 1 else ()
-    heads = compare_heads(best, best_stage(best.stages).name, several, labels, classes, request.seed)
+    heads = compare_heads(best, best_stage(best.stages).name, several, labels, known, request.seed, groups)
     large, val = statistics.is_large(policy.size), len(dataset.of("val"))
-    evidence = Evidence(statistics, large, best, heads, dataset_statistics(dataset), val)
+    evidence = Evidence(statistics, large, best, heads, known, val)
     recommendation = recommend(evidence, installed, policy.fine_tuning)
     return replace(advice, analyses=analyses, heads=heads, recommendation=recommendation)
 

@@ -59,17 +59,19 @@ def run_trial(
         started = time.perf_counter()
         trained = train(source, out, config, progress, replace(options or RunOptions(), resume=True, announce=False))
         seconds = time.perf_counter() - started
-        return {"trained": trained.to_json(), "correct": trained.correct.tolist(), "seconds": seconds}
+        arrays = {"correct": trained.correct.tolist(), "truth": trained.truth.tolist()}
+        return {"trained": trained.to_json(), **arrays, "seconds": seconds}
 
     known, fresh = once(out.with_name(f"{out.name}{DONE}"), trial)
-    trained = TrainingResult.from_json(known["trained"], known["correct"], out)
+    trained = TrainingResult.from_json(known["trained"], known["correct"], known["truth"], out)
     return Trial(name_of(recommendation), trained if fresh else replace(trained, decoded=0), known["seconds"])
 
 
 def training_config(request: AdviceRequest, recommendation: Recommendation) -> TrainingConfig:
     """Return the configuration of the recommended training."""
     backbone = next(each for each in request.backbones if each.name == recommendation.backbone)
-    head: Head = next(each for each in request.heads if each.name == recommendation.head)
+    installed: Head = next(each for each in request.heads if each.name == recommendation.head)
+    head = configure(installed, recommendation.head_settings)
     settings = {name.removeprefix("strategy."): value for name, value in recommendation.settings.items()}
     strategy = configure(_strategy(request, recommendation.strategy), settings)
     return TrainingConfig(
@@ -79,6 +81,7 @@ def training_config(request: AdviceRequest, recommendation: Recommendation) -> T
         {component.kind: request.origin(component) for component in (backbone, strategy, head)},
         cut=recommendation.cut,
         val=request.val,
+        group=request.group,
         max_bad=request.max_bad,
         seed=request.seed,
         **request.options,
@@ -99,13 +102,13 @@ def name_of(recommendation: Recommendation) -> str:
 def is_better(fine_tuned: TrainingResult, frozen: TrainingResult, domain: Domain) -> bool:
     """Return True if a fine-tuned trunk is better than a frozen one, on the same validation images.
 
-    A difference in accuracy of more than its standard error decides. Within it, where few images can't tell by
+    A difference in balanced accuracy of more than its standard error decides. Within it, where few images can't tell by
     accuracy, the log loss does, as it knows by how much; but for data similar to the pretraining data the frozen trunk
     stays, which is known to serve them.
     """
-    if paired_difference(fine_tuned.correct, frozen.correct).exceeds_error:
+    if paired_difference(fine_tuned.correct, frozen.correct, frozen.truth).exceeds_error:
         return True
-    worse = paired_difference(frozen.correct, fine_tuned.correct).exceeds_error
+    worse = paired_difference(frozen.correct, fine_tuned.correct, frozen.truth).exceeds_error
     return not (worse or domain == "similar") and fine_tuned.metrics.log_loss < frozen.metrics.log_loss
 
 
@@ -150,7 +153,7 @@ def run_trials(
     else:
         winner = "no fine-tuned trunk is better than frozen features" if best is baseline else f"{best.name} is best"
         settled = chosen.with_reasons(f"trials: {winner} on the validation images")
-        settled = replace(settled, accuracy=best.trained.metrics.interval)
+        settled = replace(settled, accuracy=best.trained.metrics.balanced_interval)
     return replace(advice, trials=[trial.to_json() for trial in trials], recommendation=settled)
 
 

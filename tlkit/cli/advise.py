@@ -12,12 +12,12 @@ from tlkit.cli.options import (
     FilePath,
     budget_option,
     complete,
+    draw_options,
     json_option,
     max_bad_option,
     seed_option,
     set_option,
     strict_option,
-    val_option,
 )
 from tlkit.cli.output import note_files, progress_bars, show, wrote
 
@@ -36,7 +36,7 @@ from tlkit.cli.output import note_files, progress_bars, show, wrote
 @click.option("--audit", is_flag=True, help="Report duplicates, leakage, label errors and shortcuts as well.")
 @click.option("--html", "page", type=FilePath, help="Write a page with pictures to an .html file as well.")
 @set_option
-@val_option
+@draw_options
 @max_bad_option
 @strict_option
 @seed_option

@@ -105,11 +105,18 @@ max_bad_option = click.option(
     default=0.01,
     help="Share of images that may be unreadable before the command fails.",
 )
-val_option = click.option(
-    "--val",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.2,
-    help="Share of images to validate on, if the dataset has no split of its own.",
+draw_options = together(
+    click.option(
+        "--val",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.2,
+        help="Share of images to validate on, if the dataset has no split of its own.",
+    ),
+    click.option(
+        "--group",
+        metavar="REGEX",
+        help="Images in whose paths REGEX finds the same stay in one split and fold: copies, frames, one patient.",
+    ),
 )
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of every random number generator."

@@ -12,13 +12,13 @@ from tlkit.cli.options import (
     FilePath,
     budget_option,
     complete,
+    draw_options,
     json_option,
     max_bad_option,
     seed_option,
     set_option,
     strict_option,
     trainer_options,
-    val_option,
 )
 from tlkit.cli.output import note_files, progress_bars, show, wrote
 from tlkit.util.text import quoted
@@ -44,7 +44,7 @@ from tlkit.util.text import quoted
     help=f"Classifier on the features; chosen by auto, or {defaults.DEFAULT_HEAD} with another strategy.",
 )
 @set_option
-@val_option
+@draw_options
 @max_bad_option
 @strict_option
 @click.option("--golden", type=click.IntRange(0), default=8, help="Validation images to copy to the bundle.")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tlkit.data import table
-from tlkit.data.labels import LIMIT, known_labels, nfc, training_labels
+from tlkit.data.labels import LIMIT, known_labels, nfc, states_val, training_labels
 from tlkit.data.layout import Stated, read_folders
 from tlkit.data.scan import scan
-from tlkit.data.split import assign_splits
+from tlkit.data.split import assign_splits, grouped, val_groups
 from tlkit.errors import DataError, UsageError
 from tlkit.util.text import counted, listed
 
@@ -27,6 +30,12 @@ class Sample:
     name: str  # POSIX path relative to the root, NFC: the same on every machine
     label: int  # index into `Dataset.labels`
     split: str  # "train", "val" or "test"
+    group: str = ""  # images of one group are in one split; empty: it is alone
+
+    @property
+    def unit(self) -> str:
+        """Name of what is split and cross-validated as one: the group, or the image itself."""
+        return self.group or self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,7 @@ class Dataset:
     samples: tuple[Sample, ...]
     skipped: Mapping[str, str]  # files that are no labeled images: path relative to the root to reason
     given_split: bool
+    val: float | None = None  # share of train that was drawn as val; None if the source states val
 
     def __str__(self) -> str:
         """Return the classes with their number of images in each split, on one line."""
@@ -57,8 +67,34 @@ class Dataset:
             numbers[sample.label] += 1
         return dict(zip(self.labels, numbers, strict=True))
 
+    def groups(self, samples: Sequence[Sample]) -> NDArray[np.int64] | None:
+        """Return the numbers of the groups of some samples `(N,)`; None if each image is alone."""
+        names = [sample.unit for sample in samples]
+        return np.unique(names, return_inverse=True)[1] if len(set(names)) < len(names) else None
 
-def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2, learnable: bool = True) -> Dataset:
+    def without(self, unreadable: Collection[str]) -> Dataset:
+        """Return the dataset without the samples of these names.
+
+        If val was drawn, it is drawn again: without these, another image may be the one that a class is validated on.
+        """
+        left = [sample for sample in self.samples if sample.name not in unreadable]
+        if self.val is not None and len(left) < len(self.samples):
+            drawn = val_groups([(each.unit, each.label) for each in left if each.split != "test"], self.val)
+            left = [
+                each if each.split == "test" else replace(each, split="val" if each.unit in drawn else "train")
+                for each in left
+            ]
+        return replace(self, samples=tuple(left))
+
+
+def read(
+    source: Path,
+    *,
+    labels: Sequence[str] | None = None,
+    val: float = 0.2,
+    group: str | None = None,
+    learnable: bool = True,
+) -> Dataset:
     """Read a labeled dataset.
 
     The source is one of
@@ -66,19 +102,23 @@ def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2,
     - a folder of class folders, searched recursively;
     - a folder of splits, train/ and any of val/ and test/ (or another usual name), each with class folders;
     - a folder of class folders, each with train/ and any of val/ and test/;
-    - a .csv or .parquet table with the columns path, label and optionally split.
+    - a .csv or .parquet table with the columns path, label and optionally split and group.
 
-    Without a val split, about the share `val` of train becomes it, by a hash of each name (`split.assign_splits`).
+    Without a val split, about the share `val` of train becomes it, by a hash of each name (`split.val_groups`). Images
+    of a group, by that column or by what the regular expression `group` finds in their names, stay together.
 
     Labels are the class names, sorted. With `labels`, those of a bundle, they keep that order and an unknown label is
     refused. What only training needs (two classes, each with images in train) is required unless `labels` are given or
     the dataset need not be `learnable`.
 
-    Raises `DataError` with all problems of the source, and `UsageError` for a `val` outside 0..1.
+    Raises `DataError` with all problems of the source, and `UsageError` for a `val` outside 0..1 or a `group` that
+    finds nothing.
     """
     if not 0.0 < val < 1.0:
         raise UsageError(f"val must lie between 0 and 1, not {val}")
     entries, skipped, problems = _stated(source)
+    if group is not None:
+        entries = grouped(entries, group, source)
     if labels is not None:
         labels = known_labels(entries, source, labels, problems)
     elif learnable:
@@ -87,18 +127,19 @@ def read(source: Path, *, labels: Sequence[str] | None = None, val: float = 0.2,
         labels = known_labels(entries, source, sorted({nfc(entry.label) for entry in entries}), problems)
     indices = {label: index for index, label in enumerate(labels)}
     samples = [
-        Sample(entry.path, entry.name, indices[nfc(entry.label)], split)
+        Sample(entry.path, entry.name, indices[nfc(entry.label)], split, entry.group or "")
         for entry, split in zip(entries, assign_splits(entries, val), strict=True)
     ]
     samples.sort(key=lambda sample: sample.name)
     root = source if os.path.isdir(source) else source.parent
-    return Dataset(root, tuple(labels), tuple(samples), dict(sorted(skipped.items())), entries[0].split is not None)
+    given, drawn = entries[0].split is not None, None if states_val(entries) else val
+    return Dataset(root, tuple(labels), tuple(samples), dict(sorted(skipped.items())), given, drawn)
 
 
-def is_learnable(source: Path, val: float) -> bool:
+def is_learnable(source: Path, val: float, group: str | None = None) -> bool:
     """Return whether a dataset can be trained on."""
     try:
-        read(source, val=val)
+        read(source, val=val, group=group)
     except DataError:
         return False
     return True

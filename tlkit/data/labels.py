@@ -14,7 +14,12 @@ from tlkit.util.text import listed, nearest
 
 LIMIT = 10  # names that a message lists
 
-_FIX = "rename or remove them, or add images"
+
+class Problem(NamedTuple):
+    """A reason that a dataset can't be used, and what to do about it."""
+
+    what: str
+    do: str
 
 
 class Entry(NamedTuple):
@@ -24,6 +29,12 @@ class Entry(NamedTuple):
     name: str  # relative POSIX path, NFC: what the split follows
     label: str  # as spelled in the source
     split: str | None = None
+    group: str | None = None  # images of one group are in one split; None: it is alone
+
+    @property
+    def unit(self) -> str:
+        """Name of what is split as one: the group, or the image itself."""
+        return self.group or self.name
 
 
 def nfc(text: str) -> str:
@@ -31,19 +42,17 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def training_labels(entries: Sequence[Entry], source: Path, problems: Sequence[str]) -> tuple[str, ...]:
+def training_labels(entries: Sequence[Entry], source: Path, problems: Sequence[Problem]) -> tuple[str, ...]:
     """Return the labels of a dataset for training, NFC, sorted by code point.
 
     Raises `DataError` with everything that prevents training on it, including `problems` found before.
     """
-    found = [*problems, *_name_problems(entries), *_class_problems(entries)]
-    if found:
-        raise DataError("; ".join(found), file=source, do=_FIX)
+    _refuse([*problems, *_name_problems(entries), *_group_problems(entries), *_class_problems(entries, source)], source)
     return tuple(sorted({nfc(entry.label) for entry in entries}))
 
 
 def known_labels(
-    entries: Sequence[Entry], source: Path, labels: Sequence[str], problems: Sequence[str]
+    entries: Sequence[Entry], source: Path, labels: Sequence[str], problems: Sequence[Problem]
 ) -> tuple[str, ...]:
     """Return the labels of a bundle, as given, for a dataset that it is used on.
 
@@ -52,11 +61,17 @@ def known_labels(
     found = [*problems, *_name_problems(entries)]
     unknown = sorted({nfc(entry.label) for entry in entries} - set(labels))
     if unknown:
-        found.append(f"unknown labels: {listed((_with_nearest(label, labels) for label in unknown), LIMIT)}")
-    if found:
-        do = f"the known labels are {listed(map(repr, labels), LIMIT)}" if unknown else _FIX
-        raise DataError("; ".join(found), file=source, do=do)
+        what = f"unknown labels: {listed((_with_nearest(label, labels) for label in unknown), LIMIT)}"
+        found.append(Problem(what, f"the known labels are {listed(map(repr, labels), LIMIT)}"))
+    _refuse(found, source)
     return tuple(labels)
+
+
+def _refuse(problems: Sequence[Problem], source: Path) -> None:
+    """Raise a DataError if there are problems, with each of them and each remedy."""
+    if problems:
+        do = "; ".join(dict.fromkeys(problem.do for problem in problems))
+        raise DataError("; ".join(problem.what for problem in problems), file=source, do=do)
 
 
 def states_val(entries: Sequence[Entry]) -> bool:
@@ -75,24 +90,38 @@ def _folded(label: str) -> str:
     return nfc(" ".join(label.split())).casefold()
 
 
-def _name_problems(entries: Sequence[Entry]) -> list[str]:
+def _name_problems(entries: Sequence[Entry]) -> list[Problem]:
     """Return problems with names that can't be distinguished or written."""
     problems = []
     repeated = [repr(name) for name, count in Counter(entry.name for entry in entries).items() if count > 1]
     if repeated:
-        problems.append(f"file names that differ in their Unicode form only: {listed(repeated, LIMIT)}")
+        what = f"file names that differ in their Unicode form only: {listed(repeated, LIMIT)}"
+        problems.append(Problem(what, "rename one of each pair"))
     labels = sorted({entry.label for entry in entries})
     broken = [repr(label) for label in labels if label != label.encode(errors="ignore").decode()]
     if broken:
-        problems.append(f"class names that are not valid UTF-8: {listed(broken, LIMIT)}")
+        problems.append(Problem(f"class names that are not valid UTF-8: {listed(broken, LIMIT)}", "rename them"))
     for spelling, of in (("in case, spaces or Unicode form only", _folded), ("as text but are one number", _number)):
         groups = defaultdict(list)
         for label in labels:
             groups[of(label)].append(repr(label))
         clashes = [" and ".join(group) for group in groups.values() if len(group) > 1]
         if clashes:
-            problems.append(f"class names that differ {spelling}: {listed(clashes, LIMIT)}")
+            what = f"class names that differ {spelling}: {listed(clashes, LIMIT)}"
+            problems.append(Problem(what, "give one class one name, and different classes different names"))
     return problems
+
+
+def _group_problems(entries: Sequence[Entry]) -> list[Problem]:
+    """Return the problem of groups that the source itself puts into several splits."""
+    splits = defaultdict(set)
+    for entry in entries:
+        if entry.group is not None:
+            splits[entry.group].add(entry.split)
+    torn = [repr(group) for group, found in splits.items() if len(found) > 1]
+    if not torn:
+        return []
+    return [Problem(f"groups in several splits: {listed(torn, LIMIT)}", "put all images of a group into one split")]
 
 
 def _number(label: str) -> str:
@@ -100,19 +129,35 @@ def _number(label: str) -> str:
     return re.sub(r"^(\d+)\.0*$", r"\1", label)
 
 
-def _class_problems(entries: Sequence[Entry]) -> list[str]:
+def _class_problems(entries: Sequence[Entry], source: Path) -> list[Problem]:
     """Return problems with classes that can't be learned: too few of them, or too few images."""
     problems = []
     everywhere = sorted({nfc(entry.label) for entry in entries})
     if len(everywhere) == 1:
-        inside = {entry.name.split("/")[1] for entry in entries if entry.name.count("/") > 1}
-        hint = f" (its folders {listed(sorted(inside), LIMIT)} may be the classes)" if len(inside) > 1 else ""
-        problems.append(f"only one class, {everywhere[0]!r}{hint}; at least two folders or labels are needed")
+        only = everywhere[0]
+        inside = sorted({entry.name.split("/")[1] for entry in entries if entry.name.count("/") > 1})
+        if len(inside) > 1:
+            what = f"only one class, {only!r} (its folders {listed(inside, LIMIT)} may be the classes)"
+            problems.append(Problem(what, f"give {source / only} if they are"))
+        else:
+            what = f"only one class, {only!r}; at least two folders or labels are needed"
+            problems.append(Problem(what, "add the images of another class"))
     train = Counter(nfc(entry.label) for entry in entries if entry.split in (None, "train"))
     absent = [repr(label) for label in everywhere if label not in train]
     if absent:
-        problems.append(f"classes without an image in train: {listed(absent, LIMIT)}")
-    single = [repr(label) for label in everywhere if train[label] == 1]
-    if single and not states_val(entries):
-        problems.append(f"classes with one image, which can't be in train and val both: {listed(single, LIMIT)}")
+        what = f"classes without an image in train: {listed(absent, LIMIT)}"
+        problems.append(Problem(what, "add images of them to train, or remove them from the other splits"))
+    if states_val(entries):
+        return problems
+    units = defaultdict(set)
+    for entry in entries:
+        units[nfc(entry.label)].add(entry.unit)
+    alone = [label for label in everywhere if len(units[label]) == 1 and train[label]]
+    for kind, single in (
+        ("one image", [repr(label) for label in alone if train[label] == 1]),
+        ("all images in one group", [repr(label) for label in alone if train[label] > 1]),
+    ):
+        if single:
+            what = f"classes with {kind}, which can't be in train and val both: {listed(single, LIMIT)}"
+            problems.append(Problem(what, "add other images of them, or remove these classes"))
     return problems

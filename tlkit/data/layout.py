@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tlkit.data.labels import LIMIT, Entry, nfc
+from tlkit.data.labels import LIMIT, Entry, Problem, nfc
 from tlkit.data.scan import Scan
 from tlkit.data.split import SPLITS
 from tlkit.errors import DataError
-from tlkit.util.text import listed
+from tlkit.util.text import counted, listed
 
 _TABLE = "name path, label and split of each image in a table"
 
@@ -26,7 +26,7 @@ class Stated(NamedTuple):
 
     entries: list[Entry]
     skipped: dict[str, str]
-    problems: list[str]
+    problems: list[Problem]
 
 
 def read_folders(root: Path, found: Scan) -> Stated:
@@ -154,7 +154,15 @@ def _read_classes(root: Path, found: Scan, base: str, split: str | None, stated:
         else:
             stated.skipped[image] = "beside the class folders"
     if empty:
-        folders = listed((prefix + label for label in sorted(empty)), LIMIT)
-        stated.problems.append(f"class folders without an image of their own: {folders}")
+        folders = listed((_with_files(prefix + label, stated.skipped) for label in sorted(empty)), LIMIT)
+        what = f"class folders without an image of their own: {folders}"
+        stated.problems.append(Problem(what, "put images into them, or remove the folders"))
     if not classes:
-        stated.problems.append(f"no class folders in {prefix}")
+        do = f"put the images of each class into a folder of its own in {prefix}"
+        stated.problems.append(Problem(f"no class folders in {prefix}", do))
+
+
+def _with_files(folder: str, skipped: Mapping[str, str]) -> str:
+    """Return a folder with the number of its files that are no images, if it has some."""
+    count = sum(path.startswith(f"{folder}/") for path in skipped)
+    return f"{folder} ({counted(count, 'file')} of other kinds)" if count else folder

@@ -1,4 +1,4 @@
-"""Read a .csv or .parquet table with the columns path, label and optionally split."""
+"""Read a .csv or .parquet table with the columns path, label and optionally split and group."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tlkit.errors import DataError, ResourceError
 from tlkit.util.text import listed
 
 SUFFIXES = frozenset({".csv", ".parquet"})
+COLUMNS = ("path", "label", "split", "group")
 # What other programs write for a missing value; pandas reads these as missing.
 _MISSING = frozenset({"nan", "nat", "none", "null", "n/a", "na", "#n/a", "#na", "<na>", "-nan"})  # case-folded
 
@@ -27,6 +28,7 @@ class _Record(NamedTuple):
     label: Any
     split: Any
     surplus: bool = False  # there are more fields than columns
+    group: Any = None
 
 
 class _InvalidRow(Exception):
@@ -80,7 +82,7 @@ def _entry(record: _Record, folder: Path) -> Entry:
         problems.append(f"has split {record.split!r}, not one of {', '.join(SPLITS)}")
     if problems:
         raise _InvalidRow(" and ".join(problems))
-    return Entry(file, _name(folder, path), label, split)
+    return Entry(file, _name(folder, path), label, split, _text(record.group) or None)
 
 
 def _in_another_form(file: Path) -> Path | None:
@@ -122,7 +124,8 @@ def _csv(file: Path) -> Iterator[_Record]:
                 if values:
                     cells = dict(zip(columns, values, strict=False))
                     split = cells.get("split", "") if "split" in columns else None
-                    yield _Record(number, cells.get("path"), cells.get("label"), split, len(values) > len(columns))
+                    surplus = len(values) > len(columns)
+                    yield _Record(number, cells.get("path"), cells.get("label"), split, surplus, cells.get("group"))
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror})", file=file) from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -139,17 +142,18 @@ def _parquet(file: Path) -> Iterator[_Record]:
         table = parquet.ParquetFile(file)
         names = table.schema_arrow.names
         _check_columns(file, names)
-        columns = [column for column in ("path", "label", "split") if column in names]
+        columns = [column for column in COLUMNS if column in names]
         cells = table.read(columns=columns).to_pydict()
     except (ArrowException, OSError) as error:
         raise DataError(f"not a Parquet file that can be read ({error})", file=file) from error
     splits = ["" if split is None else split for split in cells["split"]] if "split" in cells else None
     for index, (path, label) in enumerate(zip(cells["path"], cells["label"], strict=True)):
-        yield _Record(index + 1, path, label, None if splits is None else splits[index])
+        group = cells["group"][index] if "group" in cells else None
+        yield _Record(index + 1, path, label, None if splits is None else splits[index], group=group)
 
 
 def _check_columns(file: Path, columns: list[str]) -> None:
-    repeated = [column for column in ("path", "label", "split") if columns.count(column) > 1]
+    repeated = [column for column in COLUMNS if columns.count(column) > 1]
     if repeated:
         raise DataError(f"has the column {repeated[0]} {columns.count(repeated[0])} times", file=file, do="keep one")
     missing = [column for column in ("path", "label") if column not in columns]

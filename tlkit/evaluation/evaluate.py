@@ -14,6 +14,7 @@ from tlkit.data.dataset import Dataset, Sample
 from tlkit.data.scan import FileCounts
 from tlkit.errors import DataError, UsageError
 from tlkit.evaluation.metrics import Metrics, metric_lines, score
+from tlkit.model.bundle import count_trained_on
 from tlkit.plugin.contract import PROBABILITIES, Progress, silent
 from tlkit.util.text import counted
 
@@ -30,6 +31,7 @@ class ModelOutputs:
     arrays: dict[str, NDArray[np.float32]]
     truth: NDArray[np.int64]
     rejected: dict[str, str]
+    sha256: tuple[str, ...] = ()  # of the readable files, hex
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -53,6 +55,7 @@ class EvaluationResult:
     rejected: Mapping[str, str]
     skipped: Mapping[str, str] = field(default_factory=dict)
     other_splits: int = 0  # images of splits that were not asked for
+    trained_on: int | None = None  # images that the model was trained on; None if its bundle is not at hand
 
     @property
     def images(self) -> int:
@@ -66,7 +69,8 @@ class EvaluationResult:
 
     def __repr__(self) -> str:
         lines = metric_lines(self.metrics.to_json(), self.labels)
-        return "\n".join([f"{counted(self.metrics.images, 'image')} ({self.split})", *lines])
+        known = trained_on_line(self.trained_on, self.metrics.images)
+        return "\n".join([f"{counted(self.metrics.images, 'image')} ({self.split})", *known, *lines])
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON values."""
@@ -74,6 +78,7 @@ class EvaluationResult:
             "split": self.split,
             "labels": list(self.labels),
             **self.metrics.to_json(),
+            "trained_on": self.trained_on,
             "rejected": dict(self.rejected),
             "skipped": dict(self.skipped),
             "files": asdict(self.files),
@@ -86,7 +91,14 @@ def evaluate(model: Model, source: Path, *, split: str | None = None, progress: 
     outputs = run_samples(model, samples, progress("evaluating", len(samples)))
     metrics = score(outputs.arrays[PROBABILITIES], outputs.truth)
     others = len(dataset.samples) - len(samples)
-    return EvaluationResult(metrics, model.labels, chosen, outputs.rejected, dataset.skipped, others)
+    bundle = model.bundle
+    known = None if bundle is None else count_trained_on(bundle, outputs.sha256)
+    return EvaluationResult(metrics, model.labels, chosen, outputs.rejected, dataset.skipped, others, known)
+
+
+def trained_on_line(known: int | None, images: int) -> list[str]:
+    """Return a line that says how many of some images had been trained on, if any."""
+    return [f"trained on {known} of these {images}: figures of new images are lower"] if known else []
 
 
 class Selection(NamedTuple):
@@ -119,12 +131,13 @@ def run_samples(
 ) -> ModelOutputs:
     """Return the outputs of a model for labeled images; `tick(n)` is called when n more are done."""
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in outputs}
-    truth, rejected, remaining = [], {}, iter(samples)
-    for batch in model.stream([sample.path for sample in samples], outputs):
+    truth, hashes, rejected, remaining = [], list[str](), {}, iter(samples)
+    for batch in model.stream([sample.path for sample in samples], outputs, hashed=True):
         for image in batch.images:
             sample = next(remaining)
             if image.reason is None:
                 truth.append(sample.label)
+                hashes.append(image.sha256)
             else:
                 rejected[image.name] = image.reason
         for name, array in batch.arrays.items():
@@ -133,4 +146,4 @@ def run_samples(
     if not truth:
         raise DataError("none of its images is readable", file=samples[0].path.parent)
     arrays = {name: np.concatenate(part) for name, part in parts.items()}
-    return ModelOutputs(arrays, np.array(truth, np.int64), rejected)
+    return ModelOutputs(arrays, np.array(truth, np.int64), rejected, tuple(hashes))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.util.statistics import wilson
+from tlkit.util.statistics import balanced_interval, wilson
 from tlkit.util.text import table
 
 ECE_BINS = 15
@@ -32,12 +32,29 @@ class Metrics:
     confusion: NDArray[np.int64]
     reliability: NDArray[np.float64]  # a row for each bin of confidence: images, mean confidence, accuracy
 
+    @property
+    def recall(self) -> list[float | None]:
+        """Share of the images of each class that are predicted correctly; None for a class without an image."""
+        sizes, hits = self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()
+        return [hit / size if size else None for hit, size in zip(hits, sizes, strict=True)]
+
+    @property
+    def balanced_interval(self) -> tuple[float, float]:
+        """95 % interval of the balanced accuracy."""
+        return balanced_interval(self.confusion.diagonal(), self.confusion.sum(1))
+
+    @property
+    def majority(self) -> float:
+        """Accuracy of a classifier that always predicts the most frequent class."""
+        return float(self.confusion.sum(1).max() / self.images)
+
     def __repr__(self) -> str:
         return "\n".join(metric_lines(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields as JSON values."""
+        """Return all fields as JSON values, with the recall of each class and the share of the most frequent one."""
         values = {field.name: getattr(self, field.name) for field in fields(self)} | {"interval": list(self.interval)}
+        values |= {"recall": self.recall, "majority": self.majority, "balanced_interval": list(self.balanced_interval)}
         return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
 
@@ -85,13 +102,16 @@ def calibration_error(bins: NDArray[np.float64]) -> float:
 def metric_lines(metrics: Mapping[str, Any], labels: Sequence[str] = ()) -> list[str]:
     """Return metrics, as `Metrics.to_json` gives them, as text; with labels the confusion matrix too."""
     low, high = metrics["interval"]
+    confusion = np.array(metrics["confusion"], np.int64)
+    balanced = balanced_interval(confusion.diagonal(), confusion.sum(1))
     return [
         f"accuracy           {metrics['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})",
-        f"balanced accuracy  {metrics['balanced_accuracy']:.1%}",
+        f"most frequent class {confusion.sum(1).max() / confusion.sum():.1%} of the images",
+        f"balanced accuracy  {metrics['balanced_accuracy']:.1%} (95 % interval {balanced[0]:.1%} to {balanced[1]:.1%})",
         f"macro-F1           {metrics['macro_f1']:.3f}",
         f"ECE                {metrics['ece']:.3f}",
         f"log loss           {metrics['log_loss']:.3f}",
-        *(confusion_lines(np.array(metrics["confusion"], np.int64), labels) if labels else ()),
+        *(confusion_lines(confusion, labels) if labels else ()),
     ]
 
 
@@ -99,8 +119,15 @@ def confusion_lines(confusion: NDArray[np.int64], labels: Sequence[str]) -> list
     """Return a confusion matrix with labels on both axes; of many classes, the pairs that are confused most often."""
     if len(labels) <= MAX_MATRIX:
         columns = [label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "…" for label in labels]
-        rows = [[label, *counts] for label, counts in zip(labels, confusion, strict=True)]
-        return ["confusion matrix (rows: true class, columns: predicted class):", *table(rows, ["", *columns])]
+        rows = [
+            [label, *counts, f"{counts[i] / counts.sum():.1%}" if counts.any() else ""]
+            for i, (label, counts) in enumerate(zip(labels, confusion, strict=True))
+        ]
+        title = "confusion matrix (rows: true class, columns: predicted class):"
+        return [title, *table(rows, ["", *columns, "recall"])]
     pairs = sorted((-int(confusion[i, j]), i, j) for i, j in np.argwhere(confusion) if i != j)[:MAX_PAIRS]
     rows = [[f"{labels[i]} predicted as {labels[j]}", -count] for count, i, j in pairs]
-    return ["most frequent confusions:", *(f"  {line}" for line in table(rows))]
+    sizes = confusion.sum(1)
+    worst = sorted((confusion[i, i] / sizes[i], int(i)) for i in np.flatnonzero(sizes))[:MAX_PAIRS]
+    lowest = ", ".join(f"{labels[i]} {recall:.1%}" for recall, i in worst)
+    return [f"lowest recall: {lowest}", "most frequent confusions:", *(f"  {line}" for line in table(rows))]

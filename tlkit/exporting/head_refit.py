@@ -60,7 +60,7 @@ class RefittedHead:
 class HeadRefit:
     """A refitted head beside the bundle's own, both measured on the same features of the validation split.
 
-    It is kept if it classifies more images correctly, or as many with a lower log loss.
+    It is kept if its balanced accuracy is higher, or the same with a lower log loss.
     """
 
     kept: bool
@@ -90,7 +90,7 @@ def better(own: ModelOutputs, refitted: RefittedHead) -> tuple[RefittedHead | No
     """Return the refitted head if it is better than the bundle's own, the comparison, and the better one's outputs."""
     given = refitted.probabilities(own.arrays[FEATURES])
     before, after = (score(each, own.truth) for each in (own.arrays[PROBABILITIES], given))
-    kept = (after.accuracy, -after.log_loss) > (before.accuracy, -before.log_loss)
+    kept = (after.balanced_accuracy, -after.log_loss) > (before.balanced_accuracy, -before.log_loss)
     comparison = HeadRefit(kept, after.accuracy, after.log_loss, before.accuracy, before.log_loss)
     if not kept:
         return None, comparison, own

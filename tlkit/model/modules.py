@@ -102,3 +102,17 @@ def head_logits(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.fl
     with torch.inference_mode():
         logits: NDArray[np.float32] = head(torch.from_numpy(features)).float().cpu().numpy()
     return logits
+
+
+def solve_head(
+    head: Head,
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    classes: int,
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
+) -> nn.Module | None:
+    """Return a head fitted to features `(N, width)`, with the images of each of the `groups` `(N,)` together."""
+    if groups is None:
+        return head.solve(features, labels, classes, seed)
+    return head.solve_grouped(features, labels, classes, seed, groups)

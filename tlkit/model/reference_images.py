@@ -56,7 +56,11 @@ def dataset(bundle: Bundle, data: Path | None = None) -> tuple[Path, Dataset]:
     if place is None:
         what = "the images that it was trained on are not on this machine any more"
         raise DataError(what, file=bundle.root, do="name others like them with --data")
-    return place, folder.read(place, labels=bundle.record.labels, val=bundle.record.data.get("val", 0.2))
+    data_record = bundle.record.data
+    found = folder.read(
+        place, labels=bundle.record.labels, val=data_record.get("val", 0.2), group=data_record.get("group")
+    )
+    return place, found.without(data_record.get("rejected", ()))
 
 
 def _note(digest: str) -> Path:

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    Labels = NDArray[np.int64]
+
 CONTRACT = 1  # version of this contract
+IMBALANCED = 2.0  # times as many images in the largest class as in the smallest, from which class weights are tried
 
 # Names of the tensors in exported graphs; export, targets and runtime use no others.
 IMAGES = "images"  # uint8   (N, S, S, 3), RGB, as `tlkit.data.preprocessing.load` returns them
@@ -59,9 +62,9 @@ def option(
 ) -> Any:
     """Return a dataclass field that declares one option of a component: default, help text and allowed values.
 
-    Its annotation is `bool`, `int`, `float`, `str`, `Path`, `tuple[str, ...]`, `Literal`, or a union of these with
-    None. `local` options, such as the path of a weights file, hold on this machine alone: a bundle stores none of them
-    and is opened with their defaults, so they must not change the structure of the stages.
+    Its annotation is `bool`, `int`, `float`, `str`, `Path`, `tuple[str, ...]`, `Literal`, or a union with None.
+    `local` options, such as the path of a weights file, hold on this machine alone: a bundle stores none of them and
+    is opened with their defaults, so they must not change the structure of the stages.
     """
     limits = {"choices": choices, "minimum": minimum, "maximum": maximum, "local": local}
     return dataclasses.field(default=default, metadata={"help": help, **limits})
@@ -201,11 +204,19 @@ class Head(Component):
         Raises `tlkit.errors.UsageError` if the head can only be fitted with `solve`.
         """
 
-    def solve(
-        self, features: NDArray[np.float32], labels: NDArray[np.int64], classes: int, seed: int
-    ) -> nn.Module | None:
+    def solve(self, features: NDArray[np.float32], labels: Labels, classes: int, seed: int) -> nn.Module | None:
         """Fit features `(N, width)` to labels `(N,)` in 0..classes-1; None: train `module` by gradient descent."""
         return None
+
+    def solve_grouped(
+        self, features: NDArray[np.float32], labels: Labels, classes: int, seed: int, groups: Labels
+    ) -> nn.Module | None:
+        """Fit as `solve` does; a cross-validation holds out whole `groups` `(N,)`, such as frames of one video."""
+        return self.solve(features, labels, classes, seed)
+
+    def candidates(self, info: DatasetStatistics) -> Sequence[Head]:
+        """Return configurations of this head to compare with it, such as class weights if `info` is imbalanced."""
+        return ()
 
     def restore(self, width: int, classes: int, tensors: Mapping[str, Any]) -> nn.Module:
         """Return the fitted module whose state dict `tensors` is."""
@@ -220,8 +231,8 @@ class Head(Component):
     def report(self, solved: nn.Module) -> Mapping[str, Any]:
         """Return facts about a fit by `solve`, as JSON: the bundle stores them; by default its attribute `report`.
 
-        Heads are compared by `cv_accuracy` (0 to 1) and `cv_log_loss` (mean, in nats), from a cross-validation on the
-        features that `solve` got. A head that reports neither is not recommended.
+        Heads are compared by `cv_balanced_accuracy` or else `cv_accuracy` (0 to 1) and `cv_log_loss` (mean, in nats),
+        from a cross-validation on the features that `solve` got. A head that reports none is not recommended.
         """
         return getattr(solved, "report", {})
 

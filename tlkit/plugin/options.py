@@ -169,6 +169,12 @@ def to_json(component: Component, *, local: bool = False) -> dict[str, Any]:
     return {each.name: _plain(each.default) for each in describe(component) if local or not each.local}
 
 
+def differences(component: Component, other: Component) -> dict[str, Any]:
+    """Return the options of another configuration of a component in which it differs from this one, as JSON values."""
+    own = to_json(component)
+    return {name: value for name, value in to_json(other).items() if value != own.get(name)}
+
+
 def changed(component: Component) -> dict[str, str]:
     """Return the options that differ from their defaults as `--set` takes them: `{"width": "32"}`."""
     values = {field.name: getattr(component, field.name) for field in option_fields(component)}

@@ -7,7 +7,7 @@ interrupted run continues where it stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,13 @@ class Features:
     decoded: int  # images decoded for this; the rest came from the cache
     sha256: tuple[str, ...] = ()  # of each file, hex; empty if it was rejected
     widths: tuple[int, ...] = ()
+
+    def rows(self, indices: Sequence[int]) -> Features:
+        """Return the features of some files, in this order."""
+        of = list(indices)
+        rejected = {new: self.rejected[old] for new, old in enumerate(of) if old in self.rejected}
+        hashes = tuple(self.sha256[index] for index in of)
+        return replace(self, array=self.array[of], usable=self.usable[of], rejected=rejected, sha256=hashes)
 
     def stage(self, index: int) -> NDArray[np.float32]:
         """Return the features `(N, widths[index])` of one stage, if there is no cut; -1 is the deepest."""

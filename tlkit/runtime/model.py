@@ -15,6 +15,7 @@ from tlkit.data.decoding import UnreadableImage
 from tlkit.data.preprocessing import Source
 from tlkit.errors import ArtifactError, UsageError
 from tlkit.graph import metadata
+from tlkit.model.bundle import RECORD
 from tlkit.model.exports import graph_file
 from tlkit.plugin.contract import FEATURES, IMAGES, PROBABILITIES, Progress, Session
 from tlkit.progress import shown
@@ -119,6 +120,15 @@ class Model:
     def close(self) -> None:
         """Close the session."""
         self.session.close()
+
+    @property
+    def bundle(self) -> Path | None:
+        """The bundle that the graph was exported from, if it still lies in it."""
+        digest = self.session.metadata.get(metadata.BUNDLE)
+        for folder in self.file.absolute().parents:
+            if (folder / RECORD).is_file():
+                return folder if digest and digest in (folder / RECORD).read_text(errors="replace") else None
+        return None
 
     @property
     def width(self) -> int:

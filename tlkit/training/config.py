@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tlkit.training.checkpoint import SECONDS
 from tlkit.training.device import Device, DeviceOptions
 from tlkit.training.inputs import Examples
 from tlkit.training.run_directory import MACHINE, machine
+from tlkit.util.text import listed
 from tlkit.version import __version__
 
 
@@ -39,6 +40,7 @@ class TrainingConfig:
     cut: str | None = None
     size: int | None = None  # side of the input in pixels, if not the backbone's own
     val: float = 0.2
+    group: str | None = None  # regular expression over names: images with the same match stay together
     max_bad: float = 0.01
     golden: int = 8
     golden_strip: bool = False  # keep no names of files, and no golden image with metadata
@@ -74,6 +76,7 @@ class Plan:
     phases: tuple[Phase, ...]
     full_trunk: Trunk
     trunk: Trunk  # up to the cut
+    rejected: Mapping[str, str] = field(default_factory=dict)  # unreadable images, not in `dataset`: reasons by name
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -95,8 +98,19 @@ class Plan:
         paths = [sample.path for sample in samples]
         features = extract(paths, graph, trunk.preprocessing, trunk.names, self.trunk.names[-1], tick)
         check_rejected(features, paths, self.config.max_bad)
-        _check_classes(features, samples)
         return features
+
+    def read(self, tick: Tick) -> tuple[Plan, Features]:
+        """Return the plan with the readable images alone, split among themselves, and their features.
+
+        The features are those of the original trunk. Raises DataError if a class has no image left to train on.
+        """
+        features, before = self.extract(self.full_trunk, tick), self.samples
+        rejected = {before[row].name: reason for row, reason in features.rejected.items()}
+        plan = replace(self, dataset=self.dataset.without(rejected), rejected=rejected)
+        rows = {sample.name: row for row, sample in enumerate(before)}
+        _check_classes(plan.dataset, [before[row].path for row in features.rejected])
+        return plan, features.rows([rows[sample.name] for sample in plan.samples])
 
     def examples(self, features: Features) -> tuple[Examples, Examples]:
         """Return the readable images to train on, and those to validate on, with their features."""
@@ -104,7 +118,9 @@ class Plan:
         def of(split: str) -> Examples:
             rows = [row for row, each in enumerate(self.samples) if each.split == split and features.usable[row]]
             labels = np.array([self.samples[row].label for row in rows], np.int64)
-            return Examples(features.array[rows], labels, [self.samples[row].path for row in rows])
+            samples = [self.samples[row] for row in rows]
+            paths, groups = [sample.path for sample in samples], self.dataset.groups(samples)
+            return Examples(features.array[rows], labels, paths, groups)
 
         return of("train"), of("val")
 
@@ -126,7 +142,7 @@ class Plan:
             **{each.kind: identity(each) for each in (config.backbone, config.strategy, config.head)},
             "cut": self.trunk.names[-1],
             "size": self.trunk.preprocessing.size,
-            **{name: getattr(config, name) for name in ("val", "seed", "refit")},
+            **{name: getattr(config, name) for name in ("val", "group", "seed", "refit")},
             **self.settings(device),
             "phase": [asdict(phase) for phase in self.phases],
             "backbone_weights": fingerprint(self.trunk)[:16],
@@ -156,12 +172,13 @@ def identical(features: Features, samples: Sequence[Sample], labels: Sequence[st
     return lines
 
 
-def _check_classes(features: Features, samples: Sequence[Sample]) -> None:
-    """Raise a DataError if a class has no readable image left in a split."""
-    left = {(each.split, each.label) for each, good in zip(samples, features.usable, strict=True) if good}
-    for each in samples:
-        if (each.split, each.label) not in left:
-            raise DataError(f"no readable {each.split} image is left of its class", file=each.path, do="add some")
+def _check_classes(dataset: Dataset, unreadable: Sequence[Path]) -> None:
+    """Raise a DataError if the readable images leave a class none to train on, or none to validate on at all."""
+    lost = [label for label, count in dataset.counts("train").items() if not count]
+    if lost or not dataset.of("val"):
+        what = f"no readable image to train on is left of {listed(lost)}" if lost else "no readable val image is left"
+        do = f"replace or remove the unreadable files, such as {unreadable[0]}" if unreadable else "add some"
+        raise DataError(what, file=dataset.root, do=f"{do}, and add others of the class" if lost else do)
 
 
 def check_batches(phases: Sequence[Phase], head: nn.Module, trunk: Trunk) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tlkit.errors import DataError, UsageError
 from tlkit.evaluation.metrics import score
-from tlkit.model.modules import head_logits
+from tlkit.model.modules import head_logits, solve_head
 from tlkit.plugin.contract import Head, Phase
 from tlkit.training.device import Device
 from tlkit.training.freezing import Network
@@ -33,7 +33,7 @@ def solve_or_fit(
     monitor: Monitor | None = None,
 ) -> tuple[nn.Module, FitResult]:
     """Return the head, solved if it can be, otherwise trained by gradient, and its history."""
-    solved = head.solve(train.features, train.labels, classes, seed)
+    solved = solve_head(head, train.features, train.labels, classes, seed, train.groups)
     if solved is not None:
         return solved.eval(), FitResult([{"phase": 1, "solved": head.name, **head.report(solved)}])
     return fit_head(head.module(train.features.shape[1], classes), phases, train, val, seed=seed, monitor=monitor)
@@ -58,14 +58,14 @@ def fit_head(
 def refit_head(
     head: Head, trained: nn.Module, train: Examples, val: Examples, classes: int, seed: int
 ) -> tuple[nn.Module, list[Line]]:
-    """Return the head solved on the features of the deployed trunk, if accuracy and log loss on `val` get no worse.
+    """Return the head solved on the features of the deployed trunk, if that is no worse on `val`.
 
-    Otherwise, and if it can't be solved, the trained one; and the lines to add to the history. In place of a stand-in
-    the head is solved in any case.
+    It is no worse if neither balanced accuracy nor log loss are. Otherwise, and if it can't be solved, the trained
+    one; and the lines to add to the history. In place of a stand-in the head is solved in any case.
     """
     stand_in = head.stand_in()
     try:
-        solved = head.solve(train.features, train.labels, classes, seed)
+        solved = solve_head(head, train.features, train.labels, classes, seed, train.groups)
     except DataError as problem:
         if stand_in is not None:
             raise
@@ -79,14 +79,16 @@ def refit_head(
     before, after = (
         score(probabilities(module.eval(), val.features, head.activation), val.labels) for module in (trained, solved)
     )
-    kept = after.accuracy >= before.accuracy and after.log_loss <= before.log_loss
+    kept = after.balanced_accuracy >= before.balanced_accuracy and after.log_loss <= before.log_loss
     line = {
         "solved": head.name,
         "kept": kept,
         "val_loss": after.log_loss,
         "val_accuracy": after.accuracy,
+        "val_balanced_accuracy": after.balanced_accuracy,
         "trained_val_loss": before.log_loss,
         "trained_val_accuracy": before.accuracy,
+        "trained_val_balanced_accuracy": before.balanced_accuracy,
     }
     return solved if kept else trained, [{**line, **head.report(solved)}]
 

@@ -30,6 +30,7 @@ class Examples:
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
     paths: Sequence[Path] = ()
+    groups: NDArray[np.int64] | None = None  # numbers `(N,)`; images of one group stay together in a cross-validation
 
     def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
         """Yield the features of each batch; every epoch sees the same ones."""

@@ -32,9 +32,10 @@ from tlkit.training.freezing import ORIGINAL, provenance
 from tlkit.training.heads import probabilities
 from tlkit.training.history import draw_curves
 from tlkit.training.trainer import FitResult
-from tlkit.util.text import counted, table
+from tlkit.util.text import counted, listed, table
 
 SPLITS = ("train", "val", "test")
+FEW = 5  # validation images of a class, below which its recall says little
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +49,18 @@ class TrainingResult:
     head: str
     cut: str
     counts: Mapping[str, Mapping[str, int]]  # images of each class, by split
-    images: Mapping[str, int]  # by split
+    images: Mapping[str, int]  # by split; of train and val the readable ones
     decoded: int  # images decoded for it; features of the others were cached
     rejected: Mapping[str, str]  # unreadable images: reasons by name
     skipped: Mapping[str, str]  # files that are no labeled images: reasons by path
     metrics: Metrics  # on the readable validation images
     provenance: Mapping[str, str]  # of each stage: "original", "fine-tuned" or "reinitialized"
     correct: NDArray[np.bool_]  # of each readable validation image, in order
+    truth: NDArray[np.int64]  # their labels
     duplicates: Mapping[str, Sequence[Sequence[str]]]  # pairs of identical files: leakage, label_conflicts
     report: Mapping[str, Any] = field(default_factory=dict)  # of the head
     epochs: Sequence[Mapping[str, Any]] = ()  # of this run: loss, accuracy, rates, seconds and images per second
-    diverged: str | None = None  # where the loss became NaN or infinite; the weights are the best before that
+    diverged: str | None = None  # where training diverged; the weights are the best before that
     license: str = ""  # of the pretrained weights, with its class
     golden: int = 0  # validation images that the bundle holds copies of
     advice: Any = None  # that led to it, with strategy auto
@@ -66,39 +68,58 @@ class TrainingResult:
     @property
     def files(self) -> FileCounts:
         """All files of the source, counted; images of the test split are not read."""
-        read = self.images["train"] + self.images["val"] - len(self.rejected)
-        return FileCounts.of(read, self.rejected, self.skipped, self.images["test"])
+        return FileCounts.of(
+            self.images["train"] + self.images["val"], self.rejected, self.skipped, self.images["test"]
+        )
+
+    @property
+    def few_validation(self) -> dict[str, int]:
+        """Classes with fewer than `FEW` validation images, and their numbers."""
+        return {label: count for label, count in self.counts["val"].items() if count < FEW}
 
     def __fspath__(self) -> str:
         return str(self.bundle)
 
     def __repr__(self) -> str:
         metrics, splits = self.metrics, [split for split, count in self.images.items() if count]
-        low, high = metrics.interval
+        (low, high), (least, most) = metrics.interval, metrics.balanced_interval
         labels = list(self.counts["train"])
-        rows = [[label, *(self.counts[split][label] for split in splits)] for label in labels[:SHOWN]]
+        recalls = ["" if recall is None else f"{recall:.1%}" for recall in metrics.recall]
+        rows = [
+            [label, *(self.counts[split][label] for split in splits), recall]
+            for label, recall in zip(labels[:SHOWN], recalls, strict=False)
+        ]
         more = [f"and {len(labels) - SHOWN} more classes"] if len(labels) > SHOWN else []
-        rows.append([counted(len(labels), "class", "classes"), *(self.images[split] for split in splits)])
+        rows.append([counted(len(labels), "class", "classes"), *(self.images[split] for split in splits), ""])
         changed = [f"{stage} {state}" for stage, state in self.provenance.items() if state != ORIGINAL]
         lines = [
             f"{self.backbone} up to {self.cut}, strategy {self.strategy}, head {self.head}",
-            *table(rows, ["images", *splits]),
+            *table(rows, ["images", *splits, "recall"]),
             *more,
             f"{counted(self.decoded, 'image')} decoded, the features of the others were cached",
             f"validation accuracy {metrics.accuracy:.1%} (95 %: {low:.1%} to {high:.1%})",
+            f"the most frequent class is {metrics.majority:.1%} of the images",
+            f"balanced accuracy {metrics.balanced_accuracy:.1%} (95 %: {least:.1%} to {most:.1%})",
             f"macro-F1 {metrics.macro_f1:.3f}, ECE {metrics.ece:.3f}",
             f"license of the pretrained weights: {self.license}",
         ]
         if self.golden:
             copies = counted(self.golden, "validation image")
             lines.append(f"the bundle holds copies of {copies} for verify; --golden 0 leaves them out")
+        if self.few_validation:
+            few = listed((f"{label} {count}" for label, count in self.few_validation.items()), SHOWN)
+            lines.append(f"classes with too few validation images to judge them by: {few}")
         if changed:
             lines.append(f"{len(changed)} of {len(self.provenance)} stages changed: {', '.join(changed)}")
         return "\n".join(lines if self.advice is None else [*lines, "", str(self.advice.recommendation)])
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the predictions."""
-        facts = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("correct", "advice")}
+        facts = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if each.name not in ("correct", "truth", "advice")
+        }
         advice = None if self.advice is None else self.advice.recommendation.to_json()
         return {
             **facts,
@@ -106,12 +127,16 @@ class TrainingResult:
             "metrics": self.metrics.to_json(),
             "advice": advice,
             "files": asdict(self.files),
+            "few_validation": self.few_validation,
         }
 
     @classmethod
-    def from_json(cls, facts: Mapping[str, Any], correct: Sequence[bool], bundle: Path) -> TrainingResult:
+    def from_json(
+        cls, facts: Mapping[str, Any], correct: Sequence[bool], truth: Sequence[int], bundle: Path
+    ) -> TrainingResult:
         """Return the result whose `to_json` is given, with its predictions, for a bundle at this place."""
         known = facts["metrics"]
+        known = {each.name: known[each.name] for each in fields(Metrics)}
         arrays = {
             "interval": tuple(known["interval"]),
             "confusion": np.array(known["confusion"], np.int64),
@@ -119,7 +144,8 @@ class TrainingResult:
         }
         metrics = Metrics(**known | arrays)
         given: dict[str, Any] = {each.name: facts.get(each.name) for each in fields(cls)}
-        return cls(**{**given, "bundle": bundle, "metrics": metrics, "correct": np.array(correct, np.bool_)})
+        arrays = {"correct": np.array(correct, np.bool_), "truth": np.array(truth, np.int64)}
+        return cls(**{**given, "bundle": bundle, "metrics": metrics, **arrays})
 
 
 def write_bundle(
@@ -155,6 +181,7 @@ def write_bundle(
         history=fitted.history,
         golden=[content for _, content in golden],
         expected={FEATURES: expected, **head_outputs(head, expected, plan.config.head.scores)},
+        trained_on=_hashes(plan, features),
     )
     remember(digest, plan.source)
     draw_curves(fitted.history, plan.out)
@@ -168,11 +195,12 @@ def write_bundle(
         cut=plan.trunk.names[-1],
         images=record.data["images"],
         decoded=features.decoded,
-        rejected={plan.samples[row].name: reason for row, reason in features.rejected.items()},
+        rejected=_rejected(plan, features),
         skipped=plan.dataset.skipped,
         metrics=metrics,
         provenance=record.provenance,
         correct=predicted.argmax(axis=1) == val.labels,
+        truth=val.labels,
         duplicates=asdict(plan.duplicates),
         report=record.head.report,
         epochs=epochs,
@@ -201,8 +229,11 @@ def _record(plan: Plan, features: Features, head_report: Mapping[str, Any]) -> b
         data={
             "given_split": dataset.given_split,
             "val": config.val,
+            **({} if config.group is None else {"group": config.group}),
             "images": {split: len(dataset.of(split)) for split in SPLITS},
-            "rejected": {_name(plan, row): reason for row, reason in features.rejected.items()},
+            "rejected": {
+                _stored(plan, name, row): reason for row, (name, reason) in enumerate(_rejected(plan, features).items())
+            },
         },
         metrics={},
         golden=(),
@@ -238,7 +269,7 @@ def _golden(plan: Plan, number: int, row: int) -> tuple[bundles.Golden, bytes]:
         what = "its metadata can't be removed without a change of its pixels"
         raise DataError(what, file=sample.path, do="train with --golden 0, or without --golden-strip")
     suffix = ".png" if content.startswith(PNG) else sample.path.suffix.lower()
-    name = f"golden image {number}" if plan.config.golden_strip else _name(plan, row)
+    name = f"golden image {number}" if plan.config.golden_strip else _stored(plan, sample.name, row)
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()
     return bundles.Golden(f"{bundles.GOLDEN}/{number}{suffix}", name, sample.label, digest), content
 
@@ -250,9 +281,20 @@ def _gives(content: bytes, pixels: NDArray[np.uint8], preprocessing: Preprocessi
         return False
 
 
-def _name(plan: Plan, row: int) -> str:
+def _hashes(plan: Plan, features: Features) -> list[str]:
+    """Return the SHA-256 of each image that was trained on."""
+    usable = zip(plan.samples, features.sha256, features.usable, strict=True)
+    return [sha256 for sample, sha256, good in usable if good and sample.split == "train"]
+
+
+def _rejected(plan: Plan, features: Features) -> dict[str, str]:
+    """Return the reasons of the unreadable images, and of those that the fine-tuned trunk can't compute, by name."""
+    later = {plan.samples[row].name: reason for row, reason in features.rejected.items()}
+    return {**plan.rejected, **later}
+
+
+def _stored(plan: Plan, name: str, row: int) -> str:
     """Return the name of an image in the bundle: never the place of its folder, and with `golden_strip` a number."""
-    name = plan.samples[row].name
     if plan.config.golden_strip:
         return f"image {row}"
     return PurePath(name).name if PurePath(name).is_absolute() else name

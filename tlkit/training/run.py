@@ -53,7 +53,7 @@ def train(
 ) -> TrainingResult:
     """Train and write the bundle `out`; of the processes that torchrun starts the first does, and the others exit.
 
-    `within` says that the run directory of `out` is the caller's own. If the loss becomes NaN or infinite, the bundle
+    `within` says that the run directory of `out` is the caller's own. If training diverges, the bundle
     holds the best weights before that, and a DataError is raised.
     """
     options = options or RunOptions()
@@ -91,7 +91,7 @@ def train(
 
 def make_plan(source: Path, out: Path, config: TrainingConfig) -> Plan:
     """Read the dataset, build the trunk, and ask the strategy for cut and phases."""
-    dataset = folder.read(source, val=config.val)
+    dataset = folder.read(source, val=config.val, group=config.group)
     torch.manual_seed(config.seed)
     preprocessing = None if config.size is None else trunks.resized(config.backbone, config.size)
     full_trunk = trunks.build(config.backbone, preprocessing=preprocessing)
@@ -114,7 +114,7 @@ def make_plan(source: Path, out: Path, config: TrainingConfig) -> Plan:
 def _train_head(plan: Plan, options: RunOptions, progress: Progress) -> TrainingResult:
     """Train the head alone, on the features of the original trunk."""
     config = plan.config
-    features = plan.extract(plan.full_trunk, progress("features", len(plan.samples)))
+    plan, features = plan.read(progress("features", len(plan.samples)))
     for line in identical(features, plan.samples, plan.dataset.labels):
         options.warn(line)
     train, val = plan.examples(features)
@@ -130,7 +130,7 @@ def _fine_tune(plan: Plan, options: RunOptions, device: Device, progress: Progre
     head = learner.module(plan.trunk.width, plan.classes)  # one without gradients is refused at once
     if not device.is_main_process:
         device.barrier()  # the main process fills the cache of features
-    features = plan.extract(plan.full_trunk, progress("features", len(plan.samples)))
+    plan, features = plan.read(progress("features", len(plan.samples)))
     if device.is_main_process:
         device.barrier()
     for line in identical(features, plan.samples, plan.dataset.labels):

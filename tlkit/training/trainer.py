@@ -31,13 +31,14 @@ from tlkit.training.inputs import AugmentedViews, Batches, DecodedImages, Exampl
 from tlkit.util.resources import keep_freed_memory
 
 VAL_BATCH_SIZE = 64
+DIVERGED = 100  # times the loss of a uniform prediction: training does not end with a validation loss above that
 
 Inputs = Examples | DecodedImages | ActivationCache
 
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """One line per epoch; where the loss became NaN or infinite, if it did; the stages whose weights changed."""
+    """One line per epoch; where training diverged, if it did; the stages whose weights changed."""
 
     history: list[Line]
     diverged: str | None = None
@@ -88,8 +89,9 @@ class Trainer:
     def fit(self) -> FitResult:
         """Run all phases and leave the network, on the CPU, with its best weights.
 
-        Starts from the newest checkpoint. A loss that becomes NaN or infinite ends training with the best weights
-        before it, or raises a DataError if there are none. Raises a GateError if a tensor that no phase trains changed.
+        Starts from the newest checkpoint. A loss that becomes NaN or infinite, or a validation loss far above chance
+        at the end, ends training with the best weights before it, or raises a DataError if there are none.
+        Raises a GateError if a tensor that no phase trains changed.
         """
         network, trunk, head, device = self.network, self.network.trunk, self.network.head, self.device
         if trunk is None:
@@ -123,6 +125,11 @@ class Trainer:
                     if checkpoint is None or number >= checkpoint.phase:
                         resumed = checkpoint if checkpoint and number == checkpoint.phase else None
                         self._run_phase(number, phase, resumed)
+                last = self.history[-1]["val_loss"] if self.history else 0.0
+                if last > DIVERGED * math.log(len(self.balance)):
+                    where = f"after phase {self.number}, epoch {self.epoch}"
+                    lowest = f"the lowest was {self.best_loss:.3g}"
+                    raise FloatingPointError(f"the validation loss is {last:.3g} {where}; {lowest}")
             except FloatingPointError as error:
                 if not self.best:
                     raise DataError(str(error), do="use smaller learning rates") from error

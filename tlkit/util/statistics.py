@@ -15,7 +15,7 @@ Float = TypeVar("Float", bound="np.floating[Any]")
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """Accuracy of one classifier minus that of another on the same images, with its standard error."""
+    """Balanced accuracy of one classifier minus that of another on the same images, with its standard error."""
 
     difference: float
     standard_error: float
@@ -26,14 +26,40 @@ class PairedDifference:
         return self.difference > self.standard_error
 
 
-def paired_difference(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> PairedDifference:
-    """Compare two classifiers by their correct predictions `(N,)` on the same images.
+def paired_difference(one: NDArray[np.bool_], other: NDArray[np.bool_], labels: NDArray[np.int64]) -> PairedDifference:
+    """Compare two classifiers by their correct predictions `(N,)` on the same images of the classes `labels` `(N,)`.
 
     Only images that exactly one of them classifies correctly count. The standard error is that of McNemar's test
-    (1947), under which each of these is equally likely to favor either.
+    (1947), under which each of these is equally likely to favor either; each class has the same weight.
     """
-    wins, losses = int((one & ~other).sum()), int((other & ~one).sum())
-    return PairedDifference((wins - losses) / len(one), math.sqrt(wins + losses) / len(one))
+    share = class_shares(labels)
+    signed = share * (one.astype(float) - other)
+    return PairedDifference(float(signed.sum()), float(np.linalg.norm(signed)))
+
+
+def class_shares(labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the share of each image `(N,)` in a mean over classes: the sum is 1, and that of every class the same."""
+    counts = np.bincount(labels)
+    shares: NDArray[np.float64] = 1.0 / (np.count_nonzero(counts) * counts[labels])
+    return shares
+
+
+def effective_images(labels: NDArray[np.int64]) -> float:
+    """Return of how many images in balanced classes a mean over classes varies as much."""
+    return float(1.0 / (class_shares(labels) ** 2).sum())
+
+
+def balanced_interval(hits: NDArray[np.int64], sizes: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean of recalls; `hits` of `sizes` `(classes,)` images are correct.
+
+    The deviations of the classes' own intervals are added as squares (MOVER: Zou and Donner, Statistics in Medicine
+    2008). Classes without an image do not count.
+    """
+    known = [(hit / size, *wilson(hit, size)) for hit, size in zip(hits.tolist(), sizes.tolist(), strict=True) if size]
+    recall, low, high = np.array(known).T
+    middle, count = float(recall.mean()), len(recall)
+    below, above = (float(np.linalg.norm(recall - bound)) / count for bound in (low, high))
+    return max(0.0, middle - below), min(1.0, middle + above)
 
 
 def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
@@ -92,9 +118,16 @@ def log_sum_exp(logits: NDArray[Float]) -> NDArray[Float]:
     return result
 
 
-def log_loss(logits: NDArray[np.floating[Any]], labels: Sequence[int] | NDArray[np.int64]) -> float:
-    """Return the mean negative log-likelihood, in nats, of labels `(N,)` under the softmax of logits."""
-    return float(np.mean(log_sum_exp(logits) - logits[np.arange(len(labels)), labels]))
+def log_loss(
+    logits: NDArray[np.floating[Any]],
+    labels: Sequence[int] | NDArray[np.int64],
+    shares: NDArray[np.float64] | None = None,
+) -> float:
+    """Return the mean negative log-likelihood, in nats, of labels `(N,)` under the softmax of logits.
+
+    `shares` `(N,)` are those of the images in the mean; None: each counts the same.
+    """
+    return float(np.average(log_sum_exp(logits) - logits[np.arange(len(labels)), labels], weights=shares))
 
 
 def power_normalize(features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

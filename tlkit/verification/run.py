@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit.errors import ResourceError
-from tlkit.evaluation.evaluate import run_samples, select_samples
+from tlkit.evaluation.evaluate import ModelOutputs, run_samples, select_samples, trained_on_line
 from tlkit.model import exports
-from tlkit.model.bundle import Bundle
+from tlkit.model.bundle import Bundle, count_trained_on
 from tlkit.model.exports import Export, Exports, graph_file
 from tlkit.plugin.contract import Progress, Session, silent
 from tlkit.runtime.engine import CPU, IncompatibleEngine, Opener
@@ -31,6 +31,7 @@ class Verification:
     comparisons: Mapping[str, DatasetComparison] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     rejected: Mapping[str, str] = field(default_factory=dict)  # unreadable images of the dataset
+    trained_on: int | None = None  # images of the dataset that the bundle was trained on
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -49,7 +50,7 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         facts = {name: each.to_json() for name, each in self.replays.items()}
         for name, each in self.comparisons.items():
-            facts[name]["data"] = each.to_json()
+            facts[name]["data"] = {**each.to_json(), "trained_on": self.trained_on}
         return {**facts, **{name: {"passed": None, "why": why} for name, why in self.skipped.items()}}
 
     def __repr__(self) -> str:
@@ -62,6 +63,7 @@ class Verification:
             yield from each.lines(name)
         for name, comparison in self.comparisons.items():
             yield from comparison.lines(name)
+            yield from (f"  {line}" for line in trained_on_line(self.trained_on, comparison.images))
 
 
 def verify_file(path: Path, bundle: Bundle, opener: Opener) -> Verification:
@@ -105,14 +107,15 @@ def verify(
             opened.append(export)
     if data is None or trained is None:
         return Verification(replays, skipped=skipped)
-    comparisons, rejected = _compare(opened, opener, trained, data, split, progress)
-    return Verification(replays, comparisons, skipped, rejected)
+    comparisons, expected = _compare(opened, opener, trained, data, split, progress)
+    known = count_trained_on(bundle.root, expected.sha256)
+    return Verification(replays, comparisons, skipped, expected.rejected, known)
 
 
 def _compare(
     opened: list[Export], opener: Opener, trained: TrainedModules, data: Path, split: str | None, progress: Progress
-) -> tuple[dict[str, DatasetComparison], dict[str, str]]:
-    """Compare each export with the trained modules; also returns the unreadable images."""
+) -> tuple[dict[str, DatasetComparison], ModelOutputs]:
+    """Compare each export with the trained modules; also returns what these give."""
     bundle = trained.bundle
     samples = select_samples(data, bundle.record.labels, split).samples
 
@@ -129,4 +132,4 @@ def _compare(
         comparisons[export.name] = compare_on_dataset(
             expected, got, TOLERANCES[export.precision], head, bundle.record.activation
         )
-    return comparisons, dict(expected.rejected)
+    return comparisons, expected

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tlkit.plugin.contract import Head, option, option_fields
+from tlkit.plugin.contract import IMBALANCED, DatasetStatistics, Head, option, option_fields
 from tlkit.plugin.support import UsageError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class SolvedHead(FrontHead):
             yield f"pca must be 0 or more, not {self.pca}"
 
     @abstractmethod
-    def candidates(self, rows: Rows) -> Candidates:
+    def grid(self, rows: Rows) -> Candidates:
         """Return the values to choose from by cross-validation."""
 
     @abstractmethod
@@ -117,6 +117,18 @@ class SolvedHead(FrontHead):
         from tlkit_standard.heads._solver import solve
 
         return solve(self, features, labels, classes, seed)
+
+    def solve_grouped(
+        self,
+        features: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        classes: int,
+        seed: int,
+        groups: NDArray[np.int64],
+    ) -> nn.Module:
+        from tlkit_standard.heads._solver import solve
+
+        return solve(self, features, labels, classes, seed, groups=groups)
 
 
 @dataclass(frozen=True)
@@ -169,13 +181,18 @@ class RegularizedHead(SolvedHead):
         if self.c is not None and not MIN_C <= self.c <= MAX_C:
             yield f"c must be from {MIN_C:g} to {MAX_C:g}, not {self.c:g}"
 
-    def candidates(self, rows: Rows) -> Candidates:
+    def grid(self, rows: Rows) -> Candidates:
         """Return the grid of C, scaled to the rows, or the value that is given."""
         if self.c is not None:
             return Candidates([self.c])
         from tlkit_standard.heads._solver import C_GRID, spread
 
         return Candidates([c / spread(rows) for c in C_GRID], C_GRID.index(self.expected_c))
+
+    def candidates(self, info: DatasetStatistics) -> Sequence[Head]:
+        if info.largest_class < IMBALANCED * info.smallest_class or self.weights:
+            return ()
+        return (replace(self, class_weight="balanced"),)
 
     @property
     def weights(self) -> str | None:

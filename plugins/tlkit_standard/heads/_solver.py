@@ -45,6 +45,7 @@ class Evidence:
     folds: int
     images: int
     accuracy: float
+    balanced_accuracy: float
     log_loss: float
 
 
@@ -64,9 +65,12 @@ def solve(
     classes: int,
     seed: int,
     *,
+    groups: Labels | None = None,
     threads: int | None = None,
 ) -> nn.Module:
     """Return the fitted module, in eval mode. Its plain attribute `report` has the choice and the evidence.
+
+    Cross-validation holds out whole `groups` `(N,)`.
 
     Raises what `check` raises. The result does not depend on the number of threads (default: cores).
     """
@@ -90,11 +94,11 @@ def solve(
     with threadpool_limits(1, user_api="blas"):
         affine = fit_affine(raw)
         rows = affine(raw)
-        candidates = head.candidates(rows)
+        candidates = head.grid(rows)
         if len(candidates.values) == 1 and not head.calibrate:
             selection = Selection(candidates.expected)
         else:
-            selection = select(candidates, open_fold, raw, labels, seed, threads=threads)
+            selection = select(candidates, open_fold, raw, labels, seed, groups=groups, threads=threads)
         temperature = selection.temperature if head.calibrate else 1.0
         module, report = head.fit(front, affine, rows, labels, selection.choice, temperature)
     evidence = {} if selection.evidence is None else asdict(selection.evidence)
@@ -187,6 +191,7 @@ def select(
     labels: Labels,
     seed: int,
     *,
+    groups: Labels | None = None,
     threads: int | None = None,
 ) -> Selection:
     """Return the candidate with the lowest cross-validated log loss, each at its own best temperature.
@@ -198,14 +203,21 @@ def select(
 
     A class with a single row can be fitted or held out, not both, and is left out. A class with fewer rows than there
     are folds is not: its rows fall into different folds, so every fit sees some. If no two classes are left,
-    nothing can be held out and the expected candidate is returned.
+    nothing can be held out and the expected candidate is returned. With `groups` `(n,)` the same holds of groups.
     """
     drawn = draw_rows(labels, seed)
+    numbers = None if groups is None else group_folds(labels[drawn], groups[drawn], seed)
+    if numbers is not None:
+        apart = np.array([len(np.unique(numbers[labels[drawn] == label])) > 1 for label in labels[drawn]], bool)
+        drawn, numbers = drawn[apart], numbers[apart]
     rows, labels = rows[drawn], np.unique(labels[drawn], return_inverse=True)[1]
     counts = np.bincount(labels)
     if len(counts) < 2:
         return Selection(candidates.expected)
-    folds = _split(labels, min(FOLDS, int(counts.max())), seed)
+    if numbers is None:
+        folds = _split(labels, min(FOLDS, int(counts.max())), seed)
+    else:
+        folds = [(np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)) for fold in np.unique(numbers)]
     with ThreadPoolExecutor(min(len(folds), threads or cores())) as pool:
         scorers = list(pool.map(lambda fold: open_fold(rows[fold[0]], labels[fold[0]], rows[fold[1]]), folds))
 
@@ -215,8 +227,10 @@ def select(
             for (_, held), of_fold in zip(folds, pool.map(lambda scorer: scorer(value), scorers), strict=True):
                 scores[held] = of_fold
             temperature, log_loss = fit_temperature(scores, labels)
-            accuracy = float(np.mean(scores.argmax(axis=1) == labels))
-            return log_loss, Selection(value, temperature, Evidence(len(folds), len(labels), accuracy, log_loss))
+            right = scores.argmax(axis=1) == labels
+            accuracy, balanced = float(np.mean(right)), float(np.mean(np.bincount(labels, right) / counts))
+            evidence = Evidence(len(folds), len(labels), accuracy, balanced, log_loss)
+            return log_loss, Selection(value, temperature, evidence)
 
         return _walk(candidates, evaluate)
 
@@ -242,6 +256,24 @@ def _split(labels: Labels, folds: int, seed: int) -> list[Fold]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # see `select`
         return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels))
+
+
+def group_folds(labels: Labels, groups: Labels, seed: int) -> Labels:
+    """Return the fold `(n,)` of each row: a group lies in one fold, and the groups of a class in several.
+
+    Groups of the rarest classes are dealt first, each to the fold with the fewest rows of its class.
+    """
+    folds, numbers = np.zeros((FOLDS, int(labels.max()) + 1), int), np.full(len(labels), -1)
+    order = np.random.default_rng(seed).permutation(np.unique(groups))
+    held = {group: np.flatnonzero(groups == group) for group in order.tolist()}
+    of_class = {label: set(groups[labels == label].tolist()) for label in np.unique(labels).tolist()}
+    for label, mine in sorted(of_class.items(), key=lambda each: (len(each[1]), each[0])):
+        for group in order.tolist():
+            if group in mine and numbers[held[group][0]] < 0:
+                fold = min(range(FOLDS), key=lambda each: (folds[each, label], folds[each].sum(), each))
+                numbers[held[group]] = fold
+                folds[fold] += np.bincount(labels[held[group]], minlength=folds.shape[1])
+    return numbers
 
 
 def draw_rows(labels: Labels, seed: int) -> NDArray[np.int64]:

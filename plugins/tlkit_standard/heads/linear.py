@@ -104,7 +104,7 @@ class NearestMean(LinearHead):
 
     name = "nearest-mean"
 
-    def candidates(self, rows: Rows) -> Candidates:
+    def grid(self, rows: Rows) -> Candidates:
         return Candidates([0.0])  # nothing to choose
 
     def scorer(self, rows: Rows, labels: Labels, held: Rows) -> Scorer:

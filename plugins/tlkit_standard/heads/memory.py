@@ -60,7 +60,7 @@ class Knn(MemoryHead):
         if self.k is not None and self.k < 1:
             yield f"k must be 1 or more, not {self.k}"
 
-    def candidates(self, rows: Rows) -> Candidates:
+    def grid(self, rows: Rows) -> Candidates:
         if self.k is not None:
             if self.k > len(rows):
                 raise UsageError(f"k={self.k} asks for more neighbors than {len(rows)} images", do="lower head.k")
@@ -141,7 +141,7 @@ class RbfSvm(RegularizedHead, MemoryHead):
         elif not isinstance(self.gamma, str) and self.gamma <= 0.0:
             yield f"gamma must be above 0, not {self.gamma}"
 
-    def candidates(self, rows: Rows) -> Candidates:
+    def grid(self, rows: Rows) -> Candidates:
         return Candidates(PENALTIES, EXPECTED_PENALTY) if self.c is None else Candidates([self.c])
 
     def scorer(self, rows: Rows, labels: Labels, held: Rows) -> Scorer:

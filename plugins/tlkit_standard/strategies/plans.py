@@ -9,6 +9,7 @@ from typing import Any
 from tlkit.plugin.contract import (
     BALANCES,
     BATCHNORMS,
+    IMBALANCED,
     OPTIMIZERS,
     Augmentation,
     DatasetStatistics,
@@ -74,6 +75,13 @@ class Tuning(Strategy):
         )
 
 
+def _candidates(strategy: Tuning, info: DatasetStatistics) -> Sequence[Strategy]:
+    """Return the strategy with the options for `auto`; of an imbalanced dataset first with class weights."""
+    plain = replace(strategy, **AUTO)
+    weighted = (replace(plain, balance="weights"),) if info.largest_class >= IMBALANCED * info.smallest_class else ()
+    return (*weighted, plain)
+
+
 @dataclass(frozen=True)
 class Probing(Tuning):
     """Strategy that first trains the head alone, on features that are computed once."""
@@ -119,7 +127,7 @@ class Partial(Tuning):
         return (self.phase(min(2, len(stages)) if self.trainable is None else self.trainable),)
 
     def candidates(self, info: DatasetStatistics) -> Sequence[Strategy]:
-        return (replace(self, **AUTO),)
+        return _candidates(self, info)
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,7 @@ class ProbeThenTune(Probing):
         return self.probe(), self.phase(len(stages) if self.trainable is None else self.trainable)
 
     def candidates(self, info: DatasetStatistics) -> Sequence[Strategy]:
-        return (replace(self, **AUTO),)
+        return _candidates(self, info)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tlkit_standard.heads import HEADS
 from tlkit_standard.heads._base import Candidates
-from tlkit_standard.heads._solver import draw_rows, fit_temperature, rotate, select, solve, transform
+from tlkit_standard.heads._solver import (
+    FOLDS,
+    draw_rows,
+    fit_temperature,
+    group_folds,
+    rotate,
+    select,
+    solve,
+    transform,
+)
 
 BY_NAME = {head.name: head for head in HEADS}
 
@@ -175,3 +184,26 @@ def test_directions_without_variance_are_not_components(whiten):
 def test_rows_that_are_all_the_same_become_zero():
     same = np.ones((6, 5))
     assert not transform(same, standardize=True, pca=3, whiten=True)(same).any()
+
+
+def test_groups_stay_in_one_fold_and_every_class_is_in_several():
+    random = np.random.default_rng(0)
+    groups = random.integers(0, 12, 90)
+    labels = np.where(groups < 2, 2, groups % 2)
+    folds = group_folds(labels, groups, seed=0)
+    assert all(len(set(folds[groups == group])) == 1 for group in range(12))
+    assert all(len(set(folds[labels == label])) > 1 for label in range(3))
+    assert set(folds) == set(range(FOLDS))
+
+
+def test_copies_in_groups_give_nothing_away():
+    """Noise of which each row is there four times: known by its copies, unless these are held out together."""
+    random = np.random.default_rng(0)
+    features = np.repeat(random.normal(size=(40, 60)).astype(np.float32), 4, 0)
+    groups = np.arange(160) // 4
+    labels = groups % 2
+    for name in ("logistic", "knn"):
+        alone = BY_NAME[name].solve(features, labels, 2, 0).report
+        together = BY_NAME[name].solve_grouped(features, labels, 2, 0, groups).report
+        assert alone["cv_accuracy"] > 0.9
+        assert together["cv_balanced_accuracy"] < 0.75
