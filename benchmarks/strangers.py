@@ -41,7 +41,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Input:
     """A script, the folder in what it writes, a command on it, and what is right."""
 
     script: str
@@ -79,43 +79,43 @@ def _rare_is_shown(done: Outcome) -> bool:
 
 
 TABLE = "train {images} -o {out} --strategy frozen --json"
-CHOSEN: dict[str, Case] = {
-    "Training/ and Testing/": Case(
+CHOSEN: dict[str, Input] = {
+    "Training/ and Testing/": Input(
         "c01_splits_as_classes", "training", "splits, or exit 3", "classes", _used_or_refused
     ),
-    "train/ and dev/": Case("c01_splits_as_classes", "dev", "splits, or exit 3", "classes", _used_or_refused),
-    "seg_train/seg_train/": Case("c01_splits_as_classes", "kaggle", "splits, or exit 3", "classes", _used_or_refused),
-    "fold0/ and fold1/": Case("c01_splits_as_classes", "folds", "exit 3", "classes", refused("folds")),
-    "train/ beside docs/": Case("c01_splits_as_classes", "docs", "exit 3", "classes", refused("docs")),
-    "a bundle beside the classes": Case("c02_bundle_inside_data", "top", "no data", "a class `run`", _ants_and_bees),
-    "a bundle in a class": Case(
+    "train/ and dev/": Input("c01_splits_as_classes", "dev", "splits, or exit 3", "classes", _used_or_refused),
+    "seg_train/seg_train/": Input("c01_splits_as_classes", "kaggle", "splits, or exit 3", "classes", _used_or_refused),
+    "fold0/ and fold1/": Input("c01_splits_as_classes", "folds", "exit 3", "classes", refused("folds")),
+    "train/ beside docs/": Input("c01_splits_as_classes", "docs", "exit 3", "classes", refused("docs")),
+    "a bundle beside the classes": Input("c02_bundle_inside_data", "top", "no data", "a class `run`", _ants_and_bees),
+    "a bundle in a class": Input(
         "c02_bundle_inside_data",
         "inside",
         "no data",
         "its golden images are ants",
         lambda done: done.facts.get("counts", {}).get("train", {}).get("ants", 99) <= 24,
     ),
-    "AVIF among JPEGs": Case(
+    "AVIF among JPEGs": Input(
         "c03_pictures_of_other_formats",
         "most",
         "counted by suffix",
-        "passed over in silence",
+        "not counted, and not said",
         lambda done: ".avif" in done.said,
     ),
-    "a class of HEIC": Case(
+    "a class of HEIC": Input(
         "c03_pictures_of_other_formats", "all", "named", "no such class", lambda done: "HEIC" in done.said.upper()
     ),
-    "pictures without a suffix": Case(
+    "pictures without a suffix": Input(
         "c03_pictures_of_other_formats",
         "bare",
         "read",
-        "passed over in silence",
+        "not counted, and not said",
         lambda done: done.code == 0 and sum(done.facts["images"].values()) == 40,
     ),
-    "95 ants, 5 bees": Case(
+    "95 ants, 5 bees": Input(
         "c04_imbalance", "set", "recall by class, beside the larger class", "accuracy 100 %", _rare_is_shown
     ),
-    "95 ants, 5 bees: advice": Case(
+    "95 ants, 5 bees: advice": Input(
         "c04_imbalance",
         "set",
         "judged against the larger class",
@@ -123,14 +123,14 @@ CHOSEN: dict[str, Case] = {
         lambda done: "always the largest class" in json.dumps(done.facts) and "little is left" not in str(done.facts),
         "advise {images} --json",
     ),
-    "the same picture in both splits": Case(
+    "the same picture in both splits": Input(
         "c05_leak_and_contradiction",
         "leak",
         "said",
         "known and not said",
         lambda done: bool(done.facts["duplicates"]["leakage"]),
     ),
-    "the same picture in two classes": Case(
+    "the same picture in two classes": Input(
         "c05_leak_and_contradiction",
         "both",
         "exit 3 with --strict",
@@ -139,13 +139,13 @@ CHOSEN: dict[str, Case] = {
         TABLE + " --strict",
     ),
     **{
-        f"folders of a system: {folder}": Case(
+        f"folders of a system: {folder}": Input(
             "c06_system_folders", folder, "no data", "classes or images", _ants_and_bees
         )
         for folder in ("nas", "bin", "win", "ext4")
     },
     **{
-        f"table: {name}": Case("c07_tables", f"{name}.csv", "exit 3", before, refused(), TABLE)
+        f"table: {name}": Input("c07_tables", f"{name}.csv", "exit 3", before, refused(), TABLE)
         for name, before in (
             ("two_labels", "the second column"),
             ("nan", "a class nan"),
@@ -153,24 +153,24 @@ CHOSEN: dict[str, Case] = {
             ("open_quote", "without the row"),
         )
     },
-    "table: names in another Unicode form": Case(
+    "table: names in another Unicode form": Input(
         "c07_tables", "nfc.csv", "found", "names no file", _ants_and_bees, TABLE
     ),
-    "PNGs with long text, profile, checksum": Case(
+    "PNGs with long text, profile, checksum": Input(
         "c09_large_metadata",
         "set",
         "all read",
         "3 rejected",
         lambda done: done.code == 0 and not done.facts["rejected"],
     ),
-    "the only picture to validate on is damaged": Case(
+    "the only picture to validate on is damaged": Input(
         "c12_damaged_val_image",
         ".",
         "another is validated on",
         "exit 3: add some",
         lambda done: done.code == 0 and done.facts["counts"]["val"]["bees"] == 1 and len(done.facts["rejected"]) == 1,
     ),
-    "learning rates that diverge": Case(
+    "learning rates that diverge": Input(
         "c14_batch_of_one",
         ".",
         "exit 3, not 100 %",
@@ -179,7 +179,7 @@ CHOSEN: dict[str, Case] = {
         "train {images} -o {out} --strategy full --set strategy.epochs=3 --set strategy.trunk_lr=50"
         " --set strategy.head_lr=1e6 --set strategy.gradient_clipping=0 --no-refit --json",
     ),
-    "--size 100000": Case(
+    "--size 100000": Input(
         "c14_batch_of_one",
         ".",
         "refused at once",
@@ -218,14 +218,14 @@ def main() -> int:
     return report.save()
 
 
-def _judged(case: Case, done: Outcome) -> bool:
+def _judged(case: Input, done: Outcome) -> bool:
     try:
         return case.is_right(done)
     except (KeyError, TypeError):  # nothing of what is right is in the JSON
         return False
 
 
-def tried(case: Case, work: Path) -> Outcome:
+def tried(case: Input, work: Path) -> Outcome:
     """Write the folder of a case, once, and run its command on it."""
     place, out = work / case.script, work / "out"
     if not place.exists():

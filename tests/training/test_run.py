@@ -323,7 +323,7 @@ class TestBadImages:
         assert found.counts("val") == trained.counts["val"]
 
     def test_groups_stay_together_and_are_found_again(self, pictures, tiny_config, tmp_path):
-        group = r"\w+/\d"  # all images of a class whose numbers begin alike
+        group = r"\w+/\d"  # all images of a class whose numbers begin with the same digit
         trained = train(pictures, tmp_path / "run", replace(tiny_config, group=group))
         bundle = open_bundle(tmp_path / "run")
         assert bundle.record.data["group"] == group
