@@ -96,7 +96,7 @@ def main() -> int:
     data, sets = existing(args.data, "--data"), args.sets.split(",")
     report = Report(
         "int8",
-        "int8 against fp32, by set, backbone, cut and head. Points are percentage points of accuracy drop on "
+        "int8 against fp32, by set, backbone, cut and head. Points are percentage points of lost accuracy on "
         "held-out images; int8 alone is tried, so what is not taken would go on to layers in float or fp16.",
         {"data": shown(data), "sets": args.sets, "backbones": args.backbones, "cuts": args.cuts, "turns": args.repeat},
     )

@@ -187,7 +187,7 @@ def tensors(report: Report, bundle: Path, port: int, args: Any, work: Path) -> N
 
 
 def pictures(report: Report, bundle: Path, port: int, args: Any, jpegs: Path) -> None:
-    """Measure JPEGs, in turns with the rivals that are installed."""
+    """Measure JPEGs, interleaved with the rivals that are installed."""
     graph = bundle / "onnx/fp32/model.onnx"
     rivals = {"FastAPI": ("serve_fastapi.py", ("fastapi", "uvicorn"), "image/jpeg")}
     rivals["LitServe"] = ("serve_litserve.py", ("litserve", "fastapi"), "application/json")

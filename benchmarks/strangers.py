@@ -1,4 +1,4 @@
-"""What people reported of other tools, tried on tlkit: each case of `../shared/cases/data` before and after.
+"""Reports of other tools, tried on tlkit: each case of `../shared/cases/data` before and after.
 
 A case is a script that writes a folder of pictures. Commands are run on it, and what they say is compared with what is
 right. "Before" is what happened when the cases were collected. What decides on a cache, an option, a file of a plugin,

@@ -1,4 +1,4 @@
-"""What only an NVIDIA GPU can show: every verb there, parity with the CPU, many sessions at once, and training."""
+"""Tests that only an NVIDIA GPU can pass: every verb there, parity with the CPU, several sessions, and training."""
 
 from __future__ import annotations
 

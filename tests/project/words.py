@@ -179,6 +179,7 @@ EXEMPT = (
     Exemption("docs/serving.md", r"^Restart=", "a setting of systemd"),
     Exemption("tests/*", r"\bCases?\b", "the cases of a test are called so"),
     Exemption("tests/data/test_jpeg.py", r"restart_marker_rows", "an option of Pillow"),
+    Exemption("tests/data/test_stripping.py", r"restart_marker_rows", "an option of Pillow"),
     Exemption("tlkit/cli/*", r"click\.Choice", "a type of click"),
 )
 

@@ -26,7 +26,7 @@ LIMIT = 1 << 20
 
 
 def outcome(call):
-    """What a call returns, or the ProtocolError that it raises."""
+    """Return what a call returns, or the ProtocolError that it raises."""
     try:
         return call()
     except ProtocolError as error:
