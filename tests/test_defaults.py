@@ -16,12 +16,16 @@ from tlkit.plugin.registry import load
 EXEMPT = {
     ("tlkit/cli/options.py", "tensorrt"): "a device: ONNX Runtime's execution provider",
     ("tlkit/runtime/providers.py", "tensorrt"): "a device: ONNX Runtime's execution provider",
+    ("tlkit/cli/serve.py", "onnx"): "what is served unless another target is named",
+    ("tlkit/cli/serve.py", "replace"): "Python's handling of text that can't be decoded",
     ("tlkit/conformance/declare.py", "onnx"): "a distribution on PyPI",
     ("tlkit/conformance/declare.py", "tensorrt"): "a distribution on PyPI",
     ("tlkit/doctor.py", "onnx"): "a distribution on PyPI",
     ("tlkit/doctor.py", "tensorrt"): "a distribution on PyPI",
     ("tlkit/exporting/gate.py", "onnx"): "a distribution on PyPI",
     ("tlkit/exporting/triton.py", "replace"): "Python's handling of text that can't be decoded",
+    ("tlkit/runtime/model.py", "replace"): "Python's handling of text that can't be decoded",
+    ("tlkit/serving/protocol.py", "replace"): "Python's handling of text that can't be decoded",
     ("tlkit/runtime/feature_cache.py", "replace"): "Python's handling of text that can't be decoded",
 }
 

@@ -38,7 +38,7 @@ def test_the_page_and_the_command_it_ends_with(place, env, tlkit):
         "tiny\n  domain shift",
         "second",
         "RECOMMENDED",
-        "expected accuracy",
+        "expected balanced accuracy",
         "audit of 36 images",
     ):
         assert part in said.out

@@ -32,8 +32,8 @@ def test_train_tells_what_it_did_on_stdout_and_what_comes_next_on_stderr(story):
     out, err = story.said["train"].out.splitlines(), story.said["train"].err.splitlines()
     assert out[0] == "efficientnet-lite0 up to last, strategy frozen, head logistic"
     assert [line.split() for line in out[1:7]] == [
-        ["images", "train", "val"],
-        *([label, ANY, ANY] for label in DIGITS),
+        ["images", "train", "val", "recall"],
+        *([label, ANY, ANY, ANY] for label in DIGITS),
         ["4", "classes", "50", "10"],
     ]
     assert out[7].startswith("60 images decoded")
@@ -154,8 +154,11 @@ def test_eval_measures_on_a_class_folder(do):
     for name in ("balanced accuracy", "macro-F1", "ECE", "confusion matrix"):
         assert name in plain
     assert [line.split() for line in plain.splitlines()[-5:]] == [
-        DIGITS,
-        *([label, *map(str, row)] for label, row in zip(DIGITS, confusion, strict=True)),
+        [*DIGITS, "recall"],
+        *(
+            [label, *map(str, row), f"{row[at] / 5:.1%}"]
+            for at, (label, row) in enumerate(zip(DIGITS, confusion, strict=True))
+        ),
     ]
 
 
@@ -181,8 +184,8 @@ def test_inspect_tells_what_a_bundle_and_a_graph_are(do, story):
     titles = [line for line in text.splitlines() if not line.startswith(" ") and line]
     assert titles == ["Bundle", "Data", "Network", "Head", "Training", "Validation (10 images)", "Exports"]
     matrix = text.split("predicted class):\n")[1].splitlines()[:5]
-    assert matrix[0].split() == DIGITS
-    assert [[int(cell) for cell in line.split()[1:]] for line in matrix[1:]] == bundle["metrics"]["confusion"]
+    assert matrix[0].split() == [*DIGITS, "recall"]
+    assert [[int(cell) for cell in line.split()[1:-1]] for line in matrix[1:]] == bundle["metrics"]["confusion"]
     assert max(map(len, text.splitlines())) < 400
     assert do("inspect", story.model).out.splitlines()[0] == "Graph"
 

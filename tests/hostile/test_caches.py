@@ -9,7 +9,6 @@ import time
 import warnings
 
 import numpy as np
-import onnx
 import pytest
 
 from tests.kit.hostile import mutate
@@ -48,7 +47,8 @@ def damaged(made, tmp_path, monkeypatch):
     shutil.copytree(root / "cache", tmp_path / "cache")
     monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(graph_cache, "_intact", {})
-    return next(tmp_path.glob("cache/features/*.sqlite")), next(tmp_path.glob("cache/graphs/*.onnx"))
+    graph = next(file for file in tmp_path.glob("cache/graphs/*.onnx") if "-architecture." not in file.name)
+    return next(tmp_path.glob("cache/features/*.sqlite")), graph
 
 
 def run(photos, graph):
@@ -141,11 +141,10 @@ def test_a_mutated_database_gives_the_same_features(made, damaged, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_damaged_graph_is_made_again(damaged, seed, monkeypatch):
+def test_a_damaged_graph_is_made_again(damaged, seed):
     """Training again used to repeat it: the graph has to be whole after the first run."""
     _, graph = damaged
     content = graph.read_bytes()
-    monkeypatch.setattr(trace, "trace", lambda *_: onnx.load_model_from_string(content))
     graph.write_bytes(mutate(content, random.Random(seed)))
     trunk = trunks.build(Tiny())
     with pytest.warns(TlkitWarning, match="a cached graph was damaged and is made again"):

@@ -118,7 +118,7 @@ def test_a_pickle_would_be_seen(source, found):
 
 def test_a_bundle_and_its_graphs_hold_no_pickle(story):
     files = [file for file in story.run.rglob("*") if file.is_file()]
-    assert {file.suffix for file in files} == {".json", ".jsonl", ".safetensors", ".onnx", ".png"}
+    assert {file.suffix for file in files} == {".json", ".jsonl", ".safetensors", ".onnx", ".png", ".bin"}
     assert not [file for file in files if file.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")]
 
 
