@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from tests.advice.asking import ask
 from tests.advice.test_domain_shift import Plain
 from tests.kit.tiny import Tiny
 from tlkit.advice.domain_shift import ShiftPolicy
-from tlkit.advice.recommendation import INCONCLUSIVE, RECOMMENDED, FineTuningPolicy, Recommendation
+from tlkit.advice.probes import Probe
+from tlkit.advice.recommendation import INCONCLUSIVE, RECOMMENDED, Evidence, FineTuningPolicy, Recommendation
 from tlkit.advice.run import AdvicePolicy, advise
+from tlkit.util.statistics import wilson
 
 ANY = float("inf")
 SIMILAR, DIFFERENT = ShiftPolicy(similar_below=ANY), ShiftPolicy(similar_below=-1.0, different_above=-1.0)
@@ -76,3 +81,12 @@ def test_without_fine_tuning_the_cut_stays_and_the_frozen_head_is_used():
     assert frozen.arguments() == ["--backbone", "tiny", "--strategy", "frozen", "--cut", "third", "--head", "svm"]
     assert frozen.frozen() is frozen
     assert FINE_TUNED.arguments()[-2:] == ["--set", "strategy.epochs=10"]
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_the_error_of_frozen_features_does_not_depend_on_the_number_of_classes(classes):
+    labels = np.arange(1000) % classes
+    predicted = np.where(np.arange(1000) < 970, labels, (labels + 1) % classes)
+    stage = SimpleNamespace(probe=Probe(labels, predicted), name="third")
+    evidence = Evidence(None, True, SimpleNamespace(stages=[stage]), (), None, 0)
+    assert evidence.error == pytest.approx(1 - sum(wilson(970, 1000)) / 2)

@@ -17,7 +17,7 @@ from tlkit.plugin.contract import IMBALANCED, DatasetStatistics, Head, Strategy
 from tlkit.plugin.options import configure, differences, to_json
 from tlkit.plugin.phases import trainable_stages
 from tlkit.training.device import seconds_per_image
-from tlkit.util.statistics import wilson
+from tlkit.util.statistics import effective_images, wilson
 from tlkit.util.text import format_seconds, listed
 
 RECOMMENDED, INCONCLUSIVE = "recommended", "inconclusive"
@@ -227,8 +227,13 @@ class Evidence:
 
     @property
     def error(self) -> float:
-        """Share of images that frozen features misclassify, as a mean over the classes."""
-        return 1.0 - sum(self.cut.probe.interval) / 2
+        """Share of images that frozen features misclassify, as a mean over the classes.
+
+        It is the middle of an interval over all images. In the middle of `Probe.interval`, which adds those of the
+        classes, it would grow with their number, and `FineTuningPolicy` would mean another share for each dataset.
+        """
+        probe = self.cut.probe
+        return 1.0 - sum(_wilson(probe.balanced_accuracy, round(effective_images(probe.labels)))) / 2
 
     @property
     def scenario(self) -> Scenario | None:
@@ -243,7 +248,7 @@ def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy
     freeze = _reason_to_freeze(evidence, installed, policy)
     strategy = None if freeze else installed.fine_tuning
     agrees, reason = _agreement(evidence, fine_tunes=strategy is not None)
-    measured = cut.probe.interval if head is None else wilson(round(head.balanced_accuracy * head.images), head.images)
+    measured = cut.probe.interval if head is None else _wilson(head.balanced_accuracy, head.images)
     # The time to solve a head grows faster than the number of images.
     solving = SECONDS_TO_SOLVE if head is None else head.seconds * (statistics.images / head.images) ** 1.5
     frozen = Recommendation(
@@ -271,6 +276,11 @@ def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy
     ).with_reasons(
         f"frozen features misclassify {evidence.error:.1%}; auto keeps a fine-tuned trunk only if it is better on val"
     )
+
+
+def _wilson(balanced_accuracy: float, images: int) -> tuple[float, float]:
+    """Return the interval of a balanced accuracy, given that many images of balanced classes."""
+    return wilson(round(balanced_accuracy * images), images)
 
 
 def _reason_to_freeze(evidence: Evidence, installed: Available, policy: FineTuningPolicy) -> str:
