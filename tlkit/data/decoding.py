@@ -167,14 +167,17 @@ def pixels_alone(data: bytes) -> bytes | None:
     """
     if not data.startswith(PNG):
         return None
-    kept, position = [PNG], len(PNG)
+    pixels = b"".join([PNG, *(chunk for name, chunk in png_chunks(data) if name in _PIXEL_CHUNKS)])
+    return None if len(pixels) >= len(data) else pixels
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the name of each chunk of a PNG, and the chunk with its length, name and checksum."""
+    position = len(PNG)
     while position + 12 <= len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")
-        if data[position + 4 : position + 8] in _PIXEL_CHUNKS:
-            kept.append(data[position:end])
+        yield data[position + 4 : position + 8], data[position:end]
         position = end
-    pixels = b"".join(kept)
-    return None if len(pixels) >= len(data) else pixels
 
 
 def exif_transpose(image: Image.Image) -> Image.Transpose | None:

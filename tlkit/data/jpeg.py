@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 END = b"\xff\xd9"  # the end mark
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)  # in compressed data neither stuffing nor RST
+MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)  # in compressed data neither stuffing nor RST
 _START, _END, _START_OF_SCAN = 0xD8, END[1], 0xDA
 _SEQUENTIAL, _ARITHMETIC = (0xC0, 0xC1), range(0xC9, 0xCC)  # markers of frames
 # Read as data if some are missing, else skipped; with RST markers of each number, for data that ended at one.
@@ -46,7 +46,7 @@ class Jpeg:
     def _segments(self) -> _Segments:
         data, position, scans, low = self.data, 2, 0, 0
         suspect = arithmetic = False
-        while (found := _MARKER.search(data, position)) is not None:
+        while (found := MARKER.search(data, position)) is not None:
             marker, position = found[1][0], found.end()
             if marker in (_START, _END):  # the start is that of another image
                 return _Segments(found.start(), marker == _END, low, suspect, arithmetic)
@@ -88,7 +88,7 @@ class Jpeg:
 def _has_one_scan(data: bytes) -> bool:
     """Return True for a frame without stages whose first scan has all components; reads the header alone."""
     position, components = 2, 0
-    while (found := _MARKER.search(data, position)) is not None and found.end() + 10 <= len(data):
+    while (found := MARKER.search(data, position)) is not None and found.end() + 10 <= len(data):
         marker, position = found[1][0], found.end()
         if marker == _START_OF_SCAN:
             return components == data[position + 2]

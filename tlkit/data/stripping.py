@@ -13,8 +13,8 @@ from io import BytesIO
 
 from PIL import ExifTags
 
-from tlkit.data.decoding import HEAD, PNG, decoding, exif_transpose, flatten, format_of, open_image
-from tlkit.data.jpeg import Jpeg
+from tlkit.data.decoding import HEAD, PNG, decoding, exif_transpose, flatten, format_of, open_image, png_chunks
+from tlkit.data.jpeg import MARKER, Jpeg
 from tlkit.data.memory import reserved
 
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
@@ -25,7 +25,6 @@ _WEBP_FLAGS = 0x12  # transparency and animation: the flags of what is kept
 # Markers of JPEG (ITU T.81, table B.1). The segment of Adobe says how the colors are stored.
 _START, _ADOBE, _EXIF, _COMMENT, _SCAN, _END = 0xD8, 0xEE, 0xE1, 0xFE, 0xDA, 0xD9
 _APPLICATION = range(0xE0, 0xF0)
-_WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xD8))  # stuffed bytes and intervals, inside of a scan
 
 
 def without_metadata(data: bytes) -> Iterator[bytes]:
@@ -74,33 +73,22 @@ def _jpeg(data: bytes, exif: bytes) -> bytes:
         if marker == _END:
             break
         if marker == _SCAN:
-            end = _end_of_scan(data, end)
+            found = MARKER.search(data, end)
+            end = len(data) if found is None else found.start()
         if (marker not in _APPLICATION and marker != _COMMENT) or marker == _ADOBE:
             kept.append(data[position:end])
         position = end
     return b"".join([*kept, bytes([0xFF, _END])])
 
 
-def _end_of_scan(data: bytes, position: int) -> int:
-    """Return the position of the marker that ends the coded pixels of a scan."""
-    while 0 <= (position := data.find(b"\xff", position)) < len(data) - 1:
-        if data[position + 1] not in (*_WITHOUT_LENGTH, 0xFF):
-            return position
-        position += 1 if data[position + 1] == 0xFF else 2
-    return len(data)
-
-
 def _png(data: bytes, exif: bytes) -> bytes:
-    kept, position = [PNG], len(PNG)
-    while position + 12 <= len(data):
-        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
-        name = data[position + 4 : position + 8]
+    kept = [PNG]
+    for name, chunk in png_chunks(data):
         if name in _PNG_CHUNKS:
-            kept.append(data[position:end])
+            kept.append(chunk)
         if name == b"IHDR" and exif:
-            chunk = b"eXIf" + exif
-            kept.append(struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk)))
-        position = end
+            added = b"eXIf" + exif
+            kept.append(struct.pack(">I", len(exif)) + added + struct.pack(">I", zlib.crc32(added)))
     return b"".join(kept)
 
 
