@@ -10,7 +10,7 @@ from typing import Any
 from tlkit.errors import ArtifactError
 from tlkit.evaluation.metrics import metric_lines
 from tlkit.graph.metadata import PREFIX
-from tlkit.model.bundle import RECORD, open_bundle
+from tlkit.model.bundle import ORIGINAL, RECORD, open_bundle
 from tlkit.model.exports import MANIFEST, Exports
 from tlkit.runtime.engine import Opener
 from tlkit.runtime.model import Model
@@ -111,13 +111,13 @@ def _bundle_sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[st
     data, labels = facts["data"], facts["labels"]
     yield "Bundle", {name: facts[name] for name in ("path", "digest")} | {"golden images": len(facts["golden"])}
     yield "Data", {f"classes ({len(labels)})": labels, **data}
-    states = facts["provenance"] or dict.fromkeys(facts["stages"], "original")
+    states = facts["provenance"] or dict.fromkeys(facts["stages"], ORIGINAL)
     yield (
         "Network",
         {
             "backbone": _component(facts["backbone"]),
             "weights": facts["weights"],
-            "stages": [name if state == "original" else f"{name} ({state})" for name, state in states.items()],
+            "stages": [name if state == ORIGINAL else f"{name} ({state})" for name, state in states.items()],
             "cut": f"{facts['cut']}, {facts['width']} features",
             "preprocessing": facts["preprocessing"],
             "parameters": f"{facts['parameters']['trunk']:,}",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tlkit.data.dataset import Sample
 from tlkit.errors import DataError
+from tlkit.model.bundle import ORIGINAL
 from tlkit.model.modules import head_logits
 from tlkit.model.reference_images import spread
 from tlkit.util.statistics import binomial_tail, paired_interval
@@ -27,7 +28,6 @@ from tlkit.verification.trained import TrainedModules
 RISK = 0.25
 FOLDS = 5
 LOST_RECALL, LOST_CHANCE = 25.0, 0.05  # percentage points of a class's recall; five images of five, or more of many
-ORIGINAL = "original"  # provenance of a stage that was not trained
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ RECORD, TRUNK, HEAD, HISTORY, GOLDEN = (
 )
 EXPECTED = f"{GOLDEN}/expected.safetensors"
 TRAINED_ON = "trained-on.bin"  # the first bytes of each training image's SHA-256, sorted
+ORIGINAL, FINE_TUNED, REINITIALIZED = "original", "fine-tuned", "reinitialized"  # the provenance of a stage
 HASH_BYTES = 5  # 10,000 new images against 60,000: one evaluation in 1,800 counts one image too many
 
 Tensors = Mapping[str, "NDArray[Any]"]
@@ -80,7 +81,7 @@ class BundleRecord:
     data: Mapping[str, Any]
     metrics: Mapping[str, Any]
     golden: tuple[Golden, ...] = ()
-    provenance: Mapping[str, str] = field(default_factory=dict)  # by stage: "original", "fine-tuned" or "reinitialized"
+    provenance: Mapping[str, str] = field(default_factory=dict)  # by stage, such as ORIGINAL
     scores: tuple[str, ...] = ()  # of the head, beside logits
     activation: str = "softmax"  # of the head, from logits to probabilities
     training: Mapping[str, Any] = field(default_factory=dict)  # device, dtype and augmentation of the trainable stages

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tlkit.errors import GateError, UsageError
 from tlkit.model.batchnorm import batch_norms
+from tlkit.model.bundle import FINE_TUNED, ORIGINAL, REINITIALIZED
 from tlkit.model.trunk import Trunk, hash_tensors
 from tlkit.plugin.contract import Backbone, Phase
 from tlkit.plugin.phases import trainable_stages
@@ -19,7 +20,6 @@ from tlkit.util.text import listed
 
 WEIGHT_DECAY = 1e-2  # AdamW's own default (Loshchilov and Hutter 2019)
 SGD_WEIGHT_DECAY, MOMENTUM = 1e-4, 0.9  # as residual networks are trained (He et al. 2016)
-ORIGINAL, FINE_TUNED, REINITIALIZED = "original", "fine-tuned", "reinitialized"
 MERGED = 1e-4  # error of merged stages, relative to the largest feature
 
 Tensors = dict[str, Tensor]

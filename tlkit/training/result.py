@@ -28,7 +28,7 @@ from tlkit.plugin.licenses import described_license, license_class
 from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features
 from tlkit.training.config import Plan, TrainingConfig
-from tlkit.training.freezing import ORIGINAL, provenance
+from tlkit.training.freezing import provenance
 from tlkit.training.heads import probabilities
 from tlkit.training.history import draw_curves
 from tlkit.training.trainer import FitResult
@@ -91,7 +91,7 @@ class TrainingResult:
         ]
         more = [f"and {len(labels) - SHOWN} more classes"] if len(labels) > SHOWN else []
         rows.append([counted(len(labels), "class", "classes"), *(self.images[split] for split in splits), ""])
-        changed = [f"{stage} {state}" for stage, state in self.provenance.items() if state != ORIGINAL]
+        changed = [f"{stage} {state}" for stage, state in self.provenance.items() if state != bundles.ORIGINAL]
         lines = [
             f"{self.backbone} up to {self.cut}, strategy {self.strategy}, head {self.head}",
             *table(rows, ["images", *splits, "recall"]),
