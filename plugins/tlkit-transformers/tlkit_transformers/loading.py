@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tlkit_transformers.backbone import Transformers
 
 WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
-EXAMPLE = """give an object, as in {"hidden_size": 192}"""
+EXAMPLE = """give an object: {"hidden_size": 192}"""
 # What a configuration says beside the structure of the trunk and what it computes.
 BESIDE = {
     "_name_or_path", "architectures", "attn_implementation", "auto_map", "dtype", "torch_dtype", "id2label",
@@ -39,11 +39,9 @@ def parsed(backbone: Transformers) -> dict[str, Any]:
     try:
         changes = json.loads(backbone.config or "{}")
     except ValueError as error:
-        raise UsageError(
-            f"backbone.config is not JSON: {error}", do="""give an object: {"hidden_size": 192}"""
-        ) from error
+        raise UsageError(f"backbone.config is not JSON: {error}", do=EXAMPLE) from error
     if not isinstance(changes, dict):
-        raise UsageError("backbone.config is not a JSON object", do="""give an object: {"hidden_size": 192}""")
+        raise UsageError("backbone.config is not a JSON object", do=EXAMPLE)
     return changes
 
 
@@ -79,13 +77,13 @@ def pretrained(backbone: Transformers) -> nn.Module:
         tensor = next((given[each] for each in names if each in given), None)
         if tensor is not None and tensor.shape == own.shape:
             found[name] = tensor.to(own.dtype)
-    if lacking := [name for name in state if name not in found]:
-        return _renamed(backbone, lacking)
+    if len(found) < len(state):
+        return _renamed(backbone)
     model.load_state_dict(found)
     return model.eval()
 
 
-def _renamed(backbone: Transformers, lacking: list[str]) -> nn.Module:
+def _renamed(backbone: Transformers) -> nn.Module:
     """Load weights whose names transformers changes when it reads them. Raises ArtifactError if some are missing."""
     kind = networks.family(backbone)
     folder = _file(backbone, WEIGHTS).parent
@@ -108,7 +106,7 @@ def _renamed(backbone: Transformers, lacking: list[str]) -> nn.Module:
     finally:
         logging.set_verbosity(verbosity)
     if told["missing_keys"]:
-        missing = listed(sorted(told["missing_keys"]) or lacking)
+        missing = listed(sorted(told["missing_keys"]))
         raise ArtifactError(f"not the weights of {backbone.name}: {missing} missing", file=folder / WEIGHTS)
     loaded: nn.Module = model.eval()
     return loaded
