@@ -158,7 +158,7 @@ CASES = {
     "folds": Case(
         "train folds -o out",
         3,
-        r"folds: one, two hold the same folders \(dark, light, middle\): splits or folds, not classes; call them .*",
+        r"folds: one, two hold the same folders \(dark, light, middle\), as splits and folds do; if they are, .*",
         lambda root: [shutil.copytree(root / "photos", root / "folds" / name) for name in ("one", "two")],
     ),
     "a bundle to train on": Case("train run -o out", 3, "run: a bundle that tlkit wrote, not images"),

@@ -188,6 +188,11 @@ def test_train_without_another_split_is_a_class(tmp_path: Path) -> None:
             ["only one class, 'w' (its folders a, b may be the classes)", "/w if they are"],
         ),
         (
+            [*numbered("w/my images/a"), *numbered("w/my images/b")],
+            ["only one class, 'w' (the folders in w/my images a, b may be the classes)", "/w/my images if they are"],
+        ),
+        ([*numbered("images"), "labels.csv"], ["only one class, 'images'", "/labels.csv if it names their labels"]),
+        (
             [*numbered("a"), *numbered("b"), "c/", "d/x.txt", "e/f/"],
             ["class folders without an image of their own: c, d (1 file of other kinds), e", "or remove the folders"],
         ),

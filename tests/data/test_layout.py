@@ -46,7 +46,10 @@ def test_splits_inside_the_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("paths", "words"),
     [
-        (under("fold0", "fold1"), ["fold0, fold1 hold the same folders (ants, bees)", "call them train, val and test"]),
+        (
+            under("fold0", "fold1"),
+            ["fold0, fold1 hold the same folders (ants, bees)", "if they are, call them train, val"],
+        ),
         (under("2021", "2022", "2023"), ["2021, 2022, 2023 hold the same folders"]),
         ([*under("train"), *numbered("docs")], ["train/ looks like a split with the classes ants, bees", "docs"]),
         ([*under("seg_train", "old_train")], ["several folders for the same split: old_train, seg_train"]),

@@ -141,7 +141,8 @@ def test_a_table_of_test_images_is_enough_for_known_labels(folder: Path) -> None
     [
         ([], ["no column path and no column label", "its columns are none"]),
         (["file,label", "1.jpg,a"], ["has no column path", "its columns are file, label"]),
-        (["path,class", "1.jpg,a"], ["has no column label"]),
+        (["path,class", "1.jpg,a"], ["has no column label", "name its columns path and label"]),
+        (["path;label", "1.jpg;a"], ["its columns are path;label", "separate columns with commas"]),
         (["path,label"], ["a table without rows"]),
         ([*FOUR, "gone.jpg,cat"], ["row 6 names no file: gone.jpg"]),
         ([*FOUR, "deep,cat"], ["row 6 names no file: deep"]),
@@ -177,6 +178,14 @@ def test_all_rows_that_are_unusable_come_at_once_up_to_a_few(folder: Path) -> No
 
 def test_csv_in_another_encoding_is_refused(folder: Path) -> None:
     assert "not a CSV file in UTF-8" in refusal(csv(folder, "path,label", "1.jpg,café", encoding="latin-1")).what
+
+
+def test_a_table_from_windows_names_the_same_files(folder: Path) -> None:
+    rows = [f"{name},{label}" for name, label in zip(FILES, "abab", strict=False)]
+    assert any("/" in name for name in FILES)
+    here = read(csv(folder, "path,label", *rows))
+    there = read(csv(folder, "path,label", *(row.replace("/", "\\") for row in rows)))
+    assert there.samples == here.samples
 
 
 @pytest.mark.parametrize("column", ["path", "label", "split"])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.data import table
-from tlkit.data.labels import LIMIT, known_labels, nfc, states_val, training_labels
+from tlkit.data.labels import LIMIT, TABLES, known_labels, nfc, states_val, training_labels
 from tlkit.data.layout import Stated, read_folders
 from tlkit.data.scan import scan
 from tlkit.data.split import assign_splits, grouped, val_groups
@@ -151,8 +151,8 @@ def _stated(source: Path) -> Stated:
         return read_folders(source, scan(source))
     if not os.path.exists(source):
         raise DataError("no such file or folder", file=source)
-    if source.suffix.lower() not in table.SUFFIXES:
-        do = f"give a folder of class folders or a {' or '.join(sorted(table.SUFFIXES))} table"
+    if source.suffix.lower() not in TABLES:
+        do = f"give a folder of class folders or a {' or '.join(sorted(TABLES))} table"
         raise DataError("neither a folder nor a table", file=source, do=do)
     return Stated(table.read(source), {}, [])
 

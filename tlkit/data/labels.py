@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -13,6 +14,7 @@ from tlkit.errors import DataError
 from tlkit.util.text import listed, nearest
 
 LIMIT = 10  # names that a message lists
+TABLES = frozenset({".csv", ".parquet"})
 
 
 class Problem(NamedTuple):
@@ -134,14 +136,7 @@ def _class_problems(entries: Sequence[Entry], source: Path) -> list[Problem]:
     problems = []
     everywhere = sorted({nfc(entry.label) for entry in entries})
     if len(everywhere) == 1:
-        only = everywhere[0]
-        inside = sorted({entry.name.split("/")[1] for entry in entries if entry.name.count("/") > 1})
-        if len(inside) > 1:
-            what = f"only one class, {only!r} (its folders {listed(inside, LIMIT)} may be the classes)"
-            problems.append(Problem(what, f"give {source / only} if they are"))
-        else:
-            what = f"only one class, {only!r}; at least two folders or labels are needed"
-            problems.append(Problem(what, "add the images of another class"))
+        problems.append(_one_class(everywhere[0], entries, source))
     train = Counter(nfc(entry.label) for entry in entries if entry.split in (None, "train"))
     absent = [repr(label) for label in everywhere if label not in train]
     if absent:
@@ -161,3 +156,19 @@ def _class_problems(entries: Sequence[Entry], source: Path) -> list[Problem]:
             what = f"classes with {kind}, which can't be in train and val both: {listed(single, LIMIT)}"
             problems.append(Problem(what, "add other images of them, or remove these classes"))
     return problems
+
+
+def _one_class(only: str, entries: Sequence[Entry], source: Path) -> Problem:
+    """Return the problem of a single class, with the folder or the table that may have been meant."""
+    what, do = f"only one class, {only!r}", "add the images of another class"
+    if source.is_dir():
+        folders = [entry.name.rpartition("/")[0] for entry in entries]
+        shared = os.path.commonpath(folders)
+        inside = sorted({folder[len(shared) + 1 :].partition("/")[0] for folder in folders} - {""})
+        if shared and len(inside) > 1:
+            where = f"the folders in {shared}" if "/" in shared else "its folders"
+            what = f"{what} ({where} {listed(inside, LIMIT)} may be the classes)"
+            return Problem(what, f"give {source / shared} if they are")
+        if tables := sorted(path for path in source.glob("*") if path.suffix.lower() in TABLES):
+            do = f"give {tables[0]} if it names their labels, or {do}"
+    return Problem(f"{what}; at least two folders or labels are needed", do)

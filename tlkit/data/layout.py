@@ -135,8 +135,10 @@ def _check_classes(root: Path, tops: Iterable[_Top]) -> None:
     shared = frozenset.intersection(*(top.folders for top in with_images))
     if len(shared) > 1:
         folders = listed((top.name for top in with_images), LIMIT)
-        what = f"{folders} hold the same folders ({listed(sorted(shared), LIMIT)}): splits or folds, not classes"
-        raise DataError(what, file=root, do=f"call them train, val and test, or {_TABLE}")
+        what = f"{folders} hold the same folders ({listed(sorted(shared), LIMIT)}), as splits and folds do"
+        raise DataError(
+            what, file=root, do=f"if they are, call them train, val and test; if they are classes, {_TABLE}"
+        )
 
 
 def _read_classes(root: Path, found: Scan, base: str, split: str | None, stated: Stated) -> None:

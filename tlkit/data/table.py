@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ from tlkit.data.split import SPLITS
 from tlkit.errors import DataError, ResourceError
 from tlkit.util.text import listed
 
-SUFFIXES = frozenset({".csv", ".parquet"})
 COLUMNS = ("path", "label", "split", "group")
 # What other programs write for a missing value; pandas reads these as missing.
 _MISSING = frozenset({"nan", "nat", "none", "null", "n/a", "na", "#n/a", "#na", "<na>", "-nan"})  # case-folded
@@ -67,10 +67,11 @@ def _entry(record: _Record, folder: Path) -> Entry:
     if not path:
         problems.append("has no path")
     elif not os.path.isfile(file):
-        other_form = _in_another_form(file)
-        file = other_form or file
+        other_form = _in_another_form(folder, path)
         if other_form is None:
             problems.append(f"names no file: {path}")
+        else:
+            file, path = folder / other_form, other_form
     if not label:
         blank = record.label is None or isinstance(record.label, str)
         problems.append(
@@ -85,10 +86,11 @@ def _entry(record: _Record, folder: Path) -> Entry:
     return Entry(file, _name(folder, path), label, split, _text(record.group) or None)
 
 
-def _in_another_form(file: Path) -> Path | None:
-    """Return the file whose name differs in its Unicode form alone, or None."""
-    forms = (Path(unicodedata.normalize(form, str(file))) for form in ("NFC", "NFD"))
-    return next((form for form in forms if os.path.isfile(form)), None)
+def _in_another_form(folder: Path, path: str) -> str | None:
+    """Return the path of a file that differs in its Unicode form or has the separators of Windows alone, or None."""
+    spelled = (path, path.replace("\\", "/"))
+    forms = (unicodedata.normalize(form, each) for each in spelled for form in ("NFC", "NFD"))
+    return next((form for form in forms if os.path.isfile(folder / form)), None)
 
 
 def _text(value: Any) -> str:
@@ -158,7 +160,8 @@ def _check_columns(file: Path, columns: list[str]) -> None:
         raise DataError(f"has the column {repeated[0]} {columns.count(repeated[0])} times", file=file, do="keep one")
     missing = [column for column in ("path", "label") if column not in columns]
     if missing:
+        what = f"has no column {' and no column '.join(missing)}; its columns are {listed(columns, LIMIT) or 'none'}"
+        separated = len(columns) == 1 and re.search("[;\t|]", columns[0])
         raise DataError(
-            f"has no column {' and no column '.join(missing)}; its columns are {listed(columns, LIMIT) or 'none'}",
-            file=file,
+            what, file=file, do="separate columns with commas" if separated else "name its columns path and label"
         )
