@@ -1,8 +1,8 @@
 """Documents do what they say: their commands run, so does their Python, and their links lead somewhere.
 
 Every command of every document is run, or it is in `PARSED` (its options are checked) or `SKIPPED`, with the reason.
-The README and the walk-through of CONTRIBUTING run as a user types them, on real weights; the commands of other
-documents run in forks of one process, with the tiny backbone in place of the large ones.
+The README and the walk-through of CONTRIBUTING run as they stand, on real weights, the other documents with the tiny
+backbone in place of the large ones; all in forks of one process. That a shell finds the command is `story`'s test.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def test_the_readme_of_a_new_plugin_does_what_it_says(kind, forks, tiny_place, t
     run_all(forks, typed, root, env)
 
 
-def test_the_commands_of_the_readme_run_in_order(shell, story, place, checkout):
+def test_the_commands_of_the_readme_run_in_order(forks, story, place, checkout):
     lines = commands(blocks(checkout / "README.md"))
     for line in lines:
         if reason(line, PARSED):
@@ -202,7 +202,7 @@ def test_the_commands_of_the_readme_run_in_order(shell, story, place, checkout):
     assert len(run) >= 8
     assert {line.split()[1] for line in run} >= {"train", "export", "verify", "predict", "embed", "eval", "plugins"}
     for line in run:
-        finished = shell(line, cwd=place, env=story.env)
+        finished = forks.run(shlex.split(line), cwd=place, env=story.env)
         assert finished.code == 0, (line, finished.err)
         assert "warning" not in finished.err
     assert (place / "features.parquet").exists()
@@ -310,7 +310,7 @@ def test_the_other_python_of_the_readme_runs(snippets, story, place):
         assert lines[-1] == comment[1]
 
 
-def test_the_plugin_of_the_walk_through_works(shell, story, place, checkout):
+def test_the_plugin_of_the_walk_through_works(forks, story, place, checkout):
     found = blocks(checkout / "CONTRIBUTING.md")
     written = [block for block in found if block.file]
     assert len(written) >= 2
@@ -327,8 +327,9 @@ def test_the_plugin_of_the_walk_through_works(shell, story, place, checkout):
             continue
         if reason(line, SKIPPED):
             continue
-        assert line.startswith(("tlkit ", "pytest ")), f"what is this test to do with: {line}"
-        done[line] = shell(line, cwd=place, env=env)
+        words = shlex.split(line)
+        assert words[0] in ("tlkit", "pytest"), f"what is this test to do with: {line}"
+        done[line] = forks.run(words if words[0] == "tlkit" else ["-m", *words], cwd=place, env=env)
         assert done[line].code == 0, (line, done[line].err)
         assert "warning" not in done[line].err
     assert paths
