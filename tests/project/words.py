@@ -203,7 +203,8 @@ def _pattern(alternatives: Iterable[str]) -> re.Pattern[str]:
 
 
 PATTERNS = {term: _pattern(alternatives) for term, alternatives in RULES.items()}
-NAMED = {re.compile(pattern): term for pattern, term in NAMES.items()}
+ANY = _pattern(each for alternatives in RULES.values() for each in alternatives)  # one pass over a text without any
+NAMED = {name: term for names, term in NAMES.items() for name in names.split("|")}
 
 
 def files(*paths: str | Path) -> list[Path]:
@@ -229,17 +230,15 @@ def _exempt(finding: Finding, line: str) -> bool:
 
 
 def _phrases(name: str, text: str) -> Iterator[Finding]:
-    for term, pattern in PATTERNS.items():
+    for term, pattern in PATTERNS.items() if ANY.search(text) else ():
         for match in pattern.finditer(text):
             yield Finding(name, text.count("\n", 0, match.start()) + 1, " ".join(match[0].split()), term)
 
 
 def _names(name: str, text: str) -> Iterator[Finding]:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.NAME:
-            for pattern, term in NAMED.items():
-                if pattern.fullmatch(token.string):
-                    yield Finding(name, token.start[0], token.string, term)
+        if token.type == tokenize.NAME and (term := NAMED.get(token.string)):
+            yield Finding(name, token.start[0], token.string, term)
 
 
 def _docstrings(name: str, text: str) -> Iterator[Finding]:
