@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         TlkitWarning as TlkitWarning,
         UsageError as UsageError,
     )
+    from tlkit.insight import report as report
     from tlkit.plugin.contract import (
         Augmentation as Augmentation,
         Backbone as Backbone,
@@ -68,6 +69,7 @@ _MODULES = {
         "list_components load train verify"
     ),
     "tlkit.errors": "ArtifactError DataError GateError PluginError ResourceError TlkitError TlkitWarning UsageError",
+    "tlkit.insight": "report",
     "tlkit.plugin.contract": (
         "Augmentation Backbone BuildSource Component DatasetStatistics Head Loss OptimizationProfile Optimizer Phase "
         "Preprocessing Progress Session Strategy Target Weights option silent"

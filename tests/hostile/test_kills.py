@@ -10,13 +10,13 @@ import pytest
 from tests.kit.exporting import exported, replayed
 from tests.kit.hostile import everybody_gone, states
 from tests.kit.tiny import Line, Tiny
-from tlkit.advice import html
 from tlkit.errors import ArtifactError
 from tlkit.exporting.shared_trunk import export_shared_trunk
 from tlkit.exporting.triton import export_triton
 from tlkit.model import exports
 from tlkit.model.bundle import open_bundle
 from tlkit.model.exports import Exports, read_manifest
+from tlkit.pages import html
 from tlkit.runtime.embedding import embed
 from tlkit.runtime.model import Model
 from tlkit.training.checkpoint import Checkpoint, Checkpoints

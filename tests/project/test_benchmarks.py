@@ -26,6 +26,7 @@ RESULTS = {
     "memory": ("memory",),
     "precision": ("precision",),
     "reference": ("reference",),
+    "report": ("report-evidence", "report-page"),
     "serve": ("serve",),
     "shared": ("shared",),
     "startup": ("startup",),

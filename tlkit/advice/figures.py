@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tlkit.advice.backbone_analysis import BackboneAnalysis, stratified
-from tlkit.data.decoding import UnreadableImage
-from tlkit.data.preprocessing import load
-from tlkit.plugin.contract import Preprocessing
+from tlkit.pages import svg
 from tlkit.util.statistics import power_normalize
 
 if TYPE_CHECKING:
@@ -28,8 +22,6 @@ COMPONENTS = 50  # that t-SNE starts from, as its authors do
 # Of the figure over depth, in pixels: margins, width, heights of its two parts, and the gap between them.
 LEFT, TOP, WIDTH, HEIGHT, GAP, SHIFT_HEIGHT = 64, 14, 560, 220, 26, 100
 SIDE, THUMBNAIL = 460, 30  # of a map, and of a thumbnail in it
-# Distinguishable with most color vision deficiencies (Okabe and Ito 2008), on light and dark.
-COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c7a00", "#7a5fb0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +50,7 @@ def depth(analysis: BackboneAnalysis, chosen: str | None) -> str:
     best = max(analysis.stages, key=lambda stage: stage.probe.balanced_accuracy)
     accuracy = f"{best.probe.balanced_accuracy:.1%}"
     title = f"{analysis.backbone.name}: the probe is most accurate at {best.name}, with {accuracy}"
-    return _svg(LEFT + WIDTH + 16, bottom + 54, title, parts)
+    return svg.svg(LEFT + WIDTH + 16, bottom + 54, title, parts)
 
 
 def _accuracies(analysis: BackboneAnalysis, places: Sequence[float]) -> Iterator[str]:
@@ -124,26 +116,19 @@ def maps(advice: Advice, seed: int = 0) -> list[Map]:
     return found
 
 
-def colors(count: int) -> list[str]:
-    """Return a color for each class."""
-    if count <= len(COLORS):
-        return list(COLORS[:count])
-    return [f"hsl({360 * number / count:.0f} 65% {(42, 58)[number % 2]}%)" for number in range(count)]
-
-
 def _map(advice: Advice, rows: NDArray[np.int64], points: NDArray[Any], method: str) -> str:
     low, high = points.min(axis=0), points.max(axis=0)
     places = THUMBNAIL + (SIDE - 2 * THUMBNAIL) * (points - low) / np.maximum(high - low, 1e-12)
     places[:, 1] = SIDE - places[:, 1]
     samples, labels = advice.dataset.of("train"), advice.dataset.labels
-    color = colors(len(labels))
+    color = svg.colors(len(labels))
     parts = [f'<rect class="frame" x="0.5" y="0.5" width="{SIDE - 1}" height="{SIDE - 1}"/>']
     shown = 0
     # Thumbnails are drawn last, on top.
     for number in reversed(range(len(rows))):
         sample, (x, y) = samples[rows[number]], places[number]
         title = f"<title>{escape(f'{sample.name} ({labels[sample.label]})')}</title>"
-        picture = thumbnail(sample.path, 2 * THUMBNAIL) if number < MAX_THUMBNAILS else None
+        picture = svg.thumbnail(sample.path, 2 * THUMBNAIL) if number < MAX_THUMBNAILS else None
         if picture is None:
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color[sample.label]}">{title}</circle>')
             continue
@@ -154,30 +139,7 @@ def _map(advice: Advice, rows: NDArray[np.int64], points: NDArray[Any], method: 
             f'<rect {box} fill="none" stroke="{color[sample.label]}" stroke-width="2.5"/></g>'
         )
     title = f"{len(rows)} images by {method} of their features, colored by class, {shown} of them as thumbnails"
-    return _svg(SIDE, SIDE, title, parts)
-
-
-def thumbnail(path: Path, size: int) -> str | None:
-    """Return a thumbnail as a `data:` URL; None for an unreadable image."""
-    square = Preprocessing(size, (0.5,) * 3, (0.5,) * 3, crop_pct=1.0, interpolation="bilinear")
-    try:
-        picture = Image.fromarray(load(path, square))
-    except UnreadableImage:
-        return None
-    buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def legend(names: Mapping[str, str]) -> str:
-    """Return a list of names, each with its color."""
-    spots = "".join(f'<li><span style="background:{color}"></span>{escape(name)}</li>' for name, color in names.items())
-    return f'<ul class="legend">{spots}</ul>'
-
-
-def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
-    view = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
-    return f'<svg {view} role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    return svg.svg(SIDE, SIDE, title, parts)
 
 
 def _gridline(y: float, label: str) -> Iterator[str]:

@@ -31,6 +31,7 @@ VERBS = {
     "predict": "Label images with an exported model.",
     "embed": "Write the features of images to a Parquet or npy file.",
     "eval": "Evaluate an exported model on labelled images.",
+    "report": "Write a page about what a model gets right and wrong, and why.",
     "serve": "Serve bundles over HTTP and gRPC, each verified before it is ready.",
     "bench": "Measure latency and throughput of a bundle's exports.",
     "inspect": "Show the facts about a bundle or an exported graph.",

@@ -55,10 +55,11 @@ def command(source: Path, page: Path | None, as_json: bool, **options: Any) -> N
     """
     from tlkit.advice import html
     from tlkit.api import advise
+    from tlkit.pages.html import check
     from tlkit.util.locks import claim
 
     if page is not None:
-        html.check(page)
+        check(page)
     click.get_current_context().with_resource(claim(page))
     with progress_bars() as progress:
         advice = advise(source, progress=progress, **options)

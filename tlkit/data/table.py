@@ -59,6 +59,28 @@ def read(file: Path) -> list[Entry]:
     return entries
 
 
+def further_columns(file: Path) -> dict[str, dict[str, str]]:
+    """Return the columns of a table beside those of every dataset: values as text by the names of the images.
+
+    `file` is a table that `read` accepts. Values that are neither text nor numbers are left out.
+    """
+    if file.suffix.lower() == ".parquet":
+        from pyarrow import parquet
+
+        rows = parquet.read_table(file).to_pylist()
+    else:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = list(csv.DictReader(lines, skipinitialspace=True))
+    columns: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cells = {str(name).strip(): value for name, value in row.items() if name is not None}
+        name = _name(file.parent, _text(cells["path"]))
+        for column, value in cells.items():
+            if column not in COLUMNS and isinstance(value, str | int | float) and str(value).strip():
+                columns.setdefault(column, {})[name] = str(value).strip()
+    return columns
+
+
 def _entry(record: _Record, folder: Path) -> Entry:
     problems = ["has more fields than the header (quote fields that contain commas)"] if record.surplus else []
     path, label = _text(record.path), _text(record.label)

@@ -58,7 +58,7 @@ class GraphMetadata:
         """Return the metadata as the strings that a graph stores."""
         props = {
             PREPROCESSING: preprocessing_json(self.preprocessing),
-            LABELS: json.dumps(list(self.labels)),
+            LABELS: labels_json(self.labels),
             VERSION: __version__,
         }
         names = ("bundle", "backbone", "cut", "head", "head_from", "precision")
@@ -99,6 +99,11 @@ def preprocessing_json(preprocessing: Preprocessing) -> str:
     return json.dumps(asdict(preprocessing))
 
 
+def labels_json(labels: Iterable[str]) -> str:
+    """Return labels as the JSON that a graph stores."""
+    return json.dumps(list(labels))
+
+
 def build_source(
     file: Path, module: Callable[[], nn.Module] | None = None, example: Callable[[int], NDArray[Any]] | None = None
 ) -> BuildSource:
@@ -125,7 +130,7 @@ def select_head(props: Mapping[str, str], head: str) -> dict[str, str]:
         raise UsageError(f"there is no head {head!r}", do=f"choose one of {', '.join(heads)}")
     own = heads[head]
     shared = {key: value for key, value in props.items() if key != HEADS}
-    known = {**shared, LABELS: json.dumps(list(own.labels)), BUNDLE: own.bundle, HEAD: own.head}
+    known = {**shared, LABELS: labels_json(own.labels), BUNDLE: own.bundle, HEAD: own.head}
     return known if own.activation == SOFTMAX else {**known, ACTIVATION: own.activation}
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from tlkit.plugin.contract import FEATURES
 from tlkit.runtime.model import Model
 from tlkit.runtime.pipeline import ImageRecord
 from tlkit.util.files import NpyWriter, atomic_file, check_own, translate_os_errors
+from tlkit.util.parquet import check_parquet, strings, utf8
 from tlkit.util.text import counted
 
 ROWS, REJECTS = ("path", "sha256"), ("path", "reason")  # columns of the tables beside the features
@@ -112,8 +112,8 @@ def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[Write]:
         flat = pa.Array.from_buffers(pa.float32(), features.size, [None, pa.py_buffer(features)])
         table = pa.table(
             {
-                "path": _strings(_utf8(image.name) for image in collected),
-                "sha256": _strings(image.sha256 for image in collected),
+                "path": strings(utf8(image.name) for image in collected),
+                "sha256": strings(image.sha256 for image in collected),
                 FEATURES: pa.FixedSizeListArray.from_arrays(flat, features.shape[1]),
             }
         )
@@ -126,7 +126,10 @@ def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[Write]:
         collected.clear()
         parts.clear()
 
-    with atomic_file(out, check=_check_parquet) as temporary, ExitStack() as closing:
+    with (
+        atomic_file(out, check=lambda path: check_parquet(path, metadata.PREPROCESSING)) as temporary,
+        ExitStack() as closing,
+    ):
         yield write
         if collected:
             flush()
@@ -179,35 +182,6 @@ def _check_csv(columns: Sequence[str]) -> Callable[[Path], None]:
             return stream.readline(len(header)) == header
 
     return lambda path: check_own(path, is_own)
-
-
-def _check_parquet(path: Path) -> None:
-    """Refuse to replace a file that is not Parquet with the metadata of features."""
-
-    def is_own(path: Path) -> bool:
-        from pyarrow import ArrowException, parquet
-
-        try:
-            found = parquet.read_schema(path).metadata or {}
-        except (ArrowException, ValueError):
-            return False
-        return metadata.PREPROCESSING.encode() in found
-
-    check_own(path, is_own)
-
-
-def _strings(values: Iterable[str]) -> Any:
-    """Return a column of Parquet; `pa.array` would import pandas if that is installed, for a quarter of a second."""
-    import pyarrow as pa
-
-    builder = pa.lib.StringBuilder()
-    builder.append_values(list(values))
-    return builder.finish()
-
-
-def _utf8(path: str) -> str:
-    """Return a path as Parquet can hold it: bytes that are not UTF-8 are escaped, as in caf\\xe9.jpg."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _provenance(model: Model) -> dict[str, str]:

@@ -93,16 +93,17 @@ class HeadSession(Session):
     def __init__(self, session: Session, head: str) -> None:
         self.metadata = select_head(session.metadata, head)
         self._session = session
+        # Of each output, the name that it has in the graph.
         own = head_output(head, "")
         theirs = [name for name in session.outputs if name.startswith(own)]
-        self._names = {FEATURES: FEATURES, **{name.removeprefix(own): name for name in theirs}}
-        self.input, self.outputs = session.input, tuple(self._names)
+        self.names = {FEATURES: FEATURES, **{name.removeprefix(own): name for name in theirs}}
+        self.input, self.outputs = session.input, tuple(self.names)
         self.workers, self.batch_size = session.workers, session.batch_size
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         names = list(outputs or self.outputs)
-        arrays = self._session.run(array, [self._names[name] for name in names])
-        return {name: arrays[self._names[name]] for name in names}
+        arrays = self._session.run(array, [self.names[name] for name in names])
+        return {name: arrays[self.names[name]] for name in names}
 
     def close(self) -> None:
         self._session.close()

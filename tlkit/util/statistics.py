@@ -81,6 +81,22 @@ def paired_interval(lost: int, gained: int, total: int, z: float = 1.959964) -> 
     return max(-1.0, difference / count - half), min(1.0, difference / count + half)
 
 
+def difference_interval(hits: int, total: int, others: int, rest: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the interval of hits / total - others / rest of two independent groups (Newcombe 1998, method 10)."""
+    one, other = hits / total, others / rest
+    (low, high), (least, most) = wilson(hits, total, z), wilson(others, rest, z)
+    below, above = math.hypot(one - low, most - other), math.hypot(high - one, other - least)
+    return one - other - below, one - other + above
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Return the p-value of McNemar's exact test (1947) that two classifiers are equally accurate.
+
+    `lost` and `gained` are the images that only the first, or only the second classifies correctly.
+    """
+    return min(1.0, 2 * binomial_tail(max(lost, gained), lost + gained, 0.5))
+
+
 def binomial_tail(least: int, trials: int, chance: float) -> float:
     """Return the probability of at least so many successes."""
     if chance >= 1 or least <= 0:
@@ -94,6 +110,16 @@ def binomial_tail(least: int, trials: int, chance: float) -> float:
         for count in range(least, trials + 1)
     ]
     return math.fsum(math.exp(each) for each in logs)
+
+
+def roc_area(above: NDArray[np.floating[Any]], below: NDArray[np.floating[Any]]) -> float:
+    """Return the area under the ROC curve: the probability that one of `above` exceeds one of `below`; ties count half.
+
+    Mann and Whitney (1947).
+    """
+    ordered = np.sort(below)
+    wins = np.searchsorted(ordered, above, "left") + np.searchsorted(ordered, above, "right")
+    return float(wins.mean() / (2 * len(ordered)))
 
 
 def softmax(logits: NDArray[Float]) -> NDArray[Float]:

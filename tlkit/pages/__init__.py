@@ -1,0 +1,1 @@
+"""Pages of one HTML file that needs no other: their form, style and pictures."""

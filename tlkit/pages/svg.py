@@ -1,0 +1,55 @@
+"""Figures as SVG inside a page: colors, legends, pictures and axes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tlkit.data.decoding import UnreadableImage
+from tlkit.data.preprocessing import load
+from tlkit.pages.html import text
+from tlkit.plugin.contract import Preprocessing
+
+# Distinguishable with most color vision deficiencies (Okabe and Ito 2008), on light and dark.
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c7a00", "#7a5fb0")
+
+
+def colors(count: int) -> list[str]:
+    """Return a color for each class."""
+    if count <= len(COLORS):
+        return list(COLORS[:count])
+    return [f"hsl({360 * number / count:.0f} 65% {(42, 58)[number % 2]}%)" for number in range(count)]
+
+
+def thumbnail(path: Path, size: int, quality: int = 80) -> str | None:
+    """Return a thumbnail as a `data:` URL; None for an unreadable image."""
+    square = Preprocessing(size, (0.5,) * 3, (0.5,) * 3, crop_pct=1.0, interpolation="bilinear")
+    try:
+        return picture(load(path, square), quality)
+    except UnreadableImage:
+        return None
+
+
+def picture(pixels: NDArray[np.uint8], quality: int = 80) -> str:
+    """Return an image `(H, W, 3)` as a `data:` URL."""
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def legend(names: Mapping[str, str]) -> str:
+    """Return a list of names, each with its color."""
+    spots = "".join(f'<li><span style="background:{color}"></span>{text(name)}</li>' for name, color in names.items())
+    return f'<ul class="legend">{spots}</ul>'
+
+
+def svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
+    """Return a figure of this size in pixels; `title` is what it shows, for those who can't see it."""
+    view = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
+    return f'<svg {view} role="img" aria-label="{text(title)}">{"".join(parts)}</svg>'

@@ -1,0 +1,1 @@
+"""Show what a model gets right and wrong, and why, on exported graphs alone."""
