@@ -75,7 +75,7 @@ def page(work: Path, images: Path, count: int, repeat: int) -> int:
     report = Report(
         "report-page",
         "The page of `tlkit report` for many images (links to some thousands of files), loaded by headless "
-        "Chromium from a file: the time from the navigation to the end of the load event, scripts and pictures included.",
+        "Chromium from a file: the time from the navigation to the end of the load event, with script and pictures.",
         {"images": count, "from": shown(images), "turns": repeat},
     )
     for label in ("one", "other"):
