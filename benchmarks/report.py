@@ -105,7 +105,7 @@ def page(work: Path, images: Path, count: int, repeat: int) -> int:
 
 
 def loaded(file: Path, work: Path) -> dict[str, Any]:
-    """What a browser says of a page that it has loaded."""
+    """Measurements of a page that a browser has loaded."""
     allowed = base64.b64encode(hashlib.sha256(LOOK.encode()).digest()).decode()
     text = file.read_text().replace("script-src ", f"script-src 'sha256-{allowed}' ")
     looked = work / "looked.html"
@@ -132,14 +132,16 @@ def evidence(work: Path, data: Path, count: int) -> int:
         "BMVC 2018) is lower for a better map. Milliseconds are those of a whole map, the trunk included.",
         {"data": shown(data), "images": count},
     )
-    run([TLKIT, "train", str(data), "-o", str(work / "seen"), *SETTINGS.frozen])
-    run([TLKIT, "export", str(work / "seen"), "--onnx"])
+    bundle = work / "run" if SETTINGS.smallest and (work / "run").exists() else work / "seen"
+    if not bundle.exists():
+        run([TLKIT, "train", str(data), "-o", str(bundle), *SETTINGS.frozen])
+        run([TLKIT, "export", str(bundle), "--onnx"])
     files = sorted(path for path in (data / "val").rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if len(files) < count:
         files += sorted(
             path for path in (data / "train").rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")
         )
-    with Model.open(work / "seen", workers=1) as model:
+    with Model.open(bundle, workers=1) as model:
         images = np.stack([load(file, model.preprocessing) for file in files[:count]])
         classes = model.session.run(images, ["logits"])["logits"].argmax(1).tolist()
         sides: dict[str, Callable[[], Any]] = {
@@ -150,7 +152,7 @@ def evidence(work: Path, data: Path, count: int) -> int:
         with Evidence(model) as left_out:
             all_sides = {
                 OURS: lambda: left_out.maps(images, classes),
-                **rivals(work / "seen", images, classes),
+                **rivals(bundle, images, classes),
                 **sides,
             }
             for name, make in all_sides.items():

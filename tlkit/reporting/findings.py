@@ -97,7 +97,7 @@ def _against_baselines(metrics: Metrics, nearest_mean: float | None) -> Iterator
 def _calibration(images: Images, metrics: Metrics) -> Iterator[Finding]:
     excess, error = overconfidence(images)
     if abs(excess) > max(MIN_OVERCONFIDENCE, 3 * error):
-        word = "too sure" if excess > 0 else "too unsure"
+        word = "too sure" if excess > 0 else "too cautious"
         what = f"{word}: mean probability {metrics.accuracy + excess:.1%}, accuracy {metrics.accuracy:.1%}"
         yield Finding("calibration", what, "read thresholds from the reliability diagram, not from the probability")
 

@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tlkit.graph import metadata
 from tlkit.reporting.images import Images
 from tlkit.util.files import atomic_file
-from tlkit.util.parquet import check_parquet, strings, utf8
+from tlkit.util.parquet import check_parquet, floats, strings, utf8
 
 FILE = "predictions.parquet"
 ROWS = 4096  # of a row group
@@ -40,8 +37,8 @@ def write(file: Path, images: Images, labels: Sequence[str], facts: Mapping[str,
         "path": strings(utf8(str(sample.path)) for sample in images.samples),
         "label": strings(labels[label] for label in images.truth),
         "predicted": strings(labels[label] for label in images.predicted),
-        "probabilities": pa.FixedSizeListArray.from_arrays(_flat(images.probabilities), len(labels)),
-        **{name: _flat(values) for name, values in images.scores.items()},
+        "probabilities": pa.FixedSizeListArray.from_arrays(floats(images.probabilities), len(labels)),
+        **{name: floats(values) for name, values in images.scores.items()},
     }
     table = pa.table(columns).replace_schema_metadata(dict(facts))
     with atomic_file(file, check=check) as temporary:
@@ -51,10 +48,3 @@ def write(file: Path, images: Images, labels: Sequence[str], facts: Mapping[str,
 def check(file: Path) -> None:
     """Refuse to replace a table that is not one of predictions."""
     check_parquet(file, metadata.LABELS)
-
-
-def _flat(values: NDArray[np.float32]) -> object:
-    import pyarrow as pa
-
-    flat = np.ascontiguousarray(values, np.float32).ravel()
-    return pa.Array.from_buffers(pa.float32(), flat.size, [None, pa.py_buffer(flat)])

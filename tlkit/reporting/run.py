@@ -230,7 +230,7 @@ def report(
 
 
 def _columns(source: Path) -> dict[str, dict[str, str]]:
-    return table.further_columns(source) if source.suffix.lower() in table.SUFFIXES and source.is_file() else {}
+    return table.further_columns(source) if source.is_file() else {}
 
 
 def _speed(model: Model, images: Images) -> Speed:

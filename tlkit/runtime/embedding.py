@@ -19,7 +19,7 @@ from tlkit.plugin.contract import FEATURES
 from tlkit.runtime.model import Model
 from tlkit.runtime.pipeline import ImageRecord
 from tlkit.util.files import NpyWriter, atomic_file, check_own, translate_os_errors
-from tlkit.util.parquet import check_parquet, strings, utf8
+from tlkit.util.parquet import check_parquet, floats, strings, utf8
 from tlkit.util.text import counted
 
 ROWS, REJECTS = ("path", "sha256"), ("path", "reason")  # columns of the tables beside the features
@@ -109,12 +109,11 @@ def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[Write]:
     def flush() -> None:
         nonlocal opened
         features = np.concatenate(parts)
-        flat = pa.Array.from_buffers(pa.float32(), features.size, [None, pa.py_buffer(features)])
         table = pa.table(
             {
                 "path": strings(utf8(image.name) for image in collected),
                 "sha256": strings(image.sha256 for image in collected),
-                FEATURES: pa.FixedSizeListArray.from_arrays(flat, features.shape[1]),
+                FEATURES: pa.FixedSizeListArray.from_arrays(floats(features), features.shape[1]),
             }
         )
         if opened is None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlkit.util.files import check_own
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def check_parquet(path: Path, key: str) -> None:
@@ -37,3 +41,10 @@ def strings(values: Iterable[str]) -> Any:
 def utf8(path: str) -> str:
     """Return a path as Parquet can hold it: bytes that are not UTF-8 are escaped, as in caf\\xe9.jpg."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def floats(values: NDArray[np.float32]) -> Any:
+    """Return a column with all values of an array, row after row, without a copy."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(pa.float32(), values.size, [None, pa.py_buffer(values)])
