@@ -105,11 +105,9 @@ def _renamed(backbone: Transformers) -> nn.Module:
         raise ArtifactError(f"not the weights of {backbone.name}: {line}", file=folder / WEIGHTS) from error
     finally:
         logging.set_verbosity(verbosity)
-    if told["missing_keys"]:
-        missing = listed(sorted(told["missing_keys"]))
-        raise ArtifactError(f"not the weights of {backbone.name}: {missing} missing", file=folder / WEIGHTS)
-    loaded: nn.Module = model.eval()
-    return loaded
+    if missing := sorted(name for name in told["missing_keys"] if not name.endswith(networks.MASK)):
+        raise ArtifactError(f"not the weights of {backbone.name}: {listed(missing)} missing", file=folder / WEIGHTS)
+    return networks.without_mask_token(model).eval()
 
 
 def classifier(backbone: Transformers) -> nn.Module | None:

@@ -32,6 +32,7 @@ def _registers(config: Any) -> int:
     return 1 + int(config.num_register_tokens)
 
 
+MASK = "mask_token"
 _NO_POOLER = (("add_pooling_layer", False),)
 FAMILIES = {
     "vit": Family("ViTModel", "ViTConfig", "class", lambda _: 1, True, _NO_POOLER),
@@ -92,10 +93,15 @@ def built(backbone: Transformers) -> nn.Module:
         model: nn.Module = getattr(transformers, kind.model)(configuration(backbone), **dict(kind.arguments))
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"backbone {backbone.name!r}: its configuration is refused: {error}") from error
-    for module in model.modules():  # used by pretraining alone
-        if isinstance(getattr(module, "mask_token", None), nn.Parameter):
-            module.register_parameter("mask_token", None)
-    return model.eval()
+    return without_mask_token(model).eval()
+
+
+def without_mask_token(model: nn.Module) -> nn.Module:
+    """Take out of a network, in place, the token that stands for masked patches: pretraining alone uses it."""
+    for module in model.modules():
+        if isinstance(getattr(module, MASK, None), nn.Parameter):
+            module.register_parameter(MASK, None)
+    return model
 
 
 def features(backbone: Transformers, *, pretrained: bool) -> Features:

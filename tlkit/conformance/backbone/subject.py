@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from tlkit.conformance.backbone.vary import vary
 from tlkit.conformance.graph import open_graph, trace
-from tlkit.conformance.pictures import pictures
+from tlkit.conformance.pictures import preprocessed
 from tlkit.conformance.subject import Skipped, Subject, expect, prepared
 from tlkit.conformance.watch import Watch, watching
-from tlkit.data.preprocessing import load
 from tlkit.errors import ResourceError
 from tlkit.graph.compose import stage_output
 from tlkit.model import trunk as trunks
@@ -94,12 +93,11 @@ class BackboneSubject(Subject[Backbone]):
 
     @prepared("preprocessing")
     def fitting(self) -> Tensor:
-        """Images that batch norms with random weights are fitted to, uint8 `(9, S, S, 3)`: the test images, pictures.
+        """Images that batch norms with random weights are fitted to, uint8 `(25, S, S, 3)`: test images and pictures.
 
-        Fitted to noise alone, they would magnify rounding errors of pictures.
+        Fitted to noise or to a few pictures, they would magnify rounding errors of others.
         """
-        few = [load(picture, self.preprocessing) for picture in pictures()[:4]]
-        return torch.cat([self.images, torch.as_tensor(np.stack(few))])
+        return torch.cat([self.images, torch.as_tensor(preprocessed(self.preprocessing))])
 
     @prepared("chains")
     def maps(self) -> list[Tensor]:
