@@ -12,6 +12,8 @@ what was interrupted is continued, and what is there is not made again. Remove a
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 import json
 import os
 import random
@@ -24,6 +26,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from _bench import ROOT, SETTINGS, Bar, Report, limited, parsed, parser
+
+sys.path.insert(0, str(ROOT))
+
+from tests.kit.forks import PRELOADED
 
 LIBRARIES = ("torchvision", "transformers", "timm")
 SEED = 13
@@ -64,6 +70,7 @@ def main() -> int:
     options.add_argument("libraries", nargs="*", metavar="LIBRARY", help=f"of {', '.join(LIBRARIES)} (default: all)")
     options.add_argument("--count", type=int, default=60, help="architectures of timm to draw")
     options.add_argument("--rows", type=Path, help="folder of what was found so far (default: build/architectures)")
+    options.add_argument("--only", default="*", metavar="PATTERN", help="networks whose name matches (default: all)")
     options.add_argument("--report", action="store_true", help="write the tables of what was found so far, no more")
     args = parsed(options, count=1)
     code = 0
@@ -71,6 +78,7 @@ def main() -> int:
         sys.path.insert(0, str(ROOT / "plugins" / f"tlkit-{library}"))
         folder = args.rows or (args.results / "rows" if SETTINGS.smallest else ROOT / "build/architectures")
         cases = list(drawn(args.count) if library == "timm" else families(library))
+        cases = [case for case in cases if fnmatch.fnmatchcase(case.name, args.only)]
         rows = examined(library, cases, folder / f"{library}-{metadata.version(library)}", only_report=args.report)
         code |= report(library, rows, args.count).save()
     return code
@@ -87,12 +95,23 @@ def examined(library: str, cases: list[Architecture], folder: Path, *, only_repo
                 if only_report and not record.exists():
                     row |= {"state": "unfinished", "reason": f"not {step.__name__} yet"}
                 else:
+                    if not record.exists():
+                        preload(library)
                     row |= kept(record, lambda case=case, step=step: attempted(library, case, step))
     for row in rows.values():
         right = "reason" not in row and row["difference"] <= 1e-4 and row["cosine"] >= 0.9999 and not row["failed"]
         row.setdefault("state", "pass" if right else "failed")
         row["seconds"] = sum(value for key, value in row.items() if key.endswith(" seconds"))
     return list(rows.values())
+
+
+@functools.cache
+def preload(library: str) -> None:
+    """Import what most steps need, once, in the process that they are forked from."""
+    for name in PRELOADED:
+        import_module(name)
+    if library in LIBRARIES:
+        import_module(f"tlkit_{library}.conformance")
 
 
 def kept(record: Path, make: Callable[[], Row]) -> Row:

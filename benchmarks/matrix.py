@@ -11,6 +11,7 @@ well: what was interrupted is continued, and what is there is not made again. Re
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import shutil
 import sys
@@ -27,7 +28,7 @@ from _bench import ROOT, SETTINGS, Bar, Report, parsed, parser
 
 sys.path.insert(0, str(ROOT))
 
-from architectures import LIBRARIES, families, kept
+from architectures import LIBRARIES, families, kept, preload
 
 from tests.kit.distribution import describe, entry_points
 from tests.kit.tiny import write_images
@@ -109,6 +110,7 @@ def main() -> int:
     options.add_argument("libraries", nargs="*", metavar="LIBRARY", help=f"of {', '.join(LIBRARIES)} (default: all)")
     options.add_argument("--columns", nargs="*", default=COLUMNS, choices=COLUMNS, help="cells to make (default: all)")
     options.add_argument("--rows", type=Path, help="folder of what was made so far (default: build/matrix)")
+    options.add_argument("--only", default="*", metavar="PATTERN", help="networks whose name matches (default: all)")
     options.add_argument("--report", action="store_true", help="write the table of what was made so far, no more")
     args = parsed(options, columns=SMALLEST)
     folder = (args.rows or (args.results / "rows" if SETTINGS.smallest else ROOT / "build/matrix")).absolute()
@@ -118,9 +120,13 @@ def main() -> int:
     find_packages(folder / "site")
     rows: list[Row] = []
     for network in networks(args.libraries or LIBRARIES, folder):
+        if not fnmatch.fnmatchcase(network.name, args.only):
+            continue
         row: Row = {"name": network.name, "family": network.family, "pixels": network.component.preprocessing.size}
         for column in args.columns:
             record = folder / f"{network.work.name}.{column.replace(' ', '-')}.json"
+            if not (record.exists() or args.report):
+                preload(network.name.partition("/")[0])
             if record.exists() or not args.report:
                 row[column] = kept(record, partial(attempted, network, column))
         rows.append(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.kit.components import environment
+from tests.kit.distribution import install
 from tests.kit.tiny import write_images
 
 TINY = ("--backbone", "tiny")
@@ -77,6 +79,45 @@ def test_what_is_named_stays(place, env, tlkit, tmp_path):
     assert said.json["advice"]["reasons"] == ["cut at second as requested; the trunk stays frozen then"]
     shown = tlkit("inspect", tmp_path / "run", "--json")
     assert shown.json["head"]["options"]["pca"] == 4
+
+
+SIZED = """
+from dataclasses import dataclass, replace
+from functools import cached_property
+from tests.kit.tiny import Tiny
+from tlkit import hookimpl, option
+
+@dataclass(frozen=True)
+class Sized(Tiny):
+    name = "sized"
+    size: int = option(32, "input size in pixels", minimum=8)
+
+    @cached_property
+    def preprocessing(self):
+        return replace(Tiny.preprocessing, size=self.size)
+
+@hookimpl
+def tlkit_backbones():
+    return [Sized()]
+"""
+
+
+def test_options_of_the_backbone_are_advised_on_and_trained_with(place, env, tlkit):
+    install(place / "site", "tlkit-sized", SIZED)
+    sized = ("advise", "photos/", "--backbone", "sized", "--set")
+    said = tlkit(*sized, "backbone.size=48", "--json", cwd=place, env=env)
+    assert said.code == 0, said.err
+    assert "--backbone sized " in said.json["next"]
+    assert " --set backbone.size=48" in said.json["next"]
+    trained = tlkit(*shlex.split(said.json["next"])[1:], "--json", cwd=place, env=env)
+    assert trained.code == 0, trained.err
+    shown = tlkit("inspect", "run/", "--json", cwd=place).json
+    assert shown["backbone"]["options"] == {"size": 48}
+    assert shown["preprocessing"]["size"] == 48
+    for option, reason in (("size=4", "at least 8"), ("sise=48", "did you mean 'size'")):
+        refused = tlkit(*sized, f"backbone.{option}", cwd=place, env=env)
+        assert refused.code == 2
+        assert reason in refused.err
 
 
 def noise(place, count, seed=0):

@@ -23,6 +23,7 @@ RESULTS = {
     "heads": ("heads",),
     "hostile": ("hostile",),
     "int8": ("int8",),
+    "matrix": ("matrix",),
     "memory": ("memory",),
     "precision": ("precision",),
     "reference": ("reference",),
