@@ -265,12 +265,14 @@ def embed(
     """Write the features of image files, and of all images in folders, to the Parquet or npy file `out`.
 
     `model` is what `load` returned, a bundle or a graph. Unreadable images are in the result and in a rejects file.
+    Absolute paths are written from their common folder on.
     """
     from tlkit.runtime.embedding import embed
 
-    found, opened = resolve.image_files(images), _model(model, "trunk")
+    sources, opened = resolve.local_paths(images), _model(model, "trunk")
+    found = resolve.image_files(sources)
     with claim(place := local_path(out)), shown(progress) as bars:
-        result = embed(opened, found.files, place, bars("embedding", len(found.files)))
+        result = embed(opened, found.files, place, bars("embedding", len(found.files)), sources)
     return replace(result, skipped=found.skipped)
 
 

@@ -54,11 +54,16 @@ def components(kind: str | None, pattern: str) -> list[RegisteredComponent]:
     ]
 
 
+def local_paths(paths: Sequence[StrPath] | StrPath) -> list[Path]:
+    """Return the paths that are named; a bare string is one path."""
+    return [local_path(each) for each in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+
+
 def image_files(images: Sequence[StrPath] | StrPath) -> FoundImages:
-    """Return the image files that are named, those in folders included; a bare string is one path."""
+    """Return the image files that are named, those in folders included."""
     from tlkit.data.dataset import find_images
 
-    return find_images([local_path(each) for each in ([images] if isinstance(images, str | os.PathLike) else images)])
+    return find_images(local_paths(images))
 
 
 def warn(text: str) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -78,3 +83,87 @@ def test_what_a_plugin_raises_elsewhere_is_its_fault(package, monkeypatch, capsy
     else:
         assert code == 1
         assert said.startswith("tlkit: a bug in tlkit: IndexError")
+
+
+ENDLESS = """
+import ctypes, time
+from dataclasses import dataclass
+from tlkit import Backbone, Preprocessing, Weights, hookimpl
+
+def wait():
+    print("begun", flush=True)
+    while True:
+        time.sleep(0.01)
+
+def catch():
+    while True:
+        try:
+            wait()
+        except BaseException:
+            pass
+
+def native():
+    lock = ctypes.create_string_buffer(1000)
+    ctypes.CDLL(None).pthread_mutex_lock(lock)
+    while True:
+        try:
+            print("begun", flush=True)
+            ctypes.CDLL(None).pthread_mutex_lock(lock)
+        except KeyboardInterrupt:  # that came before
+            pass
+
+class Stuck:
+    workers = batch_size = 1
+
+    def run(self, array, outputs):
+        native()
+
+def worker():
+    import numpy
+    from tlkit.runtime.pipeline import stream
+    list(stream(Stuck(), Net.preprocessing, [numpy.zeros((8, 8, 3), numpy.uint8)]))
+
+@dataclass(frozen=True)
+class Net(Backbone):
+    name = "endless-net"
+    preprocessing = Preprocessing(64, (0.5,) * 3, (0.5,) * 3)
+
+    @property
+    def weights(self):
+        return WAY()
+
+    def stages(self, *, pretrained):
+        return {}
+
+@hookimpl
+def tlkit_backbones():
+    return HOOK
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a lock that waits for itself")
+@pytest.mark.parametrize(
+    ("way", "hook", "number", "says"),
+    [
+        ("wait", "[Net()]", signal.SIGINT, r"interrupted in wait\(\) of {plugin}"),
+        ("catch", "[Net()]", signal.SIGTERM, r"terminated in \w+\(\) of {plugin}, which did not end"),
+        ("native", "[Net()]", signal.SIGTERM, r"terminated in native\(\) of {plugin}, which did not end"),
+        ("worker", "[Net()]", signal.SIGINT, r"interrupted in native\(\) of {plugin}, which did not end"),
+        ("wait", "wait()", signal.SIGHUP, r"terminated in wait\(\) of {plugin}"),
+    ],
+)
+def test_what_never_returns_is_named_when_it_is_ended(tmp_path, way, hook, number, says):
+    install(tmp_path, "tlkit-bad", ENDLESS.replace("WAY", way).replace("HOOK", hook))
+    script = "from tlkit.cli import ending, main; ending.PATIENCE = ending.WORKER_PATIENCE = 0.1; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "plugins", "show", "endless-net"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert process.stderr.readline() == "begun\n"
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number, said
+    line = "tlkit: " + says.format(plugin=r"plugin tlkit-bad 1\.0 \(tlkit_bad\.py, line \d+\)") + "\n"
+    assert re.fullmatch(line, said.replace("begun\n", ""))

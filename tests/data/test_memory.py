@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import struct
 import threading
 
 import pytest
 from PIL import Image
 
+from tests.kit.hostile import finish, start
 from tlkit.data import memory, preprocessing
 from tlkit.data.decoding import UnreadableImage, open_image
 from tlkit.data.memory import needed, reserved
@@ -129,3 +131,31 @@ def test_a_picture_that_is_decoded_again_gives_back_what_it_took(monkeypatch: py
     assert (load(damaged, PREPROCESSING) == load(data, PREPROCESSING)).all()
     assert taken == [18_000_000, 18_000_000]
     assert memory._taken == [0]
+
+
+def test_processes_of_torchrun_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has half: pictures within it are decoded beside those of the other, one that takes more is alone."""
+    small, large = Image.new("RGB", (1500, 1500)), Image.new("RGB", (3000, 2000))  # 18 and 48 MB
+    monkeypatch.setattr(memory, "LIMIT", 60e6 / 2**30)
+    monkeypatch.setenv(memory.PROCESSES_VARIABLE, "2")
+    (go, began), (told, tell) = os.pipe(), os.pipe()
+
+    def other() -> None:
+        os.read(go, 1)
+        with reserved(small, small.size):
+            os.write(tell, b"s")
+        with reserved(large, large.size):
+            os.write(tell, b"l")
+
+    def says(seconds: float) -> bytes:
+        return os.read(told, 1) if select.select([told], [], [], seconds)[0] else b""
+
+    pid = start(other)
+    with reserved(small, small.size):
+        os.write(began, b"b")
+        assert (says(20), says(0.2)) == (b"s", b"")
+    assert (says(20), finish(pid)) == (b"l", 0)
+    assert (memory._taken, memory._lock) == ([0], [])
+    monkeypatch.setenv(memory.PROCESSES_VARIABLE, "many")
+    with reserved(large, large.size):
+        assert memory._lock == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -31,13 +32,13 @@ def quiet(_more):
 
 
 @pytest.mark.parametrize("row_group", [1, 10, 1024])
-def test_parquet(model, files, tmp_path, monkeypatch, row_group):
+def test_parquet(model, pictures, files, tmp_path, monkeypatch, row_group):
     monkeypatch.setattr(embedding, "ROW_GROUP", row_group)
     result = embed(model, files, tmp_path / "f.parquet", quiet)
     table = parquet.read_table(tmp_path / "f.parquet")
     assert table.schema.field("features").type == pa.list_(pa.float32(), 8)
     assert (result.rows, result.width, result.rejected) == (36, 8, {})
-    assert table["path"].to_pylist() == [str(file) for file in files]
+    assert table["path"].to_pylist() == [file.relative_to(pictures).as_posix() for file in files]
     assert table["sha256"].to_pylist() == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     features = table["features"].combine_chunks().flatten().to_numpy().reshape(-1, 8)
     assert np.allclose(features, model.embed(files), atol=1e-6)
@@ -45,14 +46,33 @@ def test_parquet(model, files, tmp_path, monkeypatch, row_group):
     assert facts[b"tlkit.bundle"].decode() == model.session.metadata["tlkit.bundle"]
 
 
-def test_npy_and_its_table(model, files, tmp_path):
+def test_npy_and_its_table(model, pictures, files, tmp_path):
     embed(model, files, tmp_path / "f.npy", quiet)
     features = np.load(tmp_path / "f.npy")
     assert (features.shape, features.dtype) == ((36, 8), np.float32)
     assert np.allclose(features, model.embed(files), atol=1e-6)
     with (tmp_path / "f.npy.csv").open(newline="") as table:
         rows = list(csv.DictReader(table))
-    assert [row["path"] for row in rows] == [str(file) for file in files]
+    assert [row["path"] for row in rows] == [file.relative_to(pictures).as_posix() for file in files]
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        (["/home/jane/photos"], {"/home/jane/photos/cats/1.png": "photos/cats/1.png"}),
+        (["/home/jane/work/../photos/"], {"/home/jane/work/../photos/1.png": "photos/1.png"}),
+        (["/home/jane/a.png"], {"/home/jane/a.png": "a.png"}),
+        (
+            ["/home/jane/x/1.png", "/home/jane/y/1.png"],
+            {"/home/jane/x/1.png": "x/1.png", "/home/jane/y/1.png": "y/1.png"},
+        ),
+        (["photos", "../1.png"], {"photos/1.png": "photos/1.png", "../1.png": "../1.png"}),
+        (["photos", "/home/jane/1.png"], {"photos/1.png": "photos/1.png", "/home/jane/1.png": "1.png"}),
+    ],
+)
+def test_no_absolute_path_is_written(given, written):
+    name = embedding._written([Path(each) for each in given])
+    assert {path: name(path) for path in written} == written
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "npy"])
@@ -60,10 +80,12 @@ def test_rejects_stand_beside(model, files, tmp_path, suffix):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
     out = tmp_path / f"f.{suffix}"
-    result = embed(model, [files[0], broken, files[1]], out, quiet)
+    result = embed(model, [files[0], broken, files[1]], out, quiet, [files[0].parent, broken.parent])
     assert (result.rows, list(result.rejected)) == (2, [str(broken)])
     with (tmp_path / f"f.{suffix}.rejects.csv").open(newline="") as table:
-        assert [row["path"] for row in csv.DictReader(table)] == [str(broken)]
+        (row,) = csv.DictReader(table)
+    assert row["path"].endswith(f"{tmp_path.name}/broken.jpg")
+    assert not row["path"].startswith("/")
     embed(model, files[:2], out, quiet)
     assert not (tmp_path / f"f.{suffix}.rejects.csv").exists()
 

@@ -8,16 +8,17 @@ import functools
 import gc
 import io
 import os
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import click
 
+from tlkit.cli import ending
+from tlkit.cli.ending import PROGRAM
 from tlkit.errors import ResourceError, TlkitError, TlkitWarning, UsageError, missing_package, one_line
 from tlkit.util.text import nearest
 from tlkit.version import __version__
@@ -39,10 +40,8 @@ VERBS = {
     "doctor": "Report what this machine can run, and problems of the installation.",
     "completion": "Print the shell's completion script.",
 }
-PROGRAM = "tlkit"
 DEBUG = "--debug"
 COMPLETION_VARIABLE = "_TLKIT_COMPLETE"
-THREAD_PATIENCE = 1.0  # seconds that a thread of a plugin has to end
 
 
 class Verbs(click.Group):
@@ -136,11 +135,8 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(_complain("stdout is closed; redirect it to a file or to /dev/null", ResourceError.exit_code))
     _keep_stdout_for_results()
     _let_any_name_through()
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
-            signal.signal(number, _terminate)
-    _exit(run([arg for arg in given[:end] if arg != DEBUG] + given[end:], debug=debug))
+    ending.end_on_signals()
+    ending.leave(run([arg for arg in given[:end] if arg != DEBUG] + given[end:], debug=debug))
 
 
 def run(args: Sequence[str], *, debug: bool = False) -> int:
@@ -151,10 +147,10 @@ def run(args: Sequence[str], *, debug: bool = False) -> int:
     except BrokenPipeError:  # whoever read the results has had enough of them
         _discard_output(sys.stdout, sys.stderr)
         return 0
-    except _Terminated as end:
-        return _complain("terminated", 128 + end.number)
-    except (KeyboardInterrupt, click.Abort):
-        return _complain("interrupted", 128 + signal.SIGINT)
+    except KeyboardInterrupt as interrupt:
+        return _complain(*ending.told(interrupt))
+    except click.Abort:
+        return _complain(*ending.told(KeyboardInterrupt()))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return UsageError.exit_code
@@ -198,18 +194,6 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
 
 
-class _Terminated(KeyboardInterrupt):
-    """The process was asked to end by a signal; as with Ctrl-C, nothing half-written stays behind."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-def _terminate(number: int, _frame: object) -> None:
-    raise _Terminated(number)
-
-
 def _check_streams() -> bool:
     """Return False if stdout is closed; closed descriptors lead nowhere, as the next file would take their place."""
     for number in range(3):
@@ -233,19 +217,6 @@ def _keep_stdout_for_results() -> None:
         usual.flush()
         os.dup2(sys.stderr.fileno(), usual.fileno())
         sys.stdout = open(descriptor, "w", encoding=usual.encoding, errors=usual.errors)  # noqa: SIM115 - until the end
-
-
-def _exit(code: int) -> NoReturn:
-    """End the process, also where a plugin left a thread running that would keep it for ever."""
-    blame = sys.modules.get("tlkit.plugin.blame")  # without it, no plugin has run
-    left = blame.left_running(THREAD_PATIENCE) if blame else []
-    if not left:
-        sys.exit(code)
-    click.echo(f"{PROGRAM}: warning: {left[0]} running; it was ended", err=True)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
 
 
 def _let_any_name_through() -> None:

@@ -1,6 +1,8 @@
 """Memory of decoding: each picture is bounded in bytes, and the pictures that are decoded at once share the bound.
 
-A file of 34 bytes may declare 16,383 x 16,383 pixels, and a decoder allocates them before it looks for any.
+A file of 34 bytes may declare 16,383 x 16,383 pixels, and a decoder allocates them before it looks for any. Processes
+that torchrun started on this machine share the bound as well: equally, and one at a time for what takes more than a
+share.
 """
 
 from __future__ import annotations
@@ -8,15 +10,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from PIL import Image
 
 from tlkit.data.decoding import UnreadableImage
 from tlkit.errors import UsageError
+from tlkit.util.files import cache_dir
+from tlkit.util.temporaries import fcntl
 from tlkit.util.text import format_bytes
 
 LIMIT_VARIABLE = "TLKIT_IMAGE_MEMORY"
+PROCESSES_VARIABLE = "LOCAL_WORLD_SIZE"  # set by torchrun: the number of its processes on this machine
 LIMIT = 1.5  # GiB: 200 million pixels in RGB, 134 million with transparency, 67 to 100 million in WebP
 
 _SMALL = 2**24  # bytes; pictures of less are not counted, as that would take longer than it is worth
@@ -27,6 +32,7 @@ _COEFFICIENTS = 6  # bytes per pixel of the whole of a progressive JPEG, at what
 
 _free = threading.Condition()
 _taken = [0]  # bytes of the pictures that are being decoded
+_lock: list[int] = []  # descriptor of the lock among processes, while this one decodes
 
 
 def limit() -> int:
@@ -57,12 +63,32 @@ def reserved(image: Image.Image, size: tuple[int, int]) -> Iterator[None]:
     if wanted > (most := limit()):
         what = f"{size[0]} x {size[1]} pixels take {format_bytes(wanted)} to decode, more than {format_bytes(most)}"
         raise UnreadableImage(f"{what}; scale it down, or set {LIMIT_VARIABLE} to more GiB")
+    processes = _processes()
+    share = most // processes
     with _free:
-        _free.wait_for(lambda: not _taken[0] or _taken[0] + wanted <= most)
+        _free.wait_for(lambda: not _taken[0] or _taken[0] + wanted <= share)
+        if not _taken[0] and processes > 1:
+            _acquire(alone=wanted > share)
         _taken[0] += wanted
     try:
         yield
     finally:
         with _free:
             _taken[0] -= wanted
+            if not _taken[0] and _lock:
+                os.close(_lock.pop())
             _free.notify_all()
+
+
+def _processes() -> int:
+    given = os.environ.get(PROCESSES_VARIABLE, "1")
+    return max(1, int(given)) if given.isdecimal() else 1
+
+
+def _acquire(*, alone: bool) -> None:
+    """Wait until no other process decodes what takes more than its share; or, for such a picture, nothing at all."""
+    if fcntl is None:
+        return
+    _lock.append(os.open(cache_dir() / "decoding.lock", os.O_RDWR | os.O_CREAT, 0o666))
+    with suppress(OSError):  # a file system that has no locks
+        fcntl.flock(_lock[0], fcntl.LOCK_EX if alone else fcntl.LOCK_SH)

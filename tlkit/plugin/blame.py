@@ -15,7 +15,7 @@ import threading
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +129,37 @@ def attributed(error: BaseException) -> TlkitError | None:
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
     for each in reversed(chain):
-        frames = [(frame, frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(each.__traceback__)]
-        known = [(frame, module) for frame, module in frames if _package(module) in {_OURS, *_origins}]
-        if known and _package(known[-1][1]) != _OURS:
-            frame, module = known[-1]
-            place = f"{Path(frame.f_code.co_filename).name}, line {_line(each, frame)}"
-            who = f"plugin {' '.join(_origins[_package(module)])}"
-            return failure(f"{who} ({place})", f"{frame.f_code.co_name}()", each)
+        found = _known(traceback.walk_tb(each.__traceback__))
+        if found and (place := _place(*found[-1])):
+            return failure(place, f"{found[-1][0].f_code.co_name}()", each)
     return None
+
+
+def foreign(frames: Iterable[tuple[types.FrameType, int]]) -> tuple[types.FrameType | None, str]:
+    """Return the outermost frame of a plugin that is not of tlkit's own distribution; and, if one runs, its place.
+
+    `frames` come with their lines, the outermost first, which is tlkit's unless a plugin started the thread: that is
+    nobody's call. The place in words is empty if the innermost is tlkit's.
+    """
+    known = _known(frames)
+    if not known or _package_of(known[0][0]) != _OURS:
+        return None, ""
+    theirs = [each for each in known if _origins.get(_package_of(each[0]), (_OURS,))[0] != _OURS]
+    if not theirs:
+        return None, ""
+    runs = theirs[-1] is known[-1]
+    return theirs[0][0], f"{theirs[-1][0].f_code.co_name}() of {_place(*theirs[-1])}" if runs else ""
+
+
+def _known(frames: Iterable[tuple[types.FrameType, int]]) -> list[tuple[types.FrameType, int]]:
+    """Return the frames that are tlkit's or a plugin's, not a library's."""
+    return [(frame, line) for frame, line in frames if _package_of(frame) in {_OURS, *_origins}]
+
+
+def _place(frame: types.FrameType, line: int) -> str:
+    """Return the plugin, file and line of a frame in words; empty for one of tlkit."""
+    who = " ".join(_origins.get(_package_of(frame), ()))
+    return f"plugin {who} ({Path(frame.f_code.co_filename).name}, line {line})" if who else ""
 
 
 def guard(cls: type, contract: str) -> None:
@@ -217,8 +240,8 @@ def _put_back(before: Mapping[str, Any]) -> Iterator[str]:
             yield "PyTorch's gradient mode"
 
 
-def _line(error: BaseException, wanted: types.FrameType) -> int:
-    return next(line for frame, line in traceback.walk_tb(error.__traceback__) if frame is wanted)
+def _package_of(frame: types.FrameType) -> str:
+    return _package(str(frame.f_globals.get("__name__", "")))
 
 
 def _package(module: str) -> str:

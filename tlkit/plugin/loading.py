@@ -25,6 +25,7 @@ DISABLE_VARIABLE = "TLKIT_DISABLE_PLUGINS"
 
 _REASON_LENGTH = 300
 SLOW, LOAD_LIMIT = 10.0, 60.0  # seconds until a plugin that is loading is named, and ended
+AGAIN = 1.0  # seconds until a plugin is ended again that has caught it
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,10 @@ class Failure(NamedTuple):
     traceback: str
 
 
+class _TooSlow(BaseException):
+    """A plugin takes too long to load; no Exception, which it may catch."""
+
+
 @contextlib.contextmanager
 def _collecting(found: Found, what: str, failures: list[Failure]) -> Iterator[None]:
     """Run a plugin's code: what it prints goes to stderr, what it raises is added to `failures`."""
@@ -97,7 +102,7 @@ def _collecting(found: Found, what: str, failures: list[Failure]) -> Iterator[No
             yield
     except KeyboardInterrupt:
         raise
-    except hooks.PluginFault as fault:
+    except (hooks.PluginFault, _TooSlow) as fault:
         failures.append(Failure(str(fault), traceback.format_exc()))
     except BaseException as error:  # noqa: BLE001  # also SystemExit: a plugin that exits must not end the host
         failures.append(Failure(f"{what}: {blame.summary(error)}", traceback.format_exc()))
@@ -115,13 +120,13 @@ def _in_time(found: Found) -> Iterator[None]:
     timed = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
 
     def end(_signal: int, _frame: object) -> None:
-        raise hooks.PluginFault(f"it doesn't finish loading within {LOAD_LIMIT:g} s; {skip}")
+        raise _TooSlow(f"it doesn't finish loading within {LOAD_LIMIT:g} s; {skip}")
 
     before = signal.signal(signal.SIGALRM, end) if timed else None
     slow.start()
     try:
         if timed:
-            signal.setitimer(signal.ITIMER_REAL, LOAD_LIMIT)
+            signal.setitimer(signal.ITIMER_REAL, LOAD_LIMIT, AGAIN)
         yield
     finally:
         slow.cancel()

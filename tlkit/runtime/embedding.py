@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,14 @@ class EmbeddingResult:
         return {**asdict(self), "out": str(self.out), "files": asdict(self.files)}
 
 
-def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], object]) -> EmbeddingResult:
+def embed(
+    model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], object], sources: Sequence[Path] = ()
+) -> EmbeddingResult:
     """Write the features of `files` to `out`, `.parquet` or `.npy`, in their order.
 
     Parquet has the columns path, sha256 and features (a fixed-size list of float32). A npy file is `(N, width)`
-    float32, with path and sha256 in `out` + `.csv`. Unreadable images are in `out` + `.rejects.csv`.
+    float32, with path and sha256 in `out` + `.csv`. Unreadable images are in `out` + `.rejects.csv`. Of an absolute
+    path, which says whose machine it was, only what is below the common folder of the `sources` is written.
     """
     open_writer = WRITERS.get(out.suffix.lower())
     if open_writer is None:
@@ -71,20 +74,29 @@ def embed(model: Model, files: Sequence[Path], out: Path, tick: Callable[[int], 
     rejects = out.with_name(out.name + ".rejects.csv")
     _check_csv(REJECTS)(rejects)
     rejected: dict[str, str] = {}
-    rows = width = 0
+    rows, width, written = 0, 0, _written(sources or files)
     with translate_os_errors(out), open_writer(out, _provenance(model)) as write:
         for batch in model.stream(files, [FEATURES], hashed=True):
             rejected |= {image.name: image.reason for image in batch.images if image.reason is not None}
             if readable := batch.readable():
                 features = batch.arrays[FEATURES]
                 rows, width = rows + len(readable), features.shape[1]
-                write(readable, features)
+                write([replace(image, name=written(image.name)) for image in readable], features)
             tick(len(batch.images))
         if not rows:
             first, reason = next(iter(rejected.items()))
             raise DataError(f"none of the {len(files)} images is readable, the first because: {reason}", file=first)
-    _write_rejects(rejects, rejected)
+    _write_rejects(rejects, {written(name): reason for name, reason in rejected.items()})
     return EmbeddingResult(out, rows, width, rejected)
+
+
+def _written(sources: Sequence[Path]) -> Callable[[str], str]:
+    """Return the function that gives the name under which a path is written: as it is given, unless it is absolute."""
+    folders = [os.path.dirname(os.path.abspath(source)) for source in sources if source.is_absolute()]
+    if not folders:
+        return lambda path: path
+    common = os.path.commonpath(folders)
+    return lambda path: os.path.relpath(path, common) if os.path.isabs(path) else path
 
 
 @contextmanager
