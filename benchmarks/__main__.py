@@ -16,6 +16,7 @@ NAMES = (
     "heads",
     "hostile",
     "int8",
+    "integrity",
     "memory",
     "precision",
     "reference",

@@ -43,7 +43,7 @@ from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
 from tlkit.model.exports import Exports
-from tlkit.plugin.contract import Phase
+from tlkit.plugin.contract import FEATURES, Phase
 from tlkit.resolve import claimed_to_train
 from tlkit.runtime.embedding import embed
 from tlkit.runtime.features import extract
@@ -139,6 +139,9 @@ class Place:
         for epoch in (1, 2):
             tensors = {f"{epoch}.{name}": tensor for name, tensor in weights.items()}
             Checkpoints(self.root / "checkpoints", warn=print).save(Checkpoint(0, epoch, 0, 1.0, [{}], tensors))
+        self.advise(self.root)
+        modules = [name for name in sys.modules if name.partition(".")[0] in ("sklearn", "tlkit", "tlkit_standard")]
+        (self.root / "modules.json").write_text(json.dumps(modules))
 
     def features(self) -> Any:
         files = sorted(self.photos.rglob("*.png"))
@@ -185,6 +188,31 @@ class Place:
         if writer == "export":
             shutil.copytree(self.root / "run", at / "run")
         return at
+
+
+def skip_long_work(place: Place) -> None:
+    """Take every step on the disk and leave out long computing: curves and maps, and tracing one head again.
+
+    What the writers import is imported once, before the processes of the cases are forked.
+    """
+    usual, known = trace.trace, place.root / "head.onnx"
+
+    def traced(module: Any, example: Any, name: str, outputs: Sequence[str]) -> Any:
+        if name != FEATURES:
+            return usual(module, example, name, outputs)
+        if not known.exists():
+            onnx.save_model(usual(module, example, name, outputs), known)
+        return onnx.load_model(known)
+
+    trace.trace = traced
+    for name in PRELOADED:
+        with contextlib.suppress(ImportError):
+            import_module(name)
+    with contextlib.suppress(ImportError):
+        figure: Any = import_module("matplotlib.figure").Figure
+        figure.savefig = lambda _self, file, **_options: Path(file).write_bytes(b"drawn")
+    manifold: Any = import_module("sklearn.manifold")
+    manifold.TSNE.fit_transform = lambda _self, features: features[:, :2]
 
 
 def quiet(arguments: Sequence[str]) -> tuple[int, str]:
@@ -439,12 +467,12 @@ def main() -> int:
         warm = os.environ["TLKIT_CACHE"]
         os.environ.update({**environment(work / "site"), "TLKIT_CACHE": warm, "OMP_NUM_THREADS": "1"})
         sys.path.insert(0, str(work / "site"))
-        for name in PRELOADED:
-            with contextlib.suppress(ImportError):
-                import_module(name)
         place = Place(work / "place")
+        skip_long_work(place)
         if forked(place.prepare):
             sys.exit("the bundle could not be made")
+        for name in json.loads((place.root / "modules.json").read_text()):
+            import_module(name)
         trials = [kills(place, work, writer, args.kills // len(WRITERS)) for writer in WRITERS]
         trials += [mutations(place, work, args.mutations), caches(place, work, args.caches)]
         trials += [together(place, work, args.pairs), cold(place, work, args.cold)]

@@ -8,11 +8,12 @@ import re
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.kit import components
+from tests.kit import components, network
 from tests.kit.distribution import at_start
 from tests.kit.tiny import write_images
 from tlkit import cli
@@ -159,14 +160,18 @@ class TestTelemetry:
             assert done.stdout.strip() == after
 
     def test_a_fresh_home_holds_the_cache_of_tlkit_alone_and_no_result_says_whose_it_is(self, tmp_path):
-        """After every verb, in one process that would end at the first name that is looked up."""
-        home, site, work = tmp_path / "home of jane", tmp_path / "site", tmp_path / "work of jane"
-        for folder in (home, work):
+        """After every verb, in one process; no name is looked up, and no temporary file is left."""
+        home, site, work, temporary = (
+            tmp_path / name for name in ("home of jane", "site", "work of jane", "temporary")
+        )
+        for folder in (home, work, temporary):
             folder.mkdir()
         photos, run = write_images(work / "photos", 6), work / "run"
-        env = {**components.environment(site), "HOME": str(home), "USER": "jane", "LOGNAME": "jane"}
-        env = {name: value for name, value in env.items() if not name.startswith(("XDG_", "TLKIT_", "ORT_"))}
-        at_start(site, NOBODY_IS_PHONED)
+        watched = network.environment(tmp_path)
+        env = {**components.environment(site), **watched, "HOME": str(home), "USER": "jane", "LOGNAME": "jane"}
+        env = {name: value for name, value in env.items() if not name.startswith(("XDG_", "TLKIT_CACHE", "ORT_"))}
+        env["TMPDIR"] = str(temporary)
+        at_start(site, network.PYTHON)
         lines = [
             ["train", photos, "-o", run, "--backbone", "tiny"],
             ["advise", photos, "--backbone", "tiny", "--html", work / "advice.html"],
@@ -175,6 +180,7 @@ class TestTelemetry:
             ["verify", run],
             ["predict", run, photos],
             ["embed", run, photos, "-o", work / "f.npy"],
+            ["embed", run, photos, "-o", work / "f.parquet"],
             ["eval", run, photos],
             ["bench", run, "--batch-size", "1"],
             ["inspect", run],
@@ -182,31 +188,64 @@ class TestTelemetry:
             ["doctor"],
             ["completion", "bash"],
         ]
-        assert {line[0] for line in lines} | {"serve"} == set(cli.VERBS)  # it runs until it is stopped
-        code = "import json, sys; from tlkit import cli; sys.exit(max(map(cli.run, json.loads(sys.argv[1]))))"
-        given = json.dumps([[str(word) for word in line] for line in lines])
+        if find_spec("uvicorn"):
+            lines.append(["serve", run])
+        assert {line[0] for line in lines} | {"serve"} == set(cli.VERBS)
         done = subprocess.run(
-            [sys.executable, "-c", code, given], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+            [sys.executable, "-c", EVERY_VERB, json.dumps([[str(word) for word in line] for line in lines])],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
+        assert not network.phoned(watched)
+        assert not [path for path in temporary.rglob("*") if not path.is_dir()]  # PyTorch makes an empty folder
         found = {path.relative_to(home).as_posix() for path in home.rglob("*") if not path.is_dir()}
         assert found
         assert all(name.startswith((".cache/tlkit/", "Library/Caches/tlkit/")) for name in found), found
         results = [file for file in work.rglob("*") if file.is_file() and photos not in file.parents]
-        assert len(results) >= 15
-        telling = [
-            str(file) for file in results if re.search(rb"jane|" + re.escape(os.fsencode(tmp_path)), file.read_bytes())
-        ]
-        assert telling == [str(work / "f.npy.csv")]  # the list of the images, by the names that were given
+        assert len(results) >= 16
+        telling = [file for file in results if re.search(rb"jane|" + os.fsencode(tmp_path), file.read_bytes())]
+        assert telling == []
+
+    @pytest.mark.parametrize("code", ["socket.gethostbyname('a.invalid')", "socket.getaddrinfo('a.invalid', 80)"])
+    def test_a_name_that_is_looked_up_is_found(self, tmp_path, code):
+        watched = network.environment(tmp_path)
+        script = f"import socket\n{network.PYTHON if len(watched) == 1 else ''}\n{code}"
+        subprocess.run([sys.executable, "-c", script], env={**os.environ, **watched}, capture_output=True, check=False)
+        assert any(line.endswith(" a.invalid") for line in network.phoned(watched))
 
 
-NOBODY_IS_PHONED = """
-import os, sys
+EVERY_VERB = """
+import json, os, signal, socket, sys, threading, time
+from tlkit import cli
 
-def watch(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
-        sys.stderr.write(f"phoned: {event} {arguments}")
-        os._exit(99)
+def ask(port, request):
+    with socket.socket() as client:
+        client.connect(("127.0.0.1", port))
+        client.sendall(request + b"\\r\\nHost: here\\r\\nConnection: close\\r\\n\\r\\n")
+        return client.recv(12)
 
-sys.addaudithook(watch)
+def use(port):
+    while True:
+        try:
+            if ask(port, b"GET /v2/health/ready HTTP/1.1") == b"HTTP/1.1 200":
+                break
+        except OSError:
+            pass
+        time.sleep(0.02)
+    assert ask(port, b"GET /v2/models/run HTTP/1.1") == b"HTTP/1.1 200"
+    os.kill(os.getpid(), signal.SIGTERM)
+
+codes = []
+for line in json.loads(sys.argv[1]):
+    if line[0] == "serve":
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        threading.Thread(target=use, args=(port,), daemon=True).start()
+        line += ["--port", str(port)]
+    codes.append(cli.run(line))
+sys.exit(max(codes))
 """

@@ -24,6 +24,7 @@ RESULTS = {
     "hostile": ("hostile",),
     "int8": ("int8",),
     "matrix": ("matrix",),
+    "integrity": ("integrity",),
     "memory": ("memory",),
     "precision": ("precision",),
     "reference": ("reference",),

@@ -1,0 +1,115 @@
+"""What it costs that nothing is lost or learned from damage: warm `train` and `embed` with and without the checks.
+
+Without them, rows and graphs of the caches are not compared with their checksums, outputs are not locked, what killed
+runs left is not looked for, and pictures are not counted. Both sides are the same script, whole processes in turns,
+each with a cache of its own; they are compared by CPU time, which hardly depends on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import sys
+from pathlib import Path
+
+from _bench import (
+    DATA,
+    PYTHON,
+    SETTINGS,
+    Bar,
+    Report,
+    Run,
+    cpu,
+    existing,
+    exported,
+    interleave,
+    parsed,
+    parser,
+    ratios,
+    repeated,
+    run,
+    seconds,
+    shown,
+    spread,
+    workspace,
+)
+
+SCRIPT = """
+import contextlib, os, sys
+from unittest import mock
+import tlkit.data.preprocessing, tlkit.graph.cache, tlkit.runtime.feature_cache, tlkit.util.locks
+from tlkit import cli
+
+CHECKS = {
+    "tlkit.data.preprocessing.reserved": lambda *_: contextlib.nullcontext(),
+    "tlkit.graph.cache._is_intact": lambda _: True,
+    "tlkit.runtime.feature_cache._checksum": lambda *_: 0,
+    "tlkit.util.files.sweep": lambda _: None,
+    "tlkit.util.locks.sweep": lambda _: None,
+    "tlkit.util.locks.check_writable": lambda _: None,
+    "tlkit.util.locks._acquire": lambda *_: os.open(os.devnull, os.O_RDWR),
+}
+side, cache, *line = sys.argv[1:]
+with contextlib.ExitStack() as off:
+    off.enter_context(mock.patch.dict(os.environ, TLKIT_CACHE=cache))
+    for place, instead in CHECKS.items() if side == "without" else ():
+        off.enter_context(mock.patch(place, instead))
+    code = cli.run(line)
+sys.exit(code)
+"""
+SIDES = ("with", "without")
+LIMIT = 1.02
+
+
+def main() -> int:
+    options = parser(__doc__, repeat=15)
+    options.add_argument("--data", type=Path, default=DATA / "ants_bees", help="a folder with train/ and val/")
+    options.add_argument("--count", type=int, default=400, help="images to embed; those given are repeated")
+    args = parsed(options, count=12)
+    data = existing(args.data, "--data")
+    report = Report(
+        "integrity",
+        (__doc__ or "").split("\n\n")[1].replace("\n", " "),
+        {"data": shown(data), "count": args.count, "turns": args.repeat},
+    )
+    with workspace() as work:
+        bundle, images = exported(work), repeated(data, work / "images", args.count)
+        verbs = {
+            "train": ["train", str(data), "-o", str(work / "out"), *SETTINGS.frozen],
+            "embed": ["embed", str(bundle), str(images), "-o", str(work / "f.npy")],
+        }
+
+        def side(name: str, verb: str) -> Run:
+            shutil.rmtree(work / "out", ignore_errors=True)
+            return run([PYTHON, "-c", SCRIPT, name, str(work / f"cache {name}"), *verbs[verb]])
+
+        for verb in verbs:
+            sides = {name: functools.partial(side, name, verb) for name in SIDES}
+            for fill_cache in sides.values():
+                fill_cache()
+            runs: dict[str, list[Run]] = {name: [] for name in SIDES}
+            for turn in range(args.repeat):  # each is the first in every other turn
+                for name, done in interleave({name: sides[name] for name in SIDES[:: 1 - turn % 2 * 2]}, 1).items():
+                    runs[name] += done
+            _add(report, verb, runs)
+    return report.save()
+
+
+def _add(report: Report, verb: str, runs: dict[str, list[Run]]) -> None:
+    for name in SIDES:
+        report.figures[f"{verb} {name}"] = {"CPU seconds": cpu(runs[name]), "seconds": seconds(runs[name])}
+    spent = {"with": cpu(runs["with"]), "without": cpu(runs["without"])}
+    report.rows.append(
+        {
+            "verb": f"`{verb}`",
+            "CPU seconds with the checks": spread(spent["with"]),
+            "without": spread(spent["without"]),
+            "seconds with them": spread(seconds(runs["with"])),
+            "seconds without": spread(seconds(runs["without"])),
+        }
+    )
+    report.bars.append(Bar(f"`{verb}`: CPU time with / without", ratios(*spent.values()), "≤", LIMIT, "x", 3))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
