@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,4 +91,10 @@ def _tls(certificate: StrPath | None, key: StrPath | None) -> dict[str, str]:
     for path in found.values():
         if not path.is_file():
             raise DataError("no such file", file=path)
+    if found:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*found.values(), password="")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"it and the key can't be used: {reason}", file=found["ssl_certfile"]) from error
     return {name: str(path) for name, path in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,8 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.kit.hostile import mutate
-from tests.kit.tiny import resign_bundle
+from tests.kit.serving import open_graph
+from tests.kit.tiny import resign, resign_bundle
 from tlkit import cli
+from tlkit.errors import TlkitError
+from tlkit.serving.loading import Loader
+from tlkit.serving.models import retire
+from tlkit.serving.scheduler import Scheduler
 
 SETTINGS = settings(
     max_examples=int(os.environ.get("TLKIT_EXAMPLES", "15")),
@@ -149,6 +155,27 @@ def test_a_mutated_graph(ends, seed):
         (run / "model.onnx").write_bytes(mutate(file.read_bytes(), Random(seed)))
 
     ends(change, "predict {run}/model.onnx {photos}")
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "golden/0.png", "onnx/fp32/manifest.json", "onnx/fp32/trunk.onnx"])
+@SETTINGS
+@given(seed=st.integers(0, 2**32), value=VALUES)
+def test_a_server_refuses_what_is_mutated_and_signed_again(own_run, name, seed, value):
+    place = own_run.parent / "mutated"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(own_run, place)
+    if name.endswith(".json"):
+        change_json(place / name, Random(seed), value)
+    else:
+        (place / name).write_bytes(mutate((place / name).read_bytes(), Random(seed)))
+    if name.startswith("onnx"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # of a manifest that lost its files
+            resign(place, "trunk.onnx")
+    else:
+        resign_bundle(place)
+    loader = Loader([place], "onnx/fp32", open_graph, lambda session, _: Scheduler(session, 8))
+    with contextlib.suppress(TlkitError):
+        retire(loader.load(strict=True))
 
 
 @pytest.mark.parametrize("name", ["bundle.json", "trunk.safetensors", "golden/0.png", "onnx/fp32/model.onnx"])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.data.dataset import Dataset, Sample
-from tlkit.data.decoding import UnreadableImage, header
+from tlkit.data.decoding import UnreadableImage, header, read_file
 from tlkit.util.text import listed
 
 HEADERS = 200  # images whose resolution is read
@@ -109,8 +109,8 @@ def _resolutions(samples: Sequence[Sample]) -> dict[str, Any]:
     headers = []
     for sample in samples:
         try:
-            headers.append(header(sample.path.read_bytes()))
-        except (OSError, UnreadableImage):
+            headers.append(header(read_file(sample.path)))
+        except UnreadableImage:
             continue
 
     def span(values: Sequence[int]) -> Span:

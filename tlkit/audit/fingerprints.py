@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.data.decoding import Header, UnreadableImage, header
+from tlkit.data.decoding import Header, UnreadableImage, header, read_file
 from tlkit.data.preprocessing import load
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util.resources import cores
@@ -37,9 +37,9 @@ def fingerprints(paths: Sequence[Path]) -> list[Fingerprint]:
 
 def _fingerprint(path: Path) -> Fingerprint:
     try:
-        content = path.read_bytes()
+        content = read_file(path)
         return Fingerprint(hashlib.sha256(content).hexdigest(), header(content), sketch(load(content, SMALL)))
-    except (OSError, UnreadableImage):
+    except UnreadableImage:
         return Fingerprint("", None, np.zeros(FREQUENCIES + 3, np.float32))
 
 

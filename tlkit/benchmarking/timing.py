@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.data.decoding import UnreadableImage
+from tlkit.data.decoding import UnreadableImage, read_file
 from tlkit.data.preprocessing import decoded_size, load
 from tlkit.errors import ResourceError, UsageError
 from tlkit.model import reference_images
@@ -161,7 +161,7 @@ def image_contents(bundle: Bundle, count: int) -> list[bytes]:
         for sample in samples:
             try:
                 load(sample.path, bundle.record.preprocessing)
-                contents.append(sample.path.read_bytes())
+                contents.append(read_file(sample.path))
             except UnreadableImage as problem:
                 problems.append(problem)
         if problems and not contents:

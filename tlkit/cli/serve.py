@@ -43,12 +43,15 @@ def command(bundles: tuple[Path, ...], token_file: Path | None, access_log: bool
       tlkit serve run/ pets/ --precision int8 --grpc-port 8001
       tlkit serve models/ --watch --access-log
     """
-    from tlkit.errors import UsageError
+    from tlkit.errors import DataError, UsageError
     from tlkit.server import serve
 
     names = {"images": "max_images", "queue": "max_queue", "body": "max_body", "deadline": "deadline"}
     limits = {limit: options.pop(name) for limit, name in names.items()}
-    token = "" if token_file is None else token_file.read_text("utf-8", errors="replace").strip()
+    try:
+        token = "" if token_file is None else token_file.read_text("utf-8", errors="replace").strip()
+    except OSError as error:
+        raise DataError(f"can't be read: {(error.strerror or str(error)).lower()}", file=token_file) from error
     if token_file is not None and not (token and token.isascii() and token.isprintable()):
         raise UsageError("it holds no token of printable ASCII characters", file=token_file)
 

@@ -221,6 +221,8 @@ def find_graph(path: Path, graph: str, target: str = TARGET, precision: str = PR
     """
     if not path.exists():
         raise DataError("no such file or bundle", file=path)
+    if not (path.is_file() or path.is_dir()):  # opening a pipe or a device could block forever
+        raise DataError("not a regular file", file=path)
     if (path / RECORD).exists() or (path / MANIFEST).exists():
         return open_export(path, target, precision), graph
     if (path.parent / MANIFEST).exists():

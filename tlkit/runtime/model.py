@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -125,9 +126,10 @@ class Model:
     def bundle(self) -> Path | None:
         """The bundle that the graph was exported from, if it still lies in it."""
         digest = self.session.metadata.get(metadata.BUNDLE)
-        for folder in self.file.absolute().parents:
-            if (folder / RECORD).is_file():
-                return folder if digest and digest in (folder / RECORD).read_text(errors="replace") else None
+        with suppress(OSError):  # a folder above that may not be read
+            for folder in self.file.absolute().parents:
+                if (folder / RECORD).is_file():
+                    return folder if digest and digest in (folder / RECORD).read_text(errors="replace") else None
         return None
 
     @property

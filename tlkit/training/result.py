@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tlkit.data.dataset import SHOWN
-from tlkit.data.decoding import PNG, UnreadableImage
+from tlkit.data.decoding import PNG, UnreadableImage, read_file
 from tlkit.data.preprocessing import load
 from tlkit.data.scan import FileCounts
 from tlkit.data.stripping import without_metadata
@@ -261,7 +261,7 @@ def _golden_rows(plan: Plan, features: Features) -> list[int]:
 def _golden(plan: Plan, number: int, row: int) -> tuple[bundles.Golden, bytes]:
     """Return a golden image and its bytes: without metadata, unless it is known only with them."""
     sample, preprocessing = plan.samples[row], plan.trunk.preprocessing
-    original = sample.path.read_bytes()
+    original = read_file(sample.path)
     pixels = load(original, preprocessing)
     stripped = (each for each in without_metadata(original) if _gives(each, pixels, preprocessing))
     content = next(stripped, original)

@@ -83,6 +83,6 @@ def _read(place: Path) -> tuple[bytes, dict[str, Any]]:
             return content, facts
     except OSError as error:
         raise DataError(f"can't be read: {error.strerror}", file=place) from error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise ArtifactError("not a whole program of tlkit", file=place, do=AGAIN)

@@ -38,7 +38,7 @@ def parsed(backbone: Transformers) -> dict[str, Any]:
     """Return the option `config`, parsed. Raises UsageError."""
     try:
         changes = json.loads(backbone.config or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"backbone.config is not JSON: {error}", do=EXAMPLE) from error
     if not isinstance(changes, dict):
         raise UsageError("backbone.config is not a JSON object", do=EXAMPLE)
@@ -179,7 +179,7 @@ def _existing(folder: Path) -> Path:
 def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"can't be read as JSON: {error}", file=file) from error
     if not isinstance(content, dict):
         raise UsageError("it holds no JSON object", file=file)
