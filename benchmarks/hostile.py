@@ -8,6 +8,8 @@ a number is the same in every run: `--journal` keeps those that are done, and sk
 from __future__ import annotations
 
 import contextlib
+import gc
+import hashlib
 import io
 import json
 import os
@@ -43,7 +45,7 @@ from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
 from tlkit.model.exports import Exports
-from tlkit.plugin.contract import FEATURES, Phase
+from tlkit.plugin.contract import Phase
 from tlkit.resolve import claimed_to_train
 from tlkit.runtime.embedding import embed
 from tlkit.runtime.features import extract
@@ -191,20 +193,22 @@ class Place:
 
 
 def skip_long_work(place: Place) -> None:
-    """Take every step on the disk and leave out long computing: curves and maps, and tracing one head again.
+    """Take every step on the disk and leave out long computing: curves and maps, and what PyTorch has traced before.
 
     What the writers import is imported once, before the processes of the cases are forked.
     """
-    usual, known = trace.trace, place.root / "head.onnx"
+    usual: Any = vars(trace)["_export"]
 
-    def traced(module: Any, example: Any, name: str, outputs: Sequence[str]) -> Any:
-        if name != FEATURES:
-            return usual(module, example, name, outputs)
+    def traced(module: Any, example: Any, name: str, outputs: Sequence[str], *, optimize: bool) -> Any:
+        key = hashlib.sha256(json.dumps([type(module).__name__, name, *outputs, optimize]).encode())
+        for tensor_name, tensor in sorted(module.state_dict().items()):
+            key.update(tensor_name.encode() + tensor.numpy().tobytes())
+        known = place.root / f"{key.hexdigest()}.onnx"
         if not known.exists():
-            onnx.save_model(usual(module, example, name, outputs), known)
+            onnx.save_model(usual(module, example, name, outputs, optimize=optimize), known)
         return onnx.load_model(known)
 
-    trace.trace = traced
+    vars(trace)["_export"] = traced
     for name in PRELOADED:
         with contextlib.suppress(ImportError):
             import_module(name)
@@ -473,6 +477,7 @@ def main() -> int:
             sys.exit("the bundle could not be made")
         for name in json.loads((place.root / "modules.json").read_text()):
             import_module(name)
+        gc.freeze()  # or collections of garbage would copy the pages that forks share
         trials = [kills(place, work, writer, args.kills // len(WRITERS)) for writer in WRITERS]
         trials += [mutations(place, work, args.mutations), caches(place, work, args.caches)]
         trials += [together(place, work, args.pairs), cold(place, work, args.cold)]
