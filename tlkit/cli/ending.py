@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -40,12 +39,13 @@ def end_on_signals() -> None:
     for number in _WORDS:
         if number != signal.SIGINT and signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
             signal.signal(number, _interrupt)
-    reading, writing = socket.socketpair()
-    writing.setblocking(False)
-    signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
-    threading.Thread(target=_watch, args=(reading, writing), name="signals", daemon=True).start()
+    if os.name != "posix":  # signals come by other ways there
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True).start()
 
 
 def told(error: KeyboardInterrupt) -> tuple[str, int]:
@@ -77,13 +77,13 @@ def _blame() -> Any:
     return sys.modules.get("tlkit.plugin.blame")  # without it, no plugin has run
 
 
-def _watch(reading: socket.socket, _writing: socket.socket) -> None:
+def _watch(reading: int) -> None:
     """End the process where the code of a plugin goes on after a signal: native, or catching whatever is raised.
 
-    The system writes the number of each signal to the socket, whatever the main thread does. Only a call that was under
+    The system writes the number of each signal to the pipe, whatever the main thread does. Only a call that was under
     way at the signal and still is ends the process: tlkit itself takes the time that it needs.
     """
-    while received := reading.recv(1):
+    while received := os.read(reading, 1):
         number = received[0]
         before = [frame for frame, _ in _running()] if number in _WORDS else []
         for main_thread, patience in ((True, PATIENCE), (False, WORKER_PATIENCE)):
