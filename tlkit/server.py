@@ -93,7 +93,7 @@ def _tls(certificate: StrPath | None, key: StrPath | None) -> dict[str, str]:
             raise DataError("no such file", file=path)
     if found:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*found.values(), password="")
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(found["ssl_certfile"], found["ssl_keyfile"], "")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise DataError(f"it and the key can't be used: {reason}", file=found["ssl_certfile"]) from error

@@ -16,7 +16,8 @@ def command(shell: str) -> None:
       eval "$(tlkit completion bash)"
       tlkit completion fish > ~/.config/fish/completions/tlkit.fish
     """
-    from tlkit.cli import COMPLETION_VARIABLE, PROGRAM, cli, result
+    from tlkit.cli import COMPLETION_VARIABLE, cli, result
+    from tlkit.cli.ending import PROGRAM
 
     if completion := get_completion_class(shell):
         result(completion(cli, {}, PROGRAM, COMPLETION_VARIABLE).source())

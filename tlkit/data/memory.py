@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from PIL import Image
 
 from tlkit.data.decoding import UnreadableImage
 from tlkit.errors import UsageError
 from tlkit.util.files import cache_dir
-from tlkit.util.temporaries import fcntl
+from tlkit.util.temporaries import wait_for
 from tlkit.util.text import format_bytes
 
 LIMIT_VARIABLE = "TLKIT_IMAGE_MEMORY"
@@ -87,8 +87,5 @@ def _processes() -> int:
 
 def _acquire(*, alone: bool) -> None:
     """Wait until no other process decodes what takes more than its share; or, for such a picture, nothing at all."""
-    if fcntl is None:
-        return
     _lock.append(os.open(cache_dir() / "decoding.lock", os.O_RDWR | os.O_CREAT, 0o666))
-    with suppress(OSError):  # a file system that has no locks
-        fcntl.flock(_lock[0], fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    wait_for(_lock[0], alone=alone)

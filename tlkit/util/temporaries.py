@@ -68,6 +68,13 @@ def flock(descriptor: int, *, unknown: bool = True) -> bool:
     return True
 
 
+def wait_for(descriptor: int, *, alone: bool) -> None:
+    """Lock an open file until it is closed, once no other holds it, or only such as are not `alone`; if that works."""
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+
+
 def take_place(temporary: Path, path: Path) -> None:
     """Rename a folder to `path`; a folder there changes places with it, and is removed.
 
