@@ -265,7 +265,6 @@ def embed(
     """Write the features of image files, and of all images in folders, to the Parquet or npy file `out`.
 
     `model` is what `load` returned, a bundle or a graph. Unreadable images are in the result and in a rejects file.
-    Absolute paths are written from their common folder on.
     """
     from tlkit.runtime.embedding import embed
 

@@ -154,9 +154,9 @@ def tlkit_backbones():
 )
 def test_what_never_returns_is_named_when_it_is_ended(tmp_path, way, hook, number, says):
     install(tmp_path, "tlkit-bad", ENDLESS.replace("WAY", way).replace("HOOK", hook))
-    script = "from tlkit.cli import ending, main; ending.PATIENCE = ending.WORKER_PATIENCE = 0.1; main()"
+    script = "from tlkit import cli; from tlkit.util import ending as end; end.PATIENCE = end.WORKER_PATIENCE = 0.1"
     process = subprocess.Popen(
-        [sys.executable, "-c", script, "plugins", "show", "endless-net"],
+        [sys.executable, "-c", f"{script}; cli.main()", "plugins", "show", "endless-net"],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},

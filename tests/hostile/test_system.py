@@ -182,6 +182,7 @@ class TestTelemetry:
             ["embed", run, photos, "-o", work / "f.npy"],
             ["embed", run, photos, "-o", work / "f.parquet"],
             ["eval", run, photos],
+            ["report", run, photos, "-o", work / "report.html"],
             ["bench", run, "--batch-size", "1"],
             ["inspect", run],
             ["plugins"],

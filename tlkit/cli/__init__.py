@@ -17,9 +17,9 @@ from typing import IO, Any
 
 import click
 
-from tlkit.cli import ending
-from tlkit.cli.ending import PROGRAM
 from tlkit.errors import ResourceError, TlkitError, TlkitWarning, UsageError, missing_package, one_line
+from tlkit.util import ending
+from tlkit.util.ending import PROGRAM
 from tlkit.util.text import nearest
 from tlkit.version import __version__
 

@@ -17,7 +17,7 @@ def command(shell: str) -> None:
       tlkit completion fish > ~/.config/fish/completions/tlkit.fish
     """
     from tlkit.cli import COMPLETION_VARIABLE, cli, result
-    from tlkit.cli.ending import PROGRAM
+    from tlkit.util.ending import PROGRAM
 
     if completion := get_completion_class(shell):
         result(completion(cli, {}, PROGRAM, COMPLETION_VARIABLE).source())

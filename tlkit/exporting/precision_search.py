@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from tlkit.data.dataset import Sample
 from tlkit.errors import DataError, GateError
 from tlkit.evaluation.evaluate import ModelOutputs, run_samples
@@ -30,7 +28,7 @@ from tlkit.model.exports import Exports
 from tlkit.model.reference_images import ParityImages
 from tlkit.plugin.contract import FEATURES, PROBABILITIES, Progress, silent
 from tlkit.runtime.model import Model
-from tlkit.runtime.session import OnnxSession, on_disk
+from tlkit.runtime.session import OnnxSession, load_graph, on_disk
 from tlkit.util.resources import cores
 from tlkit.util.statistics import wilson
 from tlkit.verification.parity import TOLERANCES, compare
@@ -101,9 +99,9 @@ class PrecisionSearch:
         self.modules, self.parity, self.refit_head, self.data = modules, parity, refit_head, data
         self.policy, self.progress = SearchPolicy(), progress
         fp32 = found.get()
-        self.model, self.head = fp32.file("model"), onnx.load_model(fp32.file("head"))
+        self.model, self.head = fp32.file("model"), load_graph(fp32.file("head"))
         self.expected = OnnxSession(self.model).run(parity.images)
-        graphs = onnx.load_model(fp32.file("trunk")), self.head
+        graphs = load_graph(fp32.file("trunk")), self.head
         self.candidates = Candidates(modules, graphs, self.policy, data, progress)
         self.train: Sequence[Sample] = ()
         self.val: Sequence[Sample] = ()

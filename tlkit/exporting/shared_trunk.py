@@ -25,7 +25,7 @@ from tlkit.model.bundle import TRUNK, Bundle, read_record
 from tlkit.model.exports import Exports
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
-from tlkit.runtime.session import HeadSession, OnnxSession, head_output
+from tlkit.runtime.session import HeadSession, OnnxSession, head_output, load_graph
 from tlkit.util import files
 from tlkit.verification.parity import Verdict
 from tlkit.version import __version__
@@ -52,8 +52,8 @@ def export_shared_trunk(bundles: Sequence[Bundle], out: Path, *, data: Path | No
     check_trunks(bundles)
     _check_ours(out)
     own = {name: Exports.of(bundle).get() for name, bundle in named.items()}
-    graphs = {name: onnx.load_model(export.file("head")) for name, export in own.items()}
-    trunk = onnx.load_model(next(iter(own.values())).file("trunk"))
+    graphs = {name: load_graph(export.file("head")) for name, export in own.items()}
+    trunk = load_graph(next(iter(own.values())).file("trunk"))
     _describe(trunk, bundles[0], {})
     model = joined(trunk, graphs, {name: bundle.record.activation for name, bundle in named.items()})
     _describe(model, bundles[0], named)

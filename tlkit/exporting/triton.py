@@ -29,7 +29,7 @@ from tlkit.model.bundle import Bundle
 from tlkit.model.exports import Export, Exports
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES
-from tlkit.runtime.session import OnnxSession, on_disk
+from tlkit.runtime.session import OnnxSession, load_graph, on_disk
 from tlkit.util import files
 from tlkit.verification.parity import Verdict
 
@@ -64,7 +64,7 @@ def export_triton(
     verdicts: dict[str, Verdict] = {}
     for name, bundle in by_name(bundles).items():
         export = Exports.of(bundle).get(precision=precision)
-        graphs = {part: onnx.load_model(export.file(part)) for part in exports.GRAPHS}
+        graphs = {part: load_graph(export.file(part)) for part in exports.GRAPHS}
         trunk, head = trunk_name(bundle, graphs["trunk"]), f"{name}-head"
         add_probabilities(graphs["head"].graph, LOGITS, PROBABILITIES, bundle.record.activation)
         for model in (trunk, head, name):

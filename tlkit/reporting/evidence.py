@@ -23,7 +23,7 @@ from PIL import Image
 
 from tlkit.plugin.contract import IMAGES, LOGITS, Session
 from tlkit.runtime.model import Model
-from tlkit.runtime.session import HeadSession, OnnxSession, on_disk, read_graph
+from tlkit.runtime.session import HeadSession, OnnxSession, load_graph, on_disk
 
 LEFT_OUT, OCCLUSION = "each position left out of the mean", "occlusion: each part of the image covered"
 MAPS, POOLED = "evidence/maps", "evidence/pooled"
@@ -49,7 +49,7 @@ class Evidence:
         parts = None
         if isinstance(model.session, OnnxSession | HeadSession) and model.file.is_file():
             names = getattr(model.session, "names", {})
-            parts = taken_apart(onnx.load_model_from_string(read_graph(model.file)), names.get(LOGITS, LOGITS))
+            parts = taken_apart(load_graph(model.file), names.get(LOGITS, LOGITS))
         self.method = OCCLUSION if parts is None else LEFT_OUT
         if parts is not None:
             self._axes = parts.axes

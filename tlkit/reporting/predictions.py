@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from tlkit.data.dataset import Sample
 from tlkit.graph import metadata
 from tlkit.reporting.images import Images
 from tlkit.util.files import atomic_file
@@ -34,7 +35,7 @@ def write(file: Path, images: Images, labels: Sequence[str], facts: Mapping[str,
     from pyarrow import parquet
 
     columns = {
-        "path": strings(utf8(str(sample.path)) for sample in images.samples),
+        "path": strings(utf8(_name(sample)) for sample in images.samples),
         "label": strings(labels[label] for label in images.truth),
         "predicted": strings(labels[label] for label in images.predicted),
         "probabilities": pa.FixedSizeListArray.from_arrays(floats(images.probabilities), len(labels)),
@@ -43,6 +44,11 @@ def write(file: Path, images: Images, labels: Sequence[str], facts: Mapping[str,
     table = pa.table(columns).replace_schema_metadata(dict(facts))
     with atomic_file(file, check=check) as temporary:
         parquet.write_table(table, temporary, row_group_size=ROWS)
+
+
+def _name(sample: Sample) -> str:
+    """Return the path of an image as it was given; one that says whose machine it is, from the source on."""
+    return sample.name if sample.path.is_absolute() else str(sample.path)
 
 
 def check(file: Path) -> None:

@@ -208,6 +208,11 @@ def _checked(file: Path) -> Iterator[bytes | str]:
             yield descriptor
 
 
+def load_graph(file: Path) -> onnx.ModelProto:
+    """Return a graph that somebody may have changed, see `read_graph`."""
+    return onnx.load_model_from_string(read_graph(file))
+
+
 def read_graph(file: Path) -> bytes:
     """Return the bytes of a graph that passes ONNX's checker and holds all its weights inside.
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from tlkit.errors import TlkitError
@@ -20,7 +19,7 @@ from tlkit.model.exports import MANIFEST, TARGET, Exports
 from tlkit.model.reference_images import golden_pixels
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
 from tlkit.runtime.model import Model
-from tlkit.runtime.session import OnnxSession, head_output, on_disk
+from tlkit.runtime.session import OnnxSession, head_output, load_graph, on_disk
 from tlkit.serving.models import ServedModel, Source, discover, prove
 from tlkit.serving.scheduler import Scheduler
 from tlkit.verification.replay import Replay
@@ -139,7 +138,7 @@ class Loader:
         trunk = source.name
         if target == TARGET:
             file = Exports.of(bundle).get(target, precision).file("trunk")
-            trunk = f"{model.preprocessing} {trunk_name(bundle, onnx.load_model(file))}"
+            trunk = f"{model.preprocessing} {trunk_name(bundle, load_graph(file))}"
         return _Candidate(source, signature, trunk, model, bundle, replay)
 
     def _group(self, found: Mapping[str, _Candidate]) -> dict[str, ServedModel]:
@@ -175,7 +174,7 @@ class Loader:
             opened.callback(trunk.close)
             heads: dict[str, Session] = {}
             for each in group:
-                head = onnx.load_model(Exports.of(each.bundle).get(precision=precision).file("head"))
+                head = load_graph(Exports.of(each.bundle).get(precision=precision).file("head"))
                 add_probabilities(head.graph, LOGITS, PROBABILITIES, each.bundle.record.activation)
                 with on_disk(head) as file:
                     heads[each.source.name] = OnnxSession(file, workers=trunk.workers, threads=1)

@@ -13,8 +13,6 @@ import types
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-import click
-
 PROGRAM = "tlkit"
 PATIENCE = 5.0  # seconds that the code of a plugin has to end after a signal
 WORKER_PATIENCE = 25.0  # seconds more in another thread: a server answers what is under way
@@ -62,11 +60,10 @@ def leave(code: int) -> NoReturn:
     left = blame.left_running(THREAD_PATIENCE) if blame else []
     if not left:
         sys.exit(code)
-    click.echo(f"{PROGRAM}: warning: {left[0]} running; it was ended", err=True)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    os._exit(code)
+    _end(f"warning: {left[0]} running; it was ended", code)
 
 
 def _interrupt(number: int, _frame: object) -> None:
@@ -94,7 +91,7 @@ def _watch(reading: int) -> None:
                     _end(f"{_WORDS[number]} in {place}, which did not end", 128 + number)
 
 
-def _end(line: str, code: int) -> None:
+def _end(line: str, code: int) -> NoReturn:
     with contextlib.suppress(OSError):
         os.write(2, f"{PROGRAM}: {line}\n".encode(errors="backslashreplace"))  # the stream may be locked
     os._exit(code)
