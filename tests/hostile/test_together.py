@@ -23,6 +23,7 @@ VERBS = {
     "export run --triton out": "out",
     "advise photos --html advice.html": "advice.html",
     "eval run photos --plot metrics.png": "metrics.png",
+    "report run photos -o report.html": "report.html",
     "bench run --plot speed.png": "speed.png",
 }
 
@@ -71,6 +72,8 @@ class TestFilesOfOthers:
             ("embed run photos -o f.npy", "f.npy.csv", b"id;name\n1;a\n"),
             ("embed run photos -o f.npy", "f.npy.rejects.csv", b"path"),
             ("advise photos --html a.html", "a.html", b"<html><body>mine</body></html>"),
+            ("report run photos -o a.html", "a.html", b"<html><body>mine</body></html>"),
+            ("report run photos -o a.html", "predictions.parquet", b"PAR1 of somebody else PAR1"),
             ("eval run photos --plot a.png", "a.png", b"\x89PNG of a holiday"),
             ("bench run --plot a.svg", "a.svg", b"<svg></svg>"),
         ],
