@@ -12,7 +12,6 @@ what was interrupted is continued, and what is there is not made again. Remove a
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import json
 import os
@@ -22,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module, metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from tests.kit.forks import PRELOADED
 
 LIBRARIES = ("torchvision", "transformers", "timm")
 SEED = 13
-LARGEST = 30e6, 256  # parameters and pixels of what is drawn
+LARGEST = 5e6, 256  # parameters and pixels of what is drawn
 LEGACY = r"legacy_|test_"  # as timm calls them, and the tiny ones of its tests
 SMALL = (96, 128, 160)  # pixels
 LIMIT = 600  # seconds of CPU time of a comparison, and of a set of checks
@@ -70,34 +70,38 @@ def main() -> int:
     options.add_argument("libraries", nargs="*", metavar="LIBRARY", help=f"of {', '.join(LIBRARIES)} (default: all)")
     options.add_argument("--count", type=int, default=60, help="architectures of timm to draw")
     options.add_argument("--rows", type=Path, help="folder of what was found so far (default: build/architectures)")
-    options.add_argument("--only", default="*", metavar="PATTERN", help="networks whose name matches (default: all)")
-    options.add_argument("--report", action="store_true", help="write the tables of what was found so far, no more")
+    options.add_argument("--most", type=int, metavar="N", help="make at most so many records (default: all)")
     args = parsed(options, count=1)
     code = 0
     for library in (name for name in LIBRARIES if name in (args.libraries or LIBRARIES)):
         sys.path.insert(0, str(ROOT / "plugins" / f"tlkit-{library}"))
         folder = args.rows or (args.results / "rows" if SETTINGS.smallest else ROOT / "build/architectures")
-        cases = list(drawn(args.count) if library == "timm" else families(library))
-        cases = [case for case in cases if fnmatch.fnmatchcase(case.name, args.only)]
-        rows = examined(library, cases, folder / f"{library}-{metadata.version(library)}", only_report=args.report)
+        place = folder / f"{library}-{metadata.version(library)}"
+        cases = list(drawn(args.count, place) if library == "timm" else families(library))
+        rows = examined(library, cases, place, args.most)
         code |= report(library, rows, args.count).save()
     return code
 
 
-def examined(library: str, cases: list[Architecture], folder: Path, *, only_report: bool) -> list[Row]:
-    """Return a row per architecture, of the records in `folder`; what is not there yet is made: comparisons first."""
+def examined(library: str, cases: list[Architecture], folder: Path, most: int | None) -> list[Row]:
+    """Return a row per architecture, of the records in `folder`; `most` are made that are not there: comparisons first.
+
+    Without `most`, all of them are made.
+    """
+    left = most
     rows: dict[str, Row] = {case.name: {"name": case.name, "family": case.family} for case in cases}
     for step in (compared, checked):
         for case in cases:
             row = rows[case.name]
             if "reason" not in row:
                 record = folder / f"{case.name.replace('/', '--')}.{step.__name__}.json"
-                if only_report and not record.exists():
-                    row |= {"state": "unfinished", "reason": f"not {step.__name__} yet"}
-                else:
-                    if not record.exists():
-                        preload(library)
-                    row |= kept(record, lambda case=case, step=step: attempted(library, case, step))
+                if not record.exists():
+                    if left == 0:
+                        row |= {"state": "unfinished", "reason": f"not {step.__name__} yet"}
+                        continue
+                    left = None if left is None else left - 1
+                    preload(library)
+                row |= kept(record, lambda case=case, step=step: attempted(library, case, step))
     for row in rows.values():
         right = "reason" not in row and row["difference"] <= 1e-4 and row["cosine"] >= 0.9999 and not row["failed"]
         row.setdefault("state", "pass" if right else "failed")
@@ -143,21 +147,29 @@ def attempted(library: str, case: Architecture, step: Callable[[Architecture, An
     return row | {f"{step.__name__} seconds": time.process_time() - started}
 
 
-def drawn(count: int) -> Iterator[Architecture]:
+def drawn(count: int, folder: Path) -> Iterator[Architecture]:
     """Yield `count` architectures of timm that are not legacy and not too large, drawn at random."""
     import timm
-    from timm.models import get_pretrained_cfg
     from tlkit_timm.backbone import PREFIX, Timm
+
+    for name in kept(folder / f"drawn-{count}-{LARGEST[0]:.0f}.json", lambda: {"names": draw(count)})["names"]:
+        family = timm.model_entrypoint(name).__module__.rpartition(".")[2]
+        make = lambda name=name: Timm(PREFIX + name)  # noqa: E731
+        yield Architecture(family, PREFIX + name, make, lambda make=make: smaller(make()))
+
+
+def draw(count: int) -> list[str]:
+    import timm
+    from timm.models import get_pretrained_cfg
 
     names = ["test_vit"] if SETTINGS.smallest else [name for name in timm.list_models() if not re.match(LEGACY, name)]
     random.Random(SEED).shuffle(names)
-    for name in names:
-        size = max(get_pretrained_cfg(name).input_size[1:])
-        if count and size <= LARGEST[1] and parameters(name) <= LARGEST[0]:
-            count -= 1
-            family = timm.model_entrypoint(name).__module__.rpartition(".")[2]
-            make = lambda name=name: Timm(PREFIX + name)  # noqa: E731
-            yield Architecture(family, PREFIX + name, make, lambda make=make: smaller(make()))
+    fitting = (
+        name
+        for name in names
+        if max(get_pretrained_cfg(name).input_size[1:]) <= LARGEST[1] and parameters(name) <= LARGEST[0]
+    )
+    return list(islice(fitting, count))
 
 
 def smaller(component: Any) -> Any:

@@ -55,6 +55,21 @@ def test_a_wide_depthwise_kernel_learns_the_same(taken, kernel, padding, stride,
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(not X86, reason="elsewhere PyTorch's own way is kept")
+@pytest.mark.parametrize("side", [1, 2, 3])
+@pytest.mark.parametrize(("kernel", "padding"), [(5, 2), (7, 3), (7, 6), ((1, 8), (0, 7))])
+def test_maps_narrower_than_the_kernel_learn_the_same(taken, kernel, padding, side):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 6, kernel, 1, padding, groups=6)
+    given = torch.randn(3, 6, side, side).contiguous(memory_format=torch.channels_last)
+    expected = learned(layer, given)
+    with fast_gradients(CPU, POOL):
+        found = learned(layer, given)
+    assert taken == [layer.weight.shape[3]]
+    for one, other in zip(expected, found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "layer",
     [

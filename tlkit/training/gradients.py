@@ -125,7 +125,8 @@ def _shifted(x: Tensor, right: int, width: int) -> Tensor:
     `F.pad` does the same, and writes everything twice.
     """
     shifted = torch.empty((*x.shape[:3], width), dtype=x.dtype, memory_format=torch.channels_last)
-    begin, end = max(right, 0), min(right + x.shape[3], width)
+    begin = min(max(right, 0), width)
+    end = max(begin, min(right + x.shape[3], width))  # narrow maps may be shifted out as a whole
     shifted[..., :begin] = 0
     shifted[..., end:] = 0
     shifted[..., begin:end] = x[..., begin - right : end - right]

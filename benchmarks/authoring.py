@@ -1,0 +1,107 @@
+"""From `tlkit plugins new` to a package that can be published: a component of each kind, as a new author writes it.
+
+`authored/` holds what an author put in place of the scaffold's code: linear discriminant analysis (a head), chain-thaw
+(a strategy), SqueezeNet with a weights file (a backbone) and programs of `torch.export` (a target). For each, the
+scaffold is written, its module replaced, and what its README asks for is run: conformance checks, tests, types, wheel.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+import sys
+import time
+import tomllib
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from _bench import PYTHON, ROOT, SETTINGS, TLKIT, Bar, Report, parsed, parser, run, workspace
+
+sys.path.insert(0, str(ROOT))
+
+from tests.kit.distribution import describe, entry_points
+
+AUTHORED = ROOT / "benchmarks" / "authored"
+KINDS = {"strategy": "chain-thaw", "head": "lda", "target": "torch-export", "backbone": "squeezenet"}
+MINUTES = 10.0  # of commands, for one package: the rest of an hour is the author's
+
+
+def main() -> int:
+    args = parsed(parser(__doc__, repeat=1))
+    report = Report(
+        "authoring",
+        "A component of each kind, as a new author writes it (`benchmarks/authored`), from `tlkit plugins new` to a "
+        "wheel. *written*: lines that are not the scaffold's; *kept*: lines of the scaffold's module that are left. "
+        "The others are seconds of whole processes, in the order of the README of the scaffold.",
+        {"turns": args.repeat},
+    )
+    with workspace() as work:
+        for kind in list(KINDS)[: 1 if SETTINGS.smallest else None]:
+            steps, written, left = packaged(work, kind)
+            report.figures[kind] = {"seconds": steps, "written": written, "kept": left}
+            row = {"kind": kind, "package": f"tlkit-{KINDS[kind]}", "written": str(written), "kept": str(left)}
+            report.rows.append(row | {step: f"{seconds:.1f}" for step, seconds in steps.items()})
+            report.bars.append(Bar(f"{kind}: commands", [sum(steps.values()) / 60], "<", MINUTES, " min", 1))
+    report.notes.append("Each passes every check, its tests and strict types, and its wheel holds its module alone.")
+    return report.save()
+
+
+def packaged(work: Path, kind: str) -> tuple[dict[str, float], int, int]:
+    """Return the seconds of each step, the lines written, and the lines of the scaffold that are left."""
+    name = KINDS[kind]
+    folder, module = work / f"tlkit-{name}", f"tlkit_{name.replace('-', '_')}"
+    steps = {"new": timed(TLKIT, "plugins", "new", folder.name, "--kind", kind, "-o", str(folder))}
+    scaffold = (folder / module / "__init__.py").read_text().splitlines()
+    shutil.copytree(AUTHORED / folder.name, folder, dirs_exist_ok=True)
+    files = sorted((AUTHORED / folder.name).rglob("*.py"))
+    written, left = compared(scaffold, [line for file in files for line in file.read_text().splitlines()])
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    (site := work / "site" / kind).mkdir(parents=True)
+    describe(site, project["name"], entry_points(project), project["version"])
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(site), str(folder), *filter(None, [before])])
+    sys.path[:0] = [str(site), str(folder)]
+    try:
+        for step, command in commands(name, folder):
+            steps[step] = timed(*command)
+    finally:
+        os.environ["PYTHONPATH"] = before
+        del sys.path[:2]
+    if wheels := sorted(folder.glob("dist/*.whl")):
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            strange = [each for each in wheel.namelist() if not each.startswith((f"{module}/", f"{module}-"))]
+        if strange:
+            raise AssertionError(f"{wheels[0].name} holds {strange}")
+    return steps, written, left
+
+
+def commands(name: str, folder: Path) -> Iterator[tuple[str, Sequence[str]]]:
+    yield "check", (TLKIT, "plugins", "check", name)
+    if SETTINGS.smallest:
+        return
+    settings = ["--rootdir", str(folder), "-c", str(folder / "pyproject.toml")]
+    yield "pytest", (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *settings, str(folder / "tests"))
+    yield "mypy", (PYTHON, "-m", "mypy", "--config-file", str(folder / "pyproject.toml"), *typed(folder))
+    yield "wheel", (PYTHON, "-m", "build", "--no-isolation", "--wheel", str(folder))
+
+
+def typed(folder: Path) -> list[str]:
+    return [str(file) for file in (*folder.glob("tlkit_*/*.py"), *folder.glob("tests/*.py"))]
+
+
+def compared(scaffold: list[str], lines: list[str]) -> tuple[int, int]:
+    """Return the number of lines that are not the scaffold's, and of those that are."""
+    kinds = [line[0] for line in difflib.ndiff(scaffold, lines)]
+    return kinds.count("+"), kinds.count(" ")
+
+
+def timed(*command: str) -> float:
+    started = time.perf_counter()
+    run(command)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())
