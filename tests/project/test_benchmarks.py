@@ -10,6 +10,7 @@ import pytest
 RESULTS = {
     "adapters": ("adapters",),
     "architectures": ("architectures-timm", "architectures-torchvision", "architectures-transformers"),
+    "authoring": ("authoring",),
     "advise": ("advise-audit", "advise-cost", "advise-regret", "advise-scores", "advise-shift", "advise-shift-images"),
     "embed": ("embed",),
     "faults": ("faults-alarms", "faults-planted"),

@@ -60,5 +60,5 @@ def declared_cheaply(subject: Subject[Any]) -> None:
     heavy = declare(type(subject.component))
     if heavy is None:
         raise Skipped("it was not defined in a file")
-    do = "import heavy packages inside the methods that need them"
+    do = "import heavy packages, and names of tlkit.plugin.support that need them, inside the methods that use them"
     expect(not heavy, f"declaring it imports {', '.join(heavy)}", do=do)

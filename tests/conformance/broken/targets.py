@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from tests.conformance.broken.registry import Registry
+from tlkit.errors import ResourceError
 from tlkit.plugin.contract import FEATURES, Session, Target
 from tlkit.runtime.session import OnnxSession
 
@@ -175,4 +176,12 @@ class Obscure(Copy):
     def open(self, file):
         if not file.exists():
             raise KeyError(file)
+        return super().open(file)
+
+
+@breaks("says-that-a-file-is-missing", "for a file that isn't there, `open` raises ResourceError")
+class Excusing(Copy):
+    def open(self, file):
+        if not file.exists():
+            raise ResourceError("no runtime is installed")
         return super().open(file)

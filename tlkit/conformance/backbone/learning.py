@@ -11,6 +11,7 @@ from tlkit.model.trunk import Trunk
 from tlkit.util.text import listed
 
 LEARNING_RATE = 1e-3
+TINY = 1e-20  # below the gradients of a deep network with small random weights
 
 
 def gradient_reaches_every_parameter(subject: BackboneSubject) -> None:
@@ -60,12 +61,12 @@ def _loss(trunk: Trunk, images: Tensor) -> Tensor:
 
 
 def _step(trunk: Trunk, images: Tensor) -> None:
-    """Take one step of gradient descent on the trainable parameters."""
+    """Take one step on the trainable parameters, as large for a small gradient as for a large one."""
     loss = _loss(trunk, images)
     learning = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
     if learning:
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.optim.SGD(learning, lr=LEARNING_RATE).step()
+        torch.optim.Adam(learning, lr=LEARNING_RATE, eps=TINY).step()
 
 
 def _state(trunk: Trunk) -> dict[str, Tensor]:

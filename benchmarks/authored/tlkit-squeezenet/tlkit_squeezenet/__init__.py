@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlkit import Backbone, Preprocessing, Weights, hookimpl, option
-from tlkit.plugin.support import UsageError, load_weights, read_weights
+from tlkit.plugin.support import UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,6 +46,8 @@ class SqueezenetBackbone(Backbone):
     def _load(self, stages: Mapping[str, nn.Module]) -> None:
         """Load torchvision's tensors, whose names count through all stages."""
         from torch import nn
+
+        from tlkit.plugin.support import load_weights, read_weights
 
         if self.file is None:
             raise UsageError("the weights are in no package", do="--set backbone.file=squeezenet1_1.pth")

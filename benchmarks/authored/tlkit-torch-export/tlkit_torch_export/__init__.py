@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit import BuildSource, OptimizationProfile, Progress, Session, Target, hookimpl
-from tlkit.plugin.support import ArtifactError, translate_os_errors
+from tlkit.plugin.support import ArtifactError, DataError, translate_os_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,12 +27,13 @@ class TorchExportSession(Session):
         import torch
 
         extra = {FACTS: ""}
+        if not file.is_file():
+            raise DataError("there is no such program", file=file)
         try:
-            with translate_os_errors(file):
-                self._program = torch.export.load(file, extra_files=extra).module()
+            self._program = torch.export.load(file, extra_files=extra).module()
             facts = json.loads(extra[FACTS])
             self.input, self.outputs, self.metadata = facts["input"], tuple(facts["outputs"]), facts["metadata"]
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ArtifactError(f"it is no program of tlkit: {error}", file=file, do="export it again") from error
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
