@@ -22,6 +22,8 @@ from _bench import PYTHON, ROOT, SETTINGS, TLKIT, Bar, Report, parsed, parser, r
 sys.path.insert(0, str(ROOT))
 
 from tests.kit.distribution import describe, entry_points
+from tlkit import resolve
+from tlkit.plugin import registry
 
 AUTHORED = ROOT / "benchmarks" / "authored"
 KINDS = {"strategy": "chain-thaw", "head": "lda", "target": "torch-export", "backbone": "squeezenet"}
@@ -63,6 +65,8 @@ def packaged(work: Path, kind: str) -> tuple[dict[str, float], int, int]:
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(site), str(folder), *filter(None, [before])])
     sys.path[:0] = [str(site), str(folder)]
+    for loaded in (registry.load, resolve.load_plugins):  # for commands in this process
+        loaded.cache_clear()
     try:
         for step, command in commands(name, folder):
             steps[step] = timed(*command)

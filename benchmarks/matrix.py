@@ -54,7 +54,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Network:
-    """Network to take the whole way: the component, and the folder of what is made of it."""
+    """Network to take the whole way: the component, and the folder for its bundles."""
 
     family: str
     component: Any
@@ -220,16 +220,16 @@ def frozen(network: Network) -> Row:
 
 
 def tuned(network: Network) -> Row:
-    """Train with every stage trainable, export and verify; returns how many tensors of the trunk moved."""
+    """Train with every stage trainable, export and verify; returns how many tensors of the trunk changed."""
     import numpy as np
 
     options = {"strategy.epochs": 2, "strategy.batch_size": 8, "strategy.augment": False}
     run = network.bundle("full", **options)
     before, after = tensors(network.bundle()), tensors(run)
-    moved = sum(not np.array_equal(before[name], after[name]) for name in after)
-    if not moved:
-        raise AssertionError("no tensor of the trunk moved")
-    row = {"accuracy": accuracy(run), "moved": moved, **compared(network, run, "onnx", "fp32")}
+    changed = sum(not np.array_equal(before[name], after[name]) for name in after)
+    if not changed:
+        raise AssertionError("no tensor of the trunk changed")
+    row = {"accuracy": accuracy(run), "changed": changed, **compared(network, run, "onnx", "fp32")}
     shutil.rmtree(run)
     return row
 
@@ -289,7 +289,7 @@ def report(rows: list[Row], columns: tuple[str, ...]) -> Report:
         "One network of each family, with random weights from a file, at the smallest images that it takes, the whole "
         "way: trained frozen and with every stage trainable (*full*), exported to each target in each precision, "
         "verified on the golden images, opened, and used to predict and to embed. *frozen*: the accuracy on 9 images. "
-        "*full*: the tensors that moved. Exports: the lowest cosine of the features of 48 images to those of ONNX in "
+        "*full*: the tensors that changed. Exports: the lowest cosine of the features of 48 images to those of ONNX in "
         "fp32. *built*: there is no device to run it on.",
         {"columns": len(columns)},
     )
@@ -316,7 +316,7 @@ def cell(row: Row, column: str) -> str:
         return f"**{found['state']}**" if found["state"] in ("failed", "refused") else str(found["state"])
     if column == "frozen":
         return f"{found['accuracy']:.2f}"
-    return f"{found['moved']} moved" if column == "full" else f"{found['cosine']:.5f}"
+    return f"{found['changed']} changed" if column == "full" else f"{found['cosine']:.5f}"
 
 
 if __name__ == "__main__":
