@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from tlkit.plugin.discovery import damaged
 from tlkit.runtime.session import quiet_options
 
 # These packages write the same files; the last one installed wins, until one is removed together with the files.
@@ -161,6 +162,9 @@ def _ask_driver(*options: str) -> list[str]:
 
 def problems(found: Mapping[str, str], tried: Sequence[Provider]) -> Iterator[Problem]:
     """Yield defects of the installation."""
+    for folder in damaged():
+        what = f"the metadata in {folder} is damaged: if a plugin, it is not found"
+        yield Problem(what, "remove the folder and install the package again")
     several = [name for name in RUNTIMES if name in found]
     if len(several) > 1:
         yield _overwriting(several, keep=next(name for name in several if name != RUNTIMES[0]))

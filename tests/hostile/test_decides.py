@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
+from dataclasses import fields, replace
 
 import onnx
 import onnxruntime
 import PIL
 import pytest
 import torch
+from tlkit_standard.strategies import STRATEGIES
 
-from tests.kit.tiny import Line
+from tests.kit.tiny import Line, Scored, Seeded
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.model.trunk import fingerprint
 from tlkit.plugin import sources
 from tlkit.runtime import feature_cache
 from tlkit.runtime.feature_cache import FeatureCache
+from tlkit.training.config import TrainingConfig
+from tlkit.training.device import Device, DeviceOptions
+from tlkit.training.run import make_plan
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -195,3 +201,42 @@ def test_options_and_sources_of_every_component_are_in_the_identity_of_a_run():
     identity = sources.identity(Line())
     assert identity["name"] == Line.name
     assert identity["sources of the plugin"] == sources.sources("tests")
+
+
+# What decides on a training, and what takes effect when the bundle is written: a resumed run may have another.
+CHANGES = {
+    "backbone": Seeded(),
+    "strategy": replace(STRATEGIES[0], epochs=3),
+    "head": Scored(),
+    "cut": "first",
+    "size": 64,
+    "val": 0.4,
+    "group": "([a-z]+)",
+    "seed": 1,
+    "refit": False,
+    "views": 2,
+    "cache": False,
+}
+LATER = {"origins", "max_bad", "golden", "golden_strip", "advice"}
+CPU = DeviceOptions("cpu", "fp32")
+
+
+def test_every_field_of_a_configuration_is_known():
+    assert {field.name for field in fields(TrainingConfig)} == LATER | set(CHANGES)
+
+
+def test_what_decides_on_a_training_decides_whether_it_is_resumed(pictures, tiny_config, tmp_path):
+    _, features = make_plan(pictures, tmp_path / "run", tiny_config).read(lambda _: None)
+
+    def identity(options=CPU, features=features, **changes):
+        plan = make_plan(pictures, tmp_path / "run", replace(tiny_config, **changes))
+        return json.dumps(plan.identity(features, Device(options)), sort_keys=True)
+
+    before, files = identity(), features.sha256
+    assert identity(golden=1, max_bad=0.5, golden_strip=True) == before
+    for name, value in CHANGES.items():
+        assert identity(**{name: value}) != before, name
+    assert identity(DeviceOptions("cpu", "bf16")) != before
+    assert identity(DeviceOptions("cpu", "fp32", compile=True)) != before
+    assert identity(DeviceOptions("cpu", "fp32", tf32=True)) == before  # a CPU has none
+    assert identity(features=replace(features, sha256=[files[1], *files[1:]])) != before

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from tests.kit.distribution import describe, install
+from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin import discovery
-from tlkit.plugin.discovery import find, provenance
+from tlkit.plugin.discovery import find, provenance, suspects
+from tlkit.plugin.registry import Host
 
 
 @pytest.fixture
@@ -151,3 +154,57 @@ class TestHidden:
             place.joinpath("direct_url.json").write_text(json.dumps({"url": url}))
             located = type("Located", (metadata.PathDistribution,), {"locate_file": lambda *_, root=root: root})
             assert discovery._is_this(located(place)) is ours, (root, url)
+
+    @pytest.mark.parametrize("latest", ["0.9", "1.0"])
+    def test_of_two_in_one_folder_the_latest_is_taken(self, site: Path, latest: str) -> None:
+        for version in ("0.9", "1.0"):
+            describe(site, "some-plugin", "[tlkit]\nx = some_plugin\n", version)
+            for file in (site / f"some_plugin-{version}.dist-info").iterdir():
+                os.utime(file, (0, int(version == latest)))
+        found = {each.version: each.incompatible for each in find("tlkit") if each.distribution == "some-plugin"}
+        assert [version for version, reason in found.items() if reason is None] == [latest]
+        assert len(found) == 2
+
+    def test_metadata_without_entry_points_hides_none(self, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        install(site, "some-plugin", "")
+        describe(site, "some-plugin", "", "0.9")
+        (site / "first").mkdir()
+        describe(site / "first", "some-plugin", "", "0.8")
+        monkeypatch.syspath_prepend(site / "first")
+        assert [each.version for each in find("tlkit") if each.distribution == "some-plugin"] == ["1.0"]
+
+    def test_without_metadata_of_its_own_tlkit_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(discovery.metadata, "distributions", list)
+        (own,) = find("tlkit")
+        assert own.incompatible is not None
+        assert "pip install --force-reinstall" in own.incompatible
+        host = Host([own])
+        with pytest.raises(UsageError, match="its metadata is missing or damaged"):
+            host.get("backbone", "some")
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"[tlkit]\nx = some_plugin\n\xff", "[tlkit]\nx = some_plugin".encode("utf-16"), b"\xef\xbb\xbf[tlkit]\nx = y"],
+    )
+    def test_entry_points_that_cant_be_parsed_are_named(self, site: Path, content: bytes) -> None:
+        install(site, "some-plugin", "")
+        (site / "some_plugin-1.0.dist-info/entry_points.txt").write_bytes(content)
+        (plugin,) = (each for each in Host(find("tlkit")).plugins if each.distribution == "some-plugin")
+        assert plugin.state == "broken"
+
+    def test_a_plugin_without_metadata_has_the_name_of_its_folder(self, site: Path) -> None:
+        install(site, "some-plugin", "")
+        (site / "some_plugin-1.0.dist-info/METADATA").unlink()
+        assert ("some_plugin", "1.0") in {(each.distribution, each.version) for each in find("tlkit")}
+
+    def test_what_may_hide_a_plugin_is_named(self, site: Path) -> None:
+        before = suspects()
+        describe(site, "some-plugin", "", requires=["tlkit>=0.1"])
+        (site / "other_plugin-2.0.dist-info").mkdir()
+        assert sorted(set(suspects()) - set(before)) == [
+            "some-plugin requires tlkit and declares no plugin",
+            f"the metadata in {site}/other_plugin-2.0.dist-info is damaged",
+        ]
+        for name in ("some-plugin", "other_plugin"):
+            with pytest.raises(ArtifactError, match=r"declares no plugin; |is damaged; "):
+                Host([]).require("backbone", "x", name, "1.0", {})

@@ -8,8 +8,6 @@ backbone in place of the large ones; all in forks of one process. That a shell f
 from __future__ import annotations
 
 import ast
-import contextlib
-import itertools
 import os
 import re
 import runpy
@@ -25,11 +23,11 @@ import click
 import numpy as np
 import onnx
 import pytest
-from PIL import Image
 
 from tests.kit.components import environment
 from tests.kit.distribution import describe, entry_points, install_project
 from tests.kit.faults import preprocessed
+from tests.kit.modes import pictures_of_every_mode
 from tests.kit.tiny import write_images
 from tests.project.documents import LANGUAGES, blocks, broken_links, commands, documents, name_of
 from tlkit.cli import cli
@@ -244,35 +242,6 @@ def test_the_script_without_tlkit_knows_every_crop_mode(
     runpy.run_path(str(tmp_path / "script.py"))
     label, probability = capsys.readouterr().out.split()
     assert (label, float(probability)) == (expected.label, pytest.approx(expected.probability, abs=1e-6))
-
-
-def pictures_of_every_mode(folder):
-    """Yield files of each mode in each format that Pillow writes it in, and what it writes of its own."""
-    rng = np.random.default_rng(0)
-    rgba = Image.fromarray(rng.integers(0, 256, (40, 48, 4), np.uint8)).resize((48, 40), Image.Resampling.BICUBIC)
-    gray16 = Image.fromarray(np.linspace(0, 65535, 1920).astype(np.uint16).reshape(40, 48))
-    made = {
-        mode: rgba.convert("RGB").convert(mode)
-        for mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV", "I", "F")
-    }
-    made |= {
-        "RGBA": rgba,
-        "RGBX": rgba.convert("RGBX"),
-        "LA": rgba.convert("LA"),
-        "PA": rgba.convert("PA"),
-        "I;16": gray16,
-    }
-    for (mode, picture), kind in itertools.product(made.items(), ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # of modes that a format does not have
-            picture.save(folder / f"{mode.replace(';', '-')}.{kind}", kind)
-            yield folder / f"{mode.replace(';', '-')}.{kind}"
-    made["P"].save(folder / "index.png", transparency=3)
-    made["L"].save(folder / "gray.png", transparency=int(made["L"].getpixel((0, 0))))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    made["RGB"].save(folder / "turned.jpg", exif=exif, quality=95)
-    rgba.save(folder / "turned.png", exif=exif)
-    yield from (folder / name for name in ("index.png", "gray.png", "turned.jpg", "turned.png"))
 
 
 def test_the_script_without_tlkit_sees_what_predict_sees_or_refuses(snippets, tiny_run, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import re
 import shutil
@@ -11,6 +12,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
+from tests.kit.modes import pictures_of_every_mode
 from tests.kit.serving import open_graph, serving
 from tests.project.documents import blocks
 from tlkit.exporting.triton import export_triton
@@ -265,3 +267,25 @@ def test_the_client_of_the_documents_works(server, tiny_run, checkout, tmp_path,
     exec(compile(python[0].replace("localhost:8000", f"127.0.0.1:{server.port}"), "serving.md", "exec"), {})  # noqa: S102
     with open_graph(tiny_run, "model") as model:
         assert capsys.readouterr().out.split()[0] == model.predict([file])[0].label
+
+
+def test_a_client_that_makes_the_pixels_gets_what_predict_gives(server, tiny_run, checkout, tmp_path, monkeypatch):
+    """The script of the README with the lines of docs/deployment.md for Triton, on pictures of every mode."""
+    client_module("http")
+    (script,) = (block.text for block in blocks(checkout / "README.md") if "sys.argv" in block.text)
+    (lines,) = (block.text for block in blocks(checkout / "docs/deployment.md") if "tritonclient" in block.text)
+    first, last = re.split(r"# from `opened`.*\n", lines.replace("localhost:8000", f"127.0.0.1:{server.port}"))
+    begin, rest = script.split("session = ")
+    pixels = rest[rest.index("opened = ") : rest.index("probabilities = ")]
+    client = compile(begin + first + pixels + last, "client.py", "exec")
+    answered = 0
+    with open_graph(tiny_run, "model") as model:
+        for file in pictures_of_every_mode(tmp_path):
+            monkeypatch.setattr("sys.argv", ["client.py", "", str(file)])
+            found = {}
+            with contextlib.suppress(SystemExit):  # it refuses what it would decode otherwise
+                exec(client, found)  # noqa: S102
+                expected = model.predict([file], topk=3)[0]
+                assert sorted(found["probabilities"])[::-1] == pytest.approx(expected.probabilities, abs=0.01)
+                answered += 1
+    assert answered >= 20

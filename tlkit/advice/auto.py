@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,9 @@ def _conditions(advice: Advice, request: AdviceRequest, options: RunOptions, bud
         "policy": asdict(request.policy),
         "device": device.type,
         "precision": str(device.dtype).removeprefix("torch."),
+        "compile": device.compile,
+        "tf32": device.tf32,
+        **{name: metadata.version(name) for name in ("scikit-learn", "torch")},
         **environment(),
         MACHINE: machine(),
         "images": _images(advice),

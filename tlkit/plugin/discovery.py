@@ -42,13 +42,17 @@ class Found:
 def find(group: str) -> list[Found]:
     """Return the entry points of `group` and of `group.N`, for contract N, sorted by distribution and name.
 
-    tlkit's own distribution comes first, so that no other can take a name of the standard plugin.
+    tlkit's own distribution comes first, so that no other can take a name of the standard plugin. If its metadata
+    names no entry point, it is listed with the remedy.
     """
     by_name: dict[str, list[metadata.Distribution]] = {}
     for distribution in metadata.distributions():
         if declares(distribution, group):
             by_name.setdefault(normalize(_identity(distribution)[0]), []).append(distribution)
-    found = itertools.chain.from_iterable(_chosen(name, several, group) for name, several in by_name.items())
+    found = list(itertools.chain.from_iterable(_chosen(name, several, group) for name, several in by_name.items()))
+    if OWN_DISTRIBUTION not in by_name:
+        why = f"its metadata is missing or damaged; run: pip install --force-reinstall --no-deps {OWN_DISTRIBUTION}"
+        found.append(Found(OWN_DISTRIBUTION, OWN_DISTRIBUTION, __version__, "", _fail, why))
     return sorted(
         found, key=lambda each: (normalize(each.distribution) != OWN_DISTRIBUTION, each.distribution, each.name)
     )
@@ -57,9 +61,14 @@ def find(group: str) -> list[Found]:
 def _chosen(name: str, several: list[metadata.Distribution], group: str) -> Iterator[Found]:
     """Yield the entry points of the first distribution of a name, as imports do, and name those that it hides.
 
-    tlkit's own is the one that this module belongs to, wherever another calls itself so.
+    Of several in one folder the first is the one that was written last: an upgrade left the others. tlkit's own is the
+    one that this module belongs to, or that has its version, wherever another calls itself so.
     """
-    first = next(filter(_is_this, several), several[0]) if name == OWN_DISTRIBUTION else several[0]
+    there = [each for each in several if _place(each).parent == _place(several[0]).parent]
+    first = max(there, key=_time)
+    if name == OWN_DISTRIBUTION:
+        ours = [each for each in several if _identity(each)[1] == __version__]
+        first = next(filter(_is_this, several), (ours or [first])[0])
     yield from _read(first, group)
     version = _identity(first)[1]
     for other in several:
@@ -88,6 +97,44 @@ def _place(distribution: metadata.Distribution) -> Path:
     return Path(str(getattr(distribution, "_path", ""))).absolute()
 
 
+def _time(distribution: metadata.Distribution) -> float:
+    """Return when the metadata was written."""
+    try:
+        return max(file.stat().st_mtime for file in _place(distribution).iterdir())
+    except (OSError, ValueError):  # gone, or empty
+        return 0.0
+
+
+def damaged() -> list[str]:
+    """Return the folders of metadata that name no distribution, as an interrupted installation leaves them."""
+    places = {str(_place(each)) for each in metadata.distributions() if not _text(each, "METADATA", "PKG-INFO")}
+    return sorted(places)
+
+
+def suspects() -> list[str]:
+    """Return what may hide a plugin that was asked for: damaged metadata, and distributions that lost their plugin."""
+    lost = [
+        f"{_identity(each)[0]} requires {OWN_DISTRIBUTION} and declares no plugin"
+        for each in metadata.distributions()
+        if not _text(each, "entry_points.txt") and any(map(_REQUIRES_US.match, _requirements(each)))
+    ]
+    return [f"the metadata in {folder} is damaged" for folder in damaged()] + sorted(set(lost))
+
+
+def _text(distribution: metadata.Distribution, *names: str) -> str:
+    """Return the first file of the metadata that holds text, in whatever encoding."""
+    for name in names:
+        try:
+            text = distribution.read_text(name)
+        except UnicodeError:
+            text = (_place(distribution) / name).read_bytes().replace(b"\0", b"").decode("latin-1")
+        except OSError:
+            text = None
+        if text:
+            return text
+    return ""
+
+
 def normalize(name: str) -> str:
     """Return the normalized name of a distribution (Python packaging specifications, "Names and normalization")."""
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -109,10 +156,7 @@ def provenance(distribution: str) -> str:
 
 def declares(distribution: metadata.Distribution, group: str) -> bool:
     """Return True if the metadata has the group of any contract; nothing is parsed, as most distributions have none."""
-    try:
-        return re.search(rf"(?m)^\[{group}(\.\d+)?\]", distribution.read_text("entry_points.txt") or "") is not None
-    except (OSError, UnicodeError):
-        return False
+    return re.search(rf"(?m)^[^\[\n#]*\[{group}(\.\d+)?\]", _text(distribution, "entry_points.txt")) is not None
 
 
 def _read(distribution: metadata.Distribution, group: str) -> list[Found]:
@@ -122,6 +166,8 @@ def _read(distribution: metadata.Distribution, group: str) -> list[Found]:
         written_for = {each: _contract(each.group, group) for each in distribution.entry_points}
         ours = [each for each, contract in written_for.items() if contract == CONTRACT]
         others = [each for each, contract in written_for.items() if contract is not None]
+        if not others:
+            raise ValueError("its entry_points.txt can't be parsed; install it again")
         incompatible = _incompatible(distribution, name)
         if others and not ours:
             incompatible = (
@@ -166,11 +212,13 @@ def _requirements(distribution: metadata.Distribution) -> list[str]:
 
 
 def _identity(distribution: metadata.Distribution) -> tuple[str, str]:
+    """Return name and version, which the folder's name has as well if there is no METADATA."""
+    name, _, version = _place(distribution).stem.partition("-")
     try:
-        return distribution.name or "unknown", distribution.version or "unknown"
+        return distribution.name or name, distribution.version or version or "unknown"
     except Exception:  # noqa: BLE001  # no METADATA, or not text: what is raised depends on the Python version
-        return "unknown", "unknown"
+        return name or "unknown", version or "unknown"
 
 
-def _fail(problem: Exception) -> NoReturn:
-    raise problem
+def _fail(problem: Exception | None = None) -> NoReturn:
+    raise problem or RuntimeError

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tlkit.errors import ArtifactError, UsageError
 from tlkit.plugin import hooks
 from tlkit.plugin.contract import Component
-from tlkit.plugin.discovery import Found, find, normalize
+from tlkit.plugin.discovery import Found, find, normalize, suspects
 from tlkit.plugin.loading import DISABLE_VARIABLE, RegisteredComponent, load_components
 from tlkit.plugin.options import configure, from_json
 from tlkit.util.text import did_you_mean
@@ -126,6 +126,7 @@ class Host:
         known = self.names(kind)
         installed = ", ".join(known) if len(known) <= _NAMES_IN_MESSAGE else f"{len(known)}, see `tlkit plugins`"
         problems = [plugin.problem for plugin in self.plugins if plugin.problem]
+        problems += suspects()
         what = f"there is no {kind} {name!r}{did_you_mean(name, known)}; installed: {installed or 'none'}"
         raise UsageError("; ".join([what, *problems]))
 
@@ -134,6 +135,7 @@ class Host:
         other = self._components.get((kind, name))
         plugins = [plugin for plugin in self.plugins if normalize(plugin.distribution) == normalize(distribution)]
         problems = [plugin.problem for plugin in plugins if plugin.problem]
+        problems += [] if plugins else suspects()
         if problems:
             why = "; ".join(problems)
         elif other is not None:

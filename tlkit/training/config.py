@@ -132,6 +132,8 @@ class Plan:
             "device": device.type,
             "precision": str(device.dtype).removeprefix("torch."),
             "world_size": device.world_size,
+            "compile": device.compile,
+            "tf32": device.tf32,
         }
 
     def identity(self, features: Features, device: Device) -> dict[str, Any]:

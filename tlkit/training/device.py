@@ -55,12 +55,12 @@ class Device:
         self.torch_device = _torch_device(options.device)
         self.type = self.torch_device.type
         self.dtype = _dtype(options.precision, self.torch_device)
-        self.compile = options.compile
+        self.compile, self.tf32 = options.compile, options.tf32 and self.type == "cuda"
         self.micro_batches = 1  # per batch, one after the other; doubled when memory runs out
         self.scaler = torch.amp.GradScaler(self.type, enabled=self.dtype == torch.float16)
         if self.type == "cuda":
             torch.cuda.set_device(self.torch_device)
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
 
     @property
     def is_main_process(self) -> bool:
