@@ -211,7 +211,7 @@ CHANGES = {
     "cut": "first",
     "size": 64,
     "val": 0.4,
-    "group": "([a-z]+)",
+    "group": r"(\d+)\.png",
     "seed": 1,
     "refit": False,
     "views": 2,
