@@ -6,30 +6,33 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tlkit.model.exports import graph_file
 from tlkit.plugin.contract import Session
 from tlkit.runtime.model import Model
 
 PATIENCE = 30
 
 
-def open_graph(root: Path, graph: str) -> Model:
+def open_graph(root: Path, graph: str, precision: str = "fp32") -> Model:
     """Open a graph with one core per call and two workers, whatever the machine."""
-    return Model.open(root, graph=graph, workers=2)
+    return Model.open(graph_file(root, graph, precision=precision), workers=2)
 
 
 @contextmanager
-def serving(paths: Sequence[Path], *, wait: bool = True, opening: Any = open_graph, **options: Any) -> Iterator[Any]:
+def serving(paths: Sequence[Path], *, wait: bool = True, precision: str = "fp32", **options: Any) -> Iterator[Any]:
     """Serve bundles until the end of the block; with `wait`, from when it is ready."""
     for package in ("uvicorn", "starlette", "prometheus_client"):
         pytest.importorskip(package, reason="needs tlkit[serve]")
     from tlkit.serving.run import ServeOptions, Server
 
-    server = Server(paths, opening, "onnx/fp32", ServeOptions(port=0, look=0.02, **options))
+    opening = partial(open_graph, precision=precision)
+    server = Server(paths, opening, f"onnx/{precision}", ServeOptions(port=0, look=0.02, **options))
     errors: list[BaseException] = []
 
     def run() -> None:

@@ -2,58 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import inspect
 import re
 import shutil
-from importlib import import_module
+import time
 
 import numpy as np
 import pytest
 
 from tests.kit.modes import pictures_of_every_mode
 from tests.kit.serving import open_graph, serving
+from tests.kit.triton import KINDS, NEEDS, WORKS, Clients, expected
 from tests.project.documents import blocks
 from tlkit.exporting.triton import export_triton
 from tlkit.model.bundle import open_bundle
 from tlkit.serving.limits import Limits
 
 pytest.importorskip("tritonclient", reason="needs tritonclient[grpc,http]")
-KINDS = ("http", "http.aio", "grpc", "grpc.aio")
-
-# Method → its arguments, for one with the model "run"; what is not in WORKS raises InferenceServerException.
-CALLS = {
-    "is_server_live": (),
-    "is_server_ready": (),
-    "is_model_ready": ("run",),
-    "get_server_metadata": (),
-    "get_model_metadata": ("run",),
-    "get_model_config": ("run",),
-    "get_model_repository_index": (),
-    "get_inference_statistics": ("run",),
-    "load_model": ("run",),
-    "unload_model": ("run",),
-    "update_trace_settings": ("run", {}),
-    "get_trace_settings": (),
-    "update_log_settings": ({},),
-    "get_log_settings": (),
-    "get_system_shared_memory_status": (),
-    "register_system_shared_memory": ("a", "b", 8),
-    "unregister_system_shared_memory": (),
-    "get_cuda_shared_memory_status": (),
-    "register_cuda_shared_memory": ("a", b"c2M=", 0, 8),
-    "unregister_cuda_shared_memory": (),
-}
-WORKS = {name for name in CALLS if name.startswith(("is_", "get_")) and not re.search("trace|log|memory", name)}
-INFER = {"infer", "async_infer", "start_stream", "stop_stream", "async_stream_infer", "stream_infer"}
-LOCAL = {"close", "plugin", "register_plugin", "unregister_plugin", "generate_request_body", "parse_response_body"}
 
 
-def client_module(kind):
-    needs = "geventhttpclient" if kind == "http" else "aiohttp" if kind == "http.aio" else "grpc"
-    pytest.importorskip(needs, reason="needs tritonclient[grpc,http]")
-    return import_module(f"tritonclient.{kind}")
+def clients_of(kind, server):
+    pytest.importorskip(NEEDS[kind], reason="needs tritonclient[grpc,http]")
+    return Clients(kind, server.grpc_port if kind.startswith("grpc") else server.port)
 
 
 @pytest.fixture(scope="module")
@@ -65,60 +35,20 @@ def server(tiny_run):
 
 @pytest.fixture
 def client(request, server):
-    """A function that runs calls on a client of one kind: `client(lambda c: c.infer(...))`, and its module."""
-    kind = request.param
-    module = client_module(kind)
-    port = server.grpc_port if kind.startswith("grpc") else server.port
-
-    async def later(call):
-        async with module.InferenceServerClient(f"127.0.0.1:{port}") as made:
-            result = call(made)
-            return await result if inspect.isawaitable(result) else result
-
-    def run(call):
-        if kind.endswith("aio"):
-            return asyncio.run(later(call))
-        made = module.InferenceServerClient(f"127.0.0.1:{port}")
-        try:
-            return call(made)
-        finally:
-            made.close()
-
-    run.module, run.kind = module, kind
-    return run
+    """Clients of one kind: `client(lambda made: made.infer(...))`."""
+    return clients_of(request.param, server)
 
 
 every_kind = pytest.mark.parametrize("client", KINDS, indirect=True)
 
 
-def given(module, images):
-    kind = "UINT8" if images.dtype == np.uint8 else "BYTES"
-    made = module.InferInput("images", list(images.shape), kind)
-    made.set_data_from_numpy(images)
-    return [made]
-
-
 @every_kind
-def test_every_public_method_works_or_gives_the_protocols_error(client):
-    from tritonclient.utils import InferenceServerException
-
-    found = {
-        name
-        for name, value in inspect.getmembers(client.module.InferenceServerClient, inspect.isfunction)
-        if not name.startswith("_")
-    }
-    assert found <= set(CALLS) | INFER | LOCAL
-    assert len(found) >= 20
-    for name in sorted(found & set(CALLS)):
-
-        def call(made, name=name):
-            return getattr(made, name)(*CALLS[name])
-
-        if name in WORKS:
-            assert client(call) is not None, name
-        else:
-            with pytest.raises(InferenceServerException, match=r"not supported|Method not found"):
-                client(call)
+def test_every_public_method_works_or_gives_the_protocols_error(client, tiny_run):
+    outcomes = client.tried(min((tiny_run / "golden").glob("*.png")).read_bytes())
+    assert len(outcomes) >= 24
+    assert {name for name, outcome in outcomes.items() if outcome == WORKS} == set(filter(expected, outcomes))
+    for outcome in set(outcomes.values()) - {WORKS}:
+        assert re.search(r"not supported|Method not found", outcome)
 
 
 @every_kind
@@ -127,7 +57,7 @@ def test_inference_gives_what_predict_gives(client, tiny_run):
     with open_graph(tiny_run, "model") as model:
         for file in files:
             expected = model.predict([file], topk=3)[0]
-            picture = given(client.module, np.array([file.read_bytes()], object))
+            picture = client.given(np.array([file.read_bytes()], object))
             answer = client(lambda made, picture=picture: made.infer("run", picture))
             probabilities = answer.as_numpy("probabilities")
             assert sorted(probabilities[0].tolist(), reverse=True) == list(expected.probabilities)
@@ -139,17 +69,17 @@ def test_tensors_classes_and_compression(client, tiny_run):
     images = np.random.default_rng(1).integers(0, 255, (3, 32, 32, 3), np.uint8)
     with open_graph(tiny_run, "model") as model:
         expected = model.session.run(images)
-    answer = client(lambda made: made.infer("run", given(client.module, images), request_id="7"))
+    answer = client(lambda made: made.infer("run", client.given(images), request_id="7"))
     for name, values in expected.items():
         assert answer.as_numpy(name) == pytest.approx(values, abs=1e-6), name
     asked = [client.module.InferRequestedOutput("probabilities", class_count=2)]
-    classes = client(lambda made: made.infer("run", given(client.module, images), outputs=asked))
+    classes = client(lambda made: made.infer("run", client.given(images), outputs=asked))
     best = classes.as_numpy("probabilities")[:, 0]
     assert [each.decode().split(":")[1] for each in best] == [str(i) for i in expected["probabilities"].argmax(1)]
     if client.kind.startswith("http"):
         for algorithm in ("gzip", "deflate"):
             packed = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
-            again = client(lambda made, more=packed: made.infer("run", given(client.module, images), **more))
+            again = client(lambda made, more=packed: made.infer("run", client.given(images), **more))
             assert np.array_equal(again.as_numpy("logits"), answer.as_numpy("logits"))
 
 
@@ -160,7 +90,7 @@ def test_what_is_wrong_is_an_error_of_the_client(client):
     def refused(match, name="run", images=None, **more):
         images = np.zeros((1, 32, 32, 3), np.uint8) if images is None else images
         with pytest.raises(InferenceServerException, match=match) as caught:
-            client(lambda made: made.infer(name, given(client.module, images), **more))
+            client(lambda made: made.infer(name, client.given(images), **more))
         assert "/" not in caught.value.message()
 
     refused("is not served", "other")
@@ -182,8 +112,8 @@ def test_a_stream_answers_each_request(client):
 
     def stream(made):
         made.start_stream(callback=lambda result, error: got.put((result, error)))
-        made.async_stream_infer("run", given(client.module, np.zeros((2, 32, 32, 3), np.uint8)))
-        made.async_stream_infer("run", given(client.module, np.zeros((2, 9, 9, 3), np.uint8)))
+        made.async_stream_infer("run", client.given(np.zeros((2, 32, 32, 3), np.uint8)))
+        made.async_stream_infer("run", client.given(np.zeros((2, 9, 9, 3), np.uint8)))
         answers = [got.get(timeout=20) for _ in range(2)]
         made.stop_stream()
         return answers
@@ -238,7 +168,7 @@ def test_names_types_and_shapes_are_those_of_a_triton_repository(server, tiny_ru
 
 def test_grpc_keeps_its_limits_and_its_token(tiny_run):
     grpc = pytest.importorskip("grpc", reason="needs tlkit[serve-grpc]")
-    module = client_module("grpc")
+    from tritonclient import grpc as module
     from tritonclient.utils import InferenceServerException
 
     with serving([tiny_run], grpc_port=0, token="open sesame") as server:  # noqa: S106 - of a test
@@ -256,8 +186,35 @@ def test_grpc_keeps_its_limits_and_its_token(tiny_run):
         channel.close()
 
 
+def test_grpc_refuses_what_is_no_request(tiny_run, capfd):
+    grpc = pytest.importorskip("grpc", reason="needs tlkit[serve-grpc]")
+    infer = "/inference.GRPCInferenceService/ModelInfer"
+    with (
+        serving([tiny_run], grpc_port=0, limits=Limits(reading=0.3)) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+
+        def refused(requests, code):
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.stream_unary(infer)(requests, timeout=20)
+            assert caught.value.code() == code
+            assert "Traceback" not in caught.value.details()
+
+        for content in (b"\xff", b"\x0a\xff", bytes(99)):
+            refused(iter([content]), grpc.StatusCode.INVALID_ARGUMENT)
+        refused(iter([]), grpc.StatusCode.INVALID_ARGUMENT)
+        refused((time.sleep(1) or each for each in [b""]), grpc.StatusCode.DEADLINE_EXCEEDED)
+        with pytest.raises(grpc.RpcError):
+            list(channel.stream_stream("/inference.GRPCInferenceService/Nothing")(iter([b""]), timeout=20))
+        errors = list(
+            channel.stream_stream(infer.replace("ModelInfer", "ModelStreamInfer"))(iter([b"\xff", b""]), timeout=20)
+        )
+        assert len(errors) == 2
+    assert capfd.readouterr().err == ""
+
+
 def test_the_client_of_the_documents_works(server, tiny_run, checkout, tmp_path, monkeypatch, capsys):
-    client_module("http")
+    pytest.importorskip("geventhttpclient", reason="needs tritonclient[http]")
     texts = [block.text for block in blocks(checkout / "docs/serving.md") if "localhost:8000" in block.text]
     python = [text for text in texts if "tritonclient" in text]
     assert len(python) == 1
@@ -271,7 +228,7 @@ def test_the_client_of_the_documents_works(server, tiny_run, checkout, tmp_path,
 
 def test_a_client_that_makes_the_pixels_gets_what_predict_gives(server, tiny_run, checkout, tmp_path, monkeypatch):
     """The script of the README with the lines of docs/deployment.md for Triton, on pictures of every mode."""
-    client_module("http")
+    pytest.importorskip("geventhttpclient", reason="needs tritonclient[http]")
     (script,) = (block.text for block in blocks(checkout / "README.md") if "sys.argv" in block.text)
     (lines,) = (block.text for block in blocks(checkout / "docs/deployment.md") if "tritonclient" in block.text)
     first, last = re.split(r"# from `opened`.*\n", lines.replace("localhost:8000", f"127.0.0.1:{server.port}"))

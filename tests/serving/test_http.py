@@ -241,7 +241,16 @@ def test_slow_and_lying_clients_are_dropped(server):
     assert b" 408 " in raw(server, head % 100, b"some")  # a body that never comes
     assert b" 413 " in raw(server, head % (LIMITS.body + 1))
     assert b" 413 " in raw(server, head % (1 << 40))
-    assert b" 400 " in raw(server, b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 2000)
+    get = b"GET /v2 HTTP/1.1\r\nHost: x\r\n"
+    chunked = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for endless in (
+        get + b"a: b\r\n" * 2000,
+        get + b"a:" + b"b" * 9000,
+        b"GET /" + b"a" * 9000,
+        chunked + b"1;" + b"a" * 20000,
+        chunked + b"1\r\nx\r\n0\r\n" + b"a: b\r\n" * 2000,
+    ):
+        assert b" 400 " in raw(server, endless[:5000], endless[5000:], pause=0.05)
     assert call(server, "GET", "/v2/health/ready")[0].status == 200
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.kit.serving import PATIENCE, Slow, open_graph, until
 from tlkit.serving.protocol import ProtocolError
-from tlkit.serving.scheduler import Scheduler
+from tlkit.serving.scheduler import Job, Scheduler
 
 
 @pytest.fixture
@@ -30,15 +30,21 @@ def images(count, seed=0):
     return np.random.default_rng(seed).integers(0, 255, (count, 32, 32, 3), np.uint8)
 
 
+def submitted(scheduler, *job):
+    made = Job(*job)
+    scheduler.submit(made)
+    return made
+
+
 def later(seconds=PATIENCE):
     return time.monotonic() + seconds
 
 
 def test_load_forms_batches_and_every_request_gets_its_own_rows(scheduler, gate):
     session = scheduler.session
-    jobs = [scheduler.submit(images(1, 99), ["logits"], later())]
+    jobs = [submitted(scheduler, images(1, 99), ["logits"], later())]
     until(lambda: not scheduler._queue)  # the only worker has it
-    jobs += [scheduler.submit(images(count, count), ["logits"], later()) for count in (3, 20, 1, 2)]
+    jobs += [submitted(scheduler, images(count, count), ["logits"], later()) for count in (3, 20, 1, 2)]
     gate.set()
     answers = [job.future.result(PATIENCE) for job in jobs]
     assert session.batches == [1, 8, 8, 8, 2]
@@ -48,14 +54,14 @@ def test_load_forms_batches_and_every_request_gets_its_own_rows(scheduler, gate)
 
 
 def test_a_deadline_and_a_client_that_goes_are_seen_before_the_run(scheduler, gate):
-    first = scheduler.submit(images(1), ["logits"], later())
+    first = submitted(scheduler, images(1), ["logits"], later())
     until(lambda: not scheduler._queue)
     late, abandoned = (
-        scheduler.submit(images(4), ["logits"], later(-1)),
-        scheduler.submit(images(5), ["logits"], later()),
+        submitted(scheduler, images(4), ["logits"], later(-1)),
+        submitted(scheduler, images(5), ["logits"], later()),
     )
     abandoned.abandoned = True
-    last = scheduler.submit(images(2), ["logits"], later())
+    last = submitted(scheduler, images(2), ["logits"], later())
     gate.set()
     assert len(last.future.result(PATIENCE).arrays["logits"]) == 2
     assert first.future.done()
@@ -79,17 +85,17 @@ def test_the_queue_is_bounded_in_images(scheduler):
 def test_an_error_of_the_session_is_that_of_its_requests_alone(scheduler, gate):
     gate.set()
     with pytest.raises(Exception, match="ONNX Runtime fails"):
-        scheduler.submit(images(1)[:, :9], ["logits"], later()).future.result(PATIENCE)
-    assert scheduler.submit(images(1), ["logits"], later()).future.result(PATIENCE)
+        submitted(scheduler, images(1)[:, :9], ["logits"], later()).future.result(PATIENCE)
+    assert submitted(scheduler, images(1), ["logits"], later()).future.result(PATIENCE)
 
 
 def test_closing_answers_what_is_queued(tiny_run, gate):
     scheduler = Scheduler(Slow(open_graph(tiny_run, "model").session, gate), 40)
-    jobs = [scheduler.submit(images(3), ["logits"], later()) for _ in range(3)]
+    jobs = [submitted(scheduler, images(3), ["logits"], later()) for _ in range(3)]
     closing = threading.Thread(target=scheduler.close)
     closing.start()
     gate.set()
     closing.join(PATIENCE)
     assert all(job.future.result(0) for job in jobs)
     with pytest.raises(ProtocolError, match="stopping"):
-        scheduler.submit(images(1), ["logits"], later())
+        submitted(scheduler, images(1), ["logits"], later())

@@ -1,4 +1,4 @@
-"""The server of uvicorn, with limits that it lacks: slow headers and idle connections; and the end that we want."""
+"""The server of uvicorn, with limits that it lacks: slow and endless headers, idle connections; and the end we want."""
 
 from __future__ import annotations
 
@@ -7,64 +7,100 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tlkit.errors import DataError
 from tlkit.serving.limits import Limits
 
 
-def protocol_of(limits: Limits) -> type[H11Protocol]:
-    """Return uvicorn's protocol of one connection, which ends one that dawdles over its headers."""
+class Connection(HttpToolsProtocol):
+    """Uvicorn's protocol of one connection, which ends one that dawdles over its headers, or sends no end of them.
 
-    class Connection(H11Protocol):
-        timer: asyncio.TimerHandle | None = None
+    The parser, llhttp, bounds nothing by itself: neither headers, nor trailers, nor what frames the chunks of a body.
+    """
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            if len(self.connections) > limits.connections:
-                transport.abort()
-                return
-            # asyncio does this only for sockets that name their protocol, which those of our listener do not; without
-            # it an answer waits 40 ms for the acknowledgement of its headers.
-            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.timer = self.loop.call_later(limits.reading / 3, transport.abort)
+    limits: Limits
+    timer: asyncio.TimerHandle | None = None
+    framing = 0  # bytes since the last ones of a body
+    fields = 0  # bytes of the address, the headers and the trailers of a request
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            begun = self.cycle is not None and not self.cycle.response_complete
-            if begun and self.timer is not None:
-                self.timer.cancel()
-                self.timer = None
-            elif not begun and self.timer is None:
-                self.timer = self.loop.call_later(limits.reading / 3, self.transport.abort)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            transport.abort()
+            return
+        # asyncio does this only for sockets that name their protocol, which those of our listener do not; without
+        # it an answer waits 40 ms for the acknowledgement of its headers.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.timer = self.loop.call_later(self.limits.reading / 3, transport.abort)
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self.timer is not None:
-                self.timer.cancel()
-            super().connection_lost(exc)
+    def data_received(self, data: bytes) -> None:
+        self.framing += len(data)
+        super().data_received(data)
+        if self.framing > self.limits.headers and not self.transport.is_closing():
+            self.send_400_response("too many bytes of headers")
+        begun = self.cycle is not None and not self.cycle.response_complete
+        if begun and self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        elif not begun and self.timer is None:
+            self.timer = self.loop.call_later(self.limits.reading / 3, self.transport.abort)
 
-    return Connection
+    def on_message_begin(self) -> None:
+        self.fields = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self.count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def count(self, size: int) -> None:
+        self.fields += size
+        if self.fields > self.limits.headers:
+            raise ValueError  # to the parser, which then refuses the request
+
+    def on_headers_complete(self) -> None:
+        self.framing = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self.framing = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.framing = 0
+        super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        super().connection_lost(exc)
 
 
 class HttpServer(uvicorn.Server):
     """Serves until SIGTERM or Ctrl-C, then answers what is under way; `stopping` is told as soon as that begins.
 
-    `beside` is another server to stop at the same time.
+    `beside` is another server to stop at the same time. Raises DataError for files of TLS that can't be used.
     """
 
     def __init__(self, app: Any, limits: Limits, *, tls: dict[str, str], stopping: Callable[[], object]) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what a client does wrong is in the metrics
         config = uvicorn.Config(
             app,
-            http=protocol_of(limits),
+            http=type("Connection", (Connection,), {"limits": limits}),
             ws="none",
             lifespan="off",
-            loop="asyncio",
             interface="asgi3",
             log_config=None,
             access_log=False,
@@ -74,9 +110,13 @@ class HttpServer(uvicorn.Server):
             limit_concurrency=limits.connections + 1,
             timeout_keep_alive=60,
             timeout_graceful_shutdown=max(1, round(limits.draining)),
-            h11_max_incomplete_event_size=limits.headers,
             **tls,  # type: ignore[arg-type]  # ssl_keyfile, ssl_certfile
         )
+        try:
+            config.load()
+        except (ssl.SSLError, OSError) as error:
+            what = f"no certificate and key that belong together: {getattr(error, 'reason', None) or error}"
+            raise DataError(what, file=tls.get("ssl_certfile"), do="give PEM files; see --certificate") from error
         super().__init__(config)
         self._stopping = stopping
         self.beside: Callable[[], Awaitable[object]] | None = None

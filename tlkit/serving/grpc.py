@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from tlkit.errors import ResourceError
 from tlkit.serving.http import EXTENSIONS
@@ -38,6 +40,7 @@ CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     499: grpc.StatusCode.CANCELLED,
     503: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -45,14 +48,19 @@ CODES = {
 }
 TYPES = {"TYPE_UINT8": 2, "TYPE_FP32": 11, "TYPE_STRING": 13}  # of model_config.proto
 OPEN = ("ServerLive", "ServerReady")  # without the token, if there is one
+Call = Callable[[Any, Any], Awaitable[Any]]  # of a request and its context
 
 
 @dataclass(frozen=True)
 class Grpc:
-    """The service. `token` is what clients must send as `authorization: Bearer ...`, if it is set."""
+    """The service. `token` is what clients must send as `authorization: Bearer ...`, if it is set.
+
+    `log` takes a line of JSON per request.
+    """
 
     inference: Inference
     token: str = ""
+    log: Callable[[str], object] | None = None
 
     async def start(self, host: str, port: int, tls: Mapping[str, str]) -> tuple[grpc.aio.Server, int]:
         """Return the running server and its port. Raises ResourceError."""
@@ -63,6 +71,7 @@ class Grpc:
                 ("grpc.max_metadata_size", limits.headers),
                 ("grpc.compression_enabled_algorithms_bitset", 1),  # none: gRPC bounds a message before it unpacks it
                 ("grpc.max_concurrent_streams", limits.connections),
+                ("grpc.server_handshake_timeout_ms", round(1e3 * limits.reading / 3)),
                 ("grpc.so_reuseport", 0),
             ],
             maximum_concurrent_rpcs=limits.connections,
@@ -98,48 +107,86 @@ class Grpc:
             },
         }
 
-        async def infer(request: Any, context: Any) -> Any:
-            return await self._guarded("ModelInfer", context, lambda: self._infer(request, context), request.model_name)
+        def answering(name: str, answer: Callable[[Any], Any]) -> Call:
+            async def call(request: Any, _context: Any) -> Any:
+                return made[f"{name}Response"](**answer(request))
 
-        def handler(name: str, answer: Callable[[Any], Any]) -> grpc.RpcMethodHandler:
-            async def call(request: Any, context: Any) -> Any:
-                async def respond() -> Any:
-                    return made[f"{name}Response"](**answer(request))
+            return call
 
-                return await self._guarded(name, context, respond, getattr(request, "name", ""))
-
-            return _unary(name, call)
-
-        handlers = {name: handler(name, answer) for name, answer in answers.items()}
-        handlers["ModelInfer"] = _unary("ModelInfer", infer)
+        calls: dict[str, Call] = {name: answering(name, answer) for name, answer in answers.items()}
+        handlers = {name: self._unary(name, call) for name, call in {**calls, "ModelInfer": self._infer}.items()}
+        response = made["ModelStreamInferResponse"]
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._stream, made["ModelInferRequest"].FromString, made["ModelStreamInferResponse"].SerializeToString
+            self._stream, response_serializer=response.SerializeToString
         )
         return handlers
 
-    async def _guarded(self, name: str, context: Any, call: Callable[[], Awaitable[Any]], model: str) -> Any:
-        """Return an answer; a problem ends the call with its status and a message without paths or stacks."""
-        started, code = time.monotonic(), grpc.StatusCode.OK
-        problem: ProtocolError | None = None
+    def _unary(self, name: str, call: Call) -> grpc.RpcMethodHandler:
+        """Return the handler of a method, as one with a stream of requests: its one request is read when we say so."""
+
+        async def handle(requests: AsyncIterator[bytes], context: Any) -> Any:
+            try:
+                return await self._answered(name, lambda: self._read(requests), call, context)
+            except ProtocolError as problem:
+                return await context.abort(_code(problem), problem.message)
+
+        serializer = messages()[f"{name}Response"].SerializeToString
+        return grpc.stream_unary_rpc_method_handler(handle, response_serializer=serializer)
+
+    async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+        """Answer each request of a stream in turn; a problem is a message of it, and the lack of a token its end."""
+        response = messages()["ModelStreamInferResponse"]
+        async for content in requests:
+
+            async def read(content: bytes = content) -> bytes:
+                return content
+
+            try:
+                answer = await self._answered("ModelInfer", read, self._infer, context)
+                yield response(infer_response=answer)
+            except ProtocolError as problem:
+                if problem.status == 401:
+                    await context.abort(_code(problem), problem.message)
+                yield response(error_message=problem.message)
+
+    async def _answered(self, name: str, read: Callable[[], Awaitable[bytes]], call: Call, context: Any) -> Any:
+        """Return the answer to a request; what goes wrong is a ProtocolError without paths or stacks."""
+        started, code, model = time.monotonic(), grpc.StatusCode.OK, ""
         try:
             self._authorize(name, context)
-            return await call()
-        except ProtocolError as error:
-            problem = error
+            request = _parsed(name, await read())
+            asked = getattr(request, "model_name", "") or getattr(request, "name", "")
+            model = asked if self.inference.repository.has(asked) else ""
+            return await call(request, context)
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             self.inference.metrics.rejected("closed")
             raise
-        except Exception as error:  # noqa: BLE001 - the last resort of a server; what it is goes to its own stderr
-            sys.stderr.write(f"tlkit: a bug in tlkit serve: {type(error).__name__}: {error}\n")
-            problem = ProtocolError(500, "internal error", reason="internal")
+        except Exception as error:
+            problem = _problem(error)
+            code = _code(problem)
+            self.inference.metrics.rejected(problem.reason)
+            raise problem from error
         finally:
-            if problem is not None:
-                code = CODES.get(problem.status, grpc.StatusCode.INTERNAL)
-                self.inference.metrics.rejected(problem.reason)
-            known = model if model in {each.source.name for each in self.inference.repository.all()} else ""
-            self.inference.metrics.request(known, "grpc", code.name, time.monotonic() - started)
-        return await context.abort(code, problem.message)
+            self._note(name, model, code, time.monotonic() - started, context)
+
+    def _note(self, name: str, model: str, code: grpc.StatusCode, seconds: float, context: Any) -> None:
+        """Count a call, and write its line."""
+        self.inference.metrics.request(model, "grpc", code.name, seconds)
+        if self.log is not None:
+            facts = {"time": round(time.time(), 3), "protocol": "grpc", "method": name, "model": model}
+            facts |= {"status": code.name, "ms": round(1e3 * seconds, 3), "client": context.peer()}
+            self.log(json.dumps(facts))
+
+    async def _read(self, requests: AsyncIterator[bytes]) -> bytes:
+        """Return the one request of a call, which the server waits for as long as for a body of HTTP."""
+        try:
+            async with asyncio.timeout(self.inference.limits.reading):
+                return await anext(requests)
+        except TimeoutError as error:
+            raise ProtocolError(408, "the request came too slowly", reason="slow") from error
+        except StopAsyncIteration as error:
+            raise ProtocolError(400, "the call holds no request") from error
 
     def _authorize(self, name: str, context: Any) -> None:
         if not self.token or name in OPEN:
@@ -154,17 +201,6 @@ class Grpc:
         if remaining is not None:
             parsed = replace(parsed, timeout=min(max(remaining, 1e-6), parsed.timeout or remaining))
         return _response(await self.inference.infer(request.model_name, request.model_version, parsed))
-
-    async def _stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        """Answer each request of a stream in turn; a problem is a message of the stream."""
-        response = messages()["ModelStreamInferResponse"]
-        async for request in requests:
-            try:
-                self._authorize("ModelStreamInfer", context)
-                yield response(infer_response=await self._infer(request, context))
-            except ProtocolError as error:
-                self.inference.metrics.rejected(error.reason)
-                yield response(error_message=error.message)
 
     def _config(self, asked: Any) -> dict[str, Any]:
         config = self.inference.repository.get(asked.name, asked.version).config(self.inference.limits.images)
@@ -231,7 +267,21 @@ def _without(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name != key}
 
 
-def _unary(name: str, call: Callable[..., Any]) -> grpc.RpcMethodHandler:
-    made = messages()
-    request, response = made[f"{name}Request"], made[f"{name}Response"]
-    return grpc.unary_unary_rpc_method_handler(call, request.FromString, response.SerializeToString)
+def _parsed(name: str, content: bytes) -> Any:
+    """Return the message of a request. Raises ProtocolError."""
+    try:
+        return messages()[f"{name}Request"].FromString(content)
+    except DecodeError as error:
+        raise ProtocolError(400, "the request is not a message of this method") from error
+
+
+def _code(problem: ProtocolError) -> grpc.StatusCode:
+    return CODES.get(problem.status, grpc.StatusCode.INTERNAL)
+
+
+def _problem(error: Exception) -> ProtocolError:
+    """Return what a client may know of an error; a bug goes to the server's own stderr."""
+    if isinstance(error, ProtocolError):
+        return error
+    sys.stderr.write(f"tlkit: a bug in tlkit serve: {type(error).__name__}: {error}\n")
+    return ProtocolError(500, "internal error", reason="internal")

@@ -83,6 +83,8 @@ class Http:
         everything = lambda _request: {"model_stats": [each.statistics() for each in repository.all()]}  # noqa: E731
         images = self.inference.limits.images
         routes = [
+            Route(model + "/infer", self._infer, methods=["POST"]),
+            Route("/predict", self._predict, methods=["POST"]),
             Route("/v2/health/live", live),
             Route("/v2/health/ready", ready),
             Route(model + "/ready", ready),
@@ -92,12 +94,10 @@ class Http:
             *of("", ServedModel.metadata),
             *of("/config", lambda served: served.config(images)),
             *of("/stats", lambda served: {"model_stats": [served.statistics()]}),
-            Route(model + "/infer", self._infer, methods=["POST"]),
             Route(version + "/infer", self._infer, methods=["POST"]),
             Route("/v2/repository/index", self._index, methods=["POST"]),
             *(Route(f"/v2/{name}{{path:path}}", unsupported, methods=["GET", "POST"]) for name in UNSUPPORTED),
             Route(model + "/trace/setting", unsupported, methods=["GET", "POST"]),
-            Route("/predict", self._predict, methods=["POST"]),
             Route("/metrics", metrics),
             get("/openapi.json", lambda _: page.openapi()),
             Route("/docs", _html(page.docs())),
@@ -122,7 +122,7 @@ class Http:
             problem = _problem(error)
             self.inference.metrics.rejected(problem.reason)
             if "status" not in seen and problem.status != CLOSED:
-                await _refusal(problem)(scope, receive, sending)
+                await _refusal(problem, unread=not scope.get("tlkit.read"))(scope, receive, sending)
             seen.setdefault("status", problem.status)
         finally:
             self._reading -= scope.get("tlkit.held", 0)
@@ -151,13 +151,16 @@ class Http:
         request.scope["tlkit.model"] = served.source.name
         return served
 
-    async def _body(self, request: Request) -> bytes:
-        """Return the body of a request, counted as it streams in. Raises ProtocolError."""
-        limits = self.inference.limits
+    async def _body(self, request: Request, served: ServedModel | None = None) -> bytes:
+        """Return the body of a request, counted as it streams in. Raises ProtocolError.
+
+        If the queue of the model that it is for is full, nothing is kept of it.
+        """
+        limits, refused = self.inference.limits, served is not None and served.scheduler.full
         length = request.headers.get("content-length", "0")
         if length.isdigit() and int(length[:20]) > limits.body:
             raise ProtocolError(413, f"the body is larger than {limits.body:,} bytes", reason="size")
-        body = Body(request.headers.get("content-encoding", "").strip().lower(), limits.body)
+        body = Body(request.headers.get("content-encoding", "").strip().lower(), limits.body, keep=not refused)
         request.scope["tlkit.held"] = 0
         try:
             async with asyncio.timeout(limits.reading):
@@ -169,11 +172,13 @@ class Http:
                         raise ProtocolError(503, "the server is busy; try again", reason="busy", retry_after=1)
         except TimeoutError as error:
             raise ProtocolError(408, "the body came too slowly", reason="slow") from error
+        request.scope["tlkit.read"] = True
+        if refused:
+            raise ProtocolError(503, "the server is busy; try again", reason="busy", retry_after=1)
         return body.whole()
 
     async def _infer(self, request: Request) -> Response:
-        self._model(request)
-        body = await self._body(request)
+        body = await self._body(request, self._model(request))
         length, limit = request.headers.get(HEADER_LENGTH), self.inference.limits.json
         if (int(length) if length and length.isdigit() else len(body)) > SMALL:
             loop = asyncio.get_running_loop()
@@ -220,7 +225,7 @@ class Http:
         request.scope["tlkit.model"] = served.source.name
         if not topk.isascii() or not topk.isdigit() or not 0 < int(topk[:9]) <= 1000:
             raise ProtocolError(400, "topk must be a number from 1 to 1000")
-        body = await self._body(request)
+        body = await self._body(request, served)
         picture = InputTensor(IMAGES, (1,), (body,))
         names = (PROBABILITIES, LABEL, *served.scores)
         request.path_params["model"] = served.source.name
@@ -248,9 +253,9 @@ def _problem(error: Exception) -> ProtocolError:
     return ProtocolError(500, "internal error", reason="internal")
 
 
-def _refusal(problem: ProtocolError) -> Response:
+def _refusal(problem: ProtocolError, *, unread: bool) -> Response:
     headers = {} if problem.retry_after is None else {"retry-after": str(problem.retry_after)}
-    if problem.status in (401, 408, 413, 503):  # the rest of the body is not read
+    if unread and problem.status in (401, 408, 413, 415, 503):  # the rest of the body, which is not for the parser
         headers["connection"] = "close"
     if problem.status == 401:
         headers["www-authenticate"] = "Bearer"

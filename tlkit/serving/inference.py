@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ from tlkit.serving.protocol import (
 )
 from tlkit.serving.scheduler import Answer, Job
 
+SOON = 0.05  # seconds: only a client that waits for longer is watched, whether it closes its connection
+
 
 @dataclass(frozen=True)
 class Inference:
@@ -52,62 +55,58 @@ class Inference:
             try:
                 tensor, asked = check(served, request, self.limits)
                 deadline = started + min(self.limits.deadline, request.timeout or self.limits.deadline)
+                outputs = sorted(served.prefix_of(name) + name for name in {_computed(each) for each in asked})
                 with served.scheduler.admitted(len(tensor.content)):
-                    images = await self._pixels(served, tensor)
-                    decoded = time.monotonic()
-                    names = {_computed(each) for each in asked}
-                    job = served.scheduler.submit(images, sorted(served.prefix_of(n) + n for n in names), deadline)
-                    answer = await self._wait(job, deadline, gone)
+                    answer = await self._wait(self._begin(served, tensor, tuple(outputs), deadline), gone)
                 ended = time.monotonic()
                 response = answered(served, request, asked, answer)
             except ProtocolError:
                 served.counts.failed += 1
                 served.counts.seconds["fail"] += time.monotonic() - started
                 raise
-            steps = {"queue": answer.queued, "compute_input": decoded - started, "compute_infer": answer.ran}
+            steps = {"queue": answer.queued, "compute_input": answer.decoded, "compute_infer": answer.ran}
             steps["compute_output"] = time.monotonic() - ended
-            served.counts.add(len(images), time.monotonic() - started, **steps)
-            self.metrics.answered(served, answer, decoded - started)
+            served.counts.add(len(tensor.content), time.monotonic() - started, **steps)
+            self.metrics.answered(served, answer)
             return response
 
-    async def _pixels(self, served: ServedModel, tensor: InputTensor) -> NDArray[np.uint8]:
-        """Return the images of a request as the network sees them."""
-        if not isinstance(tensor.content, tuple):
-            return tensor.content
+    def _begin(self, served: ServedModel, tensor: InputTensor, outputs: tuple[str, ...], deadline: float) -> Job:
+        """Return the job of a request; the thread that decodes the last of its pictures queues it."""
+        content, scheduler = tensor.content, served.scheduler
+        if not isinstance(content, tuple):
+            job = Job(content, outputs, deadline)
+            scheduler.submit(job)
+            return job
+        job = Job(np.empty((len(content), *served.inputs[IMAGES][1]), np.uint8), outputs, deadline)
+        decoded = itertools.count(1)  # which no two threads advance at once
 
-        def decode(index: int, data: bytes) -> NDArray[np.uint8]:
+        def decode(index: int) -> None:
+            if job.abandoned:
+                return
             try:
-                with decoding():
-                    width, height = open_image(data).size
-                if width * height > self.limits.pixels:
-                    what = f"image {index} has more than {self.limits.pixels:,} pixels"
-                    raise ProtocolError(400, what, reason="size")
-                return load(data, served.model.preprocessing)
-            except UnreadableImage as error:
-                raise ProtocolError(400, f"image {index} {error.what}", reason="image") from error
+                job.images[index] = pixels(served, index, content[index], self.limits)
+                if next(decoded) == len(content):
+                    scheduler.submit(job)
+            except Exception as error:  # noqa: BLE001 - raised again by who waits for the answer
+                job.fail(error)
 
-        loop = asyncio.get_running_loop()
-        calls = [loop.run_in_executor(self.pool, decode, *each) for each in enumerate(tensor.content)]
-        try:
-            arrays = await asyncio.gather(*calls)
-        except BaseException:
-            for call in calls:
-                call.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
-            raise
-        return np.stack(arrays)
+        for index in range(len(content)):
+            self.pool.submit(decode, index)
+        return job
 
-    async def _wait(self, job: Job, deadline: float, gone: Callable[[], Awaitable[object]] | None) -> Answer:
-        """Return the answer of a job, which is abandoned when the deadline passes or the client goes."""
+    async def _wait(self, job: Job, gone: Callable[[], Awaitable[object]] | None) -> Answer:
+        """Return the answer of a job, which is abandoned when its deadline passes or the client goes."""
         future = asyncio.wrap_future(job.future)
         waiting: set[asyncio.Future[object]] = {future}  # type: ignore[arg-type]  # Future is invariant
-        listening = None if gone is None else asyncio.ensure_future(gone())
-        if listening is not None:
-            waiting.add(listening)
+        listening: asyncio.Future[object] | None = None
         try:
-            await asyncio.wait(
-                waiting, timeout=max(0.0, deadline - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait(waiting, timeout=min(SOON, max(0.0, job.deadline - time.monotonic())))
+            if not future.done() and gone is not None:
+                listening = asyncio.ensure_future(gone())
+                waiting.add(listening)
+            if not future.done():
+                left = max(0.0, job.deadline - time.monotonic())
+                await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if future.done():
                 return future.result()
             if listening is not None and listening.done():
@@ -120,6 +119,18 @@ class Inference:
             future.cancel()
             if listening is not None:
                 listening.cancel()
+
+
+def pixels(served: ServedModel, index: int, data: bytes, limits: Limits) -> NDArray[np.uint8]:
+    """Return an encoded picture as the network sees it. Raises ProtocolError."""
+    try:
+        with decoding():
+            width, height = open_image(data).size
+        if width * height > limits.pixels:
+            raise ProtocolError(400, f"image {index} has more than {limits.pixels:,} pixels", reason="size")
+        return load(data, served.model.preprocessing)
+    except UnreadableImage as error:
+        raise ProtocolError(400, f"image {index} {error.what}", reason="image") from error
 
 
 def check(
@@ -150,8 +161,8 @@ def answered(
 ) -> InferResponse:
     """Return the outputs that were asked for. Raises ProtocolError for numbers that mean nothing."""
     for values in answer.arrays.values():
-        finite = np.isfinite(values).reshape(len(values), -1).all(1)
-        if not finite.all():
+        if not np.isfinite(values).all():
+            finite = np.isfinite(values).reshape(len(values), -1).all(1)
             raise ProtocolError(400, f"image {int(np.argmin(finite))} makes the network's output NaN", reason="image")
     outputs = []
     for each in asked:

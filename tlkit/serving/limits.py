@@ -28,13 +28,16 @@ class Limits:
 
 
 class Body:
-    """The bytes of a request as they stream in, counted before and after decompression. Raises ProtocolError."""
+    """The bytes of a request as they stream in, counted before and after decompression. Raises ProtocolError.
 
-    def __init__(self, encoding: str, limit: int) -> None:
+    Unless they are to `keep`, they are counted as they come, and forgotten.
+    """
+
+    def __init__(self, encoding: str, limit: int, *, keep: bool = True) -> None:
         if encoding not in ("", "identity", *_WINDOWS):
             raise ProtocolError(415, f"content encoding {encoding[:40]!r} is not supported; use gzip or deflate")
         self._inflate = zlib.decompressobj(_WINDOWS[encoding]) if encoding in _WINDOWS else None
-        self._limit, self._sent, self.size = limit, 0, 0
+        self._limit, self._sent, self.size, self._keep = limit, 0, 0, keep
         self._parts: list[bytes] = []
 
     def feed(self, chunk: bytes) -> int:
@@ -42,6 +45,8 @@ class Body:
         self._sent += len(chunk)
         if self._sent > self._limit:
             raise self._too_large()
+        if not self._keep:
+            return 0
         if self._inflate is not None:
             try:
                 chunk = self._inflate.decompress(chunk, self._limit - self.size + 1)

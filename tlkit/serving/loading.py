@@ -20,6 +20,7 @@ from tlkit.model.reference_images import golden_pixels
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
 from tlkit.runtime.model import Model
 from tlkit.runtime.session import OnnxSession, head_output, load_graph, on_disk
+from tlkit.serving.adaptive import adapted
 from tlkit.serving.models import ServedModel, Source, discover, prove
 from tlkit.serving.scheduler import Scheduler
 from tlkit.verification.replay import Replay
@@ -134,6 +135,7 @@ class Loader:
 
     def _prove(self, source: Source, signature: Signature) -> _Candidate:
         model, bundle, replay = prove(source, lambda root: self.open_graph(root, "model"))
+        model.session = adapted(model.session, golden_pixels(bundle))
         target, _, precision = self.place.partition("/")
         trunk = source.name
         if target == TARGET:
@@ -170,7 +172,8 @@ class Loader:
         """Return one session for a group; None if it does not give, to the bit, what the models of the group give."""
         precision = self.place.partition("/")[2]
         with ExitStack() as opened:
-            trunk = self.open_graph(group[0].source.root, "trunk").session
+            opening = self.open_graph(group[0].source.root, "trunk").session
+            trunk = adapted(opening, golden_pixels(group[0].bundle))
             opened.callback(trunk.close)
             heads: dict[str, Session] = {}
             for each in group:

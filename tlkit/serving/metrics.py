@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -36,15 +38,16 @@ class Metrics:
         self._confidence = histogram("confidence", "Highest probability of an image", SHARES, "model")
         self._loads = Counter("tlkit_loads", "Models that were loaded, by verdict", ["model", "verdict"], registry=own)
         self._held = Gauge("tlkit_held_images", "Images of unanswered requests", ["trunk"], registry=own)
+        self._of = cache(lambda metric, *values: metric.labels(*values))  # which takes longer than to count
 
     def request(self, model: str, protocol: str, status: str, seconds: float) -> None:
         """Count a request that has ended. `model` is the name of one that is served, or empty."""
-        self._requests.labels(model, protocol, status).inc()
-        self._seconds.labels(protocol).observe(seconds)
+        self._of(self._requests, model, protocol, status).inc()
+        self._of(self._seconds, protocol).observe(seconds)
 
     def rejected(self, reason: str) -> None:
         """Count a request that was not answered."""
-        self._rejected.labels(reason).inc()
+        self._of(self._rejected, reason).inc()
 
     def loaded(self, model: str, *, passed: bool) -> None:
         """Count a model that was loaded, or that failed to."""
@@ -52,25 +55,25 @@ class Metrics:
 
     def batch(self, trunk: str, images: int, seconds: float) -> None:
         """Count a call of a session; called by its workers."""
-        self._batch.labels(trunk).observe(images)
-        self._run.labels(trunk).observe(seconds)
+        self._of(self._batch, trunk).observe(images)
+        self._of(self._run, trunk).observe(seconds)
 
     def watch(self, trunk: str, scheduler: Scheduler) -> None:
         """Show from now on how full the queue of a scheduler is."""
         self._held.labels(trunk).set_function(lambda: scheduler.held)
 
-    def answered(self, served: ServedModel, answer: Answer, decoding: float) -> None:
+    def answered(self, served: ServedModel, answer: Answer) -> None:
         """Count an answer, the labels in it and their probability."""
         name = served.source.name
-        self._queue.labels(name).observe(answer.queued)
-        self._decode.labels(name).observe(decoding)
+        self._of(self._queue, name).observe(answer.queued)
+        self._of(self._decode, name).observe(answer.decoded)
         probabilities = answer.arrays.get(served.prefix + PROBABILITIES)
         if probabilities is None:
             return
-        confidence = self._confidence.labels(name)
+        confidence = self._of(self._confidence, name)
         for best, value in zip(probabilities.argmax(1), np.max(probabilities, axis=1), strict=True):
             if len(served.labels) <= MOST_LABELS:
-                self._predicted.labels(name, served.labels[best]).inc()
+                self._of(self._predicted, name, served.labels[best]).inc()
             confidence.observe(float(value))
 
     def text(self) -> bytes:

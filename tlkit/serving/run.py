@@ -22,6 +22,11 @@ from tlkit.serving.models import Repository, ServedModel, discover, retire
 from tlkit.serving.scheduler import Scheduler
 from tlkit.util.resources import cores
 
+try:
+    import uvloop
+except ImportError:  # it is not made for Windows
+    uvloop = None
+
 LOCAL = "127.0.0.1"
 LOOK = 1.0  # seconds between looks at what is watched
 
@@ -64,7 +69,8 @@ class Server:
 
     def run(self) -> None:
         """Serve until it is stopped. Raises what keeps it from serving, and KeyboardInterrupt for Ctrl-C."""
-        asyncio.run(self._serve())
+        with asyncio.Runner(loop_factory=uvloop and uvloop.new_event_loop) as runner:
+            runner.run(self._serve())
         if self._error is not None:
             raise self._error
         if self.http.interrupted:
@@ -81,7 +87,7 @@ class Server:
         if options.grpc_port is not None:
             from tlkit.serving.grpc import Grpc
 
-            service = Grpc(self.inference, options.token)
+            service = Grpc(self.inference, options.token, options.log)
             try:
                 server, self.grpc_port = await service.start(options.host, options.grpc_port, options.tls)
             except BaseException:

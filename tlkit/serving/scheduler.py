@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,16 +26,20 @@ Arrays = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The outputs of a request by name, and the seconds that it waited and ran."""
+    """The outputs of a request by name, and the seconds that it was decoded, waited and ran."""
 
     arrays: Arrays
+    decoded: float
     queued: float
     ran: float
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """Images `(N, S, S, 3)` uint8 of one request on their way through the queue."""
+    """Images `(N, S, S, 3)` uint8 of one request on their way through the queue, which they enter once decoded.
+
+    `future` gets an `Answer`, a ProtocolError or the error of the session.
+    """
 
     images: NDArray[np.uint8]
     outputs: tuple[str, ...]
@@ -43,11 +47,18 @@ class Job:
     future: Future[Answer] = field(default_factory=Future)
     abandoned: bool = False  # nobody waits for the answer any more
     created: float = field(default_factory=time.monotonic)
+    queued: float = 0.0  # when it entered the queue
     started: float = 0.0
     ran: float = 0.0
     taken: int = 0  # images that a worker has, or had
     done: int = 0
     parts: dict[int, Arrays] = field(default_factory=dict)  # by the position of their first image
+
+    def fail(self, error: BaseException) -> None:
+        """Give it up, all parts of it."""
+        self.abandoned = True
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
 
 
 Part = tuple[Job, int, int]  # a job, and the images of it from here to there
@@ -90,19 +101,23 @@ class Scheduler:
                 self._held -= images
 
     @property
+    def full(self) -> bool:
+        """Whether not even one image is admitted."""
+        return self._held >= self._limit
+
+    @property
     def held(self) -> int:
         """Number of images of requests that are not answered yet."""
         return self._held
 
-    def submit(self, images: NDArray[np.uint8], outputs: Sequence[str], deadline: float) -> Job:
-        """Queue images; the future of the job gets an `Answer`, a ProtocolError or the error of the session."""
-        job = Job(images, tuple(outputs), deadline)
+    def submit(self, job: Job) -> None:
+        """Queue a job. Raises ProtocolError where nothing is run any more."""
+        job.queued = time.monotonic()
         with self._changed:
             if self._closed:
                 raise ProtocolError(503, "the server is stopping", reason="busy", retry_after=1)
             self._queue.append(job)
             self._changed.notify()
-        return job
 
     def close(self) -> None:
         """Run what is queued, end the threads and close the session."""
@@ -120,7 +135,7 @@ class Scheduler:
                 arrays = self._run(parts)
             except (TlkitError, MemoryError, RuntimeError, ValueError) as error:
                 for job in dict.fromkeys(job for job, _, _ in parts):
-                    _fail(job, error)
+                    job.fail(error)
                 continue
             seconds = time.monotonic() - started
             if self._observe is not None:
@@ -136,7 +151,7 @@ class Scheduler:
                     job = self._queue[0]
                     if job.abandoned or job.future.done() or time.monotonic() > job.deadline:
                         self._queue.popleft()
-                        _fail(job, ProtocolError(504, "the deadline has passed", reason="deadline"))
+                        job.fail(ProtocolError(504, "the deadline has passed", reason="deadline"))
                         continue
                     count = min(room, len(job.images) - job.taken)
                     parts.append((job, job.taken, job.taken + count))
@@ -168,14 +183,10 @@ class Scheduler:
                 complete = job.done == len(job.images)
             if complete and not job.future.done():
                 ordered = [job.parts[start] for start in sorted(job.parts)]
-                whole = {name: np.concatenate([part[name] for part in ordered]) for name in job.outputs}
-                answer = Answer(whole if len(ordered) > 1 else ordered[0], job.started - job.created, job.ran)
+                whole = ordered[0]
+                if len(ordered) > 1:
+                    whole = {name: np.concatenate([part[name] for part in ordered]) for name in job.outputs}
+                times = (job.queued - job.created, job.started - job.queued, job.ran)
+                answer = Answer(whole, *times)
                 if job.future.set_running_or_notify_cancel():
                     job.future.set_result(answer)
-
-
-def _fail(job: Job, error: Exception) -> None:
-    """Give up a job, all parts of it."""
-    job.abandoned = True
-    if not job.future.done() and job.future.set_running_or_notify_cancel():
-        job.future.set_exception(error)
