@@ -19,7 +19,7 @@ from tlkit.runtime.model import Model
 PATIENCE = 30
 
 
-def open_graph(root: Path, graph: str, precision: str = "fp32") -> Model:
+def open_graph(root: Path, graph: str = "model", precision: str = "fp32") -> Model:
     """Open a graph with one core per call and two workers, whatever the machine."""
     return Model.open(graph_file(root, graph, precision=precision), workers=2)
 

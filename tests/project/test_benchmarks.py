@@ -30,7 +30,7 @@ RESULTS = {
     "precision": ("precision",),
     "reference": ("reference",),
     "report": ("report-evidence", "report-page"),
-    "serve": ("serve",),
+    "serve": ("serve", "serve-clients", "serve-hostile"),
     "shared": ("shared",),
     "startup": ("startup",),
     "strangers": ("strangers",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from tests.kit.modes import pictures_of_every_mode
 from tests.kit.serving import open_graph, serving
+from tests.kit.serving import open_graph, serving, until
 from tests.kit.triton import KINDS, NEEDS, WORKS, Clients, expected
 from tests.project.documents import blocks
 from tlkit.exporting.triton import export_triton
@@ -171,12 +173,15 @@ def test_grpc_keeps_its_limits_and_its_token(tiny_run):
     from tritonclient import grpc as module
     from tritonclient.utils import InferenceServerException
 
-    with serving([tiny_run], grpc_port=0, token="open sesame") as server:  # noqa: S106 - of a test
+    lines = []
+    with serving([tiny_run], grpc_port=0, token="open sesame", log=lines.append) as server:  # noqa: S106 - of a test
         made = module.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
         assert made.is_server_ready()
         with pytest.raises(InferenceServerException, match="bearer token"):
             made.get_model_metadata("run")
         assert made.get_model_metadata("run", headers={"authorization": "Bearer open sesame"}).name == "run"
+        until(lambda: len(lines) == 3)
+        assert [json.loads(line)["status"] for line in lines] == ["OK", "UNAUTHENTICATED", "OK"]
         channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", compression=grpc.Compression.Gzip)
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         with pytest.raises(grpc.RpcError) as refused:  # a bomb is not unpacked
