@@ -254,6 +254,20 @@ def test_slow_and_lying_clients_are_dropped(server):
     assert call(server, "GET", "/v2/health/ready")[0].status == 200
 
 
+def test_an_offer_to_upgrade_is_declined(server, files):
+    """Clients for HTTP/2 send one with their first request, curl --http2 and Java's among them."""
+    content = files[0].read_bytes()
+    offered = b"Connection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\n" + offered + b"Content-Length: %d\r\n\r\n" % len(content)
+    for parts in ((head + content,), (head[:40], head[40:], content)):
+        assert raw(server, *parts, pause=0.02).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_form_is_told_what_to_send(server):
+    answer, content = call(server, "POST", "/predict", b"--x", Content_Type="multipart/form-data; boundary=x")
+    assert (answer.status, "body" in json.loads(content)["error"]) == (415, True)
+
+
 def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_headers(server):
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         ours = connection.getsockname()

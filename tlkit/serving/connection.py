@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import signal
 import socket
 import ssl
@@ -18,6 +19,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tlkit.errors import DataError
 from tlkit.serving.limits import Limits
+
+UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class Connection(HttpToolsProtocol):
@@ -43,15 +46,19 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self.framing += len(data)
-        super().data_received(data)
+        super().data_received(data if self.begun else _without_upgrade(data))
         if self.framing > self.limits.headers and not self.transport.is_closing():
             self.send_400_response("too many bytes of headers")
-        begun = self.cycle is not None and not self.cycle.response_complete
-        if begun and self.timer is not None:
+        if self.begun and self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        elif not begun and self.timer is None:
+        elif not self.begun and self.timer is None:
             self.timer = self.loop.call_later(self.limits.reading / 3, self.transport.abort)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the headers of a request are there, and its answer is not."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def on_message_begin(self) -> None:
         self.fields = 0
@@ -86,6 +93,15 @@ class Connection(HttpToolsProtocol):
         if self.timer is not None:
             self.timer.cancel()
         super().connection_lost(exc)
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Return the beginning of a request without an offer to upgrade, of which clients for HTTP/2 send one by default.
+
+    The parser would take the body for the other protocol.
+    """
+    end = data.find(b"\r\n\r\n")
+    return UPGRADE.sub(b"\r\nx-upgrade:", data[:end]) + data[end:] if UPGRADE.search(data, 0, end) else data
 
 
 class HttpServer(uvicorn.Server):

@@ -225,6 +225,8 @@ class Http:
         request.scope["tlkit.model"] = served.source.name
         if not topk.isascii() or not topk.isdigit() or not 0 < int(topk[:9]) <= 1000:
             raise ProtocolError(400, "topk must be a number from 1 to 1000")
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise ProtocolError(415, "send the picture itself as the body, not a form: curl --data-binary @FILE")
         body = await self._body(request, served)
         picture = InputTensor(IMAGES, (1,), (body,))
         names = (PROBABILITIES, LABEL, *served.scores)

@@ -22,11 +22,6 @@ from tlkit.serving.models import Repository, ServedModel, discover, retire
 from tlkit.serving.scheduler import Scheduler
 from tlkit.util.resources import cores
 
-try:
-    import uvloop
-except ImportError:  # it is not made for Windows
-    uvloop = None
-
 LOCAL = "127.0.0.1"
 LOOK = 1.0  # seconds between looks at what is watched
 
@@ -69,7 +64,7 @@ class Server:
 
     def run(self) -> None:
         """Serve until it is stopped. Raises what keeps it from serving, and KeyboardInterrupt for Ctrl-C."""
-        with asyncio.Runner(loop_factory=uvloop and uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(self._serve())
         if self._error is not None:
             raise self._error
@@ -169,6 +164,15 @@ class Server:
         scheduler = Scheduler(session, self.options.limits.queue, observe)
         self.metrics.watch(name, scheduler)
         return scheduler
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes the event loop; None for asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:  # it is not made for Windows
+        return None
+    return uvloop.new_event_loop
 
 
 def listen(host: str, port: int) -> socket.socket:
