@@ -60,6 +60,10 @@ PACKAGES = (
     "timm",
     "transformers",
     "fastai",
+    "fastapi",
+    "litserve",
+    "tritonclient",
+    "uvicorn",
 )
 
 
