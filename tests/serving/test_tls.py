@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.kit.serving import serving
-from tlkit.errors import DataError
 
 TOKEN = "open sesame"  # noqa: S105 - of a test
 
@@ -47,13 +46,3 @@ def test_both_protocols_over_tls_with_a_token(tiny_run, pair):
             with pytest.raises(grpc.RpcError) as caught:
                 call(b"", timeout=20)
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
-
-
-def test_files_that_are_no_pair_are_one_line(tiny_run, pair):
-    for files in (
-        {**pair, "ssl_keyfile": pair["ssl_certfile"]},
-        {**pair, "ssl_certfile": str(tiny_run / "bundle.json")},
-    ):
-        with pytest.raises(DataError, match="certificate") as caught, serving([tiny_run], tls=files):
-            pass
-        assert "\n" not in str(caught.value)

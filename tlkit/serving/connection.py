@@ -8,7 +8,6 @@ import logging
 import re
 import signal
 import socket
-import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
@@ -17,7 +16,6 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tlkit.errors import DataError
 from tlkit.serving.limits import Limits
 
 UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
@@ -107,7 +105,7 @@ def _without_upgrade(data: bytes) -> bytes:
 class HttpServer(uvicorn.Server):
     """Serves until SIGTERM or Ctrl-C, then answers what is under way; `stopping` is told as soon as that begins.
 
-    `beside` is another server to stop at the same time. Raises DataError for files of TLS that can't be used.
+    `beside` is another server to stop at the same time.
     """
 
     def __init__(self, app: Any, limits: Limits, *, tls: dict[str, str], stopping: Callable[[], object]) -> None:
@@ -128,11 +126,6 @@ class HttpServer(uvicorn.Server):
             timeout_graceful_shutdown=max(1, round(limits.draining)),
             **tls,  # type: ignore[arg-type]  # ssl_keyfile, ssl_certfile
         )
-        try:
-            config.load()
-        except (ssl.SSLError, OSError) as error:
-            what = f"no certificate and key that belong together: {getattr(error, 'reason', None) or error}"
-            raise DataError(what, file=tls.get("ssl_certfile"), do="give PEM files; see --certificate") from error
         super().__init__(config)
         self._stopping = stopping
         self.beside: Callable[[], Awaitable[object]] | None = None
