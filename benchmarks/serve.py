@@ -39,7 +39,7 @@ def main() -> int:
     codes = []
     with workspace() as work:
         bundle = exported(work)
-        if not SETTINGS.smallest:  # where int8 gives way to another precision
+        if not SETTINGS.smallest:  # where int8 falls back to another precision
             run([TLKIT, "export", str(bundle), "--onnx", "--precision", "int8"])
         jpegs = repeated(images, work / "jpegs", 12 if SETTINGS.smallest else 200)
         for part in args.parts:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from tests.kit.modes import pictures_of_every_mode
-from tests.kit.serving import open_graph, serving
 from tests.kit.serving import open_graph, serving, until
 from tests.kit.triton import KINDS, NEEDS, WORKS, Clients, expected
 from tests.project.documents import blocks

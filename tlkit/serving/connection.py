@@ -55,7 +55,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def begun(self) -> bool:
-        """Whether the headers of a request are there, and its answer is not."""
+        """Return true between the headers of a request and the end of its answer."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def on_message_begin(self) -> None:
@@ -94,7 +94,7 @@ class Connection(HttpToolsProtocol):
 
 
 def _without_upgrade(data: bytes) -> bytes:
-    """Return the beginning of a request without an offer to upgrade, of which clients for HTTP/2 send one by default.
+    """Return the beginning of a request without its header Upgrade, which clients for HTTP/2 send by default.
 
     The parser would take the body for the other protocol.
     """

@@ -102,7 +102,7 @@ class Scheduler:
 
     @property
     def full(self) -> bool:
-        """Whether not even one image is admitted."""
+        """Return true if not even one image is admitted."""
         return self._held >= self._limit
 
     @property
