@@ -3,6 +3,7 @@
 `authored/` holds what an author put in place of the scaffold's code: linear discriminant analysis (a head), chain-thaw
 (a strategy), SqueezeNet with a weights file (a backbone) and programs of `torch.export` (a target). For each, the
 scaffold is written, its module replaced, and what its README asks for is run: conformance checks, tests, types, wheel.
+The checks of a network of the size of ResNet-18 are timed as well.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 import tomllib
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from _bench import PYTHON, ROOT, SETTINGS, TLKIT, Bar, Report, parsed, parser, run, workspace
@@ -27,6 +29,8 @@ from tlkit.plugin import registry
 
 AUTHORED = ROOT / "benchmarks" / "authored"
 KINDS = {"strategy": "chain-thaw", "head": "lda", "target": "torch-export", "backbone": "squeezenet"}
+RESNET = "torchvision/resnet18"
+CHECKED = 60.0  # seconds of CPU time that its checks may take: no longer on an idle core
 MINUTES = 10.0  # of commands, for one package: the rest of an hour is the author's
 
 
@@ -46,6 +50,12 @@ def main() -> int:
             row = {"kind": kind, "package": f"tlkit-{KINDS[kind]}", "written": str(written), "kept": str(left)}
             report.rows.append(row | {step: f"{seconds:.1f}" for step, seconds in steps.items()})
             report.bars.append(Bar(f"{kind}: commands", [sum(steps.values()) / 60], "<", MINUTES, " min", 1))
+        if not SETTINGS.smallest:
+            with installed(work, ROOT / "plugins/tlkit-torchvision"):
+                done = run([TLKIT, "plugins", "check", RESNET])
+            report.figures[RESNET] = {"seconds": done.seconds, "cpu": done.cpu}
+            report.bars.append(Bar(f"`tlkit plugins check {RESNET}`: CPU time", [done.cpu], "<", CHECKED, " s", 1))
+            report.notes.append(f"`tlkit plugins check {RESNET}` took {done.seconds:.1f} s, with the load given below.")
     report.notes.append("Each passes every check, its tests and strict types, and its wheel holds its module alone.")
     return report.save()
 
@@ -59,8 +69,22 @@ def packaged(work: Path, kind: str) -> tuple[dict[str, float], int, int]:
     shutil.copytree(AUTHORED / folder.name, folder, dirs_exist_ok=True)
     files = sorted((AUTHORED / folder.name).rglob("*.py"))
     written, left = compared(scaffold, [line for file in files for line in file.read_text().splitlines()])
+    with installed(work, folder):
+        for step, command in commands(name, folder):
+            steps[step] = timed(*command)
+    if wheels := sorted(folder.glob("dist/*.whl")):
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            strange = [each for each in wheel.namelist() if not each.startswith((f"{module}/", f"{module}-"))]
+        if strange:
+            raise AssertionError(f"{wheels[0].name} holds {strange}")
+    return steps, written, left
+
+
+@contextmanager
+def installed(work: Path, folder: Path) -> Iterator[None]:
+    """Have commands find the package in a folder, as if it were installed."""
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-    (site := work / "site" / kind).mkdir(parents=True)
+    (site := work / "site" / folder.name).mkdir(parents=True)
     describe(site, project["name"], entry_points(project), project["version"])
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(site), str(folder), *filter(None, [before])])
@@ -68,17 +92,10 @@ def packaged(work: Path, kind: str) -> tuple[dict[str, float], int, int]:
     for loaded in (registry.load, resolve.load_plugins):  # for commands in this process
         loaded.cache_clear()
     try:
-        for step, command in commands(name, folder):
-            steps[step] = timed(*command)
+        yield
     finally:
         os.environ["PYTHONPATH"] = before
         del sys.path[:2]
-    if wheels := sorted(folder.glob("dist/*.whl")):
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            strange = [each for each in wheel.namelist() if not each.startswith((f"{module}/", f"{module}-"))]
-        if strange:
-            raise AssertionError(f"{wheels[0].name} holds {strange}")
-    return steps, written, left
 
 
 def commands(name: str, folder: Path) -> Iterator[tuple[str, Sequence[str]]]:
