@@ -194,34 +194,35 @@ def compared(report: Report, clients: int, sides: Mapping[str, Side]) -> None:
         row = {"": f"JPEGs, {clients} clients, {name}", "images/s": spread(speeds[name], 0)}
         row |= {"p50, p99 ms": milliseconds(side.times[clients]), "MiB": f"{memory(side.process):.0f}"}
         report.rows.append(row)
-    for rival in sides.keys() - {"tlkit", "tlkit int8"}:
+    ours = [name for name in sides if name.startswith("tlkit")]
+    for rival in [name for name in sides if name not in ours]:
         if min(speeds[rival]) == 0:
             report.notes.append(f"{rival} did not answer {clients} clients")
             continue
-        for name in sides.keys() & {"tlkit", "tlkit int8"}:
+        for name in ours:
             faster = ratios(speeds[name], speeds[rival])
             report.bars.append(Bar(f"JPEGs, {clients} clients, {name} / {rival}", faster, "≥", 1.5, "x"))
 
 
 def overload(report: Report, bundle: Path, server: Running, args: Any, work: Path) -> None:
-    """Ask for twice what the server can answer, and then for as much as 64 clients that never wait can."""
+    """Ask for as much as 64 clients that never wait can, and then for twice what the server can answer."""
     body, header = tensor_body(work, bundle, IMAGES)
     peak = answered(load(server.port, INFER, body, 8, 2 * args.seconds, header), IMAGES)
     before = server.memory()
-    found = load(server.port, INFER, body, 64, 6 * args.seconds, header, rate=2 * peak / IMAGES)
+    flood = load(server.port, INFER, body, 64, 2 * args.seconds, header)
     after = server.memory()
-    again = load(server.port, INFER, body, 64, 2 * args.seconds, header)
+    found = load(server.port, INFER, body, 64, 6 * args.seconds, header, rate=2 * peak / IMAGES)
     later = server.memory()
     report.figures["overload"] = {**found, "ms": [], "peak": peak, "MiB": [before, after, later]}
-    for what, each in (("Twice the capacity", found), (f"64 clients of {IMAGES} images that never wait", again)):
+    for what, each in (("Twice the capacity", found), (f"64 clients of {IMAGES} images that never wait", flood)):
         told = ", ".join(f"{status}: {count}" for status, count in sorted(each["statuses"].items()))
         sent = sum(each["statuses"].values()) / each["seconds"]
         speed = f"{answered(each, IMAGES):.0f} images/s of at most {peak:.0f}, longest wait {each['longest']:.2f} s"
         report.notes.append(f"{what}, a queue of {QUEUE} images: {sent:.0f} requests/s, by status {told}; {speed}.")
     report.bars += [
         Bar("goodput at twice the capacity / peak", [answered(found, IMAGES) / peak], "≥", 0.9, "x"),
-        Bar("longest wait of a client", [found["longest"], again["longest"]], "≤", DEADLINE + 0.5, " s"),
-        Bar("memory after a second overload / after the first", [later / after], "≤", 1.1, "x"),
+        Bar("longest wait of a client", [max(found["longest"], flood["longest"])], "≤", DEADLINE + 0.5, " s"),
+        Bar("memory after twice the capacity / before it", [later / after], "≤", 1.1, "x"),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +81,7 @@ class Server:
         listener = listen(options.host, options.port)
         self.port = listener.getsockname()[1]
         if options.grpc_port is not None:
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would write a line for each message that it refuses
             from tlkit.serving.grpc import Grpc
 
             service = Grpc(self.inference, options.token, options.log)
