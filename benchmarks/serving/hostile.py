@@ -34,24 +34,37 @@ port = 0 if sys.argv[3:] else None
 say = lambda text: print(text, file=sys.stderr, flush=True)
 tlkit.serve(sys.argv[1], port=0, grpc_port=port, limits=limits, said=say)
 """
-READING = 6.0  # seconds for a body, of which headers get a third; the default is five times as much
-CLIENTS = 50
-SIDE = 30_000  # pixels
 Answer = tuple[str, bytes]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Size of the attacks: seconds for a body, of which headers get a third, clients at once, pixels, bytes."""
+
+    reading: float = 6.0  # the default of the server is five times as much
+    clients: int = 50
+    side: int = 30_000
+    bomb: int = 1 << 30
+    message: int = 100 << 20
+    slow: int = 60
+    pause: float = 0.2
+
+
+SMALLEST = Scale(0.6, 5, 10_001, 1 << 27, 65 << 20, 10, 0.1)
 
 
 def hostile(bodies: int, work: Path, bundle: Path, jpegs: Path) -> int:
     """Attack, and write the results."""
+    scale = SMALLEST if SETTINGS.smallest else Scale()
     report = Report(
         "serve-hostile",
         "One server under attack. The witness is a client that sends one picture after the other meanwhile; its "
         "longest wait is that for an answer. MiB are those of the server before and after.",
-        {"mutated bodies": bodies, "seconds for a body": READING, "slow clients": CLIENTS},
+        {"mutated bodies": bodies, "seconds for a body": scale.reading, "clients at once": scale.clients},
     )
     picture = min(jpegs.iterdir()).read_bytes()
-    reading = 0.6 if SETTINGS.smallest else READING
-    with serving(work, bundle, reading, *GRPC[:1], command=(PYTHON, "-c", CODE)) as server:
-        attacks(report, server, picture)
+    with serving(work, bundle, scale.reading, *GRPC[:1], command=(PYTHON, "-c", CODE)) as server:
+        attacks(report, server, picture, scale)
         mutated(report, server, bodies)
         bugs = server.bugs()
         said = server.errors.read_text().splitlines()[2:]  # after that it listens, and that it is ready
@@ -130,21 +143,20 @@ def huge_png(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def table(server: Running) -> Iterator[tuple[str, Callable[[], str], str]]:
+def table(server: Running, scale: Scale) -> Iterator[tuple[str, Callable[[], str], str]]:
     """Yield what is sent, a function that sends it, and the outcomes that are expected as a pattern."""
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\n"
     length = head + b"Content-Length: %d\r\n\r\n"
     chunked = head + b"Transfer-Encoding: chunked\r\n\r\n"
-    slow = [b"a"] * (10 if SETTINGS.smallest else 60)
-    pause = 0.1 if SETTINGS.smallest else 0.2
+    slow, pause, clients, side = [b"a"] * scale.slow, scale.pause, scale.clients, scale.side
     yield (
-        f"{CLIENTS} clients, a byte of headers every {pause} s",
-        lambda: many(CLIENTS, lambda: raw(server, b"GET /v2 HTTP/1.1\r\nHost: ", *slow, pause=pause)),
+        f"{clients} clients, a byte of headers every {pause} s",
+        lambda: many(clients, lambda: raw(server, b"GET /v2 HTTP/1.1\r\nHost: ", *slow, pause=pause)),
         "closed",
     )
     yield (
-        f"{CLIENTS} clients, a byte of the body every {pause} s",
-        lambda: many(CLIENTS, lambda: raw(server, length % 1000, *slow, pause=pause)),
+        f"{clients} clients, a byte of the body every {pause} s",
+        lambda: many(clients, lambda: raw(server, length % 1000, *slow, pause=pause)),
         "408 closed",
     )
     yield "Content-Length of 1 TB", lambda: raw(server, length % (1 << 40), b"some"), "413 closed"
@@ -160,39 +172,46 @@ def table(server: Running) -> Iterator[tuple[str, Callable[[], str], str]]:
     yield "one header of 1 MB", lambda: raw(server, head + b"a: " + b"b" * (1 << 20)), "(400 )?closed"
     yield "trailers of 1 MB", lambda: raw(server, chunked + b"0\r\n" + b"a: b\r\n" * 170_000), "(400 )?closed"
     yield "a chunk's extension of 1 MB", lambda: raw(server, chunked + b"1;" + b"a" * (1 << 20)), "(400 )?closed"
-    bomb = gzip.compress(bytes(1 << (24 if SETTINGS.smallest else 30)), 6)
-    limit = "400" if SETTINGS.smallest else "413"
-    yield "gzip of 1 GiB of zeros", lambda: posted(server, "/predict", bomb, Content_Encoding="gzip"), limit
-    packed = zlib.compress(bytes(1 << (24 if SETTINGS.smallest else 30)), 6)
-    yield "deflate of 1 GiB of zeros", lambda: posted(server, INFER, packed, Content_Encoding="deflate"), limit
+    bomb = gzip.compress(bytes(scale.bomb), 6)
+    yield (
+        f"gzip of {scale.bomb >> 20:,} MiB of zeros",
+        lambda: posted(server, "/predict", bomb, Content_Encoding="gzip"),
+        "413",
+    )
+    packed = zlib.compress(bytes(scale.bomb), 6)
+    yield (
+        f"deflate of {scale.bomb >> 20:,} MiB of zeros",
+        lambda: posted(server, INFER, packed, Content_Encoding="deflate"),
+        "413",
+    )
     yield "JSON, 100,000 lists deep", lambda: posted(server, INFER, b'{"inputs":' + b"[" * 100_000), "400"
-    huge = huge_png(SIDE)
+    huge = huge_png(side)
     element = base64.b64encode(huge).decode()
     text = json.dumps({"inputs": [{"name": "images", "datatype": "BYTES", "shape": [1], "data": [element]}]}).encode()
-    yield f"PNG of {SIDE:,} x {SIDE:,}, /predict", lambda: posted(server, "/predict", huge), "400"
+    yield f"PNG of {side:,} x {side:,}, /predict", lambda: posted(server, "/predict", huge), "400"
     yield (
-        f"PNG of {SIDE:,} x {SIDE:,}, {CLIENTS} times",
-        lambda: many(CLIENTS, lambda: posted(server, INFER, text)),
+        f"PNG of {side:,} x {side:,}, {clients} times",
+        lambda: many(clients, lambda: posted(server, INFER, text)),
         "400",
     )
     yield "300 connections that say nothing", lambda: many(300, lambda: raw(server)), "closed"
     if GRPC:
-        yield f"gRPC, PNG of {SIDE:,} x {SIDE:,}", lambda: called(server, message(huge)), "INVALID_ARGUMENT"
+        yield f"gRPC, PNG of {side:,} x {side:,}", lambda: called(server, message(huge)), "INVALID_ARGUMENT"
         yield "gRPC, gzip of 60 MiB of zeros", lambda: called(server, bytes(60 << 20), compressed=True), "UNIMPLEMENTED"
-        yield "gRPC, 100 MiB", lambda: called(server, bytes(100 << 20)), "RESOURCE_EXHAUSTED"
+        yield f"gRPC, {scale.message >> 20} MiB", lambda: called(server, bytes(scale.message)), "RESOURCE_EXHAUSTED"
         yield (
-            f"gRPC, {CLIENTS} calls without a request",
-            lambda: many(CLIENTS, lambda: waiting(server)),
+            f"gRPC, {clients} calls without a request",
+            lambda: many(clients, lambda: waiting(server, 2 * scale.reading)),
             "DEADLINE_EXCEEDED",
         )
 
 
-def waiting(server: Running) -> str:
+def waiting(server: Running, seconds: float) -> str:
     """Return the code of a call whose request does not come."""
     import grpc
 
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        requests = (time.sleep(2 * READING) or each for each in [b""])
+        requests = (time.sleep(seconds) or each for each in [b""])
         call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
         return code_of(lambda: call(requests, timeout=60))
 
@@ -244,11 +263,11 @@ def witness(server: Running, picture: bytes) -> Iterator[Witness]:
         thread.join()
 
 
-def attacks(report: Report, server: Running, picture: bytes) -> None:
+def attacks(report: Report, server: Running, picture: bytes, scale: Scale) -> None:
     """Run every attack, one after the other."""
     wrong, failed, longest = [], 0, 0.0
     first = server.memory()
-    for what, attack, expected in table(server):
+    for what, attack, expected in table(server, scale):
         before, started = server.memory(), time.perf_counter()
         with witness(server, picture) as seen:
             outcome = attack()
