@@ -160,12 +160,17 @@ class Http:
         length = request.headers.get("content-length", "0")
         if length.isdigit() and int(length[:20]) > limits.body:
             raise ProtocolError(413, f"the body is larger than {limits.body:,} bytes", reason="size")
-        body = Body(request.headers.get("content-encoding", "").strip().lower(), limits.body, keep=not refused)
+        encoding = request.headers.get("content-encoding", "").strip().lower()
+        body = Body(encoding, limits.body, keep=not refused)
         request.scope["tlkit.held"] = 0
         try:
             async with asyncio.timeout(limits.reading):
                 async for chunk in request.stream():
-                    held = body.feed(chunk)
+                    if encoding:  # a chunk of a bomb keeps a thread busy for a while
+                        loop = asyncio.get_running_loop()
+                        held = await loop.run_in_executor(self.inference.pool, body.feed, chunk)
+                    else:
+                        held = body.feed(chunk)
                     request.scope["tlkit.held"] += held
                     self._reading += held
                     if self._reading > limits.memory:
