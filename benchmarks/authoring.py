@@ -104,7 +104,8 @@ def commands(name: str, folder: Path) -> Iterator[tuple[str, Sequence[str]]]:
         return
     settings = ["--rootdir", str(folder), "-c", str(folder / "pyproject.toml")]
     yield "pytest", (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", *settings, str(folder / "tests"))
-    yield "mypy", (PYTHON, "-m", "mypy", "--config-file", str(folder / "pyproject.toml"), *typed(folder))
+    types = ["--cache-dir", str(folder.parent / "types"), "--config-file", str(folder / "pyproject.toml")]
+    yield "mypy", (PYTHON, "-m", "mypy", *types, *typed(folder))
     yield "wheel", (PYTHON, "-m", "build", "--no-isolation", "--wheel", str(folder))
 
 

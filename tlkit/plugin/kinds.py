@@ -54,7 +54,8 @@ KINDS: dict[str, Kind] = {
             "classifiers from features to logits",
             ("tlkit.conformance.head",),
             (f"{_TRAIN} --head {{name}}", "tlkit inspect run/"),
-            "Put your classifier into `module` and `solve`; a head that is trained by gradient leaves out `solve`.",
+            "Put your classifier into `module` and `solve`; a head that is trained by gradient leaves out `solve`. "
+            "`advise` recommends heads whose `report` has a cross-validation.",
         ),
         Kind(
             Strategy,
