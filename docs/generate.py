@@ -133,7 +133,7 @@ def _value(constant: re.Match[str]) -> str:
 
 def _types(base: type) -> list[type]:
     """Return the classes of the contract that a base class mentions, and those that these mention."""
-    modules = (phases.__name__, contract.__name__)
+    modules = (phases.__name__, contract.__name__, base.__name__)
     own = [each for each in vars(contract).values() if inspect.isclass(each) and each.__module__ in modules]
     found = [base]
     for one in found:

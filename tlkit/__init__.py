@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         advise as advise,
         benchmark as benchmark,
         diagnose as diagnose,
-        embed as embed,
         evaluate as evaluate,
         export as export,
         export_shared_trunk as export_shared_trunk,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         TlkitWarning as TlkitWarning,
         UsageError as UsageError,
     )
+    from tlkit.features import embed as embed, embedding_status as embedding_status, search as search
     from tlkit.insight import report as report
     from tlkit.plugin.contract import (
         Augmentation as Augmentation,
@@ -52,7 +52,10 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         Phase as Phase,
         Preprocessing as Preprocessing,
         Progress as Progress,
+        Reader as Reader,
+        Record as Record,
         Session as Session,
+        Source as Source,
         Strategy as Strategy,
         Target as Target,
         Weights as Weights,
@@ -65,14 +68,15 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
 
 _MODULES = {
     "tlkit.api": (
-        "advise benchmark diagnose embed evaluate export export_shared_trunk export_triton inspect "
+        "advise benchmark diagnose evaluate export export_shared_trunk export_triton inspect "
         "list_components load train verify"
     ),
     "tlkit.errors": "ArtifactError DataError GateError PluginError ResourceError TlkitError TlkitWarning UsageError",
+    "tlkit.features": "embed embedding_status search",
     "tlkit.insight": "report",
     "tlkit.plugin.contract": (
         "Augmentation Backbone BuildSource Component DatasetStatistics Head Loss OptimizationProfile Optimizer Phase "
-        "Preprocessing Progress Session Strategy Target Weights option silent"
+        "Preprocessing Progress Reader Record Session Source Strategy Target Weights option silent"
     ),
     "tlkit.plugin.hooks": "hookimpl",
     "tlkit.runtime.model": "Model",

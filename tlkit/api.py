@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from tlkit.inspection import Inspection
     from tlkit.plugin.contract import OptimizationProfile, Progress
     from tlkit.plugin.loading import RegisteredComponent
-    from tlkit.runtime.embedding import EmbeddingResult
     from tlkit.runtime.model import Model
     from tlkit.training.result import TrainingResult
     from tlkit.verification.run import Verification
@@ -56,13 +55,14 @@ def advise(
     `budget` in seconds is for trial trainings; `audit` adds duplicates, leakage, label errors and shortcuts. `val`,
     `group` and `strict` are as for `train`; images to validate or test on are not looked at.
     """
+    images, options = resolve.labeled_images(source, options or {})
     named = resolve.several(backbones or defaults.DEFAULT_BACKBONE)
     chosen = [resolve.configured({"backbone": name}, options)["backbone"] for name in named]
     from tlkit.advice.run import advise
 
     request = resolve.advice_request(chosen, val=val, group=group, max_bad=max_bad, seed=seed)
     with shown(progress) as bars:
-        return advise(local_path(source), request, bars, budget=budget, audit=audit, strict=strict)
+        return advise(images, request, bars, budget=budget, audit=audit, strict=strict)
 
 
 def train(
@@ -105,7 +105,8 @@ def train(
     automatic = strategy in (None, resolve.AUTO)
     if budget is not None and not automatic:
         raise UsageError("a budget is for trial runs", do=f"use strategy {resolve.AUTO}, or leave the budget out")
-    components = resolve.components_to_train(backbone, None if automatic else strategy, head, options or {})
+    images, options = resolve.labeled_images(source, options or {})
+    components = resolve.components_to_train(backbone, None if automatic else strategy, head, options)
     resolve.check_license(components["backbone"], resolve.several(license))
     from tlkit.advice.auto import train_auto
     from tlkit.training.config import RunOptions, TrainingConfig
@@ -116,14 +117,14 @@ def train(
     config |= {"size": size, "cut": cut, "golden_strip": golden_strip, "refit": refit, "views": views, "cache": cache}
     on = DeviceOptions(device, precision, compile, tf32)
     how = RunOptions(on, resume, resolve.optional_path(tensorboard), warn=resolve.warn, strict=strict)
-    source, out = local_path(source), local_path(out)
+    out = local_path(out)
     with resolve.claimed_to_train(out), shown(progress) as bars:
         if automatic:
             request = resolve.advice_request([components["backbone"]], head=components.get("head"), **config)
-            trained, advice = train_auto(source, out, request, how, budget, bars)
+            trained, advice = train_auto(images, out, request, how, budget, bars)
             return replace(trained, advice=advice)
         origins = {kind: resolve.load_plugins().origin(component) for kind, component in components.items()}
-        return run(source, out, TrainingConfig(**components, origins=origins, **config), bars, how)
+        return run(images, out, TrainingConfig(**components, origins=origins, **config), bars, how)
 
 
 def export(
@@ -259,24 +260,13 @@ def load(
     return resolve.open_model(local_path(path), graph, target, precision, head=head, workers=workers, opener=on)
 
 
-def embed(
-    model: Model | StrPath, images: Sequence[StrPath] | StrPath, out: StrPath, *, progress: Progress | None = None
-) -> EmbeddingResult:
-    """Write the features of image files, and of all images in folders, to the Parquet or npy file `out`.
-
-    `model` is what `load` returned, a bundle or a graph. Unreadable images are in the result and in a rejects file.
-    """
-    from tlkit.runtime.embedding import embed
-
-    sources, opened = resolve.local_paths(images), _model(model, "trunk")
-    found = resolve.image_files(sources)
-    with claim(place := local_path(out)), shown(progress) as bars:
-        result = embed(opened, found.files, place, bars("embedding", len(found.files)), sources)
-    return replace(result, skipped=found.skipped)
-
-
 def evaluate(
-    model: Model | StrPath, source: StrPath, *, split: str | None = None, progress: Progress | None = None
+    model: Model | StrPath,
+    source: StrPath,
+    *,
+    split: str | None = None,
+    options: Mapping[str, object] | None = None,
+    progress: Progress | None = None,
 ) -> EvaluationResult:
     """Return the metrics of a model on a labelled dataset, with unreadable images and the split that was used.
 
@@ -285,8 +275,9 @@ def evaluate(
     """
     from tlkit.evaluation.evaluate import evaluate
 
+    images, _ = resolve.labeled_images(source, options or {})
     with shown(progress) as bars:
-        return evaluate(_model(model, "model"), local_path(source), split=split, progress=bars)
+        return evaluate(_model(model, "model"), images, split=split, progress=bars)
 
 
 def benchmark(

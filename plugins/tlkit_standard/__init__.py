@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tlkit.plugin.contract import Backbone, Head, Strategy, Target
+from tlkit.plugin.contract import Backbone, Head, Source, Strategy, Target
 from tlkit.plugin.support import hookimpl
 
 
@@ -41,3 +41,11 @@ def tlkit_targets() -> Iterable[Target]:
     from tlkit_standard.targets import TARGETS
 
     return TARGETS
+
+
+@hookimpl
+def tlkit_sources() -> Iterable[Source]:
+    """Return folders, tables and archives of images."""
+    from tlkit_standard.sources import SOURCES
+
+    return SOURCES

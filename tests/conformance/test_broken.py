@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import pytest
+from tlkit_standard.sources import SOURCES
 from tlkit_standard.strategies import STRATEGIES
 from tlkit_standard.targets import TARGETS
 
-from tests.conformance.broken import backbones, heads, strategies, targets
+from tests.conformance.broken import backbones, heads, sources, strategies, targets
 from tests.kit.tiny import Line, Tiny
 from tlkit.conformance import CheckFailed, checks, run
 from tlkit.plugin.kinds import KINDS
 
-GOOD = {"backbone": Tiny(), "head": Line(), "strategy": STRATEGIES[0], "target": TARGETS[0]}
+GOOD = {
+    "backbone": Tiny(),
+    "head": Line(),
+    "source": SOURCES[0],
+    "strategy": STRATEGIES[0],
+    "target": TARGETS[0],
+}
 BROKEN = {
     "backbone": backbones.BROKEN,
     "head": heads.BROKEN,
+    "source": sources.BROKEN,
     "strategy": strategies.BROKEN,
     "target": targets.BROKEN,
 }

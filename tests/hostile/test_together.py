@@ -19,6 +19,7 @@ VERBS = {
     "train photos -o out --strategy partial --resume": "out",
     "embed run photos -o features.parquet": "features.parquet",
     "embed run photos -o features.npy": "features.npy",
+    "embed run photos -o features": "features",
     "export run --onnx --shared-trunk -o out": "out",
     "export run --triton out": "out",
     "advise photos --html advice.html": "advice.html",

@@ -25,6 +25,7 @@ RESULTS = {
     "hostile": ("hostile",),
     "int8": ("int8",),
     "integrity": ("integrity",),
+    "jobs": ("jobs-kills", "jobs-manifest", "jobs-search", "jobs-speed"),
     "matrix": ("matrix",),
     "memory": ("memory",),
     "precision": ("precision",),

@@ -51,6 +51,7 @@ PARSED = {
     r"tlkit .*--(tensorrt|device|gpu)\b": "it needs an NVIDIA GPU, or an engine that takes minutes to build",
     r"tlkit (train|advise) .*(timm|torchvision|transformers)/": "it needs weights from the network",
     r"tlkit .*executorch": "lowering takes a minute; tests/plugins/test_packages.py does it",
+    r"tlkit (embed|train) .*('|\.zip|list\.csv|s3:)": "it needs archives and tables, which the tests of sources make",
     r"tlkit plugins check my": "tests/conformance/test_scaffold.py runs the checks of a new plugin",
 }
 TINY_DEFAULTS = """
@@ -173,7 +174,7 @@ def test_the_commands_and_the_python_of_a_document_run(document, forks, tiny_pla
         assert done.code == 0, (text, done.err)
 
 
-@pytest.mark.parametrize("kind", ["backbone", "head", "strategy", "target"])
+@pytest.mark.parametrize("kind", ["backbone", "head", "source", "strategy", "target"])
 def test_the_readme_of_a_new_plugin_does_what_it_says(kind, forks, tiny_place, tmp_path, monkeypatch):
     root, env = tiny_place
     write(names(f"tlkit-my{kind}", kind), tmp_path / "new")

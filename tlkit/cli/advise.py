@@ -11,6 +11,8 @@ from tlkit import defaults
 from tlkit.cli.options import (
     FilePath,
     budget_option,
+    column_options,
+    columns,
     complete,
     draw_options,
     json_option,
@@ -23,7 +25,7 @@ from tlkit.cli.output import note_files, progress_bars, show, wrote
 
 
 @click.command()
-@click.argument("source", type=FilePath)
+@click.argument("source")
 @click.option(
     "--backbone",
     "backbones",
@@ -36,12 +38,13 @@ from tlkit.cli.output import note_files, progress_bars, show, wrote
 @click.option("--audit", is_flag=True, help="Report duplicates, leakage, label errors and shortcuts as well.")
 @click.option("--html", "page", type=FilePath, help="Write a page with pictures to an .html file as well.")
 @set_option
+@column_options
 @draw_options
 @max_bad_option
 @strict_option
 @seed_option
 @json_option
-def command(source: Path, page: Path | None, as_json: bool, **options: Any) -> None:
+def command(source: str, page: Path | None, as_json: bool, **options: Any) -> None:
     """Recommend a strategy, a cut and a head for SOURCE, labelled as for training, with the evidence.
 
     The evidence: the size of the dataset, its domain shift from the pretraining data, and the accuracy of each
@@ -61,6 +64,7 @@ def command(source: Path, page: Path | None, as_json: bool, **options: Any) -> N
     if page is not None:
         check(page)
     click.get_current_context().with_resource(claim(page))
+    options["options"] |= columns(options)
     with progress_bars() as progress:
         advice = advise(source, progress=progress, **options)
     note_files(advice)

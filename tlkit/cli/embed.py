@@ -7,39 +7,72 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, device_options, json_option, max_bad_option, threads_option
+from tlkit.cli.options import (
+    FilePath,
+    columns,
+    device_options,
+    job_options,
+    json_option,
+    max_bad_option,
+    set_option,
+    threads_option,
+)
 from tlkit.cli.output import note_files, progress_bars, show, wrote
+from tlkit.errors import UsageError
 from tlkit.util.text import quoted
 
 
 @click.command()
-@click.argument("model", type=FilePath)
-@click.argument("images", type=FilePath, nargs=-1, required=True)
-@click.option("-o", "--out", type=FilePath, required=True, help="File to write; its name ends in .parquet or .npy.")
+@click.argument("model", type=FilePath, required=False)
+@click.argument("images", nargs=-1)
+@click.option("-o", "--out", type=FilePath, help="File that ends in .parquet or .npy, or the folder of a job.")
+@click.option("--status", "place", type=FilePath, help="Print the state of a job, and do nothing else.")
+@job_options
+@set_option
 @max_bad_option
 @device_options
 @threads_option
 @json_option
-def command(model: Path, images: tuple[Path, ...], out: Path, max_bad: float, as_json: bool, **options: Any) -> None:
-    """Write the features of IMAGES (files and folders) under MODEL, a bundle, trunk.onnx or model.onnx.
+def command(
+    model: Path | None, images: tuple[str, ...], out: Path | None, place: Path | None, as_json: bool, **given: Any
+) -> None:
+    """Write the features of IMAGES (files, folders, archives, tables) under MODEL, a bundle, trunk.onnx or model.onnx.
 
     One row per image, in the order of the paths. Parquet has the columns path, sha256 and features; next to an npy
     file, a CSV file holds the first two. Unreadable images are listed in a .rejects.csv file next to the result; the
-    exit code is 3 if more than --max-bad are unreadable.
+    exit code is 3 if more than --max-bad are unreadable. A folder is a job that resumes: see docs/scale.md.
 
     \b
     Examples:
       tlkit embed run/ photos/ -o features.parquet
       tlkit embed run/onnx/fp32/trunk.onnx a.jpg b.jpg -o features.npy
+      tlkit embed run/ photos/ -o features/ --workers 8
+      tlkit embed --status features/
     """
-    from tlkit.api import embed, load
-    from tlkit.data.decoding import check_max_bad
+    from tlkit.features import embedding_status
 
-    opened = load(model, graph="trunk", **options)
-    with progress_bars() as progress:
-        result = embed(opened, images, out, progress=progress)
+    if place is not None:
+        found = embedding_status(place)
+        show(found.to_json(), found, as_json)
+        return
+    if model is None or not images or out is None:
+        raise UsageError("MODEL, IMAGES and -o are needed", do="see: tlkit embed --help")
+    _embed(model, images, out, as_json, **given)
+
+
+def _embed(model: Path, images: tuple[str, ...], out: Path, as_json: bool, **given: Any) -> None:
+    from tlkit.api import load
+    from tlkit.data.decoding import check_max_bad
+    from tlkit.features import embed
+
+    devices = {name: given[name] for name in ("device", "allow_cpu")}
+    settings = {name: given[name] for name in ("dtype", "vectors", "shard_rows") if given[name] is not None}
+    asked = {name: given[name] for name in ("workers", "shard", "source")}
+    options = given["options"] | columns(given)
+    with load(model, graph="trunk", **devices) as opened, progress_bars() as progress:
+        result = embed(opened, images, out, **asked, options=options, settings=settings, progress=progress)
     note_files(result)
-    then = f"tlkit inspect {quoted(model)}"
+    then = "tlkit inspect " + quoted(model) if out.suffix else "tlkit embed --status " + quoted(out)
     show({**result.to_json(), "next": then}, result, as_json)
     wrote(out, then=then)
-    check_max_bad(result.rejected, result.images, max_bad)
+    check_max_bad(result.rejected, result.images, given["max_bad"], result.rejects)

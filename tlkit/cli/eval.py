@@ -9,6 +9,8 @@ import click
 
 from tlkit.cli.options import (
     FilePath,
+    column_options,
+    columns,
     device_options,
     head_option,
     json_option,
@@ -22,7 +24,8 @@ from tlkit.util.text import quoted
 
 @click.command()
 @click.argument("model", type=FilePath)
-@click.argument("source", type=FilePath)
+@click.argument("source")
+@column_options
 @split_option
 @click.option("--plot", "picture", type=FilePath, help="Draw confusion and calibration to a .png, .svg or .pdf file.")
 @head_option
@@ -32,7 +35,7 @@ from tlkit.util.text import quoted
 @json_option
 def command(
     model: Path,
-    source: Path,
+    source: str,
     split: str | None,
     picture: Path | None,
     max_bad: float,
@@ -58,11 +61,12 @@ def command(
     if picture is not None:
         check_plot(picture)
     click.get_current_context().with_resource(claim(picture))
+    columns_given = columns(options)
     opened = load(model, **options)
     with progress_bars() as progress:
-        result = evaluate(opened, source, split=split, progress=progress)
+        result = evaluate(opened, source, split=split, options=columns_given, progress=progress)
     note_files(result)
-    then = f"tlkit predict {quoted(model)} {quoted(source) if source.is_dir() else 'IMAGE...'}"
+    then = f"tlkit predict {quoted(model)} {quoted(Path(source)) if Path(source).is_dir() else 'IMAGE...'}"
     show({**result.to_json(), "next": then}, result, as_json)
     if picture is not None:
         plot(result.metrics, result.labels, picture)

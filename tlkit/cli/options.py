@@ -150,6 +150,34 @@ threads_option = click.option(
     expose_value=False,
     help="Threads to decode and compute with; all processors that this process may use by default.",
 )
+
+
+def _task(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    found = re.fullmatch(r"(\d+)/(\d+)", text or "")
+    if text is not None and found is None:
+        raise click.BadParameter(f"{text!r} is not of the form 3/100")
+    return found and (int(found[1]), int(found[2]))
+
+
+def columns(options: dict[str, Any]) -> dict[str, str]:
+    """Take the options of `column_options` out of a verb's, and return them as options of a source."""
+    given = {f"source.{name}": options.pop(name, None) for name in ("column", "label_column")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+column_options = together(
+    click.option("--column", metavar="NAME", help="Column of a Parquet file with the images; also source.column."),
+    click.option("--label-column", metavar="NAME", help="Column with their labels; also source.label_column."),
+)
+job_options = together(
+    click.option("--workers", type=click.IntRange(1), help="Processes of a job, which share the cores; 1 by default."),
+    click.option("--shard", metavar="I/N", callback=_task, help="Do the I-th of N parts of a job, as one of N tasks."),
+    click.option("--shard-rows", type=click.IntRange(1), help="Images in a shard of a job; 256 to 10,000 by default."),
+    click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Number format of a job [float32]."),
+    click.option("--vectors", type=click.Choice(["fixed", "list"]), help="Lists in the parts of a job [fixed]."),
+    click.option("--source", metavar="NAME", help="Source that reads the images, where several can."),
+    column_options,
+)
 trainer_options = together(
     click.option(
         "--refit/--no-refit",

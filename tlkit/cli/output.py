@@ -47,7 +47,7 @@ def note_counts(files: FileCounts) -> None:
         click.echo(str(files), err=True)
 
 
-def note(what: str, reasons: Mapping[str, str] | Iterable[str]) -> None:
+def note(what: str, reasons: Mapping[str, object] | Iterable[str]) -> None:
     """Say on stderr, one line each, what was not used and why."""
     lines = (f"{name}: {reason}" for name, reason in reasons.items()) if isinstance(reasons, Mapping) else reasons
     for line in lines:
@@ -58,7 +58,7 @@ class HasFiles(Protocol):
     """A result that knows which files of its source were not read."""
 
     @property
-    def skipped(self) -> Mapping[str, str]: ...
+    def skipped(self) -> Mapping[str, object]: ...
     @property
     def rejected(self) -> Mapping[str, str]: ...
     @property

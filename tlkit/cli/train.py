@@ -11,6 +11,8 @@ from tlkit import defaults
 from tlkit.cli.options import (
     FilePath,
     budget_option,
+    column_options,
+    columns,
     complete,
     draw_options,
     json_option,
@@ -25,11 +27,9 @@ from tlkit.util.text import quoted
 
 
 @click.command()
-@click.argument("source", type=FilePath)
+@click.argument("source")
 @click.option("-o", "--out", type=FilePath, required=True, help="Bundle to write; must not exist yet.")
-@click.option(
-    "--backbone", default=defaults.DEFAULT_BACKBONE, shell_complete=complete("backbone"), help="Pretrained network."
-)
+@click.option("--backbone", default=defaults.DEFAULT_BACKBONE, shell_complete=complete("backbone"), help="Network.")
 @click.option("--size", type=click.IntRange(1), help="Input size in pixels; the backbone's own by default.")
 @click.option("--cut", help="Last stage to keep; chosen by the strategy by default. With auto, it stays frozen.")
 @click.option(
@@ -44,6 +44,7 @@ from tlkit.util.text import quoted
     help=f"Classifier on the features; chosen by auto, or {defaults.DEFAULT_HEAD} with another strategy.",
 )
 @set_option
+@column_options
 @draw_options
 @max_bad_option
 @strict_option
@@ -53,25 +54,24 @@ from tlkit.util.text import quoted
 @trainer_options
 @budget_option
 @json_option
-def command(source: Path, out: Path, as_json: bool, **options: Any) -> None:
+def command(source: str, out: Path, as_json: bool, **options: Any) -> None:
     """Train on SOURCE and write a bundle.
 
-    SOURCE is a folder with one folder per class, a folder with train/ and val/ (and test/) of such, or a CSV or
-    Parquet table with the columns path, label and optionally split. The strategy auto trains what `tlkit advise`
-    recommends; a head or a cut that is named stays. If the images don't suffice for a recommendation, it trains a
-    classifier on the features of the frozen network.
+    SOURCE is a folder with one folder per class, a folder with train/ and val/ (and test/) of such, a CSV or Parquet
+    table with the columns path, label and optionally split, or what another source reads, such as a tar. The strategy
+    auto trains what `tlkit advise` recommends; a head or a cut that is named stays. If the images don't suffice for a
+    recommendation, it trains a classifier on the features of the frozen network.
 
     \b
     Examples:
       tlkit train photos/ -o run/
-      tlkit train photos/ -o run/ --budget 5m
-      tlkit train photos/ -o run/ --resume
       tlkit train photos.csv -o run/ --backbone NAME --cut stage4 --head NAME --set head.OPTION=VALUE
       tlkit train photos/ -o run/ --strategy NAME --set strategy.trainable=2 --set strategy.epochs=5
       torchrun --nproc-per-node 4 -m tlkit train photos/ -o run/ --strategy NAME
     """
     from tlkit.api import train
 
+    options["options"] |= columns(options)
     with progress_bars() as progress:
         result = train(source, out, progress=progress, **options)
     note_files(result)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import nn
 
-from tlkit.conformance.graph import expect_core_operators, open_graph, trace
+from tlkit.conformance.backbone.exported import expect_core_operators, open_graph, trace
 from tlkit.conformance.subject import CheckFailed, Skipped, Subject, expect, expect_none, prepared
 from tlkit.errors import DataError, UsageError
 from tlkit.model.modules import ScoredHead, head_outputs

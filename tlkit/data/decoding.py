@@ -80,15 +80,16 @@ class UnreadableImage(DataError):
     """An image that can't be decoded; `.what` is the reason."""
 
 
-def check_max_bad(rejected: Mapping[str, str], images: int, max_bad: float | None) -> None:
+def check_max_bad(rejected: Mapping[str, str], images: int, max_bad: float | None, count: int | None = None) -> None:
     """Raise a DataError if more than the share `max_bad` of the images is unreadable; with None, if any is.
 
-    `rejected` maps names of images to reasons; the error names the first.
+    `rejected` maps names of images to reasons, all of them or the first of a `count`; the error names the first.
     """
-    if len(rejected) > (max_bad or 0.0) * images:
+    count = len(rejected) if count is None else count
+    if count > (max_bad or 0.0) * images:
         name, reason = next(iter(rejected.items()))
         allow = "" if max_bad is None else f", or allow more than {max_bad:.1%} with --max-bad"
-        what = f"{len(rejected)} of {images} images are unreadable, the first because: {reason}"
+        what = f"{count} of {images} images are unreadable, the first because: {reason}"
         raise DataError(what, file=name, do=f"fix or remove them{allow}")
 
 

@@ -1,8 +1,7 @@
-"""Scan a folder for images: each folder is read once, whatever links it contains, without a stat per file."""
+"""Scan a folder for images, without a stat per file, and count the files of a source."""
 
 from __future__ import annotations
 
-import heapq
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,11 +12,7 @@ from typing import NamedTuple
 from tlkit.data.decoding import HEAD, OTHER_SUFFIXES, SUFFIXES, format_of
 from tlkit.errors import DataError
 from tlkit.util.text import counted
-
-# What operating systems and network storage add.
-_SYSTEM = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "system volume information", "lost+found"})
-_SYSTEM |= {"$recycle.bin", "recycler", "#recycle", "@recycle", "@eadir", "#snapshot", "@sharebin", "@tmp", "@__thumb"}
-_BUNDLE = frozenset({"bundle.json", "trunk.safetensors", "head.safetensors"})
+from tlkit.util.walk import OWN, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,62 +62,29 @@ class Scan(NamedTuple):
 
 
 def scan(root: Path) -> Scan:
-    """Return all images under `root`, by suffix, recursively.
+    """Return all images under `root`, by suffix, recursively; see `tlkit.util.walk` for links.
 
-    Links to folders are followed after all real folders, so that the real one of several ways to a folder counts, and a
-    loop ends where it began. Raises `DataError` for a folder that can't be read: its content might matter.
+    Raises `DataError` for a folder that can't be read: its content might matter.
     """
     found = Scan([], [], {})
-    real, links = [""], list[str]()
-    seen: set[tuple[int, int]] = set()
-    while real or links:
-        folder = real.pop() if real else heapq.heappop(links)  # links in sorted order, whatever their order on disk
-        try:
-            if folder:
-                found.folders.append(folder)
-            status = os.stat(root / folder)
-            if (status.st_dev, status.st_ino) in seen:
-                found.skipped[folder] = "a link to a folder that is read already"
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            more, linked = _scan_folder(root, folder, found)
-        except OSError as error:
-            raise DataError(f"can't be read ({error.strerror})", file=root / folder) from error
-        real.extend(more)
-        for link in linked:
-            heapq.heappush(links, link)
+    try:
+        for path, kind in walk(root):
+            if kind == "folder":
+                found.folders.append(path)
+            elif kind == "file" and is_image(root / path):
+                found.images.append(path)
+            elif kind == OWN and not path:
+                raise DataError("a bundle that tlkit wrote, not images", file=root)
+            else:
+                found.skipped[path] = "not an image" if kind == "file" else kind
+    except OSError as error:
+        raise DataError(f"can't be read ({error.strerror})", file=error.filename or root) from error
     found.images.sort()
     found.folders.sort()
     return found
 
 
-def _scan_folder(root: Path, folder: str, found: Scan) -> tuple[list[str], list[str]]:
-    """Add the entries of one folder to `found`; return the real folders and the links to folders in it."""
-    real: list[str] = []
-    links: list[str] = []
-    with os.scandir(root / folder) as scanned:
-        entries = list(scanned)
-    if _BUNDLE.issubset(entry.name for entry in entries):
-        if not folder:
-            raise DataError("a bundle that tlkit wrote, not images", file=root)
-        found.folders.remove(folder)
-        found.skipped[folder] = "a bundle that tlkit wrote"
-        return real, links
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM:
-            continue
-        path = f"{folder}/{entry.name}" if folder else entry.name
-        kind = _kind(entry)
-        if kind == "folder":
-            (links if entry.is_symlink() else real).append(path)
-        elif kind == "file" and _is_image(root / path):
-            found.images.append(path)
-        else:
-            found.skipped[path] = "not an image" if kind == "file" else kind
-    return real, links
-
-
-def _is_image(file: Path) -> bool:
+def is_image(file: Path) -> bool:
     """Return whether a file counts as an image: by its suffix, or by its first bytes if it has none.
 
     Images in a format that is not decoded count as well: they are rejected by name.
@@ -135,15 +97,3 @@ def _is_image(file: Path) -> bool:
             return format_of(opened.read(HEAD)) is not None
     except OSError:
         return False
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    """Return "folder", "file", or the reason why it is neither. Only links cost a stat."""
-    try:
-        if entry.is_dir():
-            return "folder"
-        if entry.is_file():
-            return "file"
-    except OSError:  # a link to itself, or through a folder that is not accessible
-        pass
-    return "a broken link" if entry.is_symlink() else "not a regular file"

@@ -23,6 +23,7 @@ from tlkit.errors import PluginError, TlkitError, TlkitWarning, missing_package
 
 _MESSAGE = 300  # characters of what a plugin raised; libraries put whole shapes and configurations there
 _OURS = "tlkit"
+_CONTRACT = "tlkit.plugin."  # modules with base classes of components
 _POOL = "ThreadPoolExecutor"  # whose threads end with the process
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -38,6 +39,7 @@ _RETURNS: dict[str, tuple[tuple[type, ...], str]] = {
     "incompatible": ((str, types.NoneType), "a text or None"),
     "machine": ((Mapping,), "a mapping"),
     "migrate": ((Mapping,), "a mapping"),
+    "accepts": ((bool,), "True or False"),
 }
 
 _origins: dict[str, tuple[str, str]] = {}  # distribution and version by the top-level package of its plugin
@@ -162,12 +164,12 @@ def _place(frame: types.FrameType, line: int) -> str:
     return f"plugin {who} ({Path(frame.f_code.co_filename).name}, line {line})" if who else ""
 
 
-def guard(cls: type, contract: str) -> None:
-    """Wrap the methods and properties that a plugin's class defines for the contract, a module, with `calling`.
+def guard(cls: type) -> None:
+    """Wrap the methods and properties that a plugin's class defines for the contract with `calling`.
 
     Sessions run thousands of times a second and in threads, so their failures are named and nothing else is looked at.
     """
-    bases = [base for base in cls.__mro__ if base.__module__ == contract]
+    bases = [base for base in cls.__mro__ if base.__module__.startswith(_CONTRACT)]
     if _package(cls.__module__) == _OURS:
         return
     context = calling if any(hasattr(base, "kind") for base in bases) else _named

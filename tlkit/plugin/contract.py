@@ -1,7 +1,7 @@
 """The contract between tlkit and its plugins. Standard library only.
 
-A component (a backbone, head, strategy or target) is a frozen dataclass. Its fields declared with `option` are its
-options: `tlkit train --set head.pca=128` replaces the field `pca`, `tlkit plugins` lists it, a bundle stores it.
+A component (a backbone, head, strategy, target or source) is a frozen dataclass. Its fields declared with `option` are
+its options: `tlkit train --set head.pca=128` replaces the field `pca`, `tlkit plugins` lists it, a bundle stores it.
 Declaring a component must be cheap: import torch and other frameworks in the method that needs them.
 
 Every base class has one or two abstract methods and working defaults for the rest, so that a method added later
@@ -11,14 +11,22 @@ declares the contract in its group of entry points, `[project.entry-points."tlki
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from tlkit.plugin.blame import guard
+from tlkit.plugin.component import Component as Component
+from tlkit.plugin.component import Progress as Progress
+from tlkit.plugin.component import Reader as Reader
+from tlkit.plugin.component import Record as Record
+from tlkit.plugin.component import Source as Source
+from tlkit.plugin.component import Tick as Tick
+from tlkit.plugin.component import option as option
+from tlkit.plugin.component import option_fields as option_fields
+from tlkit.plugin.component import silent as silent
 from tlkit.plugin.phases import BALANCES as BALANCES
 from tlkit.plugin.phases import BATCHNORMS as BATCHNORMS
 from tlkit.plugin.phases import OPTIMIZERS as OPTIMIZERS
@@ -49,25 +57,6 @@ LICENSE_CLASSES = ("permissive", "custom", "non-commercial", "unknown")
 ACTIVATIONS = ("softmax", "sigmoid")
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: Sequence[Any] | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    local: bool = False,
-) -> Any:
-    """Return a dataclass field that declares one option of a component: default, help text and allowed values.
-
-    Its annotation is `bool`, `int`, `float`, `str`, `Path`, `tuple[str, ...]`, `Literal`, or a union with None.
-    `local` options, such as the path of a weights file, hold on this machine alone: a bundle stores none of them and
-    is opened with their defaults, so they must not change the structure of the stages.
-    """
-    limits = {"choices": choices, "minimum": minimum, "maximum": maximum, "local": local}
-    return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,38 +119,6 @@ class OptimizationProfile:
     min: int = 1
     opt: int = 8
     max: int = 32
-
-
-class Tick(Protocol):
-    """Callable that reports `more` completed units and, optionally, a short status text."""
-
-    def __call__(self, more: int, said: str = "", /) -> object: ...
-
-
-Progress = Callable[[str, int], Tick]  # (description, total units) -> tick
-
-
-def silent(_what: str, _total: int) -> Tick:
-    """Progress that is not shown."""
-    return lambda _more, _said="": None
-
-
-class Component(ABC):
-    """Base class of every component. Its name is lower case, words joined by `-`, `_`, `.` or `/`."""
-
-    name: str  # `--head NAME`; a class attribute, or a field of a family of components
-    kind: ClassVar[str]
-
-    def __init_subclass__(cls, **more: Any) -> None:
-        super().__init_subclass__(**more)
-        guard(cls, __name__)
-
-    def migrate(self, options: Mapping[str, Any], version: str) -> Mapping[str, Any]:
-        """Return the options of a bundle that another `version` of the plugin's distribution wrote, as named today.
-
-        `options` are JSON values by name. Override it where an option was renamed or given another meaning.
-        """
-        return options
 
 
 class Backbone(Component):
@@ -279,7 +236,7 @@ class Session(ABC):
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
-        guard(cls, __name__)
+        guard(cls)
 
     @abstractmethod
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
@@ -341,10 +298,3 @@ class Target(Component):
             if here.get(name) != value:
                 return f"it was built for {name} {value}, and this machine has {here.get(name)}"
         return None
-
-
-def option_fields(component: Component) -> tuple[dataclasses.Field[Any], ...]:
-    """Return the dataclass fields that were declared with `option`."""
-    if not dataclasses.is_dataclass(component):
-        return ()
-    return tuple(field for field in dataclasses.fields(component) if "help" in field.metadata)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tlkit.plugin.contract import Backbone, Component, Head, Strategy, Target
+from tlkit.plugin.contract import Backbone, Component, Head, Source, Strategy, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,13 @@ KINDS: dict[str, Kind] = {
             ("tlkit.conformance.target",),
             (_TRAIN, "tlkit export run/ --target {name}", "tlkit verify run/ --target {name}"),
             "Put your runtime into `build` and the session, and its requirements into `missing`.",
+        ),
+        Kind(
+            Source,
+            "places to read images from",
+            ("tlkit.conformance.source",),
+            ("tlkit plugins", "tlkit plugins show {name}"),
+            "Put what lists a place into `records` and what reads the bytes of one image into the reader.",
         ),
     )
 }

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, UsageError, one_line
 from tlkit.plugin.hooks import hookimpl
-from tlkit.util.files import atomic_dir, atomic_file, cache_dir, sha256, translate_os_errors
+from tlkit.util.files import atomic_dir, atomic_file, cache_dir, is_address, open_regular, sha256, translate_os_errors
 from tlkit.util.resources import cores
 from tlkit.util.text import counted, did_you_mean, listed
+from tlkit.util.walk import walk
 
 if TYPE_CHECKING:
     from tlkit.doctor import gpus
@@ -51,11 +52,13 @@ __all__ = [
     "gpu",
     "gpus",
     "hookimpl",
+    "is_address",
     "listed",
     "load_tensors",
     "load_weights",
     "log_sum_exp",
     "one_line",
+    "open_regular",
     "processor_kind",
     "quiet_options",
     "read_graph",
@@ -65,6 +68,7 @@ __all__ = [
     "softmax",
     "take_apart",
     "translate_os_errors",
+    "walk",
 ]
 
 # Module and name of what is imported at its first use: the rooms above this one, and what needs NumPy.

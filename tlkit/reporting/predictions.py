@@ -10,7 +10,7 @@ from tlkit.data.dataset import Sample
 from tlkit.graph import metadata
 from tlkit.reporting.images import Images
 from tlkit.util.files import atomic_file
-from tlkit.util.parquet import check_parquet, floats, strings, utf8
+from tlkit.util.parquet import check_parquet, numbers, strings, utf8
 
 FILE = "predictions.parquet"
 ROWS = 4096  # of a row group
@@ -38,8 +38,8 @@ def write(file: Path, images: Images, labels: Sequence[str], facts: Mapping[str,
         "path": strings(utf8(_name(sample)) for sample in images.samples),
         "label": strings(labels[label] for label in images.truth),
         "predicted": strings(labels[label] for label in images.predicted),
-        "probabilities": pa.FixedSizeListArray.from_arrays(floats(images.probabilities), len(labels)),
-        **{name: floats(values) for name, values in images.scores.items()},
+        "probabilities": pa.FixedSizeListArray.from_arrays(numbers(images.probabilities), len(labels)),
+        **{name: numbers(values) for name, values in images.scores.items()},
     }
     table = pa.table(columns).replace_schema_metadata(dict(facts))
     with atomic_file(file, check=check) as temporary:

@@ -20,11 +20,14 @@ from tlkit.plugin.contract import FEATURES
 from tlkit.runtime.model import Model
 from tlkit.runtime.pipeline import ImageRecord
 from tlkit.util.files import NpyWriter, atomic_file, check_own, translate_os_errors
-from tlkit.util.parquet import check_parquet, floats, strings, utf8
+from tlkit.util.parquet import check_parquet, strings, utf8, vectors
 from tlkit.util.text import counted
 
 ROWS, REJECTS = ("path", "sha256"), ("path", "reason")  # columns of the tables beside the features
 ROW_GROUP = 1024  # rows that are collected before they are written
+
+# Dictionaries and statistics gain nothing on floats that hardly ever repeat.
+PLAIN: dict[str, Any] = {"use_dictionary": False, "write_statistics": False}
 
 Write = Callable[[Sequence[ImageRecord], NDArray[np.float32]], None]
 
@@ -38,6 +41,11 @@ class EmbeddingResult:
     width: int
     rejected: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rejects(self) -> int:
+        """Number of rejected images."""
+        return len(self.rejected)
 
     @property
     def images(self) -> int:
@@ -76,7 +84,7 @@ def embed(
     _check_csv(REJECTS)(rejects)
     rejected: dict[str, str] = {}
     rows, width, written = 0, 0, _written(sources or files)
-    with translate_os_errors(out), open_writer(out, _provenance(model)) as write:
+    with translate_os_errors(out), open_writer(out, provenance(model)) as write:
         for batch in model.stream(files, [FEATURES], hashed=True):
             rejected |= {image.name: image.reason for image in batch.images if image.reason is not None}
             if readable := batch.readable():
@@ -121,19 +129,15 @@ def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[Write]:
 
     def flush() -> None:
         nonlocal opened
-        features = np.concatenate(parts)
-        table = pa.table(
-            {
-                "path": strings(utf8(image.name) for image in collected),
-                "sha256": strings(image.sha256 for image in collected),
-                FEATURES: pa.FixedSizeListArray.from_arrays(floats(features), features.shape[1]),
-            }
-        )
+        columns = {
+            "path": strings(utf8(image.name) for image in collected),
+            "sha256": strings(image.sha256 for image in collected),
+            FEATURES: vectors(np.concatenate(parts)),
+        }
+        table = pa.table(columns)
         if opened is None:
             schema = table.schema.with_metadata(provenance)
-            # Dictionaries and statistics gain nothing on floats that hardly ever repeat.
-            options = {"use_dictionary": False, "write_statistics": False}
-            opened = closing.enter_context(parquet.ParquetWriter(temporary, schema, **options))
+            opened = closing.enter_context(parquet.ParquetWriter(temporary, schema, **PLAIN))
         opened.write_table(table.cast(opened.schema))
         collected.clear()
         parts.clear()
@@ -196,7 +200,7 @@ def _check_csv(columns: Sequence[str]) -> Callable[[Path], None]:
     return lambda path: check_own(path, is_own)
 
 
-def _provenance(model: Model) -> dict[str, str]:
+def provenance(model: Model) -> dict[str, str]:
     """Return the model's metadata, which is stored with the features."""
     facts = {key: value for key, value in model.session.metadata.items() if key != metadata.LABELS}
     return {**facts, metadata.PREPROCESSING: metadata.preprocessing_json(model.preprocessing)}

@@ -21,7 +21,7 @@ from tlkit.model.exports import graph_file
 from tlkit.plugin.contract import FEATURES, IMAGES, PROBABILITIES, Progress, Session
 from tlkit.progress import shown
 from tlkit.runtime import config
-from tlkit.runtime.pipeline import Batch, ImageInput, iter_images, stream
+from tlkit.runtime.pipeline import Batch, ImageInput, StoredImage, iter_images, stream
 from tlkit.runtime.session import HeadSession, OnnxSession, check_kernels
 from tlkit.util.files import local_path
 from tlkit.util.resources import cores
@@ -177,8 +177,18 @@ class Model:
         with shown(progress) as bars:
             return evaluate(self, local_path(source), split=split, progress=bars)
 
-    def stream(self, images: Iterable[Source], outputs: Sequence[str], *, hashed: bool = False) -> Iterator[Batch]:
-        """Yield batches of images in order, with the named outputs and, if requested, the hashes of the files."""
+    def stream(
+        self,
+        images: Iterable[Source | StoredImage],
+        outputs: Sequence[str],
+        *,
+        hashed: bool = False,
+        batch_size: int | None = None,
+    ) -> Iterator[Batch]:
+        """Yield batches of images in order, with the named outputs and, if requested, the hashes of the files.
+
+        `batch_size` is by default that of the session, with the best throughput.
+        """
         missing = [name for name in outputs if name not in self.session.outputs]
         if missing:
             raise ArtifactError(
@@ -186,7 +196,8 @@ class Model:
                 file=self.file,
                 do="use model.onnx",
             )
-        for batch in stream(self.session, self.preprocessing, images, outputs, hashed=hashed):
+        batches = stream(self.session, self.preprocessing, images, outputs, hashed=hashed, batch_size=batch_size)
+        for batch in batches:
             probabilities = batch.arrays.get(PROBABILITIES)
             if probabilities is not None and probabilities.shape[1] != len(self.labels):
                 what = f"it has {probabilities.shape[1]} probabilities for {len(self.labels)} labels"

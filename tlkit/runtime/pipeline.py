@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,14 @@ from tlkit.util.prefetch import chunks, prefetch
 from tlkit.util.resources import cores
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """Image of any storage: its name, and what returns its bytes in a worker or raises `UnreadableImage`."""
+
+    name: str
+    read: Callable[[], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +77,11 @@ def iter_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[Source]:
 def stream(
     session: Session,
     preprocessing: Preprocessing,
-    images: Iterable[Source],
+    images: Iterable[Source | StoredImage],
     outputs: Sequence[str] | None = None,
     *,
     hashed: bool = False,
+    batch_size: int | None = None,
 ) -> Iterator[Batch]:
     """Yield batches with the outputs of a session for images, in order.
 
@@ -81,7 +90,7 @@ def stream(
     """
     lock = nullcontext() if session.workers > 1 else threading.Lock()
 
-    def work(chunk: tuple[tuple[int, Source], ...]) -> Batch:
+    def work(chunk: tuple[tuple[int, Source | StoredImage], ...]) -> Batch:
         prepared = [_prepare(index, source, preprocessing, hashed) for index, source in chunk]
         arrays = [array for _, array in prepared if array is not None]
         records = tuple(record for record, _ in prepared)
@@ -93,7 +102,7 @@ def stream(
         return _finite(records, results)
 
     workers = max(session.workers, cores())
-    batches = chunks(enumerate(images), session.batch_size)
+    batches = chunks(enumerate(images), batch_size or session.batch_size)
     yield from prefetch(work, batches, workers=workers, ahead=2 * workers)
 
 
@@ -112,13 +121,16 @@ def _finite(records: tuple[ImageRecord, ...], arrays: dict[str, NDArray[np.float
 
 
 def _prepare(
-    index: int, source: Source, preprocessing: Preprocessing, hashed: bool
+    index: int, source: Source | StoredImage, preprocessing: Preprocessing, hashed: bool
 ) -> tuple[ImageRecord, NDArray[np.uint8] | None]:
     """Read a file once, for its pixels and its hash; the array is None if the image is unreadable."""
-    name = str(source) if isinstance(source, Path) else f"image {index}"
+    name = f"image {index}"
+    if isinstance(source, Path | StoredImage):
+        name = source.name if isinstance(source, StoredImage) else str(source)
     digest = ""
     try:
-        content = read_file(source) if isinstance(source, Path) else source
+        content = source.read() if isinstance(source, StoredImage) else source
+        content = read_file(content) if isinstance(content, Path) else content
         if hashed and isinstance(content, bytes):
             digest = hashlib.sha256(content).hexdigest()
         return ImageRecord(name, digest), load(content, preprocessing)

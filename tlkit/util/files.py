@@ -53,10 +53,15 @@ def cache_dir(*parts: str) -> Path:
     return path
 
 
+def is_address(path: str) -> bool:
+    """Return whether a path is the address of something that may not be on this machine, such as s3://bucket/photos."""
+    return _ADDRESS.match(path) is not None
+
+
 def local_path(path: str | os.PathLike[str]) -> Path:
     """Return a path; raises UsageError for the address of something that is not on this machine."""
     text = os.fspath(path)
-    if _ADDRESS.match(text):
+    if is_address(text):
         raise UsageError("only local files and folders can be read or written", file=text, do="download it first")
     return Path(text)
 
@@ -67,7 +72,7 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def open_regular(file: Path) -> BufferedReader:
+def open_regular(file: Path | str) -> BufferedReader:
     """Open a file to read; raises OSError, without waiting, for a pipe, a device or a folder."""
     descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

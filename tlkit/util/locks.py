@@ -19,6 +19,7 @@ from tlkit.util.files import check_writable, translate_os_errors
 from tlkit.util.schema import parse_json
 from tlkit.util.temporaries import flock, sweep
 
+BUSY = "another run writes it"
 _LONGEST = 200  # characters of a command that are shown
 
 
@@ -102,7 +103,7 @@ def _owner(descriptor: int, file: Path) -> dict[str, Any]:
 
 
 def _busy(output: Path, owner: dict[str, Any]) -> ResourceError:
-    who = "another run writes it"
+    who = BUSY
     if owner:
         where = f"process {owner.get('pid')} on {owner.get('host')}"
         who += f": {where}, since {owner.get('since')}: {owner.get('command')}"

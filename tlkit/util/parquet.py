@@ -1,17 +1,25 @@
-"""Parquet tables: their text, and whether tlkit wrote them."""
+"""Parquet tables: their columns, and whether tlkit wrote them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlkit.errors import ResourceError
 from tlkit.util.files import check_own
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
+
+
+def require_pyarrow(file: Path) -> None:
+    """Raise a ResourceError that names the command to install pyarrow, if it is missing."""
+    if find_spec("pyarrow") is None:
+        what = "reading and writing Parquet needs pyarrow"
+        raise ResourceError(what, file=file, do='run: pip install "tlkit[parquet]"')
 
 
 def check_parquet(path: Path, key: str) -> None:
@@ -43,8 +51,31 @@ def utf8(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def floats(values: NDArray[np.float32]) -> Any:
+def numbers(values: NDArray[Any]) -> Any:
     """Return a column with all values of an array, row after row, without a copy."""
+    import numpy as np
     import pyarrow as pa
 
-    return pa.Array.from_buffers(pa.float32(), values.size, [None, pa.py_buffer(values)])
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(flat.dtype), len(flat), [None, pa.py_buffer(flat)])
+
+
+def vectors(rows: NDArray[Any], *, fixed: bool = True) -> Any:
+    """Return a column of the rows of an array `(N, width)`: lists of fixed size, or lists that more readers know."""
+    import numpy as np
+    import pyarrow as pa
+
+    if fixed:
+        return pa.FixedSizeListArray.from_arrays(numbers(rows), rows.shape[1])
+    return pa.ListArray.from_arrays(numbers(np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]), numbers(rows))
+
+
+def binaries(values: Sequence[bytes]) -> Any:
+    """Return a column of bytes."""
+    import numpy as np
+    import pyarrow as pa
+
+    offsets = np.zeros(len(values) + 1, np.int32)
+    np.cumsum([len(value) for value in values], out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))]
+    return pa.Array.from_buffers(pa.binary(), len(values), buffers)

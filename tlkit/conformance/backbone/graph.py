@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tlkit.conformance.backbone.exported import expect_core_operators, open_graph
 from tlkit.conformance.backbone.subject import BATCHES, BackboneSubject
-from tlkit.conformance.graph import expect_core_operators, open_graph
 from tlkit.conformance.pictures import preprocessed
 from tlkit.conformance.subject import expect
 from tlkit.exporting.calibration import ranges

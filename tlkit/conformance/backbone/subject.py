@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tlkit.conformance.backbone.exported import open_graph, trace
 from tlkit.conformance.backbone.vary import vary
-from tlkit.conformance.graph import open_graph, trace
 from tlkit.conformance.pictures import preprocessed
 from tlkit.conformance.subject import Skipped, Subject, expect, prepared
 from tlkit.conformance.watch import Watch, watching

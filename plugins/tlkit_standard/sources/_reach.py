@@ -1,0 +1,114 @@
+"""Files of this machine and, through fsspec where it is installed, of any storage that has an address."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, NamedTuple
+
+from tlkit.plugin.support import DataError, ResourceError, is_address, open_regular
+
+CHANGED = "has changed since it was listed"
+
+
+class FileState(NamedTuple):
+    """Size of a file in bytes, and what changes with its content."""
+
+    size: int
+    version: str
+
+
+@functools.cache
+def file_system(place: str) -> tuple[Any, str]:
+    """Return fsspec's file system for an address, and the path in it. Raises ResourceError if a package is missing."""
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        what = f"reading {place} needs fsspec and the package for this kind of address"
+        raise ResourceError(what, do="run: pip install fsspec, and s3fs, gcsfs or adlfs") from error
+    try:
+        found, path = url_to_fs(place, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise ResourceError(f"{place} can't be reached: {error}", do="install the package that it names") from error
+    return found, path
+
+
+def state(place: str) -> FileState:
+    """Return the state of a file. Raises DataError if there is none."""
+    try:
+        if not is_address(place):
+            status = os.stat(place)
+            return FileState(status.st_size, f"{status.st_mtime_ns}")
+        system, path = file_system(place)
+        return state_of(system.info(path))
+    except FileNotFoundError as error:
+        raise DataError("no such file", file=place) from error
+    except OSError as error:
+        raise DataError(f"can't be read: {error.strerror or error}", file=place) from error
+
+
+def state_of(info: dict[str, Any]) -> FileState:
+    """Return the state of a file from what fsspec says of it."""
+    known = (info.get(key) for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified"))
+    version = next((str(each) for each in known if each), "")
+    return FileState(int(info.get("size") or 0), version.strip('"'))
+
+
+@contextmanager
+def opened(place: str) -> Iterator[IO[bytes]]:
+    """Open a file to read. Raises DataError."""
+    try:
+        if is_address(place):
+            system, path = file_system(place)
+            with system.open(path, "rb") as stream:
+                yield stream
+        else:
+            with open_regular(place) as stream:
+                yield stream
+    except FileNotFoundError as error:
+        raise DataError("no such file", file=place) from error
+
+
+def read(place: str, start: int, size: int, version: str) -> bytes:
+    """Return a stretch of a file, or DataError if it is not the file of that version any more."""
+    try:
+        if is_address(place):
+            if state(place).version != version:
+                raise DataError(CHANGED)
+            system, path = file_system(place)
+            found: bytes = system.cat_file(path, start=start, end=start + size)
+            return found
+        with open_regular(place) as stream:
+            if str(os.fstat(stream.fileno()).st_mtime_ns) != version:
+                raise DataError(CHANGED)
+            return os.pread(stream.fileno(), size, start)
+    except FileNotFoundError as error:
+        raise DataError("no such file", file=place) from error
+
+
+def read_file(place: str, version: str) -> bytes:
+    """Return the content of a file, or DataError if it is gone or not of that version any more."""
+    try:
+        if is_address(place):
+            if version and state(place).version != version:
+                raise DataError(CHANGED)
+            system, path = file_system(place)
+            found: bytes = system.cat_file(path)
+            return found
+        with open_regular(place) as stream:
+            if str(os.fstat(stream.fileno()).st_mtime_ns) != version:
+                raise DataError(CHANGED)
+            return stream.read()
+    except FileNotFoundError as error:
+        raise DataError("no such file") from error
+    except OSError as error:
+        if is_address(place):
+            raise
+        raise DataError(f"can't be read: {(error.strerror or str(error)).lower()}") from error
+
+
+def ending(place: str) -> str:
+    """Return the end of a name, as in ".tar"."""
+    return os.path.splitext(place)[1].lower()

@@ -1,0 +1,105 @@
+"""Results of a search, and their page: each query with the images that are most similar to it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from tlkit.data.decoding import decoding, exif_transpose, flatten, open_image
+from tlkit.errors import TlkitError, UsageError
+from tlkit.util.files import atomic_file, check_own, contains
+
+MARK = '<meta name="generator" content="tlkit search">'
+SIDE = 160  # pixels of a thumbnail
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222; }
+section { margin: 2rem 0; } ol { display: flex; flex-wrap: wrap; gap: 1rem; list-style: none; padding: 0; }
+figure { margin: 0; width: 160px; } figcaption { overflow-wrap: anywhere; font-size: 12px; }
+img, .none { width: 160px; height: 160px; object-fit: contain; background: #eee; display: block; }
+.query img { outline: 3px solid #2364aa; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A row that is similar to a query."""
+
+    key: str
+    score: float
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The hits of each query, best first, and how they were found."""
+
+    queries: tuple[str, ...]
+    hits: tuple[tuple[Hit, ...], ...]
+    rows: int  # that were searched
+    metric: str
+
+    def __repr__(self) -> str:
+        lines = []
+        for query, hits in zip(self.queries, self.hits, strict=True):
+            lines += [query, *(f"  {hit.score:.4f}  {hit.key}" for hit in hits)]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields as JSON values."""
+        return asdict(self)
+
+
+def check_page(file: Path) -> None:
+    """Refuse, before any work, a page that could not be written, or would replace another's."""
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise UsageError("not an HTML file", file=file, do="end its name in .html")
+    check_own(file, lambda path: contains(path, MARK.encode()))
+
+
+def write_page(file: Path, result: SearchResult, query: Callable[[int], bytes], image: Callable[[Hit], bytes]) -> None:
+    """Write a self-contained page; `query` and `image` return the bytes of a query's and of a hit's image file."""
+    parts = []
+    for number, (name, hits) in enumerate(zip(result.queries, result.hits, strict=True)):
+        shown = [_figure(partial(image, hit), hit.key, f"{hit.score:.4f}") for hit in hits]
+        own = _figure(partial(query, number), name, "query")
+        items = "".join(f"<li>{each}</li>" for each in shown)
+        parts.append(f'<section><ol><li class="query">{own}</li>{items}</ol></section>')
+    about = f"The most similar of {result.rows:,} images by {result.metric}, exact."
+    content = (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Search</title>\n{MARK}\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>Search</h1>\n<p>{about}</p>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+    with atomic_file(file, check=check_page) as temporary:
+        temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
+
+
+def _figure(read: Callable[[], bytes], name: str, said: str) -> str:
+    picture = _thumbnail(read)
+    shown = '<div class="none"></div>' if picture is None else f'<img src="{picture}" alt="">'
+    return f"<figure>{shown}<figcaption>{escape(said)}<br>{escape(name)}</figcaption></figure>"
+
+
+def _thumbnail(read: Callable[[], bytes]) -> str | None:
+    """Return a `data:` URL; None for an image that can't be read any more."""
+    try:
+        content = read()
+        with decoding():
+            image = open_image(content)
+            image.draft("RGB", (2 * SIDE, 2 * SIDE))
+            turn = exif_transpose(image)
+            small = flatten(image).convert("RGB")
+            small.thumbnail((SIDE, SIDE))
+            turned = small if turn is None else small.transpose(turn)
+            buffer = BytesIO()
+            turned.save(buffer, "JPEG", quality=80)
+    except (TlkitError, OSError):
+        return None
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,214 @@
+"""An embedding job: a folder of parts that any number of processes write, in any order and as often as they like.
+
+    features/part-00042.parquet                 the rows of one shard, a contiguous range of the manifest
+    features/_job/job.json, manifest.parquet    what the job is; written once
+    features/_job/part-00042.rejects.parquet    what could not be read, with the reason
+    features/_job/part-00042.json               the commit: written last, it says that the shard is done
+    features/_job/part-00042.failed.json        why a shard is not done
+
+Readers of Parquet leave out a folder whose name begins with an underscore, so `features/` is one dataset for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tlkit.embedding.manifest import Row, read_rows
+from tlkit.errors import ArtifactError, UsageError
+from tlkit.util.files import atomic_file, sha256
+from tlkit.util.schema import parse_json, read_as
+
+META, RECORD, MANIFEST = "_job", "job.json", "manifest.parquet"
+FORMAT = 1
+DTYPES, VECTORS = ("float32", "float16"), ("fixed", "list")
+FEWEST, MOST, SHARDS = 256, 10_000, 64  # images in a shard, and the number of shards that is aimed at between them
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place that a job reads, and the source that reads it."""
+
+    place: str
+    source: str
+    distribution: str
+    version: str  # of the distribution
+    options: Mapping[str, Any] = field(default_factory=dict)
+    given: str = ""  # the place as it was typed
+
+    def __str__(self) -> str:
+        return self.given
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Choices that decide on the bytes of the parts."""
+
+    shard_rows: int
+    batch_size: int
+    dtype: str = "float32"
+    vectors: str = "fixed"  # or "list", for readers without fixed-size lists
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """All that a job is, as its folder records it. `identity` is the hash of what decides on the parts."""
+
+    model: Mapping[str, str]  # metadata of the graph, its preprocessing included, and the hash of its file
+    width: int
+    places: tuple[Place, ...]
+    rows: int  # of the manifest
+    skipped: Mapping[str, int]  # files that are no images, by the ends of their names
+    manifest: str  # sha256
+    settings: Settings
+    tlkit: str
+    graph: str  # file of the graph, to embed queries with
+    identity: str = ""
+    format: int = FORMAT
+
+    def digest(self) -> str:
+        """Return the identity that follows from the other fields."""
+        decides = [dict(self.model), self.width, self.rows, self.manifest, asdict(self.settings), self.format]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Record of a shard that is done."""
+
+    shard: int
+    identity: str
+    rows: int
+    rejects: int
+    files: Mapping[str, str]  # name relative to the job's folder to sha256
+    seconds: float
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job in its folder."""
+
+    root: Path
+    record: JobRecord
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return math.ceil(self.record.rows / self.record.settings.shard_rows)
+
+    def bounds(self, shard: int) -> tuple[int, int]:
+        """Return the first row of a shard in the manifest, and the first one behind it."""
+        size = self.record.settings.shard_rows
+        return shard * size, min((shard + 1) * size, self.record.rows)
+
+    def images(self, shard: int) -> int:
+        """Return the number of rows of a shard in the manifest."""
+        first, last = self.bounds(shard)
+        return last - first
+
+    def rows(self, shard: int) -> list[Row]:
+        """Return the rows of a shard in the manifest."""
+        return read_rows(self.root / META / MANIFEST, *self.bounds(shard))
+
+    def part(self, shard: int) -> Path:
+        """Return the file with the features of a shard."""
+        return self.root / f"part-{shard:05}.parquet"
+
+    def rejects(self, shard: int) -> Path:
+        """Return the file with the rejected images of a shard."""
+        return self.root / META / f"part-{shard:05}.rejects.parquet"
+
+    def commit(self, shard: int) -> Path:
+        """Return the file that says that a shard is done."""
+        return self.root / META / f"part-{shard:05}.json"
+
+    def failed(self, shard: int) -> Path:
+        """Return the file that says why a shard is not done."""
+        return self.root / META / f"part-{shard:05}.failed.json"
+
+    def share(self, number: int, of: int) -> range:
+        """Return the shards of task `number`, 1 to `of`: contiguous and of equal number but for one."""
+        return range((number - 1) * self.shards // of, number * self.shards // of)
+
+
+def is_job(root: Path) -> bool:
+    """Return whether a folder holds a job."""
+    return (root / META / RECORD).is_file()
+
+
+def open_job(root: Path, *, checked: bool = True) -> Job:
+    """Return the job in a folder. Raises ArtifactError where its record was changed, or its manifest."""
+    file = root / META / RECORD
+    again = "start the job again in another folder"
+    try:
+        record = read_as(JobRecord, parse_json(file.read_bytes()))
+    except FileNotFoundError as error:
+        raise UsageError("there is no embedding job", file=root, do="give the folder of: tlkit embed -o") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"not the record of a job: {error}", file=file, do=again) from error
+    if record.format != FORMAT or record.identity != record.digest():
+        raise ArtifactError("the record of the job was changed, or is of another version", file=file, do=again)
+    manifest = root / META / MANIFEST
+    try:
+        same = not checked or sha256(manifest) == record.manifest
+    except OSError as error:
+        raise ArtifactError("the manifest of the job can't be read", file=manifest, do=again) from error
+    if not same:
+        raise ArtifactError("the manifest of the job was changed", file=manifest, do=again)
+    return Job(root, record)
+
+
+def shard_rows(rows: int) -> int:
+    """Return the default number of images in a shard; it follows from the manifest alone, so that it resumes."""
+    return min(MOST, max(FEWEST, math.ceil(rows / SHARDS)))
+
+
+def check_same(job: Job, model: Mapping[str, str], places: Sequence[Place], given: Mapping[str, object]) -> None:
+    """Raise a UsageError that names how the job in a folder differs from what was asked for.
+
+    `given` are the settings that were named; the others are those of the job.
+    """
+    record, differing = job.record, []
+    names = {key: key.rpartition(".")[2].replace("_", " ") for key in {**record.model, **model}}
+    changed = [names[key] for key in sorted(names) if record.model.get(key) != model.get(key)]
+    if changed:
+        differing.append(f"another model (its {', '.join(changed)})")
+    if list(record.places) != list(places):
+        differing.append(f"other images ({', '.join(map(str, record.places))})")
+    settings = asdict(record.settings)
+    differing += [f"{name} {settings[name]}, not {value}" for name, value in given.items() if settings[name] != value]
+    if differing:
+        what = f"another job is there, with {' and '.join(differing)}"
+        raise UsageError(what, file=job.root, do="choose another -o, or give the command of that job")
+
+
+def read_commit(job: Job, shard: int) -> Commit | str:
+    """Return the commit of a shard, or the reason why it does not count."""
+    try:
+        found: Commit = read_as(Commit, parse_json(job.commit(shard).read_bytes()))
+    except FileNotFoundError:
+        return "missing"
+    except (OSError, ValueError) as error:
+        return f"its record can't be read: {error}"
+    if found.identity != job.record.identity or found.shard != shard:
+        return "its record is of another job"
+    if set(found.files) != set(shard_files(job, shard)):
+        return "its record names other files"
+    return found
+
+
+def shard_files(job: Job, shard: int) -> tuple[str, ...]:
+    """Return the names, relative to the job's folder, of the files that the commit of a shard is about."""
+    return tuple(str(file.relative_to(job.root)) for file in (job.part(shard), job.rejects(shard)))
+
+
+def write_json(file: Path, facts: Mapping[str, Any]) -> None:
+    """Write facts as JSON, atomically."""
+    with atomic_file(file) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1), "utf-8")

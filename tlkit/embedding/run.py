@@ -1,0 +1,170 @@
+"""Run an embedding job: list its images once, embed the shards that are missing, and audit the result."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tlkit.embedding import audit
+from tlkit.embedding.audit import JobStatus
+from tlkit.embedding.job import (
+    DTYPES,
+    MANIFEST,
+    META,
+    RECORD,
+    VECTORS,
+    Job,
+    JobRecord,
+    Place,
+    Settings,
+    check_same,
+    is_job,
+    open_job,
+    shard_rows,
+    write_json,
+)
+from tlkit.embedding.local import Executor
+from tlkit.embedding.manifest import Opened, list_images, write_manifest
+from tlkit.errors import DataError, ResourceError, UsageError
+from tlkit.plugin.contract import Progress
+from tlkit.runtime.embedding import provenance
+from tlkit.runtime.model import Model
+from tlkit.util.files import sha256
+from tlkit.util.locks import BUSY, claim
+from tlkit.util.parquet import require_pyarrow
+from tlkit.util.text import format_seconds
+from tlkit.version import __version__
+
+WAIT = 0.5  # seconds between looks at a job that another process is listing
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """A job as a command asks for it: what to read, the settings that were named, and of how many tasks this is one."""
+
+    out: Path
+    places: Sequence[Place]
+    opened: Sequence[Opened]
+    settings: Mapping[str, Any]
+    task: tuple[int, int] | None = None  # 1 to n, and n
+
+
+def run_job(model: Model, request: JobRequest, executor: Executor, progress: Progress) -> JobStatus:
+    """Embed what is missing of a job, of all shards or those of one task, and return its state after the audit.
+
+    A job in the folder is resumed; another one is a UsageError that names the difference. Raises GateError where an
+    image of the manifest is neither a row nor a reject.
+    """
+    require_pyarrow(request.out)
+    _check_settings(request)
+    with _claimed(request):
+        job = _prepared(model, request, progress)
+        only = range(job.shards) if request.task is None else job.share(*request.task)
+        before = audit.status(job, only)
+        missing = sorted([*before.failed, *before.missing])
+        images = sum(map(job.images, only))
+        tick = progress("embedding", images)
+        tick(images - sum(map(job.images, missing)))
+        if missing:
+            executor(job, missing, _rated(tick, sum(map(job.images, missing))))
+        found = audit.check(job, only, progress("checking", len(only)))
+    if not found.rows and found.rejects:
+        name, reason = next(iter(found.rejected.items()))
+        raise DataError(f"none of the {found.rejects} images is readable, the first because: {reason}", file=name)
+    return found
+
+
+def _check_settings(request: JobRequest) -> None:
+    for name, allowed in (("dtype", DTYPES), ("vectors", VECTORS)):
+        if request.settings.get(name, allowed[0]) not in allowed:
+            raise UsageError(f"{name} is one of {', '.join(allowed)}, not {request.settings[name]!r}")
+    if request.settings.get("shard_rows", 1) < 1:
+        raise UsageError("a shard has at least one image")
+    if request.task is not None and not 1 <= request.task[0] <= request.task[1]:
+        number, of = request.task
+        raise UsageError(f"there is no shard {number}/{of}", do="number them from 1/n to n/n")
+
+
+@contextmanager
+def _claimed(request: JobRequest) -> Iterator[None]:
+    """Hold the lock of a whole job, or of one task of it: tasks run at once, and the same one only once."""
+    if request.task is None:
+        if request.out.is_dir() and any(request.out.iterdir()) and not is_job(request.out):
+            _check_mine(request.out)
+        with claim(request.out):
+            yield
+        return
+    with claim(request.out / META / "task-{}-of-{}".format(*request.task)):
+        yield
+
+
+def _check_mine(out: Path) -> None:
+    """Raise a UsageError for a folder with other files than those of a job that was killed as it began."""
+    if {entry.name for entry in out.iterdir()} != {META}:
+        raise UsageError("it is not empty, and holds no embedding job", file=out, do="choose another -o")
+
+
+def _prepared(model: Model, request: JobRequest, progress: Progress) -> Job:
+    """Return the job in the folder, which is made if there is none; only one process at a time makes it."""
+    while request.task is None or not is_job(request.out):
+        try:
+            with claim(request.out / META / RECORD):
+                if not is_job(request.out):
+                    _make(model, request, progress)
+                break
+        except ResourceError as error:
+            if BUSY not in error.what or request.task is None:
+                raise
+            time.sleep(WAIT)  # another task lists the images
+    job = open_job(request.out)
+    check_same(job, _facts(model), request.places, request.settings)
+    return job
+
+
+def _make(model: Model, request: JobRequest, progress: Progress) -> None:
+    """List the images of a job, and write its manifest and then its record."""
+    skipped: Counter[str] = Counter()
+    file = request.out / META / MANIFEST
+    rows = write_manifest(list_images(request.opened, skipped), file, progress("listing images", 0))
+    if not rows:
+        file.unlink()
+        raise DataError("there is no image", file=", ".join(map(str, request.places)))
+    given = {"shard_rows": shard_rows(rows), "batch_size": model.session.batch_size, **request.settings}
+    record = JobRecord(
+        model=_facts(model),
+        width=model.width,
+        places=tuple(request.places),
+        rows=rows,
+        skipped=dict(skipped),
+        manifest=sha256(file),
+        settings=Settings(**given),
+        tlkit=__version__,
+        graph=str(model.file.absolute()),
+    )
+    write_json(request.out / META / RECORD, asdict(replace(record, identity=record.digest())))
+
+
+def _facts(model: Model) -> dict[str, str]:
+    """Return what decides on the features of a model."""
+    facts = provenance(model)
+    return facts | ({"tlkit.graph": sha256(model.file)} if model.file.is_file() else {})
+
+
+def _rated(tick: Callable[..., object], images: int) -> Callable[[int], None]:
+    """Return what counts images for a progress bar, with their rate and the time that is left."""
+    done, start = 0, time.monotonic()
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        seconds = time.monotonic() - start
+        rate = done / seconds if seconds and done > 0 else 0.0
+        left = f", {format_seconds((images - done) / rate)} left" if rate else ""
+        tick(more, f"{rate:.0f} images/s{left}")
+
+    return count

@@ -1,0 +1,143 @@
+"""One shard of a job: the same function whoever calls it, and as often as it is called."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlkit.data.decoding import UnreadableImage
+from tlkit.embedding.job import Commit, Job, shard_files, write_json
+from tlkit.embedding.manifest import Opened, Row
+from tlkit.errors import DataError, ResourceError, TlkitError
+from tlkit.plugin.contract import FEATURES
+from tlkit.runtime.embedding import PLAIN, ROW_GROUP
+from tlkit.runtime.model import Model
+from tlkit.runtime.pipeline import ImageRecord, StoredImage
+from tlkit.util.files import atomic_file, sha256, translate_os_errors
+from tlkit.util.parquet import strings, vectors
+from tlkit.version import __version__
+
+
+class Reject(NamedTuple):
+    """An image of the manifest that has no features."""
+
+    key: str
+    locator: str
+    reason: str
+
+
+def embed_shard(job: Job, shard: int, model: Model, places: Sequence[Opened], tick: Callable[[int], object]) -> Commit:
+    """Write the features of one shard, its rejected images and, last of all, its commit.
+
+    Rows are in the order of the manifest, in batches that begin with the shard, so that it gives the same bytes again
+    on the same machine. `tick` is called with the number of images of each batch.
+    """
+    start = time.perf_counter()
+    rows, rejects = job.rows(shard), list[Reject]()
+    images = [StoredImage(row.key, partial(_read, row, places[row.source])) for row in rows]
+    left = iter(rows)
+    with _part(job, shard) as write:
+        for batch in model.stream(images, [FEATURES], hashed=True, batch_size=job.record.settings.batch_size):
+            for image, row in zip(batch.images, left, strict=False):
+                if image.reason is not None:
+                    rejects.append(Reject(row.key, row.locator, image.reason))
+            if readable := batch.readable():
+                write(readable, batch.arrays[FEATURES])
+            tick(len(batch.images))
+    _write_rejects(job.rejects(shard), rejects)
+    hashes = {name: sha256(job.root / name) for name in shard_files(job, shard)}
+    seconds = round(time.perf_counter() - start, 3)
+    versions = {"tlkit": __version__, **_versions()}
+    done = Commit(shard, job.record.identity, len(rows) - len(rejects), len(rejects), hashes, seconds, versions)
+    write_json(job.commit(shard), asdict(done))
+    with suppress(OSError):
+        job.failed(shard).unlink()
+    return done
+
+
+def note_failure(job: Job, shard: int, reason: str) -> None:
+    """Record why a shard is not done, for who asks for the status."""
+    with suppress(TlkitError, OSError):  # the disk may be full, and the reason is told anyway
+        write_json(job.failed(shard), {"shard": shard, "reason": reason})
+
+
+def _read(row: Row, opened: Opened) -> bytes:
+    """Return the bytes of an image, or raise `UnreadableImage` with the reason of the reject."""
+    if row.problem:
+        raise UnreadableImage(row.problem)
+    try:
+        content = opened.read(row)
+    except UnreadableImage:
+        raise
+    except DataError as error:
+        raise UnreadableImage(error.what) from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ResourceError(f"{opened.place} can't be read: {reason}", file=row.key) from error
+    if row.size not in (-1, len(content)):
+        raise UnreadableImage(f"has changed since it was listed: {len(content):,} bytes, not {row.size:,}")
+    return content
+
+
+@contextmanager
+def _part(job: Job, shard: int) -> Iterator[Callable[[Sequence[ImageRecord], NDArray[np.float32]], None]]:
+    """Yield what writes rows to the part of a shard, which is replaced at the end."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    settings, collected, arrays = job.record.settings, list[ImageRecord](), list[NDArray[np.float32]]()
+
+    def table(images: Sequence[ImageRecord], features: NDArray[np.float32]) -> Any:
+        numbers = features.astype(settings.dtype, copy=False)
+        columns = {"key": strings(image.name for image in images), "sha256": strings(image.sha256 for image in images)}
+        return pa.table(columns | {FEATURES: vectors(numbers, fixed=settings.vectors == "fixed")})
+
+    def write(images: Sequence[ImageRecord], features: NDArray[np.float32]) -> None:
+        collected.extend(images)
+        arrays.append(features)
+        if len(collected) >= ROW_GROUP:
+            flush()
+
+    def flush() -> None:
+        writer.write_table(table(collected, np.concatenate(arrays)).cast(schema))
+        collected.clear()
+        arrays.clear()
+
+    empty = table([], np.empty((0, job.record.width), np.float32))
+    schema = empty.schema.with_metadata({**job.record.model, "tlkit.job": job.record.identity})
+    out = job.part(shard)
+    with (
+        translate_os_errors(out),
+        atomic_file(out) as temporary,
+        parquet.ParquetWriter(temporary, schema, **PLAIN) as writer,
+    ):
+        yield write
+        if collected:
+            flush()
+
+
+def _write_rejects(file: Path, rejects: Sequence[Reject]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    keys, locators, reasons = zip(*rejects, strict=True) if rejects else ((), (), ())
+    escaped = (locator.encode("utf-8", "backslashreplace").decode() for locator in locators)
+    columns = {"key": strings(keys), "locator": strings(escaped), "reason": strings(reasons)}
+    with translate_os_errors(file), atomic_file(file) as temporary:
+        parquet.write_table(pa.table(columns), temporary)
+
+
+def _versions() -> dict[str, str]:
+    import onnxruntime
+    import PIL
+    import pyarrow as pa
+
+    return {"onnxruntime": onnxruntime.__version__, "pillow": PIL.__version__, "pyarrow": pa.__version__}

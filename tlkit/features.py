@@ -1,0 +1,143 @@
+"""The verbs of the Python API for features of many images: embed them to a file or as a job, and ask for its state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlkit import resolve
+from tlkit.api import load
+from tlkit.errors import UsageError
+from tlkit.progress import shown
+from tlkit.resolve import StrPath
+from tlkit.util.files import local_path
+from tlkit.util.locks import claim
+from tlkit.util.resources import cores
+
+if TYPE_CHECKING:
+    from tlkit.embedding.audit import JobStatus
+    from tlkit.embedding.hits import SearchResult
+    from tlkit.plugin.contract import Progress
+    from tlkit.runtime.embedding import EmbeddingResult
+    from tlkit.runtime.model import Model
+
+
+def embed(
+    model: Model | StrPath,
+    images: Sequence[StrPath] | StrPath,
+    out: StrPath,
+    *,
+    workers: int | None = None,
+    shard: tuple[int, int] | None = None,
+    source: str | None = None,
+    options: Mapping[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
+    progress: Progress | None = None,
+) -> EmbeddingResult | JobStatus:
+    """Write the features of images to the Parquet or npy file `out`, or as a job to the folder `out`.
+
+    `model` is what `load` returned, a bundle or a graph. Unreadable images are in the result and among the rejects.
+
+    A job lists its images once, embeds them in shards and, given again, resumes. `images` are places of any source:
+    folders, archives, tables; `source` names one where several read a place, and `options` sets its options. `workers`
+    processes share the cores; by default this one has them all. With `shard=(3, 100)` this is the third of a hundred
+    tasks that share the work. `settings` are `dtype` (float32, float16), `vectors` (fixed, list) and `shard_rows`.
+    Raises GateError where an image is neither a row nor a reject at the end.
+    """
+    place = local_path(out)
+    opened = load(model, graph="trunk") if isinstance(model, str | os.PathLike) else model
+    if place.suffix:
+        asked = {"workers": workers, "shard": shard, "source": source, "options": options, "settings": settings}
+        if given := [name for name, value in asked.items() if value]:
+            raise UsageError(f"{given[0]} is for a job", file=place, do="name a folder to write to")
+        return _embed_to_file(opened, images, place, progress)
+    from tlkit.embedding.local import in_process, in_processes
+    from tlkit.embedding.run import JobRequest, run_job
+
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers must be at least 1, not {workers}")
+    places = resolve.find_places(images, source, options or {})
+    readers = resolve.open_places(places)
+    request = JobRequest(place, places, readers, settings or {}, shard)
+    executor = in_process(opened, readers)
+    if workers is not None and workers > 1:
+        executor = in_processes(workers, _start(opened, place, workers))
+    with shown(progress) as bars:
+        return run_job(opened, request, executor, bars)
+
+
+def embedding_status(out: StrPath) -> JobStatus:
+    """Return the state of an embedding job: its images, rows and rejects, and the shards done, failed and missing."""
+    from tlkit.embedding.audit import status
+    from tlkit.embedding.job import open_job
+
+    return status(open_job(local_path(out)))
+
+
+def search(
+    features: StrPath,
+    queries: Sequence[StrPath] | StrPath,
+    *,
+    k: int = 10,
+    metric: str = "cosine",
+    power: float = 1.0,
+    whiten: int = 0,
+    model: Model | StrPath | None = None,
+    html: StrPath | None = None,
+) -> SearchResult:
+    """Return the `k` rows of features that are most similar to each query image, exactly.
+
+    `features` is the folder of a job or a Parquet file of `embed`, `metric` cosine or dot. `power` below 1 damps large
+    features, and `whiten` scales that many principal components to variance 1. `model` is needed for a file, or where
+    the graph that the job was made with is gone. `html` is the file of a page with the images.
+    """
+    from tlkit.embedding.hits import Hit, SearchResult, check_page, write_page
+    from tlkit.embedding.search import FeatureSet, Transform
+    from tlkit.runtime.embedding import provenance
+
+    page = resolve.optional_path(html)
+    if page is not None:
+        check_page(page)
+    found = FeatureSet(local_path(features), Transform(metric, power, whiten))
+    if model is None:
+        if found.job is None:
+            raise UsageError("a file does not say which graph made it", file=found.place, do="name it with --model")
+        model = found.job.record.graph
+    opened = load(model, graph="trunk") if isinstance(model, str | os.PathLike) else model
+    found.check_model(provenance(opened), opened.file)
+    files = resolve.image_files(queries).files
+    neighbors = found.search(opened.embed(files), k)
+    named = found.names(neighbors.rows)
+    count = neighbors.rows.shape[1]
+    hits = [
+        Hit(key, float(score), int(row))
+        for (key, _), score, row in zip(named, neighbors.scores.flat, neighbors.rows.flat, strict=True)
+    ]
+    by_query = tuple(tuple(hits[number * count : (number + 1) * count]) for number in range(len(files)))
+    result = SearchResult(tuple(map(str, files)), by_query, len(found), metric)
+    if page is not None:
+        parts = {hit.key: part for hit, (_, part) in zip(hits, named, strict=True)}
+        write_page(page, result, lambda number: files[number].read_bytes(), resolve.image_reader(found.job, parts))
+    return result
+
+
+def _embed_to_file(
+    model: Model, images: Sequence[StrPath] | StrPath, out: Path, progress: Progress | None
+) -> EmbeddingResult:
+    from tlkit.runtime.embedding import embed
+
+    sources = resolve.local_paths(images)
+    found = resolve.image_files(sources)
+    with claim(out), shown(progress) as bars:
+        result = embed(model, found.files, out, bars("embedding", len(found.files)), sources)
+    return replace(result, skipped=found.skipped)
+
+
+def _start(model: Model, out: Path, workers: int) -> dict[str, Any]:
+    """Return what each worker process opens, with its share of the cores."""
+    device = getattr(model.session, "device", resolve.CPU)
+    facts = {"job": str(out.absolute()), "model": str(model.file.absolute()), "device": device}
+    return {**facts, "threads": max(1, cores() // workers)}
