@@ -82,7 +82,7 @@ class _Pool:
         for shard in shards:
             self._left.put((shard, 0))
         self._processes: set[subprocess.Popen[bytes]] = set()
-        self._stopped = False
+        self._stopped, self._dead = False, 0  # the latter: workers that died as they started
 
     def serve(self) -> None:
         process = None
@@ -93,6 +93,9 @@ class _Pool:
                 except queue.Empty:
                     break
                 process = process or self._open()
+                if process is None:
+                    self._left.put((shard, tries))
+                    continue
                 if self._run(process, shard):
                     continue
                 code, process = self._close(process), None
@@ -112,7 +115,8 @@ class _Pool:
                 self._close(process)
             self.events.put(None)
 
-    def _open(self) -> subprocess.Popen[bytes]:
+    def _open(self) -> subprocess.Popen[bytes] | None:
+        """Start a worker; None if it died, which as often as a shard is tried, one after the other, ends the job."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-P", "-m", MODULE]
         process = subprocess.Popen(  # noqa: S603 - our own module
@@ -122,8 +126,12 @@ class _Pool:
         self._send(process, self.start)
         for said in self._said(process):
             if "ready" in said:
+                self._dead = 0
                 return process
-        what = f"a worker ended with exit code {self._close(process)} as it started"
+        code, self._dead = self._close(process), self._dead + 1
+        if self._dead < TRIES:
+            return None
+        what = f"a worker ended with exit code {code} as it started"
         raise ResourceError(what, do="use fewer --workers, or --debug to see more")
 
     def _run(self, process: subprocess.Popen[bytes], shard: int) -> bool:
@@ -142,7 +150,10 @@ class _Pool:
     def _said(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
         """Yield what a worker says; raises the error that it reports."""
         for line in process.stdout or ():
-            said: dict[str, Any] = json.loads(line)
+            try:
+                said: dict[str, Any] = json.loads(line)
+            except ValueError:  # it was killed as it wrote
+                return
             if "error" in said:
                 raise error_of(said["error"])
             yield said
