@@ -1,9 +1,10 @@
-"""Quality and cost of `tlkit advise`: `python benchmarks/advise.py shift cost scores audit regret`.
+"""Quality and cost of `tlkit advise`: `python benchmarks/advise.py shift cost scores rules audit regret`.
 
 - `shift`: the domain (similar, different) of each data set by each backbone, and from how many images on.
 - `cost`: the time of advice in passes over the images, a pass being the features of all stages through the runtime.
 - `scores`: rank correlation of each score with the accuracy of a logistic head on held-out images, over stages,
   backbones and data sets.
+- `rules`: what rules for cut and head lose against the best of all, each rule chosen on the other sets.
 - `audit`: planted duplicates, re-encoded near duplicates, wrong labels and a planted shortcut.
 - `regret`: accuracy on held-out images of the best of all strategies, cuts and heads, less that of what `auto` made.
 
@@ -23,11 +24,12 @@ from _bench import DATA, SETTINGS, existing, parsed, parser
 from advising.cost import SIZES, cost
 from advising.faults import audits
 from advising.regret import COUNTS, FINE_TUNING, HEADS, regret
+from advising.rules import DRAWS, rules
 from advising.scores import scores
 from advising.sets import BACKBONES, NAMES
 from advising.shift import shift
 
-PARTS = ("shift", "cost", "scores", "audit", "regret")
+PARTS = ("shift", "cost", "scores", "rules", "audit", "regret")
 
 
 def smallest(args: argparse.Namespace) -> None:
@@ -35,6 +37,7 @@ def smallest(args: argparse.Namespace) -> None:
     args.work = Path(tempfile.mkdtemp(prefix="tlkit-advise-"))
     atexit.register(shutil.rmtree, args.work, ignore_errors=True)
     BACKBONES[:], NAMES[:], SIZES[:] = [SETTINGS.backbone], NAMES[:2], [("ants_bees", 500)]
+    DRAWS[:] = [(40, 1)]
     HEADS[:], FINE_TUNING[:] = ["logistic"], [("full", {"epochs": 1}, SETTINGS.cut, 2000)]
 
 
@@ -47,7 +50,12 @@ def main() -> int:
     options.add_argument("--work", type=Path, default=Path("build/advise"), help="where what takes long is kept")
     options.add_argument("--sets", nargs="+", default=NAMES, choices=NAMES, help="for regret")
     options.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="images to learn from, for regret")
+    options.add_argument(
+        "--tunings", nargs="*", type=int, help="for regret: which of FINE_TUNING, by number (default: all)"
+    )
     args = parsed(options, sets=list(NAMES[:1]), counts=[24])
+    if args.tunings is not None:
+        FINE_TUNING[:] = [FINE_TUNING[number] for number in args.tunings]
     if args.smallest:
         smallest(args)
     root = existing(args.data, "--data")
@@ -60,6 +68,7 @@ def main() -> int:
                 "shift": lambda: shift(root, args.repeat),
                 "cost": lambda: cost(root, args.repeat),
                 "scores": lambda: scores(root),
+                "rules": lambda: rules(root, args.work),
                 "audit": lambda: audits(root, args.repeat),
                 "regret": lambda: regret(root, args.work, args.sets, args.counts),
             }[part]()

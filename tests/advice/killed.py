@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.advice.asking import ask, eager
+from tests.advice.asking import ask, comparison, eager
 from tlkit.advice import auto
 from tlkit.training.config import RunOptions
 from tlkit.training.history import Monitor
@@ -36,7 +36,7 @@ def kill_at(left: list[int], owner: Any, name: str, counts: Callable[..., bool])
 if __name__ == "__main__":
     photos, out, budget, kept, when, number = sys.argv[1:]
     left = [int(number)]
-    auto.is_better = lambda _fine_tuned, _frozen, _domain: kept == "fine-tuned"
+    auto.compared = lambda *_, **__: comparison(better=kept == "fine-tuned")
     if when == "step":
         kill_at(left, Monitor, "step", lambda _monitor, _images, line: bool(line))
     elif when == "rename":

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import pytest
 from tlkit_standard.heads import HEADS
 from tlkit_standard.heads.memory import Knn
 
-from tests.advice.asking import ask, eager
+from tests.advice.asking import ask, comparison, eager
 from tests.kit.tiny import Line, write_images
 from tlkit.advice import auto
 from tlkit.advice.auto import train_auto
+from tlkit.advice.recommendation import FineTuningPolicy
 from tlkit.errors import DataError, UsageError
 from tlkit.model.bundle import open_bundle
 
@@ -54,9 +58,12 @@ def test_at_a_requested_cut_heads_are_compared_and_the_trunk_stays_frozen(pictur
     assert len(advice.analysis.stages) == 3
 
 
-def test_one_head_is_compared_with_none(pictures, tmp_path):
+def test_one_head_is_compared_with_itself_at_several_stages(pictures, tmp_path):
     _, advice = train_auto(pictures, tmp_path / "run", ask(heads=[head for head in HEADS if head.name == "svm"]))
-    assert (advice.recommendation.head, list(advice.heads)) == ("svm", [])
+    assert advice.recommendation.head == "svm"
+    assert sorted((each.head, each.stage) for each in advice.heads) == [
+        ("svm", stage) for stage in ("first", "second", "third")
+    ]
 
 
 def test_if_fine_tuning_diverges_frozen_features_are_kept(pictures, tmp_path, monkeypatch):
@@ -101,7 +108,7 @@ def test_if_inconclusive_it_trains_cautiously(pictures, tmp_path):
 
 @pytest.mark.parametrize("is_better", [True, False])
 def test_a_fine_tuned_trunk_is_kept_only_if_it_is_better(pictures, tmp_path, monkeypatch, is_better):
-    monkeypatch.setattr(auto, "is_better", lambda _fine_tuned, _frozen, _domain: is_better)
+    monkeypatch.setattr(auto, "compared", lambda *_, **__: comparison(better=is_better))
     trained, advice = train_auto(pictures, tmp_path / "run", ask(policy=eager(1)))
     record = open_bundle(tmp_path / "run").record
     assert record.strategy.name == ("probe-then-tune" if is_better else "frozen")
@@ -125,3 +132,27 @@ def test_under_a_head_that_cannot_be_trained_by_gradient_the_trunk_stays_frozen(
 def test_a_head_that_can_only_be_trained_by_gradient_is_recommended(pictures, tmp_path):
     _, advice = train_auto(pictures, tmp_path / "run", ask(heads=[Line()]))
     assert (advice.recommendation.head, list(advice.heads)) == ("line", [])
+
+
+@pytest.fixture
+def mislabeled(pictures, tmp_path):
+    """The pictures with two of them in the wrong class: no frozen features are always right."""
+    shutil.copytree(pictures, tmp_path / "mislabeled")
+    for name in ("03.png", "04.png"):
+        (tmp_path / "mislabeled" / "dark" / name).rename(tmp_path / "mislabeled" / "light" / f"not-{name}")
+    return tmp_path / "mislabeled"
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_quick_trial_decides_whether_to_fine_tune(mislabeled, tmp_path, monkeypatch, better):
+    tried = comparison(better=better)
+    monkeypatch.setattr(auto, "quick_trial", lambda *_: tried)
+    monkeypatch.setattr(auto, "compared", lambda *_, **__: comparison(better=True))
+    policy = replace(eager(1), fine_tuning=FineTuningPolicy(epochs=1))
+    trained, advice = train_auto(mislabeled, tmp_path / "run", ask(policy=policy))
+    recommendation = advice.recommendation
+    assert trained.strategy == recommendation.strategy == ("probe-then-tune" if better else "frozen")
+    assert f"a trial with few trainable stages: {tried}" in recommendation.reasons[-1]
+    assert recommendation.accuracy[1] < 1.0
+    if better:
+        assert recommendation.accuracy[1] >= 1 - (1 - 0.95) / 2

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.advice.asking import ask, eager
+from tests.advice.asking import ask, comparison, eager
 from tlkit.advice import auto, trials
 from tlkit.errors import UsageError
 from tlkit.model.bundle import open_bundle
@@ -35,7 +35,7 @@ def unbroken(pictures, tmp_path, monkeypatch):
     """Output of a run that was not killed, in this process, whose hashes and random numbers are others."""
 
     def run(budget, kept):
-        monkeypatch.setattr(auto, "is_better", lambda _fine_tuned, _frozen, _domain: kept == "fine-tuned")
+        monkeypatch.setattr(auto, "compared", lambda *_, **__: comparison(better=kept == "fine-tuned"))
         trained, advice = auto.train_auto(
             pictures, tmp_path / "unbroken", ask(policy=eager(3)), RunOptions(), budget or None
         )
@@ -111,7 +111,7 @@ def test_a_finished_part_is_not_trained_again(interrupted_run, pictures, monkeyp
         return train_part(source, out, *rest)
 
     monkeypatch.setattr(trials, "train", counted)
-    monkeypatch.setattr(auto, "is_better", lambda _fine_tuned, _frozen, _domain: True)
+    monkeypatch.setattr(auto, "compared", lambda *_, **__: comparison(better=True))
     trained, _ = auto.train_auto(pictures, interrupted_run, request_, RunOptions(resume=True))
     assert trained_to == ["fine-tuned"]
     assert trained.bundle == interrupted_run

@@ -13,8 +13,11 @@ from tlkit_standard.strategies import STRATEGIES
 
 from tests.advice.asking import ask
 from tests.kit.tiny import Tiny, write_images
+from tlkit.advice import run
 from tlkit.advice.recommendation import INCONCLUSIVE, RECOMMENDED
 from tlkit.advice.run import advise
+from tlkit.audit.run import Audit
+from tlkit.audit.shortcuts import Shortcut
 from tlkit.errors import DataError
 
 
@@ -37,7 +40,7 @@ def test_it_says_what_fits_with_the_evidence_of_every_stage(pictures):
     assert advice.recommendation.head in {head.name for head in HEADS}
     low, high = advice.recommendation.accuracy
     assert 0.5 < low <= high <= 1.0
-    assert advice.recommendation.seconds > 0
+    assert 0 < advice.recommendation.seconds[0] <= advice.recommendation.seconds[1]
     assert advice.statistics.images == len(advice.dataset.of("train"))
     assert {each.head for each in advice.heads} >= {"logistic", "svm", "knn"}
 
@@ -162,3 +165,11 @@ def test_the_command_follows_the_recommendation(pictures, tmp_path):
     assert advice.command == f"tlkit train {pictures} -o run/ " + " ".join(advice.recommendation.arguments())
     one_class = noise(tmp_path / "photos", {"a": 40})
     assert advise(one_class, ask()).command == f"tlkit advise {one_class}"
+
+
+def test_a_shortcut_that_the_audit_finds_reaches_the_recommendation(pictures, monkeypatch):
+    shortcut = Shortcut("file format", 0.5, 0.8)
+    found = Audit(30, [], [], {}, [shortcut], enough_images=True)
+    monkeypatch.setattr(run, "audit_dataset", lambda *_: found)
+    assert shortcut.warning() in advise(pictures, ask(), audit=True).recommendation.reasons
+    assert shortcut.warning() not in advise(pictures, ask()).recommendation.reasons

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tlkit_standard.heads.linear import Logistic
+from tlkit_standard.heads.linear import Logistic, NearestMean
 
 from tlkit.advice.backbone_analysis import StageEvidence
 from tlkit.advice.probes import Probe
@@ -35,6 +35,39 @@ def test_the_cut_has_the_best_accuracy_less_half_the_log_loss(early, deep, best)
     assert best_stage([stage("early", *early), stage("deep", *deep)]).name == best
 
 
+def test_the_first_head_has_as_much_weight_as_the_probe_where_it_was_compared():
+    """The best stages of the probe alone; another head of theirs says nothing of the cut."""
+    stages = [stage("early", 15, 0.6), stage("middle", 14, 0.6), stage("deep", 13, 0.6)]
+    found = [
+        HeadEvidence(name, "logistic", accuracy, 0.5, 20, 1.0) for name, accuracy in (("early", 0.5), ("deep", 0.8))
+    ]
+    other = HeadEvidence("early", "svm", 0.99, 0.1, 20, 1.0)
+    assert best_stage(stages).name == "early"
+    assert best_stage(stages, [*found, other]).name == "deep"
+    assert best_stage(stages, found[:1]).name == "early"
+
+
+def test_the_first_head_is_compared_at_the_best_stages_and_others_at_the_best_of_these():
+    random = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    shifts = {"one": 0.0, "two": 1.0, "three": 3.0, "four": 0.5}
+    features = np.concatenate([random.normal(size=(60, 3)) + labels[:, None] * by for by in shifts.values()], axis=1)
+    analysis = SimpleNamespace(
+        features=Features(features.astype(np.float32), np.ones(60, bool), {}, 0, widths=(3,) * 4),
+        trunk=SimpleNamespace(names=list(shifts)),
+        stages=[stage(name, count, 0.6) for name, count in zip(shifts, (2, 18, 17, 16), strict=True)],
+    )
+    head = Logistic(c=1.0, power=1.0, l2=False)
+    found = compare_heads(analysis, [NearestMean(), head], labels, DatasetStatistics(60, 2, 30, 30), 0, most=40)
+    assert [(each.head, each.stage) for each in found] == [
+        ("logistic", "two"),
+        ("logistic", "three"),
+        ("logistic", "four"),
+        ("nearest-mean", "three"),
+    ]
+    assert {each.images for each in found} == {40}
+
+
 def heads(**accuracies):
     return [HeadEvidence("deep", name, accuracy, 0.5, 100, 1.0) for name, accuracy in accuracies.items()]
 
@@ -52,15 +85,17 @@ def test_class_weights_are_tried_where_classes_are_imbalanced():
     features = random.normal(size=(107, 4)).astype(np.float32)
     features[:, 0] += 1.5 * labels
     analysis = SimpleNamespace(
-        features=Features(features, np.ones(107, bool), {}, 0, widths=(4,)), trunk=SimpleNamespace(names=["deep"])
+        features=Features(features, np.ones(107, bool), {}, 0, widths=(4,)),
+        trunk=SimpleNamespace(names=["deep"]),
+        stages=[stage("deep", 15, 0.6)],
     )
     head = Logistic(c=1.0, power=1.0, l2=False)
-    found = compare_heads(analysis, "deep", [head], labels, DatasetStatistics(107, 2, 12, 95), 0)
+    found = compare_heads(analysis, [head], labels, DatasetStatistics(107, 2, 12, 95), 0, most=300)
     assert [dict(each.settings) for each in found] == [{}, {"class_weight": "balanced"}]
     plain, weighted = (each.balanced_accuracy for each in found)
     assert weighted > plain + 0.05
     assert best_head(found, "deep") is found[1]
     assert found[1].name == "logistic, class_weight balanced"
     assert found[0].images == round(4 / (1 / 95 + 1 / 12))
-    even = compare_heads(analysis, "deep", [head], labels, DatasetStatistics(107, 2, 53, 54), 0)
+    even = compare_heads(analysis, [head], labels, DatasetStatistics(107, 2, 53, 54), 0, most=300)
     assert len(even) == 1

@@ -11,37 +11,14 @@ from tlkit_standard.heads import HEADS
 from tlkit_standard.strategies import STRATEGIES
 
 from tests.advice.asking import ask, eager
+from tlkit.advice import recommendation, selection
 from tlkit.advice.auto import train_auto
-from tlkit.advice.recommendation import FineTuning
-from tlkit.advice.run import advise
-from tlkit.advice.trials import _epochs, is_better, run_trials
+from tlkit.advice.recommendation import FineTuningPolicy
+from tlkit.advice.run import AdvicePolicy, advise
+from tlkit.advice.selection import FineTuning
+from tlkit.advice.trials import _epochs, compared, quick_trial, run_trials
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import Phase, Strategy, option
-
-SAME, CONFIDENT, LESS_CONFIDENT = [0] * 8 + [1] * 8, 0.5, 1.5
-
-
-@pytest.mark.parametrize(
-    ("correct", "log_loss", "domain", "kept"),
-    [
-        ([1] * 4 + SAME[4:], LESS_CONFIDENT, "similar", True),  # four of sixteen ahead, with a standard error of two
-        ([1, *SAME[1:]], LESS_CONFIDENT, "different", False),  # one ahead, with a standard error of one
-        ([1, *SAME[1:]], CONFIDENT, "different", True),
-        (SAME, CONFIDENT, "unclear", True),
-        (SAME, CONFIDENT, "unknown", True),
-        (SAME, CONFIDENT, "similar", False),
-        (SAME, LESS_CONFIDENT, "different", False),
-        (SAME[:12] + [0] * 4, CONFIDENT, "different", False),  # four behind
-    ],
-)
-def test_within_the_error_of_the_accuracy_the_log_loss_decides(pictures, tmp_path, correct, log_loss, domain, kept):
-    trained, _ = train_auto(pictures, tmp_path / "run", ask())
-
-    def of(correct, log_loss):
-        metrics, truth = replace(trained.metrics, log_loss=log_loss), np.arange(16) % 2
-        return replace(trained, correct=np.array(correct, bool), truth=truth, metrics=metrics)
-
-    assert is_better(of(correct, log_loss), of(SAME, 1.0), domain) is kept
 
 
 def test_a_budget_is_spent_on_trials(pictures):
@@ -101,11 +78,48 @@ def test_a_strategy_of_another_plugin_that_is_better_on_its_data_wins(stripes, t
     assert (record.strategy.name, record.strategy.options) == ("stranger", {"epochs": 15})
 
 
+def test_a_quick_trial_compares_a_few_trainable_stages_with_frozen_features(stripes, tmp_path):
+    """What only training can tell apart is found by it, on images and on their disturbed copies."""
+    request = ask(heads=[head for head in HEADS if head.name == "logistic"])
+    advice = advise(stripes, request)
+    chosen = replace(advice.recommendation, cut="third", frozen_head="logistic")
+    (tmp_path / "activations").mkdir()
+    comparison = quick_trial(
+        replace(advice, recommendation=chosen), request, FineTuning(Stranger(6)), tmp_path / "activations"
+    )
+    assert comparison.images == advice.statistics.images
+    assert comparison.accuracy[1] > comparison.accuracy[0]
+    assert comparison.better
+    shallow = replace(advice, recommendation=replace(chosen, cut="first"))
+    assert quick_trial(shallow, request, FineTuning(Stranger(6)), tmp_path / "none") is None
+
+
+def test_two_bundles_are_compared_on_the_same_images_and_copies(pictures, tmp_path):
+    trained, advice = train_auto(pictures, tmp_path / "run", ask())
+    val = advice.dataset.of("val")
+    same = compared(ask(), val, trained, trained, strict=False)
+    assert (same.images, same.errors) == (len(val), (0, 0))
+    assert same.accuracy == pytest.approx((trained.metrics.balanced_accuracy,) * 2)
+    assert not same.better
+
+
 @pytest.mark.parametrize(("budget", "epochs"), [(1000.0, 50), (15.0, 50), (7.0, 7), (1.9, None)])
 def test_a_candidate_gets_as_many_epochs_as_fit(pictures, monkeypatch, budget, epochs):
     advice = advise(pictures, ask())
     candidate = FineTuning(Stranger(15), {"epochs": 15})
-    monkeypatch.setattr(FineTuning, "seconds", lambda self, *_: float(self.strategy.epochs))
+    monkeypatch.setattr(FineTuning, "seconds", lambda self, *_: (0.0, float(self.strategy.epochs)))
     assert _epochs(advice, ask(), candidate, budget) == epochs
     assert candidate.limited(7) == FineTuning(Stranger(7), {"epochs": 7})
     assert candidate.limited(50) is candidate
+
+
+def test_a_quick_trial_is_run_on_cached_activations_and_leaves_nothing(stripes, tmp_path, monkeypatch):
+    strategies = [each for each in STRATEGIES if each.name == "frozen"] + [Stranger()]
+    heads = [head for head in HEADS if head.name == "logistic"]
+    monkeypatch.setattr(selection, "best_stage", lambda stages, _heads=(): stages[-1])
+    monkeypatch.setattr(recommendation, "best_stage", lambda stages, _heads=(): stages[-1])
+    request = ask(heads=heads, strategies=strategies, policy=AdvicePolicy(fine_tuning=FineTuningPolicy(epochs=3)))
+    trained, advice = train_auto(stripes, tmp_path / "run", request)
+    assert trained.strategy in ("stranger", "frozen")
+    assert "held-out images" in " ".join(advice.recommendation.reasons)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -26,3 +26,5 @@ def test_one_class_of_ten_that_its_format_reveals():
     assert (found.property, found.revealed_class) == ("file format", "class 3")
     assert found.class_explained > 0.8
     assert found.explained < MIN_EXPLAINED  # so it would not be found by that alone
+    assert 0.1 < found.accuracy <= 0.2  # it knows one class, and guesses among the others
+    assert "may be that of the file format" in found.warning()

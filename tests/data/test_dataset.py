@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tlkit.data import scan as scanning
-from tlkit.data.dataset import Dataset, Sample, find_images, read
+from tlkit.data.dataset import Dataset, Sample, find_images, groups_of, read
 from tlkit.data.decoding import SUFFIXES
 from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, UsageError
@@ -423,7 +423,7 @@ def test_a_table_keeps_groups_together(tmp_path: Path) -> None:
     )
     data = read(table)
     assert len({(sample.group, sample.split) for sample in data.samples}) == 8
-    groups = data.groups(data.samples)
+    groups = groups_of(data.samples)
     assert groups is not None
     assert groups.tolist() == [row // 2 for row in range(16)]
     with pytest.raises(UsageError, match="column group"):

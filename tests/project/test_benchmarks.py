@@ -11,7 +11,15 @@ RESULTS = {
     "adapters": ("adapters",),
     "architectures": ("architectures-timm", "architectures-torchvision", "architectures-transformers"),
     "authoring": ("authoring",),
-    "advise": ("advise-audit", "advise-cost", "advise-regret", "advise-scores", "advise-shift", "advise-shift-images"),
+    "advise": (
+        "advise-audit",
+        "advise-cost",
+        "advise-regret",
+        "advise-rules",
+        "advise-scores",
+        "advise-shift",
+        "advise-shift-images",
+    ),
     "embed": ("embed",),
     "faults": ("faults-alarms", "faults-planted"),
     "finetune boundary rivals probe scratch gpu": (

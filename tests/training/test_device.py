@@ -110,6 +110,10 @@ def test_a_missing_gpu_is_named_with_the_remedy(monkeypatch):
 def test_the_speed_is_measured_on_a_copy():
     trunk = trunks.build(Tiny())
     before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
-    assert seconds_per_image(trunk, Phase(1, 1, trainable=2), Given().prepare) > 0
+    least, greatest, frozen, cached = seconds_per_image(trunk, Phase(1, 1, trainable=2), Given().prepare)
+    assert 0 < least <= greatest
+    assert cached
+    assert frozen > 0
+    assert seconds_per_image(trunk, Phase(1, 1, trainable=3), Given().prepare)[2:] == (0.0, False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
     assert not any(parameter.grad is not None for parameter in trunk.parameters())

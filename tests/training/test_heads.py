@@ -9,9 +9,11 @@ from torch import nn
 
 from tests.kit.tiny import Line
 from tlkit.errors import DataError, UsageError
+from tlkit.model.modules import head_logits
 from tlkit.plugin.contract import Phase
-from tlkit.training.heads import refit_head, solve_or_fit
+from tlkit.training.heads import calibrate, refit_head, solve_or_fit
 from tlkit.training.inputs import Examples
+from tlkit.util.statistics import softmax
 
 LABELS = np.array([0, 1, 0, 1])
 EXAMPLES = Examples(np.eye(2, dtype=np.float32)[LABELS], LABELS)
@@ -41,19 +43,51 @@ class Unsolvable(Line):
         raise DataError("a class has one image")
 
 
+def many(count, features=None):
+    labels = np.arange(count) % 2
+    return Examples(np.eye(2, dtype=np.float32)[labels] if features is None else features, labels)
+
+
 @pytest.mark.parametrize(("head", "better"), [(Solved(), True), (Worse(), False)])
-def test_the_solved_head_is_kept_only_if_it_is_no_worse(head, better):
-    trained = linear(1.0)
-    kept, (line,) = refit_head(head, trained, EXAMPLES, EXAMPLES, 2, 0)
+def test_the_solved_head_is_kept_unless_it_is_significantly_worse(head, better):
+    trained, val = linear(1.0), many(40)
+    kept, (line,) = refit_head(head, trained, EXAMPLES, val, 2, 0)
     assert (kept is not trained) is better is line["kept"]
+
+
+def test_one_image_more_or_less_does_not_decide_on_the_solved_head():
+    val = many(40)
+    val.features[:3] = val.features[:3, ::-1]  # all heads are wrong there
+    trained = linear(1.0)
+    trained.weight.data[0, 0] += 1e-3
+    kept, (line,) = refit_head(Solved(), trained, EXAMPLES, val, 2, 0)
+    assert kept is not trained
+    assert line["val_accuracy"] == line["trained_val_accuracy"]
 
 
 def test_a_head_that_can_not_be_solved_keeps_its_trained_weights_and_says_why():
     trained = linear(1.0)
-    assert refit_head(Line(), trained, EXAMPLES, EXAMPLES, 2, 0) == (trained, [])
+    assert refit_head(Line(), trained, EXAMPLES, EXAMPLES, 2, 0) == (trained, [{"trained": "line", "temperature": 1.0}])
     kept, (line,) = refit_head(Unsolvable(), trained, EXAMPLES, EXAMPLES, 2, 0)
     assert kept is trained
-    assert line == {"solved": "line", "kept": False, "because": "a class has one image"}
+    assert line == {"solved": "line", "kept": False, "because": "a class has one image", "temperature": 1.0}
+
+
+def test_a_trained_head_is_calibrated_on_enough_images_without_a_change_of_its_predictions():
+    """Of 100 images a quarter is wrong: at the best temperature the confidence is about three quarters."""
+    val = many(100)
+    val.features[:25] = val.features[:25, ::-1]
+    head = nn.Sequential(nn.Identity(), linear(9.0))
+    before = head_logits(head, val.features)
+    temperature = calibrate(head, val, "softmax")
+    after = head_logits(head, val.features)
+    assert np.allclose(after * temperature, before, rtol=1e-4)
+    assert softmax(after).max(1).mean() == pytest.approx(0.75, abs=0.02)
+    assert calibrate(linear(9.0), val, "sigmoid") == calibrate(linear(9.0), EXAMPLES, "softmax") == 1.0
+    behind = nn.Sequential(linear(9.0), nn.Tanh())  # logits that its linear layer does not scale
+    unscaled = head_logits(behind, val.features)
+    assert calibrate(behind, val, "softmax") == 1.0
+    assert np.allclose(head_logits(behind, val.features), unscaled, rtol=1e-5)
 
 
 class Replaced(Worse):

@@ -7,16 +7,20 @@ after the other, so that an interrupted run can be resumed.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tlkit.advice.recommendation import recommend
 from tlkit.advice.run import Advice, AdviceRequest, advise
-from tlkit.advice.trials import is_better, run_trial, run_trials, training_config
+from tlkit.advice.selection import FineTuning, available
+from tlkit.advice.trials import compared, quick_trial, run_trial, run_trials, training_config
 from tlkit.defaults import FROZEN
 from tlkit.errors import DataError, UsageError
+from tlkit.evaluation.disturbed import Comparison
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Component, Progress, silent
 from tlkit.plugin.sources import identity
@@ -25,12 +29,14 @@ from tlkit.training.config import RunOptions
 from tlkit.training.device import Device
 from tlkit.training.result import TrainingResult
 from tlkit.training.run import train
-from tlkit.training.run_directory import MACHINE, check_unfinished, folder_of, machine, run_directory
+from tlkit.training.run_directory import DONE, MACHINE, check_unfinished, folder_of, machine, once, run_directory
 from tlkit.util import files
+from tlkit.util.text import format_seconds
 from tlkit.version import __version__
 
 NAME = "auto"
-TRIALS, FINE_TUNED_PART = "trials", "fine-tuned"  # parts of the run directory, beside FROZEN
+TRIALS, FINE_TUNED_PART, QUICK = "trials", "fine-tuned", "quick"  # parts of the run directory, beside FROZEN
+MAX_COMPARED = 2000  # images that heads are cross-validated on: a minute, where a fine-tuning takes many
 
 
 def train_auto(
@@ -54,9 +60,10 @@ def train_auto(
     check_unfinished(out, resume=options.resume)
     if request.cut is not None:
         trunks.check_cut(request.cut, trunks.build(request.backbones[0]).names)
+    request = replace(request, policy=replace(request.policy, max_compared=MAX_COMPARED))
     advice = advise(source, request, progress, strict=options.strict, learnable=True)
-    fine_tunes = advice.recommendation.trainable > 0
-    if not (fine_tunes or budget is not None or (options.resume and folder_of(out).exists())):
+    undecided = advice.recommendation.trainable > 0 or _to_try(advice, request) is not None
+    if not (undecided or budget is not None or (options.resume and folder_of(out).exists())):
         return _train(out, request, advice, progress, options), advice
     with run_directory(
         out, _conditions(advice, request, options, budget), resume=options.resume, is_main_process=True
@@ -73,14 +80,18 @@ def _compare(
     progress: Progress,
     options: RunOptions,
 ) -> tuple[TrainingResult, Advice]:
-    """Run trials, if there is a budget for them; then train frozen and fine-tuned, if that is recommended."""
+    """Run trials, whole ones if there is a budget; then train frozen and fine-tuned, if that is recommended."""
     aside = replace(options, tensorboard=None)  # the curves are those of what is kept
     if budget is not None:
         advice = run_trials(advice, request, budget, progress, aside, folder / TRIALS)
+    else:
+        advice = _tried(advice, request, folder / QUICK, progress)
     chosen = advice.recommendation
     if not chosen.trainable:
         return _train(out, request, advice, progress, options), advice
     frozen = chosen.frozen()
+    if chosen.seconds is not None:
+        progress("fine-tuning, {} to {}".format(*map(format_seconds, chosen.seconds)), 0)
     baseline = run_trial(advice.source, folder / FROZEN, request, frozen, progress, aside)
     seen = replace(advice, trials=[*advice.trials, baseline.to_json()])
     part = folder / FINE_TUNED_PART
@@ -89,14 +100,51 @@ def _compare(
     except DataError as problem:  # the images are good: frozen features were just trained on them
         reason = f"fine-tuning failed: {problem.what}"
     else:
-        if is_better(tuned.trained, baseline.trained, advice.analysis.shift.domain):
+        val = [sample for sample in advice.dataset.of("val") if sample.name not in baseline.trained.rejected]
+        # A quick trial was as strict as it has to be.
+        strict = advice.analysis.shift.domain == "similar" and not (advice.evidence and advice.evidence.trial)
+        comparison = compared(request, val, baseline.trained, tuned.trained, strict=strict)
+        if comparison.better:
             os.rename(part, out)
             return _with_decoded(replace(tuned.trained, bundle=out), seen, baseline.trained), seen
-        reason = "the fine-tuned trunk is not better than frozen features on the validation images"
+        reason = f"the fine-tuned trunk is not better than frozen features: {comparison}"
         lost = {"name": tuned.name, "accuracy": tuned.trained.metrics.accuracy}
         seen = replace(seen, trials=[*seen.trials, lost])
     seen = replace(seen, recommendation=frozen.with_reasons(reason))
     return _train(out, request, seen, progress, options, baseline.trained), seen
+
+
+def _to_try(advice: Advice, request: AdviceRequest) -> FineTuning | None:
+    """Return the plan that a quick trial is to decide on; None without one, or if frozen features are always right."""
+    evidence = advice.evidence
+    if evidence is None or request.cut is not None or not request.policy.fine_tuning.trial:
+        return None
+    plan = available(request.heads, request.strategies, evidence.known).fine_tuning
+    return None if evidence.cut.probe.correct.all() else plan
+
+
+def _tried(advice: Advice, request: AdviceRequest, folder: Path, progress: Progress) -> Advice:
+    """Return the advice with a quick trial, if there is one to run, and the recommendation that follows from it."""
+    plan = _to_try(advice, request)
+    if plan is None:
+        return advice
+
+    def trial() -> dict[str, Any] | None:
+        folder.mkdir(exist_ok=True)
+        try:
+            found = quick_trial(advice, request, plan, folder, progress)
+        except DataError:  # it diverged, or a fold has too few images: the whole training decides
+            return None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return None if found is None else asdict(found)
+
+    found, _ = once(folder.with_name(f"{folder.name}{DONE}"), trial)
+    if found is None or advice.evidence is None:
+        return advice
+    evidence = replace(advice.evidence, trial=Comparison.from_json(found))
+    installed = available(request.heads, request.strategies, evidence.known)
+    return replace(advice, recommendation=recommend(evidence, installed, request.policy.fine_tuning))
 
 
 def _train(

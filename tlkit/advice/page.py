@@ -45,13 +45,14 @@ def sections(advice: Advice) -> list[Section]:
     found = [Section("dataset", list(_dataset(advice)))]
     found += [backbone(analysis, advice) for analysis in advice.analyses]
     if advice.heads:
-        ordered = sorted(advice.heads, key=lambda each: -each.balanced_accuracy)
-        title = f"heads, cross-validated at {ordered[0].stage}"
-        rows = [[each.name, f"{each.balanced_accuracy:.1%}", f"{each.log_loss:.3f}"] for each in ordered]
+        ordered = sorted(advice.heads, key=lambda each: -each.score)
+        rows = [[each.name, each.stage, f"{each.balanced_accuracy:.1%}", f"{each.log_loss:.3f}"] for each in ordered]
         chosen = advice.recommendation.frozen()
-        recommended = (chosen.head, dict(chosen.head_settings))
-        marked = next((row for row, each in enumerate(ordered) if (each.head, each.settings) == recommended), None)
-        found.append(Section(title, (), ["head", "balanced accuracy", "log loss, nats"], rows, marked))
+        recommended = (chosen.head, dict(chosen.head_settings), chosen.cut)
+        named = [(each.head, dict(each.settings), each.stage) for each in ordered]
+        marked = named.index(recommended) if recommended in named else None
+        columns = ["head", "stage", "balanced accuracy", "log loss, nats"]
+        found.append(Section("heads, cross-validated", (), columns, rows, marked))
     if advice.trials:
         rows = [[each["name"], f"{each['accuracy']:.1%}", format_seconds(each["seconds"])] for each in advice.trials]
         found.append(Section("trials on the validation images", (), ["training", "accuracy", "time"], rows))

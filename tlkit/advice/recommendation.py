@@ -9,14 +9,11 @@ from typing import Any
 from tlkit.advice.backbone_analysis import BackboneAnalysis, StageEvidence
 from tlkit.advice.dataset_statistics import FEW, ImageStatistics
 from tlkit.advice.scenarios import Scenario, agreement, find_scenario
-from tlkit.advice.selection import HeadEvidence, best_head, best_stage
-from tlkit.defaults import DEFAULT_HEAD, FINE_TUNING, FROZEN
-from tlkit.errors import TlkitError
-from tlkit.model.trunk import Trunk
-from tlkit.plugin.contract import IMBALANCED, DatasetStatistics, Head, Strategy
-from tlkit.plugin.options import configure, differences, to_json
+from tlkit.advice.selection import Available, FineTuning, HeadEvidence, best_head, best_stage
+from tlkit.defaults import FROZEN
+from tlkit.evaluation.disturbed import Comparison
+from tlkit.plugin.contract import IMBALANCED, DatasetStatistics
 from tlkit.plugin.phases import trainable_stages
-from tlkit.training.device import seconds_per_image
 from tlkit.util.statistics import effective_images, wilson
 from tlkit.util.text import format_seconds, listed
 
@@ -29,10 +26,12 @@ SECONDS_TO_SOLVE = 2.0  # of a head whose time is not known
 class FineTuningPolicy:
     """Conditions and options of fine-tuning.
 
-    Up to the share `min_error` of images that frozen features misclassify, fine-tuning is not worth its time; for a
-    small dataset that is similar to the pretraining data up to `min_error_small_similar`.
+    A quick trial decides whether it is worth its time. Without one it is recommended if frozen features misclassify
+    more than the share `min_error` of the images; of a small dataset that is similar to the pretraining data, more than
+    `min_error_small_similar`.
     """
 
+    trial: bool = True  # for auto, where any image is misclassified
     min_error: float = 0.03
     min_error_small_similar: float = 0.1
     epochs: int = 50  # at most, of a strategy with that option
@@ -62,7 +61,7 @@ class Recommendation:
     agrees: bool | None = None
     reasons: Sequence[str] = ()
     accuracy: tuple[float, float] | None = None
-    seconds: float | None = None
+    seconds: tuple[float, float] | None = None
     frozen_head: str | None = None
     head_settings: Mapping[str, Any] = field(default_factory=dict)
     frozen_head_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -145,62 +144,13 @@ class Recommendation:
         if self.accuracy is not None:
             yield "expected balanced accuracy {:.1%} to {:.1%}".format(*self.accuracy)
         if self.seconds is not None:
-            yield f"time on this machine about {format_seconds(self.seconds)}"
+            yield "time on this machine {} to {}".format(*map(format_seconds, self.seconds))
         if self.scenario is not None:
             yield f"scenario: {self.scenario}: {self.rule}"
         yield from self.reasons
 
     def __str__(self) -> str:
         return "\n  ".join([self.summary(), *self.details()])
-
-
-@dataclass(frozen=True, slots=True)
-class FineTuning:
-    """A configured strategy to fine-tune with, and the options in which it differs from the installed one."""
-
-    strategy: Strategy
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def limited(self, epochs: int) -> FineTuning:
-        """Return it with at most so many epochs, if it has that option."""
-        if not isinstance(own := to_json(self.strategy).get("epochs"), int) or own <= epochs:
-            return self
-        return FineTuning(configure(self.strategy, {"epochs": epochs}), {**self.settings, "epochs": epochs})
-
-    def seconds(self, trunk: Trunk, known: DatasetStatistics, val: int) -> float:
-        """Return the time its phases take, by a few measured steps of each that trains stages.
-
-        A forward pass, for the `val` validation images, is a third of a step.
-        """
-        phases, prepare = self.strategy.phases(trunk.names, known), self.strategy.prepare
-        images = known.images + val / 3
-        return sum(p.epochs * images * seconds_per_image(trunk, p, prepare) for p in phases if p.trainable)
-
-
-@dataclass(frozen=True, slots=True)
-class Available:
-    """Installed components to recommend: the head if no other is better, and the strategies to fine-tune with."""
-
-    head: str
-    fine_tuning: FineTuning | None
-    candidates: Sequence[FineTuning] = ()
-
-
-def available(heads: Sequence[Head], strategies: Sequence[Strategy], known: DatasetStatistics) -> Available:
-    """Return the default head, or else the first, the default strategy, or else the first candidate, and all of these.
-
-    Under a head that can't be trained by gradient, and names no other to train with, there are none.
-    """
-    head = next((head for head in heads if head.name == DEFAULT_HEAD), heads[0])
-    try:
-        (head.stand_in() or head).module(2, 2)
-    except TlkitError:
-        return Available(head.name, None)
-    candidates = []
-    for strategy in strategies:
-        candidates += [FineTuning(each, differences(strategy, each)) for each in strategy.candidates(known)]
-    preferred = sorted(candidates, key=lambda each: each.strategy.name != FINE_TUNING)[:1]
-    return Available(head.name, preferred[0] if preferred else None, candidates)
 
 
 def cautious(analysis: BackboneAnalysis, head: str, shortcomings: Sequence[str]) -> Recommendation:
@@ -211,7 +161,7 @@ def cautious(analysis: BackboneAnalysis, head: str, shortcomings: Sequence[str])
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything that a recommendation rests on; `val` counts the validation images."""
+    """Everything that a recommendation rests on; `val` counts the validation images, `trial` is a quick one."""
 
     statistics: ImageStatistics
     large: bool
@@ -219,11 +169,12 @@ class Evidence:
     heads: Sequence[HeadEvidence]
     known: DatasetStatistics
     val: int
+    trial: Comparison | None = None
 
     @property
     def cut(self) -> StageEvidence:
         """Best stage to cut at."""
-        return best_stage(self.analysis.stages)
+        return best_stage(self.analysis.stages, self.heads)
 
     @property
     def error(self) -> float:
@@ -249,6 +200,7 @@ def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy
     strategy = None if freeze else installed.fine_tuning
     agrees, reason = _agreement(evidence, fine_tunes=strategy is not None)
     measured = cut.probe.interval if head is None else _wilson(head.balanced_accuracy, head.images)
+    per_image = 1 / (analysis.throughput or TYPICAL_THROUGHPUT)
     # The time to solve a head grows faster than the number of images.
     solving = SECONDS_TO_SOLVE if head is None else head.seconds * (statistics.images / head.images) ** 1.5
     frozen = Recommendation(
@@ -263,19 +215,36 @@ def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy
         agrees=agrees,
         reasons=(reason, _about_cut(cut, analysis.stages), *_about_classes(statistics)),
         accuracy=(min(measured[0], cut.probe.interval[0]), max(measured[1], cut.probe.interval[1])),
-        seconds=(statistics.images + evidence.val) / (analysis.throughput or TYPICAL_THROUGHPUT) + solving,
+        seconds=(solving + evidence.val * per_image, 2 * solving + (statistics.images + evidence.val) * per_image),
     )
     if strategy is None:
         return frozen.with_reasons(f"the trunk stays frozen: {freeze}")
     plan = strategy.limited(policy.epochs)
     tuned = frozen.fine_tuned(plan, installed.head, analysis.trunk.names, evidence.known)
+    before, taken = (
+        frozen.seconds or (0.0, 0.0),
+        plan.seconds(analysis.trunk.upto(cut.name), evidence.known, evidence.val, per_image),
+    )
     return replace(
         tuned,
-        accuracy=(cut.probe.interval[0], 1.0),
-        seconds=(frozen.seconds or 0.0) + plan.seconds(analysis.trunk.upto(cut.name), evidence.known, evidence.val),
+        accuracy=_expected(evidence, frozen.accuracy or (0.0, 1.0)),
+        seconds=(before[0] + taken[0], before[1] + taken[1]),
     ).with_reasons(
-        f"frozen features misclassify {evidence.error:.1%}; auto keeps a fine-tuned trunk only if it is better on val"
+        f"frozen features misclassify {evidence.error:.1%}; auto keeps a fine-tuned trunk only if it is better on val",
+        *(() if evidence.trial is None else (f"a trial with few trainable stages: {evidence.trial}",)),
     )
+
+
+def _expected(evidence: Evidence, frozen: tuple[float, float]) -> tuple[float, float]:
+    """Return the range of the balanced accuracy to expect of a fine-tuned trunk.
+
+    Below, that of frozen features, which are kept if it is worse. Above, what is left of the errors at the least: a
+    tenth of those of frozen features, or half of those of a trial.
+    """
+    low, high = frozen
+    if evidence.trial is None:
+        return low, 1.0 - (1.0 - high) / 10
+    return low, max(high, 1.0 - (1.0 - evidence.trial.interval[1]) / 2)
 
 
 def _wilson(balanced_accuracy: float, images: int) -> tuple[float, float]:
@@ -284,20 +253,22 @@ def _wilson(balanced_accuracy: float, images: int) -> tuple[float, float]:
 
 
 def _reason_to_freeze(evidence: Evidence, installed: Available, policy: FineTuningPolicy) -> str:
-    """Return why the trunk should stay frozen; empty if fine-tuning is worth a trial.
+    """Return why the trunk should stay frozen; empty if fine-tuning is worth its time.
 
     By the rule of the scenarios a small dataset never fine-tunes. In trials with 100 and 500 images of two datasets
     different from the pretraining data it gained 2 to 11 points. Of two similar ones it gained 7 with 500 images of
     which frozen features misclassify a third, and lost 1 where they misclassify a twentieth.
     """
-    error = evidence.error
+    error, trial = evidence.error, evidence.trial
+    if installed.fine_tuning is None:
+        return "no installed strategy fine-tunes it under a head that can be trained by gradient"
+    if trial is not None:
+        return "" if trial.better else f"a trial with few trainable stages: {trial}"
     if error <= policy.min_error:
         return f"its features misclassify {error:.1%}, little is left to gain"
     similar = evidence.analysis.shift.domain == "similar"
     if not evidence.large and similar and error <= policy.min_error_small_similar:
         return f"a small dataset, similar to the pretraining data, of which its features misclassify {error:.1%}"
-    if installed.fine_tuning is None:
-        return "no installed strategy fine-tunes it under a head that can be trained by gradient"
     return ""
 
 

@@ -15,8 +15,8 @@ from tlkit.advice import html, page
 from tlkit.advice.backbone_analysis import BackboneAnalysis, analyze, stage_evidence, stratified
 from tlkit.advice.dataset_statistics import ImageStatistics, SizePolicy, gather
 from tlkit.advice.domain_shift import ShiftPolicy
-from tlkit.advice.recommendation import Evidence, FineTuningPolicy, Recommendation, available, cautious, recommend
-from tlkit.advice.selection import HeadEvidence, best_backbone, best_stage, compare_heads
+from tlkit.advice.recommendation import Evidence, FineTuningPolicy, Recommendation, cautious, recommend
+from tlkit.advice.selection import HeadEvidence, available, best_backbone, compare_heads
 from tlkit.advice.trials import run_trials
 from tlkit.audit.run import Audit
 from tlkit.audit.run import audit as audit_dataset
@@ -39,6 +39,7 @@ class AdvicePolicy:
     shift: ShiftPolicy = field(default_factory=ShiftPolicy)
     fine_tuning: FineTuningPolicy = field(default_factory=FineTuningPolicy)
     max_probed: int = 2000  # images that the probes see: more do not change an accuracy by what matters
+    max_compared: int = 300  # images that heads are cross-validated on: more would take longer than their features
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Advice:
     duplicates: Duplicates
     recommendation: Recommendation
     heads: Sequence[HeadEvidence] = ()
+    evidence: Evidence | None = None  # behind the recommendation; None if it is inconclusive
     rejected: Mapping[str, str] = field(default_factory=dict)
     trials: Sequence[Mapping[str, Any]] = ()
     audit: Audit | None = None
@@ -180,7 +182,9 @@ def advise(
     if budget is not None:
         advice = run_trials(advice, request, budget, progress)
     if audit:
-        advice = replace(advice, audit=audit_dataset(dataset, advice.analysis.trunk, progress, request.seed))
+        found = audit_dataset(dataset, advice.analysis.trunk, progress, request.seed)
+        chosen = advice.recommendation.with_reasons(*(shortcut.warning() for shortcut in found.shortcuts))
+        advice = replace(advice, audit=found, recommendation=chosen)
     return advice
 
 
@@ -189,7 +193,7 @@ def _recommended(advice: Advice, request: AdviceRequest) -> Advice:
     dataset, statistics, labels, policy = advice.dataset, advice.statistics, advice.labels, request.policy
     classes = len(dataset.labels)
     rows = stratified(labels, advice.analyses[0].features.usable, policy.max_probed, request.seed)
-    groups, known = dataset.groups(dataset.of("train")), dataset_statistics(dataset.without(advice.rejected))
+    groups, known = datasets.groups_of(dataset.of("train")), dataset_statistics(dataset.without(advice.rejected))
     own = None if groups is None else groups[rows]
     analyses = [
         replace(each, stages=stage_evidence(each, rows, labels[rows], classes, own)) for each in advice.analyses
@@ -198,12 +202,11 @@ def _recommended(advice: Advice, request: AdviceRequest) -> Advice:
     if request.cut is not None:
         best = replace(best, stages=tuple(each for each in best.stages if each.name == request.cut))
         installed = replace(installed, fine_tuning=None)
-    several = request.heads if len(request.heads) > 1 else ()
-    heads = compare_heads(best, best_stage(best.stages).name, several, labels, known, request.seed, groups)
+    heads = compare_heads(best, request.heads, labels, known, request.seed, groups, most=policy.max_compared)
     large, val = statistics.is_large(policy.size), len(dataset.of("val"))
     evidence = Evidence(statistics, large, best, heads, known, val)
     recommendation = recommend(evidence, installed, policy.fine_tuning)
-    return replace(advice, analyses=analyses, heads=heads, recommendation=recommendation)
+    return replace(advice, analyses=analyses, heads=heads, evidence=evidence, recommendation=recommendation)
 
 
 def _cut_as_requested(advice: Advice, cut: str | None) -> Advice:

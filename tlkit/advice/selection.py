@@ -1,9 +1,9 @@
-"""Selection of a cut and a head: the better one if the difference exceeds its error, otherwise the simpler one."""
+"""Selection of a cut and a head, together, by cross-validation; and the plans that there are to fine-tune with."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,16 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.advice.backbone_analysis import BackboneAnalysis, StageEvidence, stratified
-from tlkit.defaults import DEFAULT_HEAD
+from tlkit.defaults import DEFAULT_HEAD, FINE_TUNING
 from tlkit.errors import TlkitError
 from tlkit.model.modules import solve_head
-from tlkit.plugin.contract import DatasetStatistics, Head
-from tlkit.plugin.options import differences
+from tlkit.model.trunk import Trunk
+from tlkit.plugin.contract import DatasetStatistics, Head, Strategy
+from tlkit.plugin.options import configure, differences, to_json
+from tlkit.training.device import seconds_per_image
 from tlkit.util.statistics import effective_images, paired_difference
 
 Labels = NDArray[np.int64]
 
-MAX_COMPARED = 300  # images that heads are compared on: more would take longer than extracting their features
+VIEWS = 4  # cached per image, unless a training is told otherwise
+SLOWER = 1.5  # a whole training beside a few of its steps: checkpoints, the export of the new trunk, other work
+COMPARED_STAGES = 3  # best ones by the probe, at which the default head is cross-validated
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +48,36 @@ class HeadEvidence:
         """The head and its settings, for tables."""
         return ", ".join([self.head, *(f"{name} {value}" for name, value in self.settings.items())])
 
+    @property
+    def score(self) -> float:
+        """Score by which the stages of a head are compared."""
+        return _score(self.balanced_accuracy, self.log_loss)
 
-def best_stage(stages: Sequence[StageEvidence]) -> StageEvidence:
-    """Return the stage to cut at: that of the greatest balanced accuracy of the probe, less half its log loss.
 
-    Of equals it is the deepest.
-    Accuracy alone is a coarse measure on few images, and where a probe is correct by a small margin another head may
-    not be. With half of the log loss subtracted, in 30 draws of 100 and 500 images of three datasets, the cut was on
-    average 1.2 points behind the best of all cuts and heads on held-out images; by accuracy alone 1.9, the deepest
-    unless another was better by more than the error 1.7, the deepest always 2.3.
+def _score(balanced_accuracy: float, log_loss: float | None) -> float:
+    """Return the balanced accuracy less half the log loss.
+
+    Accuracy alone is a coarse measure on few images, and where a classifier is correct by a small margin another may
+    not be.
     """
-    return max(reversed(stages), key=lambda stage: stage.probe.balanced_accuracy - (stage.probe.log_loss or 0.0) / 2)
+    return balanced_accuracy - (log_loss or 0.0) / 2
+
+
+def best_stage(stages: Sequence[StageEvidence], heads: Sequence[HeadEvidence] = ()) -> StageEvidence:
+    """Return the stage to cut at: that of the greatest score of the probe and, where it was compared, the first head.
+
+    Of equals it is the deepest. Measured with every cut and head on draws of 80, 400 and 1,600 images of four sets, the
+    rule chosen on three of them and tested on the fourth: see benchmarks/results/advise-rules.md.
+    """
+    named = [(each.head, each.settings) for each in heads]
+    first = {each.stage: each.score for each, name in zip(heads, named, strict=True) if name == named[0]}
+    compared = [stage for stage in stages if stage.name in first] or stages
+
+    def score(stage: StageEvidence) -> float:
+        probe = _score(stage.probe.balanced_accuracy, stage.probe.log_loss)
+        return (probe + first.get(stage.name, probe)) / 2
+
+    return max(reversed(compared), key=score)
 
 
 def best_backbone(analyses: Sequence[BackboneAnalysis]) -> BackboneAnalysis:
@@ -69,45 +92,111 @@ def best_backbone(analyses: Sequence[BackboneAnalysis]) -> BackboneAnalysis:
 
 def compare_heads(
     analysis: BackboneAnalysis,
-    stage: str,
     heads: Sequence[Head],
     labels: Labels,
     known: DatasetStatistics,
     seed: int,
     groups: Labels | None = None,
+    *,
+    most: int,
 ) -> list[HeadEvidence]:
-    """Return the evidence of each head that can be solved and reports a cross-validation, on features of one stage.
+    """Return the evidence of each head that can be solved and reports a cross-validation, on `most` images.
 
-    With each head its `candidates` for a dataset like this are compared.
+    The default head, or else the first, is compared at the best stages of the probe; the others, and with each head its
+    `candidates` for a dataset like this, at the best of these.
     """
-    rows = stratified(labels, analysis.features.usable, MAX_COMPARED, seed)
-    features = np.ascontiguousarray(analysis.features.stage(analysis.trunk.names.index(stage))[rows])
-    found = []
-    each_head = [(head, each) for head in heads for each in (head, *head.candidates(known))]
-    for head, candidate in each_head:
+    rows = stratified(labels, analysis.features.usable, most, seed)
+    own = None if groups is None else groups[rows]
+
+    def evidence(head: Head, candidate: Head, stage: str) -> Iterator[HeadEvidence]:
         started = time.perf_counter()
+        features = np.ascontiguousarray(analysis.features.stage(analysis.trunk.names.index(stage))[rows])
         try:
-            own = None if groups is None else groups[rows]
             solved = solve_head(candidate, features, labels[rows], known.classes, seed, own)
         except TlkitError:
-            continue
+            return
         report = {} if solved is None else candidate.report(solved)
         if report.get("cv_accuracy") is not None:
             accuracy, log_loss = report.get("cv_balanced_accuracy", report["cv_accuracy"]), report["cv_log_loss"]
             seconds, images = time.perf_counter() - started, round(effective_images(labels[rows]))
             settings = differences(head, candidate)
-            found.append(HeadEvidence(stage, head.name, float(accuracy), float(log_loss), images, seconds, settings))
-    return found
+            yield HeadEvidence(stage, head.name, float(accuracy), float(log_loss), images, seconds, settings)
+
+    first, *others = sorted(heads, key=lambda head: head.name != DEFAULT_HEAD)
+    left, compared = list(analysis.stages), list[StageEvidence]()
+    while left and len(compared) < COMPARED_STAGES:
+        compared.append(best_stage(left))
+        left.remove(compared[-1])
+    found = [one for stage in compared for one in evidence(first, first, stage.name)]
+    stage = best_stage(analysis.stages, found).name
+    rest = [*((first, each) for each in first.candidates(known))]
+    rest += [(head, each) for head in others for each in (head, *head.candidates(known))]
+    return found + [one for head, candidate in rest for one in evidence(head, candidate, stage)]
 
 
 def best_head(found: Sequence[HeadEvidence], stage: str) -> HeadEvidence | None:
-    """Return the head to use at a stage: the default, unless another is better by more than the error."""
+    """Return the head to use at a stage: the default, unless another is more accurate by more than the error."""
     here = [each for each in found if each.stage == stage]
     if not here:
         return None
     best = max(here, key=lambda each: (each.balanced_accuracy, -each.log_loss))
     default = next((each for each in here if each.head == DEFAULT_HEAD and not each.settings), best)
     share = best.balanced_accuracy
-    # Heads err on the same images, so that their difference varies half as much as either.
-    error = np.sqrt(max(share * (1 - share), 1e-4) / best.images) / 2
+    # Heads err on the same images, so that their difference varies less than either.
+    error = 0.75 * np.sqrt(max(share * (1 - share), 1e-4) / best.images)
     return best if best.balanced_accuracy - default.balanced_accuracy > error else default
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuning:
+    """A configured strategy to fine-tune with, and the options in which it differs from the installed one."""
+
+    strategy: Strategy
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def limited(self, epochs: int) -> FineTuning:
+        """Return it with at most so many epochs, if it has that option."""
+        if not isinstance(own := to_json(self.strategy).get("epochs"), int) or own <= epochs:
+            return self
+        return FineTuning(configure(self.strategy, {"epochs": epochs}), {**self.settings, "epochs": epochs})
+
+    def seconds(self, trunk: Trunk, known: DatasetStatistics, val: int, per_image: float) -> tuple[float, float]:
+        """Return the least and the greatest time that its phases take, by a few measured steps of each.
+
+        A forward pass, for the `val` validation images, is a third of a step; `per_image` is the time of an image
+        from file to features. The output of frozen stages is cached for a few views of each image.
+        """
+        low, high, images = 0.0, 0.0, known.images + val / 3
+        for phase in self.strategy.phases(trunk.names, known):
+            if phase.trainable:
+                least, greatest, frozen, cached = seconds_per_image(trunk, phase, self.strategy.prepare)
+                passes = min(VIEWS, phase.epochs) if cached else phase.epochs
+                low += phase.epochs * images * least
+                high += images * (phase.epochs * greatest + passes * max(frozen, per_image))
+        return low, SLOWER * high
+
+
+@dataclass(frozen=True, slots=True)
+class Available:
+    """Installed components to recommend: the head if no other is better, and the strategies to fine-tune with."""
+
+    head: str
+    fine_tuning: FineTuning | None
+    candidates: Sequence[FineTuning] = ()
+
+
+def available(heads: Sequence[Head], strategies: Sequence[Strategy], known: DatasetStatistics) -> Available:
+    """Return the default head, or else the first, the default strategy, or else the first candidate, and all of these.
+
+    Under a head that can't be trained by gradient, and names no other to train with, there are none.
+    """
+    head = next((head for head in heads if head.name == DEFAULT_HEAD), heads[0])
+    try:
+        (head.stand_in() or head).module(2, 2)
+    except TlkitError:
+        return Available(head.name, None)
+    candidates = []
+    for strategy in strategies:
+        candidates += [FineTuning(each, differences(strategy, each)) for each in strategy.candidates(known)]
+    preferred = sorted(candidates, key=lambda each: each.strategy.name != FINE_TUNING)[:1]
+    return Available(head.name, preferred[0] if preferred else None, candidates)

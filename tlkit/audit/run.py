@@ -95,7 +95,7 @@ def audit(dataset: Dataset, trunk: Trunk, progress: Progress = silent, seed: int
     features = extract(paths, trace.stage_graph(trunk), trunk.preprocessing, trunk.names, trunk.names[-1], tick)
     progress("files", len(paths))
     files = fingerprints(paths)
-    pairs = find_pairs(files)
+    pairs = find_pairs(files, paths)
     labels = np.array([sample.label for sample in dataset.samples], np.int64)
     usable = np.flatnonzero(features.usable)
     counts = np.bincount(labels[usable], minlength=len(dataset.labels))

@@ -67,11 +67,6 @@ class Dataset:
             numbers[sample.label] += 1
         return dict(zip(self.labels, numbers, strict=True))
 
-    def groups(self, samples: Sequence[Sample]) -> NDArray[np.int64] | None:
-        """Return the numbers of the groups of some samples `(N,)`; None if each image is alone."""
-        names = [sample.unit for sample in samples]
-        return np.unique(names, return_inverse=True)[1] if len(set(names)) < len(names) else None
-
     def without(self, unreadable: Collection[str]) -> Dataset:
         """Return the dataset without the samples of these names.
 
@@ -85,6 +80,22 @@ class Dataset:
                 for each in left
             ]
         return replace(self, samples=tuple(left))
+
+
+def groups_of(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
+    """Return the numbers of the groups of samples `(N,)`; None if each image is alone."""
+    names = [sample.unit for sample in samples]
+    return np.unique(names, return_inverse=True)[1] if len(set(names)) < len(names) else None
+
+
+def folds_of(samples: Sequence[Sample], count: int) -> NDArray[np.int64]:
+    """Return the fold of each sample `(N,)`: those of a group are in one, those of a class in as many as can be."""
+    sizes, folds = np.zeros((count, 1 + max(sample.label for sample in samples)), np.int64), dict[str, int]()
+    for sample in samples:
+        if sample.unit not in folds:
+            folds[sample.unit] = min(range(count), key=lambda fold: (sizes[fold, sample.label], sizes[fold].sum()))
+        sizes[folds[sample.unit], sample.label] += 1
+    return np.array([folds[sample.unit] for sample in samples], np.int64)
 
 
 def read(

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.data.dataset import Sample
+from tlkit.data.dataset import Sample, folds_of, groups_of
 from tlkit.errors import DataError
 from tlkit.model.bundle import ORIGINAL
-from tlkit.model.modules import head_logits
+from tlkit.model.modules import head_logits, solve_head
 from tlkit.model.reference_images import spread
 from tlkit.util.statistics import binomial_tail, paired_interval
 from tlkit.verification.trained import TrainedModules
@@ -99,7 +99,7 @@ def lost_class(fp32: NDArray[np.int64], below: NDArray[np.int64], truth: NDArray
 
 
 class CrossValidation:
-    """Images of the training split, each classified by a bundle's head that was fitted to the others in fp32."""
+    """Images of the training split, each classified by a bundle's head that was fitted in fp32 without its group."""
 
     def __init__(
         self,
@@ -110,15 +110,13 @@ class CrossValidation:
     ) -> None:
         """Fit the heads to the fp32 features `(N, width)`. Raises DataError where they can't be fitted."""
         self.samples, self.features, self.truth = samples, features, truth
-        self._folds = np.zeros(len(truth), np.int64)
-        for label in np.unique(truth):
-            rows = np.flatnonzero(truth == label)
-            self._folds[rows] = np.arange(len(rows)) % FOLDS
         record = modules.bundle.record
+        self._folds, groups = folds_of(samples, FOLDS), groups_of(samples)
         self._heads = []
         for fold in range(FOLDS):
             rest = self._folds != fold
-            head = modules.head.solve(features[rest], truth[rest], len(record.labels), record.seed)
+            own = None if groups is None else groups[rest]
+            head = solve_head(modules.head, features[rest], truth[rest], len(record.labels), record.seed, own)
             if head is None:
                 raise DataError(f"head {modules.head.name} learns by gradient, and is not fitted again")
             self._heads.append(head.eval())

@@ -21,7 +21,7 @@ from tlkit.evaluation.metrics import score
 from tlkit.graph.trace import head_graph
 from tlkit.model import exports
 from tlkit.model.bundle import BundleRecord
-from tlkit.model.modules import head_outputs
+from tlkit.model.modules import head_outputs, solve_head
 from tlkit.model.trunk import tensors
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 from tlkit.util.statistics import activated
@@ -76,10 +76,15 @@ class HeadRefit:
         )
 
 
-def refit(modules: TrainedModules, features: NDArray[np.float32], labels: NDArray[np.int64]) -> RefittedHead:
-    """Solve the head of a bundle on features `(N, width)` and labels `(N,)`, with the seed of its training."""
+def refit(
+    modules: TrainedModules,
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64] | None = None,
+) -> RefittedHead:
+    """Solve the head of a bundle on features `(N, width)`, labels and groups `(N,)`, with the seed of its training."""
     record = modules.bundle.record
-    solved = modules.head.solve(features, labels, len(record.labels), record.seed)
+    solved = solve_head(modules.head, features, labels, len(record.labels), record.seed, groups)
     if solved is None:
         what = f"head {modules.head.name} learns by gradient, and only one that is solved can be refitted"
         raise UsageError(what, file=modules.bundle.root, do="leave out --refit-head")

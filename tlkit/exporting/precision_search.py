@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tlkit.data.dataset import Sample
+from tlkit.data.dataset import Sample, groups_of
 from tlkit.errors import DataError, GateError
 from tlkit.evaluation.evaluate import ModelOutputs, run_samples
 from tlkit.exporting.calibration import Calibration, Layer
@@ -169,7 +169,9 @@ class PrecisionSearch:
             if self.refit_head and candidate.precision in FLAVORS:
                 own = self._outputs(file, candidate.name, (FEATURES, PROBABILITIES))
                 train = self._features(file, self.train, candidate.name)
-                head, comparison, got = better(own, refit(self.modules, train.arrays[FEATURES], train.truth))
+                groups = groups_of([each for each in self.train if str(each.path) not in train.rejected])
+                refitted = refit(self.modules, train.arrays[FEATURES], train.truth, groups)
+                head, comparison, got = better(own, refitted)
             else:
                 got = self._outputs(file, candidate.name)
             if head is None and self.training is not None:

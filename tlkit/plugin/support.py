@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tlkit.runtime.cuda import CapturedGraph, Channel, gpu
     from tlkit.runtime.cuda import runtime as cuda_runtime
     from tlkit.runtime.session import OnnxSession, quiet_options, read_graph
-    from tlkit.util.statistics import log_sum_exp, softmax
+    from tlkit.util.statistics import fit_temperature, log_sum_exp, softmax
 
 __all__ = [
     "ArtifactError",
@@ -49,6 +49,7 @@ __all__ = [
     "counted",
     "cuda_runtime",
     "did_you_mean",
+    "fit_temperature",
     "gpu",
     "gpus",
     "hookimpl",
@@ -82,6 +83,7 @@ _LATER = {
     "OnnxSession": ("tlkit.runtime.session", "OnnxSession"),
     "TokenPool": ("tlkit.model.trunk", "TokenPool"),
     "cuda_runtime": ("tlkit.runtime.cuda", "runtime"),
+    "fit_temperature": ("tlkit.util.statistics", "fit_temperature"),
     "gpu": ("tlkit.runtime.cuda", "gpu"),
     "gpus": ("tlkit.doctor", "gpus"),
     "load_tensors": ("tlkit.model.trunk", "load_tensors"),

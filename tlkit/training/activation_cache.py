@@ -55,17 +55,18 @@ class ActivationCache:
     progress: Progress = silent
     dtype: type[np.float16 | np.float32] = np.float16
     opened: dict[int, NDArray[Any]] = field(default_factory=dict)  # by view, memory-mapped
+    fold: NDArray[np.int64] | None = None  # rows of the images that batches are drawn from; None: all
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Labels `(N,)`."""
-        return self.examples.labels
+        """Labels `(n,)` of the images that batches are drawn from."""
+        return self.examples.labels if self.fold is None else self.examples.labels[self.fold]
 
     @property
     def missing(self) -> int:
         """Size in bytes of the views that are not on disk yet, in half precision."""
         count = sum(not self._file(number).exists() for number in range(self._count))
-        return count * len(self.labels) * int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        return count * len(self.examples.labels) * int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -76,8 +77,9 @@ class ActivationCache:
     def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
         """Yield the output of the frozen stages for each batch, float32 and with the channels last in memory."""
         view = self._open(self.views.number(epoch) if self.views.varies else 0)
+        fold = np.arange(len(self.examples.labels)) if self.fold is None else self.fold
         for rows in batches:
-            output = self.device.put(torch.from_numpy(view[rows])).float()
+            output = self.device.put(torch.from_numpy(view[fold[rows]])).float()
             yield output.permute(0, 3, 1, 2) if output.ndim == 4 else output
 
     def compute(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -113,7 +115,7 @@ class ActivationCache:
             return False
         try:
             view = np.load(file, mmap_mode="r", allow_pickle=False)
-            whole = view.shape == (len(self.labels), *self.shape) and view.dtype in (np.float16, np.float32)
+            whole = view.shape == (len(self.examples.labels), *self.shape) and view.dtype in (np.float16, np.float32)
             with file.open("rb") as stream:
                 stream.seek(-CHECKSUM.size, os.SEEK_END)
                 whole = whole and CHECKSUM.unpack(stream.read()) == (_checksum(view),)
@@ -127,14 +129,14 @@ class ActivationCache:
     def _fill(self, file: Path, number: int) -> None:
         what = f"frozen stages, {self.split} view {number + 1} of {self._count}"
         try:
-            self._write(file, number, self.progress(what, len(self.labels)))
+            self._write(file, number, self.progress(what, len(self.examples.labels)))
         except OverflowError:
             self.dtype = np.float32
-            self._write(file, number, self.progress(f"{what}, in single precision", len(self.labels)))
+            self._write(file, number, self.progress(f"{what}, in single precision", len(self.examples.labels)))
 
     def _write(self, file: Path, number: int, tick: Tick) -> None:
         """Write one view; raises an OverflowError if half precision can't hold a value."""
-        rows, paths = range(len(self.labels)), self.examples.paths
+        rows, paths = range(len(self.examples.labels)), self.examples.paths
         size = GPU_BATCH_SIZE if self.session is None else self.session.batch_size
         workers = 1 if self.session is None else max(self.session.workers, 1)
 

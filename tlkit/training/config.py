@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from tlkit.data.dataset import Dataset, Sample
+from tlkit.data.dataset import Dataset, Sample, groups_of
 from tlkit.data.duplicates import Duplicates
 from tlkit.errors import DataError, UsageError
 from tlkit.graph import trace
@@ -119,7 +119,7 @@ class Plan:
             rows = [row for row, each in enumerate(self.samples) if each.split == split and features.usable[row]]
             labels = np.array([self.samples[row].label for row in rows], np.int64)
             samples = [self.samples[row] for row in rows]
-            paths, groups = [sample.path for sample in samples], self.dataset.groups(samples)
+            paths, groups = [sample.path for sample in samples], groups_of(samples)
             return Examples(features.array[rows], labels, paths, groups)
 
         return of("train"), of("val")

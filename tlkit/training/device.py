@@ -28,7 +28,7 @@ from tlkit.training.gradients import fast_gradients
 from tlkit.util.resources import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PROBE_BATCH_SIZE = 4
+PROBE_BATCH_SIZE, PROBE_STEPS = 8, 2  # of the training whose time is said in advance
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,30 +159,42 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
     return DTYPES[precision]
 
 
-def seconds_per_image(trunk: Trunk, phase: Phase, prepare: Prepare) -> float:
-    """Return the seconds a CPU takes to train a phase of a strategy on one image, without decoding.
+def seconds_per_image(trunk: Trunk, phase: Phase, prepare: Prepare) -> tuple[float, float, float, bool]:
+    """Return the seconds per image that a CPU takes to train a phase of a strategy, without decoding.
 
-    Measured on one step with black images; a copy of the trunk is trained.
+    The least and the greatest of a few steps, after one that reserves memory, of as many black images as in training;
+    those of the frozen stages before them; and True if there are such stages, whose output may be cached. A copy of the
+    trunk is trained.
     """
-    size, width = trunk.preprocessing.size, trunk.width
+    size, width, count = trunk.preprocessing.size, trunk.width, min(phase.batch_size, PROBE_BATCH_SIZE)
     network = Network(nn.Linear(width, 2), copy.deepcopy(trunk))
     assert network.trunk is not None  # noqa: S101 - it was given
     prepare(dict(network.trunk.stages.items()))
-    frozen, model, in_eval, _ = network.split([phase])
+    frozen, model, in_eval, first = network.split([phase])
     model.train()
     for module in in_eval:
         module.eval()
-    images = torch.zeros(PROBE_BATCH_SIZE, size, size, 3, dtype=torch.uint8)
-    labels = torch.zeros(PROBE_BATCH_SIZE, dtype=torch.int64)
+    images = torch.zeros(count, size, size, 3, dtype=torch.uint8)
+    labels = torch.zeros(count, dtype=torch.int64)
+
+    def before() -> Tensor:
+        with torch.no_grad():
+            output: Tensor = frozen(images)
+        return output
 
     def step() -> None:
-        with torch.no_grad():
-            inputs = frozen(images)
         loss: Tensor = nn.functional.cross_entropy(model(inputs), labels)
         loss.backward()  # type: ignore[no-untyped-call]
 
     with keep_freed_memory(), fast_gradients(torch.device("cpu"), network.trunk.pool):
-        step()  # the first one reserves memory
-        started = time.perf_counter()
+        inputs = before()
+        below = min(_seconds(before) for _ in range(2)) if first else 0.0
         step()
-        return (time.perf_counter() - started) / PROBE_BATCH_SIZE
+        steps = [_seconds(step) for _ in range(PROBE_STEPS)]
+    return min(steps) / count, max(steps) / count, below / count, first > 0
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -17,7 +18,12 @@ from tlkit.training.freezing import Network
 from tlkit.training.history import Line, Monitor
 from tlkit.training.inputs import Examples
 from tlkit.training.trainer import FitResult, Trainer
-from tlkit.util.statistics import activated
+from tlkit.util.statistics import activated, fit_temperature, log_sum_exp, paired_difference
+
+SIGNIFICANT = 1.96  # standard errors
+MIN_LOSS = 1e-3  # nats; a difference below is none
+CALIBRATED = 10  # images per class from which a temperature is fitted to them
+Probabilities = NDArray[np.float32]
 
 _TO_AUTHOR = "report this to the author of the head: solve() has to return a module"
 
@@ -58,10 +64,11 @@ def fit_head(
 def refit_head(
     head: Head, trained: nn.Module, train: Examples, val: Examples, classes: int, seed: int
 ) -> tuple[nn.Module, list[Line]]:
-    """Return the head solved on the features of the deployed trunk, if that is no worse on `val`.
+    """Return the head solved on the features of the deployed trunk, unless that is significantly worse on `val`.
 
-    It is no worse if neither balanced accuracy nor log loss are. Otherwise, and if it can't be solved, the trained
-    one; and the lines to add to the history. In place of a stand-in the head is solved in any case.
+    It is if either its balanced accuracy or its log loss is worse by more than twice the standard error, both heads at
+    their best temperature. Otherwise, and if it can't be solved, the trained one, calibrated on `val`; and the lines to
+    add to the history. In place of a stand-in the head is solved in any case.
     """
     stand_in = head.stand_in()
     try:
@@ -69,28 +76,62 @@ def refit_head(
     except DataError as problem:
         if stand_in is not None:
             raise
-        return trained, [{"solved": head.name, "kept": False, "because": problem.what}]
+        temperature = calibrate(trained, val, head.activation)
+        line = {"solved": head.name, "kept": False, "because": problem.what, "temperature": temperature}
+        return trained, [line]
     if stand_in is not None:
         if solved is None:
             raise UsageError(f"the head {head.name!r} names a stand-in, and was not solved", do=_TO_AUTHOR)
         return solved.eval(), [{"solved": head.name, "trained": stand_in.name, **head.report(solved)}]
     if solved is None:
-        return trained, []
-    before, after = (
-        score(probabilities(module.eval(), val.features, head.activation), val.labels) for module in (trained, solved)
-    )
-    kept = after.balanced_accuracy >= before.balanced_accuracy and after.log_loss <= before.log_loss
-    line = {
-        "solved": head.name,
-        "kept": kept,
-        "val_loss": after.log_loss,
-        "val_accuracy": after.accuracy,
-        "val_balanced_accuracy": after.balanced_accuracy,
-        "trained_val_loss": before.log_loss,
-        "trained_val_accuracy": before.accuracy,
-        "trained_val_balanced_accuracy": before.balanced_accuracy,
-    }
+        return trained, [{"trained": head.name, "temperature": calibrate(trained, val, head.activation)}]
+    before, after = (probabilities(module.eval(), val.features, head.activation) for module in (trained, solved))
+    kept = not _is_worse(after, before, val.labels)
+    line = {"solved": head.name, "kept": kept}
+    for prefix, given in (("val", after), ("trained_val", before)):
+        metrics = score(given, val.labels)
+        line |= {f"{prefix}_loss": metrics.log_loss, f"{prefix}_accuracy": metrics.accuracy}
+        line |= {f"{prefix}_balanced_accuracy": metrics.balanced_accuracy}
+    if not kept:
+        line["temperature"] = calibrate(trained, val, head.activation)
     return solved if kept else trained, [{**line, **head.report(solved)}]
+
+
+def _is_worse(one: Probabilities, other: Probabilities, labels: NDArray[np.int64]) -> bool:
+    """Return whether one classifier is significantly worse than another by their probabilities `(N, classes)`."""
+    behind = paired_difference(other.argmax(axis=1) == labels, one.argmax(axis=1) == labels, labels)
+    if behind.difference > SIGNIFICANT * behind.standard_error:
+        return True
+    losses = []
+    for given in (one, other):
+        logits = np.log(np.maximum(given, np.finfo(np.float32).tiny)).astype(np.float64)
+        logits /= fit_temperature(logits, labels)[0]
+        losses.append(log_sum_exp(logits) - logits[np.arange(len(labels)), labels])
+    more = losses[0] - losses[1]
+    return bool(more.mean() > max(MIN_LOSS, SIGNIFICANT * more.std() / len(labels) ** 0.5))
+
+
+def calibrate(head: nn.Module, val: Examples, activation: str) -> float:
+    """Divide the logits of a trained head by the temperature that suits `val`, in its last layer; return it.
+
+    1.0, and the head as it was, if there are too few images to tell, no linear layer at its end, or classes overlap.
+    """
+    logits = head_logits(head.eval(), val.features)
+    layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    if activation != "softmax" or len(val.labels) < CALIBRATED * logits.shape[1] or not layers:
+        return 1.0
+    temperature = fit_temperature(logits.astype(np.float64), val.labels)[0]
+    _divide(layers[-1], temperature)
+    if np.allclose(head_logits(head, val.features) * temperature, logits, rtol=1e-3, atol=1e-3):
+        return temperature
+    _divide(layers[-1], 1.0 / temperature)
+    return 1.0
+
+
+def _divide(layer: nn.Linear, by: float) -> None:
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.div_(by)
 
 
 def probabilities(head: nn.Module, features: NDArray[np.float32], activation: str) -> NDArray[np.float32]:

@@ -32,6 +32,12 @@ class Examples:
     paths: Sequence[Path] = ()
     groups: NDArray[np.int64] | None = None  # numbers `(N,)`; images of one group stay together in a cross-validation
 
+    def rows(self, rows: NDArray[np.int64]) -> Examples:
+        """Return some of the images."""
+        paths = [self.paths[row] for row in rows] if self.paths else ()
+        groups = None if self.groups is None else self.groups[rows]
+        return Examples(self.features[rows], self.labels[rows], paths, groups)
+
     def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
         """Yield the features of each batch; every epoch sees the same ones."""
         return (torch.from_numpy(self.features[rows]) for rows in batches)

@@ -66,6 +66,7 @@ class Trainer:
     prepare: Prepare = lambda _stages: None  # of the strategy
     views: int = 0
     cache_dir: Path | None = None
+    inputs: tuple[ActivationCache, ActivationCache] | None = None  # of train and val, where phases share the stages
 
     phase: Phase = field(init=False)
     model: nn.Module = field(init=False)  # what the phase trains, from its inputs to logits
@@ -198,6 +199,9 @@ class Trainer:
         val_views = AugmentedViews(trunk.preprocessing, self.seed)
         splits = (self.train_examples, train_views), (self.val_examples, val_views)
         repeats = phase.epochs > 1 and (self.views > 0 or not train_views.varies)  # an image is seen again as it was
+        if self.inputs is not None:
+            self.train, self.val = self.inputs
+            return
         if self.cache_dir is None or not repeats or not 0 < first < len(trunk.names):
             self.train, self.val = (DecodedImages(*each, frozen, self.device.torch_device) for each in splits)
             return

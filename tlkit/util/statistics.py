@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Float = TypeVar("Float", bound="np.floating[Any]")
 
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e4  # scores in votes and in squared distances both fit inside
+
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
@@ -166,3 +168,25 @@ def power_normalize(features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         rows = np.sqrt(rows)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.maximum(norms, 1e-12))
+
+
+def fit_temperature(scores: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the temperature T that minimizes the log loss of softmax(scores / T), and that log loss.
+
+    `scores` `(n, classes)` must be of held-out rows. Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural
+    Networks", ICML 2017, section 4.2, with the targets of Platt 1999 carried over to several classes (rule of
+    succession): if every row is classified right, the bare likelihood has no optimum but T = 0.
+    """
+    from scipy.optimize import minimize_scalar
+
+    rows, classes = scores.shape
+    right = scores[np.arange(rows), labels]
+    expected = float(np.mean(rows * right + scores.sum(axis=1))) / (rows + classes)
+
+    def smoothed(log_beta: float) -> float:
+        beta = np.exp(log_beta)
+        return float(np.mean(log_sum_exp(beta * scores)) - beta * expected)
+
+    bounds = (-np.log(MAX_TEMPERATURE), -np.log(MIN_TEMPERATURE))
+    beta = float(np.exp(minimize_scalar(smoothed, bounds=bounds, method="bounded").x))
+    return 1.0 / beta, float(np.mean(log_sum_exp(beta * scores) - beta * right))

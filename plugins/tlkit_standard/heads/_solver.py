@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from tlkit.plugin.support import DataError, UsageError, cores, listed, log_sum_exp
+from tlkit.plugin.support import DataError, UsageError, cores, fit_temperature, listed
 from tlkit_standard.heads._base import Candidates, Scorer
 from tlkit_standard.heads._modules import Affine, Front
 
@@ -28,7 +28,6 @@ FOLDS = 5
 MAX_ROWS = 3000  # in cross-validation: more change the choice by less than a step of the grids
 MIN_GAIN = 0.005  # relative decrease of the log loss that justifies weaker regularization; less is a tie
 NOISE = 1e-6  # float32 features vary this much less than in the first direction: that is their rounding
-MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e4  # scores in votes and in squared distances both fit inside
 
 # (rows to fit to, their labels, held-out rows) -> Scorer. Everything is fitted in there, scales included.
 OpenFold = Callable[["Rows", "Labels", "Rows"], Scorer]
@@ -285,28 +284,6 @@ def draw_rows(labels: Labels, seed: int) -> NDArray[np.int64]:
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     rank = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[by_class]]
     return np.sort(by_class[rank < wanted[labels[by_class]]])
-
-
-def fit_temperature(scores: Rows, labels: Labels) -> tuple[float, float]:
-    """Return the temperature T that minimizes the log loss of softmax(scores / T), and that log loss.
-
-    `scores` `(n, classes)` must be of held-out rows. Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural
-    Networks", ICML 2017, section 4.2, with the targets of Platt 1999 carried over to several classes (rule of
-    succession): if every row is classified right, the bare likelihood has no optimum but T = 0.
-    """
-    from scipy.optimize import minimize_scalar
-
-    rows, classes = scores.shape
-    right = scores[np.arange(rows), labels]
-    expected = float(np.mean(rows * right + scores.sum(axis=1))) / (rows + classes)
-
-    def smoothed(log_beta: float) -> float:
-        beta = np.exp(log_beta)
-        return float(np.mean(log_sum_exp(beta * scores)) - beta * expected)
-
-    bounds = (-np.log(MAX_TEMPERATURE), -np.log(MIN_TEMPERATURE))
-    beta = float(np.exp(minimize_scalar(smoothed, bounds=bounds, method="bounded").x))
-    return 1.0 / beta, float(np.mean(log_sum_exp(beta * scores) - beta * right))
 
 
 def spread(rows: Rows) -> float:

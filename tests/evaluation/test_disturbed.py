@@ -1,0 +1,67 @@
+"""Disturbed copies, and what decides between a frozen and a fine-tuned classifier."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from tlkit.evaluation.disturbed import DISTURBANCES, Comparison, disturbed
+
+LABELS = np.arange(40) % 2
+
+
+def logits(correct, margin=2.0, copies=None):
+    """Return logits of images and copies, of which the first are classified correctly."""
+    hit = np.arange(40) < np.array([correct, correct if copies is None else copies])[:, None]
+    sides = margin * np.where(hit, 1.0, -1.0)[..., None] * np.where(np.eye(2, dtype=bool)[LABELS], 0.5, -0.5)
+    return sides.astype(np.float32)
+
+
+def test_a_copy_differs_by_its_turn_and_keeps_its_shape():
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    copies = [disturbed(image, index) for index in range(len(DISTURBANCES))]
+    assert {each.shape for each in copies} == {(32, 32, 3)}
+    assert len({each.tobytes() for each in (image, *copies)}) == 5
+    assert np.array_equal(disturbed(image, 5), copies[1])
+    assert copies[1].mean() == pytest.approx(image.mean() / 2, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "fine_tuned", "better", "decided"),
+    [
+        (logits(20), logits(30), True, "the accuracy on held-out images"),
+        (logits(30), logits(20), False, "the accuracy on held-out images"),
+        (logits(30), logits(30, copies=36), True, "disturbed copies"),
+        (logits(30), logits(30, copies=20), False, "disturbed copies"),
+        (logits(30), logits(30), False, "disturbed copies"),  # of equals the frozen one
+    ],
+)
+def test_the_accuracy_decides_and_within_its_error_copies_and_log_loss(frozen, fine_tuned, better, decided):
+    comparison = Comparison.of(frozen, fine_tuned, LABELS, strict=False)
+    assert comparison.better is better
+    assert decided in comparison.decided
+    assert f"on {len(LABELS)} held-out images" in str(comparison)
+    assert Comparison.from_json(json.loads(json.dumps(asdict(comparison)))) == comparison
+
+
+def test_between_equally_accurate_ones_the_one_that_knows_its_errors_wins():
+    sure = logits(30)
+    knowing = np.where(np.arange(40)[:, None] < 30, sure, sure / 10).astype(np.float32)
+    comparison = Comparison.of(sure, knowing, LABELS, strict=False)
+    assert comparison.log_loss[1] < comparison.log_loss[0]
+    assert comparison.better
+    assert not Comparison.of(knowing, sure, LABELS, strict=False).better
+
+
+@pytest.mark.parametrize(
+    ("fine_tuned", "better"),
+    [(logits(32), False), (logits(36), True), (logits(30, copies=40), True), (logits(20), False)],
+)
+def test_a_strict_comparison_asks_for_a_significant_gain(fine_tuned, better):
+    """Two images more of 40 are 1.4 standard errors, six are 2.4; so are ten copies."""
+    comparison = Comparison.of(logits(30), fine_tuned, LABELS, strict=True)
+    assert comparison.better is better
+    assert "only a significant gain counts" in str(comparison)
