@@ -97,7 +97,7 @@ def rules(root: Path, work: Path) -> int:
                 "last, logistic": f"{plain[name]:.2f}",
             }
         )
-    report.figures = {str(rule): each for rule, each in lost.items()} | {"cells": cells}
+    report.figures = {str(rule): each for rule, each in lost.items()} | {"last, logistic": plain}
     means = {rule: float(np.mean(list(each.values()))) for rule, each in lost.items()}
     covered = [_is_covered(cell) for cell in cells]
     errors = [
@@ -107,7 +107,7 @@ def rules(root: Path, work: Path) -> int:
         Bar("mean that auto loses less than before, points", [means[BEFORE] - means[SHIPPED]], "≥", 0.0),
         Bar(
             "mean that auto loses less than last, logistic, points",
-            [np.mean(list(plain.values())) - means[SHIPPED]],
+            [float(np.mean(list(plain.values()))) - means[SHIPPED]],
             "≥",
             0.0,
         ),

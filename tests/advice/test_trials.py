@@ -90,6 +90,10 @@ def test_a_quick_trial_compares_a_few_trainable_stages_with_frozen_features(stri
     assert comparison.images == advice.statistics.images
     assert comparison.accuracy[1] > comparison.accuracy[0]
     assert comparison.better
+    again = quick_trial(
+        replace(advice, recommendation=chosen), request, FineTuning(Stranger(6)), tmp_path / "activations"
+    )
+    assert again == comparison
     shallow = replace(advice, recommendation=replace(chosen, cut="first"))
     assert quick_trial(shallow, request, FineTuning(Stranger(6)), tmp_path / "none") is None
 

@@ -100,12 +100,14 @@ def _compare(
     except DataError as problem:  # the images are good: frozen features were just trained on them
         reason = f"fine-tuning failed: {problem.what}"
     else:
-        val = [sample for sample in advice.dataset.of("val") if sample.name not in baseline.trained.rejected]
+        val = advice.dataset.without(baseline.trained.rejected).of("val")
         # A quick trial was as strict as it has to be.
         strict = advice.analysis.shift.domain == "similar" and not (advice.evidence and advice.evidence.trial)
         comparison = compared(request, val, baseline.trained, tuned.trained, strict=strict)
         if comparison.better:
             os.rename(part, out)
+            done = replace(chosen, accuracy=tuned.trained.metrics.balanced_interval)
+            seen = replace(seen, recommendation=done.with_reasons(f"the fine-tuned trunk is better: {comparison}"))
             return _with_decoded(replace(tuned.trained, bundle=out), seen, baseline.trained), seen
         reason = f"the fine-tuned trunk is not better than frozen features: {comparison}"
         lost = {"name": tuned.name, "accuracy": tuned.trained.metrics.accuracy}
@@ -166,7 +168,8 @@ def _kept(advice: Advice) -> Mapping[str, Any]:
     """Return the advice for the bundle: without times, which would make each bundle different, and without paths."""
     content = advice.to_json()
     del content["source"], content["rejected"]
-    content["recommendation"].pop("seconds")
+    for name in ("seconds", "frozen_seconds"):
+        del content["recommendation"][name]
     for part in (*content["heads"], *content["trials"]):
         part.pop("seconds", None)
     return content

@@ -44,7 +44,7 @@ class Recommendation:
 
     `accuracy` is the range of the balanced accuracy to expect (95 %), None if inconclusive. `settings` are options of
     the strategy, by `kind.option`, and `head_settings` those of the head; `trainable` counts the stages that are
-    fine-tuned. `frozen_head` and `frozen_head_settings` are recommended on frozen features, if the trunk is fine-tuned.
+    fine-tuned. The fields `frozen_` are those of frozen features, if the trunk is fine-tuned.
     """
 
     verdict: str
@@ -65,6 +65,8 @@ class Recommendation:
     frozen_head: str | None = None
     head_settings: Mapping[str, Any] = field(default_factory=dict)
     frozen_head_settings: Mapping[str, Any] = field(default_factory=dict)
+    frozen_accuracy: tuple[float, float] | None = None
+    frozen_seconds: tuple[float, float] | None = None
 
     @property
     def inconclusive(self) -> bool:
@@ -84,8 +86,12 @@ class Recommendation:
             settings={},
             learning_rates={},
             lr_decay=1.0,
+            accuracy=self.frozen_accuracy,
+            seconds=self.frozen_seconds,
             frozen_head=None,
             frozen_head_settings={},
+            frozen_accuracy=None,
+            frozen_seconds=None,
         )
 
     def fine_tuned(
@@ -111,6 +117,8 @@ class Recommendation:
             lr_decay=last.lr_decay,
             frozen_head=frozen.head,
             frozen_head_settings=frozen.head_settings,
+            frozen_accuracy=frozen.accuracy,
+            frozen_seconds=frozen.seconds,
         )
 
     def with_reasons(self, *reasons: str) -> Recommendation:

@@ -202,11 +202,13 @@ def quick_trial(
         train, val, copies = (replace(each, fold=part) for each, part in zip(inputs, (fitted, held, held), strict=True))
         own = None if groups is None else groups[fitted]
         solved = solve_head(head, features[fitted], labels[fitted], classes, seed, own)
-        learner, tuned = (head.stand_in() or head).module(trunk.width, classes), copy.deepcopy(trunk)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            learner, tuned = (head.stand_in() or head).module(trunk.width, classes), copy.deepcopy(trunk)
         if solved is None:
-            solved, _ = fit_head(
-                copy.deepcopy(learner), phases[:1], examples.rows(fitted), examples.rows(held), seed=seed
-            )
+            own_phases = _named(request.strategies, FROZEN).phases(trunk.names, dataset_statistics(dataset))
+            parts = examples.rows(fitted), examples.rows(held)
+            solved, _ = fit_head(copy.deepcopy(learner), own_phases, *parts, seed=seed)
         deepest = nn.Sequential(*list(trunk.stages.values())[first:], trunk.pool)
         logits[0, 0, held] = head_logits(solved, features[held])
         logits[0, 1, held] = head_logits(solved, _run(deepest, copies))
@@ -275,10 +277,11 @@ def run_trials(
         return advice
     frozen, known = advice.recommendation.frozen(), dataset_statistics(advice.dataset)
     installed = available(request.heads, request.strategies, known)
-    val, strict = advice.dataset.of("val"), advice.analysis.shift.domain == "similar"
+    strict = advice.analysis.shift.domain == "similar"
     with temporary_dir() if folder is None else nullcontext(folder) as place:
         baseline = run_trial(advice.source, Path(place, FROZEN), request, frozen, progress, options)
         trials, best, chosen = [baseline], baseline, frozen
+        val = advice.dataset.without(baseline.trained.rejected).of("val")
         for number, candidate in enumerate(installed.candidates):
             left = budget - sum(trial.seconds for trial in trials)
             share = left / (len(installed.candidates) - number)
