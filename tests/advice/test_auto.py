@@ -152,7 +152,10 @@ def test_a_quick_trial_decides_whether_to_fine_tune(mislabeled, tmp_path, monkey
     trained, advice = train_auto(mislabeled, tmp_path / "run", ask(policy=policy))
     recommendation = advice.recommendation
     assert trained.strategy == recommendation.strategy == ("probe-then-tune" if better else "frozen")
-    assert f"a trial with few trainable stages: {tried}" in recommendation.reasons[-1]
-    assert recommendation.accuracy[1] < 1.0
-    if better:
-        assert recommendation.accuracy[1] >= 1 - (1 - 0.95) / 2
+    assert any(f"a trial with few trainable stages: {tried}" in reason for reason in recommendation.reasons)
+    advised = open_bundle(trained.bundle).record.strategy.report["recommendation"]["accuracy"]
+    if better:  # half of the errors of the trial are left; then the validation images say more
+        assert advised[1] == pytest.approx(1 - (1 - 0.95) / 2)
+        assert recommendation.accuracy == trained.metrics.balanced_interval
+    else:
+        assert tuple(advised) == recommendation.accuracy

@@ -81,21 +81,21 @@ def test_the_default_head_is_kept_unless_another_is_better_by_more_than_the_erro
 def test_class_weights_are_tried_where_classes_are_imbalanced():
     """A head that has them wins where they help the balanced accuracy, and is named with its option."""
     random = np.random.default_rng(0)
-    labels = np.repeat([0, 1], [95, 12])
-    features = random.normal(size=(107, 4)).astype(np.float32)
+    labels = np.repeat([0, 1], [190, 24])
+    features = random.normal(size=(214, 4)).astype(np.float32)
     features[:, 0] += 1.5 * labels
     analysis = SimpleNamespace(
-        features=Features(features, np.ones(107, bool), {}, 0, widths=(4,)),
+        features=Features(features, np.ones(214, bool), {}, 0, widths=(4,)),
         trunk=SimpleNamespace(names=["deep"]),
         stages=[stage("deep", 15, 0.6)],
     )
     head = Logistic(c=1.0, power=1.0, l2=False)
-    found = compare_heads(analysis, [head], labels, DatasetStatistics(107, 2, 12, 95), 0, most=300)
+    found = compare_heads(analysis, [head], labels, DatasetStatistics(214, 2, 24, 190), 0, most=300)
     assert [dict(each.settings) for each in found] == [{}, {"class_weight": "balanced"}]
     plain, weighted = (each.balanced_accuracy for each in found)
     assert weighted > plain + 0.05
     assert best_head(found, "deep") is found[1]
     assert found[1].name == "logistic, class_weight balanced"
-    assert found[0].images == round(4 / (1 / 95 + 1 / 12))
-    even = compare_heads(analysis, [head], labels, DatasetStatistics(107, 2, 53, 54), 0, most=300)
+    assert found[0].images == round(4 / (1 / 190 + 1 / 24))
+    even = compare_heads(analysis, [head], labels, DatasetStatistics(214, 2, 107, 107), 0, most=300)
     assert len(even) == 1

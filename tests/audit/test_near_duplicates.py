@@ -64,4 +64,5 @@ def test_pictures_of_a_fixed_rig_are_no_duplicates_and_an_encoded_copy_is_one(tm
 
 def test_duplicates_of_duplicates_are_one_group():
     pairs = [Pair(0, 3, exact=True), Pair(3, 4, exact=False), Pair(1, 2, exact=False)]
-    assert groups(pairs, 6).tolist() == [0, 1, 1, 0, 0, 5]
+    assert groups(pairs, np.arange(6)).tolist() == [0, 1, 1, 0, 0, 5]
+    assert groups(pairs[:1], np.array([0, 1, 1, 2, 2, 3])).tolist() == [0, 1, 1, 0, 0, 3]

@@ -132,12 +132,12 @@ def _limit(shapes: NDArray[np.float32], contrast: NDArray[np.float32]) -> float:
     return min(MAX_DIFFERENCE, SHARE * float(np.quantile(differences[np.triu_indices(len(some), 1)], low)))
 
 
-def groups(pairs: Sequence[Pair], count: int) -> NDArray[np.int64]:
-    """Return a group number for each of `count` samples `(count,)`; samples that show the same image share it."""
-    number = np.arange(count)
+def groups(pairs: Sequence[Pair], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a group number for each sample `(N,)`: given ones, joined for samples that show the same image."""
+    joined = numbers.copy()
     for pair in pairs:
-        number[number == number[pair.second]] = number[pair.first]
-    return number
+        joined[joined == joined[pair.second]] = joined[pair.first]
+    return joined
 
 
 def _near(fingerprints: Sequence[Fingerprint], rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ from tlkit.audit.fingerprints import fingerprints
 from tlkit.audit.labels import FOLDS, LabelIssue, cross_validated_probabilities, suspects
 from tlkit.audit.near_duplicates import NearDuplicate, described, find_pairs, groups
 from tlkit.audit.shortcuts import Shortcut, shortcuts
-from tlkit.data.dataset import Dataset
+from tlkit.data.dataset import Dataset, groups_of
 from tlkit.graph import trace
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Progress, silent
@@ -99,13 +99,15 @@ def audit(dataset: Dataset, trunk: Trunk, progress: Progress = silent, seed: int
     labels = np.array([sample.label for sample in dataset.samples], np.int64)
     usable = np.flatnonzero(features.usable)
     counts = np.bincount(labels[usable], minlength=len(dataset.labels))
-    same_image = groups(pairs, len(paths))[usable]
+    same_image = groups(pairs, np.arange(len(paths)))[usable]
+    given = groups_of(dataset.samples)
+    together = same_image if given is None else groups(pairs, given)[usable]
     enough = len(np.unique(same_image)) >= MIN_IMAGES and len(dataset.labels) > 1 and counts.max(initial=0) >= FOLDS
     imbalanced = bool(counts.max() >= MIN_IMBALANCE * max(1, counts.min()))
     return Audit(
         images=len(paths),
         near_duplicates=described(pairs, dataset),
-        label_issues=_label_issues(dataset, features.array, usable, same_image, seed) if enough else [],
+        label_issues=_label_issues(dataset, features.array, usable, together, seed) if enough else [],
         class_imbalance=dict(zip(dataset.labels, counts.tolist(), strict=True)) if imbalanced else {},
         shortcuts=shortcuts(files, labels, dataset.labels, seed) if enough else [],
         enough_images=bool(enough),
@@ -116,13 +118,13 @@ def _label_issues(
     dataset: Dataset,
     features: NDArray[np.float32],
     usable: NDArray[np.int64],
-    same_image: NDArray[np.int64],
+    together: NDArray[np.int64],
     seed: int,
 ) -> list[LabelIssue]:
-    """Return the label issues among the samples `usable`, of which those with the same number show the same image."""
+    """Return the label issues among the samples `usable`, of which those with the same number are held out together."""
     samples, labels = [dataset.samples[row] for row in usable], dataset.labels
     given = np.array([sample.label for sample in samples], np.int64)
-    probabilities = cross_validated_probabilities(features[usable], given, len(labels), seed, same_image)
+    probabilities = cross_validated_probabilities(features[usable], given, len(labels), seed, together)
     return [
         LabelIssue(samples[row].name, samples[row].split, labels[samples[row].label], labels[likely])
         for row, likely in suspects(probabilities, given)

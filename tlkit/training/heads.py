@@ -84,7 +84,8 @@ def refit_head(
             raise UsageError(f"the head {head.name!r} names a stand-in, and was not solved", do=_TO_AUTHOR)
         return solved.eval(), [{"solved": head.name, "trained": stand_in.name, **head.report(solved)}]
     if solved is None:
-        return trained, [{"trained": head.name, "temperature": calibrate(trained, val, head.activation)}]
+        temperature = calibrate(trained, val, head.activation)
+        return trained, [] if temperature == 1.0 else [{"trained": head.name, "temperature": temperature}]
     before, after = (probabilities(module.eval(), val.features, head.activation) for module in (trained, solved))
     kept = not _is_worse(after, before, val.labels)
     line = {"solved": head.name, "kept": kept}
