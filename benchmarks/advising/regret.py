@@ -229,7 +229,7 @@ def _trained(cell: Cell, strategy: str, settings: Mapping[str, Any], cut: str, h
 
 @dataclass(frozen=True)
 class Made:
-    """What `auto` made: correct held-out images `(N,)`, its choice, metrics on them, and the range said in advance."""
+    """Result of `auto`: correct held-out images `(N,)`, its choice, metrics on them, and the range said in advance."""
 
     right: np.ndarray
     what: str

@@ -34,7 +34,7 @@ SKIPPED = 3  # shallow stages, which were never the best by far
 
 @dataclass(frozen=True)
 class Rule:
-    """How cut and head are chosen; the first fields are those that are compared.
+    """A way to choose cut and head.
 
     `stages` best ones of the probe are compared under the first head, by the mean of both scores; `score` is the
     accuracy less half the log loss. Another head has to lead by `margin` standard errors of its accuracy.
@@ -78,7 +78,7 @@ def rules(root: Path, work: Path) -> int:
         "advise-rules",
         "The balanced accuracy on held-out images that a rule for cut and head loses against the best of all cuts and "
         "heads on frozen features, in percentage points, mean over draws. Each rule was chosen on the other sets. The "
-        "best of so many is too good by chance, alike for all rules.",
+        "best of so many is too good by chance, whatever the rule.",
         {"backbone": BACKBONES[0], "heads": ", ".join(HEADS), "draws": ", ".join(f"{n} x {m}" for m, n in DRAWS)},
     )
     cells = list(_cells(root, work / "rules.jsonl"))

@@ -135,21 +135,21 @@ def test_a_head_that_can_only_be_trained_by_gradient_is_recommended(pictures, tm
 
 
 @pytest.fixture
-def mislabeled(pictures, tmp_path):
+def with_label_errors(pictures, tmp_path):
     """The pictures with two of them in the wrong class: no frozen features are always right."""
-    shutil.copytree(pictures, tmp_path / "mislabeled")
+    shutil.copytree(pictures, tmp_path / "photos")
     for name in ("03.png", "04.png"):
-        (tmp_path / "mislabeled" / "dark" / name).rename(tmp_path / "mislabeled" / "light" / f"not-{name}")
-    return tmp_path / "mislabeled"
+        (tmp_path / "photos" / "dark" / name).rename(tmp_path / "photos" / "light" / f"not-{name}")
+    return tmp_path / "photos"
 
 
 @pytest.mark.parametrize("better", [True, False])
-def test_a_quick_trial_decides_whether_to_fine_tune(mislabeled, tmp_path, monkeypatch, better):
+def test_a_quick_trial_decides_whether_to_fine_tune(with_label_errors, tmp_path, monkeypatch, better):
     tried = comparison(better=better)
     monkeypatch.setattr(auto, "quick_trial", lambda *_: tried)
     monkeypatch.setattr(auto, "compared", lambda *_, **__: comparison(better=True))
     policy = replace(eager(1), fine_tuning=FineTuningPolicy(epochs=1))
-    trained, advice = train_auto(mislabeled, tmp_path / "run", ask(policy=policy))
+    trained, advice = train_auto(with_label_errors, tmp_path / "run", ask(policy=policy))
     recommendation = advice.recommendation
     assert trained.strategy == recommendation.strategy == ("probe-then-tune" if better else "frozen")
     assert any(f"a trial with few trainable stages: {tried}" in reason for reason in recommendation.reasons)

@@ -79,7 +79,7 @@ def test_a_strategy_of_another_plugin_that_is_better_on_its_data_wins(stripes, t
 
 
 def test_a_quick_trial_compares_a_few_trainable_stages_with_frozen_features(stripes, tmp_path, monkeypatch):
-    """What only training can tell apart is found by it, on images and on their disturbed copies."""
+    """A trial finds that training tells apart what frozen features do not, on images and on their disturbed copies."""
     request = ask(heads=[head for head in HEADS if head.name == "logistic"])
     advice = advise(stripes, request)
     chosen = replace(advice.recommendation, cut="third", frozen_head="logistic")

@@ -48,12 +48,12 @@ def test_the_accuracy_decides_and_within_its_error_copies_and_log_loss(frozen, f
 
 
 def test_between_equally_accurate_ones_the_one_that_knows_its_errors_wins():
-    sure = logits(30)
-    knowing = np.where(np.arange(40)[:, None] < 30, sure, sure / 10).astype(np.float32)
-    comparison = Comparison.of(sure, knowing, LABELS, strict=False)
+    overconfident = logits(30)
+    knowing = np.where(np.arange(40)[:, None] < 30, overconfident, overconfident / 10).astype(np.float32)
+    comparison = Comparison.of(overconfident, knowing, LABELS, strict=False)
     assert comparison.log_loss[1] < comparison.log_loss[0]
     assert comparison.better
-    assert not Comparison.of(knowing, sure, LABELS, strict=False).better
+    assert not Comparison.of(knowing, overconfident, LABELS, strict=False).better
 
 
 @pytest.mark.parametrize(

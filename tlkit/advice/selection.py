@@ -161,7 +161,7 @@ class FineTuning:
         return FineTuning(configure(self.strategy, {"epochs": epochs}), {**self.settings, "epochs": epochs})
 
     def seconds(self, trunk: Trunk, known: DatasetStatistics, val: int, per_image: float) -> tuple[float, float]:
-        """Return the least and the greatest time that its phases take, by a few measured steps of each.
+        """Return the range of the time that its phases take, by a few measured steps of each.
 
         A forward pass, for the `val` validation images, is a third of a step; `per_image` is the time of an image
         from file to features. The output of frozen stages is cached for a few views of each image.

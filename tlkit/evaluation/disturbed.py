@@ -54,7 +54,7 @@ DISTURBANCES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def disturbed(image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-    """Return a disturbed copy of an image `(S, S, 3)`; the disturbances take turns by the image's index."""
+    """Return a disturbed copy of an image `(S, S, 3)`; which one follows from the image's index."""
     disturb = list(DISTURBANCES.values())[index % len(DISTURBANCES)]
     return np.array(disturb(Image.fromarray(image)))
 

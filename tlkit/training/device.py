@@ -162,7 +162,7 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
 def seconds_per_image(trunk: Trunk, phase: Phase, prepare: Prepare) -> tuple[float, float, float, bool]:
     """Return the seconds per image that a CPU takes to train a phase of a strategy, without decoding.
 
-    The least and the greatest of a few steps, after one that reserves memory, of as many black images as in training;
+    Minimum and maximum of a few steps, after one that reserves memory, of as many black images as in training;
     those of the frozen stages before them; and True if there are such stages, whose output may be cached. A copy of the
     trunk is trained.
     """
