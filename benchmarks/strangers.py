@@ -23,6 +23,7 @@ def main() -> int:
     options = parser(__doc__, repeat=1)
     options.add_argument("cases", nargs="*", metavar="CASE", help="words in the names of the cases; default: all")
     options.add_argument("--journal", type=Path, help="keep what was right in a file, and skip it the next time")
+    options.add_argument("--kept", action="store_true", help="run none, and say what the journal has")
     args = parsed(options)
     report = Report("strangers", "Inputs that other people's tools had trouble with.", {})
     chosen = list(dict.fromkeys(each for word in args.cases or [""] for each in TRIALS if word in each.name))
@@ -37,7 +38,10 @@ def main() -> int:
         bench = Workbench(work, forks)
         for each in chosen:
             started = time.monotonic()
-            verdict = Verdict(*known[each.name]) if each.name in known else tried(each, bench)
+            if each.name in known:
+                verdict = Verdict(*known[each.name])
+            else:
+                verdict = Verdict(None, "not run") if args.kept else tried(each, bench)
             verdicts[each.name] = verdict
             if args.journal and verdict.right:
                 known[each.name] = [verdict.right, verdict.after]

@@ -68,7 +68,7 @@ def _rare_is_shown(done: Outcome) -> bool:
 
 def _used(count: int) -> Callable[[Outcome], bool]:
     """Return whether a `predict` labelled so many files."""
-    return lambda done: sum("label" in line for line in done.out.splitlines()) == count
+    return lambda done: done.code in (0, BAD_DATA) and sum('"label"' in line for line in done.out.splitlines()) == count
 
 
 def _apart(done: Outcome) -> bool:
@@ -163,9 +163,7 @@ INPUTS: dict[str, Input] = {
         "c07_tables", "nfc.csv", "found", "names no file", _ants_and_bees, TABLE
     ),
     **{
-        f"JPEGs: {folder}": Input(
-            "c08_half_jpegs", folder, right, before, is_right, "predict {any} {images} --max-bad 1 --json"
-        )
+        f"JPEGs: {folder}": Input("c08_half_jpegs", folder, right, before, is_right, "predict {any} {images} --json")
         for folder, right, before, is_right in (
             ("whole", "all used", "all used", _used(40)),
             ("no_end_mark", "all used: every row is there", "all refused", _used(40)),

@@ -75,7 +75,7 @@ def nan_outputs(bench: Workbench) -> Verdict:
     model, rows = f"{run}/onnx/fp32/model.onnx", bench.place("rows").with_suffix(".npy")
     options = "--max-bad 0.5 --json"
     done = {
-        "predict": bench.tlkit(f"predict {model} {black.parent} {options}"),
+        "predict": bench.tlkit(f"predict {model} {black.parent} --json"),
         "embed": bench.tlkit(f"embed {model} {mixed['test']} -o {rows} {options}"),
         "eval": bench.tlkit(f"eval {model} {mixed['test']} {options}"),
         "train": bench.tlkit(

@@ -195,9 +195,10 @@ class Workbench:
 
     @cached_property
     def any(self) -> Path:
-        """A bundle, trained once."""
+        """A bundle, trained once and exported."""
         photos = self.written("c12_damaged_val_image")
         self.done(f"train {photos} -o {self.work}/any {' '.join(SETTINGS.frozen)} --max-bad 0.5")
+        self.done(f"export {self.work}/any --onnx")
         return self.work / "any"
 
     @cached_property
