@@ -166,6 +166,8 @@ def test_the_commands_and_the_python_of_a_document_run(document, forks, tiny_pla
     for line in lines:
         if reason(line, PARSED):
             parse(line)
+    if not (root / "run/onnx").exists():  # another document trained run/ again
+        run_all(forks, ["tlkit export run/ --onnx"], root, env)
     run_all(forks, [with_tiny(line) for line in runnable(lines)], root, env)
     python = [block.text for block in blocks(document) if block.language == "python" and PROSE_ONLY not in block.text]
     python = [text for text in python if SERVER not in text]

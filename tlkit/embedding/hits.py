@@ -67,7 +67,7 @@ def write_page(file: Path, result: SearchResult, query: Callable[[int], bytes], 
     parts = []
     for number, (name, hits) in enumerate(zip(result.queries, result.hits, strict=True)):
         shown = [_figure(partial(image, hit), hit.key, f"{hit.score:.4f}") for hit in hits]
-        own = _figure(partial(query, number), name, "query")
+        own = _figure(partial(query, number), Path(name).name, "query")
         items = "".join(f"<li>{each}</li>" for each in shown)
         parts.append(f'<section><ol><li class="query">{own}</li>{items}</ol></section>')
     about = f"The most similar of {result.rows:,} images by {result.metric}, exact."
