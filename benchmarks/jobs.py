@@ -332,8 +332,9 @@ def search(args: Any) -> int:
     import pyarrow as pa
     from pyarrow import parquet
 
-    from tlkit.embedding.search import FeatureSet, Transform, unit
+    from tlkit.embedding.search import FeatureSet, Transform
     from tlkit.util.parquet import strings, vectors
+    from tlkit.util.statistics import unit
 
     report = Report(
         "jobs-search",

@@ -7,9 +7,10 @@ import pytest
 
 import tlkit
 from tlkit.embedding import search
-from tlkit.embedding.search import FeatureSet, Transform, unit
+from tlkit.embedding.search import FeatureSet, Transform
 from tlkit.errors import ArtifactError, DataError, UsageError
 from tlkit.runtime.model import Model
+from tlkit.util.statistics import unit
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from tlkit.errors import ArtifactError, DataError, UsageError
 from tlkit.graph import metadata
 from tlkit.plugin.contract import FEATURES
 from tlkit.util.parquet import require_pyarrow
+from tlkit.util.statistics import unit
 
 Array = NDArray[np.float32]
 BLOCK = 8192  # rows that are multiplied at once
@@ -207,12 +208,6 @@ class FeatureSet:
                 name = key.removeprefix(metadata.PREFIX)
                 what = f"its features were made by another model (another {name}) than {file}"
                 raise ArtifactError(what, file=self.place, do="name the bundle that made them with --model")
-
-
-def unit(rows: Array) -> Array:
-    """Return rows scaled to length 1; a row of zeros stays."""
-    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    return np.asarray(rows / np.where(lengths > 0, lengths, 1)[:, None], np.float32)
 
 
 def _best(scores: Array, k: int) -> NDArray[np.int64]:

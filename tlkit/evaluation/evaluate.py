@@ -32,6 +32,7 @@ class ModelOutputs:
     truth: NDArray[np.int64]
     rejected: dict[str, str]
     sha256: tuple[str, ...] = ()  # of the readable files, hex
+    samples: tuple[Sample, ...] = ()  # the readable ones
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -131,19 +132,20 @@ def run_samples(
 ) -> ModelOutputs:
     """Return the outputs of a model for labeled images; `tick(n)` is called when n more are done."""
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in outputs}
-    truth, hashes, rejected, remaining = [], list[str](), {}, iter(samples)
+    kept, hashes, rejected, remaining = list[Sample](), list[str](), {}, iter(samples)
     for batch in model.stream([sample.path for sample in samples], outputs, hashed=True):
         for image in batch.images:
             sample = next(remaining)
             if image.reason is None:
-                truth.append(sample.label)
+                kept.append(sample)
                 hashes.append(image.sha256)
             else:
                 rejected[image.name] = image.reason
         for name, array in batch.arrays.items():
             parts[name].append(array)
         tick(len(batch.images))
-    if not truth:
+    if not kept:
         raise DataError("none of its images is readable", file=samples[0].path.parent)
     arrays = {name: np.concatenate(part) for name, part in parts.items()}
-    return ModelOutputs(arrays, np.array(truth, np.int64), rejected, tuple(hashes))
+    truth = np.array([sample.label for sample in kept], np.int64)
+    return ModelOutputs(arrays, truth, rejected, tuple(hashes), tuple(kept))

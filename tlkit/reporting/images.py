@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from tlkit.data.dataset import Sample
 from tlkit.data.decoding import Header, UnreadableImage, header, read_file
-from tlkit.errors import DataError
+from tlkit.evaluation.evaluate import run_samples
 from tlkit.graph.metadata import score_names
 from tlkit.plugin.contract import FEATURES, PROBABILITIES, Session
 from tlkit.runtime.model import Model
 from tlkit.util.resources import cores
+from tlkit.util.statistics import unit
 
 BRIGHTNESS, SHARPNESS = "pixels/brightness", "pixels/sharpness"
 GRAY = np.array([0.299, 0.587, 0.114], np.float32) / 255
@@ -68,7 +69,8 @@ class Images:
     @cached_property
     def features(self) -> NDArray[np.float32]:
         """Features `(N, width)` at norm 1: their products are cosines."""
-        return unit(self.arrays[FEATURES])
+        features: NDArray[np.float32] = unit(self.arrays[FEATURES])
+        return features
 
     @cached_property
     def headers(self) -> list[Header | None]:
@@ -83,34 +85,14 @@ class Images:
         return {name: self.arrays[name] for name in score_names(self.arrays) if name not in own}
 
 
-def unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return features `(N, width)` with each row at norm 1."""
-    scaled: NDArray[np.float32] = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    return scaled.astype(np.float32)
-
-
 def pass_over(model: Model, samples: Sequence[Sample], tick: Callable[[int], object]) -> Images:
     """Run labeled images through a model; `tick(n)` is called when n more are done."""
     watched = Model(_Watched(model.session), model.file)
     wanted = [FEATURES, PROBABILITIES, *score_names(watched.session.outputs)]
-    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in wanted}
-    kept, hashes, rejected, remaining = list[Sample](), list[str](), dict[str, str](), iter(samples)
     started = time.perf_counter()
-    for batch in watched.stream([sample.path for sample in samples], wanted, hashed=True):
-        for image in batch.images:
-            sample = next(remaining)
-            if image.reason is None:
-                kept.append(sample)
-                hashes.append(image.sha256)
-            else:
-                rejected[image.name] = image.reason
-        for name, array in batch.arrays.items():
-            parts[name].append(array)
-        tick(len(batch.images))
-    if not kept:
-        raise DataError("none of its images is readable", file=samples[0].path.parent)
-    arrays = {name: np.concatenate(part) for name, part in parts.items()}
-    return Images(tuple(kept), arrays, tuple(hashes), rejected, time.perf_counter() - started)
+    outputs = run_samples(watched, samples, tick, wanted)
+    seconds = time.perf_counter() - started
+    return Images(outputs.samples, outputs.arrays, outputs.sha256, outputs.rejected, seconds)
 
 
 class _Watched(Session):

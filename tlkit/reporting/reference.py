@@ -14,8 +14,9 @@ from tlkit.errors import TlkitError
 from tlkit.model import reference_images
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, Progress
-from tlkit.reporting.images import Images, unit
+from tlkit.reporting.images import Images
 from tlkit.runtime.model import Model
+from tlkit.util.statistics import unit
 
 MAX_TRAINING = 20_000  # training images that are compared with
 MAX_COMPARED = 10**8  # pairs of images; of more training images some are drawn
@@ -47,8 +48,7 @@ class Reference:
         """Return the accuracy of the classifier that predicts the class with the nearest mean of features."""
         labels = np.array([sample.label for sample in self.samples])
         known = np.unique(labels)
-        means = np.stack([self.features[labels == label].mean(0) for label in known])
-        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+        means = unit(np.stack([self.features[labels == label].mean(0) for label in known]))
         predicted = known[(images.features @ means.T).argmax(1)]
         return float((predicted == images.truth).mean())
 

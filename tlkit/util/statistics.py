@@ -167,8 +167,15 @@ def power_normalize(features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     rows = np.asarray(features, np.float64)
     if rows.min(initial=0.0) >= 0.0:
         rows = np.sqrt(rows)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(norms, 1e-12))
+    return unit(rows)
+
+
+def unit(rows: NDArray[Any]) -> NDArray[Any]:
+    """Return features `(N, width)` with each row at norm 1, in their dtype: products of rows are cosines.
+
+    A row of zeros stays.
+    """
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
 def fit_temperature(scores: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> tuple[float, float]:
