@@ -69,17 +69,29 @@ class JobStatus:
 
 def status(job: Job, only: Iterable[int] | None = None) -> JobStatus:
     """Return the state of a job by its records, without reading parts; `only` some shards are looked at."""
+    return _state(job, _records(job, range(job.shards) if only is None else only))
+
+
+def _records(job: Job, shards: Iterable[int]) -> dict[int, Commit | str]:
+    """Return the commit of each shard, or the reason why it does not count."""
+    there = {entry.name for folder in (job.root, job.root / META) for entry in os.scandir(folder)}
+    found: dict[int, Commit | str] = {}
+    for shard in shards:
+        found[shard] = read_commit(job, shard) if job.commit(shard).name in there else "missing"
+        if isinstance(found[shard], Commit) and not {job.part(shard).name, job.rejects(shard).name} <= there:
+            found[shard] = "its files are gone"
+    return found
+
+
+def _state(job: Job, records: Mapping[int, Commit | str]) -> JobStatus:
     commits: list[Commit] = []
     failed: dict[int, str] = {}
     missing: list[int] = []
-    there = {entry.name for folder in (job.root, job.root / META) for entry in os.scandir(folder)}
-    for shard in range(job.shards) if only is None else only:
-        found = read_commit(job, shard) if job.commit(shard).name in there else "missing"
-        if isinstance(found, Commit) and not {job.part(shard).name, job.rejects(shard).name} <= there:
-            found = "its files are gone"
+    noted = set(os.listdir(job.root / META))
+    for shard, found in records.items():
         if isinstance(found, Commit):
             commits.append(found)
-        elif job.failed(shard).name in there:
+        elif job.failed(shard).name in noted:
             failed[shard] = _reason(job.failed(shard))
         else:
             missing.append(shard)
@@ -108,14 +120,16 @@ def check(job: Job, only: Iterable[int] | None = None, tick: Tick | None = None)
     was changed.
     """
     shards = range(job.shards) if only is None else tuple(only)
-    found = status(job, shards)
+    records = _records(job, shards)
+    found = _state(job, records)
     if found.failed or found.missing:
         reasons = [f"shard {shard}: {reason}" for shard, reason in found.failed.items()]
         reasons += [f"shard {shard} is missing" for shard in found.missing]
         what = f"{len(reasons)} of {counted(len(shards), 'shard')} are not done: {listed(reasons, separator='; ')}"
         raise GateError(what, file=job.root, do="give the same command again")
-    for shard in shards:
-        _check_shard(job, shard)
+    for commit in records.values():
+        if isinstance(commit, Commit):  # all are: none is failed or missing
+            _check_shard(job, commit)
         if tick is not None:
             tick(1)
     images = sum(map(job.images, shards))
@@ -125,12 +139,10 @@ def check(job: Job, only: Iterable[int] | None = None, tick: Tick | None = None)
     return found
 
 
-def _check_shard(job: Job, shard: int) -> None:
+def _check_shard(job: Job, commit: Commit) -> None:
     from pyarrow import ArrowException, parquet
 
-    commit = read_commit(job, shard)
-    if not isinstance(commit, Commit):
-        raise GateError(f"shard {shard}: {commit}", file=job.root, do="give the same command again")
+    shard = commit.shard
     again = f"remove {job.commit(shard)} and give the same command again"
     for name, digest in commit.files.items():
         try:
