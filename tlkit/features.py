@@ -94,13 +94,14 @@ def search(
     features, and `whiten` scales that many principal components to variance 1. `model` is needed for a file, or where
     the graph that the job was made with is gone. `html` is the file of a page with the images.
     """
-    from tlkit.embedding.hits import Hit, SearchResult, check_page, write_page
+    from tlkit.embedding.hits import Hit, SearchResult, write_page
     from tlkit.embedding.search import FeatureSet, Transform
+    from tlkit.pages.html import check
     from tlkit.runtime.embedding import provenance
 
     page = resolve.optional_path(html)
     if page is not None:
-        check_page(page)
+        check(page)
     found = FeatureSet(local_path(features), Transform(metric, power, whiten))
     if model is None:
         if found.job is None:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from html import escape
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from tlkit.data.decoding import decoding, exif_transpose, flatten, open_image
-from tlkit.errors import TlkitError, UsageError
-from tlkit.util.files import atomic_file, check_own, contains
+from tlkit.errors import TlkitError
+from tlkit.pages import html as pages
+from tlkit.pages.svg import thumbnail
 
-MARK = '<meta name="generator" content="tlkit search">'
 SIDE = 160  # pixels of a thumbnail
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222; }
 section { margin: 2rem 0; } ol { display: flex; flex-wrap: wrap; gap: 1rem; list-style: none; padding: 0; }
 figure { margin: 0; width: 160px; } figcaption { overflow-wrap: anywhere; font-size: 12px; }
-img, .none { width: 160px; height: 160px; object-fit: contain; background: #eee; display: block; }
+img, .none { width: 160px; height: 160px; background: #eee; display: block; }
 .query img { outline: 3px solid #2364aa; }
 """
 
@@ -55,13 +51,6 @@ class SearchResult:
         return asdict(self)
 
 
-def check_page(file: Path) -> None:
-    """Refuse, before any work, a page that could not be written, or would replace another's."""
-    if file.suffix.lower() not in (".html", ".htm"):
-        raise UsageError("not an HTML file", file=file, do="end its name in .html")
-    check_own(file, lambda path: contains(path, MARK.encode()))
-
-
 def write_page(file: Path, result: SearchResult, query: Callable[[int], bytes], image: Callable[[Hit], bytes]) -> None:
     """Write a self-contained page; `query` and `image` return the bytes of a query's and of a hit's image file."""
     parts = []
@@ -72,34 +61,23 @@ def write_page(file: Path, result: SearchResult, query: Callable[[int], bytes], 
         parts.append(f'<section><ol><li class="query">{own}</li>{items}</ol></section>')
     about = f"The most similar of {result.rows:,} images by {result.metric}, exact."
     content = (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Search</title>\n{MARK}\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Search</title>\n{pages.MARK}\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>Search</h1>\n<p>{about}</p>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
-    with atomic_file(file, check=check_page) as temporary:
-        temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
+    pages.write(file, content)
 
 
 def _figure(read: Callable[[], bytes], name: str, said: str) -> str:
     picture = _thumbnail(read)
     shown = '<div class="none"></div>' if picture is None else f'<img src="{picture}" alt="">'
-    return f"<figure>{shown}<figcaption>{escape(said)}<br>{escape(name)}</figcaption></figure>"
+    return f"<figure>{shown}<figcaption>{pages.text(said)}<br>{pages.text(name)}</figcaption></figure>"
 
 
 def _thumbnail(read: Callable[[], bytes]) -> str | None:
     """Return a `data:` URL; None for an image that can't be read any more."""
     try:
-        content = read()
-        with decoding():
-            image = open_image(content)
-            image.draft("RGB", (2 * SIDE, 2 * SIDE))
-            turn = exif_transpose(image)
-            small = flatten(image).convert("RGB")
-            small.thumbnail((SIDE, SIDE))
-            turned = small if turn is None else small.transpose(turn)
-            buffer = BytesIO()
-            turned.save(buffer, "JPEG", quality=80)
+        return thumbnail(read(), SIDE, whole=True)
     except (TlkitError, OSError):
         return None
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

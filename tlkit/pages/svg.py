@@ -16,6 +16,7 @@ from tlkit.data.preprocessing import load
 from tlkit.pages.html import text
 from tlkit.plugin.contract import Preprocessing
 
+GRAY = 0.93  # around a whole image
 # Distinguishable with most color vision deficiencies (Okabe and Ito 2008), on light and dark.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c7a00", "#7a5fb0")
 
@@ -27,11 +28,12 @@ def colors(count: int) -> list[str]:
     return [f"hsl({360 * number / count:.0f} 65% {(42, 58)[number % 2]}%)" for number in range(count)]
 
 
-def thumbnail(path: Path, size: int, quality: int = 80) -> str | None:
-    """Return a thumbnail as a `data:` URL; None for an unreadable image."""
-    square = Preprocessing(size, (0.5,) * 3, (0.5,) * 3, crop_pct=1.0, interpolation="bilinear")
+def thumbnail(source: Path | bytes, size: int, quality: int = 80, *, whole: bool = False) -> str | None:
+    """Return a square thumbnail as a `data:` URL, of the middle or of the whole image; None for an unreadable one."""
+    mode = "border" if whole else "center"
+    square = Preprocessing(size, (GRAY,) * 3, (0.5,) * 3, crop_pct=1.0, crop_mode=mode, interpolation="bilinear")
     try:
-        return picture(load(path, square), quality)
+        return picture(load(source, square), quality)
     except UnreadableImage:
         return None
 
