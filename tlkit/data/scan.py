@@ -89,11 +89,17 @@ def is_image(file: Path) -> bool:
 
     Images in a format that is not decoded count as well: they are rejected by name.
     """
-    suffix = file.suffix[1:].lower()
-    if suffix:
-        return suffix in SUFFIXES or suffix in OTHER_SUFFIXES
+    known = is_image_name(file.name)
+    if known is not None:
+        return known
     try:
         with file.open("rb") as opened:
             return format_of(opened.read(HEAD)) is not None
     except OSError:
         return False
+
+
+def is_image_name(name: str) -> bool | None:
+    """Return whether a file of this name counts as an image; None if the name has no suffix."""
+    suffix = os.path.splitext(name)[1][1:].lower()
+    return suffix in SUFFIXES or suffix in OTHER_SUFFIXES if suffix else None

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tlkit.data.decoding import HEAD, OTHER_SUFFIXES, SUFFIXES, format_of
+from tlkit.data.decoding import HEAD, format_of
+from tlkit.data.scan import is_image_name
 from tlkit.errors import ArtifactError, DataError
 from tlkit.plugin.contract import Reader, Record, Source, Tick
 from tlkit.util.files import atomic_file, translate_os_errors
@@ -74,9 +75,9 @@ def list_images(places: Sequence[Opened], skipped: Counter[str]) -> Iterator[Row
 
 def _is_image(record: Record, reader: Reader) -> bool:
     """Return whether a record is an image: by the end of its key, or by its first bytes if that says nothing."""
-    suffix = os.path.splitext(record.key)[1][1:].lower()
-    if suffix or record.problem is not None:
-        return suffix in SUFFIXES or suffix in OTHER_SUFFIXES
+    known = is_image_name(record.key)
+    if known is not None or record.problem is not None:
+        return bool(known)
     try:
         return format_of(reader.read(record)[:HEAD]) is not None
     except DataError:

@@ -18,7 +18,7 @@ from tlkit.embedding.job import Commit, Job, shard_files, write_json
 from tlkit.embedding.manifest import Opened, Row
 from tlkit.errors import DataError, ResourceError, TlkitError
 from tlkit.plugin.contract import FEATURES
-from tlkit.runtime.embedding import PLAIN, ROW_GROUP
+from tlkit.runtime.embedding import PLAIN, row_groups
 from tlkit.runtime.model import Model
 from tlkit.runtime.pipeline import ImageRecord, StoredImage
 from tlkit.util.files import atomic_file, sha256, translate_os_errors
@@ -93,7 +93,7 @@ def _part(job: Job, shard: int) -> Iterator[Callable[[Sequence[ImageRecord], NDA
     import pyarrow as pa
     from pyarrow import parquet
 
-    settings, collected, arrays = job.record.settings, list[ImageRecord](), list[NDArray[np.float32]]()
+    settings = job.record.settings
 
     def table(images: Sequence[ImageRecord], features: NDArray[np.float32]) -> Any:
         numbers = features.astype(settings.dtype, copy=False)
@@ -101,15 +101,7 @@ def _part(job: Job, shard: int) -> Iterator[Callable[[Sequence[ImageRecord], NDA
         return pa.table(columns | {FEATURES: vectors(numbers, fixed=settings.vectors == "fixed")})
 
     def write(images: Sequence[ImageRecord], features: NDArray[np.float32]) -> None:
-        collected.extend(images)
-        arrays.append(features)
-        if len(collected) >= ROW_GROUP:
-            flush()
-
-    def flush() -> None:
-        writer.write_table(table(collected, np.concatenate(arrays)).cast(schema))
-        collected.clear()
-        arrays.clear()
+        writer.write_table(table(images, features).cast(schema))
 
     empty = table([], np.empty((0, job.record.width), np.float32))
     schema = empty.schema.with_metadata({**job.record.model, "tlkit.job": job.record.identity})
@@ -118,10 +110,9 @@ def _part(job: Job, shard: int) -> Iterator[Callable[[Sequence[ImageRecord], NDA
         translate_os_errors(out),
         atomic_file(out) as temporary,
         parquet.ParquetWriter(temporary, schema, **PLAIN) as writer,
+        row_groups(write) as collect,
     ):
-        yield write
-        if collected:
-            flush()
+        yield collect
 
 
 def _write_rejects(file: Path, rejects: Sequence[Reject]) -> None:

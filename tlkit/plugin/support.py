@@ -14,10 +14,11 @@ from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, Us
 from tlkit.plugin.hooks import hookimpl
 from tlkit.util.files import atomic_dir, atomic_file, cache_dir, is_address, open_regular, sha256, translate_os_errors
 from tlkit.util.resources import cores
-from tlkit.util.text import counted, did_you_mean, listed
+from tlkit.util.text import counted, did_you_mean, listed, utf8
 from tlkit.util.walk import walk
 
 if TYPE_CHECKING:
+    from tlkit.data.decoding import SUFFIXES as IMAGE_SUFFIXES
     from tlkit.doctor import gpus
     from tlkit.model.exports import processor_kind
     from tlkit.model.stages import NotAChain, take_apart
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tlkit.util.statistics import fit_temperature, log_sum_exp, softmax
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "ArtifactError",
     "CapturedGraph",
     "Channel",
@@ -69,11 +71,13 @@ __all__ = [
     "softmax",
     "take_apart",
     "translate_os_errors",
+    "utf8",
     "walk",
 ]
 
 # Module and name of what is imported at its first use: the rooms above this one, and what needs NumPy.
 _LATER = {
+    "IMAGE_SUFFIXES": ("tlkit.data.decoding", "SUFFIXES"),
     "CapturedGraph": ("tlkit.runtime.cuda", "CapturedGraph"),
     "Channel": ("tlkit.runtime.cuda", "Channel"),
     "ChannelsLastPool": ("tlkit.model.trunk", "ChannelsLastPool"),

@@ -10,7 +10,8 @@ from tlkit.data.dataset import Sample
 from tlkit.graph import metadata
 from tlkit.reporting.images import Images
 from tlkit.util.files import atomic_file
-from tlkit.util.parquet import check_parquet, numbers, strings, utf8
+from tlkit.util.parquet import check_parquet, numbers, strings
+from tlkit.util.text import utf8
 
 FILE = "predictions.parquet"
 ROWS = 4096  # of a row group

@@ -20,8 +20,8 @@ from tlkit.plugin.contract import FEATURES
 from tlkit.runtime.model import Model
 from tlkit.runtime.pipeline import ImageRecord
 from tlkit.util.files import NpyWriter, atomic_file, check_own, translate_os_errors
-from tlkit.util.parquet import check_parquet, strings, utf8, vectors
-from tlkit.util.text import counted
+from tlkit.util.parquet import check_parquet, strings, vectors
+from tlkit.util.text import counted, utf8
 
 ROWS, REJECTS = ("path", "sha256"), ("path", "reason")  # columns of the tables beside the features
 ROW_GROUP = 1024  # rows that are collected before they are written
@@ -109,6 +109,28 @@ def _written(sources: Sequence[Path]) -> Callable[[str], str]:
 
 
 @contextmanager
+def row_groups(write: Write) -> Iterator[Write]:
+    """Yield what collects rows and has `write` write them in groups of `ROW_GROUP` or more, and the rest at the end."""
+    collected: list[ImageRecord] = []
+    parts: list[NDArray[np.float32]] = []
+
+    def collect(images: Sequence[ImageRecord], features: NDArray[np.float32]) -> None:
+        collected.extend(images)
+        parts.append(features)
+        if len(collected) >= ROW_GROUP:
+            flush()
+
+    def flush() -> None:
+        write(collected, np.concatenate(parts))
+        collected.clear()
+        parts.clear()
+
+    yield collect
+    if collected:
+        flush()
+
+
+@contextmanager
 def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[Write]:
     try:
         import pyarrow as pa
@@ -118,37 +140,26 @@ def _parquet(out: Path, provenance: Mapping[str, str]) -> Iterator[Write]:
             "writing Parquet needs pyarrow", file=out, do='run: pip install "tlkit[parquet]", or end the name in .npy'
         ) from error
     opened: Any = None  # at the first rows, when the width is known
-    collected: list[ImageRecord] = []
-    parts: list[NDArray[np.float32]] = []
 
     def write(images: Sequence[ImageRecord], features: NDArray[np.float32]) -> None:
-        collected.extend(images)
-        parts.append(features)
-        if len(collected) >= ROW_GROUP:
-            flush()
-
-    def flush() -> None:
         nonlocal opened
         columns = {
-            "path": strings(utf8(image.name) for image in collected),
-            "sha256": strings(image.sha256 for image in collected),
-            FEATURES: vectors(np.concatenate(parts)),
+            "path": strings(utf8(image.name) for image in images),
+            "sha256": strings(image.sha256 for image in images),
+            FEATURES: vectors(features),
         }
         table = pa.table(columns)
         if opened is None:
             schema = table.schema.with_metadata(provenance)
             opened = closing.enter_context(parquet.ParquetWriter(temporary, schema, **PLAIN))
         opened.write_table(table.cast(opened.schema))
-        collected.clear()
-        parts.clear()
 
     with (
         atomic_file(out, check=lambda path: check_parquet(path, metadata.PREPROCESSING)) as temporary,
         ExitStack() as closing,
+        row_groups(write) as collect,
     ):
-        yield write
-        if collected:
-            flush()
+        yield collect
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,11 +43,6 @@ def strings(values: Iterable[str]) -> Any:
     builder = pa.lib.StringBuilder()
     builder.append_values(list(values))
     return builder.finish()
-
-
-def utf8(path: str) -> str:
-    """Return a path as Parquet can hold it: bytes that are not UTF-8 are escaped, as in caf\\xe9.jpg."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def numbers(values: NDArray[Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -42,6 +43,11 @@ def quoted(path: Path) -> str:
         return shlex.quote(text)
     escaped = text.replace("\\", r"\\").replace("'", r"\'")
     return f"$'{one_line(escaped)}'"  # the shell's spelling of a line break inside a word
+
+
+def utf8(path: str) -> str:
+    """Return a name as text: bytes that are not UTF-8 are escaped, as in caf\\xe9.jpg."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def format_bytes(size: float) -> str:

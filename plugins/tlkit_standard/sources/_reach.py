@@ -112,3 +112,10 @@ def read_file(place: str, version: str) -> bytes:
 def ending(place: str) -> str:
     """Return the end of a name, as in ".tar"."""
     return os.path.splitext(place)[1].lower()
+
+
+def is_image_name(place: str) -> bool:
+    """Return whether a name ends as that of an image which is decoded."""
+    from tlkit.plugin.support import IMAGE_SUFFIXES
+
+    return ending(place)[1:] in IMAGE_SUFFIXES

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tlkit.plugin.contract import Reader, Record, Source
-from tlkit.plugin.support import DataError, is_address, walk
+from tlkit.plugin.support import DataError, is_address, utf8, walk
 from tlkit_standard.sources import _reach
-
-IMAGES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
@@ -25,10 +23,9 @@ class Folder(Source):
     in_place = True
 
     def accepts(self, place: str) -> bool:
-        suffix = _reach.ending(place)
         if is_address(place):
-            return suffix in IMAGES or suffix == "" or place.endswith("/")
-        return os.path.isdir(place) or suffix in IMAGES
+            return _reach.is_image_name(place) or _reach.ending(place) == "" or place.endswith("/")
+        return os.path.isdir(place) or _reach.is_image_name(place)
 
     def records(self, place: str) -> Iterator[Record]:
         if is_address(place):
@@ -48,7 +45,7 @@ class Folder(Source):
 
 class FolderReader(Reader):
     def __init__(self, place: str) -> None:
-        single = _reach.ending(place) in IMAGES and not os.path.isdir(place)
+        single = _reach.is_image_name(place) and not os.path.isdir(place)
         self.root = os.path.dirname(place) if single else place.rstrip("/")
 
     def read(self, record: Record) -> bytes:
@@ -65,7 +62,7 @@ def _local(root: Path) -> Iterator[Record]:
             if kind == "file":
                 yield _record(root / path, path)
             elif kind != "folder":
-                yield Record(_text(path), problem=kind)
+                yield Record(utf8(path), problem=kind)
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror})", file=error.filename or root) from error
 
@@ -90,11 +87,6 @@ def _record(file: Path, name: str) -> Record:
     try:
         status = file.stat()
     except OSError as error:  # it went while the folder was read
-        return Record(_text(name), problem=f"can't be read: {(error.strerror or '').lower()}")
-    text = _text(name)
+        return Record(utf8(name), problem=f"can't be read: {(error.strerror or '').lower()}")
+    text = utf8(name)
     return Record(text, "" if text == name else name, status.st_size, str(status.st_mtime_ns))
-
-
-def _text(name: str) -> str:
-    """Return a name as UTF-8; bytes that are not are escaped, as in caf\\xe9.jpg."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

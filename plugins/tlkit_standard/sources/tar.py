@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from tlkit.plugin.contract import Reader, Record, Source, option
-from tlkit.plugin.support import DataError
+from tlkit.plugin.support import DataError, utf8
 from tlkit_standard.sources import _reach
-from tlkit_standard.sources.folder import IMAGES
 
 _LONGEST = 1000  # bytes of a label
 
@@ -45,7 +44,7 @@ class Tar(Source):
                 if label is not None:
                     kept = [replace(each, label=label) for each in kept]
                     others += 1
-                elif _reach.ending(record.key) in IMAGES or record.problem:
+                elif _reach.is_image_name(record.key) or record.problem:
                     kept.append(replace(record, version=version))
                 else:
                     others += 1
@@ -65,7 +64,7 @@ class Tar(Source):
                     if member.name.endswith(f".{self.label}") and not cut:
                         read = archive.extractfile(member)
                         label = read.read(_LONGEST).decode("utf-8", "replace").strip() if read else None
-                    key = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                    key = utf8(member.name)
                     yield (
                         Record(key.removeprefix("./"), f"{member.offset_data:015}", member.size, problem=problem),
                         label,
