@@ -17,15 +17,8 @@ from tlkit.embedding import local, run
 from tlkit.embedding.audit import check, status
 from tlkit.embedding.job import open_job, shard_rows
 from tlkit.errors import ArtifactError, DataError, GateError, ResourceError, UsageError
-from tlkit.runtime.model import Model
 
 SHARDS = {"shard_rows": 10}
-
-
-@pytest.fixture(scope="module")
-def model(tiny_run):
-    with Model.open(tiny_run, graph="trunk") as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +32,10 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def clean(model, photos, tmp_path_factory):
+def clean(tiny_trunk, photos, tmp_path_factory):
     """The result of one run that nothing disturbed."""
     out = tmp_path_factory.mktemp("clean") / "features"
-    tlkit.embed(model, photos, out, settings=SHARDS)
+    tlkit.embed(tiny_trunk, photos, out, settings=SHARDS)
     return out
 
 
@@ -56,7 +49,7 @@ def parts(out):
     return {file.relative_to(out).as_posix(): file.read_bytes() for file in sorted(out.rglob("part-*.parquet"))}
 
 
-def test_every_image_is_a_row_or_a_reject(model, photos, clean):
+def test_every_image_is_a_row_or_a_reject(tiny_trunk, photos, clean):
     found = tlkit.embedding_status(clean)
     assert (found.images, found.rows, found.rejects, found.shards, found.done) == (36, 35, 1, 4, 4)
     assert found.complete
@@ -67,12 +60,12 @@ def test_every_image_is_a_row_or_a_reject(model, photos, clean):
     files = sorted([*files, photos / "dark/03.png", photos / "middle/03.png"])
     assert table["key"].to_pylist() == [file.relative_to(photos).as_posix() for file in files]
     features = table["features"].combine_chunks().flatten().to_numpy().reshape(35, -1)
-    assert np.allclose(features, model.embed(files), atol=1e-6)
+    assert np.allclose(features, tiny_trunk.embed(files), atol=1e-6)
     assert repr(found) == "35 rows of 8 features and 1 reject of 36 images, in 4 parts"
     assert json.loads(json.dumps(found.to_json()))["complete"]
 
 
-def test_the_same_command_resumes(model, photos, job, monkeypatch):
+def test_the_same_command_resumes(tiny_trunk, photos, job, monkeypatch):
     whole = parts(job)
     (job / "_job/part-00002.json").unlink()
     (job / "part-00001.parquet").unlink()
@@ -82,71 +75,71 @@ def test_the_same_command_resumes(model, photos, job, monkeypatch):
     monkeypatch.setattr(
         local, "embed_shard", lambda job, shard, *more: done.append(shard) or embed_shard(job, shard, *more)
     )
-    tlkit.embed(model, photos, job)
+    tlkit.embed(tiny_trunk, photos, job)
     assert done == [1, 2]
     assert parts(job) == whole
 
 
-def test_processes_give_the_same_bytes(model, photos, clean, tmp_path):
+def test_processes_give_the_same_bytes(tiny_trunk, photos, clean, tmp_path):
     ticks = []
 
     def progress(what, _total):
         return lambda more, *_: ticks.append((what, more))
 
-    tlkit.embed(model, photos, tmp_path / "f", workers=2, settings=SHARDS, progress=progress)
+    tlkit.embed(tiny_trunk, photos, tmp_path / "f", workers=2, settings=SHARDS, progress=progress)
     assert parts(tmp_path / "f") == parts(clean)
     assert sum(n for what, n in ticks if what == "embedding") == 36
 
 
-def test_tasks_share_the_shards(model, photos, clean, tmp_path):
+def test_tasks_share_the_shards(tiny_trunk, photos, clean, tmp_path):
     for number in (2, 3, 1):
-        found = tlkit.embed(model, photos, tmp_path / "f", shard=(number, 3), settings=SHARDS)
+        found = tlkit.embed(tiny_trunk, photos, tmp_path / "f", shard=(number, 3), settings=SHARDS)
     assert (found.done, found.missing) == (2 if found.shards == 5 else 1, ())
     assert tlkit.embedding_status(tmp_path / "f").complete
     assert parts(tmp_path / "f") == parts(clean)
     with pytest.raises(UsageError, match="no shard 4/3"):
-        tlkit.embed(model, photos, tmp_path / "f", shard=(4, 3))
+        tlkit.embed(tiny_trunk, photos, tmp_path / "f", shard=(4, 3))
 
 
-def test_a_worker_that_dies_costs_a_try(model, photos, clean, tmp_path, monkeypatch):
+def test_a_worker_that_dies_costs_a_try(tiny_trunk, photos, clean, tmp_path, monkeypatch):
     monkeypatch.setattr(local, "MODULE", "tests.embedding.dying")
     monkeypatch.setenv("DIE", str(tmp_path / "died"))
-    tlkit.embed(model, photos, tmp_path / "f", workers=2, settings=SHARDS)
+    tlkit.embed(tiny_trunk, photos, tmp_path / "f", workers=2, settings=SHARDS)
     assert (tmp_path / "died").exists()
     assert parts(tmp_path / "f") == parts(clean)
 
 
-def test_a_shard_whose_workers_all_die_is_named(model, photos, tmp_path, monkeypatch):
+def test_a_shard_whose_workers_all_die_is_named(tiny_trunk, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(local, "MODULE", "tests.embedding.dying")
     monkeypatch.setenv("DIE", "always")
     monkeypatch.setattr(local, "TRIES", 1)
     with pytest.raises(
         GateError, match=r"1 of 4 shards are not done: shard 2: its worker died 1 times, .* exit code 9"
     ):
-        tlkit.embed(model, photos, tmp_path / "f", workers=2, settings=SHARDS)
+        tlkit.embed(tiny_trunk, photos, tmp_path / "f", workers=2, settings=SHARDS)
     found = tlkit.embedding_status(tmp_path / "f")
     assert (found.done, list(found.failed), found.complete) == (3, [2], False)
 
 
-def test_a_worker_that_can_t_start_ends_the_job(model, photos, tmp_path, monkeypatch):
+def test_a_worker_that_can_t_start_ends_the_job(tiny_trunk, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(local, "MODULE", "tests.embedding.nothing")
     with pytest.raises(ResourceError, match="a worker ended with exit code 1 as it started"):
-        tlkit.embed(model, photos, tmp_path / "f", workers=2, settings=SHARDS)
+        tlkit.embed(tiny_trunk, photos, tmp_path / "f", workers=2, settings=SHARDS)
 
 
-def test_another_job_in_the_place_is_refused_by_name(model, photos, job, tmp_path):
+def test_another_job_in_the_place_is_refused_by_name(tiny_trunk, photos, job, tmp_path):
     with pytest.raises(
         UsageError, match=r"another job is there, with dtype float32, not float16 and shard_rows 10, not 5"
     ):
-        tlkit.embed(model, photos, job, settings={"dtype": "float16", "shard_rows": 5})
+        tlkit.embed(tiny_trunk, photos, job, settings={"dtype": "float16", "shard_rows": 5})
     with pytest.raises(UsageError, match=r"another job is there, with other images \(.*photos\)"):
-        tlkit.embed(model, photos / "dark", job)
+        tlkit.embed(tiny_trunk, photos / "dark", job)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()
     with pytest.raises(UsageError, match="it is not empty, and holds no embedding job"):
-        tlkit.embed(model, photos, tmp_path / "other")
+        tlkit.embed(tiny_trunk, photos, tmp_path / "other")
     with pytest.raises(UsageError, match="workers is for a job; name a folder"):
-        tlkit.embed(model, photos, tmp_path / "f.parquet", workers=2)
+        tlkit.embed(tiny_trunk, photos, tmp_path / "f.parquet", workers=2)
 
 
 @pytest.mark.parametrize(
@@ -158,13 +151,13 @@ def test_another_job_in_the_place_is_refused_by_name(model, photos, job, tmp_pat
         ("_job/job.json", ArtifactError, "not the record of a job"),
     ],
 )
-def test_a_changed_file_is_refused(model, photos, job, name, error, says):
+def test_a_changed_file_is_refused(tiny_trunk, photos, job, name, error, says):
     content = (job / name).read_bytes()
     (job / name).write_bytes(content[: len(content) // 2] + b"?" + content[len(content) // 2 + 1 :])
     if name.endswith("json"):
         (job / name).write_bytes(content[:-3])
     with pytest.raises(error, match=says):
-        tlkit.embed(model, photos, job)
+        tlkit.embed(tiny_trunk, photos, job)
 
 
 def test_the_audit_finds_what_the_hashes_do_not(job):
@@ -182,7 +175,7 @@ def test_the_audit_finds_what_the_hashes_do_not(job):
     assert status(open_job(job)).missing == (0,)
 
 
-def test_files_that_changed_since_they_were_listed(model, tmp_path, monkeypatch):
+def test_files_that_changed_since_they_were_listed(tiny_trunk, tmp_path, monkeypatch):
     root = write_images(tmp_path / "photos", per_class=4)
     prepared = run._prepared
 
@@ -194,7 +187,7 @@ def test_files_that_changed_since_they_were_listed(model, tmp_path, monkeypatch)
         return job
 
     monkeypatch.setattr(run, "_prepared", and_then)
-    found = tlkit.embed(model, root, tmp_path / "f")
+    found = tlkit.embed(tiny_trunk, root, tmp_path / "f")
     assert found.rejected == {
         "dark/00.png": "has changed since it was listed",
         "dark/01.png": "has changed since it was listed",
@@ -203,23 +196,23 @@ def test_files_that_changed_since_they_were_listed(model, tmp_path, monkeypatch)
     assert (found.rows, found.rejects) == (9, 3)
 
 
-def test_several_places_and_names(model, photos, tmp_path, monkeypatch):
+def test_several_places_and_names(tiny_trunk, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(photos)
     odd = os.fsdecode(b"dark/caf\xe9.png")
     shutil.copy("dark/01.png", odd)
     try:
-        found = tlkit.embed(model, ["dark", "middle", "light/00.png"], tmp_path / "f")
+        found = tlkit.embed(tiny_trunk, ["dark", "middle", "light/00.png"], tmp_path / "f")
     finally:
         os.unlink(odd)
     keys = parquet.read_table(tmp_path / "f")["key"].to_pylist()
     assert found.rows == len(keys) == 26
     assert {"dark/unnamed", "dark/caf\\xe9.png", "middle/00.png", "light/00.png"} <= set(keys)
     with pytest.raises(DataError, match="nowhere: no such file or folder"):
-        tlkit.embed(model, ["dark", "nowhere"], tmp_path / "g")
+        tlkit.embed(tiny_trunk, ["dark", "nowhere"], tmp_path / "g")
 
 
-def test_half_precision_and_plain_lists(model, photos, clean, tmp_path):
-    tlkit.embed(model, photos, tmp_path / "f", settings={"dtype": "float16", "vectors": "list"})
+def test_half_precision_and_plain_lists(tiny_trunk, photos, clean, tmp_path):
+    tlkit.embed(tiny_trunk, photos, tmp_path / "f", settings={"dtype": "float16", "vectors": "list"})
     table = parquet.read_table(tmp_path / "f")
     assert table.schema.field("features").type == pa.list_(pa.float16())
     halves = np.stack(table["features"].to_pylist())
@@ -227,13 +220,13 @@ def test_half_precision_and_plain_lists(model, photos, clean, tmp_path):
     assert np.allclose(halves, whole, rtol=2e-3, atol=2e-3)
 
 
-def test_nothing_to_embed(model, tmp_path):
+def test_nothing_to_embed(tiny_trunk, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: there is no image"):
-        tlkit.embed(model, tmp_path / "empty", tmp_path / "f")
+        tlkit.embed(tiny_trunk, tmp_path / "empty", tmp_path / "f")
     (tmp_path / "empty/a.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match="none of the 1 images is readable"):
-        tlkit.embed(model, tmp_path / "empty", tmp_path / "f")
+        tlkit.embed(tiny_trunk, tmp_path / "empty", tmp_path / "f")
     with pytest.raises(UsageError, match="there is no embedding job"):
         tlkit.embedding_status(tmp_path)
 

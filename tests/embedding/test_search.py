@@ -9,27 +9,20 @@ import tlkit
 from tlkit.embedding import search
 from tlkit.embedding.search import FeatureSet, Transform
 from tlkit.errors import ArtifactError, DataError, UsageError
-from tlkit.runtime.model import Model
 from tlkit.util.statistics import unit
 
 
 @pytest.fixture(scope="module")
-def model(tiny_run):
-    with Model.open(tiny_run, graph="trunk") as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def job(model, pictures, tmp_path_factory):
+def job(tiny_trunk, pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp("search") / "features"
-    tlkit.embed(model, pictures, out, settings={"shard_rows": 10})
+    tlkit.embed(tiny_trunk, pictures, out, settings={"shard_rows": 10})
     return out
 
 
 @pytest.fixture(scope="module")
-def rows(model, pictures):
+def rows(tiny_trunk, pictures):
     """All features, in the order of the keys."""
-    return model.embed(sorted(pictures.rglob("*.png")))
+    return tiny_trunk.embed(sorted(pictures.rglob("*.png")))
 
 
 @pytest.mark.parametrize("block", [1, 7, 8192])
@@ -85,15 +78,15 @@ def test_a_query_finds_itself_and_a_page_shows_it(job, pictures, tmp_path):
         tlkit.search(job, queries, html=tmp_path / "other.html")
 
 
-def test_a_file_needs_its_model(model, pictures, own_run, tmp_path):
-    tlkit.embed(model, pictures, tmp_path / "f.parquet")
+def test_a_file_needs_its_model(tiny_trunk, pictures, own_run, tmp_path):
+    tlkit.embed(tiny_trunk, pictures, tmp_path / "f.parquet")
     query = min(pictures.rglob("*.png"))
-    ((hit,),) = tlkit.search(tmp_path / "f.parquet", query, model=model, k=1).hits
+    ((hit,),) = tlkit.search(tmp_path / "f.parquet", query, model=tiny_trunk, k=1).hits
     assert str(query).endswith(hit.key)
     with pytest.raises(UsageError, match="name it with --model"):
         tlkit.search(tmp_path / "f.parquet", query)
     with pytest.raises(DataError, match="neither a job of features nor a file of them"):
-        tlkit.search(tmp_path / "nothing", query, model=model)
+        tlkit.search(tmp_path / "nothing", query, model=tiny_trunk)
     found = FeatureSet(tmp_path / "f.parquet")
     with pytest.raises(ArtifactError, match="its features were made by another model"):
         found.check_model({**found.metadata, "tlkit.bundle": "0" * 64}, own_run)

@@ -16,12 +16,6 @@ pytestmark = pytest.mark.skipif(temporaries.fcntl is None, reason="the system ha
 
 
 @pytest.fixture(scope="module")
-def model(tiny_run):
-    with Model.open(tiny_run, graph="trunk") as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     root = write_images(tmp_path_factory.mktemp("jobs") / "photos", per_class=4)
     (root / "dark/00.png").write_bytes(b"no image")
@@ -38,12 +32,14 @@ def content(out):
     return parts, sorted(str(file.relative_to(out.parent)) for file in out.parent.rglob("*"))
 
 
-def test_a_killed_job_resumes_to_the_same_bytes(model, photos, tmp_path):
+def test_a_killed_job_resumes_to_the_same_bytes(tiny_trunk, photos, tmp_path):
     (tmp_path / "whole").mkdir()
-    embed(model, photos, tmp_path / "whole/features")
+    embed(tiny_trunk, photos, tmp_path / "whole/features")
     whole = content(tmp_path / "whole/features")
     (tmp_path / "again").mkdir()
-    left = states(tmp_path / "again", lambda: embed(model, photos, tmp_path / "again/features"), tmp_path / "states")
+    left = states(
+        tmp_path / "again", lambda: embed(tiny_trunk, photos, tmp_path / "again/features"), tmp_path / "states"
+    )
     assert len(left) >= 25
     unfinished = 0
     for place in left:
@@ -51,15 +47,15 @@ def test_a_killed_job_resumes_to_the_same_bytes(model, photos, tmp_path):
             out = place / "features"
             if (out / "_job/job.json").exists():
                 unfinished += not tlkit.embedding_status(out).complete
-            assert embed(model, photos, out).complete
+            assert embed(tiny_trunk, photos, out).complete
             assert content(out) == whole
         shutil.rmtree(place)
     assert unfinished >= 10
 
 
-def test_tasks_at_once_share_one_job(tiny_run, model, photos, tmp_path):
+def test_tasks_at_once_share_one_job(tiny_run, tiny_trunk, photos, tmp_path):
     """Three tasks begin together, two of them the same: one of these is refused, or all agree."""
-    embed(model, photos, tmp_path / "whole")
+    embed(tiny_trunk, photos, tmp_path / "whole")
     out = tmp_path / "features"
 
     def task(number):

@@ -22,6 +22,7 @@ from tests.kit import tiny
 from tests.kit.forks import Finished, Forks
 
 if TYPE_CHECKING:
+    from tlkit.runtime.model import Model
     from tlkit.training.config import TrainingConfig
 
 # A machine may be slow; that is no reason to fail.
@@ -215,6 +216,15 @@ def tiny_run(pictures: Path, tiny_config: TrainingConfig, tmp_path_factory: pyte
     train(pictures, run, tiny_config)
     exported(run, tiny_config.backbone, tiny_config.head)
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_trunk(tiny_run: Path) -> Iterator[Model]:
+    """The trunk of `tiny_run`, opened to embed with."""
+    from tlkit.runtime.model import Model
+
+    with Model.open(tiny_run, graph="trunk") as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def test_npy_and_its_table(model, pictures, files, tmp_path):
     ("given", "written"),
     [
         (["/data/jane/photos"], {"/data/jane/photos/cats/1.png": "photos/cats/1.png"}),
-        (["/data/jane/work/../photos/"], {"/data/jane/work/../photos/1.png": "photos/1.png"}),
+        (["/data/jane/trip/../photos/"], {"/data/jane/trip/../photos/1.png": "photos/1.png"}),
         (["/data/jane/a.png"], {"/data/jane/a.png": "a.png"}),
         (
             ["/data/jane/x/1.png", "/data/jane/y/1.png"],

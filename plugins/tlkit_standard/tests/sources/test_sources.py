@@ -18,15 +18,8 @@ import tlkit
 from tests.kit.tiny import write_images
 from tlkit import resolve
 from tlkit.errors import DataError, UsageError
-from tlkit.runtime.model import Model
 
 BY_NAME = {source.name: source for source in SOURCES}
-
-
-@pytest.fixture(scope="module")
-def model(tiny_run):
-    with Model.open(tiny_run, graph="trunk") as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +47,16 @@ def keys(out):
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_each_gives_the_same_features(name, model, images, tmp_path):
+def test_each_gives_the_same_features(name, tiny_trunk, images, tmp_path):
     place = BY_NAME[name].example(tmp_path / "place", images)
-    found = embedded(model, place, tmp_path / "features")
+    found = embedded(tiny_trunk, place, tmp_path / "features")
     assert (found.rows, found.rejects) == (3, 0)
     features = parquet.read_table(tmp_path / "features")["features"].to_pylist()
-    expected = model.embed([images[key] for key in sorted(images)])
+    expected = tiny_trunk.embed([images[key] for key in sorted(images)])
     assert features == [pytest.approx(row, abs=1e-6) for row in expected.tolist()]
 
 
-def test_planted_faults_in_a_tar(model, images, tmp_path):
+def test_planted_faults_in_a_tar(tiny_trunk, images, tmp_path):
     content = images["dark.png"]
     big = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(big, "PNG")
@@ -82,7 +75,7 @@ def test_planted_faults_in_a_tar(model, images, tmp_path):
     with tarfile.open(place, "a") as archive:
         double = tarfile.TarInfo("0001.png")
         archive.addfile(double, io.BytesIO(b""))
-    found = embedded(model, place, tmp_path / "features")
+    found = embedded(tiny_trunk, place, tmp_path / "features")
     reasons = {key: reason.partition(":")[0] for key, reason in found.rejected.items()}
     assert keys(tmp_path / "features") == ["0001.png", "0006.png"]
     assert reasons.pop("0005.png").startswith("30000 x 30000 pixels take ")
@@ -95,38 +88,38 @@ def test_planted_faults_in_a_tar(model, images, tmp_path):
     assert [record.label for record in BY_NAME["tar-archive"].records(str(place))][:2] == ["3", None]
 
 
-def test_a_tar_that_is_cut_loses_its_last_file(model, images, tmp_path):
+def test_a_tar_that_is_cut_loses_its_last_file(tiny_trunk, images, tmp_path):
     place = tar(tmp_path / "cut.tar", images)
     with tarfile.open(place) as archive:
         last = archive.getmembers()[-1]
     os.truncate(place, last.offset_data + last.size // 2)
-    found = embedded(model, place, tmp_path / "features")
+    found = embedded(tiny_trunk, place, tmp_path / "features")
     assert found.rejected == {last.name: "its archive is cut"}
     assert found.rows == 2
     place.write_bytes(b"no archive" * 100)
     with pytest.raises(DataError, match=r"cut.tar: not a tar archive that can be read"):
-        embedded(model, place, tmp_path / "other")
+        embedded(tiny_trunk, place, tmp_path / "other")
     (tmp_path / "a.tar.gz").touch()
     with pytest.raises(DataError, match=r"decompress it to \.tar"):
-        embedded(model, tmp_path / "a.tar.gz", tmp_path / "other")
+        embedded(tiny_trunk, tmp_path / "a.tar.gz", tmp_path / "other")
 
 
-def test_many_archives_by_a_pattern(model, images, tmp_path, monkeypatch):
+def test_many_archives_by_a_pattern(tiny_trunk, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in range(3):
         tar(f"{number:04}.tar", images)
-    assert embedded(model, "{0000..0002}.tar", tmp_path / "ranges").rows == 9
-    assert embedded(model, "*.tar", tmp_path / "wild").rows == 9
+    assert embedded(tiny_trunk, "{0000..0002}.tar", tmp_path / "ranges").rows == 9
+    assert embedded(tiny_trunk, "*.tar", tmp_path / "wild").rows == 9
     assert (
         keys(tmp_path / "wild")
         == keys(tmp_path / "ranges")
         == [f"{n:04}.tar/{key}" for n in range(3) for key in images]
     )
     with pytest.raises(DataError, match="nothing has a name like this"):
-        embedded(model, "*.zip", tmp_path / "none")
+        embedded(tiny_trunk, "*.zip", tmp_path / "none")
 
 
-def test_a_damaged_file_in_a_zip(model, images, tmp_path):
+def test_a_damaged_file_in_a_zip(tiny_trunk, images, tmp_path):
     place = tmp_path / "images.zip"
     with zipfile.ZipFile(place, "w") as archive:
         for name, content in images.items():
@@ -135,12 +128,12 @@ def test_a_damaged_file_in_a_zip(model, images, tmp_path):
     content, first = place.read_bytes(), next(iter(images.values()))
     middle = content.index(first) + len(first) // 2
     place.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    found = embedded(model, place, tmp_path / "features")
+    found = embedded(tiny_trunk, place, tmp_path / "features")
     assert found.rejected == {min(images): "damaged: its checksum is wrong"}
     assert (found.rows, found.skipped) == (2, {".txt": 1})
 
 
-def test_columns_of_images(model, images, tmp_path):
+def test_columns_of_images(tiny_trunk, images, tmp_path):
     contents = [*images.values()]
     table = pa.table(
         {"photo": pa.array([*contents, None, b"no image"] * 30, pa.binary()), "class": [0, 1, 2, 0, 1] * 30}
@@ -148,7 +141,7 @@ def test_columns_of_images(model, images, tmp_path):
     features = {"info": {"features": {"class": {"names": ["a", "b", "c"]}}}}
     table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
     parquet.write_table(table, tmp_path / "images.parquet", row_group_size=100)
-    found = embedded(model, tmp_path / "images.parquet", tmp_path / "features", column="photo")
+    found = embedded(tiny_trunk, tmp_path / "images.parquet", tmp_path / "features", column="photo")
     assert (found.rows, found.rejects) == (90, 60)
     assert set(found.rejected.values()) == {"its row has no image", "is not an image (JPEG, PNG, WEBP, BMP, GIF, TIFF)"}
     labeled = resolve.find_places(
@@ -157,30 +150,30 @@ def test_columns_of_images(model, images, tmp_path):
     (opened,) = resolve.open_places(labeled)
     assert [record.label for record in opened.source.records(opened.place)][:3] == ["a", "b", "c"]
     with pytest.raises(DataError, match="no source reads it; installed: image-column, image-folder, image-table, tar"):
-        embedded(model, tmp_path / "images.parquet", tmp_path / "other")
+        embedded(tiny_trunk, tmp_path / "images.parquet", tmp_path / "other")
     with pytest.raises(UsageError, match=r"option source\.colum"):
-        embedded(model, tmp_path / "images.parquet", tmp_path / "other", colum="photo")
+        embedded(tiny_trunk, tmp_path / "images.parquet", tmp_path / "other", colum="photo")
 
 
-def test_a_table_with_a_missing_file(model, images, tmp_path):
+def test_a_table_with_a_missing_file(tiny_trunk, images, tmp_path):
     for name, content in images.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{name},x\n" for name in [*images, "gone.png"]))
-    found = embedded(model, tmp_path / "list.csv", tmp_path / "features")
+    found = embedded(tiny_trunk, tmp_path / "list.csv", tmp_path / "features")
     assert (found.rows, found.rejected) == (3, {"gone.png": "no such file"})
 
 
-def test_addresses(model, images, tmp_path):
+def test_addresses(tiny_trunk, images, tmp_path):
     memory = pytest.importorskip("fsspec").filesystem("memory")
     for name, content in images.items():
         memory.pipe_file(f"/photos/inner/{name}", content)
     memory.pipe_file("/images.tar", tar(tmp_path / "images.tar", images).read_bytes())
     try:
-        found = embedded(model, "memory://photos", tmp_path / "features")
+        found = embedded(tiny_trunk, "memory://photos", tmp_path / "features")
         assert keys(tmp_path / "features") == [f"inner/{name}" for name in sorted(images)]
-        assert embedded(model, "memory://images.tar", tmp_path / "tar").rows == found.rows == 3
+        assert embedded(tiny_trunk, "memory://images.tar", tmp_path / "tar").rows == found.rows == 3
     finally:
         memory.rm("/photos", recursive=True)
         memory.rm("/images.tar")
     with pytest.raises(DataError, match="memory://nowhere"):
-        embedded(model, "memory://nowhere", tmp_path / "none")
+        embedded(tiny_trunk, "memory://nowhere", tmp_path / "none")
