@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tlkit.exporting.run import ExportReport
     from tlkit.exporting.shared_trunk import SharedTrunk
     from tlkit.exporting.triton import TritonRepository
-    from tlkit.inspection import Inspection
     from tlkit.plugin.contract import OptimizationProfile, Progress
     from tlkit.plugin.loading import RegisteredComponent
     from tlkit.runtime.embedding import EmbeddingResult
@@ -72,6 +71,7 @@ def train(
     backbone: str | None = None,
     strategy: str | None = None,
     head: str | None = None,
+    detector: str | None = None,
     options: Mapping[str, object] | None = None,
     cut: str | None = None,
     size: int | None = None,
@@ -100,7 +100,8 @@ def train(
     Without a `strategy`, or with "auto", the dataset is advised on first, and a `head` or `cut` that is named stays.
     `options` sets options of the components by `kind.option`: `{"head.pca": 128}`. `size` is the side of the input in
     pixels, `budget` seconds for trials of "auto", `golden` the number of images that are copied. Images in whose names
-    the regular expression `group` finds the same stay together. Weights of another `license` are refused.
+    the regular expression `group` finds the same stay together. Weights of another `license` are refused. `detector`
+    tells unknown images; None: the installed one that does so best.
     """
     automatic = strategy in (None, resolve.AUTO)
     if budget is not None and not automatic:
@@ -116,6 +117,7 @@ def train(
     config |= {"size": size, "cut": cut, "golden_strip": golden_strip, "refit": refit, "views": views, "cache": cache}
     on = DeviceOptions(device, precision, compile, tf32)
     how = RunOptions(on, resume, resolve.optional_path(tensorboard), warn=resolve.warn, strict=strict)
+    config["detectors"] = resolve.detectors(detector)
     source, out = local_path(source), local_path(out)
     with resolve.claimed_to_train(out), shown(progress) as bars:
         if automatic:
@@ -328,13 +330,6 @@ def benchmark(
 def list_components(kind: str | None = None, pattern: str = "*") -> list[RegisteredComponent]:
     """Return the components that plugins provide: those of one kind, or all, whose name matches a shell pattern."""
     return resolve.components(kind, pattern)
-
-
-def inspect(path: StrPath) -> Inspection:
-    """Return what a bundle, checked as a whole, or an exported graph of any target says of itself."""
-    from tlkit.inspection import inspect
-
-    return inspect(local_path(path), resolve.opener(CPU, allow_cpu=False, trust=False))
 
 
 def diagnose() -> Diagnosis:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tlkit.data.dataset import FoundImages
     from tlkit.model.bundle import Bundle
     from tlkit.plugin.contract import Backbone, Head, Target
+    from tlkit.plugin.detection import Detector
     from tlkit.plugin.loading import RegisteredComponent
     from tlkit.plugin.registry import Host
     from tlkit.runtime.engine import Opener
@@ -101,7 +102,13 @@ def _made_with(bundle: Bundle) -> tuple[Backbone, Head]:
         load_plugins().require(kind, made.name, made.distribution, made.version, made.options)
         for kind, made in (("backbone", bundle.record.backbone), ("head", bundle.record.head))
     )
-    return backbone, head
+    if not (made := bundle.record.novelty):
+        return backbone, head
+    from tlkit.model.novelty import DetectingHead
+
+    plugin = [str(made[key]) for key in ("name", "distribution", "version")]
+    detector = load_plugins().require("detector", plugin[0], plugin[1], plugin[2], made["options"])
+    return backbone, DetectingHead(head, detector)
 
 
 def advice_request(
@@ -113,6 +120,7 @@ def advice_request(
     seed: int,
     head: Head | None = None,
     cut: str | None = None,
+    detectors: Mapping[Detector, tuple[str, str]] | None = None,
     **options: Any,
 ) -> AdviceRequest:
     """Return the request for advice: every strategy that plugins provide, and every head or the one that is named."""
@@ -121,7 +129,9 @@ def advice_request(
     plugins = load_plugins()
     heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
     strategies = [plugins.get("strategy", name) for name in plugins.names("strategy")]
-    return AdviceRequest(backbones, heads, strategies, plugins.origin, val, group, max_bad, seed, cut, options)
+    return AdviceRequest(
+        backbones, heads, strategies, plugins.origin, val, group, max_bad, seed, cut, options, detectors=detectors or {}
+    )
 
 
 def configured(named: Mapping[str, str], options: Mapping[str, object] | None) -> dict[str, Any]:
@@ -154,6 +164,13 @@ def components_to_train(
         if kind in named and named[kind] is None:
             raise UsageError(f"option {key}: {AUTO} decides on the {kind}", do=f"name the {kind}, or leave it out")
     return configured({kind: name for kind, name in named.items() if name is not None}, options)
+
+
+def detectors(name: str | None) -> dict[Detector, tuple[str, str]]:
+    """Return the detectors to choose from, with distribution and version of the plugin: all, or the one named."""
+    plugins = load_plugins()
+    names = plugins.names("detector") if name is None else [name]
+    return {found: plugins.origin(found) for found in (plugins.get("detector", each) for each in names)}
 
 
 def check_license(backbone: Backbone, accepted: Sequence[str]) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pytest
+from tlkit_standard.detectors import DETECTORS
 from tlkit_standard.strategies import STRATEGIES
 from tlkit_standard.targets import TARGETS
 
-from tests.conformance.broken import backbones, heads, strategies, targets
+from tests.conformance.broken import backbones, detectors, heads, strategies, targets
 from tests.kit.tiny import Line, Tiny
 from tlkit.conformance import CheckFailed, checks, run
 from tlkit.plugin.kinds import KINDS
 
-GOOD = {"backbone": Tiny(), "head": Line(), "strategy": STRATEGIES[0], "target": TARGETS[0]}
+GOOD = {"backbone": Tiny(), "head": Line(), "detector": DETECTORS[0], "strategy": STRATEGIES[0], "target": TARGETS[0]}
 BROKEN = {
     "backbone": backbones.BROKEN,
     "head": heads.BROKEN,
+    "detector": detectors.BROKEN,
     "strategy": strategies.BROKEN,
     "target": targets.BROKEN,
 }

@@ -18,12 +18,15 @@ from tlkit.data.preprocessing import load
 from tlkit.data.scan import FileCounts
 from tlkit.data.stripping import without_metadata
 from tlkit.errors import DataError
+from tlkit.evaluation import conformal
 from tlkit.evaluation.metrics import Metrics, score
 from tlkit.model import bundle as bundles
 from tlkit.model import trunk as trunks
 from tlkit.model.modules import head_outputs
+from tlkit.model.novelty import head_tensors
 from tlkit.model.reference_images import remember
 from tlkit.plugin.contract import FEATURES, Backbone, Head, Preprocessing, Strategy
+from tlkit.plugin.detection import NOVELTY
 from tlkit.plugin.licenses import described_license, license_class
 from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features
@@ -31,6 +34,7 @@ from tlkit.training.config import Plan, TrainingConfig
 from tlkit.training.freezing import provenance
 from tlkit.training.heads import probabilities
 from tlkit.training.history import draw_curves
+from tlkit.training.novelty import with_novelty
 from tlkit.training.trainer import FitResult
 from tlkit.util.text import counted, listed, table
 
@@ -160,13 +164,19 @@ def write_bundle(
 
     `settings` are those of the fine-tuning. The folder of the images is remembered on this machine, not in the bundle.
     """
-    _, val = plan.examples(features)
+    train, val = plan.examples(features)
+    report = plan.config.head.report(head)
+    head, novelty = with_novelty(plan.config, head, train, val)
     predicted = probabilities(head, val.features, plan.config.head.activation)
     metrics = score(predicted, val.labels)
     rows = _golden_rows(plan, features)
     golden = [_golden(plan, number, row) for number, row in enumerate(rows)]
+    scores = (*plan.config.head.scores, *([NOVELTY] if novelty else []))
     record = replace(
-        _record(plan, features, plan.config.head.report(head)),
+        _record(plan, features, report),
+        novelty=novelty,
+        coverage=_coverage(plan, predicted, val.labels),
+        scores=scores,
         metrics={"val": metrics.to_json()},
         golden=tuple(image for image, _ in golden),
         provenance=provenance(plan.trunk.names, plan.phases, fitted.changed),
@@ -177,10 +187,10 @@ def write_bundle(
         plan.out,
         record,
         trunk=trunks.tensors(plan.trunk),
-        head=trunks.tensors(head),
+        head=head_tensors(head),
         history=fitted.history,
         golden=[content for _, content in golden],
-        expected={FEATURES: expected, **head_outputs(head, expected, plan.config.head.scores)},
+        expected={FEATURES: expected, **head_outputs(head, expected, scores)},
         trained_on=_hashes(plan, features),
     )
     remember(digest, plan.source)
@@ -221,7 +231,6 @@ def _record(plan: Plan, features: Features, head_report: Mapping[str, Any]) -> b
         stages=plan.trunk.names,
         width=features.array.shape[1],
         head=_component(config, config.head, head_report),
-        scores=tuple(config.head.scores),
         activation=config.head.activation,
         strategy=_component(config, config.strategy, config.advice),
         phases=tuple(asdict(phase) for phase in plan.phases),
@@ -238,6 +247,14 @@ def _record(plan: Plan, features: Features, head_report: Mapping[str, Any]) -> b
         metrics={},
         golden=(),
     )
+
+
+def _coverage(plan: Plan, probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the thresholds of sets of labels by the validation images, and the coverage that they achieve there."""
+    if plan.config.head.activation != "softmax":
+        return {}
+    achieved = [asdict(each) for each in conformal.cross_validated(probabilities, labels, plan.config.seed)]
+    return {"thresholds": conformal.fit(probabilities, labels).to_json(), "achieved": achieved}
 
 
 def _component(
