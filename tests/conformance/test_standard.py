@@ -28,7 +28,7 @@ def failures(results):
 
 def test_there_are_components_of_every_kind():
     kinds = [registered.kind for registered in COMPONENTS]
-    assert {kind: kinds.count(kind) for kind in kinds}.keys() == {"backbone", "head", "strategy", "target"}
+    assert {kind: kinds.count(kind) for kind in kinds}.keys() == {"backbone", "head", "detector", "strategy", "target"}
     assert len(COMPONENTS) >= 12
 
 
