@@ -102,6 +102,13 @@ def restores(subject: DetectorSubject) -> None:
     expect(error <= SAME, f"restored, it differs by {error:.2g}", do="keep all that decides in the state or in options")
 
 
+def finite_far_away(subject: DetectorSubject) -> None:
+    """Scores are finite for features of zeros, and for those a thousand times as large."""
+    rows = np.concatenate([np.zeros((1, WIDTH), np.float32), 1000 * subject.others.features])
+    good = bool(np.isfinite(_scores(subject.module, rows)).all())
+    expect(good, "it is not finite for zeros or for large features", do="keep what is divided by away from zero")
+
+
 def rows_are_independent(subject: DetectorSubject) -> None:
     """The score of a row does not depend on the rows beside it."""
     alone = np.concatenate([_scores(subject.module, row[None]) for row in subject.others.features[:5]])

@@ -77,6 +77,12 @@ class Forgetful(Center):
         return Distance(torch.zeros_like(tensors["mean"]), self.after)
 
 
+@breaks("finite-far-away", "it is not finite for zeros or for large features")
+class Dividing(Center):
+    def after(self, scores, features):
+        return scores / features.sum(1).clamp_max(1.0)
+
+
 @breaks("rows-are-independent", "alone, a row's score differs by")
 class Batchwise(Center):
     def after(self, scores, features):
