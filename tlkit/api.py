@@ -106,7 +106,8 @@ def train(
     automatic = strategy in (None, resolve.AUTO)
     if budget is not None and not automatic:
         raise UsageError("a budget is for trial runs", do=f"use strategy {resolve.AUTO}, or leave the budget out")
-    components = resolve.components_to_train(backbone, None if automatic else strategy, head, options or {})
+    detectors, options = resolve.detectors(detector, options or {})
+    components = resolve.components_to_train(backbone, None if automatic else strategy, head, options)
     resolve.check_license(components["backbone"], resolve.several(license))
     from tlkit.advice.auto import train_auto
     from tlkit.training.config import RunOptions, TrainingConfig
@@ -114,10 +115,10 @@ def train(
     from tlkit.training.run import train as run
 
     config: dict[str, Any] = {"val": val, "group": group, "max_bad": max_bad, "golden": golden, "seed": seed}
+    config["detectors"] = detectors
     config |= {"size": size, "cut": cut, "golden_strip": golden_strip, "refit": refit, "views": views, "cache": cache}
     on = DeviceOptions(device, precision, compile, tf32)
     how = RunOptions(on, resume, resolve.optional_path(tensorboard), warn=resolve.warn, strict=strict)
-    config["detectors"] = resolve.detectors(detector)
     source, out = local_path(source), local_path(out)
     with resolve.claimed_to_train(out), shown(progress) as bars:
         if automatic:

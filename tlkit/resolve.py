@@ -166,11 +166,18 @@ def components_to_train(
     return configured({kind: name for kind, name in named.items() if name is not None}, options)
 
 
-def detectors(name: str | None) -> dict[Detector, tuple[str, str]]:
-    """Return the detectors to choose from, with distribution and version of the plugin: all, or the one named."""
-    plugins = load_plugins()
-    names = plugins.names("detector") if name is None else [name]
-    return {found: plugins.origin(found) for found in (plugins.get("detector", each) for each in names)}
+def detectors(
+    name: str | None, options: Mapping[str, object]
+) -> tuple[dict[Detector, tuple[str, str]], dict[str, object]]:
+    """Return the detectors to choose from with their plugins, all or the one named, and the options of the others."""
+    plugins, own = load_plugins(), {key: value for key, value in options.items() if key.startswith("detector.")}
+    if own and name is None:
+        raise UsageError(f"option {next(iter(own))}: a detector is chosen", do="name the detector, or leave it out")
+    found = [plugins.get("detector", each) for each in plugins.names("detector")]
+    if name is not None:
+        found = [configured({"detector": name}, own)["detector"]]
+    rest = {key: value for key, value in options.items() if key not in own}
+    return {each: plugins.origin(each) for each in found}, rest
 
 
 def check_license(backbone: Backbone, accepted: Sequence[str]) -> None:
