@@ -17,8 +17,7 @@ SMALLEST_NORM = 1e-6
 
 def normalized(features: Tensor) -> Tensor:
     """Return each row at norm 1; one of zeros stays."""
-    scaled: Tensor = features / features.norm(dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
-    return scaled
+    return features / (features * features).sum(1, keepdim=True).sqrt().clamp_min(SMALLEST_NORM)
 
 
 def _rows(features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -83,8 +82,8 @@ class Outside(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         rows = normalized(features) - self.mean
-        outside: Tensor = (rows - rows @ self.basis.T @ self.basis).norm(dim=1)
-        return outside
+        outside = rows - rows @ self.basis.T @ self.basis
+        return (outside * outside).sum(1).sqrt()
 
 
 class LogitEnergy(nn.Module):
