@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from _bench import DATA, SETS, SETTINGS, Bar, Report, existing, parsed, parser, workspace
-from advising.sets import Set, backbone, load, seen
+from _bench import DATA, SETS, SETTINGS, SIZES, Bar, Report, existing, parsed, parser, workspace
+from advising.sets import Set, backbone, load, quiet
 from tlkit_standard.detectors import DETECTORS
 from tlkit_standard.heads import HEADS
 
 from tlkit.evaluation import conformal
+from tlkit.graph import trace
+from tlkit.model import trunk as trunks
 from tlkit.model.modules import head_logits
-from tlkit.model.novelty import raw_scores
+from tlkit.model.novelty import MAX_KEPT, choose, evenly, raw_scores
+from tlkit.model.reference_images import spread
+from tlkit.runtime.features import extract
 from tlkit.training.inputs import Examples
-from tlkit.training.novelty import MAX_KEPT, choose, evenly
 from tlkit.util.statistics import roc_area, softmax
 
 SOFTMAX, CHOSEN = "maximum softmax", "chosen"
@@ -32,16 +35,41 @@ ORIGIN = ("tlkit", "")
 def main() -> int:
     options = parser(__doc__, repeat=1)
     options.add_argument("--data", type=Path, default=DATA, help="folder of the four sets")
+    options.add_argument("--most", type=int, default=1500, help="images of a set")
     args = parsed(options)
+    sets = [few(load(existing(args.data, "--data"), name), args.most) for name in SETS]
     with workspace():
-        features = {name: of(load(existing(args.data, "--data"), name)) for name in SETS}
+        features = {data.name: seen(data, [each for each in sets if each is not data]) for data in sets}
         return max(unknown(features), coverage(features))
 
 
-def of(data: Set) -> tuple[Set, np.ndarray]:
-    """A set and the deepest features of its images."""
+def few(data: Set, most: int) -> Set:
+    """A set with up to so many images, a third of them to test on, the same number of each class."""
+    parts = [(data.pool, most - most // 3), (data.test, most // 3)]
+    rows = [part[evenly(data.labels[part], count, 0)] for part, count in parts]
+    kept, learn = np.concatenate(rows), len(rows[0])
+    files = [data.files[row] for row in kept]
+    return Set(data.name, files, data.labels[kept], data.classes, np.arange(learn), np.arange(learn, len(kept)))
+
+
+class Seen(NamedTuple):
+    """A set with the deepest features of its images, and those of strangers: images of the other sets."""
+
+    data: Set
+    array: np.ndarray
+    strangers: np.ndarray
+
+
+def seen(data: Set, others: list[Set]) -> Seen:
+    """The features at the size of input that suits the set."""
     print(data.name, len(data.files), file=sys.stderr, flush=True)
-    return data, seen(backbone(SETTINGS.backbone), data)[1].stage(-1)
+    component, size = backbone(SETTINGS.backbone), SIZES.get(data.name)
+    trunk = trunks.build(component, preprocessing=None if size is None else trunks.resized(component, size))
+    strangers = [path for other in others for path in spread(list(other.files), STRANGERS // len(others))]
+    found = extract(
+        [*data.files, *strangers], trace.stage_graph(trunk), trunk.preprocessing, trunk.names, trunk.names[-1], quiet
+    ).array
+    return Seen(data, found[: len(data.files)], found[len(data.files) :])
 
 
 def split(data: Set, array: np.ndarray, without: int | None, seed: int) -> tuple[Examples, Examples]:
@@ -54,7 +82,7 @@ def split(data: Set, array: np.ndarray, without: int | None, seed: int) -> tuple
     return train, val
 
 
-def unknown(features: dict[str, tuple[Set, np.ndarray]]) -> int:
+def unknown(features: dict[str, Seen]) -> int:
     report = Report(
         "unknown",
         "Area under the ROC curve (AUROC), and share of known test images above the score that 95 % of the novel ones "
@@ -64,13 +92,11 @@ def unknown(features: dict[str, tuple[Set, np.ndarray]]) -> int:
     )
     names = [SOFTMAX, *(each.name for each in DETECTORS), CHOSEN]
     areas: dict[str, list[float]] = {name: [] for name in names}
-    for name, (data, array) in features.items():
-        others = [found for other, (_, found) in features.items() if other != name]
-        strangers = np.concatenate([found[np.linspace(0, len(found) - 1, STRANGERS).astype(int)] for found in others])
-        few = len(data.classes) < 3  # a head needs two
+    for name, (data, array, strangers) in features.items():
+        alone = len(data.classes) < 3  # a head needs two
         results: dict[str, list[tuple[float, float]]] = {each: [] for each in names}
         chosen = []
-        for label in [None] if few else range(min(MAX_CLASSES, len(data.classes))):
+        for label in [None] if alone else range(min(MAX_CLASSES, len(data.classes))):
             found, best = scored(data, array, label, strangers)
             chosen.append(best)
             for each, pair in found.items():
@@ -119,7 +145,7 @@ def solved(train: Examples) -> Any:
     return HEADS[0].solve(train.features, train.labels, int(train.labels.max()) + 1, 0).eval()
 
 
-def coverage(features: dict[str, tuple[Set, np.ndarray]]) -> int:
+def coverage(features: dict[str, Seen]) -> int:
     report = Report(
         "coverage",
         "Share of test images whose set of labels holds the right one, with thresholds from validation images that "
@@ -127,7 +153,7 @@ def coverage(features: dict[str, tuple[Set, np.ndarray]]) -> int:
         {"head": "logistic", "validation": "a fifth of the images to learn from"},
     )
     outside = 0
-    for name, (data, array) in features.items():
+    for name, (data, array, _) in features.items():
         train, val = split(data, array, None, 0)
         head = solved(train)
         thresholds = conformal.fit(softmax(head_logits(head, val.features)), val.labels)

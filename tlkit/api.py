@@ -100,13 +100,12 @@ def train(
     Without a `strategy`, or with "auto", the dataset is advised on first, and a `head` or `cut` that is named stays.
     `options` sets options of the components by `kind.option`: `{"head.pca": 128}`. `size` is the side of the input in
     pixels, `budget` seconds for trials of "auto", `golden` the number of images that are copied. Images in whose names
-    the regular expression `group` finds the same stay together. Weights of another `license` are refused. `detector`
-    tells unknown images; None: the installed one that does so best.
+    the regular expression `group` finds the same stay together. Weights of another `license` are refused.
     """
     automatic = strategy in (None, resolve.AUTO)
     if budget is not None and not automatic:
         raise UsageError("a budget is for trial runs", do=f"use strategy {resolve.AUTO}, or leave the budget out")
-    detectors, options = resolve.detectors(detector, options or {})
+    found, options = resolve.detectors(detector, options or {})
     components = resolve.components_to_train(backbone, None if automatic else strategy, head, options)
     resolve.check_license(components["backbone"], resolve.several(license))
     from tlkit.advice.auto import train_auto
@@ -114,8 +113,7 @@ def train(
     from tlkit.training.device import DeviceOptions
     from tlkit.training.run import train as run
 
-    config: dict[str, Any] = {"val": val, "group": group, "max_bad": max_bad, "golden": golden, "seed": seed}
-    config["detectors"] = detectors
+    config: dict[str, Any] = {**found, "val": val, "group": group, "max_bad": max_bad, "golden": golden, "seed": seed}
     config |= {"size": size, "cut": cut, "golden_strip": golden_strip, "refit": refit, "views": views, "cache": cache}
     on = DeviceOptions(device, precision, compile, tf32)
     how = RunOptions(on, resume, resolve.optional_path(tensorboard), warn=resolve.warn, strict=strict)
@@ -125,8 +123,7 @@ def train(
             request = resolve.advice_request([components["backbone"]], head=components.get("head"), **config)
             trained, advice = train_auto(source, out, request, how, budget, bars)
             return replace(trained, advice=advice)
-        origins = {kind: resolve.load_plugins().origin(component) for kind, component in components.items()}
-        return run(source, out, TrainingConfig(**components, origins=origins, **config), bars, how)
+        return run(source, out, TrainingConfig(**components, origins=resolve.origins(components), **config), bars, how)
 
 
 def export(

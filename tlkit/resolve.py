@@ -166,10 +166,13 @@ def components_to_train(
     return configured({kind: name for kind, name in named.items() if name is not None}, options)
 
 
-def detectors(
-    name: str | None, options: Mapping[str, object]
-) -> tuple[dict[Detector, tuple[str, str]], dict[str, object]]:
-    """Return the detectors to choose from with their plugins, all or the one named, and the options of the others."""
+def origins(components: Mapping[str, Component]) -> dict[str, tuple[str, str]]:
+    """Return distribution and version of the plugin of each component, by kind."""
+    return {kind: load_plugins().origin(component) for kind, component in components.items()}
+
+
+def detectors(name: str | None, options: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, object]]:
+    """Return the detectors to choose from, all or the one named, as a training takes them, and the other options."""
     plugins, own = load_plugins(), {key: value for key, value in options.items() if key.startswith("detector.")}
     if own and name is None:
         raise UsageError(f"option {next(iter(own))}: a detector is chosen", do="name the detector, or leave it out")
@@ -177,7 +180,7 @@ def detectors(
     if name is not None:
         found = [configured({"detector": name}, own)["detector"]]
     rest = {key: value for key, value in options.items() if key not in own}
-    return {each: plugins.origin(each) for each in found}, rest
+    return {"detectors": {each: plugins.origin(each) for each in found}}, rest
 
 
 def check_license(backbone: Backbone, accepted: Sequence[str]) -> None:

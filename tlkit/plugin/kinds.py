@@ -60,7 +60,7 @@ KINDS: dict[str, Kind] = {
         Kind(
             Detector,
             "scores of images of no known class",
-            ("tlkit.conformance.detector",),
+            ("tlkit.conformance.detector.checks",),
             (f"{_TRAIN} --detector {{name}}", _EXPORT, "tlkit predict run/ a.jpg --unknown"),
             "Put your score into the module that `fit` and `restore` return.",
         ),

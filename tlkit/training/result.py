@@ -23,7 +23,7 @@ from tlkit.evaluation.metrics import Metrics, score
 from tlkit.model import bundle as bundles
 from tlkit.model import trunk as trunks
 from tlkit.model.modules import head_outputs
-from tlkit.model.novelty import head_tensors
+from tlkit.model.novelty import head_tensors, with_novelty
 from tlkit.model.reference_images import remember
 from tlkit.plugin.contract import FEATURES, Backbone, Head, Preprocessing, Strategy
 from tlkit.plugin.detection import NOVELTY
@@ -34,7 +34,6 @@ from tlkit.training.config import Plan, TrainingConfig
 from tlkit.training.freezing import provenance
 from tlkit.training.heads import probabilities
 from tlkit.training.history import draw_curves
-from tlkit.training.novelty import with_novelty
 from tlkit.training.trainer import FitResult
 from tlkit.util.text import counted, listed, table
 
@@ -165,36 +164,24 @@ def write_bundle(
     `settings` are those of the fine-tuning. The folder of the images is remembered on this machine, not in the bundle.
     """
     train, val = plan.examples(features)
-    report = plan.config.head.report(head)
-    head, novelty = with_novelty(plan.config, head, train, val)
+    record = _record(plan, features, plan.config.head.report(head))
+    head, novelty = with_novelty(plan.config.detectors, head, train, val, plan.config.seed)
     predicted = probabilities(head, val.features, plan.config.head.activation)
     metrics = score(predicted, val.labels)
     rows = _golden_rows(plan, features)
     golden = [_golden(plan, number, row) for number, row in enumerate(rows)]
-    scores = (*plan.config.head.scores, *([NOVELTY] if novelty else []))
     record = replace(
-        _record(plan, features, report),
+        record,
         novelty=novelty,
         coverage=_coverage(plan, predicted, val.labels),
-        scores=scores,
+        scores=(*record.scores, *([NOVELTY] if novelty else [])),
         metrics={"val": metrics.to_json()},
         golden=tuple(image for image, _ in golden),
         provenance=provenance(plan.trunk.names, plan.phases, fitted.changed),
         training=settings or {},
     )
-    expected = features.array[rows]
-    digest = bundles.write(
-        plan.out,
-        record,
-        trunk=trunks.tensors(plan.trunk),
-        head=head_tensors(head),
-        history=fitted.history,
-        golden=[content for _, content in golden],
-        expected={FEATURES: expected, **head_outputs(head, expected, scores)},
-        trained_on=_hashes(plan, features),
-    )
-    remember(digest, plan.source)
-    draw_curves(fitted.history, plan.out)
+    contents, known = [content for _, content in golden], _hashes(plan, features)
+    digest = _write(plan, features.array[rows], record, head, fitted.history, contents, known)
     return TrainingResult(
         bundle=plan.out,
         digest=digest,
@@ -220,6 +207,31 @@ def write_bundle(
     )
 
 
+def _write(
+    plan: Plan,
+    expected: NDArray[np.float32],
+    record: bundles.BundleRecord,
+    head: nn.Module,
+    history: Sequence[Mapping[str, Any]],
+    golden: Sequence[bytes],
+    trained_on: Sequence[str],
+) -> str:
+    """Write the bundle, and return its digest; `expected` are the features of the golden images."""
+    digest = bundles.write(
+        plan.out,
+        record,
+        trunk=trunks.tensors(plan.trunk),
+        head=head_tensors(head),
+        history=history,
+        golden=golden,
+        expected={FEATURES: expected, **head_outputs(head, expected, record.scores)},
+        trained_on=trained_on,
+    )
+    remember(digest, plan.source)
+    draw_curves(history, plan.out)
+    return digest
+
+
 def _record(plan: Plan, features: Features, head_report: Mapping[str, Any]) -> bundles.BundleRecord:
     """Return what configuration and data say of the bundle; metrics and golden images are still missing."""
     config, dataset, weights = plan.config, plan.dataset, plan.config.backbone.weights
@@ -231,6 +243,7 @@ def _record(plan: Plan, features: Features, head_report: Mapping[str, Any]) -> b
         stages=plan.trunk.names,
         width=features.array.shape[1],
         head=_component(config, config.head, head_report),
+        scores=tuple(config.head.scores),
         activation=config.head.activation,
         strategy=_component(config, config.strategy, config.advice),
         phases=tuple(asdict(phase) for phase in plan.phases),

@@ -16,10 +16,9 @@ from torch import nn
 from tests.kit.exporting import exported, modules, replayed
 from tests.kit.tiny import resign
 from tlkit.model.bundle import open_bundle
-from tlkit.model.novelty import DetectingHead, raw_scores
+from tlkit.model.novelty import DetectingHead, choose, raw_scores, with_novelty
 from tlkit.runtime.model import Model
 from tlkit.training.inputs import Examples
-from tlkit.training.novelty import choose, with_novelty
 from tlkit.training.run import train
 
 ORIGIN = ("tlkit", "0.1.0")
@@ -148,11 +147,10 @@ def test_with_two_classes_it_says_that_none_can_be_chosen():
 
 
 @pytest.mark.parametrize("detector", DETECTORS, ids=lambda each: each.name)
-def test_each_detector_tells_novel_images_and_keeps_known_ones(detector, tiny_config):
+def test_each_detector_tells_novel_images_and_keeps_known_ones(detector):
     train, _ = clusters(200, 4)
     val, novel = clusters(100, 4, seed=5)
-    config = replace(tiny_config, detectors={detector: ORIGIN})
-    wrapped, facts = with_novelty(config, linear(train, 4), train, val)
+    wrapped, facts = with_novelty({detector: ORIGIN}, linear(train, 4), train, val, 0)
     known = raw_scores(Scores(wrapped), val.features)
     assert np.mean(known <= 1) == pytest.approx(0.95, abs=0.011)
     assert np.median(known) == pytest.approx(0, abs=1e-3)
