@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tlkit.advice.run import AdviceRequest
     from tlkit.data.dataset import FoundImages
     from tlkit.model.bundle import Bundle
-    from tlkit.plugin.contract import Backbone, Head, Target
+    from tlkit.plugin.contract import Backbone, Component, Head, Target
     from tlkit.plugin.detection import Detector
     from tlkit.plugin.loading import RegisteredComponent
     from tlkit.plugin.registry import Host
