@@ -41,7 +41,7 @@ class Rows(Protocol):
 
 
 class NovelHead(nn.Module):
-    """A head whose scores end with `(detector(features) - middle) / scale`.
+    """A head whose scores end with `(detector(features) - middle) / scale`; `scored` says that it has some of its own.
 
     A detector may hold the head.
     """
@@ -49,9 +49,11 @@ class NovelHead(nn.Module):
     middle: Tensor
     scale: Tensor
 
-    def __init__(self, head: nn.Module, detector: nn.Module, middle: float = 0.0, scale: float = 1.0) -> None:
+    def __init__(
+        self, head: nn.Module, detector: nn.Module, middle: float = 0.0, scale: float = 1.0, *, scored: bool = False
+    ) -> None:
         super().__init__()
-        self.head, self.detector = head, detector
+        self.head, self.detector, self.scored = head, detector, scored
         self.register_buffer("middle", torch.tensor(middle))
         self.register_buffer("scale", torch.tensor(scale))
 
@@ -61,7 +63,7 @@ class NovelHead(nn.Module):
 
     def scores(self, features: Tensor) -> tuple[Tensor, ...]:
         """Return the scores `(N,)` of the head, and the novelty."""
-        own = self.head.scores(features) if hasattr(self.head, "scores") else ()  # type: ignore[operator]
+        own = self.head.scores(features) if self.scored else ()  # type: ignore[operator]
         return (*own, (self.detector(features) - self.middle) / self.scale)
 
 
@@ -83,7 +85,7 @@ class DetectingHead(Head):
             return None
         # Scaled on other images than it is fitted on: every training image is its own nearest neighbor.
         fitted = self.detector.fit(features[::2], labels[::2], solved.eval(), seed)
-        return scaled(solved, fitted, features[1::2])
+        return scaled(solved, fitted, features[1::2], scored=bool(self.head.scores))
 
     def restore(self, width: int, classes: int, tensors: Mapping[str, Any]) -> nn.Module:
         if MIDDLE not in tensors or SCALE not in tensors:
@@ -91,7 +93,8 @@ class DetectingHead(Head):
         own = {name: tensor for name, tensor in tensors.items() if not name.startswith("novelty.")}
         rest = {name.removeprefix(DETECTOR): tensor for name, tensor in tensors.items() if name.startswith(DETECTOR)}
         head = self.head.restore(width, classes, own).eval()
-        return NovelHead(head, self.detector.restore(rest, head), float(tensors[MIDDLE]), float(tensors[SCALE])).eval()
+        middle, scale, scored = float(tensors[MIDDLE]), float(tensors[SCALE]), bool(self.head.scores)
+        return NovelHead(head, self.detector.restore(rest, head), middle, scale, scored=scored).eval()
 
 
 def head_tensors(head: nn.Module) -> dict[str, NDArray[np.generic]]:
@@ -104,14 +107,17 @@ def head_tensors(head: nn.Module) -> dict[str, NDArray[np.generic]]:
     return {**tensors(head.head), **beside, MIDDLE: head.middle.numpy().copy(), SCALE: head.scale.numpy().copy()}
 
 
-def scaled(head: nn.Module, detector: nn.Module, known: NDArray[np.float32], kept: float = 0.95) -> NovelHead:
+def scaled(
+    head: nn.Module, detector: nn.Module, known: NDArray[np.float32], kept: float = KEPT, *, scored: bool = False
+) -> NovelHead:
     """Return a head with a detector whose score is 0 for the median of images `(N, width)` of known classes.
 
     The score is 1 where the share `kept` of them lies below.
     """
     values = raw_scores(detector, known)
     middle, threshold = np.quantile(values, [0.5, kept])
-    return NovelHead(head, detector.eval(), float(middle), max(float(threshold - middle), 1e-6)).eval()
+    scale = max(float(threshold - middle), 1e-6)
+    return NovelHead(head, detector.eval(), float(middle), scale, scored=scored).eval()
 
 
 def raw_scores(detector: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -133,7 +139,13 @@ class WithoutClass(nn.Module):
 
 
 def with_novelty(
-    detectors: Mapping[Detector, tuple[str, str]], head: nn.Module, train: Rows, held_out: Rows, seed: int
+    detectors: Mapping[Detector, tuple[str, str]],
+    head: nn.Module,
+    train: Rows,
+    held_out: Rows,
+    seed: int,
+    *,
+    scored: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return the head with the chosen detector beside it, and what the bundle says of it; without detectors nothing.
 
@@ -145,7 +157,7 @@ def with_novelty(
     detector, report = choose(detectors, head, train, seed)
     rows = evenly(train.labels, MAX_KEPT, seed)
     fitted = detector.fit(train.features[rows], train.labels[rows], head, seed)
-    novel = scaled(head, fitted, held_out.features, KEPT)
+    novel = scaled(head, fitted, held_out.features, scored=scored)
     distribution, version = detectors[detector]
     facts = {
         "name": detector.name,

@@ -165,7 +165,8 @@ def write_bundle(
     """
     train, val = plan.examples(features)
     record = _record(plan, features, plan.config.head.report(head))
-    head, novelty = with_novelty(plan.config.detectors, head, train, val, plan.config.seed)
+    config = plan.config
+    head, novelty = with_novelty(config.detectors, head, train, val, config.seed, scored=bool(config.head.scores))
     predicted = probabilities(head, val.features, plan.config.head.activation)
     metrics = score(predicted, val.labels)
     rows = _golden_rows(plan, features)
