@@ -14,7 +14,7 @@ from tlkit_standard.detectors import DETECTORS, Energy, NearestNeighbor, Neighbo
 from torch import nn
 
 from tests.kit.exporting import exported, modules, replayed
-from tests.kit.tiny import resign
+from tests.kit.tiny import Scored, resign
 from tlkit.model.bundle import open_bundle
 from tlkit.model.novelty import DetectingHead, choose, raw_scores, with_novelty
 from tlkit.runtime.model import Model
@@ -165,3 +165,16 @@ class Scores(nn.Module):
 
     def forward(self, features):
         return self.inner.scores(features)[-1]
+
+
+def test_the_scores_of_the_head_come_first():
+    import torch
+
+    train, _ = clusters(60, 3)
+    head = Scored().module(16, 3).eval()
+    wrapped, _ = with_novelty({Energy(): ORIGIN}, head, train, train, 0, scored=True)
+    rows = torch.from_numpy(train.features[:4])
+    energy, margin, novelty = wrapped.scores(rows)
+    assert torch.equal(energy, head.scores(rows)[0])
+    assert torch.equal(margin, head.scores(rows)[1])
+    assert torch.allclose(novelty * wrapped.scale + wrapped.middle, energy)
