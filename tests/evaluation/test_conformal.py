@@ -21,8 +21,10 @@ def drawn(count, seed, classes=4, hard=0):
 
 def test_the_coverage_on_new_images_is_the_wished_one():
     thresholds = fit(*drawn(4000, 0))
-    for each in achieved(thresholds, *drawn(4000, 1)):
-        assert each.achieved == pytest.approx(each.coverage, abs=0.02)
+    found = achieved(thresholds, *drawn(4000, 1))
+    assert found[-1].achieved == pytest.approx(0.95, abs=0.02)
+    for each in found:  # the most probable label is always in, so that a low coverage is exceeded
+        assert each.achieved >= each.coverage - 0.02
         assert each.interval[0] <= each.achieved <= each.interval[1]
         assert 1 <= each.set_size < 4
 
