@@ -168,7 +168,7 @@ def coverage(features: dict[str, Seen]) -> int:
             report.figures.setdefault(name, {})[f"{each.coverage:.0%}"] = [each.achieved, low, high, each.set_size]
         report.rows.append(row)
     report.notes.append(
-        "A set always has the most probable label: a coverage below the accuracy is exceeded, and the set has one label."
+        "A set always has the most probable label: a coverage below the accuracy is exceeded, with one label."
     )
     report.bars.append(Bar("coverages below their interval", [below], "=", 0, digits=0))
     return report.save()
