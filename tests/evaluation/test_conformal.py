@@ -70,10 +70,13 @@ def test_the_cross_validated_coverage_lies_within_its_binomial_interval():
 
 def test_they_are_stored_as_json_and_refused_if_it_is_none():
     thresholds = fit(*drawn(400, 0))
-    assert Thresholds.from_json(thresholds.to_json()) == thresholds
-    for text in ("{", "[]", '{"levels": [0.9], "pooled": [], "classes": {}}', '{"levels": "x"}'):
+    assert Thresholds.from_json(thresholds.to_json(), 4) == thresholds
+    other = thresholds.to_json().replace('"3": [', '"x": [')
+    for text in ("{", "[]", '{"levels": [0.9], "pooled": [], "classes": {}}', '{"levels": "x"}', other):
         with pytest.raises(ArtifactError, match="metadata of the graph is invalid"):
-            Thresholds.from_json(text)
+            Thresholds.from_json(text, 4)
+    with pytest.raises(ArtifactError, match="names a class that does not exist"):
+        Thresholds.from_json(thresholds.to_json(), 2)
 
 
 @pytest.mark.parametrize("coverage", [0.0, -1, 0.999, 2, float("nan")])

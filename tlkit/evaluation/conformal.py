@@ -41,12 +41,14 @@ class Thresholds:
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str, file: Path | None = None) -> Thresholds:
-        """Return thresholds that a graph stores. Raises ArtifactError if they are invalid."""
+    def from_json(cls, text: str, classes: int, file: Path | None = None) -> Thresholds:
+        """Return thresholds that a graph of so many classes stores. Raises ArtifactError if they are invalid."""
         try:
             found: Thresholds = read_as(cls, parse_json(text), "coverage")
             if {len(each) for each in (found.pooled, *found.classes.values())} != {len(found.levels)}:
                 raise ValueError("coverage has not one threshold for each level")
+            if not {*found.classes} <= {str(number) for number in range(classes)}:
+                raise ValueError("coverage names a class that does not exist")
         except ValueError as error:
             what = f"the metadata of the graph is invalid: {error}"
             raise ArtifactError(what, file=file, do="export it again") from error

@@ -200,7 +200,7 @@ class Model:
         if text is None:
             what = "it has no thresholds of sets of labels"
             raise ArtifactError(what, file=self.file, do="train again with this version of tlkit, and export")
-        return Thresholds.from_json(text, self.file)
+        return Thresholds.from_json(text, len(self.labels), self.file)
 
     def embed(self, images: ImageInput | Iterable[ImageInput]) -> NDArray[np.float32]:
         """Return features `(N, width)`, one row per image. Raises `UnreadableImage` for the first one."""
