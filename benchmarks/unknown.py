@@ -73,7 +73,7 @@ def seen(data: Set, others: list[Set]) -> Seen:
 
 
 def split(data: Set, array: np.ndarray, without: int | None, seed: int) -> tuple[Examples, Examples]:
-    """Images to train on and to validate on, without one class, whose number the others then take up."""
+    """Images to train on and to validate on, without one class, whose number the others then get."""
     rows = data.pool[data.labels[data.pool] != without] if without is not None else data.pool
     _, labels = np.unique(data.labels[rows], return_inverse=True)
     held = np.zeros(len(rows), bool)

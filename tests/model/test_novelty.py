@@ -151,14 +151,14 @@ def test_each_detector_tells_novel_images_and_keeps_known_ones(detector):
     train, _ = clusters(200, 4)
     val, novel = clusters(100, 4, seed=5)
     wrapped, facts = with_novelty({detector: ORIGIN}, linear(train, 4), train, val, 0)
-    known = raw_scores(Scores(wrapped), val.features)
+    known = raw_scores(Novelty(wrapped), val.features)
     assert np.mean(known <= 1) == pytest.approx(0.95, abs=0.011)
     assert np.median(known) == pytest.approx(0, abs=1e-3)
-    assert np.mean(raw_scores(Scores(wrapped), novel) > 1) > 0.3  # of known ones 0.05
+    assert np.mean(raw_scores(Novelty(wrapped), novel) > 1) > 0.3  # of known ones 0.05
     assert facts["name"] == detector.name
 
 
-class Scores(nn.Module):
+class Novelty(nn.Module):
     def __init__(self, head):
         super().__init__()
         self.inner = head

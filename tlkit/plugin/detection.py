@@ -21,7 +21,7 @@ NOVELTY = "novelty"  # output of a graph, float32 (N,): 0 for a typical image, 1
 
 
 class Detector(Component):
-    """Score of how unlike the training images an image is: always a module of core ONNX operators.
+    """Score that is higher for images that differ from those of training: always a module of core ONNX operators.
 
     Its scale is its own: tlkit brings what typical held-out images have to 0, and the threshold to 1.
     """
