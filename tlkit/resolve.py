@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tlkit.embedding.job import Job, Place
     from tlkit.embedding.manifest import Opened, Row
     from tlkit.model.bundle import Bundle
-    from tlkit.plugin.contract import Backbone, Head, Source, Target
+    from tlkit.plugin.contract import Backbone, Component, Head, Source, Target
+    from tlkit.plugin.detection import Detector
     from tlkit.plugin.loading import RegisteredComponent
     from tlkit.plugin.registry import Host
     from tlkit.runtime.engine import Opener
@@ -105,7 +106,13 @@ def _made_with(bundle: Bundle) -> tuple[Backbone, Head]:
         load_plugins().require(kind, made.name, made.distribution, made.version, made.options)
         for kind, made in (("backbone", bundle.record.backbone), ("head", bundle.record.head))
     )
-    return backbone, head
+    if not (made := bundle.record.novelty):
+        return backbone, head
+    from tlkit.model.novelty import DetectingHead
+
+    plugin = [str(made[key]) for key in ("name", "distribution", "version")]
+    detector = load_plugins().require("detector", plugin[0], plugin[1], plugin[2], made["options"])
+    return backbone, DetectingHead(head, detector)
 
 
 def advice_request(
@@ -117,6 +124,7 @@ def advice_request(
     seed: int,
     head: Head | None = None,
     cut: str | None = None,
+    detectors: Mapping[Detector, tuple[str, str]] | None = None,
     **options: Any,
 ) -> AdviceRequest:
     """Return the request for advice: every strategy that plugins provide, and every head or the one that is named."""
@@ -125,7 +133,9 @@ def advice_request(
     plugins = load_plugins()
     heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
     strategies = [plugins.get("strategy", name) for name in plugins.names("strategy")]
-    return AdviceRequest(backbones, heads, strategies, plugins.origin, val, group, max_bad, seed, cut, options)
+    return AdviceRequest(
+        backbones, heads, strategies, plugins.origin, val, group, max_bad, seed, cut, options, detectors=detectors or {}
+    )
 
 
 def configured(named: Mapping[str, str], options: Mapping[str, object] | None) -> dict[str, Any]:
@@ -158,6 +168,23 @@ def components_to_train(
         if kind in named and named[kind] is None:
             raise UsageError(f"option {key}: {AUTO} decides on the {kind}", do=f"name the {kind}, or leave it out")
     return configured({kind: name for kind, name in named.items() if name is not None}, options)
+
+
+def origins(components: Mapping[str, Component]) -> dict[str, tuple[str, str]]:
+    """Return distribution and version of the plugin of each component, by kind."""
+    return {kind: load_plugins().origin(component) for kind, component in components.items()}
+
+
+def detectors(name: str | None, options: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, object]]:
+    """Return the detectors to choose from, all or the one named, as a training takes them, and the other options."""
+    plugins, own = load_plugins(), {key: value for key, value in options.items() if key.startswith("detector.")}
+    if own and name is None:
+        raise UsageError(f"option {next(iter(own))}: a detector is chosen", do="name the detector, or leave it out")
+    found = [plugins.get("detector", each) for each in plugins.names("detector")]
+    if name is not None:
+        found = [configured({"detector": name}, own)["detector"]]
+    rest = {key: value for key, value in options.items() if key not in own}
+    return {"detectors": {each: plugins.origin(each) for each in found}}, rest
 
 
 def check_license(backbone: Backbone, accepted: Sequence[str]) -> None:
