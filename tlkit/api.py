@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tlkit import defaults, resolve
+from tlkit import defaults, places, resolve
 from tlkit.errors import UsageError
 from tlkit.progress import shown
 from tlkit.resolve import CPU, StrPath
@@ -54,7 +54,7 @@ def advise(
     `budget` in seconds is for trial trainings; `audit` adds duplicates, leakage, label errors and shortcuts. `val`,
     `group` and `strict` are as for `train`; images to validate or test on are not looked at.
     """
-    images, options = resolve.labeled_images(source, options or {})
+    images, options = places.labeled_images(source, options or {})
     named = resolve.several(backbones or defaults.DEFAULT_BACKBONE)
     chosen = [resolve.configured({"backbone": name}, options)["backbone"] for name in named]
     from tlkit.advice.run import advise
@@ -105,7 +105,7 @@ def train(
     automatic = strategy in (None, resolve.AUTO)
     if budget is not None and not automatic:
         raise UsageError("a budget is for trial runs", do=f"use strategy {resolve.AUTO}, or leave the budget out")
-    images, options = resolve.labeled_images(source, options or {})
+    images, options = places.labeled_images(source, options or {})
     found, options = resolve.detectors(detector, options)
     components = resolve.components_to_train(backbone, None if automatic else strategy, head, options)
     resolve.check_license(components["backbone"], resolve.several(license))
@@ -118,8 +118,7 @@ def train(
     config |= {"size": size, "cut": cut, "golden_strip": golden_strip, "refit": refit, "views": views, "cache": cache}
     on = DeviceOptions(device, precision, compile, tf32)
     how = RunOptions(on, resume, resolve.optional_path(tensorboard), warn=resolve.warn, strict=strict)
-    out = local_path(out)
-    with resolve.claimed_to_train(out), shown(progress) as bars:
+    with resolve.claimed_to_train(out := local_path(out)), shown(progress) as bars:
         if automatic:
             request = resolve.advice_request([components["backbone"]], head=components.get("head"), **config)
             trained, advice = train_auto(images, out, request, how, budget, bars)
@@ -275,7 +274,7 @@ def evaluate(
     """
     from tlkit.evaluation.evaluate import evaluate
 
-    images, _ = resolve.labeled_images(source, options or {})
+    images, _ = places.labeled_images(source, options or {})
     with shown(progress) as bars:
         return evaluate(_model(model, "model"), images, split=split, progress=bars)
 

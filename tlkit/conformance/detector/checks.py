@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import nn
 
-from tlkit.conformance.graph import expect_core_operators, open_graph, trace
+from tlkit.conformance.backbone.exported import expect_core_operators, open_graph, trace
 from tlkit.conformance.head import CLASSES, PER_CLASS, SAME, WIDTH, Blobs
 from tlkit.conformance.subject import Subject, expect, prepared
 from tlkit.model.novelty import DETECTOR, NovelHead, head_tensors
