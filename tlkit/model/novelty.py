@@ -90,11 +90,16 @@ class DetectingHead(Head):
     def restore(self, width: int, classes: int, tensors: Mapping[str, Any]) -> nn.Module:
         if MIDDLE not in tensors or SCALE not in tensors:
             raise ArtifactError("the tensors of its detector are missing", do="train again")
-        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("novelty.")}
+        own = without_detector(tensors)
         rest = {name.removeprefix(DETECTOR): tensor for name, tensor in tensors.items() if name.startswith(DETECTOR)}
         head = self.head.restore(width, classes, own).eval()
         middle, scale, scored = float(tensors[MIDDLE]), float(tensors[SCALE]), bool(self.head.scores)
         return NovelHead(head, self.detector.restore(rest, head), middle, scale, scored=scored).eval()
+
+
+def without_detector(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the tensors of a bundle's head that are its own."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("novelty.")}
 
 
 def head_tensors(head: nn.Module) -> dict[str, NDArray[np.generic]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Float = TypeVar("Float", bound="np.floating[Any]")
 
+IMAGINED_ROWS = 2  # with labels evenly spread, that a temperature is fitted with
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e4  # scores in votes and in squared distances both fit inside
 
 
@@ -174,14 +175,15 @@ def fit_temperature(scores: NDArray[np.floating[Any]], labels: NDArray[np.int64]
     """Return the temperature T that minimizes the log loss of softmax(scores / T), and that log loss.
 
     `scores` `(n, classes)` must be of held-out rows. Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural
-    Networks", ICML 2017, section 4.2, with the targets of Platt 1999 carried over to several classes (rule of
-    succession): if every row is classified right, the bare likelihood has no optimum but T = 0.
+    Networks", ICML 2017, section 4.2, with the targets of Platt 1999, two imagined rows that are spread evenly over the
+    classes: if every row is classified right, the bare likelihood has no optimum but T = 0. A row for each class would
+    make the probabilities of few images in many classes far too low.
     """
     from scipy.optimize import minimize_scalar
 
     rows, classes = scores.shape
     right = scores[np.arange(rows), labels]
-    expected = float(np.mean(rows * right + scores.sum(axis=1))) / (rows + classes)
+    expected = float(np.mean(rows * right + IMAGINED_ROWS / classes * scores.sum(axis=1))) / (rows + IMAGINED_ROWS)
 
     def smoothed(log_beta: float) -> float:
         beta = np.exp(log_beta)

@@ -111,7 +111,7 @@ def test_the_temperature_of_scores_without_an_error_is_not_zero(rows, classes):
     scores = np.eye(classes)[labels]
     temperature, _ = fit_temperature(scores, labels)
     chances = np.exp(scores[0] / temperature)
-    assert chances[labels[0]] / chances.sum() == pytest.approx((rows + 1) / (rows + classes), abs=1e-3)
+    assert chances[labels[0]] / chances.sum() == pytest.approx((rows + 2 / classes) / (rows + 2), abs=1e-3)
 
 
 def test_random_scores_get_a_high_temperature():
