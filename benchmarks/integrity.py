@@ -1,7 +1,7 @@
-"""What it costs that nothing is lost or learned from damage: warm `train` and `embed` with and without the checks.
+"""The cost of losing nothing and learning nothing from damage: warm `train` and `embed` with and without the checks.
 
 Without them, rows and graphs of the caches are not compared with their checksums, outputs are not locked, what killed
-runs left is not looked for, and pictures are not counted. Both sides are the same script, whole processes in turns,
+runs left is not looked for, and pictures are not counted. Both sides are the same script, whole processes interleaved,
 each with a cache of its own; they are compared by CPU time, which depends less on what else the machine does. As even
 that differs by more than the checks take, a third run measures the time inside them.
 """

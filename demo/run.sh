@@ -19,7 +19,9 @@ step tlkit export run/ --onnx --precision int8 --max-drop 0.5
 step tlkit verify run/
 step tlkit predict run/onnx/fp32/model.onnx photos/0/0000.png photos/7/ --topk 2 | head -5
 step tlkit embed run/ photos/ test/ -o features.parquet
+step tlkit search features.parquet test/3/0000.png -k 3 --model run/
 step tlkit eval run/ test/  # images that were not trained on
+step tlkit report run/ test/ -o report.html
 step tlkit bench run/ --batch-size 1 --batch-size 8
 step tlkit inspect run/
 step tlkit plugins

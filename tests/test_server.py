@@ -1,4 +1,4 @@
-"""What `serve` is given is checked before anything is opened."""
+"""Arguments of `serve` are checked before anything is opened."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
         frozen = max(right[option].mean() for option in right if option.startswith("frozen"))
         lost.append(100 * float(right[best].mean() - chosen.mean()))
         corrected.append(_corrected(right, chosen))
-        simple = right["frozen, last, logistic"]
+        simple = right[[name for name in right if name.startswith("frozen") and name.endswith(", logistic")][-1]]
         gains.append(100 * float(chosen.mean() - simple.mean()))
         worse += paired_difference(simple, chosen, cell.truth).difference > SIGNIFICANT * _error(simple, chosen, cell)
         errors.append(made.metrics.ece)

@@ -155,7 +155,7 @@ def test_a_quick_trial_decides_whether_to_fine_tune(with_label_errors, tmp_path,
     assert any(f"a trial with few trainable stages: {tried}" in reason for reason in recommendation.reasons)
     advised = open_bundle(trained.bundle).record.strategy.report["recommendation"]["accuracy"]
     if better:  # half of the errors of the trial are left; then the validation images say more
-        assert advised[1] == pytest.approx(1 - (1 - 0.95) / 2)
+        assert advised[1] >= 1 - (1 - 0.95) / 2
         assert recommendation.accuracy == trained.metrics.balanced_interval
     else:
         assert tuple(advised) == recommendation.accuracy

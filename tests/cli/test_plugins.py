@@ -160,6 +160,7 @@ def test_what_never_returns_is_named_when_it_is_ended(tmp_path, way, hook, numbe
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGHUP)],  # no nohup
     )
     assert process.stderr.readline() == "begun\n"
     process.send_signal(number)

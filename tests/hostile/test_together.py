@@ -105,13 +105,13 @@ class TestFilesOfOthers:
         capsys.readouterr()
 
     def test_what_appears_during_the_work_is_not_lost(self, place, monkeypatch, capsys):
-        check = embedding._check_parquet
+        check = embedding.check_parquet
 
-        def check_and_be_late(path):
-            check(path)
+        def check_and_be_late(path, key):
+            check(path, key)
             path.write_bytes(b"mine")
 
-        monkeypatch.setattr(embedding, "_check_parquet", check_and_be_late)
+        monkeypatch.setattr(embedding, "check_parquet", check_and_be_late)
         assert cli.run(["embed", "run", "photos", "-o", "f.parquet"]) == 2
         assert (place / "f.parquet").read_bytes() == b"mine"
         capsys.readouterr()

@@ -34,6 +34,7 @@ BORDERS = (
             "tlkit.model.weights",
             "tlkit.graph.trace",
             "tlkit.training",
+            "tlkit.advice.trials",
             "tlkit.conformance",
             "plugins",
         ),
@@ -62,7 +63,7 @@ BORDERS = (
     ),
     Border(
         "scipy",
-        ("tlkit.training", "tlkit.advice", "tlkit.audit", "plugins"),
+        ("tlkit.training", "tlkit.advice", "tlkit.audit", "tlkit.util.statistics", "plugins"),
         "use it in a head's `solve` (a plugin) or in tlkit.training; it comes with scikit-learn, which trains",
     ),
 )

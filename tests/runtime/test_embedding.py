@@ -59,15 +59,15 @@ def test_npy_and_its_table(model, pictures, files, tmp_path):
 @pytest.mark.parametrize(
     ("given", "written"),
     [
-        (["/home/jane/photos"], {"/home/jane/photos/cats/1.png": "photos/cats/1.png"}),
-        (["/home/jane/work/../photos/"], {"/home/jane/work/../photos/1.png": "photos/1.png"}),
-        (["/home/jane/a.png"], {"/home/jane/a.png": "a.png"}),
+        (["/data/jane/photos"], {"/data/jane/photos/cats/1.png": "photos/cats/1.png"}),
+        (["/data/jane/work/../photos/"], {"/data/jane/work/../photos/1.png": "photos/1.png"}),
+        (["/data/jane/a.png"], {"/data/jane/a.png": "a.png"}),
         (
-            ["/home/jane/x/1.png", "/home/jane/y/1.png"],
-            {"/home/jane/x/1.png": "x/1.png", "/home/jane/y/1.png": "y/1.png"},
+            ["/data/jane/x/1.png", "/data/jane/y/1.png"],
+            {"/data/jane/x/1.png": "x/1.png", "/data/jane/y/1.png": "y/1.png"},
         ),
         (["photos", "../1.png"], {"photos/1.png": "photos/1.png", "../1.png": "../1.png"}),
-        (["photos", "/home/jane/1.png"], {"photos/1.png": "photos/1.png", "/home/jane/1.png": "1.png"}),
+        (["photos", "/data/jane/1.png"], {"photos/1.png": "photos/1.png", "/data/jane/1.png": "1.png"}),
     ],
 )
 def test_no_absolute_path_is_written(given, written):

@@ -1,4 +1,4 @@
-"""What is served is what `predict` says of the same files, to the bit: in each precision, over each protocol."""
+"""Answers of a server are what `predict` says of the same files, to the bit: in each precision, over each protocol."""
 
 from __future__ import annotations
 

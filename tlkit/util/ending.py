@@ -86,8 +86,8 @@ def _watch(reading: int) -> None:
         for main_thread, patience in ((True, PATIENCE), (False, WORKER_PATIENCE)):
             if before:
                 time.sleep(patience)
-                still = (place for frame, place in _running(main_thread=main_thread) if place and frame in before)
-                if place := next(still, ""):
+                running = (place for frame, place in _running(main_thread=main_thread) if place and frame in before)
+                if place := next(running, ""):
                     _end(f"{_WORDS[number]} in {place}, which did not end", 128 + number)
 
 
