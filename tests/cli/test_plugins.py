@@ -154,13 +154,14 @@ def tlkit_backbones():
 )
 def test_what_never_returns_is_named_when_it_is_ended(tmp_path, way, hook, number, says):
     install(tmp_path, "tlkit-bad", ENDLESS.replace("WAY", way).replace("HOOK", hook))
-    script = "from tlkit import cli; from tlkit.util import ending as end; end.PATIENCE = end.WORKER_PATIENCE = 0.1"
+    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # ignored in the background
+    script += "; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # which `nohup` ignores
+    script += "; from tlkit import cli; from tlkit.util import ending as end; end.PATIENCE = end.WORKER_PATIENCE = 0.1"
     process = subprocess.Popen(
         [sys.executable, "-c", f"{script}; cli.main()", "plugins", "show", "endless-net"],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGHUP)],  # no nohup
     )
     assert process.stderr.readline() == "begun\n"
     process.send_signal(number)
