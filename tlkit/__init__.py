@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         export as export,
         export_shared_trunk as export_shared_trunk,
         export_triton as export_triton,
-        inspect as inspect,
         list_components as list_components,
         load as load,
         train as train,
@@ -38,7 +37,7 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         UsageError as UsageError,
     )
     from tlkit.features import embed as embed, embedding_status as embedding_status, search as search
-    from tlkit.insight import report as report
+    from tlkit.insight import inspect as inspect, report as report
     from tlkit.plugin.contract import (
         Augmentation as Augmentation,
         Backbone as Backbone,
@@ -62,22 +61,23 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         option as option,
         silent as silent,
     )
+    from tlkit.plugin.detection import Detector as Detector
     from tlkit.plugin.hooks import hookimpl as hookimpl
     from tlkit.runtime.model import Model as Model
     from tlkit.server import serve as serve
 
 _MODULES = {
     "tlkit.api": (
-        "advise benchmark diagnose evaluate export export_shared_trunk export_triton inspect "
-        "list_components load train verify"
+        "advise benchmark diagnose evaluate export export_shared_trunk export_triton list_components load train verify"
     ),
     "tlkit.errors": "ArtifactError DataError GateError PluginError ResourceError TlkitError TlkitWarning UsageError",
     "tlkit.features": "embed embedding_status search",
-    "tlkit.insight": "report",
+    "tlkit.insight": "inspect report",
     "tlkit.plugin.contract": (
         "Augmentation Backbone BuildSource Component DatasetStatistics Head Loss OptimizationProfile Optimizer Phase "
         "Preprocessing Progress Reader Record Session Source Strategy Target Weights option silent"
     ),
+    "tlkit.plugin.detection": "Detector",
     "tlkit.plugin.hooks": "hookimpl",
     "tlkit.runtime.model": "Model",
     "tlkit.server": "serve",

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tlkit import defaults, resolve
+from tlkit import defaults, places, resolve
 from tlkit.errors import UsageError
 from tlkit.progress import shown
 from tlkit.resolve import CPU, StrPath
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tlkit.exporting.run import ExportReport
     from tlkit.exporting.shared_trunk import SharedTrunk
     from tlkit.exporting.triton import TritonRepository
-    from tlkit.inspection import Inspection
     from tlkit.plugin.contract import OptimizationProfile, Progress
     from tlkit.plugin.loading import RegisteredComponent
     from tlkit.runtime.model import Model
@@ -55,7 +54,7 @@ def advise(
     `budget` in seconds is for trial trainings; `audit` adds duplicates, leakage, label errors and shortcuts. `val`,
     `group` and `strict` are as for `train`; images to validate or test on are not looked at.
     """
-    images, options = resolve.labeled_images(source, options or {})
+    images, options = places.labeled_images(source, options or {})
     named = resolve.several(backbones or defaults.DEFAULT_BACKBONE)
     chosen = [resolve.configured({"backbone": name}, options)["backbone"] for name in named]
     from tlkit.advice.run import advise
@@ -72,6 +71,7 @@ def train(
     backbone: str | None = None,
     strategy: str | None = None,
     head: str | None = None,
+    detector: str | None = None,
     options: Mapping[str, object] | None = None,
     cut: str | None = None,
     size: int | None = None,
@@ -105,7 +105,8 @@ def train(
     automatic = strategy in (None, resolve.AUTO)
     if budget is not None and not automatic:
         raise UsageError("a budget is for trial runs", do=f"use strategy {resolve.AUTO}, or leave the budget out")
-    images, options = resolve.labeled_images(source, options or {})
+    images, options = places.labeled_images(source, options or {})
+    found, options = resolve.detectors(detector, options)
     components = resolve.components_to_train(backbone, None if automatic else strategy, head, options)
     resolve.check_license(components["backbone"], resolve.several(license))
     from tlkit.advice.auto import train_auto
@@ -113,18 +114,16 @@ def train(
     from tlkit.training.device import DeviceOptions
     from tlkit.training.run import train as run
 
-    config: dict[str, Any] = {"val": val, "group": group, "max_bad": max_bad, "golden": golden, "seed": seed}
+    config: dict[str, Any] = {**found, "val": val, "group": group, "max_bad": max_bad, "golden": golden, "seed": seed}
     config |= {"size": size, "cut": cut, "golden_strip": golden_strip, "refit": refit, "views": views, "cache": cache}
     on = DeviceOptions(device, precision, compile, tf32)
     how = RunOptions(on, resume, resolve.optional_path(tensorboard), warn=resolve.warn, strict=strict)
-    out = local_path(out)
-    with resolve.claimed_to_train(out), shown(progress) as bars:
+    with resolve.claimed_to_train(out := local_path(out)), shown(progress) as bars:
         if automatic:
             request = resolve.advice_request([components["backbone"]], head=components.get("head"), **config)
             trained, advice = train_auto(images, out, request, how, budget, bars)
             return replace(trained, advice=advice)
-        origins = {kind: resolve.load_plugins().origin(component) for kind, component in components.items()}
-        return run(images, out, TrainingConfig(**components, origins=origins, **config), bars, how)
+        return run(images, out, TrainingConfig(**components, origins=resolve.origins(components), **config), bars, how)
 
 
 def export(
@@ -275,7 +274,7 @@ def evaluate(
     """
     from tlkit.evaluation.evaluate import evaluate
 
-    images, _ = resolve.labeled_images(source, options or {})
+    images, _ = places.labeled_images(source, options or {})
     with shown(progress) as bars:
         return evaluate(_model(model, "model"), images, split=split, progress=bars)
 
@@ -319,13 +318,6 @@ def benchmark(
 def list_components(kind: str | None = None, pattern: str = "*") -> list[RegisteredComponent]:
     """Return the components that plugins provide: those of one kind, or all, whose name matches a shell pattern."""
     return resolve.components(kind, pattern)
-
-
-def inspect(path: StrPath) -> Inspection:
-    """Return what a bundle, checked as a whole, or an exported graph of any target says of itself."""
-    from tlkit.inspection import inspect
-
-    return inspect(local_path(path), resolve.opener(CPU, allow_cpu=False, trust=False))
 
 
 def diagnose() -> Diagnosis:

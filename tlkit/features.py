@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit import resolve
+from tlkit import places, resolve
 from tlkit.api import load
 from tlkit.errors import UsageError
 from tlkit.progress import shown
@@ -59,9 +59,9 @@ def embed(
 
     if workers is not None and workers < 1:
         raise UsageError(f"workers must be at least 1, not {workers}")
-    places = resolve.find_places(images, source, options or {})
-    readers = resolve.open_places(places)
-    request = JobRequest(place, places, readers, settings or {}, shard)
+    found = places.find_places(images, source, options or {})
+    readers = places.open_places(found)
+    request = JobRequest(place, found, readers, settings or {}, shard)
     executor = in_process(opened, readers)
     if workers is not None and workers > 1:
         executor = in_processes(workers, _start(opened, place, workers))
@@ -121,7 +121,7 @@ def search(
     result = SearchResult(tuple(map(str, files)), by_query, len(found), metric)
     if page is not None:
         parts = {hit.key: part for hit, (_, part) in zip(hits, named, strict=True)}
-        write_page(page, result, lambda number: files[number].read_bytes(), resolve.image_reader(found.job, parts))
+        write_page(page, result, lambda number: files[number].read_bytes(), places.image_reader(found.job, parts))
     return result
 
 

@@ -1,4 +1,4 @@
-"""The verbs of the Python API that show what a model does: `report`."""
+"""The verbs of the Python API that show what a bundle, a graph or a model is and does."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tlkit.util.files import local_path
 from tlkit.util.locks import claim
 
 if TYPE_CHECKING:
+    from tlkit.inspection import Inspection
     from tlkit.plugin.contract import Progress
     from tlkit.reporting.run import Report
     from tlkit.runtime.model import Model
@@ -47,6 +48,13 @@ def report(
         if place is not None and found.save(place) is None:
             resolve.warn('predictions.parquet needs pyarrow, and is not written; run: pip install "tlkit[parquet]"')
     return found
+
+
+def inspect(path: StrPath) -> Inspection:
+    """Return what a bundle, checked as a whole, or an exported graph of any target says of itself."""
+    from tlkit.inspection import inspect
+
+    return inspect(local_path(path), resolve.opener(CPU, allow_cpu=False, trust=False))
 
 
 def _model(model: Model | StrPath) -> Model:

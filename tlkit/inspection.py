@@ -77,6 +77,8 @@ def _bundle(root: Path) -> dict[str, Any]:
         "head": asdict(record.head),
         "activation": record.activation,
         "scores": list(record.scores),
+        "novelty": dict(record.novelty),
+        "coverage": record.coverage.get("achieved", []),
         "strategy": strategy,
         **({"advice": report["recommendation"]} if report else {}),
         "phases": [dict(phase) for phase in record.phases],
@@ -130,6 +132,7 @@ def _bundle_sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[st
             "fit": facts["head"]["report"],
             "activation": None if facts["activation"] == "softmax" else facts["activation"],
             "scores": facts["scores"],
+            "detector": facts["novelty"],
             "parameters": f"{facts['parameters']['head']:,}",
         },
     )

@@ -12,19 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit import defaults
-from tlkit.errors import ArtifactError, DataError, TlkitWarning, UsageError
-from tlkit.util.files import is_address, local_path
+from tlkit.errors import ArtifactError, TlkitWarning, UsageError
+from tlkit.util.files import local_path
 from tlkit.util.locks import claim
-from tlkit.util.patterns import is_pattern
 
 if TYPE_CHECKING:
     from tlkit.advice.run import AdviceRequest
     from tlkit.data.dataset import FoundImages
-    from tlkit.embedding.hits import Hit
-    from tlkit.embedding.job import Job, Place
-    from tlkit.embedding.manifest import Opened, Row
     from tlkit.model.bundle import Bundle
-    from tlkit.plugin.contract import Backbone, Head, Source, Target
+    from tlkit.plugin.contract import Backbone, Component, Head, Target
+    from tlkit.plugin.detection import Detector
     from tlkit.plugin.loading import RegisteredComponent
     from tlkit.plugin.registry import Host
     from tlkit.runtime.engine import Opener
@@ -105,7 +102,13 @@ def _made_with(bundle: Bundle) -> tuple[Backbone, Head]:
         load_plugins().require(kind, made.name, made.distribution, made.version, made.options)
         for kind, made in (("backbone", bundle.record.backbone), ("head", bundle.record.head))
     )
-    return backbone, head
+    if not (made := bundle.record.novelty):
+        return backbone, head
+    from tlkit.model.novelty import DetectingHead
+
+    plugin = [str(made[key]) for key in ("name", "distribution", "version")]
+    detector = load_plugins().require("detector", plugin[0], plugin[1], plugin[2], made["options"])
+    return backbone, DetectingHead(head, detector)
 
 
 def advice_request(
@@ -117,6 +120,7 @@ def advice_request(
     seed: int,
     head: Head | None = None,
     cut: str | None = None,
+    detectors: Mapping[Detector, tuple[str, str]] | None = None,
     **options: Any,
 ) -> AdviceRequest:
     """Return the request for advice: every strategy that plugins provide, and every head or the one that is named."""
@@ -125,7 +129,9 @@ def advice_request(
     plugins = load_plugins()
     heads = [plugins.get("head", name) for name in plugins.names("head")] if head is None else [head]
     strategies = [plugins.get("strategy", name) for name in plugins.names("strategy")]
-    return AdviceRequest(backbones, heads, strategies, plugins.origin, val, group, max_bad, seed, cut, options)
+    return AdviceRequest(
+        backbones, heads, strategies, plugins.origin, val, group, max_bad, seed, cut, options, detectors=detectors or {}
+    )
 
 
 def configured(named: Mapping[str, str], options: Mapping[str, object] | None) -> dict[str, Any]:
@@ -160,6 +166,23 @@ def components_to_train(
     return configured({kind: name for kind, name in named.items() if name is not None}, options)
 
 
+def origins(components: Mapping[str, Component]) -> dict[str, tuple[str, str]]:
+    """Return distribution and version of the plugin of each component, by kind."""
+    return {kind: load_plugins().origin(component) for kind, component in components.items()}
+
+
+def detectors(name: str | None, options: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, object]]:
+    """Return the detectors to choose from, all or the one named, as a training takes them, and the other options."""
+    plugins, own = load_plugins(), {key: value for key, value in options.items() if key.startswith("detector.")}
+    if own and name is None:
+        raise UsageError(f"option {next(iter(own))}: a detector is chosen", do="name the detector, or leave it out")
+    found = [plugins.get("detector", each) for each in plugins.names("detector")]
+    if name is not None:
+        found = [configured({"detector": name}, own)["detector"]]
+    rest = {key: value for key, value in options.items() if key not in own}
+    return {"detectors": {each: plugins.origin(each) for each in found}}, rest
+
+
 def check_license(backbone: Backbone, accepted: Sequence[str]) -> None:
     """Raise an ArtifactError if weights have a license of another class; without any to accept, warn of some."""
     from tlkit.plugin.contract import LICENSE_CLASSES
@@ -173,103 +196,6 @@ def check_license(backbone: Backbone, accepted: Sequence[str]) -> None:
         raise ArtifactError(f"{what}, and only {', '.join(accepted)} is accepted", do=do)
     if not accepted and license_class(backbone.weights) == NON_COMMERCIAL:
         warn(what)
-
-
-def find_places(images: Sequence[StrPath] | StrPath, name: str | None, options: Mapping[str, object]) -> list[Place]:
-    """Return the places that are named, each with the source that reads it: the one that accepts it, or that of `name`.
-
-    Patterns such as `tars/{0000..0123}.tar` and `photos/*.parquet` are expanded. Raises DataError and UsageError.
-    """
-    from tlkit.embedding.job import Place
-    from tlkit.plugin.options import to_json
-    from tlkit.util.patterns import expand
-
-    given = [images] if isinstance(images, str | os.PathLike) else images
-    found = []
-    for text in (each for pattern in given for each in expand(os.fspath(pattern))):
-        source = _source_of(text, name, options)
-        place = text if is_address(text) else os.path.abspath(text)
-        found.append(Place(place, source.name, *load_plugins().origin(source), to_json(source, local=True), text))
-    return found
-
-
-def labeled_images(source: StrPath, options: Mapping[str, object]) -> tuple[Path, dict[str, object]]:
-    """Return the folder or table of labeled images that a source is, and the options that are not the source's.
-
-    A folder and a table are used where they lie; what another source reads, or a pattern names, is unpacked first.
-    """
-    text = os.fspath(source)
-    own = {key: value for key, value in options.items() if key.partition(".")[0] == "source"}
-    rest = {key: value for key, value in options.items() if key not in own}
-    if not own and os.path.isdir(text):
-        return Path(text), rest
-    if not own and not is_address(text) and not is_pattern(text):
-        sources = [load_plugins().get("source", name) for name in load_plugins().names("source")]
-        accepting = [each for each in sources if os.path.exists(text) and each.accepts(text)]
-        if not accepting or any(each.in_place for each in accepting):
-            return Path(text), rest  # reading it says what is wrong
-    from tlkit.embedding.unpacked import unpacked
-
-    return unpacked(open_places(find_places(text, None, own)), warn), rest
-
-
-def _source_of(place: str, name: str | None, options: Mapping[str, object]) -> Source:
-    """Return the source of a name, or the one that accepts a place, with those of the options that it has."""
-    names = load_plugins().names("source") if name is None else [name]
-    sources = {each: _with_its_options(load_plugins().get("source", each), options) for each in names}
-    if name is not None:
-        return sources[name]
-    accepting = [each for each, source in sources.items() if source.accepts(place)]
-    if len(accepting) == 1:
-        return sources[accepting[0]]
-    if accepting:
-        do = f"choose one of them with --source: {', '.join(accepting)}"
-        raise UsageError("several sources read it", file=place, do=do)
-    if not is_address(place) and not os.path.exists(place):
-        raise DataError("no such file or folder", file=place)
-    raise DataError(f"no source reads it; installed: {', '.join(names)}", file=place)
-
-
-def _with_its_options(source: Source, options: Mapping[str, object]) -> Source:
-    """Return a source with those of the options set that it has; one that no source has is refused."""
-    from tlkit.plugin.contract import option_fields
-
-    host = load_plugins()
-    fields = {name: option_fields(host.get("source", name)) for name in host.names("source")}
-    others = {f"source.{field.name}" for each in fields.values() for field in each}
-    others -= {f"source.{field.name}" for field in fields[source.name]}
-    own = {key: value for key, value in options.items() if key not in others}
-    found: Source = configured({"source": source.name}, own)["source"]
-    return found
-
-
-def image_reader(job: Job | None, parts: Mapping[str, int]) -> Callable[[Hit], bytes]:
-    """Return what reads the image of a hit: from the places of its job, whose `parts` by key are known, or its path."""
-    if job is None:
-        return lambda hit: Path(hit.key).read_bytes()
-    places = open_places(job.record.places)
-
-    @functools.lru_cache(maxsize=4)
-    def rows(part: int) -> dict[str, Row]:
-        return {row.key: row for row in reversed(job.rows(part))}
-
-    def read(hit: Hit) -> bytes:
-        row = rows(parts[hit.key])[hit.key]
-        return places[row.source].read(row)
-
-    return read
-
-
-def open_places(places: Sequence[Place]) -> list[Opened]:
-    """Return places with their readers; of several, the keys of each begin with its name as it was given."""
-    from tlkit.embedding.manifest import Opened
-
-    opened = []
-    for each in places:
-        source = load_plugins().require("source", each.source, each.distribution, each.version, each.options)
-        given = each.given if len(places) > 1 else ""
-        opened.append(Opened(source, each.place, source.open(each.place), given))
-    return opened
 
 
 @contextmanager

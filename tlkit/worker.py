@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tlkit import resolve
+from tlkit import places, resolve
 from tlkit.defaults import DEFAULT_TARGET
 from tlkit.embedding.job import open_job
 from tlkit.embedding.local import facts_of
@@ -50,12 +50,12 @@ def _serve(say: Callable[..., None]) -> None:
     opener = resolve.opener(start["device"], allow_cpu=False, trust=True)  # it is open in the parent already
     opened = resolve.open_model(file, "trunk", DEFAULT_TARGET, "fp32", head=None, workers=threads, opener=opener)
     with opened as model:
-        places = resolve.open_places(job.record.places)
+        opened_places = places.open_places(job.record.places)
         say(ready=True)
         for line in sys.stdin:
             shard = json.loads(line)["shard"]
             report = _Report(say)
-            embed_shard(job, shard, model, places, report.add)
+            embed_shard(job, shard, model, opened_places, report.add)
             report.flush()
             say(done=shard)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tlkit import Detector
 from tlkit.plugin.contract import Backbone, Head, Source, Strategy, Target
 from tlkit.plugin.support import hookimpl
 
@@ -25,6 +26,14 @@ def tlkit_heads() -> Iterable[Head]:
     from tlkit_standard.heads import HEADS
 
     return HEADS
+
+
+@hookimpl
+def tlkit_detectors() -> Iterable[Detector]:
+    """Return detectors of images of no known class."""
+    from tlkit_standard.detectors import DETECTORS
+
+    return DETECTORS
 
 
 @hookimpl

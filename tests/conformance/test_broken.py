@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tlkit_standard.detectors import DETECTORS
 from tlkit_standard.sources import SOURCES
 from tlkit_standard.strategies import STRATEGIES
 from tlkit_standard.targets import TARGETS
 
-from tests.conformance.broken import backbones, heads, sources, strategies, targets
+from tests.conformance.broken import backbones, detectors, heads, sources, strategies, targets
 from tests.kit.tiny import Line, Tiny
 from tlkit.conformance import CheckFailed, checks, run
 from tlkit.plugin.kinds import KINDS
@@ -15,6 +16,7 @@ from tlkit.plugin.kinds import KINDS
 GOOD = {
     "backbone": Tiny(),
     "head": Line(),
+    "detector": DETECTORS[0],
     "source": SOURCES[0],
     "strategy": STRATEGIES[0],
     "target": TARGETS[0],
@@ -22,6 +24,7 @@ GOOD = {
 BROKEN = {
     "backbone": backbones.BROKEN,
     "head": heads.BROKEN,
+    "detector": detectors.BROKEN,
     "source": sources.BROKEN,
     "strategy": strategies.BROKEN,
     "target": targets.BROKEN,

@@ -160,7 +160,9 @@ def test_the_network_is_blocked():
 
 @pytest.mark.parametrize("thing", [Plan, "plan", None, Phase(1, 1e-3)])
 def test_what_is_no_component_is_refused(thing):
-    with pytest.raises(UsageError, match="is no component; give an instance of a subclass of Backbone, Head, Strategy"):
+    with pytest.raises(
+        UsageError, match="is no component; give an instance of a subclass of Backbone, Head, Detector, S"
+    ):
         checks(thing)
 
 

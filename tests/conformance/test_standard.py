@@ -28,7 +28,8 @@ def failures(results):
 
 def test_there_are_components_of_every_kind():
     kinds = [registered.kind for registered in COMPONENTS]
-    assert {kind: kinds.count(kind) for kind in kinds}.keys() == {"backbone", "head", "source", "strategy", "target"}
+    known = {"backbone", "head", "detector", "source", "strategy", "target"}
+    assert {kind: kinds.count(kind) for kind in kinds}.keys() == known
     assert len(COMPONENTS) >= 12
 
 

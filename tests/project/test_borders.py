@@ -28,6 +28,7 @@ BORDERS = (
             "tlkit.model.batchnorm",
             "tlkit.model.trunk",
             "tlkit.model.modules",
+            "tlkit.model.novelty",
             "tlkit.model.recorder",
             "tlkit.model.stages",
             "tlkit.model.weights",

@@ -92,6 +92,8 @@ def test_it_says_what_is_wrong_and_shows_it(reported):
     assert "each position left out of the mean" in text
     assert text.count('alt="evidence: dark') == len(result.mistakes) == 4
     assert "nearest training images: " in text
+    assert "Sets of labels" in text
+    assert [each.coverage for each in result.coverage] == [0.8, 0.9, 0.95]
     assert "fixes 0 and breaks 0 of 36 images" in result.comparison.summary()
     facts = json.loads(json.dumps(result.to_json()))
     assert facts["against"]["p"] == 1.0

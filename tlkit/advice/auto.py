@@ -189,6 +189,7 @@ def _conditions(advice: Advice, request: AdviceRequest, options: RunOptions, bud
         "backbone": named(tuple(request.backbones)),
         "head": named(tuple(request.heads)),
         "strategies": named(tuple(request.strategies)),
+        "detectors": named(tuple(request.detectors)),
         **{name: getattr(request, name) for name in ("cut", "val", "group", "max_bad", "seed")},
         **request.options,
         "policy": asdict(request.policy),

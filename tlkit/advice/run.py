@@ -25,6 +25,7 @@ from tlkit.data.dataset import Dataset
 from tlkit.data.duplicates import Duplicates, find_duplicates
 from tlkit.data.scan import FileCounts
 from tlkit.plugin.contract import Backbone, Component, Head, Progress, Strategy, silent
+from tlkit.plugin.detection import Detector
 from tlkit.plugin.options import changed
 from tlkit.runtime.features import check_rejected
 from tlkit.training.config import dataset_statistics
@@ -57,6 +58,7 @@ class AdviceRequest:
     cut: str | None = None  # required by the user
     options: Mapping[str, Any] = field(default_factory=dict)  # other fields of the training's configuration
     policy: AdvicePolicy = field(default_factory=AdvicePolicy)
+    detectors: Mapping[Detector, tuple[str, str]] = field(default_factory=dict)  # with their plugins, for what is kept
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -117,6 +117,7 @@ def training_config(request: AdviceRequest, recommendation: Recommendation) -> T
         group=request.group,
         max_bad=request.max_bad,
         seed=request.seed,
+        detectors=request.detectors,
         **request.options,
     )
 

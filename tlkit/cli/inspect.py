@@ -25,7 +25,7 @@ def command(path: Path, as_json: bool) -> None:
       tlkit inspect run/
       tlkit inspect run/onnx/fp32/model.onnx --json
     """
-    from tlkit.api import inspect
+    from tlkit.insight import inspect
 
     found = inspect(path)
     show(found.to_json(), found, as_json)

@@ -178,7 +178,22 @@ job_options = together(
     click.option("--source", metavar="NAME", help="Source that reads the images, where several can."),
     column_options,
 )
+labels_options = together(
+    click.option("--topk", type=click.IntRange(1), default=1, help="Number of labels per image."),
+    click.option(
+        "--coverage",
+        type=float,
+        help="Print instead the labels of a set that holds the right one at this rate, such as 0.9.",
+    ),
+    click.option("--unknown", is_flag=True, help="Print unknown for images of no known class, and each one's novelty."),
+)
 trainer_options = together(
+    click.option(
+        "--detector",
+        metavar="NAME",
+        shell_complete=complete("detector"),
+        help="Detector of unknown images; the installed one that tells them best by default.",
+    ),
     click.option(
         "--refit/--no-refit",
         default=True,

@@ -22,7 +22,7 @@ from tlkit.graph.trace import head_graph
 from tlkit.model import exports
 from tlkit.model.bundle import BundleRecord
 from tlkit.model.modules import head_outputs, solve_head
-from tlkit.model.trunk import tensors
+from tlkit.model.novelty import head_tensors
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 from tlkit.util.statistics import activated
 from tlkit.verification.trained import TrainedModules
@@ -52,7 +52,7 @@ class RefittedHead:
 
     def save(self, folder: Path) -> None:
         """Write its tensors among the files of an export."""
-        content = {name: np.ascontiguousarray(tensor) for name, tensor in tensors(self.module).items()}
+        content = {name: np.ascontiguousarray(tensor) for name, tensor in head_tensors(self.module).items()}
         (folder / exports.REFITTED).write_bytes(save(content))
 
 

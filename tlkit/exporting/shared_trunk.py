@@ -152,7 +152,14 @@ def _describe(graph: onnx.ModelProto, bundle: Bundle, named: Mapping[str, Bundle
         cut=record.cut,
         precision=exports.PRECISION,
         heads={
-            name: metadata.HeadMetadata(each.record.labels, each.digest, each.record.head.name, each.record.activation)
+            name: metadata.HeadMetadata(
+                each.record.labels,
+                each.digest,
+                each.record.head.name,
+                each.record.activation,
+                each.record.novelty.get("threshold"),
+                each.record.coverage.get("thresholds", ""),
+            )
             for name, each in named.items()
         },
     ).write(graph)

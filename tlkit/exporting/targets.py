@@ -55,6 +55,8 @@ def graphs_of(
         head_from=head_from,
         precision=precision,
         activation=record.activation,
+        novelty=record.novelty.get("threshold"),
+        coverage=record.coverage.get("thresholds", ""),
     )
     for graph in graphs.values():
         described.write(graph)

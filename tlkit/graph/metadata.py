@@ -25,6 +25,8 @@ PREPROCESSING, LABELS, VERSION = PREFIX + "preprocessing", PREFIX + "labels", PR
 BUNDLE, HEAD, HEAD_FROM = PREFIX + "bundle", PREFIX + "head", PREFIX + "head_from"
 HEADS, PRECISION = PREFIX + "heads", PREFIX + "precision"
 ACTIVATION, SOFTMAX = PREFIX + "activation", "softmax"
+COVERAGE = PREFIX + "coverage"  # thresholds of sets of labels, as JSON
+NOVELTY = PREFIX + "novelty"  # the threshold from which on an image is unknown
 
 
 class HeadMetadata(NamedTuple):
@@ -34,6 +36,8 @@ class HeadMetadata(NamedTuple):
     bundle: str
     head: str
     activation: str = SOFTMAX
+    novelty: float | None = None
+    coverage: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,8 @@ class GraphMetadata:
     head_from: str = ""  # "bundle", or "export" if the head was refitted
     precision: str = ""
     activation: str = SOFTMAX
+    novelty: float | None = None  # threshold of the score of that name, if there is one
+    coverage: str = ""  # thresholds of sets of labels, as JSON
     heads: Mapping[str, HeadMetadata] = field(default_factory=dict)
 
     def to_props(self) -> dict[str, str]:
@@ -65,6 +71,10 @@ class GraphMetadata:
         props |= {PREFIX + name: value for name in names if (value := getattr(self, name))}
         if self.activation != SOFTMAX:
             props[ACTIVATION] = self.activation
+        if self.novelty is not None:
+            props[NOVELTY] = json.dumps(self.novelty)
+        if self.coverage:
+            props[COVERAGE] = self.coverage
         if self.heads:
             props[HEADS] = json.dumps({name: head._asdict() for name, head in self.heads.items()})
         return props
@@ -104,6 +114,19 @@ def labels_json(labels: Iterable[str]) -> str:
     return json.dumps(list(labels))
 
 
+def novelty_threshold(props: Mapping[str, str], file: Path | None = None) -> float | None:
+    """Return the novelty from which on an image is unknown; None if the graph has no such score."""
+    if NOVELTY not in props:
+        return None
+    try:
+        threshold: float = read_as(float, parse_json(props[NOVELTY]), NOVELTY)
+    except ValueError as error:
+        raise ArtifactError(
+            f"the metadata of the graph is invalid: {error}", file=file, do="export it again"
+        ) from error
+    return threshold
+
+
 def build_source(
     file: Path, module: Callable[[], nn.Module] | None = None, example: Callable[[int], NDArray[Any]] | None = None
 ) -> BuildSource:
@@ -131,7 +154,9 @@ def select_head(props: Mapping[str, str], head: str) -> dict[str, str]:
     own = heads[head]
     shared = {key: value for key, value in props.items() if key != HEADS}
     known = {**shared, LABELS: labels_json(own.labels), BUNDLE: own.bundle, HEAD: own.head}
-    return known if own.activation == SOFTMAX else {**known, ACTIVATION: own.activation}
+    known |= {} if own.activation == SOFTMAX else {ACTIVATION: own.activation}
+    known |= {COVERAGE: own.coverage} if own.coverage else {}
+    return known if own.novelty is None else {**known, NOVELTY: json.dumps(own.novelty)}
 
 
 def _heads(props: Mapping[str, str], file: Path | None = None) -> dict[str, HeadMetadata]:

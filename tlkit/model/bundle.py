@@ -84,6 +84,8 @@ class BundleRecord:
     provenance: Mapping[str, str] = field(default_factory=dict)  # by stage, such as ORIGINAL
     scores: tuple[str, ...] = ()  # of the head, beside logits
     activation: str = "softmax"  # of the head, from logits to probabilities
+    novelty: Mapping[str, Any] = field(default_factory=dict)  # its detector, threshold and how it was chosen
+    coverage: Mapping[str, Any] = field(default_factory=dict)  # thresholds of sets of labels, as JSON, and achieved
     training: Mapping[str, Any] = field(default_factory=dict)  # device, dtype and augmentation of the trainable stages
 
     @property

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlkit.model.bundle import Bundle, BundleRecord, Tensors
+from tlkit.model.novelty import without_detector
 from tlkit.model.trunk import HalfPrecision, Trunk, build, load_tensors
 from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head
+from tlkit.plugin.detection import NOVELTY
 
 BATCH_SIZE = 8
 
@@ -26,8 +28,12 @@ def load_modules(bundle: Bundle, backbone: Backbone, head: Head) -> tuple[Trunk,
 
 
 def load_head(bundle: Bundle, head: Head, tensors: Tensors) -> nn.Module:
-    """Return a head for a bundle's trunk and labels, with these tensors, in eval mode."""
-    state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    """Return a head for a bundle's trunk and labels, with these tensors, in eval mode.
+
+    Of a head without its detector, the tensors of the detector are left out.
+    """
+    own = tensors if NOVELTY in head.scores else without_detector(tensors)
+    state = {name: torch.from_numpy(tensor) for name, tensor in own.items()}
     return head.restore(bundle.record.width, len(bundle.record.labels), state).eval()
 
 

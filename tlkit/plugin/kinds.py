@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tlkit.plugin.contract import Backbone, Component, Head, Source, Strategy, Target
+from tlkit.plugin.detection import Detector
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,13 @@ KINDS: dict[str, Kind] = {
             (f"{_TRAIN} --head {{name}}", "tlkit inspect run/"),
             "Put your classifier into `module` and `solve`; a head that is trained by gradient leaves out `solve`. "
             "`advise` recommends heads whose `report` has a cross-validation.",
+        ),
+        Kind(
+            Detector,
+            "scores of images of no known class",
+            ("tlkit.conformance.detector.checks",),
+            (f"{_TRAIN} --detector {{name}}", _EXPORT, "tlkit predict run/ a.jpg --unknown"),
+            "Put your score into the module that `fit` and `restore` return.",
         ),
         Kind(
             Strategy,

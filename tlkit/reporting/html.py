@@ -170,6 +170,13 @@ def _confidence(report: Report) -> Iterator[str]:
         rows.append([f"{each.accuracy:.0%}", *(reached or ["none reaches it", "", ""])])
     columns = ["accuracy that is wished for", "accept from probability", "of the images", "95 % of the accuracy"]
     yield html.table(columns, rows)
+    if report.coverage:
+        sets = [
+            [f"{each.coverage:.0%}", f"{each.achieved:.1%}", _interval(each.interval), f"{each.set_size:.2f}"]
+            for each in report.coverage
+        ]
+        yield "<h3>Sets of labels</h3>"
+        yield html.table(["coverage that is wished for", "achieved", "95 %", "labels in a set"], sets)
 
 
 def _slices(report: Report) -> Iterator[str]:
@@ -263,6 +270,10 @@ def _speed(report: Report) -> Iterator[str]:
         f"<p>{speed.latency_ms:.1f} ms for one image, {speed.images_per_second:.0f} images per second from files, "
         f"{speed.megabytes:.1f} MB. tlkit bench measures more.</p>"
     )
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.1%} to {interval[1]:.1%}"
 
 
 def _img(source: str, name: str, size: int) -> str:

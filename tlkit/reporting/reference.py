@@ -18,9 +18,10 @@ from tlkit.reporting.images import Images
 from tlkit.runtime.model import Model
 from tlkit.util.statistics import unit
 
-MAX_TRAINING = 20_000  # training images that are compared with
+MAX_TRAINING = 10_000  # training images that are compared with
 MAX_COMPARED = 10**8  # pairs of images; of more training images some are drawn
-MAX_JUDGED = 4000  # images whose labels are judged by a classifier of their own
+MAX_JUDGED = 4000  # images whose labels are judged by a classifier of their own, and with many classes
+MAX_LOGITS = 400_000  # images times classes
 MIN_JUDGED = 40
 NEAREST = 3
 
@@ -91,7 +92,7 @@ class Doubts:
 def doubts(images: Images, shown: Sequence[int], classes: int, seed: int = 0) -> Doubts | None:
     """Return the doubtful labels among an even draw of images and the rows `shown`.
 
-    None without scikit-learn, or with too few images. The model itself is no judge of its own mistakes.
+    None without scikit-learn, or with too few images of a class. The model itself is no judge of its own mistakes.
     """
     count = len(images.samples)
     if find_spec("sklearn") is None or count < MIN_JUDGED or classes < 2:
@@ -99,10 +100,10 @@ def doubts(images: Images, shown: Sequence[int], classes: int, seed: int = 0) ->
     from tlkit.audit.labels import cross_validated_probabilities, suspects
 
     order = np.argsort(images.truth, kind="stable")
-    drawn = reference_images.spread(order.tolist(), MAX_JUDGED)
+    drawn = reference_images.spread(order.tolist(), min(MAX_JUDGED, MAX_LOGITS // classes))
     rows = np.array(sorted({*drawn, *shown}))
     truth = images.truth[rows]
-    if np.bincount(truth).max() < 5 or len(np.unique(truth)) < 2:
+    if len(rows) < 5 * classes or np.bincount(truth).max() < 5 or len(np.unique(truth)) < 2:
         return None
     same_file = np.unique([images.sha256[row] for row in rows], return_inverse=True)[1]
     probabilities = cross_validated_probabilities(images.arrays[FEATURES][rows], truth, classes, seed, same_file)

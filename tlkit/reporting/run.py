@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tlkit.data import table
 from tlkit.data.scan import FileCounts
+from tlkit.evaluation.conformal import Achieved, achieved
 from tlkit.evaluation.evaluate import select_samples
 from tlkit.evaluation.metrics import Metrics, metric_lines, score
 from tlkit.graph import metadata
@@ -65,6 +66,7 @@ class Report:
     mistakes: tuple[int, ...]
     doubts: Doubts | None
     selective: Selective
+    coverage: tuple[Achieved, ...]  # of sets of labels; empty if the graph has no thresholds
     speed: Speed
     comparison: Comparison | None
     rejected: Mapping[str, str]
@@ -132,6 +134,7 @@ class Report:
                 for row in self.mistakes
             ],
             "doubtful_labels": self._doubtful(names),
+            "coverage": [asdict(each) for each in self.coverage],
             "thresholds": [asdict(each) for each in self.selective.thresholds],
             "speed": asdict(self.speed),
             "against": None if other is None else _comparison_facts(other, self.labels, names),
@@ -219,6 +222,7 @@ def report(
         mistakes=tuple(wrong),
         doubts=doubted,
         selective=selective(images),
+        coverage=_coverage(model, images),
         speed=_speed(model, images),
         comparison=None if against is None else compare(images, model.labels, against, progress),
         rejected=images.rejected,
@@ -231,6 +235,12 @@ def report(
 
 def _columns(source: Path) -> dict[str, dict[str, str]]:
     return table.further_columns(source) if source.is_file() else {}
+
+
+def _coverage(model: Model, images: Images) -> tuple[Achieved, ...]:
+    if metadata.COVERAGE not in model.session.metadata:
+        return ()
+    return tuple(achieved(model.thresholds(), images.probabilities, images.truth))
 
 
 def _speed(model: Model, images: Images) -> Speed:

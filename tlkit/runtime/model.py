@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from tlkit.data.decoding import UnreadableImage
 from tlkit.data.preprocessing import Source
 from tlkit.errors import ArtifactError, UsageError
+from tlkit.evaluation.conformal import Thresholds
 from tlkit.graph import metadata
 from tlkit.model.bundle import RECORD
 from tlkit.model.exports import graph_file
 from tlkit.plugin.contract import FEATURES, IMAGES, PROBABILITIES, Progress, Session
+from tlkit.plugin.detection import NOVELTY
 from tlkit.progress import shown
 from tlkit.runtime import config
 from tlkit.runtime.pipeline import Batch, ImageInput, StoredImage, iter_images, stream
@@ -42,6 +44,7 @@ class Prediction:
     probabilities: tuple[float, ...]
     reason: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict, hash=False)  # of the head, by name
+    unknown: bool | None = None  # is it of no known class? None if the graph has no detector
 
     @property
     def label(self) -> str | None:
@@ -52,6 +55,18 @@ class Prediction:
     def probability(self) -> float | None:
         """The probability of `label`; None if the image is unreadable."""
         return self.probabilities[0] if self.probabilities else None
+
+    @property
+    def novelty(self) -> float | None:
+        """0 for a typical image, above 1 for an unknown one; None if the graph has no detector."""
+        return self.scores.get(NOVELTY)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return path, labels, probabilities and scores of a readable image as JSON values."""
+        best = zip(self.labels, self.probabilities, strict=True)
+        answers = [{"label": label, "probability": probability} for label, probability in best]
+        facts = {"path": self.name, "predictions": answers, **({"scores": dict(self.scores)} if self.scores else {})}
+        return facts if self.unknown is None else {**facts, "unknown": self.unknown}
 
 
 class Model:
@@ -69,6 +84,7 @@ class Model:
                 do="give trunk.onnx or model.onnx of: tlkit export run/ --onnx",
             )
         self.preprocessing, self.labels = metadata.read_metadata(session.metadata, file)
+        self.novelty_threshold = metadata.novelty_threshold(session.metadata, file)
         self.session = session
         self.file = file
 
@@ -138,15 +154,26 @@ class Model:
         size = self.preprocessing.size
         return int(self.session.run(np.zeros((1, size, size, 3), np.uint8), [FEATURES])[FEATURES].shape[1])
 
-    def predict(self, images: ImageInput | Iterable[ImageInput], *, topk: int = 1) -> list[Prediction]:
-        """Return the `topk` most probable labels of each image, at most as many as there are."""
-        return list(self.predictions(images, topk=topk))
+    def predict(
+        self, images: ImageInput | Iterable[ImageInput], *, topk: int = 1, coverage: float | None = None
+    ) -> list[Prediction]:
+        """Return the `topk` most probable labels of each image, at most as many as there are.
 
-    def predictions(self, images: ImageInput | Iterable[ImageInput], *, topk: int = 1) -> Iterator[Prediction]:
+        With a `coverage`, such as 0.9, return instead the labels of a set that holds the right one at that rate.
+        """
+        return list(self.predictions(images, topk=topk, coverage=coverage))
+
+    def predictions(
+        self, images: ImageInput | Iterable[ImageInput], *, topk: int = 1, coverage: float | None = None
+    ) -> Iterator[Prediction]:
         """Yield the results of `predict` one by one."""
+        sets = None if coverage is None else self.thresholds()
         if topk < 1:
             raise UsageError(f"topk must be at least 1, not {topk}")
         names = metadata.score_names(self.session.outputs)
+        if self.novelty_threshold is not None and NOVELTY not in names:
+            what = "it has a threshold of novelty, and no output of that name"
+            raise ArtifactError(what, file=self.file, do="export it again")
         for batch in self.stream(iter_images(images), [PROBABILITIES, *names]):
             rows = iter(zip(*(batch.arrays.get(name, ()) for name in (PROBABILITIES, *names)), strict=True))
             for image in batch.images:
@@ -154,9 +181,26 @@ class Model:
                     yield Prediction(image.name, (), (), image.reason)
                     continue
                 row, *values = next(rows)
-                best, scores = np.argsort(-row, kind="stable")[:topk], dict(zip(names, map(float, values), strict=True))
+                best, scores = np.argsort(-row, kind="stable"), dict(zip(names, map(float, values), strict=True))
+                chosen = None if sets is None or coverage is None else sets.sets(row[None], coverage)[0]
+                best = best[:topk] if chosen is None else best[chosen[best]]
                 labels, shares = tuple(self.labels[i] for i in best), tuple(float(row[i]) for i in best)
-                yield Prediction(image.name, labels, shares, scores=scores)
+                unknown = None if self.novelty_threshold is None else scores[NOVELTY] > self.novelty_threshold
+                yield Prediction(image.name, labels, shares, None, scores, unknown)
+
+    def check_detector(self) -> None:
+        """Raise an ArtifactError if the graph has no detector of unknown images."""
+        if self.novelty_threshold is None:
+            what = "it has no detector of unknown images"
+            raise ArtifactError(what, file=self.file, do="train and export it again with a detector installed")
+
+    def thresholds(self) -> Thresholds:
+        """Return the thresholds of sets of labels. Raises ArtifactError if the graph has none."""
+        text = self.session.metadata.get(metadata.COVERAGE)
+        if text is None:
+            what = "it has no thresholds of sets of labels"
+            raise ArtifactError(what, file=self.file, do="train again with this version of tlkit, and export")
+        return Thresholds.from_json(text, len(self.labels), self.file)
 
     def embed(self, images: ImageInput | Iterable[ImageInput]) -> NDArray[np.float32]:
         """Return features `(N, width)`, one row per image. Raises `UnreadableImage` for the first one."""

@@ -17,6 +17,7 @@ from tlkit.errors import DataError, UsageError
 from tlkit.graph import trace
 from tlkit.model.trunk import Trunk, fingerprint
 from tlkit.plugin.contract import Backbone, DatasetStatistics, Head, Phase, Strategy, Tick
+from tlkit.plugin.detection import Detector
 from tlkit.plugin.phases import phase_problems, trainable_stages
 from tlkit.plugin.sources import identity
 from tlkit.runtime.feature_cache import environment
@@ -49,6 +50,7 @@ class TrainingConfig:
     views: int = 4  # augmented views cached per image while stages are frozen; 0: a new one every epoch
     cache: bool = True  # the output of the frozen stages for each view
     advice: Mapping[str, Any] = field(default_factory=dict)  # kept in the bundle
+    detectors: Mapping[Detector, tuple[str, str]] = field(default_factory=dict)  # to choose from, with their plugins
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,7 @@ class Plan:
         return {
             "tlkit": __version__,
             **{each.kind: identity(each) for each in (config.backbone, config.strategy, config.head)},
+            "detectors": {each.name: identity(each) for each in config.detectors},
             "cut": self.trunk.names[-1],
             "size": self.trunk.preprocessing.size,
             **{name: getattr(config, name) for name in ("val", "group", "seed", "refit")},

@@ -18,12 +18,15 @@ from tlkit.data.preprocessing import load
 from tlkit.data.scan import FileCounts
 from tlkit.data.stripping import without_metadata
 from tlkit.errors import DataError
+from tlkit.evaluation import conformal
 from tlkit.evaluation.metrics import Metrics, score
 from tlkit.model import bundle as bundles
 from tlkit.model import trunk as trunks
 from tlkit.model.modules import head_outputs
+from tlkit.model.novelty import head_tensors, with_novelty
 from tlkit.model.reference_images import remember
 from tlkit.plugin.contract import FEATURES, Backbone, Head, Preprocessing, Strategy
+from tlkit.plugin.detection import NOVELTY
 from tlkit.plugin.licenses import described_license, license_class
 from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features
@@ -160,31 +163,26 @@ def write_bundle(
 
     `settings` are those of the fine-tuning. The folder of the images is remembered on this machine, not in the bundle.
     """
-    _, val = plan.examples(features)
+    train, val = plan.examples(features)
+    record = _record(plan, features, plan.config.head.report(head))
+    config = plan.config
+    head, novelty = with_novelty(config.detectors, head, train, val, config.seed, scored=bool(config.head.scores))
     predicted = probabilities(head, val.features, plan.config.head.activation)
     metrics = score(predicted, val.labels)
     rows = _golden_rows(plan, features)
     golden = [_golden(plan, number, row) for number, row in enumerate(rows)]
     record = replace(
-        _record(plan, features, plan.config.head.report(head)),
+        record,
+        novelty=novelty,
+        coverage=_coverage(plan, predicted, val.labels),
+        scores=(*record.scores, *([NOVELTY] if novelty else [])),
         metrics={"val": metrics.to_json()},
         golden=tuple(image for image, _ in golden),
         provenance=provenance(plan.trunk.names, plan.phases, fitted.changed),
         training=settings or {},
     )
-    expected = features.array[rows]
-    digest = bundles.write(
-        plan.out,
-        record,
-        trunk=trunks.tensors(plan.trunk),
-        head=trunks.tensors(head),
-        history=fitted.history,
-        golden=[content for _, content in golden],
-        expected={FEATURES: expected, **head_outputs(head, expected, plan.config.head.scores)},
-        trained_on=_hashes(plan, features),
-    )
-    remember(digest, plan.source)
-    draw_curves(fitted.history, plan.out)
+    contents, known = [content for _, content in golden], _hashes(plan, features)
+    digest = _write(plan, features.array[rows], record, head, fitted.history, contents, known)
     return TrainingResult(
         bundle=plan.out,
         digest=digest,
@@ -208,6 +206,31 @@ def write_bundle(
         golden=len(golden),
         license=described_license(plan.config.backbone.weights),
     )
+
+
+def _write(
+    plan: Plan,
+    expected: NDArray[np.float32],
+    record: bundles.BundleRecord,
+    head: nn.Module,
+    history: Sequence[Mapping[str, Any]],
+    golden: Sequence[bytes],
+    trained_on: Sequence[str],
+) -> str:
+    """Write the bundle, and return its digest; `expected` are the features of the golden images."""
+    digest = bundles.write(
+        plan.out,
+        record,
+        trunk=trunks.tensors(plan.trunk),
+        head=head_tensors(head),
+        history=history,
+        golden=golden,
+        expected={FEATURES: expected, **head_outputs(head, expected, record.scores)},
+        trained_on=trained_on,
+    )
+    remember(digest, plan.source)
+    draw_curves(history, plan.out)
+    return digest
 
 
 def _record(plan: Plan, features: Features, head_report: Mapping[str, Any]) -> bundles.BundleRecord:
@@ -238,6 +261,14 @@ def _record(plan: Plan, features: Features, head_report: Mapping[str, Any]) -> b
         metrics={},
         golden=(),
     )
+
+
+def _coverage(plan: Plan, probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the thresholds of sets of labels by the validation images, and the coverage that they achieve there."""
+    if plan.config.head.activation != "softmax":
+        return {}
+    achieved = [asdict(each) for each in conformal.cross_validated(probabilities, labels, plan.config.seed)]
+    return {"thresholds": conformal.fit(probabilities, labels).to_json(), "achieved": achieved}
 
 
 def _component(

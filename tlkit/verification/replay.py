@@ -155,6 +155,10 @@ def _problems(
         yield f"its labels differ: {', '.join(wrong[:3]) or f'{len(labels)} of {len(record.labels)}'}"
     if (activation := says.get(metadata.ACTIVATION, metadata.SOFTMAX)) != record.activation:
         yield f"its activation is {activation}, not {record.activation}"
+    if (threshold := metadata.novelty_threshold(says)) != record.novelty.get("threshold"):
+        yield f"its threshold of novelty is {threshold}, not {record.novelty.get('threshold')}"
+    if says.get(metadata.COVERAGE, "") != record.coverage.get("thresholds", ""):
+        yield "its thresholds of sets of labels are not the bundle's"
     theirs, ours = asdict(preprocessing), asdict(record.preprocessing)
     for fact in (fact for fact in ours if theirs[fact] != ours[fact]):
         yield f"its preprocessing differs: {fact} {theirs[fact]}, not {ours[fact]}"

@@ -87,6 +87,8 @@ class TrainedSession(Session):
             labels=record.labels,
             bundle=modules.bundle.digest,
             activation=record.activation,
+            novelty=record.novelty.get("threshold"),
+            coverage=record.coverage.get("thresholds", ""),
         ).to_props()
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:

@@ -16,7 +16,7 @@ from tlkit_standard.sources import SOURCES
 
 import tlkit
 from tests.kit.tiny import write_images
-from tlkit import resolve
+from tlkit import places
 from tlkit.errors import DataError, UsageError
 
 BY_NAME = {source.name: source for source in SOURCES}
@@ -144,10 +144,10 @@ def test_columns_of_images(tiny_trunk, images, tmp_path):
     found = embedded(tiny_trunk, tmp_path / "images.parquet", tmp_path / "features", column="photo")
     assert (found.rows, found.rejects) == (90, 60)
     assert set(found.rejected.values()) == {"its row has no image", "is not an image (JPEG, PNG, WEBP, BMP, GIF, TIFF)"}
-    labeled = resolve.find_places(
+    labeled = places.find_places(
         tmp_path / "images.parquet", None, {"source.column": "photo", "source.label_column": "class"}
     )
-    (opened,) = resolve.open_places(labeled)
+    (opened,) = places.open_places(labeled)
     assert [record.label for record in opened.source.records(opened.place)][:3] == ["a", "b", "c"]
     with pytest.raises(DataError, match="no source reads it; installed: image-column, image-folder, image-table, tar"):
         embedded(tiny_trunk, tmp_path / "images.parquet", tmp_path / "other")

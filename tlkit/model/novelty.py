@@ -1,0 +1,222 @@
+"""A head with a detector of unknown images beside it: one module, whose last score is `novelty`; and its choice.
+
+No detector is the best everywhere. Each class in turn is left out of the training images: a detector is as good as it
+tells that class from held-out images of the others (area under the ROC curve).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tlkit import defaults
+from tlkit.errors import ArtifactError
+from tlkit.model.trunk import tensors
+from tlkit.plugin.contract import Head
+from tlkit.plugin.detection import NOVELTY, Detector
+from tlkit.plugin.options import to_json
+from tlkit.util.statistics import roc_area
+
+# Of tensors in a bundle; those of the head have their own names.
+DETECTOR, MIDDLE, SCALE = "novelty.detector.", "novelty.middle", "novelty.scale"
+
+MAX_LEFT_OUT = 5  # classes
+MAX_FITTED, MAX_KEPT = 400, 2000  # images that detectors are chosen on, and that the chosen one is fitted on
+MIN_PER_CLASS = 10  # images that a class is left out with
+KEPT = 0.95  # share of the validation images that stay known
+
+
+class Rows(Protocol):
+    """Images with features `(N, width)` and labels `(N,)`."""
+
+    @property
+    def features(self) -> NDArray[np.float32]: ...
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+
+
+class NovelHead(nn.Module):
+    """A head whose scores end with `(detector(features) - middle) / scale`; `scored` says that it has some of its own.
+
+    A detector may hold the head.
+    """
+
+    middle: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, head: nn.Module, detector: nn.Module, middle: float = 0.0, scale: float = 1.0, *, scored: bool = False
+    ) -> None:
+        super().__init__()
+        self.head, self.detector, self.scored = head, detector, scored
+        self.register_buffer("middle", torch.tensor(middle))
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.head(features)
+        return logits
+
+    def scores(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Return the scores `(N,)` of the head, and the novelty."""
+        own = self.head.scores(features) if self.scored else ()  # type: ignore[operator]
+        return (*own, (self.detector(features) - self.middle) / self.scale)
+
+
+class DetectingHead(Head):
+    """A head and a detector as one component, for whom fits, stores and exports heads."""
+
+    def __init__(self, head: Head, detector: Detector) -> None:
+        self.head, self.detector = head, detector
+        self.name, self.scores, self.activation = head.name, (*head.scores, NOVELTY), head.activation  # type: ignore[misc]
+
+    def module(self, width: int, classes: int) -> nn.Module:
+        return self.head.module(width, classes)
+
+    def solve(
+        self, features: NDArray[np.float32], labels: NDArray[np.int64], classes: int, seed: int
+    ) -> nn.Module | None:
+        solved = self.head.solve(features, labels, classes, seed)
+        if solved is None:
+            return None
+        # Scaled on other images than it is fitted on: every training image is its own nearest neighbor.
+        fitted = self.detector.fit(features[::2], labels[::2], solved.eval(), seed)
+        return scaled(solved, fitted, features[1::2], scored=bool(self.head.scores))
+
+    def restore(self, width: int, classes: int, tensors: Mapping[str, Any]) -> nn.Module:
+        if MIDDLE not in tensors or SCALE not in tensors:
+            raise ArtifactError("the tensors of its detector are missing", do="train again")
+        own = without_detector(tensors)
+        rest = {name.removeprefix(DETECTOR): tensor for name, tensor in tensors.items() if name.startswith(DETECTOR)}
+        head = self.head.restore(width, classes, own).eval()
+        middle, scale, scored = float(tensors[MIDDLE]), float(tensors[SCALE]), bool(self.head.scores)
+        return NovelHead(head, self.detector.restore(rest, head), middle, scale, scored=scored).eval()
+
+
+def without_detector(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the tensors of a bundle's head that are its own."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("novelty.")}
+
+
+def head_tensors(head: nn.Module) -> dict[str, NDArray[np.generic]]:
+    """Return the state of a head, and of a detector beside it; the tensors of a head that this holds are there once."""
+    if not isinstance(head, NovelHead):
+        return tensors(head)
+    held = tuple(f"{name}." for name, module in head.detector.named_modules() if module is head.head)
+    state = tensors(head.detector).items()
+    beside = {DETECTOR + name: tensor for name, tensor in state if not (held and name.startswith(held))}
+    return {**tensors(head.head), **beside, MIDDLE: head.middle.numpy().copy(), SCALE: head.scale.numpy().copy()}
+
+
+def scaled(
+    head: nn.Module, detector: nn.Module, known: NDArray[np.float32], kept: float = KEPT, *, scored: bool = False
+) -> NovelHead:
+    """Return a head with a detector whose score is 0 for the median of images `(N, width)` of known classes.
+
+    The score is 1 where the share `kept` of them lies below.
+    """
+    values = raw_scores(detector, known)
+    middle, threshold = np.quantile(values, [0.5, kept])
+    scale = max(float(threshold - middle), 1e-6)
+    return NovelHead(head, detector.eval(), float(middle), scale, scored=scored).eval()
+
+
+def raw_scores(detector: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return what a detector gives for features `(N, width)`, as `(N,)`."""
+    with torch.inference_mode():
+        return detector.eval()(torch.from_numpy(features)).double().numpy()  # type: ignore[no-any-return]
+
+
+class WithoutClass(nn.Module):
+    """A head without the logit of one class, as if there were none."""
+
+    def __init__(self, head: nn.Module, label: int) -> None:
+        super().__init__()
+        self.head, self.label = head, label
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.head(features)
+        return torch.cat([logits[:, : self.label], logits[:, self.label + 1 :]], dim=1)
+
+
+def with_novelty(
+    detectors: Mapping[Detector, tuple[str, str]],
+    head: nn.Module,
+    train: Rows,
+    held_out: Rows,
+    seed: int,
+    *,
+    scored: bool = False,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the head with the chosen detector beside it, and what the bundle says of it; without detectors nothing.
+
+    `detectors` have distribution and version of their plugins. The threshold keeps 95 % of the images `held_out`, which
+    fitted neither head nor detector.
+    """
+    if not detectors:
+        return head, {}
+    detector, report = choose(detectors, head, train, seed)
+    rows = evenly(train.labels, MAX_KEPT, seed)
+    fitted = detector.fit(train.features[rows], train.labels[rows], head, seed)
+    novel = scaled(head, fitted, held_out.features, scored=scored)
+    distribution, version = detectors[detector]
+    facts = {
+        "name": detector.name,
+        "distribution": distribution,
+        "version": version,
+        "options": to_json(detector),
+        "threshold": 1.0,
+        "kept": KEPT,
+        "images": len(held_out.labels),
+        **report,
+    }
+    return novel, facts
+
+
+def choose(
+    detectors: Mapping[Detector, tuple[str, str]], head: nn.Module, train: Rows, seed: int
+) -> tuple[Detector, dict[str, Any]]:
+    """Return the detector with the largest mean area under the ROC curve over classes that are left out, and the areas.
+
+    With two classes, or too few images, the most even one over data sets is taken.
+    """
+    counts = np.bincount(train.labels)
+    enough = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label] >= MIN_PER_CLASS]
+    even = next((each for each in detectors if each.name == defaults.DEFAULT_DETECTOR), next(iter(detectors)))
+    if len(detectors) == 1:
+        return even, {}
+    if len(enough) < 3:
+        reason = "two classes" if len(counts) < 3 else f"too few classes of at least {MIN_PER_CLASS} images"
+        return even, {"not_chosen": f"{reason}: none can be left out to choose by"}
+    areas = {each.name: _areas(each, head, train, enough[:MAX_LEFT_OUT], seed) for each in detectors}
+    means = {name: float(np.mean(found)) for name, found in areas.items()}
+    best = max(detectors, key=lambda each: means[each.name])
+    return best, {"areas": means, "left_out": len(enough[:MAX_LEFT_OUT])}
+
+
+def _areas(detector: Detector, head: nn.Module, train: Rows, classes: list[int], seed: int) -> list[float]:
+    found = []
+    for label in classes:
+        others = np.flatnonzero(train.labels != label)
+        drawn = others[evenly(train.labels[others], 2 * MAX_FITTED, seed)]
+        fitted_on, known = drawn[::2], drawn[1::2]
+        novel = np.flatnonzero(train.labels == label)[:MAX_FITTED]
+        fitted = detector.fit(train.features[fitted_on], train.labels[fitted_on], WithoutClass(head, label), seed)
+        scores = raw_scores(fitted, train.features[np.concatenate([known, novel])])
+        found.append(roc_area(scores[len(known) :], scores[: len(known)]))
+    return found
+
+
+def evenly(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    """Return up to so many rows at random, the same number of each class as far as there are."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    turn = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        turn[rows] = np.arange(len(rows))
+    chosen: NDArray[np.int64] = order[np.argsort(turn[order], kind="stable")][:most]
+    return chosen
