@@ -24,7 +24,7 @@ from _bench import DATA, ROOT, SETTINGS, TLKIT, Bar, Report, existing, parsed, p
 sys.path.insert(0, str(ROOT))
 from demo.digits import write
 from tests.kit.exporting import replayed
-from tests.kit.faults import FAULTS, Drops, planted
+from tests.kit.faults import FAULTS, OF_NOVELTY, Drops, planted
 from tests.kit.tiny import resign
 
 BACKBONES = ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
@@ -86,7 +86,7 @@ def plant(args: Any, work: Path) -> int:
             (work / "photos" / label.name / file.name).symlink_to(file)
     bundle = _exported(work, work / "photos", BACKBONES[0], HEADS[0])
     results = {precision: _planted(bundle, work / "planted", precision) for precision in PRECISIONS}
-    for name in (*FAULTS, DROPPED):
+    for name in (*FAULTS, *OF_NOVELTY, DROPPED):
         row = {precision: results[precision].get(name, "changes nothing") for precision in PRECISIONS}
         report.rows.append({"fault": name, **row})
     verdicts = [verdict for found in results.values() for verdict in found.values()]
@@ -124,7 +124,7 @@ def _alarms(bundle: Path, report: Report) -> list[str]:
 def _planted(bundle: Path, place: Path, precision: str) -> dict[str, str]:
     """The verdict on each fault; one that changes nothing in this model is left out."""
     found: dict[str, str] = {}
-    for name in FAULTS:
+    for name in (*FAULTS, *OF_NOVELTY):
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(bundle, place)
         if not planted(name, place / "onnx" / precision / "model.onnx"):

@@ -14,6 +14,7 @@ from tlkit.plugin.registry import load
 
 # Names of components that mean something else in a module, with what they mean there.
 EXEMPT = {
+    ("tlkit/advice/backbone_analysis.py", "energy"): "a figure of how sure a classifier is",
     ("tlkit/cli/options.py", "tensorrt"): "a device: ONNX Runtime's execution provider",
     ("tlkit/runtime/providers.py", "tensorrt"): "a device: ONNX Runtime's execution provider",
     ("tlkit/cli/serve.py", "onnx"): "what is served unless another target is named",
@@ -90,5 +91,6 @@ def test_the_defaults_are_installed() -> None:
     host = load()
     assert defaults.DEFAULT_BACKBONE in host.names("backbone")
     assert defaults.DEFAULT_HEAD in host.names("head")
+    assert defaults.DEFAULT_DETECTOR in host.names("detector")
     assert defaults.DEFAULT_TARGET in host.names("target")
     assert {defaults.FROZEN} <= set(host.names("strategy"))

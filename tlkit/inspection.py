@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.errors import ArtifactError
+from tlkit.evaluation.conformal import Achieved
 from tlkit.evaluation.metrics import metric_lines
 from tlkit.graph.metadata import PREFIX
 from tlkit.model.bundle import ORIGINAL, RECORD, open_bundle
@@ -17,6 +18,7 @@ from tlkit.runtime.model import Model
 from tlkit.util.schema import parse_json
 from tlkit.util.text import listed, table
 
+DECLARED = ("name", "distribution", "version", "options")  # of a component
 SHOWN = 12  # classes, stages or names of a list that text shows
 
 
@@ -110,7 +112,7 @@ def _graph(path: Path, opener: Opener) -> dict[str, Any]:
 
 
 def _bundle_sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any] | Iterable[str]]]:
-    data, labels = facts["data"], facts["labels"]
+    data, labels, detector = facts["data"], facts["labels"], facts["novelty"]
     yield "Bundle", {name: facts[name] for name in ("path", "digest")} | {"golden images": len(facts["golden"])}
     yield "Data", {f"classes ({len(labels)})": labels, **data}
     states = facts["provenance"] or dict.fromkeys(facts["stages"], ORIGINAL)
@@ -132,14 +134,16 @@ def _bundle_sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[st
             "fit": facts["head"]["report"],
             "activation": None if facts["activation"] == "softmax" else facts["activation"],
             "scores": facts["scores"],
-            "detector": facts["novelty"],
+            "detector": _component(detector) if detector else None,
+            "novelty": {name: value for name, value in detector.items() if name not in DECLARED},
             "parameters": f"{facts['parameters']['head']:,}",
         },
     )
     phases = {f"phase {number}": phase for number, phase in enumerate(facts["phases"], 1)}
     advice = facts.get("advice", {}).get("reasons", ())
     yield "Training", {"strategy": _component(facts["strategy"]), **phases, "seed": facts["seed"], "advice": advice}
-    yield f"Validation ({facts['metrics']['images']} images)", metric_lines(facts["metrics"], labels)
+    measured = [*metric_lines(facts["metrics"], labels), *(str(Achieved(**each)) for each in facts["coverage"])]
+    yield f"Validation ({facts['metrics']['images']} images)", measured
     yield "Exports", facts["exports"] or ["none"]
 
 

@@ -179,7 +179,7 @@ def test_inspect_tells_what_a_bundle_and_a_graph_are(do, story):
     assert bundle["backbone"]["name"] == graph["backbone"] == "efficientnet-lite0"
     assert bundle["weights"]["license"] == "Apache-2.0"
     assert bundle["preprocessing"] == graph["preprocessing"]
-    assert graph["outputs"] == ["features", "logits", "probabilities"]
+    assert graph["outputs"] == ["features", "logits", "novelty", "probabilities"]
     text = do("inspect", "run").out
     titles = [line for line in text.splitlines() if not line.startswith(" ") and line]
     assert titles == ["Bundle", "Data", "Network", "Head", "Training", "Validation (10 images)", "Exports"]
@@ -204,9 +204,10 @@ def test_plugins_lists_what_is_there_and_fits_a_screen(do):
         "nearest-mean",
         "mlp",
     }
+    assert {name for kind, name in components if kind == "detector"} >= {"energy", "mahalanobis"}
     plain = do("plugins").out
     assert all(name in plain for _, name in components)
-    assert plain.count("\n") <= 6 * len(facts)
+    assert plain.count("\n") <= 7 * len(facts)
 
 
 def test_plugins_show_tells_the_options_of_a_component(do):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,9 +20,11 @@ from tlkit import cli
 from tlkit.errors import ArtifactError, DataError, UsageError
 from tlkit.evaluation.evaluate import ModelOutputs
 from tlkit.exporting.head_refit import better
-from tlkit.model import exports
+from tlkit.model import exports, reference_images
 from tlkit.model.bundle import open_bundle
+from tlkit.model.novelty import DetectingHead
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
+from tlkit.runtime.model import Model
 from tlkit.runtime.session import OnnxSession
 from tlkit.util.statistics import softmax
 
@@ -141,6 +144,21 @@ class TestRefused:
         _, found = search(Means(), "fp16")
         assert found.candidates[0].head is None
         assert record(own_run, "onnx/fp16")["head_from"] == "bundle"
+
+
+def test_its_detector_is_scaled_on_the_validation_images_of_the_quantized_trunk(novel_run, novel_config, tmp_path):
+    run = Path(shutil.copytree(novel_run, tmp_path / "run"))
+    head = DetectingHead(Means(), next(iter(novel_config.detectors)))
+    _, found = searched(run, novel_config.backbone, head, refit_head=True)
+    assert found.candidates[0].head.kept
+    kept = export_of(run, "int8").refitted()
+    assert kept["novelty.scale"] != open_bundle(run).head["novelty.scale"]
+    names = reference_images.dataset(open_bundle(run), None)[1].of("val")
+    with Model.open(run / "onnx/int8") as model:
+        novelty = [each.novelty for each in model.predict([sample.path for sample in names])]
+    assert np.median(novelty) == pytest.approx(0, abs=0.05)
+    assert 0.9 < max(novelty) <= 1  # nine images: all stay known
+    assert replayed(run, "int8").passed
 
 
 class TestVerify:

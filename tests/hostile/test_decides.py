@@ -12,6 +12,7 @@ import onnxruntime
 import PIL
 import pytest
 import torch
+from tlkit_standard.detectors import Energy
 from tlkit_standard.strategies import STRATEGIES
 
 from tests.kit.tiny import Line, Scored, Seeded
@@ -208,6 +209,7 @@ CHANGES = {
     "backbone": Seeded(),
     "strategy": replace(STRATEGIES[0], epochs=3),
     "head": Scored(),
+    "detectors": {Energy(): ("tlkit", "0.1.0")},
     "cut": "first",
     "size": 64,
     "val": 0.4,

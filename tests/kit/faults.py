@@ -81,10 +81,15 @@ def swap_labels(graph):
     helper.set_model_props(graph, {**facts(graph), "tlkit.labels": json.dumps([labels[1], labels[0], *labels[2:]])})
 
 
+def instead(graph, output):
+    """Give an output of a graph another name, so that something else can take its place."""
+    for node in graph.graph.node:
+        node.output[:] = [f"{output}.trained" if name == output else name for name in node.output]
+
+
 def swap_logits(graph):
     """The head's first two outputs the other way round."""
-    for node in graph.graph.node:
-        node.output[:] = ["logits.trained" if name == "logits" else name for name in node.output]
+    instead(graph, "logits")
     order = [1, 0, *range(2, len(json.loads(facts(graph)["tlkit.labels"])))]
     graph.graph.initializer.append(numpy_helper.from_array(np.array(order), "order"))
     last = helper.make_node("Gather", ["logits.trained", "order"], ["logits"], name="order", axis=1)
@@ -94,10 +99,33 @@ def swap_logits(graph):
 
 def change_weight(graph):
     """The largest weight of the head, doubled; below fp32, the tolerance for other machines lets less pass."""
-    tensor = next(t for t in graph.graph.initializer if len(t.dims) == 2 and t.name.startswith("head/"))
+    classes = len(json.loads(facts(graph)["tlkit.labels"]))
+    tensors = (t for t in graph.graph.initializer if len(t.dims) == 2 and t.name.startswith("head/"))
+    tensor = next(t for t in tensors if classes in t.dims)
     array = numpy_helper.to_array(tensor).copy()
     array.flat[np.abs(array).argmax()] *= 2
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def raise_threshold(graph):
+    """Another novelty from which on an image is unknown."""
+    threshold = json.loads(facts(graph)["tlkit.novelty"])
+    helper.set_model_props(graph, {**facts(graph), "tlkit.novelty": json.dumps(1.01 * threshold)})
+
+
+def swap_detector(graph):
+    """Another detector: novelty is the largest logit with its sign turned round."""
+    instead(graph, "novelty")
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([1]), "classes"))
+    largest = helper.make_node("ReduceMax", ["logits", "classes"], ["largest"], name="largest", keepdims=0)
+    graph.graph.node.extend([largest, helper.make_node("Neg", ["largest"], ["novelty"], name="turned")])
+
+
+def stretch_novelty(graph):
+    """The novelty divided by another scale, which moves the threshold as well."""
+    instead(graph, "novelty")
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(1.1, np.float32), "stretch"))
+    graph.graph.node.append(helper.make_node("Div", ["novelty.trained", "stretch"], ["novelty"], name="stretch"))
 
 
 FAULTS = {
@@ -112,13 +140,18 @@ FAULTS = {
     "swapped logits": swap_logits,
     "a changed weight": change_weight,
 }
+OF_NOVELTY = {
+    "another threshold of novelty": raise_threshold,
+    "another scale of novelty": stretch_novelty,
+    "a swapped detector": swap_detector,
+}
 
 
 def planted(fault, file):
     """Plant a fault into a graph; whether that changed anything."""
     graph = onnx.load(file)
     before = graph.SerializeToString()
-    FAULTS[fault](graph)
+    (FAULTS | OF_NOVELTY)[fault](graph)
     onnx.save(graph, file)
     return graph.SerializeToString() != before
 

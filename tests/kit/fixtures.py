@@ -219,6 +219,29 @@ def tiny_run(pictures: Path, tiny_config: TrainingConfig, tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="session")
+def novel_config(tiny_config: TrainingConfig) -> TrainingConfig:
+    """That of a head with a detector."""
+    from tlkit_standard.detectors import Energy, NeighborEnergy
+
+    return replace(tiny_config, detectors=dict.fromkeys((NeighborEnergy(images=9), Energy()), ("tlkit", "0.1.0")))
+
+
+@pytest.fixture(scope="session")
+def novel_run(pictures: Path, novel_config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose head has a detector, exported in every precision; not to be changed."""
+    from tests.kit.exporting import exported
+    from tlkit.model.novelty import DetectingHead
+    from tlkit.training.run import train
+
+    run = tmp_path_factory.mktemp("novel") / "run"
+    train(pictures, run, novel_config)
+    for precision in ("fp32", "fp16", "int8"):
+        head = DetectingHead(novel_config.head, next(iter(novel_config.detectors)))
+        exported(run, novel_config.backbone, head, precision)
+    return run
+
+
+@pytest.fixture(scope="session")
 def tiny_trunk(tiny_run: Path) -> Iterator[Model]:
     """The trunk of `tiny_run`, opened to embed with."""
     from tlkit.runtime.model import Model

@@ -9,10 +9,9 @@ from http.client import HTTPConnection
 import numpy as np
 import pytest
 
-from tests.kit.exporting import exported
 from tests.kit.serving import open_graph, serving
 
-OUTPUTS = ("probabilities", "logits", "features")
+OUTPUTS = ("probabilities", "logits", "features", "novelty")
 
 
 def by_json(server, content):
@@ -69,15 +68,13 @@ def arrays(sizes, raw):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_served_is_predicted_to_the_bit(precision, own_run, tiny_config):
+def test_served_is_predicted_to_the_bit(precision, novel_run):
     pytest.importorskip("grpc", reason="needs tlkit[serve-grpc]")
-    if precision == "int8":
-        exported(own_run, tiny_config.backbone, tiny_config.head, "int8", max_drop=100)
-    files = sorted((own_run / "golden").glob("*.png"))
+    files = sorted((novel_run / "golden").glob("*.png"))
     assert len(files) >= 4
     with (
-        serving([own_run], precision=precision, grpc_port=0) as server,
-        open_graph(own_run, "model", precision) as model,
+        serving([novel_run], precision=precision, grpc_port=0) as server,
+        open_graph(novel_run, "model", precision) as model,
     ):
         assert server.repository.get("run").precision == precision
         for file in files:

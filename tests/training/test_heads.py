@@ -70,7 +70,7 @@ def test_a_head_that_can_not_be_solved_keeps_its_trained_weights_and_says_why():
     assert refit_head(Line(), trained, EXAMPLES, EXAMPLES, 2, 0) == (trained, [])
     kept, (line,) = refit_head(Unsolvable(), trained, EXAMPLES, EXAMPLES, 2, 0)
     assert kept is trained
-    assert line == {"solved": "line", "kept": False, "because": "a class has one image", "temperature": 1.0}
+    assert line == {"solved": "line", "kept": False, "because": "a class has one image", "val_temperature": 1.0}
 
 
 def test_a_trained_head_is_calibrated_on_enough_images_without_a_change_of_its_predictions():

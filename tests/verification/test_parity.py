@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, Session
+from tlkit.plugin.detection import NOVELTY
 from tlkit.verification.parity import BATCHES, compare, cosines, ties
 
 RANDOM = np.random.default_rng(0)
@@ -76,6 +77,21 @@ def test_a_flip_counts_unless_it_was_a_tie():
     clear = EXPECTED | {LOGITS: np.array([[1, 2, 0]] * 20, np.float32)}
     verdict = compare(clear, Linear(flip), INPUTS, batches=(4,))
     assert verdict.comparisons[0].flips == 20
+
+
+@pytest.mark.parametrize(("error", "passed"), [(9e-4, True), (1.1e-3, False)])
+def test_the_novelty_is_compared_by_its_spread_however_typical_the_images_are(error, passed):
+    """It is 0 for a typical image and 1 at the threshold; other scores are compared by their largest value."""
+
+    class Typical(Linear):
+        outputs = (FEATURES, LOGITS, NOVELTY)
+
+        def run(self, array, outputs=None):
+            return super().run(array, outputs) | {NOVELTY: np.full(len(array), np.float32(1e-3 + error))}
+
+    expected = EXPECTED | {NOVELTY: np.full(len(INPUTS), np.float32(1e-3))}
+    verdict = compare(expected, Typical(), INPUTS)
+    assert (verdict.passed, verdict.comparisons[0].score_error) == (passed, pytest.approx(error, abs=1e-6))
 
 
 def amplified(features):

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from tests.kit.exporting import exported, replayed, replayed_alone
-from tests.kit.faults import FAULTS, Drops, facts, planted
+from tests.kit.exporting import replayed, replayed_alone
+from tests.kit.faults import FAULTS, OF_NOVELTY, Drops, facts, planted
 from tests.kit.tiny import resign
 from tlkit import cli
 from tlkit.errors import ArtifactError
@@ -18,21 +18,11 @@ from tlkit.errors import ArtifactError
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
-@pytest.fixture(scope="module")
-def every_precision(tiny_run, tiny_config, tmp_path_factory):
-    """A bundle exported in every precision; not to be changed."""
-    run = tmp_path_factory.mktemp("exported") / "run"
-    shutil.copytree(tiny_run, run)
-    for precision in ("fp16", "int8"):
-        exported(run, tiny_config.backbone, tiny_config.head, precision)
-    return run
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_caught(every_precision, tmp_path, fault, precision):
+@pytest.mark.parametrize("fault", [*FAULTS, *OF_NOVELTY])
+def test_a_planted_fault_is_caught(novel_run, tmp_path, fault, precision):
     run = tmp_path / "run"
-    shutil.copytree(every_precision, run)
+    shutil.copytree(novel_run, run)
     file = run / "onnx" / precision / "model.onnx"
     assert planted(fault, file)
     with pytest.raises(ArtifactError, match="changed after export"):  # the hash says so at once
@@ -46,13 +36,13 @@ def test_a_planted_fault_is_caught(every_precision, tmp_path, fault, precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_dropped_last_batch_is_caught(every_precision, precision):
-    assert not replayed(every_precision, precision, session=Drops).passed
+def test_a_dropped_last_batch_is_caught(novel_run, precision):
+    assert not replayed(novel_run, precision, session=Drops).passed
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_without_a_fault_there_is_no_alarm(every_precision, precision):
-    result = replayed(every_precision, precision)
+def test_without_a_fault_there_is_no_alarm(novel_run, precision):
+    result = replayed(novel_run, precision)
     assert (result.passed, result.problems, result.changed_images) == (True, (), ())
 
 
@@ -60,8 +50,8 @@ class TestAgainst:
     """One graph, wherever it lies, against its bundle; as commands, in this process."""
 
     @pytest.fixture
-    def place(self, every_precision, tmp_path, monkeypatch):
-        shutil.copytree(every_precision, tmp_path / "run")
+    def place(self, novel_run, tmp_path, monkeypatch):
+        shutil.copytree(novel_run, tmp_path / "run")
         monkeypatch.chdir(tmp_path)
         return tmp_path
 

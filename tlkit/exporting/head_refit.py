@@ -22,7 +22,7 @@ from tlkit.graph.trace import head_graph
 from tlkit.model import exports
 from tlkit.model.bundle import BundleRecord
 from tlkit.model.modules import head_outputs, solve_head
-from tlkit.model.novelty import head_tensors
+from tlkit.model.novelty import NovelHead, head_tensors
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 from tlkit.util.statistics import activated
 from tlkit.verification.trained import TrainedModules
@@ -92,11 +92,16 @@ def refit(
 
 
 def better(own: ModelOutputs, refitted: RefittedHead) -> tuple[RefittedHead | None, HeadRefit, ModelOutputs]:
-    """Return the refitted head if it is better than the bundle's own, the comparison, and the better one's outputs."""
+    """Return the refitted head if it is better than the bundle's own, the comparison, and the better one's outputs.
+
+    `own` are those for the validation images, on which the novelty of the refitted head is scaled.
+    """
     given = refitted.probabilities(own.arrays[FEATURES])
     before, after = (score(each, own.truth) for each in (own.arrays[PROBABILITIES], given))
     kept = (after.balanced_accuracy, -after.log_loss) > (before.balanced_accuracy, -before.log_loss)
     comparison = HeadRefit(kept, after.accuracy, after.log_loss, before.accuracy, before.log_loss)
     if not kept:
         return None, comparison, own
+    if isinstance(refitted.module, NovelHead):
+        refitted = replace(refitted, module=refitted.module.scaled(own.arrays[FEATURES]))
     return refitted, comparison, replace(own, arrays={**own.arrays, PROBABILITIES: given})

@@ -29,6 +29,8 @@ MAX_LEFT_OUT = 5  # classes
 MAX_FITTED, MAX_KEPT = 400, 2000  # images that detectors are chosen on, and that the chosen one is fitted on
 MIN_PER_CLASS = 10  # images that a class is left out with
 KEPT = 0.95  # share of the validation images that stay known
+MARGIN = 1e-3  # of the novelty, about the rounding of another runtime: none makes the image at the threshold unknown
+ROUNDING = 3e-6  # of features, relative to the largest of an image, between runtimes
 
 
 class Rows(Protocol):
@@ -66,6 +68,20 @@ class NovelHead(nn.Module):
         own = self.head.scores(features) if self.scored else ()  # type: ignore[operator]
         return (*own, (self.detector(features) - self.middle) / self.scale)
 
+    def scaled(self, known: NDArray[np.float32]) -> NovelHead:
+        """Return the head with a novelty of 0 for the median of held-out images `(N, width)` of known classes.
+
+        It is below 1 for the share `KEPT` of them, or for more if all differ by less than features differ by rounding:
+        that has to change the novelty by less than `MARGIN`.
+        """
+        values = raw_scores(self.detector, known)
+        noise = np.random.default_rng(0).normal(0, ROUNDING, known.shape) * np.abs(known).max(1, keepdims=True)
+        moved = float(np.abs(raw_scores(self.detector, known + noise.astype(np.float32)) - values).max())
+        middle = float(np.median(values))
+        apart = float(np.quantile(values, KEPT, method="higher")) - middle
+        scale = max((1 + MARGIN) * apart, moved / MARGIN, float(np.finfo(np.float32).tiny))
+        return NovelHead(self.head, self.detector, middle, scale, scored=self.scored).eval()
+
 
 class DetectingHead(Head):
     """A head and a detector as one component, for whom fits, stores and exports heads."""
@@ -80,12 +96,27 @@ class DetectingHead(Head):
     def solve(
         self, features: NDArray[np.float32], labels: NDArray[np.int64], classes: int, seed: int
     ) -> nn.Module | None:
-        solved = self.head.solve(features, labels, classes, seed)
+        return self._beside(self.head.solve(features, labels, classes, seed), features, labels, seed)
+
+    def solve_grouped(
+        self,
+        features: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        classes: int,
+        seed: int,
+        groups: NDArray[np.int64],
+    ) -> nn.Module | None:
+        solved = self.head.solve_grouped(features, labels, classes, seed, groups)
+        return self._beside(solved, features, labels, seed)
+
+    def _beside(
+        self, solved: nn.Module | None, features: NDArray[np.float32], labels: NDArray[np.int64], seed: int
+    ) -> nn.Module | None:
+        """Return a solved head with the detector, whose scale is still its own: see `NovelHead.scaled`."""
         if solved is None:
             return None
-        # Scaled on other images than it is fitted on: every training image is its own nearest neighbor.
-        fitted = self.detector.fit(features[::2], labels[::2], solved.eval(), seed)
-        return scaled(solved, fitted, features[1::2], scored=bool(self.head.scores))
+        fitted = fit(self.detector, features, labels, solved.eval(), seed)
+        return NovelHead(solved, fitted, scored=bool(self.head.scores)).eval()
 
     def restore(self, width: int, classes: int, tensors: Mapping[str, Any]) -> nn.Module:
         if MIDDLE not in tensors or SCALE not in tensors:
@@ -112,17 +143,12 @@ def head_tensors(head: nn.Module) -> dict[str, NDArray[np.generic]]:
     return {**tensors(head.head), **beside, MIDDLE: head.middle.numpy().copy(), SCALE: head.scale.numpy().copy()}
 
 
-def scaled(
-    head: nn.Module, detector: nn.Module, known: NDArray[np.float32], kept: float = KEPT, *, scored: bool = False
-) -> NovelHead:
-    """Return a head with a detector whose score is 0 for the median of images `(N, width)` of known classes.
-
-    The score is 1 where the share `kept` of them lies below.
-    """
-    values = raw_scores(detector, known)
-    middle, threshold = np.quantile(values, [0.5, kept])
-    scale = max(float(threshold - middle), 1e-6)
-    return NovelHead(head, detector.eval(), float(middle), scale, scored=scored).eval()
+def fit(
+    detector: Detector, features: NDArray[np.float32], labels: NDArray[np.int64], head: nn.Module, seed: int
+) -> nn.Module:
+    """Return a detector fitted on an even draw of training images."""
+    rows = evenly(labels, MAX_KEPT, seed)
+    return detector.fit(features[rows], labels[rows], head, seed).eval()
 
 
 def raw_scores(detector: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -160,9 +186,8 @@ def with_novelty(
     if not detectors:
         return head, {}
     detector, report = choose(detectors, head, train, seed)
-    rows = evenly(train.labels, MAX_KEPT, seed)
-    fitted = detector.fit(train.features[rows], train.labels[rows], head, seed)
-    novel = scaled(head, fitted, held_out.features, scored=scored)
+    fitted = fit(detector, train.features, train.labels, head, seed)
+    novel = NovelHead(head, fitted, scored=scored).scaled(held_out.features)
     distribution, version = detectors[detector]
     facts = {
         "name": detector.name,
@@ -175,6 +200,16 @@ def with_novelty(
         **report,
     }
     return novel, facts
+
+
+def detector_line(facts: Mapping[str, Any]) -> str:
+    """Return the detector of a bundle, with how it was chosen, for people."""
+    if why := facts.get("not_chosen"):
+        return f"detector {facts['name']}; {why}"
+    if areas := facts.get("areas"):
+        area, classes = areas[facts["name"]], facts["left_out"]
+        return f"detector {facts['name']}, area under the ROC curve {area:.3f} with {classes} classes left out in turn"
+    return f"detector {facts['name']}"
 
 
 def choose(

@@ -23,6 +23,8 @@ from tlkit.util.statistics import activated, fit_temperature, log_sum_exp, paire
 SIGNIFICANT = 1.96  # standard errors
 MIN_LOSS = 1e-3  # nats; a difference below is none
 CALIBRATED = 10  # images per class from which a temperature is fitted to them
+TEMPERATURE, THRESHOLDS = slice(0, None, 2), slice(1, None, 2)  # of them: those for it, and those for sets of labels
+VAL_TEMPERATURE = "val_temperature"  # in the history
 Probabilities = NDArray[np.float32]
 
 _TO_AUTHOR = "report this to the author of the head: solve() has to return a module"
@@ -77,7 +79,7 @@ def refit_head(
         if stand_in is not None:
             raise
         temperature = calibrate(trained, val, head.activation)
-        line = {"solved": head.name, "kept": False, "because": problem.what, "temperature": temperature}
+        line = {"solved": head.name, "kept": False, "because": problem.what, VAL_TEMPERATURE: temperature}
         return trained, [line]
     if stand_in is not None:
         if solved is None:
@@ -85,7 +87,7 @@ def refit_head(
         return solved.eval(), [{"solved": head.name, "trained": stand_in.name, **head.report(solved)}]
     if solved is None:
         temperature = calibrate(trained, val, head.activation)
-        return trained, [] if temperature == 1.0 else [{"trained": head.name, "temperature": temperature}]
+        return trained, [] if temperature == 1.0 else [{"trained": head.name, VAL_TEMPERATURE: temperature}]
     before, after = (probabilities(module.eval(), val.features, head.activation) for module in (trained, solved))
     kept = not _is_worse(after, before, val.labels)
     line = {"solved": head.name, "kept": kept}
@@ -94,7 +96,7 @@ def refit_head(
         line |= {f"{prefix}_loss": metrics.log_loss, f"{prefix}_accuracy": metrics.accuracy}
         line |= {f"{prefix}_balanced_accuracy": metrics.balanced_accuracy}
     if not kept:
-        line["temperature"] = calibrate(trained, val, head.activation)
+        line[VAL_TEMPERATURE] = calibrate(trained, val, head.activation)
     return solved if kept else trained, [{**line, **head.report(solved)}]
 
 
@@ -113,15 +115,16 @@ def _is_worse(one: Probabilities, other: Probabilities, labels: NDArray[np.int64
 
 
 def calibrate(head: nn.Module, val: Examples, activation: str) -> float:
-    """Divide the logits of a trained head by the temperature that suits `val`, in its last layer; return it.
+    """Divide the logits of a trained head by the temperature that suits half of `val`, in its last layer; return it.
 
-    1.0, and the head as it was, if there are too few images to tell, no linear layer at its end, or classes overlap.
+    The other half is left for the thresholds of sets of labels. 1.0, and the head as it was, if there are too few
+    images to tell, no linear layer at its end, or classes overlap.
     """
     logits = head_logits(head.eval(), val.features)
     layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
     if activation != "softmax" or len(val.labels) < CALIBRATED * logits.shape[1] or not layers:
         return 1.0
-    temperature = fit_temperature(logits.astype(np.float64), val.labels)[0]
+    temperature = fit_temperature(logits[TEMPERATURE].astype(np.float64), val.labels[TEMPERATURE])[0]
     _divide(layers[-1], temperature)
     if np.allclose(head_logits(head, val.features) * temperature, logits, rtol=1e-3, atol=1e-3):
         return temperature

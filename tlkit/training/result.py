@@ -23,7 +23,7 @@ from tlkit.evaluation.metrics import Metrics, score
 from tlkit.model import bundle as bundles
 from tlkit.model import trunk as trunks
 from tlkit.model.modules import head_outputs
-from tlkit.model.novelty import head_tensors, with_novelty
+from tlkit.model.novelty import detector_line, head_tensors, with_novelty
 from tlkit.model.reference_images import remember
 from tlkit.plugin.contract import FEATURES, Backbone, Head, Preprocessing, Strategy
 from tlkit.plugin.detection import NOVELTY
@@ -32,7 +32,7 @@ from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features
 from tlkit.training.config import Plan, TrainingConfig
 from tlkit.training.freezing import provenance
-from tlkit.training.heads import probabilities
+from tlkit.training.heads import THRESHOLDS, VAL_TEMPERATURE, probabilities
 from tlkit.training.history import draw_curves
 from tlkit.training.trainer import FitResult
 from tlkit.util.text import counted, listed, table
@@ -67,6 +67,7 @@ class TrainingResult:
     license: str = ""  # of the pretrained weights, with its class
     golden: int = 0  # validation images that the bundle holds copies of
     advice: Any = None  # that led to it, with strategy auto
+    novelty: Mapping[str, Any] = field(default_factory=dict)  # the detector, and how it was chosen
 
     @property
     def files(self) -> FileCounts:
@@ -112,6 +113,8 @@ class TrainingResult:
         if self.few_validation:
             few = listed((f"{label} {count}" for label, count in self.few_validation.items()), SHOWN)
             lines.append(f"classes with too few validation images to judge them by: {few}")
+        if self.novelty:
+            lines.append(f"unknown images: {detector_line(self.novelty)}")
         if changed:
             lines.append(f"{len(changed)} of {len(self.provenance)} stages changed: {', '.join(changed)}")
         return "\n".join(lines if self.advice is None else [*lines, "", str(self.advice.recommendation)])
@@ -174,7 +177,7 @@ def write_bundle(
     record = replace(
         record,
         novelty=novelty,
-        coverage=_coverage(plan, predicted, val.labels),
+        coverage=_coverage(plan, predicted, val.labels, fitted.history),
         scores=(*record.scores, *([NOVELTY] if novelty else [])),
         metrics={"val": metrics.to_json()},
         golden=tuple(image for image, _ in golden),
@@ -205,6 +208,7 @@ def write_bundle(
         diverged=fitted.diverged,
         golden=len(golden),
         license=described_license(plan.config.backbone.weights),
+        novelty=novelty,
     )
 
 
@@ -263,10 +267,17 @@ def _record(plan: Plan, features: Features, head_report: Mapping[str, Any]) -> b
     )
 
 
-def _coverage(plan: Plan, probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
-    """Return the thresholds of sets of labels by the validation images, and the coverage that they achieve there."""
+def _coverage(
+    plan: Plan, probabilities: NDArray[np.float32], labels: NDArray[np.int64], history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the thresholds of sets of labels by the validation images, and the coverage that they achieve there.
+
+    Images that a temperature was fitted to are left out.
+    """
     if plan.config.head.activation != "softmax":
         return {}
+    if any(line.get(VAL_TEMPERATURE, 1.0) != 1.0 for line in history):
+        probabilities, labels = probabilities[THRESHOLDS], labels[THRESHOLDS]
     achieved = [asdict(each) for each in conformal.cross_validated(probabilities, labels, plan.config.seed)]
     return {"thresholds": conformal.fit(probabilities, labels).to_json(), "achieved": achieved}
 

@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 from tlkit.graph.metadata import score_names
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
+from tlkit.plugin.detection import NOVELTY
 from tlkit.util.statistics import activated
 
 BATCHES = (1, 2, 7, 16)
 SOFTMAX_ERROR = 1e-3  # of probabilities, whatever the precision: they are computed from the logits in float32
+# Errors of the novelty are relative to its spread on held-out images, the way from a typical one to the threshold: it
+# is 0 for the former, so that a few golden images that are all typical give a largest value near 0 to divide by.
+SPREAD = 1.0
 HEAD_ERROR = 5e-3  # of logits, from what the head gives for the same features: both in float32, or a GPU's TF32
 
 HeadOf = Callable[["NDArray[np.float32]"], Mapping[str, "NDArray[np.float32]"]]  # features to logits and scores
@@ -169,7 +173,9 @@ def compared(
             reference = head(got[FEATURES])
             head_error = relative_error(reference[LOGITS], have)
         if scores:
-            score_error = float(np.max([relative_error(reference[name], got[name]) for name in scores]))
+            least = {NOVELTY: SPREAD}
+            errors = [relative_error(reference[name], got[name], least.get(name, 0.0)) for name in scores]
+            score_error = float(np.max(errors))
         flips = int((~same & ~ties(want, 2 * tolerance.error * float(np.abs(want).max()))).sum())
     # Written so that a NaN anywhere fails: no comparison with it is true.
     right = (
@@ -184,8 +190,8 @@ def compared(
         and (score_error is None or score_error <= (tolerance.error if head_error is None else HEAD_ERROR))
         and (probability_error is None or probability_error <= SOFTMAX_ERROR)
     )
-    errors = (cosine, feature_error, logit_error, head_error, probability_error, agreement)
-    return Comparison(batch_size, images, *errors, flips, passed, score_error)
+    figures = (cosine, feature_error, logit_error, head_error, probability_error, agreement)
+    return Comparison(batch_size, images, *figures, flips, passed, score_error)
 
 
 def head_of(session: Session) -> HeadOf:
@@ -201,9 +207,9 @@ def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float6
     return np.where(both_zero, 1.0, dots / np.where(norms == 0, 1.0, norms))
 
 
-def relative_error(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
-    """The largest difference, as a share of the largest expected value."""
-    scale = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
+def relative_error(expected: NDArray[np.float32], got: NDArray[np.float32], least: float = 0.0) -> float:
+    """The largest difference, as a share of the largest expected value, or of `least` if that is larger."""
+    scale = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny), least)
     return float(np.abs(expected - got).max()) / scale
 
 

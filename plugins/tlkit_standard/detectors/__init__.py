@@ -44,12 +44,12 @@ class Mahalanobis(Detector):
     def fit(self, features: NDArray[np.float32], labels: NDArray[np.int64], head: nn.Module, seed: int) -> nn.Module:
         from tlkit_standard.detectors import _modules
 
-        return _modules.ClassDistance(*_modules.shrunk(features, labels, self.components))
+        return _modules.ClassDistance(**_modules.whitening(features, labels, self.components))
 
     def restore(self, tensors: Mapping[str, Any], head: nn.Module) -> nn.Module:
         from tlkit_standard.detectors import _modules
 
-        return _modules.ClassDistance(*(tensors[name] for name in ("means", "directions", "rest")))
+        return _modules.ClassDistance(**tensors)
 
 
 @dataclass(frozen=True)

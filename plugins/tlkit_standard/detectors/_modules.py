@@ -1,6 +1,7 @@
 """Modules of detectors, from features `(N, width)` to scores `(N,)`, and what they are fitted with.
 
-Features are scaled to norm 1 first, so that the size of an image's activations does not decide.
+Features are scaled to norm 1 first, so that the size of an image's activations does not decide. All distances are
+norms of differences: squares that are subtracted from each other, or a cosine from 1, leave float32 few digits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ SMALLEST_NORM = 1e-6
 
 def normalized(features: Tensor) -> Tensor:
     """Return each row at norm 1; one of zeros stays."""
-    return features / (features * features).sum(1, keepdim=True).sqrt().clamp_min(SMALLEST_NORM)
+    return features / norms(features)[:, None].clamp_min(SMALLEST_NORM)
+
+
+def norms(rows: Tensor) -> Tensor:
+    """Return the norm of each row `(N,)`."""
+    return (rows * rows).sum(1).sqrt()
 
 
 def _rows(features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -25,51 +31,57 @@ def _rows(features: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), SMALLEST_NORM))
 
 
-def _tensor(values: Any) -> Tensor:
-    return torch.as_tensor(values if isinstance(values, Tensor) else np.asarray(values, np.float32)).float()
+class Fitted(nn.Module):
+    """Module whose state are arrays that were fitted in float64."""
+
+    def keep(self, **values: Any) -> None:
+        """Store arrays or tensors as buffers in float32."""
+        for name, value in values.items():
+            tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value, np.float32))
+            self.register_buffer(name, tensor.float())
 
 
-class Neighbors(nn.Module):
-    """1 minus the cosine with the k-th nearest row of `bank` `(rows, width)`, all at norm 1."""
+class Neighbors(Fitted):
+    """Distance to the k-th nearest row of `bank` `(rows, width)`, all at norm 1."""
 
     bank: Tensor
 
     def __init__(self, bank: Any, k: int) -> None:
         super().__init__()
-        self.register_buffer("bank", _tensor(bank))
+        self.keep(bank=bank)
         self.k = min(k, len(self.bank))
 
     def forward(self, features: Tensor) -> Tensor:
-        return 1.0 - torch.topk(normalized(features) @ self.bank.T, self.k, dim=1).values[:, self.k - 1]
+        rows = normalized(features)
+        nearest = torch.topk(rows @ self.bank.T, self.k, dim=1).indices[:, self.k - 1]
+        return norms(rows - self.bank.index_select(0, nearest))
 
 
-class ClassDistance(nn.Module):
-    """Squared Mahalanobis distance to the nearest of `means` `(classes, width)`.
+class ClassDistance(Fitted):
+    """Mahalanobis distance to the nearest class mean: the norm of a difference of whitened rows.
 
-    The inverse covariance is `rest` in all directions, and `directions` `(components, width)` beside it: with x the
-    difference, `rest |x|^2 - |directions x|^2`.
+    Rows less `mean` `(width,)` are whitened by `rest` in all directions, with `gains` `(components,)` beside it along
+    the orthonormal `directions` `(components, width)`. `means` `(classes, width)` are whitened already.
     """
 
+    mean: Tensor
     means: Tensor
     directions: Tensor
+    gains: Tensor
     rest: Tensor
 
-    def __init__(self, means: Any, directions: Any, rest: Any) -> None:
+    def __init__(self, mean: Any, means: Any, directions: Any, gains: Any, rest: Any) -> None:
         super().__init__()
-        for name, values in (("means", means), ("directions", directions), ("rest", rest)):
-            self.register_buffer(name, _tensor(values))
+        self.keep(mean=mean, means=means, directions=directions, gains=gains, rest=rest)
 
     def forward(self, features: Tensor) -> Tensor:
-        rows = normalized(features)
-
-        def squares(of: Tensor, to: Tensor) -> Tensor:
-            return (of * of).sum(1, keepdim=True) + (to * to).sum(1)[None] - 2.0 * of @ to.T
-
-        across = squares(rows @ self.directions.T, self.means @ self.directions.T)
-        return (self.rest * squares(rows, self.means) - across).min(dim=1).values
+        rows = normalized(features) - self.mean
+        rows = self.rest * rows + (self.gains * (rows @ self.directions.T)) @ self.directions
+        nearest = (rows @ self.means.T - 0.5 * (self.means * self.means).sum(1)).argmax(1)
+        return norms(rows - self.means.index_select(0, nearest))
 
 
-class Outside(nn.Module):
+class Outside(Fitted):
     """Norm of what of the rows lies outside `mean` `(width,)` plus the span of the orthonormal `basis` `(n, width)`."""
 
     mean: Tensor
@@ -77,13 +89,11 @@ class Outside(nn.Module):
 
     def __init__(self, mean: Any, basis: Any) -> None:
         super().__init__()
-        self.register_buffer("mean", _tensor(mean))
-        self.register_buffer("basis", _tensor(basis))
+        self.keep(mean=mean, basis=basis)
 
     def forward(self, features: Tensor) -> Tensor:
         rows = normalized(features) - self.mean
-        outside = rows - rows @ self.basis.T @ self.basis
-        return (outside * outside).sum(1).sqrt()
+        return norms(rows - rows @ self.basis.T @ self.basis)
 
 
 class LogitEnergy(nn.Module):
@@ -98,7 +108,7 @@ class LogitEnergy(nn.Module):
         return -logits.logsumexp(dim=1)
 
 
-class Sum(nn.Module):
+class Sum(Fitted):
     """Sum of two scores, each less its mean, and divided by its deviation: `scales` `(2, 2)`."""
 
     scales: Tensor
@@ -106,7 +116,7 @@ class Sum(nn.Module):
     def __init__(self, one: nn.Module, other: nn.Module, scales: Any) -> None:
         super().__init__()
         self.one, self.other = one, other
-        self.register_buffer("scales", _tensor(scales))
+        self.keep(scales=scales)
 
     def forward(self, features: Tensor) -> Tensor:
         one: Tensor = (self.one(features) - self.scales[0, 0]) / self.scales[0, 1]
@@ -123,13 +133,11 @@ def bank(features: NDArray[np.float32], labels: NDArray[np.int64], most: int) ->
     return _rows(features[np.sort(np.argsort(turn, kind="stable")[:most])])
 
 
-def shrunk(
-    features: NDArray[np.float32], labels: NDArray[np.int64], components: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Return class means, directions and the rest of the inverse of the shrunk covariance within classes.
+def whitening(features: NDArray[np.float32], labels: NDArray[np.int64], components: int) -> dict[str, Any]:
+    """Return what `ClassDistance` holds: means, and the inverse root of the shrunk covariance within classes.
 
     The shrinkage is that of Ledoit and Wolf (Journal of Multivariate Analysis 2004), towards the same variance in all
-    directions.
+    directions. Beyond the first `components` the variance is the mean of the rest.
     """
     rows = _rows(features)
     kinds, numbers = np.unique(labels, return_inverse=True)
@@ -140,14 +148,17 @@ def shrunk(
     variances = scale**2 / count
     mean = max(float(variances.sum()) / width, 1e-12)
     spread = float((variances**2).sum() - width * mean**2)  # squared distance of the covariance to the target
-    norms = (centered**2).sum(1)
-    noise = float((norms**2).mean() - (variances**2).sum()) / count
+    noise = float((((centered**2).sum(1)) ** 2).mean() - (variances**2).sum()) / count
     shrinkage = float(np.clip(noise / max(spread, 1e-24), 1e-3, 1.0))
-    kept = slice(0, components)
-    left = (1 - shrinkage) * variances + shrinkage * mean
-    outside = (1 - shrinkage) * float(variances[components:].sum()) / max(1, width - components) + shrinkage * mean
-    gain = np.maximum(1 / outside - 1 / left[kept], 0.0)
-    return means, np.sqrt(gain)[:, None] * axes[kept], 1 / outside
+    left = (1 - shrinkage) * variances[:components] + shrinkage * mean
+    beyond = float(variances[components:].sum()) / max(1, width - components)
+    outside = (1 - shrinkage) * beyond + shrinkage * mean
+    rest, directions = outside**-0.5, axes[:components]
+    gains = np.maximum(left, outside) ** -0.5 - rest
+    center = rows.mean(0)
+    apart = means - center
+    means = rest * apart + (gains * (apart @ directions.T)) @ directions
+    return {"mean": center, "means": means, "directions": directions, "gains": gains, "rest": rest}
 
 
 def principal(features: NDArray[np.float32], variance: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
