@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
+from PIL import Image
 from tlkit_standard.detectors import DETECTORS, Energy, NearestNeighbor
 from torch import nn
 
 from tests.kit.exporting import modules, replayed
 from tests.kit.tiny import Scored, resign
+from tlkit import cli
 from tlkit.model.bundle import open_bundle
 from tlkit.model.novelty import DetectingHead, choose, raw_scores, with_novelty
 from tlkit.runtime.model import Model
@@ -60,6 +63,38 @@ def test_the_graph_gives_the_score_and_prediction_says_unknown(novel_run, pictur
         (strange,) = model.predict(noise)
         assert strange.scores["novelty"] > max(each.scores["novelty"] for each in known)
         assert strange.unknown
+
+
+def test_predict_prints_unknown_or_the_labels_of_a_set(novel_run, pictures, tmp_path, capsys):
+    strange, known = tmp_path / "noise.png", min((pictures / "light").iterdir())
+    Image.fromarray(np.random.default_rng(0).integers(0, 2, (64, 64, 3), dtype=np.uint8) * 255).save(strange)
+    line = ["predict", str(novel_run / "onnx/fp32/model.onnx"), str(strange), str(known), "--unknown"]
+    assert cli.run(line) == 0
+    one, other = (each.split("\t") for each in capsys.readouterr().out.splitlines())
+    assert one[1] == "unknown"
+    assert other[1] in ("dark", "light", "middle")
+    assert float(one[-1].removeprefix("novelty ")) > 1 >= float(other[-1].removeprefix("novelty "))
+    assert cli.run([*line, "--coverage", "0.99", "--json"]) == 0
+    one, other = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (one["unknown"], other["unknown"]) == (True, False)
+    assert len(other["predictions"]) == 3  # with nine validation images 99 % can't be promised by fewer
+
+
+@pytest.mark.parametrize(
+    ("option", "props", "says"),
+    [
+        ("--unknown", {}, "has no detector of unknown images"),
+        ("--coverage=0.9", {}, "no thresholds of sets of labels; train and export it again"),
+        ("--coverage=0.9", {"tlkit.activation": "sigmoid"}, "leave out the coverage: its classes may overlap"),
+    ],
+)
+def test_a_graph_without_them_is_refused(tiny_run, pictures, tmp_path, capsys, option, props, says):
+    graph = onnx.load_model(tiny_run / "onnx/fp32/model.onnx")
+    known = {prop.key: prop.value for prop in graph.metadata_props if prop.key != "tlkit.coverage"}
+    helper.set_model_props(graph, known | props)
+    onnx.save_model(graph, tmp_path / "model.onnx")
+    assert cli.run(["predict", str(tmp_path / "model.onnx"), str(min(pictures.rglob("*.png"))), option]) == 4
+    assert says in capsys.readouterr().err
 
 
 def test_a_replay_finds_another_detector_of_the_same_kind(novel_run, tmp_path):

@@ -198,8 +198,9 @@ class Model:
         """Return the thresholds of sets of labels. Raises ArtifactError if the graph has none."""
         text = self.session.metadata.get(metadata.COVERAGE)
         if text is None:
-            what = "it has no thresholds of sets of labels"
-            raise ArtifactError(what, file=self.file, do="train again with this version of tlkit, and export")
+            overlap = self.session.metadata.get(metadata.ACTIVATION, metadata.SOFTMAX) != metadata.SOFTMAX
+            do = "leave out the coverage: its classes may overlap" if overlap else "train and export it again"
+            raise ArtifactError("it has no thresholds of sets of labels", file=self.file, do=do)
         return Thresholds.from_json(text, len(self.labels), self.file)
 
     def embed(self, images: ImageInput | Iterable[ImageInput]) -> NDArray[np.float32]:
