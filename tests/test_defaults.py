@@ -14,7 +14,7 @@ from tlkit.plugin.registry import load
 
 # Names of components that mean something else in a module, with what they mean there.
 EXEMPT = {
-    ("tlkit/advice/backbone_analysis.py", "energy"): "a figure of how sure a classifier is",
+    ("tlkit/advice/backbone_analysis.py", "energy"): "a figure of the confidence of a classifier",
     ("tlkit/cli/options.py", "tensorrt"): "a device: ONNX Runtime's execution provider",
     ("tlkit/runtime/providers.py", "tensorrt"): "a device: ONNX Runtime's execution provider",
     ("tlkit/cli/serve.py", "onnx"): "what is served unless another target is named",

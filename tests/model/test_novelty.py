@@ -12,14 +12,14 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 from PIL import Image
-from tlkit_standard.detectors import DETECTORS, Energy, NearestNeighbor
+from tlkit_standard.detectors import DETECTORS, Energy, NearestNeighbor, NeighborEnergy
 from torch import nn
 
 from tests.kit.exporting import modules, replayed
 from tests.kit.tiny import Scored, resign
 from tlkit import cli
 from tlkit.model.bundle import open_bundle
-from tlkit.model.novelty import DetectingHead, choose, raw_scores, with_novelty
+from tlkit.model.novelty import DETECTOR, DetectingHead, NovelHead, choose, head_tensors, raw_scores, with_novelty
 from tlkit.runtime.model import Model
 from tlkit.training.inputs import Examples
 
@@ -164,7 +164,7 @@ def test_each_detector_tells_novel_images_and_keeps_known_ones(detector):
 
 @pytest.mark.parametrize("detector", DETECTORS, ids=lambda each: each.name)
 @pytest.mark.parametrize("noise", [0.3, 1e-2, 1e-4, 0.0])
-def test_it_is_not_rounding_that_decides_however_alike_the_images_of_a_class_are(detector, noise):
+def test_rounding_does_not_decide_however_little_the_images_of_a_class_differ(detector, noise):
     train, novel = clusters(200, 4, noise=noise)
     val, _ = clusters(100, 4, seed=5, noise=noise)
     wrapped, _ = with_novelty({detector: ORIGIN}, linear(train, 4), train, val, 0)
@@ -177,6 +177,22 @@ def test_it_is_not_rounding_that_decides_however_alike_the_images_of_a_class_are
         Novelty(double)(torch.from_numpy(val.features).double()).numpy(force=True),
     ):
         assert np.abs(other - known).max() < 1e-3
+
+
+@pytest.mark.parametrize("detector", [Energy(), NeighborEnergy()], ids=lambda each: each.name)
+def test_of_logits_that_are_logarithms_of_probabilities_the_largest_takes_the_place_of_the_energy(detector):
+    """That is 0 for all images but for rounding, as with nearest neighbors; the export of such a head failed."""
+    train, novel = clusters(200, 4)
+    val, _ = clusters(100, 4, seed=5)
+    head = nn.Sequential(linear(train, 4), nn.LogSoftmax(1)).eval()
+    wrapped, _ = with_novelty({detector: ORIGIN}, head, train, val, 0)
+    known, double = raw_scores(Novelty(wrapped), val.features), copy.deepcopy(wrapped).double()
+    assert np.abs(known - Novelty(double)(torch.from_numpy(val.features).double()).numpy(force=True)).max() < 1e-3
+    assert np.mean(raw_scores(Novelty(wrapped), novel) > 1) > 0.1
+    stored = {name: torch.from_numpy(np.array(tensor)) for name, tensor in head_tensors(wrapped).items()}
+    own = {name.removeprefix(DETECTOR): tensor for name, tensor in stored.items() if name.startswith(DETECTOR)}
+    again = NovelHead(head, detector.restore(own, head), float(wrapped.middle), float(wrapped.scale))
+    assert raw_scores(Novelty(again), novel) == pytest.approx(raw_scores(Novelty(wrapped), novel), abs=1e-4)
 
 
 class Novelty(nn.Module):

@@ -18,7 +18,7 @@ from tlkit import defaults
 from tlkit.errors import ArtifactError
 from tlkit.model.trunk import tensors
 from tlkit.plugin.contract import Head
-from tlkit.plugin.detection import NOVELTY, Detector
+from tlkit.plugin.detection import NOVELTY, ROUNDING, Detector
 from tlkit.plugin.options import to_json
 from tlkit.util.statistics import roc_area
 
@@ -30,7 +30,7 @@ MAX_FITTED, MAX_KEPT = 400, 2000  # images that detectors are chosen on, and tha
 MIN_PER_CLASS = 10  # images that a class is left out with
 KEPT = 0.95  # share of the validation images that stay known
 MARGIN = 1e-3  # of the novelty, about the rounding of another runtime: none makes the image at the threshold unknown
-ROUNDING = 3e-6  # of features, relative to the largest of an image, between runtimes
+NOISE = 3e-6  # of features, relative to the largest of an image, between runtimes
 
 
 class Rows(Protocol):
@@ -71,15 +71,15 @@ class NovelHead(nn.Module):
     def scaled(self, known: NDArray[np.float32]) -> NovelHead:
         """Return the head with a novelty of 0 for the median of held-out images `(N, width)` of known classes.
 
-        It is below 1 for the share `KEPT` of them, or for more if all differ by less than features differ by rounding:
-        that has to change the novelty by less than `MARGIN`.
+        It is below 1 for the share `KEPT` of them, or for more if they hardly differ: differences by `ROUNDING` are
+        none, and those that follow from the rounding of features have to change the novelty by less than `MARGIN`.
         """
         values = raw_scores(self.detector, known)
-        noise = np.random.default_rng(0).normal(0, ROUNDING, known.shape) * np.abs(known).max(1, keepdims=True)
-        moved = float(np.abs(raw_scores(self.detector, known + noise.astype(np.float32)) - values).max())
+        noise = np.random.default_rng(0).normal(0, NOISE, known.shape) * np.abs(known).max(1, keepdims=True)
+        moved = float(np.median(np.abs(raw_scores(self.detector, known + noise.astype(np.float32)) - values)))
         middle = float(np.median(values))
         apart = float(np.quantile(values, KEPT, method="higher")) - middle
-        scale = max((1 + MARGIN) * apart, moved / MARGIN, float(np.finfo(np.float32).tiny))
+        scale = max((1 + MARGIN) * apart, moved / MARGIN, ROUNDING)
         return NovelHead(self.head, self.detector, middle, scale, scored=self.scored).eval()
 
 

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+ROUNDING = 1e-3  # of a detector's scores
 NOVELTY = "novelty"  # output of a graph, float32 (N,): 0 for a typical image, 1 at the threshold to be unknown
 
 
 class Detector(Component):
     """Score that is higher for images that differ from those of training: always a module of core ONNX operators.
 
-    Its scale is its own: tlkit brings what typical held-out images have to 0, and the threshold to 1.
+    Its scale is its own, of about 1: tlkit brings what typical held-out images have to 0, and the threshold to 1.
+    Differences below 0.001 count as rounding.
     """
 
     kind = "detector"

@@ -72,17 +72,22 @@ class Residual(Detector):
 
 @dataclass(frozen=True)
 class Energy(Detector):
-    """Energy of the logits, minus the logarithm of the sum of their exponentials (Liu et al., NeurIPS 2020)."""
+    """Energy of the logits, minus the logarithm of the sum of their exponentials (Liu et al., NeurIPS 2020).
+
+    Minus the largest logit for a head whose logits are logarithms of probabilities.
+    """
 
     name = "energy"
 
     def fit(self, features: NDArray[np.float32], labels: NDArray[np.int64], head: nn.Module, seed: int) -> nn.Module:
-        return self.restore({}, head)
+        from tlkit_standard.detectors import _modules
+
+        return _modules.energy(head, features)
 
     def restore(self, tensors: Mapping[str, Any], head: nn.Module) -> nn.Module:
         from tlkit_standard.detectors import _modules
 
-        return _modules.LogitEnergy(head)
+        return _modules.LogitEnergy(head, tensors["largest"])
 
 
 @dataclass(frozen=True)
@@ -97,15 +102,15 @@ class NeighborEnergy(Detector):
         from tlkit_standard.detectors import _modules
 
         half = _modules.Neighbors(_modules.bank(features[::2], labels[::2], self.images), self.k)
-        scales = [_modules.scale(module, features[1::2]) for module in (half, _modules.LogitEnergy(head))]
-        bank = _modules.bank(features, labels, self.images)
-        return _modules.Sum(_modules.Neighbors(bank, self.k), _modules.LogitEnergy(head), scales)
+        energy, bank = _modules.energy(head, features), _modules.bank(features, labels, self.images)
+        scales = [_modules.scale(module, features[1::2]) for module in (half, energy)]
+        return _modules.Sum(_modules.Neighbors(bank, self.k), energy, scales)
 
     def restore(self, tensors: Mapping[str, Any], head: nn.Module) -> nn.Module:
         from tlkit_standard.detectors import _modules
 
         neighbors = _modules.Neighbors(tensors["one.bank"], self.k)
-        return _modules.Sum(neighbors, _modules.LogitEnergy(head), tensors["scales"])
+        return _modules.Sum(neighbors, _modules.LogitEnergy(head, tensors["other.largest"]), tensors["scales"])
 
 
 DETECTORS: tuple[Detector, ...] = (NearestNeighbor(), Mahalanobis(), Residual(), Energy(), NeighborEnergy())

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 SMALLEST_NORM = 1e-6
+ROUNDING = 1e-3  # of scores: differences below are none
 
 
 def normalized(features: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def _rows(features: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), SMALLEST_NORM))
 
 
-class Fitted(nn.Module):
+class Buffered(nn.Module):
     """Module whose state are arrays that were fitted in float64."""
 
     def keep(self, **values: Any) -> None:
@@ -41,7 +42,7 @@ class Fitted(nn.Module):
             self.register_buffer(name, tensor.float())
 
 
-class Neighbors(Fitted):
+class Neighbors(Buffered):
     """Distance to the k-th nearest row of `bank` `(rows, width)`, all at norm 1."""
 
     bank: Tensor
@@ -57,7 +58,7 @@ class Neighbors(Fitted):
         return norms(rows - self.bank.index_select(0, nearest))
 
 
-class ClassDistance(Fitted):
+class ClassDistance(Buffered):
     """Mahalanobis distance to the nearest class mean: the norm of a difference of whitened rows.
 
     Rows less `mean` `(width,)` are whitened by `rest` in all directions, with `gains` `(components,)` beside it along
@@ -81,7 +82,7 @@ class ClassDistance(Fitted):
         return norms(rows - self.means.index_select(0, nearest))
 
 
-class Outside(Fitted):
+class Outside(Buffered):
     """Norm of what of the rows lies outside `mean` `(width,)` plus the span of the orthonormal `basis` `(n, width)`."""
 
     mean: Tensor
@@ -96,19 +97,26 @@ class Outside(Fitted):
         return norms(rows - rows @ self.basis.T @ self.basis)
 
 
-class LogitEnergy(nn.Module):
-    """Minus log sum exp of a head's logits."""
+class LogitEnergy(Buffered):
+    """Minus log sum exp of a head's logits, or minus the largest one if `largest` is not 0.
 
-    def __init__(self, head: nn.Module) -> None:
+    The former is 0 for every image if the logits are logarithms of probabilities, as those of nearest neighbors are.
+    """
+
+    largest: Tensor
+
+    def __init__(self, head: nn.Module, largest: Any) -> None:
         super().__init__()
         self.head = head
+        self.keep(largest=largest)
+        self.by_largest = bool(self.largest != 0)
 
     def forward(self, features: Tensor) -> Tensor:
         logits: Tensor = self.head(features)
-        return -logits.logsumexp(dim=1)
+        return -logits.max(dim=1).values if self.by_largest else -logits.logsumexp(dim=1)
 
 
-class Sum(Fitted):
+class Sum(Buffered):
     """Sum of two scores, each less its mean, and divided by its deviation: `scales` `(2, 2)`."""
 
     scales: Tensor
@@ -184,8 +192,14 @@ def principal(features: NDArray[np.float32], variance: float) -> tuple[NDArray[n
     return mean, axes[:count]
 
 
+def energy(head: nn.Module, features: NDArray[np.float32]) -> LogitEnergy:
+    """Return the energy of a head's logits, or what takes its place if that is the same for all images."""
+    summed = LogitEnergy(head, 0.0)
+    return summed if scale(summed, features)[1] > ROUNDING else LogitEnergy(head, 1.0)
+
+
 def scale(module: nn.Module, features: NDArray[np.float32]) -> tuple[float, float]:
-    """Return mean and standard deviation of a score over images."""
+    """Return mean and standard deviation of a score over images, at least `ROUNDING`."""
     with torch.inference_mode():
         values = module.eval()(torch.from_numpy(features)).double()
-    return float(values.mean()), max(float(values.std(unbiased=False)), 1e-6)
+    return float(values.mean()), max(float(values.std(unbiased=False)), ROUNDING)

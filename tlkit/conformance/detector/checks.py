@@ -16,12 +16,12 @@ from tlkit.conformance.head import CLASSES, PER_CLASS, SAME, WIDTH, Blobs
 from tlkit.conformance.subject import Subject, expect, prepared
 from tlkit.model.novelty import DETECTOR, NovelHead, head_tensors
 from tlkit.plugin.contract import FEATURES
-from tlkit.plugin.detection import NOVELTY, Detector
+from tlkit.plugin.detection import NOVELTY, ROUNDING, Detector
 from tlkit.plugin.options import from_json, to_json
 from tlkit.util.statistics import roc_area
 from tlkit.verification.parity import relative_error
 
-ROUNDING = 1e-3  # relative: sums in another order, of numbers that nearly cancel
+SUMS = 1e-3  # relative: sums in another order, of numbers that nearly cancel
 AREA = 0.9  # under the ROC curve, of blobs far from those that it was fitted to
 
 
@@ -85,6 +85,15 @@ def novel_rows_score_higher(subject: DetectorSubject) -> None:
     expect(area >= AREA, what, do="give higher scores to what is less like the training images")
 
 
+def tells_more_than_rounding(subject: DetectorSubject) -> None:
+    """Scores of different rows differ by more than 0.001, below which differences count as rounding."""
+    apart = float(
+        _scores(subject.module, subject.novel()).mean() - _scores(subject.module, subject.others.features).mean()
+    )
+    what = f"rows of no cluster score higher by {apart:.2g} on average"
+    expect(apart > ROUNDING, what, do="multiply the score: its scale should be about 1")
+
+
 def deterministic(subject: DetectorSubject) -> None:
     """The same data and seed give the same scores."""
     one, two = (_scores(module, subject.others.features) for module in (subject.module, subject.fitted()))
@@ -114,7 +123,7 @@ def rows_are_independent(subject: DetectorSubject) -> None:
     """The score of a row does not depend on the rows beside it."""
     alone = np.concatenate([_scores(subject.module, row[None]) for row in subject.others.features[:5]])
     error = relative_error(_scores(subject.module, subject.others.features)[:5], alone)
-    expect(error <= ROUNDING, f"alone, a row's score differs by {error:.2g}", do="compute each row by itself")
+    expect(error <= SUMS, f"alone, a row's score differs by {error:.2g}", do="compute each row by itself")
 
 
 def traces(subject: DetectorSubject) -> None:
@@ -123,9 +132,7 @@ def traces(subject: DetectorSubject) -> None:
     session, features = open_graph(subject.graph), subject.others.features
     for rows in (1, 2, 5):
         error = relative_error(_scores(subject.module, features[:rows]), session.run(features[:rows])[NOVELTY])
-        expect(
-            error <= ROUNDING, f"at {rows} rows the graph differs by {error:.2g}", do="avoid shapes that were traced"
-        )
+        expect(error <= SUMS, f"at {rows} rows the graph differs by {error:.2g}", do="avoid shapes that were traced")
 
 
 def _scores(module: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
