@@ -122,7 +122,7 @@ def loaded(file: Path, work: Path) -> dict[str, Any]:
 
 def evidence(work: Path, data: Path, count: int) -> int:
     from tlkit.data.preprocessing import load
-    from tlkit.reporting.evidence import Evidence, Occluded
+    from tlkit.runtime.evidence import Evidence, Occluded
     from tlkit.runtime.model import Model
 
     report = Report(
@@ -149,7 +149,7 @@ def evidence(work: Path, data: Path, count: int) -> int:
             "at random": lambda: np.random.default_rng(0).random((len(images), PARTS, PARTS), np.float32),
         }
         areas = {}
-        with Evidence(model) as left_out:
+        with Evidence.of(model) as left_out:
             all_sides = {
                 OURS: lambda: left_out.maps(images, classes),
                 **rivals(bundle, images, classes),

@@ -12,13 +12,16 @@ import time
 import zlib
 from http.client import HTTPConnection
 from io import BytesIO
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.kit.serving import open_graph, serving, until
+from tlkit.data.preprocessing import load
 from tlkit.errors import GateError, ResourceError
+from tlkit.runtime.evidence import Evidence, overlay
 from tlkit.serving.limits import Limits  # of the standard library alone
 
 LIMITS = Limits(body=1 << 20, json=1 << 18, images=16, pixels=1_000_000, reading=0.6, headers=4096, deadline=5)
@@ -112,6 +115,24 @@ def test_a_picture_by_curl(server, files, predicted):
     facts = json.loads(content)
     assert answer.status == 200
     assert [each["probability"] for each in facts["predictions"]] == predicted[0, :2].tolist()
+
+
+def test_the_evidence_for_a_label_is_that_of_the_exported_model(server, files, tiny_run):
+    with open_graph(tiny_run, "model") as model, Evidence.of(model) as evidence:
+        image = load(files[0], model.preprocessing)
+        expected = [overlay(image, evidence.maps(image[None], [label])[0]) for label in range(2)]
+        names = model.labels
+    for label, drawing in zip(names, expected, strict=False):
+        answer, content = call(server, "POST", f"/evidence?label={quote(label)}", files[0].read_bytes())
+        assert (answer.status, answer.getheader("content-type")) == (200, "image/png")
+        assert np.array_equal(np.asarray(Image.open(BytesIO(content))), drawing)
+    assert not np.array_equal(*expected)
+    for query, body in (
+        ("?label=nobody", files[0].read_bytes()),
+        ("", b""),
+        (f"?label={quote(names[0])}", b"no image"),
+    ):
+        assert call(server, "POST", f"/evidence{query}", body)[0].status == 400
 
 
 def test_a_tensor_as_json_and_as_binary_gives_the_same(server):

@@ -29,9 +29,10 @@ addEventListener("load", () => {
   document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: data, cancelable: true}));
   const look = setInterval(() => {
     const said = document.getElementById("said").textContent;
-    if (!said || said === "…") return;
+    const evidence = document.getElementById("evidence").naturalWidth;
+    if (!said || said === "…" || !evidence) return;
     clearInterval(look);
-    document.getElementById("seen").textContent = JSON.stringify({said, faults,
+    document.getElementById("seen").textContent = JSON.stringify({said, faults, evidence,
       labels: [...document.querySelectorAll("#labels td:first-child")].map(each => each.textContent),
       shown: document.getElementById("picture").naturalWidth});
   }, 20);
@@ -62,6 +63,7 @@ def test_a_dropped_picture_is_labelled(tiny_run, tmp_path):
     assert seen["labels"] == list(expected.labels)
     assert seen["said"] == f"run: {expected.label}"
     assert seen["shown"] > 0
+    assert seen["evidence"] == 32
 
 
 def in_front(port, script):

@@ -97,5 +97,6 @@ def test_closing_answers_what_is_queued(tiny_run, gate):
     gate.set()
     closing.join(PATIENCE)
     assert all(job.future.result(0) for job in jobs)
+    late = submitted(scheduler, images(1), ["logits"], later())
     with pytest.raises(ProtocolError, match="stopping"):
-        submitted(scheduler, images(1), ["logits"], later())
+        late.future.result(0)

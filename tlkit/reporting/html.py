@@ -14,10 +14,10 @@ from tlkit.pages import html, svg
 from tlkit.pages.html import text
 from tlkit.reporting import figures
 from tlkit.reporting.confusions import Comparison, ordered
-from tlkit.reporting.evidence import LEFT_OUT, Evidence, overlay
 from tlkit.reporting.layouts import drawn, layouts
 from tlkit.reporting.reference import Reference
 from tlkit.reporting.script import SCRIPT, STYLE
+from tlkit.runtime.evidence import LEFT_OUT, Evidence, overlay
 from tlkit.runtime.model import Model
 from tlkit.util.text import counted
 
@@ -130,7 +130,7 @@ def _evidence(made: _Page, rows: Sequence[int]) -> tuple[dict[int, str], str]:
             continue
     if not seen:
         return {}, ""
-    with Evidence(made.model) as evidence:
+    with Evidence.of(made.model) as evidence:
         maps = evidence.maps(np.stack(list(seen.values())), [int(made.images.predicted[row]) for row in seen])
     drawings = {row: overlay(_resized(image), each) for (row, image), each in zip(seen.items(), maps, strict=True)}
     shown = {row: _img(svg.picture(each), f"evidence: {made.name(row)}", PICTURE) for row, each in drawings.items()}

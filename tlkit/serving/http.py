@@ -85,6 +85,7 @@ class Http:
         routes = [
             Route(model + "/infer", self._infer, methods=["POST"]),
             Route("/predict", self._predict, methods=["POST"]),
+            Route("/evidence", self._evidence, methods=["POST"]),
             Route("/v2/health/live", live),
             Route("/v2/health/ready", ready),
             Route(model + "/ready", ready),
@@ -223,19 +224,22 @@ class Http:
         listed = self.inference.repository.index()
         return JSONResponse([each for each in listed if not asked.get("ready") or each["state"] == "READY"])
 
-    async def _predict(self, request: Request) -> Response:
-        """Label the picture that is the body, whatever its content type says."""
-        name, topk = request.query_params.get("model", ""), request.query_params.get("topk", "5")
-        served = self.inference.repository.get(name)
-        request.scope["tlkit.model"] = served.source.name
-        if not topk.isascii() or not topk.isdigit() or not 0 < int(topk[:9]) <= 1000:
-            raise ProtocolError(400, "topk must be a number from 1 to 1000")
+    async def _picture(self, request: Request) -> tuple[ServedModel, bytes]:
+        """Return the model that a request with a picture as its body is for, and that body."""
+        served = self.inference.repository.get(request.query_params.get("model", ""))
+        request.path_params["model"] = request.scope["tlkit.model"] = served.source.name
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise ProtocolError(415, "send the picture itself as the body, not a form: curl --data-binary @FILE")
-        body = await self._body(request, served)
+        return served, await self._body(request, served)
+
+    async def _predict(self, request: Request) -> Response:
+        """Label the picture that is the body, whatever its content type says."""
+        topk = request.query_params.get("topk", "5")
+        if not topk.isascii() or not topk.isdigit() or not 0 < int(topk[:9]) <= 1000:
+            raise ProtocolError(400, "topk must be a number from 1 to 1000")
+        served, body = await self._picture(request)
         picture = InputTensor(IMAGES, (1,), (body,))
         names = (PROBABILITIES, LABEL, *served.scores)
-        request.path_params["model"] = served.source.name
         parsed = InferRequest((picture,), tuple(RequestedOutput(each) for each in names))
         answer = await self._answer(request, parsed)
         tensors = {each.name: each.content for each in answer.outputs}
@@ -245,6 +249,12 @@ class Http:
         scores = {name: float(tensors[name][0, 0]) for name in served.scores}
         facts = {"model": served.source.name, "version": served.source.version, "predictions": predictions}
         return JSONResponse({**facts, **({"scores": scores} if scores else {})})
+
+    async def _evidence(self, request: Request) -> Response:
+        """Draw what a label rests on over the picture that is the body."""
+        served, body = await self._picture(request)
+        drawing = await self.inference.evidence(served, body, request.query_params.get("label", ""))
+        return Response(drawing, media_type="image/png")
 
 
 def _problem(error: Exception) -> ProtocolError:

@@ -8,14 +8,17 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from tlkit.data.decoding import UnreadableImage, decoding, open_image
 from tlkit.data.preprocessing import load
 from tlkit.errors import TlkitError
 from tlkit.plugin.contract import IMAGES, LOGITS, PROBABILITIES
+from tlkit.runtime.evidence import overlay
 from tlkit.serving.limits import Limits
 from tlkit.serving.metrics import Metrics
 from tlkit.serving.models import LABEL, Repository, ServedModel
@@ -70,12 +73,34 @@ class Inference:
             self.metrics.answered(served, answer)
             return response
 
+    async def evidence(self, served: ServedModel, data: bytes, label: str) -> bytes:
+        """Return the evidence for a label in an encoded picture, drawn over it, as PNG. Raises ProtocolError."""
+        if label not in served.labels:
+            raise ProtocolError(400, f"there is no label {label[:60]!r}")
+
+        def drawn() -> bytes:
+            image = pixels(served, 0, data, self.limits)
+            found = served.evidence().maps(image[None], [served.labels.index(label)])[0]
+            file = BytesIO()
+            Image.fromarray(overlay(image, found)).save(file, "PNG")
+            return file.getvalue()
+
+        with served.used(), served.scheduler.admitted(1):
+            work = asyncio.get_running_loop().run_in_executor(self.pool, drawn)
+            try:
+                return await asyncio.wait_for(asyncio.shield(work), self.limits.deadline)
+            except TimeoutError as error:
+                raise ProtocolError(504, "the deadline has passed", reason="deadline") from error
+            except TlkitError as error:
+                raise ProtocolError(500, "the model failed", reason="model failed") from error
+
     def _begin(self, served: ServedModel, tensor: InputTensor, outputs: tuple[str, ...], deadline: float) -> Job:
         """Return the job of a request; the thread that decodes the last of its pictures queues it."""
         content, scheduler = tensor.content, served.scheduler
+        later = asyncio.get_running_loop().call_soon  # once the loop waits: a thread that starts needs the GIL at once
         if not isinstance(content, tuple):
             job = Job(content, outputs, deadline)
-            scheduler.submit(job)
+            later(scheduler.submit, job)
             return job
         job = Job(np.empty((len(content), *served.inputs[IMAGES][1]), np.uint8), outputs, deadline)
         decoded = itertools.count(1)  # which no two threads advance at once
@@ -91,7 +116,7 @@ class Inference:
                 job.fail(error)
 
         for index in range(len(content)):
-            self.pool.submit(decode, index)
+            later(self.pool.submit, decode, index)
         return job
 
     async def _wait(self, job: Job, gone: Callable[[], Awaitable[object]] | None) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from tlkit.errors import ArtifactError, GateError, UsageError
 from tlkit.graph import metadata
 from tlkit.model.bundle import RECORD, Bundle, open_bundle
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES
+from tlkit.runtime.evidence import LEFT_OUT, Evidence
 from tlkit.runtime.model import Model
+from tlkit.runtime.session import load_graph
 from tlkit.serving.protocol import BYTES, FP32, UINT8, ProtocolError
 from tlkit.serving.scheduler import Scheduler
 from tlkit.verification.replay import Replay, replay_file
@@ -70,6 +73,8 @@ class ServedModel:
     prefix: str = ""
     active: int = 0  # requests under way; counted by the event loop alone
     counts: Counts = field(default_factory=Counts)
+    _evidence: Evidence | None = None
+    _opening: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         record, side = self.bundle.record, self.model.preprocessing.size
@@ -89,6 +94,24 @@ class ServedModel:
             yield
         finally:
             self.active -= 1
+
+    def evidence(self) -> Evidence:
+        """Return its evidence maps, which are opened when they are first asked for. Raises ProtocolError."""
+        with self._opening:
+            if self._evidence is None:
+                file, session = self.model.file, self.model.session
+                graph = load_graph(file) if file.suffix == ".onnx" else None
+                if graph is not None and {each.key: each.value for each in graph.metadata_props} != session.metadata:
+                    raise ProtocolError(503, "the model is being replaced", reason="busy", retry_after=1)
+                self._evidence = Evidence(session, graph)
+        if self._evidence.method != LEFT_OUT:  # the other method takes a run for each part of the image
+            raise ProtocolError(501, "the model does not end in a mean over positions", reason="unsupported")
+        return self._evidence
+
+    def close(self) -> None:
+        """Close what is its own; its scheduler may be shared."""
+        if self._evidence is not None:
+            self._evidence.close()
 
     def prefix_of(self, output: str) -> str:
         """Return what precedes the name of an output in the scheduler; features are those of the trunk."""
@@ -190,10 +213,12 @@ class Repository:
 
 
 def retire(models: Iterable[ServedModel], kept: Iterable[ServedModel] = ()) -> None:
-    """Wait for the requests under way on replaced models, then close the schedulers that no model of `kept` uses."""
+    """Wait for the requests under way on replaced models, then close them, and schedulers that none of `kept` uses."""
     models = list(models)
     while any(each.active for each in models):
         time.sleep(RETIRE)
+    for each in models:
+        each.close()
     in_use = {id(each.scheduler) for each in kept}
     for scheduler in {id(each.scheduler): each.scheduler for each in models}.values():
         if id(scheduler) not in in_use:

@@ -27,7 +27,7 @@ input[type=file] { display: none }
 """
 SCRIPT = """
 const one = id => document.getElementById(id), drop = one("drop"), said = one("said");
-let token = "", shown = null;
+let token = "", shown = null, drawn = null;
 const headers = () => token ? {Authorization: "Bearer " + token} : {};
 const fail = text => { said.className = "error"; said.textContent = text; };
 async function ask(path, options) {
@@ -42,8 +42,17 @@ async function models() {
   one("model").replaceChildren(...names.map(each => new Option(each.name, each.name)));
   one("models").hidden = names.length < 2;
 }
+async function explain(file, model, label) {
+  const address = "evidence?" + new URLSearchParams({model, label});
+  const got = await fetch(address, {method: "POST", body: file, headers: headers()});
+  if (!got.ok) { one("why").textContent = (await got.json()).error; return; }
+  drawn = URL.createObjectURL(await got.blob());
+  one("evidence").src = drawn; one("evidence").hidden = false;
+  one("why").textContent = "In color: where the evidence for " + label + " is.";
+}
 async function label(file) {
-  if (shown) URL.revokeObjectURL(shown);
+  for (const each of [shown, drawn]) if (each) URL.revokeObjectURL(each);
+  drawn = null; one("evidence").hidden = true; one("why").textContent = "";
   one("picture").src = shown = URL.createObjectURL(file);
   one("picture").hidden = false; one("labels").replaceChildren(); said.className = ""; said.textContent = "…";
   try {
@@ -59,6 +68,7 @@ async function label(file) {
     one("labels").replaceChildren(...rows);
     const scores = Object.entries(answer.scores || {}).map(([name, value]) => name + " " + value.toPrecision(4));
     said.textContent = [answer.model + ": " + answer.predictions[0].label, ...scores].join("; ");
+    await explain(file, answer.model, answer.predictions[0].label);
   } catch (error) { fail(error.message); }
 }
 drop.addEventListener("dragover", event => { event.preventDefault(); drop.classList.add("over"); });
@@ -88,6 +98,12 @@ ROUTES = {  # address: method, what it is for, what it answers, whether it takes
     ),
     "/v2/repository/index": ("post", "The models and their state", "application/json", "application/json"),
     "/predict": ("post", "Label the picture in the body; ?model=NAME&topk=5", "application/json", "image/*"),
+    "/evidence": (
+        "post",
+        "What a label rests on in the picture; ?label=NAME&model=NAME",
+        "image/png",
+        "image/*",
+    ),
     "/metrics": ("get", "Metrics for Prometheus", "text/plain", ""),
 }
 
@@ -102,8 +118,9 @@ def openapi() -> dict[str, Any]:
         operation["responses"]["default"] = problem
         if "{model}" in path:
             operation["parameters"] = [_parameter("model", "path")]
-        if path == "/predict":
-            operation["parameters"] = [_parameter("model", "query"), _parameter("topk", "query")]
+        if body == "image/*":
+            own = "topk" if path == "/predict" else "label"
+            operation["parameters"] = [_parameter("model", "query"), _parameter(own, "query")]
         if body:
             operation["requestBody"] = {"content": {body: {}}}
         paths[path] = {method: operation}
@@ -136,6 +153,7 @@ def drop() -> str:
         '<p id="secret" hidden><label>Token <input id="token" type="password" autocomplete="off"></label></p>'
         '<label id="drop">Drop a picture here, or choose one.<input id="file" type="file" accept="image/*"></label>'
         '<img id="picture" alt="the picture" hidden><p id="said" role="status"></p><table id="labels"></table>'
+        '<img id="evidence" alt="the evidence for the label" hidden><p id="why"></p>'
         f'<p><a href="docs">Routes</a></p><script>{SCRIPT}</script>',
     )
 

@@ -111,13 +111,14 @@ class Scheduler:
         return self._held
 
     def submit(self, job: Job) -> None:
-        """Queue a job. Raises ProtocolError where nothing is run any more."""
+        """Queue a job, which gets a ProtocolError where nothing is run any more."""
         job.queued = time.monotonic()
         with self._changed:
-            if self._closed:
-                raise ProtocolError(503, "the server is stopping", reason="busy", retry_after=1)
-            self._queue.append(job)
-            self._changed.notify()
+            if not self._closed:
+                self._queue.append(job)
+                self._changed.notify()
+                return
+        job.fail(ProtocolError(503, "the server is stopping", reason="busy", retry_after=1))
 
     def close(self) -> None:
         """Run what is queued, end the threads and close the session."""

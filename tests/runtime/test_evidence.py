@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tlkit.plugin.contract import IMAGES, LOGITS, PROBABILITIES
-from tlkit.reporting.evidence import LEFT_OUT, MAPS, OCCLUSION, Evidence, overlay, taken_apart
+from tlkit.runtime.evidence import LEFT_OUT, MAPS, OCCLUSION, Evidence, overlay, taken_apart
 from tlkit.runtime.model import Model
 
 
@@ -34,7 +34,7 @@ def weights(graph):
 def test_for_an_affine_head_it_is_cam_up_to_a_constant(model, images, label):
     parts = taken_apart(onnx.load_model(model.file))
     weight, _ = weights(parts.head)
-    with Evidence(model) as evidence:
+    with Evidence.of(model) as evidence:
         assert evidence.method == LEFT_OUT
         found = evidence.maps(images, [label] * 3)
         maps = evidence._maps.run(images)[MAPS]
@@ -53,7 +53,7 @@ def test_another_head_gives_another_map(model, images, tmp_path):
     tensor = next(each for each in graph.graph.initializer if each.name == node.input[1])
     tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
     onnx.save_model(graph, tmp_path / "model.onnx")
-    with Model.open(tmp_path / "model.onnx") as other, Evidence(model) as own, Evidence(other) as theirs:
+    with Model.open(tmp_path / "model.onnx") as other, Evidence.of(model) as own, Evidence.of(other) as theirs:
         one, two = (each.maps(images, [0, 0, 0]).ravel() for each in (own, theirs))
     assert np.corrcoef(one, two)[0, 1] < 0.9
 
@@ -106,7 +106,7 @@ def test_a_network_without_a_mean_is_covered_part_by_part(images):
         session = Corner()
 
     white = np.full_like(images[:1], 255)
-    with Evidence(Opened()) as evidence:
+    with Evidence.of(Opened()) as evidence:
         assert evidence.method == OCCLUSION
         found = evidence.maps(white, [0])[0]
     assert np.unravel_index(found.argmax(), found.shape) == (0, 0)

@@ -42,23 +42,33 @@ class Parts(NamedTuple):
 
 
 class Evidence:
-    """Evidence maps of a model; a context manager. `method` says which kind they are."""
+    """Evidence maps of a session; a context manager. `method` says which kind they are.
 
-    def __init__(self, model: Model) -> None:
-        self._session, self._opened = model.session, ExitStack()
-        parts = None
-        if isinstance(model.session, OnnxSession | HeadSession) and model.file.is_file():
-            names = getattr(model.session, "names", {})
-            parts = taken_apart(load_graph(model.file), names.get(LOGITS, LOGITS))
+    `graph` is what the session runs, where that is known, and `logits` the name of its output.
+    """
+
+    def __init__(self, session: Session, graph: onnx.ModelProto | None, logits: str = LOGITS) -> None:
+        self._session, self._opened = session, ExitStack()
+        parts = None if graph is None else taken_apart(graph, logits)
         self.method = OCCLUSION if parts is None else LEFT_OUT
         if parts is not None:
             self._axes = parts.axes
             self._maps, self._head = (self._open(graph) for graph in (parts.maps, parts.head))
 
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        """Open the evidence maps of a model."""
+        known = isinstance(model.session, OnnxSession | HeadSession) and model.file.is_file()
+        names = getattr(model.session, "names", {})
+        return cls(model.session, load_graph(model.file) if known else None, names.get(LOGITS, LOGITS))
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._opened.close()
 
     def maps(self, images: NDArray[np.uint8], classes: Sequence[int]) -> NDArray[np.float32]:
