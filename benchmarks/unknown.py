@@ -6,29 +6,36 @@ sets, from test images of the other classes. The head is logistic, on the deepes
 
 from __future__ import annotations
 
+import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 from _bench import DATA, SETS, SETTINGS, SIZES, Bar, Report, existing, parsed, parser, workspace
 from advising.sets import Set, backbone, load, quiet
 from tlkit_standard.detectors import DETECTORS
 from tlkit_standard.heads import HEADS
 
 from tlkit.evaluation import conformal
-from tlkit.graph import trace
+from tlkit.graph import compose, trace
 from tlkit.model import trunk as trunks
 from tlkit.model.modules import head_logits
-from tlkit.model.novelty import MAX_KEPT, choose, evenly, raw_scores
+from tlkit.model.novelty import NovelHead, choose, evenly, fit, raw_scores
 from tlkit.model.reference_images import spread
+from tlkit.plugin.detection import NOVELTY
 from tlkit.runtime.features import extract
+from tlkit.runtime.session import OnnxSession, on_disk
 from tlkit.training.inputs import Examples
 from tlkit.util.statistics import roc_area, softmax
 
 SOFTMAX, CHOSEN = "maximum softmax", "chosen"
 MAX_CLASSES = 5  # left out of a set
 STRANGERS = 200  # images of the other sets
+RUNS = 50  # timed, of each graph
+ALONE = "head without a detector"
 ORIGIN = ("tlkit", "")
 
 
@@ -86,7 +93,7 @@ def unknown(features: dict[str, Seen]) -> int:
     report = Report(
         "unknown",
         "Area under the ROC curve (AUROC), and share of known test images above the score that 95 % of the novel ones "
-        "reach (FPR95), in percent: means over classes that are left out, of that class (near) and of images of "
+        "reach (FPR95), in percent: means over classes that are left out, for that class (near) and for images of "
         "the other sets (far). The chosen detector is the best one where classes are left out of the training images.",
         {"classes left out of a set": MAX_CLASSES, "images of other sets": STRANGERS, "head": "logistic"},
     )
@@ -94,49 +101,87 @@ def unknown(features: dict[str, Seen]) -> int:
     areas: dict[str, list[float]] = {name: [] for name in names}
     for name, (data, array, strangers) in features.items():
         alone = len(data.classes) < 3  # a head needs two
-        results: dict[str, list[tuple[float, float]]] = {each: [] for each in names}
+        results: dict[str, dict[str, list[tuple[float, float]]]] = {each: {} for each in names}
         chosen = []
         for label in [None] if alone else range(min(MAX_CLASSES, len(data.classes))):
             found, best = scored(data, array, label, strangers)
             chosen.append(best)
-            for each, pair in found.items():
-                results[each].append(pair)
-        row = {"set": name, "chosen": ", ".join(dict.fromkeys(chosen))}
+            for each, places in found.items():
+                for place, pair in places.items():
+                    results[each].setdefault(place, []).append(pair)
+        mean = {
+            each: {place: 100 * np.mean(pairs, axis=0) for place, pairs in places.items()}
+            for each, places in results.items()
+        }
+        for place in mean[SOFTMAX]:
+            row = {"set": f"{name}, {place}", "chosen": ", ".join(dict.fromkeys(chosen))}
+            report.rows.append(row | {each: "{:.1f} / {:.0f}".format(*mean[each][place]) for each in names})
+        report.figures[name] = {each: {place: pair.tolist() for place, pair in mean[each].items()} for each in names}
         for each in names:
-            area, rate = (100 * float(np.mean(side)) for side in zip(*results[each], strict=True))
-            areas[each].append(area)
-            row[each] = f"{area:.1f} / {rate:.0f}"
-            report.figures.setdefault(name, {})[each] = {"AUROC": area, "FPR95": rate}
-        report.rows.append(row)
+            areas[each].append(float(np.mean([area for area, _ in mean[each].values()])))
     means = {each: float(np.mean(found)) for each, found in areas.items()}
-    report.rows.append({"set": "mean", "chosen": "", **{each: f"{mean:.1f}" for each, mean in means.items()}})
+    report.rows.append({"set": "mean of sets", "chosen": "", **{each: f"{mean:.1f}" for each, mean in means.items()}})
     best = max(mean for each, mean in means.items() if each != CHOSEN)
     report.bars.append(Bar("AUROC above maximum softmax's, points", [means[CHOSEN] - means[SOFTMAX]], "≥", 5))
     report.bars.append(Bar("AUROC below that of the best on average, points", [best - means[CHOSEN]], "≤", 2))
+    report.bars.append(
+        Bar("time of the slowest detector, of the model's", [100 * cost(features, report)], "≤", 5, " %")
+    )
     return report.save()
+
+
+def cost(features: dict[str, Seen], report: Report) -> float:
+    """The share of the slowest detector in the time of a model, on one thread and images of one at a time."""
+    data, array, _ = next(iter(features.values()))
+    train, _ = split(data, array, None, 0)
+    head = solved(train)
+    trunk = trunks.build(backbone(SETTINGS.backbone))
+    size = trunk.preprocessing.size
+    graph = compose.cut_graph(onnx.load_model(trace.stage_graph(trunk)), trunk.names[-1])
+    heads = {
+        detector.name: NovelHead(head, fit(detector, train.features, train.labels, head, 0)) for detector in DETECTORS
+    }
+    graphs = {name: trace.head_graph(each, trunk.width, [NOVELTY]) for name, each in heads.items()}
+    graphs[ALONE] = trace.head_graph(head, trunk.width)
+    times = {name: timed(each, np.ascontiguousarray(train.features[:1])) for name, each in graphs.items()}
+    model = timed(graph, np.zeros((1, size, size, 3), np.uint8)) + times[ALONE]
+    report.figures["seconds"] = {**times, "model": model}
+    return max(times[each.name] - times[ALONE] for each in DETECTORS) / model
+
+
+def timed(graph: onnx.ModelProto, array: np.ndarray) -> float:
+    """The median time of a graph for an array."""
+    with on_disk(graph) as file, OnnxSession(file, threads=1) as session:
+        session.run(array)
+        times = []
+        for _ in range(RUNS):
+            start = time.perf_counter()
+            session.run(array)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def scored(
     data: Set, array: np.ndarray, label: int | None, strangers: np.ndarray
-) -> tuple[dict[str, tuple[float, float]], str]:
-    """AUROC and FPR95 of every detector with a class left out, and the name of the chosen one."""
+) -> tuple[dict[str, dict[str, tuple[float, float]]], str]:
+    """AUROC and FPR95, near and far, of every detector with a class left out, and the name of the chosen one."""
     train, _ = split(data, array, label, 0)
     head = solved(train)
     known = array[data.test[data.labels[data.test] != label]] if label is not None else array[data.test]
-    novel = [strangers] if label is None else [array[data.labels == label], strangers]
+    novel = {"far": strangers} if label is None else {"near": array[data.labels == label], "far": strangers}
     scores: dict[str, Any] = {SOFTMAX: lambda rows: -softmax(head_logits(head, rows)).max(1)}
-    rows = evenly(train.labels, MAX_KEPT, 0)
     for detector in DETECTORS:
-        fitted = detector.fit(train.features[rows], train.labels[rows], head, 0)
+        fitted = fit(detector, train.features, train.labels, head, 0)
         scores[detector.name] = lambda images, fitted=fitted: raw_scores(fitted, images)
     best = choose(dict.fromkeys(DETECTORS, ORIGIN), head, train, 0)[0].name
     scores[CHOSEN] = scores[best]
     found = {}
     for name, score in scores.items():
-        own, pairs = score(known), [score(images) for images in novel]
-        area = float(np.mean([roc_area(each, own) for each in pairs]))
-        rate = float(np.mean([(own >= np.quantile(each, 0.05)).mean() for each in pairs]))
-        found[name] = (area, rate)
+        own = score(known)
+        found[name] = {
+            place: (roc_area(each, own), float((own >= np.quantile(each, 0.05)).mean()))
+            for place, each in ((place, score(images)) for place, images in novel.items())
+        }
     return found, best
 
 
