@@ -114,6 +114,8 @@ class TestKept:
         features, truth = np.eye(3, dtype=np.float32), np.arange(3)
 
         class Given:
+            module = None
+
             def __init__(self, sharpness):
                 self.probabilities = lambda features: softmax(features * np.float32(sharpness))
 

@@ -84,6 +84,7 @@ def test_a_trained_head_is_calibrated_on_enough_images_without_a_change_of_its_p
     assert np.allclose(after * temperature, before, rtol=1e-4)
     assert softmax(after).max(1).mean() == pytest.approx(0.75, abs=0.02)
     assert calibrate(linear(9.0), val, "sigmoid") == calibrate(linear(9.0), EXAMPLES, "softmax") == 1.0
+    val.features[25:40] = val.features[25:40, ::-1]
     behind = nn.Sequential(linear(9.0), nn.Tanh())  # logits that its linear layer does not scale
     unscaled = head_logits(behind, val.features)
     assert calibrate(behind, val, "softmax") == 1.0

@@ -6,7 +6,7 @@ tells that class from held-out images of the others (area under the ROC curve).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlkit import defaults
-from tlkit.errors import ArtifactError
+from tlkit.errors import ArtifactError, DataError
 from tlkit.model.trunk import tensors
 from tlkit.plugin.contract import Head
 from tlkit.plugin.detection import NOVELTY, ROUNDING, Detector
@@ -76,10 +76,10 @@ class NovelHead(nn.Module):
         """
         values = raw_scores(self.detector, known)
         noise = np.random.default_rng(0).normal(0, NOISE, known.shape) * np.abs(known).max(1, keepdims=True)
-        moved = float(np.median(np.abs(raw_scores(self.detector, known + noise.astype(np.float32)) - values)))
+        moved = np.abs(raw_scores(self.detector, known + noise.astype(np.float32)) - values)
         middle = float(np.median(values))
         apart = float(np.quantile(values, KEPT, method="higher")) - middle
-        scale = max((1 + MARGIN) * apart, moved / MARGIN, ROUNDING)
+        scale = max((1 + MARGIN) * apart, float(np.quantile(moved, 0.9)) / MARGIN, ROUNDING)
         return NovelHead(self.head, self.detector, middle, scale, scored=self.scored).eval()
 
 
@@ -157,37 +157,26 @@ def raw_scores(detector: nn.Module, features: NDArray[np.float32]) -> NDArray[np
         return detector.eval()(torch.from_numpy(features)).double().numpy()  # type: ignore[no-any-return]
 
 
-class WithoutClass(nn.Module):
-    """A head without the logit of one class, as if there were none."""
-
-    def __init__(self, head: nn.Module, label: int) -> None:
-        super().__init__()
-        self.head, self.label = head, label
-
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.head(features)
-        return torch.cat([logits[:, : self.label], logits[:, self.label + 1 :]], dim=1)
-
-
 def with_novelty(
     detectors: Mapping[Detector, tuple[str, str]],
+    component: Head,
     head: nn.Module,
     train: Rows,
     held_out: Rows,
     seed: int,
-    *,
-    scored: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the head with the chosen detector beside it, and what the bundle says of it; without detectors nothing.
+    """Return the `head` of a `component` with the chosen detector beside it, and what the bundle says of it.
+
+    Without detectors the head as it was, and nothing.
 
     `detectors` have distribution and version of their plugins. The threshold keeps 95 % of the images `held_out`, which
     fitted neither head nor detector.
     """
     if not detectors:
         return head, {}
-    detector, report = choose(detectors, head, train, seed)
+    detector, report = choose(detectors, component, train, seed)
     fitted = fit(detector, train.features, train.labels, head, seed)
-    novel = NovelHead(head, fitted, scored=scored).scaled(held_out.features)
+    novel = NovelHead(head, fitted, scored=bool(component.scores)).scaled(held_out.features)
     distribution, version = detectors[detector]
     facts = {
         "name": detector.name,
@@ -213,11 +202,12 @@ def detector_line(facts: Mapping[str, Any]) -> str:
 
 
 def choose(
-    detectors: Mapping[Detector, tuple[str, str]], head: nn.Module, train: Rows, seed: int
+    detectors: Mapping[Detector, tuple[str, str]], component: Head, train: Rows, seed: int
 ) -> tuple[Detector, dict[str, Any]]:
     """Return the detector with the largest mean area under the ROC curve over classes that are left out, and the areas.
 
-    With two classes, or too few images, the most even one over data sets is taken.
+    The head is solved without the class as well: one that has seen it keeps its other logits low. With two classes, too
+    few images, or a head that can't be solved, the most even detector over data sets is taken.
     """
     counts = np.bincount(train.labels)
     enough = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label] >= MIN_PER_CLASS]
@@ -227,23 +217,39 @@ def choose(
     if len(enough) < 3:
         reason = "two classes" if len(counts) < 3 else f"too few classes of at least {MIN_PER_CLASS} images"
         return even, {"not_chosen": f"{reason}: none can be left out to choose by"}
-    areas = {each.name: _areas(each, head, train, enough[:MAX_LEFT_OUT], seed) for each in detectors}
-    means = {name: float(np.mean(found)) for name, found in areas.items()}
+    areas: dict[str, list[float]] = {each.name: [] for each in detectors}
+    for label in enough[:MAX_LEFT_OUT]:
+        try:
+            found = _areas(detectors, component, train, label, seed)
+        except DataError as problem:
+            return even, {"not_chosen": f"without a class the head {component.name} can't be solved: {problem.what}"}
+        if found is None:
+            return even, {"not_chosen": f"the head {component.name} learns by gradient: no class is left out of it"}
+        for name, area in found.items():
+            areas[name].append(area)
+    means = {name: float(np.mean(each)) for name, each in areas.items()}
     best = max(detectors, key=lambda each: means[each.name])
     return best, {"areas": means, "left_out": len(enough[:MAX_LEFT_OUT])}
 
 
-def _areas(detector: Detector, head: nn.Module, train: Rows, classes: list[int], seed: int) -> list[float]:
-    found = []
-    for label in classes:
-        others = np.flatnonzero(train.labels != label)
-        drawn = others[evenly(train.labels[others], 2 * MAX_FITTED, seed)]
-        fitted_on, known = drawn[::2], drawn[1::2]
-        novel = np.flatnonzero(train.labels == label)[:MAX_FITTED]
-        fitted = detector.fit(train.features[fitted_on], train.labels[fitted_on], WithoutClass(head, label), seed)
-        scores = raw_scores(fitted, train.features[np.concatenate([known, novel])])
-        found.append(roc_area(scores[len(known) :], scores[: len(known)]))
-    return found
+def _areas(
+    detectors: Iterable[Detector], component: Head, train: Rows, label: int, seed: int
+) -> dict[str, float] | None:
+    """Return the area of each detector for images of a class that it and the head were not fitted on."""
+    others = np.flatnonzero(train.labels != label)
+    drawn = others[evenly(train.labels[others], 2 * MAX_FITTED, seed)]
+    fitted_on, known = drawn[::2], drawn[1::2]
+    present, labels = np.unique(train.labels[fitted_on], return_inverse=True)
+    features = train.features[fitted_on]
+    head = component.solve(features, labels, len(present), seed)
+    if head is None:
+        return None
+    rows = train.features[np.concatenate([known, np.flatnonzero(train.labels == label)[:MAX_FITTED]])]
+    areas = {}
+    for each in detectors:
+        scores = raw_scores(each.fit(features, labels, head.eval(), seed), rows)
+        areas[each.name] = roc_area(scores[len(known) :], scores[: len(known)])
+    return areas
 
 
 def evenly(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:

@@ -169,7 +169,7 @@ def write_bundle(
     train, val = plan.examples(features)
     record = _record(plan, features, plan.config.head.report(head))
     config = plan.config
-    head, novelty = with_novelty(config.detectors, head, train, val, config.seed, scored=bool(config.head.scores))
+    head, novelty = with_novelty(config.detectors, config.head, head, train, val, config.seed)
     predicted = probabilities(head, val.features, plan.config.head.activation)
     metrics = score(predicted, val.labels)
     rows = _golden_rows(plan, features)

@@ -74,20 +74,18 @@ class Residual(Detector):
 class Energy(Detector):
     """Energy of the logits, minus the logarithm of the sum of their exponentials (Liu et al., NeurIPS 2020).
 
-    Minus the largest logit for a head whose logits are logarithms of probabilities.
+    It says nothing for a head whose logits are logarithms of probabilities.
     """
 
     name = "energy"
 
     def fit(self, features: NDArray[np.float32], labels: NDArray[np.int64], head: nn.Module, seed: int) -> nn.Module:
-        from tlkit_standard.detectors import _modules
-
-        return _modules.energy(head, features)
+        return self.restore({}, head)
 
     def restore(self, tensors: Mapping[str, Any], head: nn.Module) -> nn.Module:
         from tlkit_standard.detectors import _modules
 
-        return _modules.LogitEnergy(head, tensors["largest"])
+        return _modules.LogitEnergy(head)
 
 
 @dataclass(frozen=True)
@@ -102,15 +100,16 @@ class NeighborEnergy(Detector):
         from tlkit_standard.detectors import _modules
 
         half = _modules.Neighbors(_modules.bank(features[::2], labels[::2], self.images), self.k)
-        energy, bank = _modules.energy(head, features), _modules.bank(features, labels, self.images)
-        scales = [_modules.scale(module, features[1::2]) for module in (half, energy)]
+        energy, least = _modules.LogitEnergy(head), (_modules.MIN_DISTANCE, _modules.MIN_ENERGY)
+        scales = [_modules.scale(each, features[1::2], low) for each, low in zip((half, energy), least, strict=True)]
+        bank = _modules.bank(features, labels, self.images)
         return _modules.Sum(_modules.Neighbors(bank, self.k), energy, scales)
 
     def restore(self, tensors: Mapping[str, Any], head: nn.Module) -> nn.Module:
         from tlkit_standard.detectors import _modules
 
         neighbors = _modules.Neighbors(tensors["one.bank"], self.k)
-        return _modules.Sum(neighbors, _modules.LogitEnergy(head, tensors["other.largest"]), tensors["scales"])
+        return _modules.Sum(neighbors, _modules.LogitEnergy(head), tensors["scales"])
 
 
 DETECTORS: tuple[Detector, ...] = (NearestNeighbor(), Mahalanobis(), Residual(), Energy(), NeighborEnergy())
