@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tlkit.verification.run import Verification
 
 
+@resolve.naming_plugins()
 def advise(
     source: StrPath,
     *,
@@ -65,6 +66,7 @@ def advise(
         return advise(images, request, bars, budget=budget, audit=audit, strict=strict)
 
 
+@resolve.naming_plugins()
 def train(
     source: StrPath,
     out: StrPath,
@@ -127,6 +129,7 @@ def train(
         return run(images, out, TrainingConfig(**components, origins=origins, **config), bars, how)
 
 
+@resolve.naming_plugins()
 def export(
     bundle: StrPath,
     *targets: str,

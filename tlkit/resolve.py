@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit import defaults
-from tlkit.errors import ArtifactError, DataError, TlkitWarning, UsageError
+from tlkit.errors import ArtifactError, DataError, TlkitError, TlkitWarning, UsageError
 from tlkit.util.files import is_address, local_path
 from tlkit.util.locks import claim
 from tlkit.util.patterns import is_pattern
@@ -270,6 +270,20 @@ def open_places(places: Sequence[Place]) -> list[Opened]:
         given = each.given if len(places) > 1 else ""
         opened.append(Opened(source, each.place, source.open(each.place), given))
     return opened
+
+
+@contextmanager
+def naming_plugins() -> Iterator[None]:
+    """Raise what fails in a plugin's code, such as the forward pass of its module, as a PluginError that names it."""
+    try:
+        yield
+    except Exception as error:
+        from tlkit.plugin.blame import attributed
+        from tlkit.util.resources import is_refused
+
+        if isinstance(error, TlkitError | OSError) or is_refused(error) or (named := attributed(error)) is None:
+            raise
+        raise named from error
 
 
 @contextmanager
