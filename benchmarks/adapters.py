@@ -51,7 +51,8 @@ def main() -> int:
         "adapters",
         f"A vision transformer of {args.depth} blocks of width {args.width} at {args.size} pixels (by default the size "
         "of ViT-S), with random weights, trained on a CPU in fp32 by each strategy with its default options. Memory is "
-        "the greatest resident memory of the process, less that before training. The first epoch is not counted.",
+        "the greatest resident memory of the process, less that before training. The first epoch is not counted. "
+        "Changes and errors are the largest difference as a share of the largest feature.",
         {"images": args.images, "batch size": args.batch_size, "epochs": args.epochs, "turns": args.repeat},
     )
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
@@ -68,15 +69,19 @@ def main() -> int:
                 "MiB for training": spread(figures["peak MiB"], 0),
                 "seconds per epoch": spread(figures["seconds"]),
                 "CPU seconds per epoch": spread(figures["cpu"]),
+                "change of the features": spread(figures["change"], 4),
                 "error of the merge": spread(figures["error"], 9),
             }
         )
         if name != "full":
             full = report.figures["full"]["peak MiB"]
             report.bars.append(Bar(f"memory, {name} / full", ratios(figures["peak MiB"], full), "<", 1, "x"))
+    changes = [each["change"] for each in found["lora"]]
+    report.bars.append(Bar("what training changes of the features, lora", changes, "≥", MERGED, digits=4))
     errors = [each["error"] for each in found["lora"]]
     report.bars.append(Bar("merged against unmerged features, lora", errors, "≤", MERGED, digits=9))
     report.notes.append("The weights are random: time, memory and the merge don't depend on the pretraining.")
+    report.notes.append("Updates are merged as whole weights that training used, so that nothing is rounded anew.")
     report.notes.append("Updates of low rank are computed as whole weights, which takes memory and time of its own.")
     return report.save()
 
@@ -161,6 +166,8 @@ def measured(name: str, args: Any) -> dict[str, Any]:
     with workspace() as work:
         train, val = (examples(work / split, count, args) for split, count in (("train", args.images), ("val", 8)))
         network = Network(nn.Linear(args.width, 2), trunk)
+        images = torch.randint(256, (4, args.size, args.size, 3), dtype=torch.uint8)
+        features = features_of(trunk, images)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         monitor = Timed()
         Trainer(network, [phase], train, val, monitor=monitor, prepare=merge.prepare).fit()
@@ -172,8 +179,20 @@ def measured(name: str, args: Any) -> dict[str, Any]:
         "peak MiB": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10,
         "seconds": (last - first) / counted,
         "cpu": (last_cpu - first_cpu) / counted,
+        "change": difference(features_of(trunk, images), features),
         "error": merge.error,
     }
+
+
+def features_of(trunk: trunks.Trunk, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        features: Tensor = trunk.eval()(images)
+    return features
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference as a share of the largest value."""
+    return float((one - other).abs().max() / other.abs().max())
 
 
 @dataclass
@@ -194,11 +213,9 @@ class Merge:
     def compare(self, merge: Callable[[], None]) -> None:
         size = self.trunk.preprocessing.size
         images = torch.randint(256, (4, size, size, 3), dtype=torch.uint8)
-        with torch.inference_mode():
-            expected = self.trunk(images)
+        expected = features_of(self.trunk, images)
         merge()
-        with torch.inference_mode():
-            self.error = float((self.trunk(images) - expected).abs().max() / expected.abs().max())
+        self.error = difference(features_of(self.trunk, images), expected)
 
 
 def examples(folder: Path, count: int, args: Any) -> Examples:

@@ -1,9 +1,9 @@
 """From `tlkit plugins new` to a package that can be published: a component of each kind, as a new author writes it.
 
 `authored/` holds what an author put in place of the scaffold's code: linear discriminant analysis (a head), chain-thaw
-(a strategy), SqueezeNet with a weights file (a backbone) and programs of `torch.export` (a target). For each, the
-scaffold is written, its module replaced, and what its README asks for is run: conformance checks, tests, types, wheel.
-The checks of a network of the size of ResNet-18 are timed as well.
+(a strategy), a database of SQLite (a source), SqueezeNet with a weights file (a backbone) and programs of
+`torch.export` (a target). For each, the scaffold is written, its module replaced, and what its README asks for is run:
+conformance checks, tests, types, wheel. The checks of a network of the size of ResNet-18 are timed as well.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ from tlkit import resolve
 from tlkit.plugin import registry
 
 AUTHORED = ROOT / "benchmarks" / "authored"
-KINDS = {"strategy": "chain-thaw", "head": "lda", "target": "torch-export", "backbone": "squeezenet"}
+KINDS = {
+    "strategy": "chain-thaw",
+    "head": "lda",
+    "source": "sqlite",
+    "target": "torch-export",
+    "backbone": "squeezenet",
+}
 RESNET = "torchvision/resnet18"
 CHECKED = 60.0  # seconds of CPU time that its checks may take: no longer on an idle core
 MINUTES = 10.0  # of commands, for one package: the rest of an hour is the author's

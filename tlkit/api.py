@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tlkit.verification.run import Verification
 
 
+@resolve.naming_plugins()
 def advise(
     source: StrPath,
     *,
@@ -64,6 +65,7 @@ def advise(
         return advise(images, request, bars, budget=budget, audit=audit, strict=strict)
 
 
+@resolve.naming_plugins()
 def train(
     source: StrPath,
     out: StrPath,
@@ -126,6 +128,7 @@ def train(
         return run(images, out, TrainingConfig(**components, origins=resolve.origins(components), **config), bars, how)
 
 
+@resolve.naming_plugins()
 def export(
     bundle: StrPath,
     *targets: str,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit import defaults
-from tlkit.errors import ArtifactError, TlkitWarning, UsageError
+from tlkit.errors import ArtifactError, TlkitError, TlkitWarning, UsageError
 from tlkit.util.files import local_path
 from tlkit.util.locks import claim
 
@@ -196,6 +196,20 @@ def check_license(backbone: Backbone, accepted: Sequence[str]) -> None:
         raise ArtifactError(f"{what}, and only {', '.join(accepted)} is accepted", do=do)
     if not accepted and license_class(backbone.weights) == NON_COMMERCIAL:
         warn(what)
+
+
+@contextmanager
+def naming_plugins() -> Iterator[None]:
+    """Raise what fails in a plugin's code, such as the forward pass of its module, as a PluginError that names it."""
+    try:
+        yield
+    except Exception as error:
+        from tlkit.plugin.blame import attributed
+        from tlkit.util.resources import is_refused
+
+        if isinstance(error, TlkitError | OSError) or is_refused(error) or (named := attributed(error)) is None:
+            raise
+        raise named from error
 
 
 @contextmanager

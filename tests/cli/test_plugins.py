@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from tests.kit.distribution import install
+from tests.kit.tiny import write_images
 from tlkit import cli
 from tlkit.errors import PluginError
 
@@ -38,10 +39,18 @@ class Net(Backbone):
     def stages(self, *, pretrained):
         raise ValueError("no network")
 
+@dataclass(frozen=True)
+class Chain(Net):
+    weights = Weights("computed", "Apache-2.0")
+
+    def stages(self, *, pretrained):
+        from torch import nn
+        return {"first": nn.Conv2d(3, 4, 3).eval(), "second": nn.Conv2d(8, 4, 3).eval()}
+
 @hookimpl
 def tlkit_backbones():
     print("printed in a hook")
-    return [Net("bad-net")]
+    return [Net("bad-net"), Chain("bad-chain")]
 """
 
 
@@ -59,6 +68,13 @@ def test_stdout_has_results_alone_and_the_plugin_is_named(tlkit, tmp_path):
     shown = tlkit("plugins", "show", "bad-net", env=env)
     assert (shown.code, shown.out) == (PluginError.exit_code, "")
     assert "tlkit: backbone 'bad-net' (tlkit-bad 1.0) failed in weights: SystemExit: 0; report it" in shown.err
+
+    write_images(tmp_path / "photos", 2)
+    trained = tlkit(
+        "train", tmp_path / "photos", "-o", tmp_path / "run", "--backbone", "bad-chain", "--strategy", "frozen", env=env
+    )
+    assert (trained.code, trained.out, (tmp_path / "run").exists()) == (PluginError.exit_code, "", False)
+    assert "tlkit: backbone 'bad-chain' (tlkit-bad 1.0) failed in forward() of Conv2d: RuntimeError:" in trained.err
 
 
 def test_a_verb_prints_its_results_alone(capsys):

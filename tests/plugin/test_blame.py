@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import inspect
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pytest
 
-from tlkit.errors import DataError, PluginError, ResourceError, TlkitWarning
+from tlkit.errors import DataError, PluginError, ResourceError, TlkitWarning, UsageError
 from tlkit.plugin import blame, loading
-from tlkit.plugin.contract import Backbone, Preprocessing, Session, Strategy, Weights
+from tlkit.plugin.component import Reader, Record, Source
+from tlkit.plugin.contract import Backbone, Head, Preprocessing, Session, Strategy, Target, Weights, option
 from tlkit.plugin.discovery import Found
+from tlkit.plugin.kinds import KINDS
+from tlkit.plugin.options import configure
 from tlkit.plugin.registry import Host
 
 
@@ -117,6 +122,168 @@ class TestNames:
         assert named.what.endswith(") failed in act(): ValueError: forward")
         monkeypatch.delitem(blame._origins, "tests")
         assert blame.attributed(raised.value) is None
+
+
+METHODS = [
+    (kind, name)
+    for kind in (*(each.base for each in KINDS.values()), Session, Reader)
+    for name in sorted({name for base in kind.__mro__ for name in vars(base)})
+    if not name.startswith("_") and inspect.isfunction(getattr(kind, name))
+]
+DECLARED = [(Backbone, "preprocessing"), (Backbone, "weights")]
+
+
+def broken(kind: type, method: str, act: Callable[..., Any]) -> Any:
+    """Return an instance of a kind whose `method` does `act`, and whose other abstract methods do nothing."""
+    abstract = dict.fromkeys(kind.__abstractmethods__, lambda *_args, **_more: None)  # type: ignore[attr-defined]
+
+    def run(*args: Any, **more: Any) -> Any:
+        return act(*args, **more)
+
+    run.__name__ = method
+    namespace = {**abstract, "name": "odd", method: property(run) if (kind, method) in DECLARED else run}
+    return type("Odd", (kind,), namespace)()
+
+
+def called(component: Any, kind: type, method: str) -> Any:
+    if (kind, method) in DECLARED:
+        return getattr(component, method)
+    parameters = list(inspect.signature(getattr(kind, method)).parameters.values())[1:]
+    keywords = {each.name: None for each in parameters if each.kind is each.KEYWORD_ONLY}
+    return getattr(component, method)(*[None] * (len(parameters) - len(keywords)), **keywords)
+
+
+class TestEveryKind:
+    """No method of the contract is called unguarded, whatever it raises or gives."""
+
+    def test_there_are_methods_to_try(self) -> None:
+        assert len(METHODS) >= 30
+        assert {"backbone", "head", "strategy", "target", "source"} <= {kind.name for kind in KINDS.values()}
+
+    @pytest.mark.parametrize(("kind", "method"), METHODS + DECLARED)
+    def test_what_a_method_raises(self, kind: Any, method: str) -> None:
+        component = broken(kind, method, lambda *_args, **_more: {}["no such key"])
+        with pytest.raises(PluginError) as raised:
+            called(component, kind, method)
+        who = f"{kind.kind} 'odd'" if hasattr(kind, "kind") else "Odd"
+        bare = method if (kind, method) in DECLARED else f"{method}()"
+        assert raised.value.what == f"{who} failed in {bare}: KeyError: 'no such key'"
+
+    @pytest.mark.parametrize(("kind", "method"), METHODS + DECLARED)
+    def test_what_a_method_gives(self, kind: Any, method: str) -> None:
+        if "-> None" in str(inspect.signature(getattr(kind, method, called))).replace("'", ""):
+            return
+        with pytest.raises(PluginError, match=r"it returned object, not|failed in run\(\): "):
+            called(broken(kind, method, lambda *_args, **_more: object()), kind, method)
+
+    @pytest.mark.parametrize(
+        ("kind", "method", "given"),
+        [
+            (Backbone, "stages", {"first": 3}),
+            (Strategy, "phases", ("not a phase",)),
+            (Strategy, "candidates", [3]),
+            (Head, "stand_in", 3),
+        ],
+    )
+    def test_what_is_in_it(self, kind: Any, method: str, given: Any) -> None:
+        with pytest.raises(PluginError, match=f"failed in {method}"):
+            called(broken(kind, method, lambda *_args, **_more: given), kind, method)
+
+    def test_records_that_come_to_an_end_early(self) -> None:
+        def records(*_args: Any) -> Iterator[Record]:
+            yield Record("one.png")
+            raise OSError("the server is gone")
+
+        found = broken(Source, "records", records).records("place")
+        assert next(found).key == "one.png"
+        with pytest.raises(PluginError, match=r"^source 'odd' failed in records\(\): OSError: the server is gone"):
+            next(found)
+
+    def test_the_function_that_prepare_returns(self) -> None:
+        merge = broken(Strategy, "prepare", lambda *_args: fail(ValueError("no way back"))).prepare({})
+        with pytest.raises(PluginError, match=r"^strategy 'odd' failed in the function of prepare\(\): .*no way back"):
+            merge()
+
+    def test_a_session_that_a_target_opened(self) -> None:
+        class Short(Session):
+            input, outputs, metadata = "images", ("logits",), {}  # type: ignore[assignment]
+
+            def run(self, array: Any, outputs: Any = None) -> Any:
+                return {"logits": array[1:]}
+
+        session = broken(Target, "open", lambda *_args: Short()).open("place")
+        with pytest.raises(PluginError, match=r"^target 'odd' failed in run\(\): .*it gives 1 rows of logits for 2"):
+            session.run([1, 2])
+        with pytest.raises(PluginError, match=r"^target 'odd' failed in run\(\): KeyError: 'features'"):
+            session.run([1, 2], ["features"])
+
+        class Silent(Short):
+            outputs = None  # type: ignore[assignment]
+
+        with pytest.raises(PluginError, match="it returned Silent, not a Session with its input, outputs"):
+            broken(Target, "open", lambda *_args: Silent()).open("place")
+
+    def test_its_own_check_of_options(self) -> None:
+        @dataclass(frozen=True)
+        class Checked(Strategy):
+            name = "checked"
+            epochs: int = option(1, "epochs")
+
+            def __post_init__(self) -> None:
+                if self.epochs == 2:
+                    raise ValueError("an odd number is needed")
+                if self.epochs > 2:
+                    raise KeyError(self.epochs)
+
+            def phases(self, stages: Any, info: Any) -> Any:
+                return ()
+
+        with pytest.raises(UsageError, match="strategy 'checked': an odd number is needed"):
+            configure(Checked(), {"epochs": 2})
+        with pytest.raises(PluginError, match=r"^strategy 'checked' failed in __post_init__\(\): KeyError: 3"):
+            configure(Checked(), {"epochs": 3})
+
+
+class TestModules:
+    """What a component made is its own, wherever it is run."""
+
+    def trunk(self, second: Any) -> Any:
+        from torch import nn
+
+        from tlkit.model.trunk import build
+
+        toy = Toy(lambda: {"first": nn.Conv2d(3, 4, 3).eval(), "second": second})
+        return build(toy)
+
+    def named(self, trunk: Any) -> str:
+        with pytest.raises(RuntimeError, match=r"no such layer|Given groups") as raised:
+            _ = trunk.width
+        found = blame.attributed(raised.value)
+        assert isinstance(found, PluginError)
+        return found.what
+
+    def test_layers_of_a_library(self) -> None:
+        from torch import nn
+
+        trunk = self.trunk(nn.Conv2d(8, 4, 3).eval())
+        for each in (trunk, copy.deepcopy(trunk), trunk.upto("second")):
+            said = self.named(each)
+            assert said.startswith("backbone 'toy' failed in forward() of Conv2d: RuntimeError: Given groups=1")
+
+    def test_layers_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from torch import nn
+
+        def helped(_x: Any) -> Any:
+            raise RuntimeError("no such layer")
+
+        class Own(nn.Module):
+            def forward(self, x: Any) -> Any:
+                return helped(x)
+
+        monkeypatch.setitem(blame._origins, "tests", ("tlkit-toy", "1.2"))
+        said = self.named(self.trunk(Own().eval()))
+        assert said.startswith("backbone 'toy' (tlkit-toy 1.2) failed in helped() (test_blame.py, line ")
+        assert said.endswith("RuntimeError: no such layer")
 
 
 class TestPutsBack:

@@ -14,6 +14,7 @@ import torch
 
 from tests.kit.course import course, same
 from tlkit.plugin.contract import Augmentation, Loss, Optimizer, Phase
+from tlkit.version import __version__
 
 PHASES = (
     Phase(2, 0.05, batch_size=9, optimizer=Optimizer("sgd")),
@@ -151,7 +152,7 @@ class TestTrain:
     def test_each_says_what_it_ended_for_with_its_number(self, pictures, tmp_path):
         found = self.run(pictures, tmp_path / "run", "partial", world_size=2, more=["--set", "strategy.trainable=20"])
         assert [code for code, _, _ in found] == [2, 2]
-        problem = "the strategy can't be run: phase 1 trains 20 stages of 9\n"
+        problem = f"strategy 'partial' (tlkit {__version__}) can't be run: phase 1 trains 20 stages of 9\n"
         assert [said for _, _, said in found] == [f"tlkit: {problem}", f"tlkit (process 1): {problem}"]
         (tmp_path / "there").mkdir()
         (tmp_path / "there/file").touch()

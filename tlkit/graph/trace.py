@@ -24,8 +24,9 @@ from tlkit.graph.cache import cached_graph
 from tlkit.graph.compose import extract_graph, import_once, put_weights, remove_weights, stage_output
 from tlkit.model.modules import ScoredHead
 from tlkit.model.trunk import HalfPrecision, StageOutputs, Trunk, architecture_hash, fingerprint, tensors
-from tlkit.plugin.blame import attributed, summary
+from tlkit.plugin.blame import attributed, owner_of, summary
 from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS
+from tlkit.util.resources import is_refused
 from tlkit.util.text import format_bytes
 from tlkit.version import __version__
 
@@ -109,14 +110,14 @@ def _export(
                 verbose=False,
                 optimize=optimize,
             )
-    except (MemoryError, TlkitError):
-        raise
     except Exception as error:
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
-        what = f"PyTorch can't trace {type(module).__name__} to ONNX: {summary(root)}"
-        raise attributed(error) or PluginError(what, do="see: tlkit plugins check, of the backbone or head") from error
+        if isinstance(error, TlkitError) or is_refused(root):
+            raise
+        what = f"PyTorch can't trace {owner_of(module) or type(module).__name__} to ONNX: {summary(root)}"
+        raise attributed(error) or PluginError(what, do="see: tlkit plugins check") from error
     finally:
         logger.setLevel(level)
     return _cleaned(program.model_proto)

@@ -206,10 +206,10 @@ def bad_names(stages: Iterable[str]) -> list[str]:
     return [name for name in stages if not STAGE_NAME.fullmatch(name) or hasattr(reserved, name)]
 
 
-def check_cut(cut: str, names: Sequence[str]) -> str:
-    """Return the cut. Raises UsageError if it is not the name of a stage."""
+def check_cut(cut: str, names: Sequence[str], who: str = "") -> str:
+    """Return the cut. Raises UsageError, beginning with `who`, if it is not the name of a stage."""
     if cut not in names:
-        raise UsageError(f"there is no stage {cut!r} to cut at", do=f"choose one of {', '.join(names)}")
+        raise UsageError(f"{who}there is no stage {cut!r} to cut at", do=f"choose one of {', '.join(names)}")
     return cut
 
 

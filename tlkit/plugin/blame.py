@@ -24,22 +24,40 @@ from tlkit.errors import PluginError, TlkitError, TlkitWarning, missing_package
 _MESSAGE = 300  # characters of what a plugin raised; libraries put whole shapes and configurations there
 _OURS = "tlkit"
 _CONTRACT = "tlkit.plugin."  # modules with base classes of components
+_TOLD = ("input", "outputs", "metadata")  # attributes that a session sets
 _POOL = "ThreadPoolExecutor"  # whose threads end with the process
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
-# Types that methods of the contract return, where another would be met far from the component.
-_RETURNS: dict[str, tuple[tuple[type, ...], str]] = {
-    "stages": ((Mapping,), "a mapping from names to modules"),
-    "phases": ((Sequence,), "a sequence of phases"),
-    "cut": ((str,), "the name of a stage"),
-    "prepare": ((Callable, types.NoneType), "a function or None"),  # type: ignore[dict-item]
-    "candidates": ((Sequence,), "a sequence of strategies"),
-    "report": ((Mapping,), "a mapping"),
-    "missing": ((str, types.NoneType), "a text or None"),
-    "incompatible": ((str, types.NoneType), "a text or None"),
-    "machine": ((Mapping,), "a mapping"),
-    "migrate": ((Mapping,), "a mapping"),
-    "accepts": ((bool,), "True or False"),
+_OWNER = "tlkit_component"  # attribute of modules, sessions and readers: the component that made them, also of copies
+
+# What methods and properties of the contract give, where something else would be met far from the component: words,
+# classes (those of the contract and PyTorch by name), and the class of the elements.
+_NONE: type = type(None)
+_GIVES: dict[str, tuple[str, tuple[type | str, ...], str]] = {
+    "preprocessing": ("a Preprocessing", ("Preprocessing",), ""),
+    "weights": ("Weights", ("Weights",), ""),
+    "stages": ("a mapping from names to modules", (Mapping,), "Module"),
+    "pool": ("a module or None", ("Module", _NONE), ""),
+    "classifier": ("a module or None", ("Module", _NONE), ""),
+    "module": ("a module", ("Module",), ""),
+    "restore": ("a module", ("Module",), ""),
+    "solve": ("a module or None", ("Module", _NONE), ""),
+    "solve_grouped": ("a module or None", ("Module", _NONE), ""),
+    "stand_in": ("a head or None", ("Head", _NONE), ""),
+    "phases": ("a sequence of phases", (Sequence,), "Phase"),
+    "cut": ("the name of a stage", (str,), ""),
+    "prepare": ("a function or None", (Callable, _NONE), ""),  # type: ignore[dict-item]
+    "candidates": ("a sequence of components", (Sequence,), "Component"),
+    "report": ("a mapping", (Mapping,), ""),
+    "missing": ("a text or None", (str, _NONE), ""),
+    "incompatible": ("a text or None", (str, _NONE), ""),
+    "machine": ("a mapping", (Mapping,), ""),
+    "migrate": ("a mapping", (Mapping,), ""),
+    "accepts": ("True or False", (bool,), ""),
+    "records": ("an iterator of records", (Iterable,), ""),
+    "example": ("a text or None", (str, _NONE), ""),
+    "open": ("a Session with its input, outputs and metadata, or a Reader", ("Session", "Reader"), ""),
+    "read": ("bytes", (bytes,), ""),
 }
 
 _origins: dict[str, tuple[str, str]] = {}  # distribution and version by the top-level package of its plugin
@@ -54,6 +72,8 @@ def remember(module: str, distribution: str, version: str) -> None:
 
 def described(component: object) -> str:
     """Return a component as it is named in messages: `backbone 'x' (tlkit-x 1.2)`."""
+    if owner := getattr(component, "__dict__", {}).get(_OWNER):
+        return str(owner)
     kind, name = getattr(component, "kind", None), getattr(component, "name", None)
     text = f"{kind} {name!r}" if kind and name else type(component).__name__
     origin = _origins.get(_package(type(component).__module__))
@@ -122,18 +142,28 @@ def summary(error: BaseException) -> str:
 
 
 def attributed(error: BaseException) -> TlkitError | None:
-    """Return an error that went through a plugin's own code, as the fault of that plugin; None if it didn't.
+    """Return an error of a module that a component made, or of a plugin's own code, as the fault of that; else None.
 
     It is for code that is not called through a component: the forward pass of a module, a thread. The innermost frame
-    that is tlkit's or a plugin's decides.
+    that is tlkit's, a plugin's or such a module's decides.
     """
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
     for each in reversed(chain):
-        found = _known(traceback.walk_tb(each.__traceback__))
-        if found and (place := _place(*found[-1])):
-            return failure(place, f"{found[-1][0].f_code.co_name}()", each)
+        owner = who = where = ""
+        for frame, line in traceback.walk_tb(each.__traceback__):
+            name, module = f"{frame.f_code.co_name}()", frame.f_locals.get("self")
+            made_by = getattr(module, "__dict__", {}).get(_OWNER, "")
+            owner = made_by or owner
+            if place := _place(frame, line):
+                who, where = (owner, f"{name} ({_line(frame, line)})") if owner else (place, name)
+            elif made_by:
+                who, where = owner, f"forward() of {type(module).__name__}"
+            elif _package_of(frame) == _OURS:
+                owner = who = ""
+        if who:
+            return failure(who, where, each)
     return None
 
 
@@ -161,7 +191,11 @@ def _known(frames: Iterable[tuple[types.FrameType, int]]) -> list[tuple[types.Fr
 def _place(frame: types.FrameType, line: int) -> str:
     """Return the plugin, file and line of a frame in words; empty for one of tlkit."""
     who = " ".join(_origins.get(_package_of(frame), ()))
-    return f"plugin {who} ({Path(frame.f_code.co_filename).name}, line {line})" if who else ""
+    return f"plugin {who} ({_line(frame, line)})" if who else ""
+
+
+def _line(frame: types.FrameType, line: int) -> str:
+    return f"{Path(frame.f_code.co_filename).name}, line {line}"
 
 
 def guard(cls: type) -> None:
@@ -179,7 +213,8 @@ def guard(cls: type) -> None:
         if name.startswith("_"):
             continue
         if isinstance(value, types.FunctionType):
-            setattr(cls, name, _guarded(value, context, f"{name}()"))
+            guarded = _guarded_run(value) if name == "run" else _guarded(value, context, f"{name}()")
+            setattr(cls, name, guarded)
         elif isinstance(value, property) and value.fget is not None:
             setattr(cls, name, property(_guarded(value.fget, context, name), value.fset, value.fdel, value.__doc__))
         elif isinstance(value, functools.cached_property):
@@ -189,20 +224,79 @@ def guard(cls: type) -> None:
 def _guarded(function: Callable[..., Any], context: Callable[[object, str], Any], where: str) -> Callable[..., Any]:
     if getattr(function, "guarded", False):  # a dataclass with slots is made twice
         return function
-    allowed, words = _RETURNS.get(function.__name__, ((object,), ""))
+    words, kinds, of = _GIVES.get(function.__name__, ("", (object,), ""))
 
     @functools.wraps(function)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         with context(self, where):
             value = function(self, *args, **kwargs)
-        if not isinstance(value, allowed):
+        if not _fits(value, kinds, of):
             returned = f"it returned {type(value).__name__}, not {words}"
             raise PluginError(f"{described(self)} failed in {where}: {returned}")
-        return value
+        return _owned(self, function.__name__, value) if context is calling else value
 
     call.guarded = True  # type: ignore[attr-defined]
     return call
+
+
+def _fits(value: Any, kinds: Sequence[type | str], of: str = "") -> bool:
+    """Return whether a value is of one of these kinds, and its elements of another."""
+    bases = {base.__name__ for base in type(value).__mro__ if base.__module__.startswith((_CONTRACT, "torch.nn."))}
+    if not any(kind in bases if isinstance(kind, str) else isinstance(value, kind) for kind in kinds):
+        return False
+    told = [getattr(value, name, None) for name in _TOLD] if "Session" in bases else []
+    elements = value.values() if isinstance(value, Mapping) else value
+    return None not in told and all(_fits(each, (of,)) for each in (elements if of else ()))
+
+
+def _guarded_run(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the `run` of a session, which has to give what it is asked for, a row for each that it is given."""
+
+    @functools.wraps(function)
+    def run(self: Any, array: Any, outputs: Sequence[str] | None = None) -> Any:
+        __tracebackhide__ = True
+        with _named(self, "run()"):
+            found = function(self, array, outputs)
+            rows = {name: len(found[name]) for name in (self.outputs if outputs is None else outputs)}
+            if wrong := [name for name, count in rows.items() if count != len(array)]:
+                raise ValueError(f"it gives {rows[wrong[0]]} rows of {wrong[0]} for {len(array)}")
+        return found
+
+    return run
+
+
+def _owned(component: object, method: str, value: Any) -> Any:
+    """Return what a method gave, so that what fails in it later names the component: modules, iterators, functions."""
+    if method == "records":
+        return _iterated(component, value)
+    if method == "prepare" and value is not None:
+        return _merging(component, value)
+    if method == "open":
+        with contextlib.suppress(AttributeError):  # it may be frozen, or have slots
+            setattr(value, _OWNER, described(component))
+    for given in value.values() if method == "stages" else (value,):
+        for module in given.modules() if _fits(given, ("Module",)) else ():
+            module.__dict__[_OWNER] = described(component)
+    return value
+
+
+def _iterated(component: object, records: Iterable[Any]) -> Iterator[Any]:
+    with _named(component, "records()"):
+        yield from records
+
+
+def _merging(component: object, merge: Callable[[], object]) -> Callable[[], None]:
+    def call() -> None:
+        with calling(component, "the function of prepare()"):
+            merge()
+
+    return call
+
+
+def owner_of(module: Any) -> str:
+    """Return the component that a part of a module comes from, as messages name it; empty if none does."""
+    return next((vars(each)[_OWNER] for each in module.modules() if _OWNER in vars(each)), "")
 
 
 def _surroundings() -> dict[str, Any]:

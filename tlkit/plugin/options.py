@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tlkit.errors import ArtifactError, TlkitError, UsageError
+from tlkit.plugin.blame import calling
 from tlkit.plugin.contract import Component, option_fields
 from tlkit.util.text import did_you_mean
 
@@ -132,10 +133,11 @@ def configure(component: AnyComponent, values: Mapping[str, object]) -> AnyCompo
         except ValueError as problem:
             problems.append(f"{name}: {problem}")
     if not problems:
-        try:
-            return dataclasses.replace(component, **accepted) if accepted else component  # type: ignore[type-var]
-        except (ValueError, TlkitError) as problem:  # from the component's own __post_init__
-            problems.append(str(problem))
+        with calling(component, "__post_init__()"):
+            try:
+                return dataclasses.replace(component, **accepted) if accepted else component  # type: ignore[type-var]
+            except (ValueError, TlkitError) as problem:
+                problems.append(str(problem))
     raise UsageError(f"{component.kind} {component.name!r}: {'; '.join(problems)}")
 
 

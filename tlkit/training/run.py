@@ -20,6 +20,7 @@ from tlkit.data.duplicates import find_duplicates
 from tlkit.errors import DataError
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
+from tlkit.plugin.blame import described
 from tlkit.plugin.contract import Head, Progress, silent
 from tlkit.training.checkpoint import Checkpoints
 from tlkit.training.config import (
@@ -96,11 +97,12 @@ def make_plan(source: Path, out: Path, config: TrainingConfig) -> Plan:
     preprocessing = None if config.size is None else trunks.resized(config.backbone, config.size)
     full_trunk = trunks.build(config.backbone, preprocessing=preprocessing)
     statistics = dataset_statistics(dataset)
-    cut = trunks.check_cut(config.cut or config.strategy.cut(full_trunk.names, statistics), full_trunk.names)
+    cut = config.cut or config.strategy.cut(full_trunk.names, statistics)
+    trunks.check_cut(cut, full_trunk.names, "" if config.cut else f"{described(config.strategy)} cuts elsewhere: ")
     full_trunk = trace.traceable(full_trunk, cut)
     trunk = full_trunk.upto(cut)
     phases = tuple(config.strategy.phases(trunk.names, statistics))
-    check_phases(phases, trunk.names)
+    check_phases(phases, trunk.names, described(config.strategy))
     plan = Plan(source, out, config, dataset, find_duplicates(dataset), phases, full_trunk, trunk)
     learner = (plan.trainable and config.head.stand_in()) or config.head
     if plan.trainable or type(learner).solve is Head.solve:  # a head that can't be solved is trained by gradient

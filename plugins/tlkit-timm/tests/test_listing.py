@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import timm
@@ -27,7 +29,7 @@ def test_what_is_not_listed_has_no_stages(pattern: str) -> None:
     refused = [name for name in timm.list_models() if re.match(pattern, name)]
     assert 0 < len(refused) < 40
     component = Timm(f"timm/{min(refused, key=len)}")
-    with pytest.raises(UsageError, match="has no stages"):
+    with pytest.raises(UsageError, match=r"has no stages|a border around images"):
         component.stages(pretrained=True)
 
 
@@ -80,9 +82,26 @@ def test_a_tag_that_timm_does_not_have_names_those_it_has() -> None:
         _ = Timm("timm/resnet50", tag="a1_in1kk").preprocessing
 
 
-def test_what_is_not_square_or_has_a_border_is_refused() -> None:
-    for name in timm.list_models():
-        channels, height, width = get_pretrained_cfg(name).input_size
-        if height != width and channels == 3:
-            with pytest.raises(UsageError, match=f"3 x {height} x {width}"):
-                _ = Timm(f"timm/{name}").preprocessing
+def test_what_is_listed_has_a_preprocessing() -> None:
+    wide = [name for name in architectures() if len(set(get_pretrained_cfg(name).input_size[1:])) > 1]
+    assert len(wide) < 10
+    for name in wide:
+        with pytest.raises(UsageError, match=r"name a side: --set backbone.size=\d+"):
+            _ = Timm(f"timm/{name}").preprocessing
+    for name in architectures():
+        size = get_pretrained_cfg(name).input_size[2]
+        assert Timm(f"timm/{name}", size=size if name in wide else None).preprocessing.size == size
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"input_size": (3, 224, 192)}, "made for images of 3 x 224 x 192"),
+        ({"input_size": (1, 224, 224)}, "made for images of 1 x 224 x 224"),
+        ({"crop_pct": 1.15}, "puts a border around images"),
+    ],
+)
+def test_what_is_not_square_or_has_a_border_is_refused(more: dict[str, Any], problem: str) -> None:
+    known = replace(get_pretrained_cfg("resnet18"), **more)
+    with pytest.raises(UsageError, match=f"backbone 'timm/resnet18': .*{problem}"):
+        loading.preprocessing(known, None)

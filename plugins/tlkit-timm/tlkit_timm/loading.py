@@ -43,15 +43,17 @@ def configuration(architecture: str, tag: str | None) -> Any:
 def preprocessing(known: Any, size: int | None) -> Preprocessing:
     """Return the preprocessing of a configuration, with another `size` if given. Raises UsageError."""
     channels, height, width = known.input_size
+    do = None
     if channels != 3 or (height != width and size is None):
         why = f"it is made for images of {channels} x {height} x {width}, and tlkit's have 3 channels and are square"
+        do = f"name a side: --set backbone.size={min(height, width)}" if channels == 3 else None
     elif known.crop_pct > 1.0:
         why = "its preprocessing puts a border around images, which tlkit does not support"
     else:
         size, mean, std = size or height, tuple(known.mean), tuple(known.std)
         crop_pct = size / math.floor(size / known.crop_pct)  # timm resizes to whole pixels before it crops
         return Preprocessing(size, mean, std, crop_pct, known.crop_mode, known.interpolation)
-    raise UsageError(f"backbone 'timm/{known.architecture}': {why}")
+    raise UsageError(f"backbone 'timm/{known.architecture}': {why}", do=do)
 
 
 def source(known: Any, weights: Path | None) -> Weights:

@@ -12,13 +12,14 @@ from tlkit.plugin.support import ResourceError
 _ENTRY = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 
 
-# Architectures that have no stages, with the reason; they are not listed. `_enc` are encoders of language models.
+# Architectures that can't be used, with the reason; they are not listed. `_enc` are encoders of language models.
 REFUSED = {
     r"crossvit_": "two branches of tokens exchange class tokens",
     r"tnt_": "tokens of patches and of pixels pass side by side",
     r"hrnet_": "maps of several resolutions pass side by side",
     r"gemma4_": "its path depends on the content of the images",
     r".*_enc$": "it gives no features of a whole image",
+    r"volo_d4_448|volo_d5_(448|512)": "its preprocessing puts a border around images",
 }
 
 
