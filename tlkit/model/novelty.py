@@ -25,8 +25,8 @@ from tlkit.util.statistics import roc_area
 # Of tensors in a bundle; those of the head have their own names.
 DETECTOR, MIDDLE, SCALE = "novelty.detector.", "novelty.middle", "novelty.scale"
 
-MAX_LEFT_OUT = 5  # classes
-MAX_FITTED, MAX_KEPT = 400, 2000  # images that detectors are chosen on, and that the chosen one is fitted on
+MAX_LEFT_OUT = 4  # classes
+MAX_FITTED, MAX_KEPT = 200, 2000  # images that detectors are chosen on, and that the chosen one is fitted on
 MIN_PER_CLASS = 10  # images that a class is left out with
 KEPT = 0.95  # share of the validation images that stay known
 MARGIN = 1e-3  # of the novelty, about the rounding of another runtime: none makes the image at the threshold unknown
@@ -206,8 +206,9 @@ def choose(
 ) -> tuple[Detector, dict[str, Any]]:
     """Return the detector with the largest mean area under the ROC curve over classes that are left out, and the areas.
 
-    The head is solved without the class as well: one that has seen it keeps its other logits low. With two classes, too
-    few images, or a head that can't be solved, the most even detector over data sets is taken.
+    The head is solved without the class as well: one that has seen it keeps its other logits low. The most even
+    detector over data sets is taken if it is behind by no more than a standard error, and with two classes, too few
+    images, or a head that can't be solved.
     """
     counts = np.bincount(train.labels)
     enough = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label] >= MIN_PER_CLASS]
@@ -229,6 +230,9 @@ def choose(
             areas[name].append(area)
     means = {name: float(np.mean(each)) for name, each in areas.items()}
     best = max(detectors, key=lambda each: means[each.name])
+    behind = np.subtract(areas[best.name], areas[even.name])
+    if behind.mean() <= behind.std(ddof=1) / len(behind) ** 0.5:
+        best = even
     return best, {"areas": means, "left_out": len(enough[:MAX_LEFT_OUT])}
 
 
