@@ -80,6 +80,7 @@ def test_a_bundle_is_not_data(tmp_path: Path) -> None:
 
 def test_folders_of_network_storage_are_not_data(tmp_path: Path) -> None:
     others = ["ants/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/0.jpg", "$RECYCLE.BIN/S-1/0.jpg", "lost+found/"]
+    others += ["@Recently-Snapshot/0.jpg", "FOUND.000/0.jpg", "Network Trash Folder/0.jpg", "bees/Icon\r"]
     data = read(plant(tmp_path, [*TWO, *others]))
     assert (data.labels, len(data.samples), data.skipped) == (("ants", "bees"), len(TWO), {})
 

@@ -31,7 +31,7 @@ RESULTS = {
     ),
     "heads": ("heads",),
     "hostile": ("hostile",),
-    "int8": ("int8",),
+    "int8": ("int8", "int8-speed"),
     "integrity": ("integrity",),
     "jobs": ("jobs-kills", "jobs-manifest", "jobs-search", "jobs-speed"),
     "matrix": ("matrix",),

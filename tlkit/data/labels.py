@@ -88,8 +88,9 @@ def _with_nearest(label: str, known: Sequence[str]) -> str:
 
 
 def _folded(label: str) -> str:
-    """Return a label without differences in case, spaces and Unicode form."""
-    return nfc(" ".join(label.split())).casefold()
+    """Return a label without differences in case, spaces, Unicode form and characters that nobody sees."""
+    visible = "".join(each for each in label if unicodedata.category(each) != "Cf")  # as editors leave them
+    return nfc(" ".join(visible.split())).casefold()
 
 
 def _name_problems(entries: Sequence[Entry]) -> list[Problem]:

@@ -160,7 +160,7 @@ def _read_classes(root: Path, found: Scan, base: str, split: str | None, stated:
         what = f"class folders without an image of their own: {folders}"
         stated.problems.append(Problem(what, "put images into them, or remove the folders"))
     if not classes:
-        do = f"put the images of each class into a folder of its own in {prefix}"
+        do = f"put the images of each class into a folder of its own in {prefix}, or move it elsewhere"
         stated.problems.append(Problem(f"no class folders in {prefix}", do))
 
 

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 # What operating systems and network storage add.
 _SYSTEM = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "system volume information", "lost+found"})
-_SYSTEM |= {"$recycle.bin", "recycler", "#recycle", "@recycle", "@eadir", "#snapshot", "@sharebin", "@tmp", "@__thumb"}
+_SYSTEM |= {"$recycle.bin", "recycler", "recycled", "found.000", "#recycle", "@recycle", "@eadir", "@synoresource"}
+_SYSTEM |= {"#snapshot", "~snapshot", "@recently-snapshot", "@sharebin", "@tmp", "@__thumb", "icon\r"}
+_SYSTEM |= {"network trash folder", "temporary items", "thevolumesettingsfolder"}
 _BUNDLE = frozenset({"bundle.json", "trunk.safetensors", "head.safetensors"})
 OWN = "a bundle that tlkit wrote"
 LINK = "a link to a folder"
