@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, json_option, threads_option
+from tlkit.cli.options import FilePath, Number, json_option, threads_option
 from tlkit.cli.output import show, wrote
 from tlkit.util.text import quoted
 
@@ -17,7 +17,7 @@ from tlkit.util.text import quoted
 @click.argument("queries", type=FilePath, nargs=-1, required=True)
 @click.option("-k", type=click.IntRange(1), default=10, help="Number of images to find for each query.")
 @click.option("--metric", type=click.Choice(["cosine", "dot"]), default="cosine", help="Similarity of two images.")
-@click.option("--power", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Exponent that damps features.")
+@click.option("--power", type=Number(0, 1, min_open=True), default=1.0, help="Exponent that damps features.")
 @click.option("--whiten", type=click.IntRange(0), default=0, help="Principal components to whiten; 0: none.")
 @click.option("--model", type=FilePath, help="Bundle or graph that made FEATURES; a job knows its own.")
 @click.option("--html", type=FilePath, help="Write a page with the images to this file.")

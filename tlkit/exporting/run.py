@@ -144,6 +144,8 @@ def _check(precision: str, max_drop: float | None, fallback: bool, refit_head: b
     """Refuse options that contradict each other."""
     if precision not in exports.PRECISIONS:
         raise UsageError(f"there is no precision {precision!r}", do=f"choose one of {', '.join(exports.PRECISIONS)}")
+    if max_drop is not None and not max_drop >= 0:
+        raise UsageError(f"max_drop must be 0 or more percentage points, not {max_drop}")
     if max_drop is not None and precision == exports.PRECISION:
         raise UsageError("--max-drop is for --precision int8 or fp16: fp32 loses nothing")
     if not fallback and max_drop is None:
