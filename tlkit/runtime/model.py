@@ -144,8 +144,8 @@ class Model:
 
     def predictions(self, images: ImageInput | Iterable[ImageInput], *, topk: int = 1) -> Iterator[Prediction]:
         """Yield the results of `predict` one by one."""
-        if topk < 1:
-            raise UsageError(f"topk must be at least 1, not {topk}")
+        if not isinstance(topk, int) or topk < 1:
+            raise UsageError(f"topk must be at least 1, not {topk!r}")
         names = metadata.score_names(self.session.outputs)
         for batch in self.stream(iter_images(images), [PROBABILITIES, *names]):
             rows = iter(zip(*(batch.arrays.get(name, ()) for name in (PROBABILITIES, *names)), strict=True))
