@@ -257,8 +257,10 @@ def _add_speeds(report: Report, name: str, graphs: tuple[Path, Path], processors
     row = {"": name}
     for kind, variables in processors.items():
         for batch in BATCHES[: 1 if SETTINGS.smallest else None]:
-            turns = range(report.settings["turns"])
-            values = [rate(graphs[0], batch, variables) / rate(graphs[1], batch, variables) for _ in turns]
+            values = [
+                rate(graphs[0], batch, variables) / rate(graphs[1], batch, variables)
+                for _ in range(report.settings["turns"])
+            ]
             report.figures[f"{name}, {kind}, batch {batch}"] = values
             row[f"{kind}, batch {batch}"] = spread(values, 2, "x")
             if name == f"{BACKBONES[0]}, last":

@@ -60,15 +60,6 @@ def test_damaged_pixels_stay_damaged() -> None:
         load(PNG[:33] + text + PNG[33:80], WANTED)
 
 
-@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0" + bytes(99)}])
-def test_a_webp_that_was_never_written_to_its_end_is_cut(options: dict[str, object]) -> None:
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    file = encoded("WEBP", noise, **options)
-    load(file, WANTED)
-    with pytest.raises(UnreadableImage, match="is cut"):
-        load(file[: len(file) // 2] + bytes(len(file) - len(file) // 2), WANTED)
-
-
 @pytest.mark.parametrize(("alpha", "opaque"), [(0, True), (255, True), (128, False)])
 def test_the_unused_byte_of_a_bitmap_is_not_transparency(alpha: int, opaque: bool) -> None:
     bgra = np.dstack([PIXELS[::-1, :, ::-1], np.full((8, 8), alpha, np.uint8)]).tobytes()

@@ -35,7 +35,6 @@ HEAD = 16  # bytes that tell the format
 PNG = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
-_UNWRITTEN = bytes(64)  # of space that was never written; compressed data hold no such run
 _OTHER_FORMATS = {  # by the bytes from the fifth on
     b"ftypavi": "AVIF",
     b"ftyphei": "HEIC",
@@ -151,20 +150,6 @@ def format_of(head: bytes) -> str | None:
         if accept is not None and accept(head):
             return name
     return None
-
-
-def check_written(data: bytes) -> None:
-    """Raise `UnreadableImage` for a WebP whose pixels end in zeros, which its decoder takes for data.
-
-    Other chunks, such as EXIF, may end so.
-    """
-    position, name = 12, b""
-    while position < len(data) and name != b"\0\0\0\0":
-        name = data[position : position + 4]
-        size = int.from_bytes(data[position + 4 : position + 8], "little")
-        position += 8 + size + size % 2
-    if data.endswith(_UNWRITTEN) and name not in (b"EXIF", b"XMP ", b"ICCP"):
-        raise UnreadableImage("is cut: its end was never written")
 
 
 def _skip_thumbnails(image: TiffImagePlugin.TiffImageFile) -> None:

@@ -24,7 +24,6 @@ from tlkit.data.augmentation import Box, View
 from tlkit.data.decoding import (
     HEAD,
     UnreadableImage,
-    check_written,
     decoding,
     exif_transpose,
     flatten,
@@ -100,8 +99,6 @@ def _decode(source: bytes | Image.Image, preprocessing: Preprocessing, view: Vie
         extent = _draft(image, preprocessing, view)
         memory.enter_context(reserved(image, size))
         image.load()
-        if image.format == "WEBP":
-            check_written(source)
     except (OSError, SyntaxError, ValueError):
         pixels = pixels_alone(source)
         if pixels is None:
