@@ -147,16 +147,15 @@ def _kill(process: subprocess.Popen[bytes], victim: str) -> bool:
     """Kill a process, its group or one of its children; return whether there was one."""
     if process.poll() is not None:
         return False
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     try:
-        workers = [int(each) for each in children.read_text().split()]
         if victim == "all":
             os.killpg(process.pid, signal.SIGKILL)
-        elif victim == "first" or not workers:
+        elif victim == "first":
             os.kill(process.pid, signal.SIGKILL)
-        else:
-            os.kill(workers[-1], signal.SIGKILL)
-    except (OSError, ProcessLookupError):
+        else:  # threads start them
+            children = Path(f"/proc/{process.pid}/task").glob("*/children")
+            os.kill(max(int(each) for file in children for each in file.read_text().split()), signal.SIGKILL)
+    except (OSError, ValueError):
         return False
     return True
 

@@ -44,6 +44,7 @@ RESULTS = {
     "startup": ("startup",),
     "strangers": ("strangers",),
     "train": ("train",),
+    "trust": ("trust",),
 }
 BY_OTHER_TESTS = {"house": "test_house.py", "__main__": "it runs the others"}
 
