@@ -33,7 +33,7 @@ RESULTS = {
     "hostile": ("hostile",),
     "int8": ("int8", "int8-speed"),
     "integrity": ("integrity",),
-    "jobs": ("jobs-kills", "jobs-manifest", "jobs-search", "jobs-speed"),
+    "jobs": ("jobs-index", "jobs-kills", "jobs-manifest", "jobs-search", "jobs-speed"),
     "matrix": ("matrix",),
     "memory": ("memory",),
     "precision": ("precision",),

@@ -31,6 +31,7 @@ VERBS = {
     "verify": "Replay a bundle's golden images on its exports.",
     "predict": "Label images with an exported model.",
     "embed": "Write the features of images to a Parquet or npy file, or as a job that resumes.",
+    "index": "Index features for an approximate search, with its recall.",
     "search": "Find the images that are most similar to others, by their features.",
     "eval": "Evaluate an exported model on labelled images.",
     "report": "Write a page about what a model gets right and wrong, and why.",

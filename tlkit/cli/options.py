@@ -94,6 +94,13 @@ def together(*decorators: Decorator[Command]) -> Decorator[Command]:
 
 FilePath = LocalPath()
 
+transform_options = together(
+    click.option("--metric", type=click.Choice(["cosine", "dot"]), default="cosine", help="Similarity of two images."),
+    click.option(
+        "--power", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Exponent that damps values."
+    ),
+    click.option("--whiten", type=click.IntRange(0), default=0, help="Principal components to whiten; 0: none."),
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 head_option = click.option("--head", metavar="NAME", help="Head to use of a graph with several.")
 split_option = click.option(
