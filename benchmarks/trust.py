@@ -14,7 +14,7 @@ from _bench import PYTHON, ROOT, SETTINGS, Bar, Report, parsed, parser
 
 
 class Trial(NamedTuple):
-    """What was tried, what is right, what happened, and the tests that hold it: files, classes or single tests."""
+    """A trial: what was tried, what is right, what happened, and the tests that hold it."""
 
     tried: str
     right: str

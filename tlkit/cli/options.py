@@ -96,9 +96,7 @@ FilePath = LocalPath()
 
 transform_options = together(
     click.option("--metric", type=click.Choice(["cosine", "dot"]), default="cosine", help="Similarity of two images."),
-    click.option(
-        "--power", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Exponent that damps values."
-    ),
+    click.option("--power", type=Number(0, 1, min_open=True), default=1.0, help="Exponent that damps features."),
     click.option("--whiten", type=click.IntRange(0), default=0, help="Principal components to whiten; 0: none."),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
