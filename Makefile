@@ -51,17 +51,28 @@ clean: ## Remove caches and builds, keep the environment
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps are touched last, so that an interrupted installation is resumed. The demo needs less than the tests.
+$(READY): EXTRAS := dev
 $(READY): pyproject.toml
 	@$(FIND_PYTHON)
 	@echo 'Installing what the tests need into $(VENV) (7 GB on disk; minutes)'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(INSTALL)
 	@touch $@ $(USE)
 
+$(USE): EXTRAS := train,parquet
 $(USE): pyproject.toml
 	@$(FIND_PYTHON)
 	@echo 'Installing PyTorch and what else training needs into $(VENV) (6 GB on disk, most of it CUDA; minutes)'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,parquet]'
+	$(INSTALL)
 	@touch $@
+
+# A line for each large package as pip fetches it, and one while it unpacks: neither hundreds nor silence.
+define INSTALL
+@{ $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --editable '.[$(EXTRAS)]' || \
+  echo FAILED; } | awk '\
+    /^ *(Downloading|Using cached) .*[0-9] (MB|GB)\)/ { sub(/^ */, "  "); sub(/[^ ]*\//, ""); print; fflush() } \
+    /^Installing collected/ { print "  Unpacking " NF - 3 " packages"; fflush() } \
+    /^FAILED$$/ { exit 1 }'
+endef
 
 define FIND_PYTHON
 $(BIN)/python -m pip --version >/dev/null 2>&1 || { \

@@ -81,7 +81,7 @@ def main() -> int:
     errors = [each["error"] for each in found["lora"]]
     report.bars.append(Bar("merged against unmerged features, lora", errors, "≤", MERGED, digits=9))
     report.notes.append("The weights are random: time, memory and the merge don't depend on the pretraining.")
-    report.notes.append("Updates are merged as whole weights that training used, so that nothing is rounded anew.")
+    report.notes.append("Updates are merged as whole weights that training used, so that nothing is rounded again.")
     report.notes.append("Updates of low rank are computed as whole weights, which takes memory and time of its own.")
     return report.save()
 

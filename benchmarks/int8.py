@@ -3,7 +3,8 @@
 A head is fitted to fp32 features of two thirds of the training images. The other third decides, as `tlkit export
 --max-drop 0.5` does, whether int8 is taken; what it loses is counted on held-out images. The same file is opened by
 processes that see a processor with VNNI, with AVX-512 alone and with AVX2 alone, by ONNX Runtime in a default session,
-and by OpenVINO where it is installed. Trunks and features are shared among heads.
+and by OpenVINO where it is installed. Trunks and features are shared among heads. The speed of int8 against fp32 is
+measured on each of these processors as well; `--speed` measures nothing else.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,34 +93,44 @@ def main() -> int:
     options.add_argument("--sets", default=",".join(SETS))
     options.add_argument("--backbones", default=",".join(BACKBONES))
     options.add_argument("--cuts", default=",".join(CUTS))
+    options.add_argument("--speed", action="store_true", help="measure speed alone, of the first set's trunks")
     args = parsed(options, sets=SETS[0], backbones="tiny", cuts="third")
-    data, sets = existing(args.data, "--data"), args.sets.split(",")
+    data, sets, cuts = existing(args.data, "--data"), args.sets.split(","), args.cuts.split(",")
+    settings = {"data": shown(data), "backbones": args.backbones, "cuts": args.cuts, "turns": args.repeat}
     report = Report(
         "int8",
         "int8 against fp32, by set, backbone, cut and head. Points are percentage points of lost accuracy on "
         "held-out images; int8 alone is tried, so what is not taken would go on to layers in float or fp16.",
-        {"data": shown(data), "sets": args.sets, "backbones": args.backbones, "cuts": args.cuts, "turns": args.repeat},
+        {**settings, "sets": args.sets},
     )
+    speed = Report("int8-speed", "Images per second of int8 trunks against fp32, by kind of processor.", settings)
     cells: list[Cell] = []
     trunks: list[Trunk] = []
-    speeds: dict[str, list[float]] = {}
     with workspace() as work:
-        for name in sets:
+        processors = _processors(work)
+        for name in sets[: 1 if args.speed else None]:
             for backbone in args.backbones.split(","):
-                for cut, graphs, found in _trunks(data / name, name, backbone, args.cuts.split(","), work):
-                    trunks.append(found[0])
-                    cells.extend(found[1])
-                    if name == sets[0]:
-                        speeds |= _speeds(f"{backbone} {cut}", graphs, args.repeat)
+                images, int8, fp32 = _graphs(data / name, SIZES.get(name), backbone, cuts, work)
+                for cut in cuts if name == sets[0] else ():
+                    _add_speeds(speed, f"{backbone}, {cut}", (int8 / f"{cut}.onnx", fp32 / f"{cut}.onnx"), processors)
+                runtimes = () if args.speed else _run_everywhere(int8, processors)
+                for cut in cuts if runtimes else ():
+                    got = {runtime: np.load(int8 / f"{cut}.{runtime}.npy") for runtime in runtimes}
+                    trunk, found = _measured((name, backbone, cut), fp32 / f"{cut}.onnx", images, got)
+                    trunks.append(trunk)
+                    cells.extend(found)
                 print(f"{name}, {backbone}: {len(cells)} cells", file=sys.stderr)
-    _add(report, cells, trunks, speeds)
-    return report.save()
+    code = speed.save()
+    if args.speed:
+        return code
+    _add(report, cells, trunks)
+    return max(code, report.save())
 
 
-def _trunks(
-    source: Path, name: str, backbone_name: str, cuts: list[str], work: Path
-) -> Iterator[tuple[str, dict[str, Path], tuple[Trunk, list[Cell]]]]:
-    """Yield each cut with the files of its graphs, its trunk and its cells."""
+def _graphs(
+    source: Path, size: int | None, backbone_name: str, cuts: list[str], work: Path
+) -> tuple[Images, Path, Path]:
+    """Return the images of a set, and the folders with the cuts of a trunk in int8, beside images.npy, and in fp32."""
     from tlkit.exporting.calibration import ranges
     from tlkit.exporting.correction import correct_biases
     from tlkit.graph import compose, trace
@@ -129,24 +140,19 @@ def _trunks(
     from tlkit.plugin.registry import load
 
     backbone = load().get("backbone", backbone_name)
-    preprocessing = replace(backbone.preprocessing, size=SIZES.get(name, backbone.preprocessing.size))
+    preprocessing = replace(backbone.preprocessing, size=size or backbone.preprocessing.size)
     images = _images(source, preprocessing)
     stages = onnx.load_model(trace.stage_graph(build(backbone, preprocessing=preprocessing)))
-    folder = Path(tempfile.mkdtemp(dir=work))
-    np.save(folder / "images.npy", np.concatenate([images.held, images.decide]))
+    int8, fp32 = (Path(tempfile.mkdtemp(dir=work)) for _ in range(2))
+    np.save(int8 / "images.npy", np.concatenate([images.held, images.decide]))
     calibration = images.fit[:: max(1, len(images.fit) // 128)][:128]
-    fp32 = {cut: compose.cut_graph(stages, cut) for cut in cuts}
-    plain = Path(tempfile.mkdtemp(dir=work))
-    for cut, graph in fp32.items():
+    for cut in cuts:
+        graph = compose.cut_graph(stages, cut)
         found = ranges(graph, calibration, preprocessing, OPERATORS)
         some = np.stack(spaced(list(calibration), 64))
-        onnx.save_model(graph, plain / f"{cut}.onnx")
-        onnx.save_model(quantize(correct_biases(graph, found, some, lambda _: None), found), folder / f"{cut}.onnx")
-    runtimes = _run_everywhere(folder, work)
-    for cut in cuts:
-        graphs = {"fp32": plain / f"{cut}.onnx", "int8": folder / f"{cut}.onnx"}
-        got = {runtime: np.load(folder / f"{cut}.{runtime}.npy") for runtime in runtimes}
-        yield cut, graphs, _measured((name, backbone_name, cut), graphs["fp32"], images, got)
+        onnx.save_model(graph, fp32 / f"{cut}.onnx")
+        onnx.save_model(quantize(correct_biases(graph, found, some, lambda _: None), found), int8 / f"{cut}.onnx")
+    return images, int8, fp32
 
 
 def _images(source: Path, preprocessing: Any) -> Images:
@@ -164,23 +170,29 @@ def _images(source: Path, preprocessing: Any) -> Images:
     return Images(train[~decide], labels[~decide], train[decide], labels[decide], held, held_labels)
 
 
-def _run_everywhere(folder: Path, work: Path) -> tuple[str, ...]:
-    """Run the graphs of a folder in every runtime that can be had here, and return their names."""
+def _processors(work: Path) -> dict[str, dict[str, str]]:
+    """Return the environments in which a process sees this processor and others, by name."""
     sys.path.insert(0, str(ROOT))
     from tests.kit.processors import KINDS, compiled, environment
 
-    script = [PYTHON, str(RIVALS / "int8_features.py"), str(folder)]
-    runs: dict[str, tuple[list[str], dict[str, str]]] = {"this processor": ([], dict(os.environ))}
+    found = {"this processor": dict(os.environ)}
     if not SETTINGS.smallest and isinstance(library := compiled(work), Path):
-        runs |= {kind: ([], environment(library, kind)) for kind in KINDS}
-    if not SETTINGS.smallest and find_spec("openvino"):
-        runs["openvino"] = (["--openvino"], dict(os.environ))
-    for name, (more, variables) in runs.items():
-        if name in KINDS:
-            subprocess.run([*script, name, *more], env=variables, check=True)
+        found |= {kind: environment(library, kind) for kind in KINDS}
+    return found
+
+
+def _run_everywhere(folder: Path, processors: Mapping[str, dict[str, str]]) -> tuple[str, ...]:
+    """Run the graphs of a folder in every runtime that can be had here, and return their names."""
+    script = [PYTHON, str(RIVALS / "int8_features.py"), str(folder)]
+    for name, variables in processors.items():
+        if name == "this processor":
+            run([*script, name])
         else:
-            run([*script, name, *more])
-    return tuple(runs)
+            subprocess.run([*script, name], env=variables, check=True)
+    if SETTINGS.smallest or not find_spec("openvino"):
+        return tuple(processors)
+    run([*script, "openvino", "--openvino"])
+    return (*processors, "openvino")
 
 
 def _measured(
@@ -232,26 +244,34 @@ def _measured(
     return trunk, cells
 
 
-def _speeds(name: str, graphs: Mapping[str, Path], turns: int) -> dict[str, list[float]]:
-    """Return int8 / fp32 in images per second, by batch size, turn by turn."""
+def _add_speeds(report: Report, name: str, graphs: tuple[Path, Path], processors: Mapping[str, dict[str, str]]) -> None:
+    """Add int8 / fp32 in images per second, by kind of processor and batch size, turn by turn."""
 
-    def rate(precision: str, batch: int) -> float:
-        command = [*session_speed(), str(graphs[precision]), str(batch)]
+    def rate(graph: Path, batch: int, variables: dict[str, str]) -> float:
+        command = [*session_speed(), str(graph), str(batch)]
         command[command.index("--seconds") + 1] = "0.05" if SETTINGS.smallest else "0.7"
-        return float(run(command).output)
+        if SETTINGS.smallest:
+            return float(run(command).output)
+        return float(subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout)
 
-    return {
-        f"{name}, batch {batch}": [rate("int8", batch) / rate("fp32", batch) for _ in range(turns)]
-        for batch in BATCHES[: 1 if SETTINGS.smallest else None]
-    }
+    row = {"": name}
+    for kind, variables in processors.items():
+        for batch in BATCHES[: 1 if SETTINGS.smallest else None]:
+            values = [
+                rate(graphs[0], batch, variables) / rate(graphs[1], batch, variables)
+                for _ in range(report.settings["turns"])
+            ]
+            report.figures[f"{name}, {kind}, batch {batch}"] = values
+            row[f"{kind}, batch {batch}"] = spread(values, 2, "x")
+            if name == f"{BACKBONES[0]}, last":
+                least = {"this processor": {1: 2.3, 16: 2.7}}.get(kind, {}).get(batch, 1.0)
+                report.bars.append(Bar(f"int8 / fp32, {name}, {kind}, batch {batch}", values, "≥", least, "x"))
+    report.rows.append(row)
+    report.notes = ["Where int8 is slower than fp32, `tlkit export` says so."]
 
 
-def _add(report: Report, cells: list[Cell], trunks: list[Trunk], speeds: Mapping[str, list[float]]) -> None:
-    report.figures = {
-        "cells": [asdict(cell) for cell in cells],
-        "trunks": [asdict(trunk) for trunk in trunks],
-        "int8 / fp32": speeds,
-    }
+def _add(report: Report, cells: list[Cell], trunks: list[Trunk]) -> None:
+    report.figures = {"cells": [asdict(cell) for cell in cells], "trunks": [asdict(trunk) for trunk in trunks]}
     runtimes = list(cells[0].lost)
     for trunk in trunks:
         mine = [
@@ -281,12 +301,6 @@ def _add(report: Report, cells: list[Cell], trunks: list[Trunk], speeds: Mapping
         report.notes.append(
             f"{runtime} against {runtimes[0]}: points lost differ by {np.mean(other):.2f}, at most {max(other):.2f}"
         )
-    for name, values in speeds.items():
-        report.notes.append(f"int8 / fp32, {name}: {spread(values, 2, 'x')}")
-    for batch, least in zip(BATCHES, (2.3, 2.7), strict=True):
-        values = speeds.get(f"{BACKBONES[0]} last, batch {batch}")
-        if values:
-            report.bars.append(Bar(f"int8 / fp32, {BACKBONES[0]}, last, batch {batch}", values, "≥", least, "x"))
 
 
 if __name__ == "__main__":

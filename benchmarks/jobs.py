@@ -6,6 +6,7 @@
   of them done but one, is resumed.
 - `speed`: the same images to one file and to a folder, by one process and by two.
 - `search`: exact search of the features of a job against faiss, on the same threads.
+- `index`: the recall and the time of the approximate search against the exact one.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ from _bench import (
     workspace,
 )
 
-PARTS = ("kills", "manifest", "speed", "search")
+DIMENSIONS = 32  # of the made up features that are indexed
+PARTS = ("kills", "manifest", "speed", "search", "index")
 
 
 def main() -> int:
@@ -62,6 +64,7 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0, help="of the times and victims")
     args = parsed(options, count=12, kills=1, keys=5_000, shards=20, rows=500)
     parts: dict[str, Callable[[Any], int]] = {"kills": kills, "manifest": manifest, "speed": speed, "search": search}
+    parts["index"] = index
     return max(parts[name](args) for name in args.parts)
 
 
@@ -147,16 +150,15 @@ def _kill(process: subprocess.Popen[bytes], victim: str) -> bool:
     """Kill a process, its group or one of its children; return whether there was one."""
     if process.poll() is not None:
         return False
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     try:
-        workers = [int(each) for each in children.read_text().split()]
         if victim == "all":
             os.killpg(process.pid, signal.SIGKILL)
-        elif victim == "first" or not workers:
+        elif victim == "first":
             os.kill(process.pid, signal.SIGKILL)
-        else:
-            os.kill(workers[-1], signal.SIGKILL)
-    except (OSError, ProcessLookupError):
+        else:  # threads start them
+            children = Path(f"/proc/{process.pid}/task").glob("*/children")
+            os.kill(max(int(each) for file in children for each in file.read_text().split()), signal.SIGKILL)
+    except (OSError, ValueError):
         return False
     return True
 
@@ -329,11 +331,8 @@ def speed(args: Any) -> int:
 
 def search(args: Any) -> int:
     import numpy as np
-    import pyarrow as pa
-    from pyarrow import parquet
 
     from tlkit.embedding.search import FeatureSet, Transform
-    from tlkit.util.parquet import strings, vectors
     from tlkit.util.statistics import unit
 
     report = Report(
@@ -345,10 +344,7 @@ def search(args: Any) -> int:
     random_rows = np.random.default_rng(args.seed).normal(size=(args.rows, 1280)).astype(np.float32)
     queries = random_rows[:: max(1, args.rows // 64)][:64] + np.float32(0.1)
     with workspace() as work:
-        table = pa.table({"path": strings(map(str, range(args.rows))), "features": vectors(random_rows)})
-        facts = {"tlkit.preprocessing": "{}"}
-        parquet.write_table(table.replace_schema_metadata(facts), work / "f.parquet", row_group_size=1024)
-        found = FeatureSet(work / "f.parquet", Transform())
+        found = FeatureSet(_features(work, random_rows), Transform())
         started = time.perf_counter()
         ours = found.search(queries, 10)
         first = time.perf_counter() - started
@@ -358,14 +354,14 @@ def search(args: Any) -> int:
             import faiss
 
             faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
-            index = faiss.IndexFlatIP(1280)
-            index.add(unit(random_rows))
+            flat = faiss.IndexFlatIP(1280)
+            flat.add(unit(random_rows))
             wanted = unit(queries)
             sides |= {
-                "faiss, 64 queries": lambda: index.search(wanted, 10),
-                "faiss, 1 query": lambda: index.search(wanted[:1], 10),
+                "faiss, 64 queries": lambda: flat.search(wanted, 10),
+                "faiss, 1 query": lambda: flat.search(wanted[:1], 10),
             }
-            theirs = index.search(wanted, 10)[1]
+            theirs = flat.search(wanted, 10)[1]
             same = float((np.sort(theirs) == np.sort(ours.rows)).mean())
         except ImportError:
             report.notes.append("faiss: not measured: faiss is not installed")
@@ -384,6 +380,62 @@ def search(args: Any) -> int:
             ratio = ratios(times[f"tlkit, {count}"], times[f"faiss, {count}"])
             report.bars.append(Bar(f"the time of faiss, {count}", [statistics.median(ratio)], "≤", 1.3, "x"))
     report.notes.append(f"The first search, which reads and scales the file, takes {first:.2f} s.")
+    return report.save()
+
+
+def _features(work: Path, rows: Any) -> Path:
+    """Write a file of features as `embed` does."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from tlkit.util.parquet import strings, vectors
+
+    table = pa.table({"path": strings(map(str, range(len(rows)))), "features": vectors(rows)})
+    facts = {"tlkit.preprocessing": "{}"}
+    parquet.write_table(table.replace_schema_metadata(facts), work / "f.parquet", row_group_size=1024)
+    return work / "f.parquet"
+
+
+def index(args: Any) -> int:
+    import numpy as np
+
+    import tlkit
+    from tlkit.embedding.index import ApproximateSearch, place_of
+    from tlkit.embedding.search import FeatureSet
+
+    report = Report(
+        "jobs-index",
+        f"An index of {args.rows:,} rows of 1280 features against the exact search, the best 10 by cosine. Rows are"
+        f" made up: {DIMENSIONS} normal dimensions, spread over all features by a random matrix, ReLU and some noise.",
+        {"rows": args.rows, "turns": args.repeat},
+    )
+    chance = np.random.default_rng(args.seed)
+    spread_over = chance.normal(size=(DIMENSIONS, 1280)).astype(np.float32)
+    made = [chance.normal(size=(min(8192, args.rows - at), DIMENSIONS)) for at in range(0, args.rows, 8192)]
+    rows = np.concatenate([np.maximum(each.astype(np.float32) @ spread_over, 0) for each in made])
+    rows += 0.1 * chance.normal(size=rows.shape).astype(np.float32)
+    with workspace() as work:
+        place = _features(work, rows)
+        for recall in (0.9, 0.95, 0.99):
+            started = time.perf_counter()
+            record = tlkit.index(place, min_recall=recall)
+            took = time.perf_counter() - started
+            opened = ApproximateSearch(FeatureSet(place))
+            times = {count: list[float]() for count in (1, 64)}
+            for _ in range(10 * args.repeat):
+                for count, each in times.items():
+                    started = time.perf_counter()
+                    opened.search(rows[:count], 10)
+                    each.append(time.perf_counter() - started)
+            size = sum(file.stat().st_size for file in place_of(place).iterdir())
+            report.figures[f"at least {recall}"] = {**record.to_json(), "built": took, "bytes": size, "seconds": times}
+            row = {"recall asked for": f"{recall:g}", "found": f"{record.recall:.3f}", "s to build": f"{took:.0f}"}
+            row |= {"bytes per row": f"{size / args.rows:,.0f}", "expansion": str(record.expansion)}
+            row |= {f"ms, {n} at once": spread([1e3 * value for value in each], 2) for n, each in times.items()}
+            row["times the exact search"] = f"{record.exact_ms / record.ms:.1f}"
+            report.rows.append(row)
+            report.bars.append(Bar(f"recall@10, {recall:g} asked for", [record.recall], "≥", recall))
+    report.notes.append("The last column is the time of the exact search over that of the index, 256 queries at once.")
     return report.save()
 
 

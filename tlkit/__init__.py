@@ -36,7 +36,12 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         TlkitWarning as TlkitWarning,
         UsageError as UsageError,
     )
-    from tlkit.features import embed as embed, embedding_status as embedding_status, search as search
+    from tlkit.features import (
+        embed as embed,
+        embedding_status as embedding_status,
+        index as index,
+        search as search,
+    )
     from tlkit.insight import inspect as inspect, report as report
     from tlkit.plugin.contract import (
         Augmentation as Augmentation,
@@ -71,7 +76,7 @@ _MODULES = {
         "advise benchmark diagnose evaluate export export_shared_trunk export_triton list_components load train verify"
     ),
     "tlkit.errors": "ArtifactError DataError GateError PluginError ResourceError TlkitError TlkitWarning UsageError",
-    "tlkit.features": "embed embedding_status search",
+    "tlkit.features": "embed embedding_status index search",
     "tlkit.insight": "inspect report",
     "tlkit.plugin.contract": (
         "Augmentation Backbone BuildSource Component DatasetStatistics Head Loss OptimizationProfile Optimizer Phase "

@@ -93,7 +93,8 @@ class PluginError(TlkitError):
 # Extras of tlkit that install a package beyond the base.
 _EXTRAS = dict.fromkeys(("torch", "torchvision", "sklearn", "onnxscript", "threadpoolctl"), "train")
 _EXTRAS |= dict.fromkeys(("uvicorn", "starlette", "prometheus_client"), "serve")
-_EXTRAS |= {"grpc": "serve-grpc", "pyarrow": "parquet", "matplotlib": "plot", "tensorboard": "tensorboard"}
+_EXTRAS |= {"grpc": "serve-grpc", "pyarrow": "parquet", "usearch": "index", "matplotlib": "plot"}
+_EXTRAS |= {"tensorboard": "tensorboard"}
 
 
 def missing_package(error: ModuleNotFoundError, who: str = "this") -> ResourceError:

@@ -13,7 +13,9 @@ from tests.kit.tiny import elsewhere, write_images
 from tlkit import cli, resolve
 from tlkit.benchmarking import timing
 from tlkit.benchmarking.timing import BenchmarkPolicy, image_contents, measure
+from tlkit.data.decoding import UnreadableImage
 from tlkit.errors import DataError, ResourceError, UsageError
+from tlkit.model import reference_images
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, IMAGES, Session
 from tlkit.runtime.engine import IncompatibleEngine
@@ -154,6 +156,20 @@ def test_the_golden_images_serve_where_the_others_are_gone(tiny_run):
     assert image_contents(gone, 16) == bundle.golden_bytes()
     with pytest.raises(UsageError, match=r"no images to run: those it was trained on are not on this machine"):
         image_contents(replace(gone, record=replace(gone.record, golden=())), 16)
+
+
+def test_an_image_that_is_empty_is_left_out_and_named_where_no_other_is_there(tiny_run, tmp_path, monkeypatch):
+    bundle = open_bundle(tiny_run)
+    good, *others = reference_images.dataset(bundle)[1].of("val")
+    empty = [replace(each, path=tmp_path / f"{number}.png") for number, each in enumerate(others)]
+    for each in empty:
+        each.path.touch()
+    monkeypatch.setattr(reference_images, "spread", lambda *_: [*empty, good])
+    assert image_contents(bundle, 16) == [good.path.read_bytes()]
+    monkeypatch.setattr(reference_images, "spread", lambda *_: empty)
+    with pytest.raises(UnreadableImage, match="is an empty file") as caught:
+        image_contents(bundle, 16)
+    assert caught.value.file == str(empty[0].path)
 
 
 class TestCommand:

@@ -314,6 +314,9 @@ CASES = {
     "no fallback from nothing": Case(
         "export run --onnx --precision int8 --no-fallback", 2, "--no-fallback needs --max-drop"
     ),
+    "a budget that is no number": Case(
+        "export run --onnx --max-drop nan", 2, f"Invalid value for '--max-drop': 'nan' is not a number.*{COMMAND}"
+    ),
     "a negative budget": Case("export run --onnx --max-drop -1", 2, f"Invalid value for '--max-drop'.*{COMMAND}"),
     "too few images to calibrate on": Case(
         "export run --onnx --precision int8 --data few",

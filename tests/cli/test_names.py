@@ -96,3 +96,10 @@ def test_a_quoted_path_is_one_word_on_one_line(shell, tmp_path, name):
     finished = shell(f"printf %s {word}", cwd=tmp_path)
     assert finished.out.removeprefix("./") == name
     assert not finished.out.startswith("-")
+
+
+def test_names_are_utf8_in_a_locale_that_is_not(shell, tmp_path):
+    finished = shell(
+        "tlkit inspect Käfer", cwd=tmp_path, env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    )
+    assert finished.err.startswith("tlkit: Käfer: no such bundle")

@@ -40,6 +40,7 @@ BESIDE = {
     "a long text": long_text(),
     "a large profile": encoded("PNG", icc_profile=bytes(2_000_000)),
     "a wrong checksum in a text": PNG[:33] + chunk(b"tEXt", b"a\0b", wrong=1) + PNG[33:],
+    "a wrong checksum of the orientation": PNG[:33] + chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0", wrong=1) + PNG[33:],
     "a wrong checksum behind the pixels": PNG[:-12] + chunk(b"tEXt", b"a\0b", wrong=1) + PNG[-12:],
 }
 

@@ -53,6 +53,9 @@ def test_splits_inside_the_classes(tmp_path: Path) -> None:
         (under("2021", "2022", "2023"), ["2021, 2022, 2023 hold the same folders"]),
         ([*under("train"), *numbered("docs")], ["train/ looks like a split with the classes ants, bees", "docs"]),
         ([*under("seg_train", "old_train")], ["several folders for the same split: old_train, seg_train"]),
+        ([*under("camera1"), *numbered("camera2/ants")], ["camera1, camera2 hold the same folders (ants)"]),
+        ([*under("train"), *numbered("test/test")], ["no class folders in test/test/", "or move it elsewhere"]),
+        (under("val"), ["no image is in train: all are in val", "or state no splits"]),
         (under("photos"), ["only one class, 'photos' (its folders ants, bees may be the classes)"]),
     ],
 )
@@ -71,15 +74,22 @@ def test_classes_with_folders_or_names_of_their_own(tmp_path: Path) -> None:
 
 def test_a_bundle_is_not_data(tmp_path: Path) -> None:
     bundle = ["bundle.json", "trunk.safetensors", "head.safetensors", "golden/0.jpg"]
-    written = [f"{place}/{name}" for place in ("run", "ants/run") for name in bundle]
+    written = [f"{place}/{name}" for place in ("run", "ants/run", "runs/first") for name in bundle]
+    written += ["features/_job/job.json", "both/manifest.json", "both/model.onnx", "served/run/config.pbtxt"]
     data = read(plant(tmp_path, [*TWO, *written]))
     assert (data.labels, len(data.samples)) == (("ants", "bees"), len(TWO))
-    assert data.skipped == dict.fromkeys(("ants/run", "run"), "a bundle that tlkit wrote")
+    assert data.skipped == {
+        **dict.fromkeys(("ants/run", "run", "runs/first"), "a bundle that tlkit wrote"),
+        "both": "an export that tlkit wrote",
+        "features": "features that tlkit wrote",
+        "served/run": "a model of a Triton repository",
+    }
     assert refusal(tmp_path / "run").what == "a bundle that tlkit wrote, not images"
 
 
 def test_folders_of_network_storage_are_not_data(tmp_path: Path) -> None:
     others = ["ants/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/0.jpg", "$RECYCLE.BIN/S-1/0.jpg", "lost+found/"]
+    others += ["@Recently-Snapshot/0.jpg", "FOUND.000/0.jpg", "Network Trash Folder/0.jpg", "bees/Icon\r"]
     data = read(plant(tmp_path, [*TWO, *others]))
     assert (data.labels, len(data.samples), data.skipped) == (("ants", "bees"), len(TWO), {})
 

@@ -157,10 +157,10 @@ def test_a_table_of_test_images_is_enough_for_known_labels(folder: Path) -> None
         (["path,label,split", "1.jpg,a,train", "2.jpg,a"], ["row 3 has split ''"]),
         (["path,label", '"1.jpg,cat'], ["not a CSV file in UTF-8 (row 2: "]),
         (["path,label,label", "1.jpg,a,b"], ["has the column label 2 times"]),
-        (["path,label", "1.jpg,nan", "2.jpg,N/A"], ["row 2 has the label 'nan'", "row 3 has the label 'N/A'"]),
+        (["path,label", "1.jpg,nan", "2.jpg,#REF!"], ["row 2 has the label 'nan'", "row 3 has the label '#REF!'"]),
         (["path,label", "1.jpg,1", "2.jpg,1.0", "deep/5.jpg,2"], ["are one number: '1' and '1.0'"]),
         ([*FOUR, "deep/5.jpg,Cat"], ["differ in case", "'Cat' and 'cat'"]),
-        (["path,label,split", "1.jpg,a,val", "2.jpg,b,val"], ["without an image in train: 'a', 'b'"]),
+        (["path,label,split", "1.jpg,a,val", "2.jpg,b,val"], ["no image is in train: all are in val"]),
     ],
 )
 def test_csv_refused_by_row(lines: list[str], words: list[str], folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,10 +15,11 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from tests.kit.exporting import built, export_of, modules, replayed, searched
+from tests.kit.exporting import built, export_of, exported, modules, replayed, searched
 from tests.kit.tiny import Line, Tiny, forget_source, resign
 from tlkit.errors import ArtifactError, DataError, GateError, UsageError
 from tlkit.exporting import candidates as made_by
+from tlkit.exporting import run as running
 from tlkit.exporting.candidates import Candidate, SearchPolicy
 from tlkit.exporting.gate import check_half_precision
 from tlkit.exporting.precision_search import PrecisionSearch
@@ -128,6 +130,18 @@ class TestWritten:
             assert model.session.metadata["tlkit.precision"] == precision
             assert model.predict([pictures / "dark/00.png"])[0].labels == ("dark",)
         assert Model.open(written.folder, graph="trunk").embed([pictures / "dark/00.png"]).shape == (1, 8)
+
+    def test_the_speed_of_int8_is_measured_and_said_if_it_is_slower(self, own_run, tiny_config, monkeypatch):
+        monkeypatch.setattr(running, "MEASURED", 0)
+        run = partial(exported, own_run, tiny_config.backbone, tiny_config.head, "int8")
+        monkeypatch.setattr(running, "NOTICEABLE", 10)
+        assert run().int8_speed is None
+        monkeypatch.setattr(running, "NOTICEABLE", 0)
+        report = run()
+        assert report.to_json()["int8_speed"] > 0
+        for speed, lines in ((0.5, 1), (1.5, 0), (None, 0)):
+            text = repr(replace(report, int8_speed=speed))
+            assert text.count("int8 is slower than fp32 on this processor") == lines
 
     def test_int8_lists_the_images_it_was_calibrated_on(self, own_run, search):
         search("int8")

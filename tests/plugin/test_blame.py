@@ -245,7 +245,7 @@ class TestEveryKind:
 
 
 class TestModules:
-    """What a component made is its own, wherever it is run."""
+    """Modules that a component made name it, wherever they run."""
 
     def trunk(self, second: Any) -> Any:
         from torch import nn

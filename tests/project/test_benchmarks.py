@@ -31,9 +31,9 @@ RESULTS = {
     ),
     "heads": ("heads",),
     "hostile": ("hostile",),
-    "int8": ("int8",),
+    "int8": ("int8", "int8-speed"),
     "integrity": ("integrity",),
-    "jobs": ("jobs-kills", "jobs-manifest", "jobs-search", "jobs-speed"),
+    "jobs": ("jobs-index", "jobs-kills", "jobs-manifest", "jobs-search", "jobs-speed"),
     "matrix": ("matrix",),
     "memory": ("memory",),
     "precision": ("precision",),
@@ -45,6 +45,7 @@ RESULTS = {
     "strangers": ("strangers",),
     "train": ("train",),
     "unknown": ("coverage", "unknown"),
+    "trust": ("trust",),
 }
 BY_OTHER_TESTS = {"house": "test_house.py", "__main__": "it runs the others"}
 

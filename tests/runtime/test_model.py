@@ -70,6 +70,14 @@ def test_a_prediction_has_at_least_one_label(model, files):
     assert len(model.predict(files[0], topk=99)[0].labels) == 3
     with pytest.raises(UsageError, match="topk must be at least 1, not 0"):
         model.predict(files[0], topk=0)
+    with pytest.raises(UsageError, match=r"topk must be at least 1, not 1\.5"):
+        model.predict(files[0], topk=1.5)
+
+
+def test_bytes_that_change_are_an_image_and_an_open_file_is_none(model, files):
+    assert np.array_equal(model.embed(bytearray(files[0].read_bytes())), model.embed(files[0]))
+    with files[0].open("rb") as file, pytest.raises(UsageError, match="'BufferedReader' is not an image"):
+        model.predict(file)
 
 
 def test_no_images_give_no_features(model):

@@ -31,6 +31,7 @@ VERBS = {
     "verify": "Replay a bundle's golden images on its exports.",
     "predict": "Label images with an exported model.",
     "embed": "Write the features of images to a Parquet or npy file, or as a job that resumes.",
+    "index": "Index features for an approximate search, with its recall.",
     "search": "Find the images that are most similar to others, by their features.",
     "eval": "Evaluate an exported model on labelled images.",
     "report": "Write a page about what a model gets right and wrong, and why.",
@@ -124,6 +125,8 @@ def cli(debug: bool) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its code."""
+    if args is None:
+        _be_utf8()
     given = list(sys.argv[1:] if args is None else args)
     end = given.index("--") if "--" in given else len(given)  # what follows are names of files
     debug = DEBUG in given[:end]
@@ -138,6 +141,13 @@ def main(args: Sequence[str] | None = None) -> None:
     _let_any_name_through()
     ending.end_on_signals()
     ending.leave(run([arg for arg in given[:end] if arg != DEBUG] + given[end:], debug=debug))
+
+
+def _be_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding: names of files are UTF-8 there too."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the command that this process is
 
 
 def run(args: Sequence[str], *, debug: bool = False) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -39,6 +40,16 @@ class Seconds(click.ParamType[float]):
         if found is None or float(found[1]) <= 0:
             self.fail(f"{value!r} is not a time; write it as 90s, 2m or 1h", param, ctx)
         return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+class Number(click.FloatRange):
+    """A number within limits; NaN is within none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
@@ -83,6 +94,11 @@ def together(*decorators: Decorator[Command]) -> Decorator[Command]:
 
 FilePath = LocalPath()
 
+transform_options = together(
+    click.option("--metric", type=click.Choice(["cosine", "dot"]), default="cosine", help="Similarity of two images."),
+    click.option("--power", type=Number(0, 1, min_open=True), default=1.0, help="Exponent that damps features."),
+    click.option("--whiten", type=click.IntRange(0), default=0, help="Principal components to whiten; 0: none."),
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 head_option = click.option("--head", metavar="NAME", help="Head to use of a graph with several.")
 split_option = click.option(
@@ -101,14 +117,14 @@ set_option = click.option(
 )
 max_bad_option = click.option(
     "--max-bad",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.01,
     help="Share of images that may be unreadable before the command fails.",
 )
 draw_options = together(
     click.option(
         "--val",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        type=Number(0, 1, min_open=True, max_open=True),
         default=0.2,
         help="Share of images to validate on, if the dataset has no split of its own.",
     ),

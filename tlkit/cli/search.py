@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, json_option, threads_option
+from tlkit.cli.options import FilePath, json_option, threads_option, transform_options
 from tlkit.cli.output import show, wrote
 from tlkit.util.text import quoted
 
@@ -16,9 +16,8 @@ from tlkit.util.text import quoted
 @click.argument("features", type=FilePath)
 @click.argument("queries", type=FilePath, nargs=-1, required=True)
 @click.option("-k", type=click.IntRange(1), default=10, help="Number of images to find for each query.")
-@click.option("--metric", type=click.Choice(["cosine", "dot"]), default="cosine", help="Similarity of two images.")
-@click.option("--power", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Exponent that damps features.")
-@click.option("--whiten", type=click.IntRange(0), default=0, help="Principal components to whiten; 0: none.")
+@transform_options
+@click.option("--approximate", is_flag=True, help="Search the index that `tlkit index` made: faster, not exact.")
 @click.option("--model", type=FilePath, help="Bundle or graph that made FEATURES; a job knows its own.")
 @click.option("--html", type=FilePath, help="Write a page with the images to this file.")
 @threads_option
@@ -26,13 +25,15 @@ from tlkit.util.text import quoted
 def command(features: Path, queries: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     """Find the images most similar to QUERIES in FEATURES, the folder of a job or a Parquet file of `tlkit embed`.
 
-    The search is exact: every row is compared, in blocks, so that the memory does not grow with their number.
+    The search is exact: every row is compared, in blocks, so that the memory does not grow with their number. Of more
+    than a million rows an index is faster.
 
     \b
     Examples:
       tlkit search features/ a.jpg -k 5
       tlkit search features/ a.jpg --html hits.html
       tlkit search features.parquet a.jpg --model run/
+      tlkit search features/ a.jpg --approximate
     """
     from tlkit.features import search
 

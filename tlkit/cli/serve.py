@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, device_options
+from tlkit.cli.options import FilePath, Number, device_options
 
 LIMIT = "Maximum number of {}."
 
@@ -27,7 +27,7 @@ LIMIT = "Maximum number of {}."
 @click.option("--max-images", type=click.IntRange(1), default=256, help=LIMIT.format("images per request"))
 @click.option("--max-queue", type=click.IntRange(1), default=512, help=LIMIT.format("unanswered images; more get 503"))
 @click.option("--max-body", type=click.IntRange(1), default=64 << 20, help=LIMIT.format("bytes per request"))
-@click.option("--deadline", type=click.FloatRange(0, min_open=True), default=10.0, help="Seconds until an answer.")
+@click.option("--deadline", type=Number(0, min_open=True), default=10.0, help="Seconds until an answer.")
 @click.option("--access-log", is_flag=True, help="Write a line of JSON per request to stderr.")
 @device_options
 def command(bundles: tuple[Path, ...], token_file: Path | None, access_log: bool, **options: Any) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,7 +33,7 @@ OTHER_SUFFIXES = frozenset({"avif", "heic", "heif", "hif", "jxl", "jp2"})  # of 
 HEAD = 16  # bytes that tell the format
 
 PNG = b"\x89PNG\r\n\x1a\n"
-_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})  # the last has the orientation
+_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
 _OTHER_FORMATS = {  # by the bytes from the fifth on
     b"ftypavi": "AVIF",
@@ -168,8 +169,14 @@ def pixels_alone(data: bytes) -> bytes | None:
     """
     if not data.startswith(PNG):
         return None
-    pixels = b"".join([PNG, *(chunk for name, chunk in png_chunks(data) if name in _PIXEL_CHUNKS)])
+    pixels = b"".join([PNG, *(chunk for name, chunk in png_chunks(data) if _decides(name, chunk))])
     return None if len(pixels) >= len(data) else pixels
+
+
+def _decides(name: bytes, chunk: bytes) -> bool:
+    """Return whether a chunk has pixels, or is an intact one with the orientation."""
+    intact = zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
+    return name in _PIXEL_CHUNKS or (name == b"eXIf" and intact)
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -88,8 +88,9 @@ def _with_nearest(label: str, known: Sequence[str]) -> str:
 
 
 def _folded(label: str) -> str:
-    """Return a label without differences in case, spaces and Unicode form."""
-    return nfc(" ".join(label.split())).casefold()
+    """Return a label without differences in case, spaces, Unicode form and characters that nobody sees."""
+    visible = "".join(each for each in label if unicodedata.category(each) != "Cf")  # as editors leave them
+    return nfc(" ".join(visible.split())).casefold()
 
 
 def _name_problems(entries: Sequence[Entry]) -> list[Problem]:
@@ -139,7 +140,12 @@ def _class_problems(entries: Sequence[Entry], source: Path) -> list[Problem]:
         problems.append(_one_class(everywhere[0], entries, source))
     train = Counter(nfc(entry.label) for entry in entries if entry.split in (None, "train"))
     absent = [repr(label) for label in everywhere if label not in train]
-    if absent:
+    if not train:
+        splits = " and ".join(sorted({entry.split or "" for entry in entries}))
+        problems.append(
+            Problem(f"no image is in train: all are in {splits}", "move images to train, or state no splits")
+        )
+    elif absent:
         what = f"classes without an image in train: {listed(absent, LIMIT)}"
         problems.append(Problem(what, "add images of them to train, or remove them from the other splits"))
     if states_val(entries):

@@ -17,6 +17,7 @@ from tlkit.data.scan import Scan
 from tlkit.data.split import SPLITS
 from tlkit.errors import DataError
 from tlkit.util.text import counted, listed
+from tlkit.util.walk import OWN
 
 _TABLE = "name path, label and split of each image in a table"
 
@@ -73,8 +74,7 @@ class _Top:
     def inner(self, split: str) -> str:
         """Return the folder that holds the class folders: some archives repeat the split, as in seg_train/seg_train."""
         only = next(iter(self.folders)) if self.nested and len(self.folders) == 1 else ""
-        repeats = _split_in(only) == split and all(image.count("/") > 2 for image in self.images)
-        return f"{self.name}/{only}" if repeats else self.name
+        return f"{self.name}/{only}" if _split_in(only) == split else self.name
 
 
 def _split_in(name: str) -> str | None:
@@ -133,7 +133,7 @@ def _check_classes(root: Path, tops: Iterable[_Top]) -> None:
     if len(with_images) < 2 or not all(top.nested for top in with_images):
         return
     shared = frozenset.intersection(*(top.folders for top in with_images))
-    if len(shared) > 1:
+    if shared and any(len(top.folders) > 1 for top in with_images):
         folders = listed((top.name for top in with_images), LIMIT)
         what = f"{folders} hold the same folders ({listed(sorted(shared), LIMIT)}), as splits and folds do"
         raise DataError(
@@ -155,13 +155,20 @@ def _read_classes(root: Path, found: Scan, base: str, split: str | None, stated:
             empty.discard(label)
         else:
             stated.skipped[image] = "beside the class folders"
+    empty -= {label for label in empty if _holds_own(f"{prefix}{label}/", found.skipped)}
     if empty:
         folders = listed((_with_files(prefix + label, stated.skipped) for label in sorted(empty)), LIMIT)
         what = f"class folders without an image of their own: {folders}"
         stated.problems.append(Problem(what, "put images into them, or remove the folders"))
     if not classes:
-        do = f"put the images of each class into a folder of its own in {prefix}"
+        do = f"put the images of each class into a folder of its own in {prefix}, or move it elsewhere"
         stated.problems.append(Problem(f"no class folders in {prefix}", do))
+
+
+def _holds_own(prefix: str, skipped: Mapping[str, str]) -> bool:
+    """Return whether a folder without images holds what tlkit wrote and nothing else."""
+    reasons = {reason for path, reason in skipped.items() if path.startswith(prefix)}
+    return bool(reasons) and reasons <= OWN.keys()
 
 
 def _with_files(folder: str, skipped: Mapping[str, str]) -> str:

@@ -73,8 +73,8 @@ def scan(root: Path) -> Scan:
                 found.folders.append(path)
             elif kind == "file" and is_image(root / path):
                 found.images.append(path)
-            elif kind == OWN and not path:
-                raise DataError("a bundle that tlkit wrote, not images", file=root)
+            elif kind in OWN and not path:
+                raise DataError(f"{kind}, not images", file=root)
             else:
                 found.skipped[path] = "not an image" if kind == "file" else kind
     except OSError as error:

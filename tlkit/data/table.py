@@ -16,8 +16,10 @@ from tlkit.errors import DataError, ResourceError
 from tlkit.util.text import listed
 
 COLUMNS = ("path", "label", "split", "group")
-# What other programs write for a missing value; pandas reads these as missing.
-_MISSING = frozenset({"nan", "nat", "none", "null", "n/a", "na", "#n/a", "#na", "<na>", "-nan"})  # case-folded
+# What others write for a missing value, case-folded: what pandas reads as one, and errors of spreadsheets.
+_MISSING = frozenset({"nan", "nat", "none", "null", "n/a", "na", "#n/a", "#n/a n/a", "#na", "<na>", "-nan"})
+_MISSING |= {"1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "undefined"}
+_MISSING |= {"#value!", "#ref!", "#name?", "#div/0!", "#null!", "#num!"}
 
 
 class _Record(NamedTuple):

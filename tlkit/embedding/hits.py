@@ -39,6 +39,7 @@ class SearchResult:
     hits: tuple[tuple[Hit, ...], ...]
     rows: int  # that were searched
     metric: str
+    recall: float | None = None  # of the index, if the search was approximate
 
     def __repr__(self) -> str:
         lines = []
@@ -59,7 +60,8 @@ def write_page(file: Path, result: SearchResult, query: Callable[[int], bytes], 
         own = _figure(partial(query, number), Path(name).name, "query")
         items = "".join(f"<li>{each}</li>" for each in shown)
         parts.append(f'<section><ol><li class="query">{own}</li>{items}</ol></section>')
-    about = f"The most similar of {result.rows:,} images by {result.metric}, exact."
+    how = "exact" if result.recall is None else f"approximate, with a recall of {result.recall:.3f}"
+    about = f"The most similar of {result.rows:,} images by {result.metric}, {how}."
     content = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Search</title>\n{pages.MARK}\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>Search</h1>\n<p>{about}</p>\n"

@@ -6,6 +6,7 @@ kept between searches.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.embedding.job import is_job, open_job
+from tlkit.embedding.job import is_job, open_job, read_commit
 from tlkit.errors import ArtifactError, DataError, UsageError
 from tlkit.graph import metadata
 from tlkit.plugin.contract import FEATURES
+from tlkit.util.files import sha256
 from tlkit.util.parquet import require_pyarrow
 from tlkit.util.statistics import unit
 
@@ -99,10 +101,27 @@ class FeatureSet:
         self.width = self._width(files[0])
         transform.check(self.width)
         self._kept: list[Block] | None = None
-        self._whitening: tuple[Array, Array] | None = None
+        self.whitening: tuple[Array, Array] | None = None  # mean and axes, once they are needed
 
     def __len__(self) -> int:
         return sum(self._counts.values())
+
+    @property
+    def transformed_width(self) -> int:
+        """Number of features after the transform."""
+        return self.transform.whiten or self.width
+
+    def digest(self) -> str:
+        """Return a hash of all rows: of the file, or of the hashes of a job's parts."""
+        if self.job is None:
+            return sha256(self.place)
+        hashes = [self.job.record.identity]
+        for shard in range(self.job.shards):
+            commit = read_commit(self.job, shard)
+            if isinstance(commit, str):
+                raise ArtifactError(f"shard {shard} is not done: {commit}", file=self.place, do="resume the job first")
+            hashes += sorted(commit.files.values())
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
     def names(self, rows: NDArray[np.int64]) -> list[tuple[str, int]]:
         """Return the key of each row, and the number of its part."""
@@ -125,9 +144,10 @@ class FeatureSet:
         """
         if k < 1:
             raise UsageError(f"k must be at least 1, not {k}")
-        if queries.ndim != 2 or queries.shape[1] != self.width:
-            raise UsageError(f"the queries have the shape {queries.shape}, not (N, {self.width})")
-        wanted = self._transformed(np.asarray(queries, np.float32))
+        return self.nearest(self.transformed(queries), k)
+
+    def nearest(self, wanted: Array, k: int) -> Neighbors:
+        """Return the `k` rows with the highest scores for each of some transformed features."""
         k = min(k, len(self))
         scores = np.empty((len(wanted), 0), np.float32)
         rows = np.empty((len(wanted), 0), np.int64)
@@ -145,10 +165,9 @@ class FeatureSet:
         if self._kept is not None:
             yield from self._kept
             return
-        width = self.transform.whiten or self.width
-        kept: list[Block] | None = [] if len(self) * width * 4 <= KEPT else None
+        kept: list[Block] | None = [] if len(self) * self.transformed_width * 4 <= KEPT else None
         for first, rows in self._raw():
-            block = Block(first, self._transformed(rows))
+            block = Block(first, self.transformed(rows))
             if kept is not None:
                 kept.append(block)
             yield block
@@ -168,10 +187,21 @@ class FeatureSet:
             except (OSError, ArrowException, ValueError) as error:
                 raise ArtifactError(f"its features can't be read: {error}", file=file) from error
 
-    def _transformed(self, rows: Array) -> Array:
-        rows = self.transform.damped(rows)
+    def take(self, rows: NDArray[np.int64]) -> Array:
+        """Return the transformed features of some rows, in ascending order, in one pass over all of them."""
+        found = []
+        for block in self.blocks():
+            inside = rows[(rows >= block.first) & (rows < block.first + len(block.rows))]
+            found.append(block.rows[inside - block.first])
+        return np.concatenate(found)
+
+    def transformed(self, queries: Array) -> Array:
+        """Return features `(N, width)` as they are compared. Raises UsageError for another shape."""
+        if queries.ndim != 2 or queries.shape[1] != self.width:
+            raise UsageError(f"the queries have the shape {queries.shape}, not (N, {self.width})")
+        rows = self.transform.damped(np.asarray(queries, np.float32))
         if self.transform.whiten:
-            mean, axes = self._whitening = self._whitening or self._whiten()
+            mean, axes = self.whitening = self.whitening or self._whiten()
             rows = np.asarray((rows - mean) @ axes, np.float32)
         return unit(rows) if self.transform.metric == "cosine" else rows
 

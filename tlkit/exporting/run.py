@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +15,15 @@ from tlkit.exporting.gate import ExportResult, Gate, check_half_precision
 from tlkit.exporting.precision_search import PrecisionSearch, PrecisionSearchResult
 from tlkit.exporting.targets import build_target, graphs_for, graphs_of, write_graphs
 from tlkit.model import exports
-from tlkit.model.exports import Exports
-from tlkit.model.reference_images import parity_images
+from tlkit.model.exports import Exports, processor_kind
+from tlkit.model.reference_images import ParityImages, parity_images
 from tlkit.plugin.contract import FEATURES, OptimizationProfile, Progress, Target, silent
+from tlkit.runtime.session import OnnxSession
 from tlkit.verification.trained import TrainedModules
 
 LAYERS_SHOWN = 10  # all of them are in the manifest and in the JSON
+MEASURED = 0.3  # seconds that the speed of int8 is measured for, beside fp32
+NOTICEABLE = 1e-3  # seconds per image
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class ExportReport:
     exports: tuple[ExportResult, ...]
     searches: Mapping[str, PrecisionSearchResult] = field(default_factory=dict)
     golden: int = 0  # golden images of the bundle, which `verify` replays
+    int8_speed: float | None = None  # relative to fp32 on this processor; None where it was not measured
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -37,6 +43,7 @@ class ExportReport:
         return {
             "exports": [each.to_json() for each in self.exports],
             "searches": {precision: search.to_json() for precision, search in self.searches.items()},
+            "int8_speed": self.int8_speed,
         }
 
     def __repr__(self) -> str:
@@ -54,6 +61,8 @@ class ExportReport:
                 yield from (f"  {name}: {verdict.summary()}" for name, verdict in each.verdicts.items())
         for search in self.searches.values():
             yield from _search_lines(search)
+        if self.int8_speed is not None and self.int8_speed < 1:
+            yield f"int8 is slower than fp32 on this processor ({processor_kind()}): {self.int8_speed:.2f}x its speed"
 
 
 def export(  # noqa: PLR0913  # the options of the verb
@@ -92,7 +101,23 @@ def export(  # noqa: PLR0913  # the options of the verb
         if target.name != exports.TARGET:
             at = reached[wanted[target.name]]
             written.append(build_target(modules, found, target, parity, at, profile, progress))
-    return ExportReport(tuple(written), searches, len(bundle.record.golden))
+    speed = _speed(found, parity) if reached.get("int8") == "int8" else None
+    return ExportReport(tuple(written), searches, len(bundle.record.golden), speed)
+
+
+def _speed(found: Exports, parity: ParityImages) -> float | None:
+    """Return the speed of int8 relative to fp32 for one image, each at its fastest; None if fp32 takes no time."""
+    image = parity.images[:1]
+    sessions = [OnnxSession(found.get(exports.TARGET, precision).file()) for precision in ("int8", exports.PRECISION)]
+    seconds, end = [math.inf, math.inf], time.monotonic() + MEASURED
+    while time.monotonic() < end or math.inf in seconds:
+        for index, session in enumerate(sessions):
+            started = time.perf_counter()
+            session.run(image)
+            seconds[index] = min(seconds[index], time.perf_counter() - started)
+        if seconds[1] < NOTICEABLE:
+            return None
+    return seconds[1] / seconds[0]
 
 
 def _write_candidate(
@@ -119,6 +144,8 @@ def _check(precision: str, max_drop: float | None, fallback: bool, refit_head: b
     """Refuse options that contradict each other."""
     if precision not in exports.PRECISIONS:
         raise UsageError(f"there is no precision {precision!r}", do=f"choose one of {', '.join(exports.PRECISIONS)}")
+    if max_drop is not None and not max_drop >= 0:
+        raise UsageError(f"max_drop must be 0 or more percentage points, not {max_drop}")
     if max_drop is not None and precision == exports.PRECISION:
         raise UsageError("--max-drop is for --precision int8 or fp16: fp32 loses nothing")
     if not fallback and max_drop is None:

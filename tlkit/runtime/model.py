@@ -168,8 +168,8 @@ class Model:
     ) -> Iterator[Prediction]:
         """Yield the results of `predict` one by one."""
         sets = None if coverage is None else self.thresholds()
-        if topk < 1:
-            raise UsageError(f"topk must be at least 1, not {topk}")
+        if not isinstance(topk, int) or topk < 1:
+            raise UsageError(f"topk must be at least 1, not {topk!r}")
         names = metadata.score_names(self.session.outputs)
         if self.novelty_threshold is not None and NOVELTY not in names:
             what = "it has a threshold of novelty, and no output of that name"

@@ -60,6 +60,7 @@ class Batch:
 def iter_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[Source]:
     """Yield one source per image of what a `Model` takes as images. Raises UsageError for anything else."""
     single = isinstance(images, str | os.PathLike | bytes | bytearray | Image.Image | np.ndarray)
+    single = single or hasattr(images, "read")  # the lines of an open file are no images
     for image in [images] if single or not isinstance(images, Iterable) else images:
         if isinstance(image, str | os.PathLike):
             yield local_path(image)
@@ -67,6 +68,8 @@ def iter_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[Source]:
             for each in image if image.ndim == 4 else [image]:
                 check_array(each)
                 yield each
+        elif isinstance(image, bytearray):
+            yield bytes(image)
         elif isinstance(image, bytes | Image.Image):
             yield image
         else:

@@ -207,6 +207,8 @@ class Grpc:
         for tensors in (config["input"], config["output"]):
             for each in tensors:
                 each["data_type"] = TYPES[each["data_type"]]
+        parameter = messages()["ModelParameter"]  # protobuf before 6 takes no mapping as a value of a map
+        config["parameters"] = {key: parameter(**value) for key, value in config["parameters"].items()}
         return {"config": config}
 
     def _statistics(self, asked: Any) -> dict[str, Any]:

@@ -19,9 +19,9 @@ _DEFAULT_MMAP_MAX = 65536
 _MAX_MMAP_THRESHOLD = 32 * 2**20  # glibc reaches it by itself in a process that frees large blocks
 
 REFUSED = "free some memory, raise the limits of memory and threads, or use fewer images or a smaller model"
-_REFUSALS = re.compile(  # by C++, ONNX Runtime, PyTorch and Python, in errors that they share with others
+_REFUSALS = re.compile(  # by the loader, C++, ONNX Runtime, PyTorch and Python, in errors that they share with others
     r"bad[_ ]alloc|failed to allocate|can't allocate memory|cannot allocate memory|DefaultCPUAllocator|out of memory"
-    r"|can't start new thread|pthread_create|resource temporarily unavailable",
+    r"|can't start new thread|pthread_create|resource temporarily unavailable|failed to map segment",
     re.IGNORECASE,
 )
 

@@ -10,9 +10,16 @@ from typing import NamedTuple
 
 # What operating systems and network storage add.
 _SYSTEM = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "system volume information", "lost+found"})
-_SYSTEM |= {"$recycle.bin", "recycler", "#recycle", "@recycle", "@eadir", "#snapshot", "@sharebin", "@tmp", "@__thumb"}
-_BUNDLE = frozenset({"bundle.json", "trunk.safetensors", "head.safetensors"})
-OWN = "a bundle that tlkit wrote"
+_SYSTEM |= {"$recycle.bin", "recycler", "recycled", "found.000", "#recycle", "@recycle", "@eadir", "@synoresource"}
+_SYSTEM |= {"#snapshot", "~snapshot", "@recently-snapshot", "@sharebin", "@tmp", "@__thumb", "icon\r"}
+_SYSTEM |= {"network trash folder", "temporary items", "thevolumesettingsfolder"}
+# What tlkit writes, and the files that tell.
+OWN = {
+    "a bundle that tlkit wrote": ("bundle.json", "trunk.safetensors", "head.safetensors"),
+    "an export that tlkit wrote": ("manifest.json", "model.onnx"),
+    "features that tlkit wrote": ("_job/job.json",),
+    "a model of a Triton repository": ("config.pbtxt",),
+}
 LINK = "a link to a folder"
 
 
@@ -50,10 +57,11 @@ def walk(root: Path) -> Iterator[Entry]:
 
 
 def _entries(root: Path, folder: str, *, again: bool) -> Iterator[Entry]:
-    """Yield one folder and, unless it was read already or is a bundle, what is in it."""
-    if not again and all((root / folder / name).exists() for name in _BUNDLE):
-        yield Entry(folder, OWN)
-        return
+    """Yield one folder and, unless it was read already or tlkit wrote it, what is in it."""
+    for kind, names in OWN.items() if not again else ():
+        if all((root / folder / name).exists() for name in names):
+            yield Entry(folder, kind)
+            return
     if folder:
         yield Entry(folder, "folder")
     if again:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from tlkit_standard.heads._modules import Front, Tensors
 
+MOST_HIDDEN = 2**16  # units; a head larger than most trunks helps nobody
+
 
 @dataclass(frozen=True)
 class Mlp(FrontHead):
@@ -27,8 +29,8 @@ class Mlp(FrontHead):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        if self.hidden < 1:
-            yield f"hidden must be 1 or more, not {self.hidden}"
+        if not 1 <= self.hidden <= MOST_HIDDEN:
+            yield f"hidden must be from 1 to {MOST_HIDDEN}, not {self.hidden}"
         if not 0.0 <= self.dropout < 1.0:
             yield f"dropout must lie in [0, 1), not {self.dropout}"
 

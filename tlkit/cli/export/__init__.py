@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tlkit.cli.export.targets import ProfileType, TargetFlags, check_combination
-from tlkit.cli.options import FilePath, json_option, set_option
+from tlkit.cli.options import FilePath, Number, json_option, set_option
 from tlkit.cli.output import note, progress_bars, show, wrote
 from tlkit.util.text import quoted
 
@@ -26,7 +26,7 @@ from tlkit.util.text import quoted
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(0),
+    type=Number(0),
     metavar="POINTS",
     help="Maximum accuracy drop in percentage points; falls back to the next higher precision if exceeded.",
 )

@@ -33,7 +33,7 @@ class SqliteSource(Source):
                 yield Record(key, str(row), size, version, label)
 
     def open(self, place: str) -> Reader:
-        """What reads one image at a time."""
+        """Return the reader of one image at a time."""
         return SqliteReader(place)
 
     def example(self, folder: Path, files: Mapping[str, bytes]) -> str:
