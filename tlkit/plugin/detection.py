@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-ROUNDING = 1e-3  # of a detector's scores
+ROUNDING = 5e-3  # of a detector's scores
 NOVELTY = "novelty"  # output of a graph, float32 (N,): 0 for a typical image, 1 at the threshold to be unknown
 
 
@@ -25,7 +25,7 @@ class Detector(Component):
     """Score that is higher for images that differ from those of training: always a module of core ONNX operators.
 
     Its scale is its own, of about 1: tlkit brings what typical held-out images have to 0, and the threshold to 1.
-    Differences below 0.001 count as rounding.
+    Differences below 0.005 count as rounding.
     """
 
     kind = "detector"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 SMALLEST_NORM = 1e-6
 # The least deviations that a sum is made with. A head that knows the training images by heart, such as nearest
 # neighbors, gives all of them the same energy but for rounding; of held-out images it differs by about one nat.
-MIN_DISTANCE, MIN_ENERGY = 1e-3, 0.3
+MIN_DISTANCE, MIN_ENERGY = 5e-3, 0.3
 
 
 def normalized(features: Tensor) -> Tensor:

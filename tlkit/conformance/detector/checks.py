@@ -86,7 +86,7 @@ def novel_rows_score_higher(subject: DetectorSubject) -> None:
 
 
 def tells_more_than_rounding(subject: DetectorSubject) -> None:
-    """Scores of different rows differ by more than 0.001, below which differences count as rounding."""
+    """Scores of different rows differ by more than 0.005, below which differences count as rounding."""
     apart = float(
         _scores(subject.module, subject.novel()).mean() - _scores(subject.module, subject.others.features).mean()
     )
