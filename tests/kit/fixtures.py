@@ -21,6 +21,7 @@ import pytest
 from tests.kit import tiny
 from tests.kit.components import empty_cache
 from tests.kit.forks import Finished, Forks
+from tests.kit.tracing import prepare_once
 
 if TYPE_CHECKING:
     from tlkit.runtime.model import Model
@@ -60,6 +61,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker("shared_data")
     items.sort(key=lambda item: "/tests/project/" not in item.path.as_posix())
+
+
+def pytest_collection_finish() -> None:
+    """Have traces prepared once in this process, if tests of it will trace."""
+    if "torch" in sys.modules:
+        prepare_once()
 
 
 @pytest.fixture(scope="session", autouse=True)

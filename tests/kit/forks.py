@@ -167,8 +167,10 @@ def preload() -> None:
         import torch
 
         from tests.kit.tiny import Line
+        from tests.kit.tracing import prepare_once
         from tlkit.graph.trace import head_graph
 
+        prepare_once()
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # threads don't survive a fork
         head_graph(Line().module(2, 2), 2)
