@@ -39,7 +39,7 @@ PRELOADED = (
     *("tlkit_standard.heads._solver", "tlkit_standard.heads.memory", "tlkit_standard.strategies"),
     *("tlkit_standard.backbones", "tlkit_standard.sources", "tlkit_standard.targets"),
 )
-NOT_PRELOADED = ("tlkit.__main__", "tlkit.serving", "tlkit.worker")  # gRPC doesn't survive a fork
+NOT_PRELOADED = ("tlkit.__main__", "tlkit.serving", "tlkit.worker")  # gRPC does not survive a fork
 
 
 @dataclass(frozen=True)
