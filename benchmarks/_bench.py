@@ -35,6 +35,7 @@ from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -430,10 +431,18 @@ def existing(path: Path, option: str) -> Path:
 
 @contextmanager
 def workspace() -> Iterator[Path]:
-    """A temporary folder, with a cache for tlkit of its own, removed at the end."""
+    """A temporary folder, with a cache for tlkit of its own, removed at the end.
+
+    At the smallest setting the cache has the graphs that were traced before.
+    """
     with tempfile.TemporaryDirectory(prefix="tlkit-bench-") as name:
-        os.environ["TLKIT_CACHE"] = str(Path(name, CACHE))
-        yield Path(name)
+        cache = Path(name, CACHE)
+        if SETTINGS.smallest:
+            from tests.kit.components import empty_cache
+
+            empty_cache(cache)
+        with mock.patch.dict(os.environ, TLKIT_CACHE=str(cache)):
+            yield Path(name)
 
 
 def session_speed() -> list[str]:

@@ -473,8 +473,8 @@ def main() -> int:
     asked = {name: getattr(args, name) for name in ("kills", "mutations", "caches", "pairs", "cold")}
     report = Report("hostile", (__doc__ or "").split("\n\n")[1].replace("\n", " "), {**asked, "repeat": args.repeat})
     with workspace() as work:
-        warm = os.environ["TLKIT_CACHE"]
-        os.environ.update({**environment(work / "site"), "TLKIT_CACHE": warm, "OMP_NUM_THREADS": "1"})
+        own = {"TLKIT_CACHE": str(work / "warm"), "OMP_NUM_THREADS": "1"}  # what is damaged is no graph of others
+        os.environ.update({**environment(work / "site"), **own})
         sys.path.insert(0, str(work / "site"))
         place = Place(work / "place")
         skip_long_work(place)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import json
 import os
 import statistics
@@ -190,9 +191,9 @@ class Trace:
         return {"code": code, "entered": entered, "manifests": self.manifests}
 
 
-def journeys() -> list[Budget]:
-    """The budgets that running three commands tells, in processes of their own."""
-    traced = _traced()
+def journeys(given: Any = None) -> list[Budget]:
+    """The budgets that running three commands tells, in processes that are forked by those `given` or others."""
+    traced = _traced(given)
     first = {"train --strategy full": 43, "export --precision int8": 34, "advise": 37}
     limits = {"train --strategy full": 25, "export --precision int8": 20, "advise": 25}
     found = []
@@ -207,7 +208,7 @@ def journeys() -> list[Budget]:
     return [*found, Budget("reads of manifests by `export --precision int8`", 9, reads, 2)]
 
 
-def _traced() -> dict[str, dict[str, Any]]:
+def _traced(given: Any) -> dict[str, dict[str, Any]]:
     sys.path.insert(0, str(ROOT))
     try:
         import torch  # noqa: F401 - only whether it is installed
@@ -219,7 +220,7 @@ def _traced() -> dict[str, dict[str, Any]]:
         print(f"the journeys are not measured: {error}", file=sys.stderr)
         return {}
     found = {}
-    with tempfile.TemporaryDirectory() as name, Forks() as forks:
+    with tempfile.TemporaryDirectory() as name, contextlib.nullcontext(given) if given else Forks() as forks:
         work = Path(name)
         write_images(work / "photos", 40)
         variables = environment(work / "site")

@@ -16,7 +16,6 @@ sys.path.insert(0, str(ROOT))
 from tests.kit.distribution import at_start, beyond, hide
 
 RESOURCE = 5  # exit code
-NOBODY = 12345  # a user without a home and an entry in passwd
 BELIEVED = """
 import os
 os.sched_getaffinity = lambda pid: set(range(64))
@@ -27,6 +26,12 @@ resources.cpu_quota.__wrapped__.__defaults__ = (Path({system!r}),)
 NO_TEMPORARY = """
 import tempfile
 tempfile._candidate_tempdir_list = lambda: ["/nonexistent"]
+"""
+NO_ENTRY = """
+import pwd
+def getpwuid(uid):
+    raise KeyError(uid)
+pwd.getpwuid = getpwuid
 """
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 THREADS = """
@@ -167,9 +172,11 @@ def _german(work: Path) -> dict[str, dict[str, str]]:
 @trial("a full stdout, no temporary folder, no home", "exit 5 and what to do", "exit 1: a bug in tlkit: OSError")
 def oserrors(bench: Workbench) -> Verdict:
     """As in a container that is read-only, run by a user without a name."""
-    site, nobody = bench.place("site"), bench.copied(bench.cut)
-    site.mkdir()
-    at_start(site, NO_TEMPORARY)
+    site, nobody = bench.place("site"), bench.place("site")
+    for place, source in ((site, NO_TEMPORARY), (nobody, NO_ENTRY)):
+        place.mkdir()
+        at_start(place, source)
+    without = ["env", *(part for name in ("HOME", "XDG_CACHE_HOME", "TLKIT_CACHE") for part in ("-u", name))]
     done = {
         "predict, stdout full": _full(bench, "predict {cut} {test}"),
         "verify, stdout full": _full(bench, "verify {cut} --json"),
@@ -178,12 +185,8 @@ def oserrors(bench: Workbench) -> Verdict:
         ),
         "Triton without a temporary folder": bench.tlkit("export {cut} --triton {out}", on(site), fresh=True),
     }
-    if os.getuid() == 0:
-        bench.work.chmod(0o755)
-        nobody.chmod(0o777)
-        (nobody / "onnx").chmod(0o777)
-        env = {"HOME": "", "XDG_CACHE_HOME": "", "TLKIT_CACHE": ""}
-        done["no home"] = bench.tlkit(f"export {nobody} --onnx", env, user=NOBODY, group=NOBODY)
+    export = ["export", str(bench.copied(bench.cut)), "--onnx"]
+    done["no home"] = bench.run([*without, TLKIT, *export], on(nobody))
     right = all(each.code == RESOURCE or (name == "no home" and each.code == 0) for name, each in done.items())
     return Verdict(right, codes(**done))
 

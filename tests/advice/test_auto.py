@@ -38,8 +38,8 @@ def test_the_same_data_and_seed_give_the_same_bundle(pictures, tmp_path):
     assert one == other
 
 
-def test_no_image_is_decoded_twice(pictures, tmp_path, monkeypatch):
-    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
+@pytest.mark.usefixtures("own_cache")
+def test_no_image_is_decoded_twice(pictures, tmp_path):
     trained, _ = train_auto(pictures, tmp_path / "run", ask())
     assert trained.decoded == trained.images["train"] + trained.images["val"]
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.advice.asking import ask, comparison, eager
+from tests.kit.components import empty_cache
 from tlkit.advice import auto, trials
 from tlkit.errors import UsageError
 from tlkit.model.bundle import open_bundle
@@ -20,7 +21,7 @@ from tlkit.training.run_directory import DONE, folder_of, is_unfinished
 @pytest.fixture(scope="module")
 def start(pictures, checkout, forks, tmp_path_factory):
     """Run auto in a process of its own: exit code, and its output (digest, strategy, trials)."""
-    env = {"TLKIT_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    env = {"TLKIT_CACHE": str(empty_cache(tmp_path_factory.mktemp("killed") / "cache"))}
 
     def run(out, budget, kept, when="never", number=0):
         done = forks.run([checkout / "tests/advice/killed.py", pictures, out, budget, kept, when, number], env=env)

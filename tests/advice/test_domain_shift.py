@@ -32,8 +32,8 @@ SIMILAR, DIFFERENT = POLICY.similar_below, POLICY.different_above
 
 
 @pytest.fixture
-def files(pictures, tmp_path, monkeypatch):
-    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
+def files(pictures, own_cache):
+    assert not (own_cache / "domain-shifts").exists()
     return sorted(pictures.rglob("*.png"))
 
 

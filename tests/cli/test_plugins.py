@@ -190,3 +190,9 @@ def test_what_never_returns_is_named_when_it_is_ended(tmp_path, way, hook, numbe
     assert process.returncode == 128 + number, said
     line = "tlkit: " + says.format(plugin=r"plugin tlkit-bad 1\.0 \(tlkit_bad\.py, line \d+\)") + "\n"
     assert re.fullmatch(line, said.replace("begun\n", ""))
+
+
+def test_the_verb_runs_after_its_subcommands_in_one_process(capsys):
+    for line in ("plugins show svm", "plugins"):
+        assert cli.run(line.split()) == 0
+    assert "efficientnet-lite0" in capsys.readouterr().out

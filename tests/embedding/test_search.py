@@ -87,6 +87,9 @@ def test_a_file_needs_its_model(tiny_trunk, pictures, own_run, tmp_path):
         tlkit.search(tmp_path / "f.parquet", query)
     with pytest.raises(DataError, match="neither a job of features nor a file of them"):
         tlkit.search(tmp_path / "nothing", query, model=tiny_trunk)
+    (tmp_path / "f.npy").touch()
+    with pytest.raises(UsageError, match="has no names of images"):
+        tlkit.search(tmp_path / "f.npy", query, model=tiny_trunk)
     found = FeatureSet(tmp_path / "f.parquet")
     with pytest.raises(ArtifactError, match="its features were made by another model"):
         found.check_model({**found.metadata, "tlkit.bundle": "0" * 64}, own_run)

@@ -116,8 +116,8 @@ class TestParityImages:
         with pytest.raises(DataError):
             parity_images(open_bundle(tiny_run), tmp_path / "none")
 
-    def test_or_else_are_the_golden_images(self, tiny_config, tmp_path, monkeypatch):
-        monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))  # in the other one the same images are remembered
+    @pytest.mark.usefixtures("own_cache")  # in the other one the same images are remembered
+    def test_or_else_are_the_golden_images(self, tiny_config, tmp_path):
         from dataclasses import replace
 
         from tests.kit.tiny import write_images

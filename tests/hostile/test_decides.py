@@ -28,6 +28,7 @@ from tlkit.training.run import make_plan
 
 PLUGIN = """
 from dataclasses import dataclass
+from pathlib import Path
 import torch
 from torch import nn
 from tlkit import Backbone, Preprocessing, Weights, option
@@ -46,9 +47,10 @@ class Decides(Backbone):
     preprocessing = Preprocessing(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     weights = Weights("a formula", license="Apache-2.0")
     gain: float = option(1.0, "read by forward alone")
+    file: Path | None = option(None, "file with another gain", local=True)
     def stages(self, *, pretrained):
         torch.manual_seed(0)
-        return {"only": Layer(self.gain)}
+        return {"only": Layer(float(self.file.read_text()) if self.file else self.gain)}
 """
 FILES = {
     "__init__.py": PLUGIN,
@@ -61,9 +63,9 @@ FILES = {
 def plugin(tmp_path, monkeypatch):
     """Writes the plugin, with some of its files changed, and imports it as another process would."""
     monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        trace, "trace", lambda *_: onnx.ModelProto(ir_version=10)
-    )  # takes seconds, and is not asked for
+    for name in ("_architecture", "extract_graph"):  # tracing takes seconds, and is not asked for
+        monkeypatch.setattr(trace, name, lambda *_: None)
+    monkeypatch.setattr(trace, "_complete", lambda *_: onnx.ModelProto(ir_version=10))
     monkeypatch.syspath_prepend(tmp_path / "site")
 
     def load(**changed):
@@ -129,6 +131,15 @@ def test_an_option_that_only_forward_reads_decides(plugin):
     component = plugin()
     before = keys(component())
     assert not set(before) & set(keys(component(gain=2.0)))
+
+
+def test_a_file_that_an_option_names_decides(plugin, tmp_path):
+    component, file = plugin(), tmp_path / "gain.txt"
+    file.write_text("2.0")
+    before = keys(component(file=file))
+    assert keys(component(file=file)) == before
+    file.write_text("3.0")
+    assert not set(before) & set(keys(component(file=file)))
 
 
 def test_one_bit_of_a_weight_decides(plugin):

@@ -24,9 +24,19 @@ def tlkit_heads() -> list[Head]:
     return [Line()]
 
 
+def empty_cache(place: Path) -> Path:
+    """Make a cache that is empty but for the graphs of the surrounding one, whose tracing takes seconds."""
+    place.mkdir(parents=True)
+    if around := os.environ.get("TLKIT_CACHE"):
+        graphs = Path(around, "graphs")
+        graphs.mkdir(parents=True, exist_ok=True)
+        (place / "graphs").symlink_to(graphs.resolve())
+    return place
+
+
 def environment(site: Path) -> Mapping[str, str]:
-    """The environment of a process to which the plugin is installed; its metadata is written to `site`."""
+    """The environment of a process to which the plugin is installed; its metadata and its cache are in `site`."""
     site.mkdir(parents=True)
     describe(site, "tlkit-tiny", f"[tlkit]\ntiny = {__name__}\n")
     path = [str(site), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "TLKIT_CACHE": str(site / "cache")}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "TLKIT_CACHE": str(empty_cache(site / "cache"))}

@@ -19,7 +19,9 @@ import hypothesis
 import pytest
 
 from tests.kit import tiny
+from tests.kit.components import empty_cache
 from tests.kit.forks import Finished, Forks
+from tests.kit.tracing import prepare_once
 
 if TYPE_CHECKING:
     from tlkit.runtime.model import Model
@@ -61,13 +63,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "/tests/project/" not in item.path.as_posix())
 
 
+def pytest_collection_finish() -> None:
+    """Have traces prepared once in this process, if tests of it will trace."""
+    if "torch" in sys.modules:
+        prepare_once()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache that starts empty, and no plugin disabled, whatever the developer's own shell says."""
+def _own_environment(common_tmp: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache that starts empty, and no plugin disabled, whatever the developer's own shell says.
+
+    All workers share the graphs in it, as the caches do that `empty_cache` makes: each architecture is traced once.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TLKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TLKIT_CACHE", str(common_tmp))
+        patch.setenv("TLKIT_CACHE", str(empty_cache(tmp_path_factory.mktemp("own") / "cache")))
         patch.delenv("TLKIT_DISABLE_PLUGINS", raising=False)
         yield
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache for one test, empty but for the graphs that were traced so far."""
+    cache = empty_cache(tmp_path / "cache")
+    monkeypatch.setenv("TLKIT_CACHE", str(cache))
+    return cache
 
 
 @pytest.fixture(scope="session")
@@ -154,13 +174,14 @@ def common_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def story(common_tmp: Path, shell: Callable[..., Finished]) -> Story:
-    """EfficientNet-Lite0 with its real weights, trained on handwritten digits and exported, with nothing cached."""
-    root, env = common_tmp / "story", {"TLKIT_CACHE": str(common_tmp / "story-cache")}
-    record = root / "said.json"
+    """EfficientNet-Lite0 with its real weights, trained on handwritten digits and exported, with no features cached."""
+    root, cache = common_tmp / "story", common_tmp / "story-cache"
+    record, env = root / "said.json", {"TLKIT_CACHE": str(cache)}
     with alone(common_tmp / "story.lock"):
         if not record.exists():
             shutil.rmtree(root, ignore_errors=True)  # of a worker that was killed
-            shutil.rmtree(env["TLKIT_CACHE"], ignore_errors=True)
+            shutil.rmtree(cache, ignore_errors=True)
+            empty_cache(cache)
             write_digits(root)
             train = shell("tlkit train photos/ -o run/ --strategy frozen", cwd=root, env=env)
             export = shell(train.next, cwd=root, env=env) if train.code == 0 else train

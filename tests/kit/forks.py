@@ -12,6 +12,7 @@ import contextlib
 import gc
 import json
 import os
+import pkgutil
 import random
 import re
 import resource
@@ -34,9 +35,11 @@ PRELOADED = (
     *("safetensors.numpy", "safetensors.torch", "scipy.optimize", "sklearn.decomposition", "sklearn.linear_model"),
     *("sklearn.svm", "sympy.combinatorics", "torch", "torch._dynamo", "torch._export.db", "torch._inductor.lowering"),
     *("torch.export._trace", "torch.onnx", "torch.onnx._internal.exporter._core"),
-    *("tlkit.advice.auto", "tlkit.benchmarking.run", "tlkit.cli", "tlkit.conformance", "tlkit.exporting.run"),
-    *("tlkit.plugin.registry", "tlkit_standard"),
+    *("tests.kit.components", "tests.kit.exporting", "tlkit.conformance.backbone.graph", "tlkit.conformance.head"),
+    *("tlkit_standard.heads._solver", "tlkit_standard.heads.memory", "tlkit_standard.strategies"),
+    *("tlkit_standard.backbones", "tlkit_standard.sources", "tlkit_standard.targets"),
 )
+NOT_PRELOADED = ("tlkit.__main__", "tlkit.serving", "tlkit.worker")  # gRPC does not survive a fork
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,17 @@ class Forks:
         `env` is added to the environment of this process; folders of a PYTHONPATH in it come first on the fork's path.
         `largest_file` is a limit in bytes, as of a disk that is full.
         """
+        return self.run_together(command, cwd=cwd, envs=[env or {}], largest_file=largest_file)[0]
+
+    def run_together(
+        self,
+        command: Sequence[object],
+        *,
+        envs: Sequence[Mapping[str, str]],
+        cwd: Path | None = None,
+        largest_file: int | None = None,
+    ) -> list[Finished]:
+        """Run a command in so many processes at the same time, each with an environment of its own; see `run`."""
         if self._server is None:
             self._server = subprocess.Popen(
                 [sys.executable, "-m", __name__],
@@ -101,14 +115,21 @@ class Forks:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         with tempfile.TemporaryDirectory(prefix="tlkit-fork-") as name:
-            out, err = Path(name, "out"), Path(name, "err")
             request = {"command": [str(each) for each in command], "cwd": str(cwd or Path.cwd())}
-            request |= {"env": {**os.environ, **(env or {})}, "largest_file": largest_file}
-            self._server.stdin.write(json.dumps({**request, "out": str(out), "err": str(err)}) + "\n")
+            requests = [
+                request
+                | {"env": {**os.environ, **env}, "largest_file": largest_file}
+                | {stream: str(Path(name, f"{number}.{stream}")) for stream in ("out", "err")}
+                for number, env in enumerate(envs)
+            ]
+            self._server.stdin.write(json.dumps(requests) + "\n")
             self._server.stdin.flush()
-            code = int(self._server.stdout.readline())
-            texts = (file.read_text("utf-8", "surrogateescape") for file in (out, err))  # names may be any bytes
-            return Finished(code, *texts)
+            codes = json.loads(self._server.stdout.readline())
+            texts = [  # names may be any bytes
+                [Path(each[stream]).read_text("utf-8", "surrogateescape") for stream in ("out", "err")]
+                for each in requests
+            ]
+        return [Finished(code, *text) for code, text in zip(codes, texts, strict=True)]
 
     def __enter__(self) -> Self:
         return self
@@ -119,19 +140,41 @@ class Forks:
 
 
 def serve() -> None:
-    """Fork for each line of standard input, wait for the fork, and write its exit code to standard output."""
+    """Fork for each request in a line of standard input, wait for all, and write their exit codes in a line."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever an import prints is no reply
-    for name in PRELOADED:
-        with contextlib.suppress(ImportError):
-            import_module(name)
+    preload()
     gc.freeze()  # or collections of garbage would copy the pages that forks share
     for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(_exit_code(json.loads(line)))  # without taking apart what was imported, which takes a second
-        replies.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
+        started = []
+        for request in json.loads(line):
+            started.append(os.fork())
+            if started[-1] == 0:
+                os._exit(_exit_code(request))  # without taking apart what was imported, which takes a second
+        replies.write(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]) + "\n")
         replies.flush()
+
+
+def preload() -> None:
+    """Import what tests use, and trace once: PyTorch's exporter prepares for a second at the first trace."""
+    import tlkit
+
+    ours = [module.name for module in pkgutil.walk_packages(tlkit.__path__, "tlkit.")]
+    for name in (*PRELOADED, *(name for name in ours if not name.startswith(NOT_PRELOADED))):
+        with contextlib.suppress(ImportError):
+            import_module(name)
+    with contextlib.suppress(ImportError):
+        import torch
+
+        from tests.kit.tiny import Line
+        from tests.kit.tracing import prepare_once
+        from tlkit.graph.trace import head_graph
+
+        prepare_once()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # threads don't survive a fork
+        head_graph(Line().module(2, 2), 2)
+        torch.set_num_threads(threads)
 
 
 def _exit_code(request: Mapping[str, Any]) -> int:

@@ -116,10 +116,10 @@ def test_no_framework_is_needed_to_list_them(unpacked):
         pytest.param("tlkit-timm", "tests", marks=pytest.mark.slow),
     ],
 )
-def test_its_own_tests_pass(unpacked, checkout, name, tests):
+def test_its_own_tests_pass(forks, unpacked, checkout, name, tests):
     need(NEEDS[name])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    said = finish([*command, checkout / "plugins" / name / tests], checkout, unpacked(name))
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", checkout / "plugins" / name / tests]
+    said = forks.run(command, cwd=checkout, env=unpacked(name))
     assert said.code == 0, said.out
     assert re.search(r"\d+ passed", said.out)
 

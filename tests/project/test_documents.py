@@ -8,7 +8,6 @@ backbone in place of the large ones; all in forks of one process. That a shell f
 from __future__ import annotations
 
 import ast
-import os
 import re
 import runpy
 import shlex
@@ -266,17 +265,15 @@ def test_the_script_without_tlkit_sees_what_predict_sees_or_refuses(snippets, ti
     assert {why for _, why in refused} == {"save it with 8 bits per channel, in gray or RGB, as JPEG or PNG"}
 
 
-def test_the_other_python_of_the_readme_runs(snippets, story, place):
+def test_the_other_python_of_the_readme_runs(snippets, forks, story, place):
     shutil.copy(story.root / "b.jpg", place)
     rest = [text for text in snippets if "sys.argv" not in text]
     assert rest
     for text in rest:
         source = f"{text}\nprint(features.dtype, features.shape)"
-        command = [sys.executable, "-c", source]
-        env = {**os.environ, **story.env}
-        finished = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=False)
-        assert finished.returncode == 0, finished.stderr
-        lines = finished.stdout.splitlines()
+        finished = forks.run(["-c", source], cwd=place, env=story.env)
+        assert finished.code == 0, finished.err
+        lines = finished.out.splitlines()
         assert [line.split()[0] for line in lines[-3:]] == ["a.jpg", "b.jpg", "float32"]
         comment = re.search(r"# (float32 \(.*\))$", text, re.MULTILINE)
         assert lines[-1] == comment[1]

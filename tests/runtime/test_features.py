@@ -31,8 +31,8 @@ STAGES = tuple(WIDTHS)
 
 
 @pytest.fixture
-def graph(tmp_path, monkeypatch):
-    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
+def graph(own_cache):
+    assert not (own_cache / "features").exists()
     return trace.stage_graph(trunks.build(Tiny()))
 
 

@@ -131,6 +131,9 @@ def test_messages_have_the_numbers_of_the_specification():
 
     from tlkit.serving.messages import messages
 
+    def repeated(field):  # protobuf 5 has no `is_repeated`
+        return field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED
+
     def flattened(descriptors):
         for each in descriptors:
             yield each.name, each
@@ -141,10 +144,10 @@ def test_messages_have_the_numbers_of_the_specification():
     enum, int32 = 14, 5  # the same on the wire
     checked = 0
     for name, made in messages().items():
-        wire = {each.name: (each.number, each.is_repeated) for each in theirs[name].fields}
+        wire = {each.name: (each.number, repeated(each)) for each in theirs[name].fields}
         types = {each.name: int32 if each.type == enum else each.type for each in theirs[name].fields}
         for ours in made.DESCRIPTOR.fields:
-            assert (ours.number, ours.is_repeated) == wire[ours.name], (name, ours.name)
+            assert (ours.number, repeated(ours)) == wire[ours.name], (name, ours.name)
             assert ours.type == types[ours.name], (name, ours.name)
             checked += 1
     assert checked > 100

@@ -84,6 +84,9 @@ class FeatureSet:
         files = [place] if self.job is None else [self.job.part(shard) for shard in range(self.job.shards)]
         if self.job is None and not place.is_file():
             raise DataError("neither a job of features nor a file of them", file=place, do="see: tlkit embed --help")
+        if place.suffix == ".npy":
+            do = "write them with: tlkit embed MODEL IMAGES -o features.parquet"
+            raise UsageError("a .npy file has no names of images", file=place, do=do)
         self._counts: dict[Path, int] = {}
         for file in files:
             try:

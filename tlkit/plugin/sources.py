@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,19 @@ def identity(component: Component) -> dict[str, Any]:
     """Return the name of a component, its options and the hash of its sources, as JSON."""
     kind = type(component)
     more = {"class of the component": kind.__qualname__, "sources of the plugin": sources(kind.__module__)}
+    if files := named_files(component):
+        more |= {"files that options name": files}
     return {"name": component.name, **to_json(component, local=True), **more}  # names that no option can have
+
+
+def named_files(component: Component) -> dict[str, str]:
+    """Return a hash (hex) of each small file that an option names: it may hold options. Large ones hold weights."""
+    values = {field.name: getattr(component, field.name) for field in fields(component)}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for name, path in values.items()
+        if isinstance(path, Path) and path.is_file() and path.stat().st_size <= HASHED
+    }
 
 
 def sources(module: str) -> str:

@@ -217,11 +217,15 @@ def _needed(graph: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str
     return graph
 
 
+def heat(evidence: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Return positive evidence `(h, w)` as it is drawn: `(side, side)`, at most 1, between places in proportion."""
+    positive = Image.fromarray(np.maximum(evidence, 0.0) / max(float(evidence.max()), 1e-12))
+    return np.asarray(positive.resize((side, side), Image.Resampling.BILINEAR))
+
+
 def overlay(image: NDArray[np.uint8], evidence: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return an image `(S, S, 3)` in gray, with the places of positive evidence `(h, w)` in color."""
-    side = image.shape[0]
-    heat = np.asarray(Image.fromarray(np.maximum(evidence, 0.0)).resize((side, side), Image.Resampling.BICUBIC))
-    share = np.clip(heat / max(float(evidence.max()), 1e-12), 0, 1)[..., None]
+    share = heat(evidence, image.shape[0])[..., None]
     gray = np.repeat(image.astype(np.float32) @ (0.299, 0.587, 0.114), 3).reshape(image.shape) * 0.75 + 40
     color = np.concatenate([np.full_like(share, 255), 70 + 170 * share**2, 30 * np.ones_like(share)], axis=2)
     return np.clip(gray * (1 - 0.75 * share) + color * 0.75 * share, 0, 255).astype(np.uint8)

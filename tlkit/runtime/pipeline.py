@@ -68,8 +68,6 @@ def iter_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[Source]:
             for each in image if image.ndim == 4 else [image]:
                 check_array(each)
                 yield each
-        elif isinstance(image, bytearray):
-            yield bytes(image)
         elif isinstance(image, bytes | Image.Image):
             yield image
         else:

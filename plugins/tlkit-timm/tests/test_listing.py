@@ -16,6 +16,7 @@ from tlkit_timm.backbone import Timm
 from tlkit_timm.names import REFUSED, architectures
 
 from tlkit.errors import ResourceError, UsageError
+from tlkit.plugin.licenses import license_class, license_fault
 
 
 def test_the_names_are_those_of_timms_registry() -> None:
@@ -72,9 +73,18 @@ def test_the_preprocessing_is_that_of_the_tag() -> None:
     assert Timm("timm/resnet18", size=160).preprocessing.size == 160
 
 
+def test_every_license_has_a_name_of_spdx_or_its_own() -> None:
+    found = {loading.source(get_pretrained_cfg(name), None) for name in timm.list_models(include_tags=True)}
+    assert [fault for weights in found if (fault := license_fault(weights))] == []
+    own = {weights.license: license_class(weights) for weights in found if weights.license.startswith("LicenseRef-")}
+    assert own["LicenseRef-apple-amlr"] == "non-commercial"
+    assert own["LicenseRef-cvnets-license"] == "custom"
+    assert own[loading.UNKNOWN_LICENSE] == "unknown"
+
+
 def test_license_and_origin_are_those_of_the_tag() -> None:
     source = Timm("timm/convnextv2_atto", tag="fcmae_ft_in1k").weights
-    assert (source.origin, source.license) == ("hf-hub:timm/convnextv2_atto.fcmae_ft_in1k", "cc-by-nc-4.0")
+    assert (source.origin, source.license) == ("hf-hub:timm/convnextv2_atto.fcmae_ft_in1k", "CC-BY-NC-4.0")
 
 
 def test_a_tag_that_timm_does_not_have_names_those_it_has() -> None:

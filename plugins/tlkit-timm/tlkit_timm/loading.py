@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
 
@@ -25,6 +26,8 @@ from tlkit.plugin.support import (
 )
 
 UNKNOWN_LICENSE = "LicenseRef-unknown"
+# Licenses that SPDX doesn't list, as timm names them, that permit no commercial use; others are custom.
+NON_COMMERCIAL = ("apple-amlr", "fair-noncommercial-research-license", "seer-license")
 
 
 def configuration(architecture: str, tag: str | None) -> Any:
@@ -62,7 +65,13 @@ def source(known: Any, weights: Path | None) -> Weights:
         with reading_weights(weights):
             return Weights(f"the local file {weights.name}", UNKNOWN_LICENSE, sha256(weights))
     origin = f"hf-hub:{known.hf_hub_id}" if known.hf_hub_id else known.url or "none published"
-    return Weights(origin, known.license if known.license not in {None, "unknown"} else UNKNOWN_LICENSE)
+    if known.license in {None, "unknown", "other"}:
+        return Weights(origin, UNKNOWN_LICENSE)
+    try:
+        return Weights(origin, canonicalize_license_expression(known.license))
+    except InvalidLicenseExpression:
+        kind = "non-commercial" if known.license in NON_COMMERCIAL else "custom"
+        return Weights(origin, f"LicenseRef-{known.license}", license_class=kind)
 
 
 def model(known: Any, size: int | None, weights: Path | None, *, pretrained: bool) -> nn.Module:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlkit.cli import Verbs
+from tlkit.cli import Verbs, output
 from tlkit.cli.options import json_option
-from tlkit.cli.output import show, wrote
 from tlkit.plugin import kinds
 from tlkit.plugin.discovery import provenance
 from tlkit.util.text import listed
@@ -50,8 +49,8 @@ def command(context: click.Context, as_json: bool) -> None:
 
     plugins = load_plugins().plugins
     text = "\n".join(line for plugin in plugins for line in _lines(plugin)) or "no plugins"
-    show({"plugins": [_facts(plugin) for plugin in plugins]}, text, as_json)
-    wrote(None, then="tlkit train photos/ -o run/")
+    output.show({"plugins": [_facts(plugin) for plugin in plugins]}, text, as_json)
+    output.wrote(None, then="tlkit train photos/ -o run/")
 
 
 def _facts(plugin: Plugin) -> dict[str, Any]:
