@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from _bench import ROOT, TLKIT
+from _bench import PYTHON, ROOT, TLKIT
 
 from reported.workbench import Outcome, Verdict, Workbench, codes, judged, on, trial
 
 sys.path.insert(0, str(ROOT))
-from tests.kit.distribution import at_start, beyond, hide
+from tests.kit.distribution import at_start
 
 RESOURCE = 5  # exit code
 BELIEVED = """
@@ -48,38 +48,50 @@ sys.exit(code)
     "base install: every verb", "the extra to install, exit 5 at once", "exit 1: a bug in tlkit: ModuleNotFoundError"
 )
 def base_install(bench: Workbench) -> Verdict:
-    """Without what `pip install tlkit` does not bring."""
-    site = bench.place("site")
-    site.mkdir()
-    env = hide(site, beyond("tlkit") - {"tlkit_standard"})
-    model = "{good}/onnx/fp32/model.onnx"
+    """An environment of its own, with what `pip install tlkit` brings."""
+    place, rows = bench.place("base"), bench.place("rows").with_suffix(".parquet")
+    bench.run([PYTHON, "-m", "venv", str(place)])
+    if bench.run([str(place / "bin/python"), "-m", "pip", "install", "-q", str(ROOT)]).code:
+        return Verdict(None, "not measured: tlkit can't be installed into an environment of its own")
+    bench.done(f"embed {{cut}} {{test}} -o {rows}")
+    model = "{cut}/onnx/fp32/model.onnx"
     works = (
         f"predict {model} {{test}}",
         f"embed {model} {{test}} -o {bench.place('rows')}.npy",
         f"eval {model} {{test}}",
-        "verify {good}",
+        "verify {cut}",
         f"inspect {model}",
+        "export {cut} --triton {out}",
         "plugins",
         "plugins show logistic",
+        "plugins new tlkit-new --kind head",
         "doctor",
-        "bench {good} --target onnx --batch-size 1",
         "completion bash",
         "--version",
+        "--help",
     )
     asks = (
         "train {photos} -o {out}",
-        "advise {photos}",
-        "export {good} --onnx",
+        "train {photos} -o {out} --strategy frozen",
+        "advise {photos} --audit",
+        "export {cut} --onnx",
+        "export {cut} --onnx --precision int8",
         "plugins check logistic",
-        "verify {good} --data {photos}",
+        "verify {cut} --data {photos}",
         f"embed {model} {{test}} -o {bench.place('rows')}.parquet",
+        f"embed {{cut}} {{test}} -o {bench.place('job')}/",
+        f"search {rows} {{test}} --model {{cut}}",
         f"eval {model} {{test}} --plot {bench.place('plot')}.png",
-        "serve {good} --port 0",
+        f"report {{cut}} {{test}} -o {bench.place('page')}.html",
+        "bench {cut} --target onnx --batch-size 1",
+        "serve {cut} --port 0",
     )
-    wrong = [line for line in works if bench.tlkit(line, env, fresh=True).code not in (0, RESOURCE)]
-    wrong += [
-        line for line in asks if not bench.tlkit(line, env, fresh=True).refused(RESOURCE, "pip install", "tlkit[")
-    ]
+
+    def run(line: str) -> Outcome:
+        return bench.run([str(place / "bin/tlkit"), *line.format_map(bench).split()])
+
+    wrong = [line for line in works if run(line).code]
+    wrong += [line for line in asks if not run(line).refused(RESOURCE, "pip install", "tlkit[")]
     listed = ", ".join(line.split()[0] for line in wrong)
     return Verdict(not wrong, f"{len(works)} work, {len(asks)} name the extra" if not wrong else f"wrong: {listed}")
 

@@ -82,7 +82,8 @@ def test_a_jpeg_that_is_not_understood_becomes_a_png(monkeypatch):
     [only] = without_metadata(data)
     assert only.startswith(PNG)
     assert b"Jane" not in only
-    assert (load(only, LARGE) == load(data, LARGE)).all()  # which is not decoded at reduced scale
+    # At this size it is not decoded at reduced scale; Pillow before 13 clips between its two passes, in another order.
+    assert np.abs(load(only, LARGE).astype(int) - load(data, LARGE)).mean() < 0.5
 
 
 def test_what_is_no_image_is_unreadable():
