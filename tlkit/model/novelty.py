@@ -30,7 +30,7 @@ MAX_FITTED, MAX_KEPT = 200, 2000  # images that detectors are chosen on, and tha
 MIN_PER_CLASS = 10  # images that a class is left out with
 KEPT = 0.95  # share of the validation images that stay known
 MARGIN = 1e-3  # of the novelty, about the rounding of another runtime: none makes the image at the threshold unknown
-NOISE = 1e-5  # of features, relative to the largest of an image, between runtimes
+NOISE = 3e-6  # of features, relative to the largest of an image, between runtimes
 
 
 class Rows(Protocol):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 SMALLEST_NORM = 1e-6
+SMALLEST_DISTANCE = 1e-3  # of rows of norm 1
 # The least deviations that a sum is made with. A head that knows the training images by heart, such as nearest
 # neighbors, gives all of them the same energy but for rounding; of held-out images it differs by about one nat.
 MIN_DISTANCE, MIN_ENERGY = 5e-3, 0.3
@@ -48,6 +49,7 @@ class Neighbors(Buffered):
     """Distance to the k-th nearest row of `bank` `(rows, width)`, all at norm 1.
 
     Those with the largest cosines are candidates, twice as many: rounding may exchange some that are almost as near.
+    Distances that are smaller than it hardly count.
     """
 
     bank: Tensor
@@ -62,7 +64,8 @@ class Neighbors(Buffered):
         candidates = torch.topk(rows @ self.bank.T, min(2 * self.k, len(self.bank)), dim=1).indices
         apart = rows[:, None] - nn.functional.embedding(candidates, self.bank)
         squares = (apart * apart).sum(2)
-        return torch.topk(squares, self.k, dim=1, largest=False).values[:, self.k - 1].sqrt()
+        nearest = torch.topk(squares, self.k, dim=1, largest=False).values[:, self.k - 1]
+        return (nearest + SMALLEST_DISTANCE**2).sqrt()
 
 
 class ClassDistance(Buffered):
