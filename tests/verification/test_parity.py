@@ -87,7 +87,7 @@ def test_the_novelty_is_compared_by_its_spread_however_typical_the_images_are(er
         outputs = (FEATURES, LOGITS, NOVELTY)
 
         def run(self, array, outputs=None):
-            return super().run(array, outputs) | {NOVELTY: np.full(len(array), np.float32(1e-3 + error))}
+            return super().run(array, (FEATURES, LOGITS)) | {NOVELTY: np.full(len(array), np.float32(1e-3 + error))}
 
     expected = EXPECTED | {NOVELTY: np.full(len(INPUTS), np.float32(1e-3))}
     verdict = compare(expected, Typical(), INPUTS)
