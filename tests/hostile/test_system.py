@@ -181,6 +181,7 @@ class TestTelemetry:
             ["predict", run, photos],
             ["embed", run, photos, "-o", work / "f.npy"],
             ["embed", run, photos, "-o", work / "f.parquet"],
+            ["index", work / "f.parquet"],
             ["search", work / "f.parquet", photos / "dark/00.png", "--model", run, "--html", work / "hits.html"],
             ["eval", run, photos],
             ["report", run, photos, "-o", work / "report.html"],
