@@ -25,15 +25,13 @@ for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
 """
 
 
-def test_from_a_folder_to_a_verified_int8_model_with_the_api_alone(checkout, forks, story, tmp_path):
-    for name in ("photos", "test"):
-        (tmp_path / name).symlink_to(story.root / name)
+def test_from_a_folder_to_a_verified_int8_model_with_the_api_alone(checkout, forks, story, place):
     notebook = checkout / "docs/quickstart.ipynb"
     cells = json.loads(notebook.read_text("utf-8"))["cells"]
     assert sum(cell["cell_type"] == "code" for cell in cells) >= 7
     assert all(not cell.get("outputs") for cell in cells)  # what it shows is what it computes here
-    finished = forks.run(["-c", KERNEL, notebook], cwd=tmp_path, env=story.env)
+    finished = forks.run(["-c", KERNEL, notebook], cwd=place, env=story.env)
     assert finished.code == 0, finished.err
     for part in ("shown as HTML", "strategy frozen", "int8", "(20, 1280)", "accuracy", "Network", "Exports"):
         assert part in finished.out
-    assert (tmp_path / "run/onnx/int8/model.onnx").exists()
+    assert (place / "run/onnx/int8/model.onnx").exists()

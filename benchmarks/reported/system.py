@@ -25,7 +25,7 @@ resources.cpu_quota.__wrapped__.__defaults__ = (Path({system!r}),)
 """
 NO_TEMPORARY = """
 import tempfile
-tempfile._candidate_tempdir_list = lambda: ["/nonexistent"]
+tempfile._candidate_tempdir_list = lambda: ["/proc/nonexistent"]
 """
 NO_ENTRY = """
 import pwd
@@ -62,6 +62,7 @@ def base_install(bench: Workbench) -> Verdict:
         "verify {cut}",
         f"inspect {model}",
         "export {cut} --triton {out}",
+        f"report {{cut}} {{test}} -o {bench.place('page')}.html",
         "plugins",
         "plugins show logistic",
         "plugins new tlkit-new --kind head",
@@ -82,7 +83,6 @@ def base_install(bench: Workbench) -> Verdict:
         f"embed {{cut}} {{test}} -o {bench.place('job')}/",
         f"search {rows} {{test}} --model {{cut}}",
         f"eval {model} {{test}} --plot {bench.place('plot')}.png",
-        f"report {{cut}} {{test}} -o {bench.place('page')}.html",
         "bench {cut} --target onnx --batch-size 1",
         "serve {cut} --port 0",
     )

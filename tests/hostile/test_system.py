@@ -190,9 +190,11 @@ class TestTelemetry:
             ["doctor"],
             ["completion", "bash"],
         ]
+        if find_spec("usearch"):
+            lines.append(["index", work / "f.parquet"])
         if find_spec("uvicorn"):
             lines.append(["serve", run])
-        assert {line[0] for line in lines} | {"serve"} == set(cli.VERBS)
+        assert {line[0] for line in lines} | {"index", "serve"} == set(cli.VERBS)
         done = subprocess.run(
             [sys.executable, "-c", EVERY_VERB, json.dumps([[str(word) for word in line] for line in lines])],
             cwd=tmp_path,

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def common_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def story(common_tmp: Path, shell: Callable[..., Finished]) -> Story:
+def story(common_tmp: Path, shell: Callable[..., Finished], tlkit: Callable[..., Finished]) -> Story:
     """EfficientNet-Lite0 with its real weights, trained on handwritten digits and exported, with no features cached."""
     root, cache = common_tmp / "story", common_tmp / "story-cache"
     record, env = root / "said.json", {"TLKIT_CACHE": str(cache)}
@@ -184,11 +185,23 @@ def story(common_tmp: Path, shell: Callable[..., Finished]) -> Story:
             empty_cache(cache)
             write_digits(root)
             train = shell("tlkit train photos/ -o run/ --strategy frozen", cwd=root, env=env)
-            export = shell(train.next, cwd=root, env=env) if train.code == 0 else train
+            export = tlkit(*shlex.split(train.next)[1:], cwd=root, env=env) if train.code == 0 else train
             record.write_text(json.dumps({"train": asdict(train), "export": asdict(export)}))
     said = {verb: Finished(**facts) for verb, facts in json.loads(record.read_text()).items()}
     assert [finished.code for finished in said.values()] == [0, 0], said
     return Story(root, env, said)
+
+
+@pytest.fixture
+def place(story: Story, tmp_path: Path) -> Path:
+    """A folder as the documents assume it: photos/ (eight of each class), test/ and a.jpg, and nothing trained."""
+    shutil.copytree(story.root / "test", tmp_path / "test")
+    shutil.copy(story.root / "a.jpg", tmp_path)
+    for folder in (story.root / "photos").iterdir():
+        (tmp_path / "photos" / folder.name).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[:8]:
+            shutil.copy(file, tmp_path / "photos" / folder.name)
+    return tmp_path
 
 
 def write_digits(root: Path) -> None:

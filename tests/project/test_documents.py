@@ -85,18 +85,6 @@ def parse(command: str) -> None:
         found.make_context(verb, arguments, context)
 
 
-@pytest.fixture
-def place(story, tmp_path):
-    """A folder as the documents assume it: photos/ (eight of each class), test/ and a.jpg, and nothing trained."""
-    shutil.copytree(story.root / "test", tmp_path / "test")
-    shutil.copy(story.root / "a.jpg", tmp_path)
-    for folder in (story.root / "photos").iterdir():
-        (tmp_path / "photos" / folder.name).mkdir(parents=True)
-        for file in sorted(folder.iterdir())[:8]:
-            shutil.copy(file, tmp_path / "photos" / folder.name)
-    return tmp_path
-
-
 def test_every_block_names_its_language_and_python_is_python():
     found = {name_of(document): blocks(document) for document in documents()}
     assert len(found) >= 12

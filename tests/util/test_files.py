@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tlkit.errors import ResourceError
+from tlkit.util import files
 from tlkit.util.files import NpyWriter
 
 
@@ -21,3 +23,13 @@ def test_rows_appended_are_the_array(tmp_path: Path, dtype: str) -> None:
         writer.close()
     assert np.array_equal(np.load(file, mmap_mode="r"), rows)
     assert np.load(file).dtype == rows.dtype
+
+
+def test_without_a_home_the_cache_names_what_to_set(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("could not determine the home directory")  # as newer versions of platformdirs do
+
+    monkeypatch.delenv(files.CACHE_VARIABLE, raising=False)
+    monkeypatch.setattr(files.platformdirs, "user_cache_dir", fail)
+    with pytest.raises(ResourceError, match="no home directory for the cache; set TLKIT_CACHE"):
+        files.cache_dir()

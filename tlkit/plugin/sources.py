@@ -11,12 +11,11 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tlkit.plugin.contract import Component
+from tlkit.plugin.contract import Component, option_fields
 from tlkit.plugin.discovery import declares
 from tlkit.plugin.hooks import NAMESPACE
 from tlkit.plugin.options import to_json
@@ -27,7 +26,8 @@ HASHED = 2**20  # bytes; of larger files, size and time stand for the content: w
 def identity(component: Component) -> dict[str, Any]:
     """Return the name of a component, its options and the hash of its sources, as JSON."""
     kind = type(component)
-    more = {"class of the component": kind.__qualname__, "sources of the plugin": sources(kind.__module__)}
+    more: dict[str, Any] = {"class of the component": kind.__qualname__}
+    more |= {"sources of the plugin": sources(kind.__module__)}
     if files := named_files(component):
         more |= {"files that options name": files}
     return {"name": component.name, **to_json(component, local=True), **more}  # names that no option can have
@@ -35,7 +35,7 @@ def identity(component: Component) -> dict[str, Any]:
 
 def named_files(component: Component) -> dict[str, str]:
     """Return a hash (hex) of each small file that an option names: it may hold options. Large ones hold weights."""
-    values = {field.name: getattr(component, field.name) for field in fields(component)}
+    values = {field.name: getattr(component, field.name) for field in option_fields(component)}
     return {
         name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         for name, path in values.items()

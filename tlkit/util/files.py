@@ -42,10 +42,10 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # a letter alone is a driv
 
 def cache_dir(*parts: str) -> Path:
     """Return a directory in the cache, created on demand; `TLKIT_CACHE` overrides the system's cache directory."""
-    root = Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("tlkit", appauthor=False))
     try:
-        path = root.expanduser().joinpath(*parts)
-    except RuntimeError as error:
+        root = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("tlkit", appauthor=False)
+        path = Path(root).expanduser().joinpath(*parts)
+    except RuntimeError as error:  # of either, by the version of platformdirs
         do = f"set {CACHE_VARIABLE} to a directory that can be written"
         raise ResourceError("there is no home directory for the cache", do=do) from error
     with translate_os_errors(path, do=f"set {CACHE_VARIABLE} to a directory that can be written"):
