@@ -150,9 +150,16 @@ def serve() -> None:
         for request in json.loads(line):
             started.append(os.fork())
             if started[-1] == 0:
+                renew_threads()
                 os._exit(_exit_code(request))  # without taking apart what was imported, which takes a second
         replies.write(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]) + "\n")
         replies.flush()
+
+
+def renew_threads() -> None:
+    """Have PyTorch replace the pool of threads that a fork has lost; two threads that do so at once abort (2.14)."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(torch.get_num_threads())
 
 
 def preload() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tests.kit.forks import renew_threads
 from tlkit.util import temporaries
 
 STEPS = ("fsync", "replace", "rename", "unlink", "remove", "rmdir")  # of the module `os`
@@ -123,6 +124,7 @@ def start(function: Callable[[], object]) -> int:
     code = 1
     try:
         faulthandler.enable()
+        renew_threads()
         result = function()
         code = result if isinstance(result, int) else 0
     except BaseException:  # noqa: BLE001 - whatever it is, the other process goes on
