@@ -1,7 +1,7 @@
 """Traces of PyTorch that take a third of their time.
 
 Each one lists all operators of PyTorch once per namespace and translates the sources of 500 functions of onnxscript
-anew. In the processes of the tests that is done once: what it gives does not change.
+again. In the processes of the tests that is done once: what it gives does not change.
 """
 
 from __future__ import annotations
