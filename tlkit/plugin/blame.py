@@ -43,6 +43,7 @@ _GIVES: dict[str, tuple[str, tuple[type | str, ...], str]] = {
     "restore": ("a module", ("Module",), ""),
     "solve": ("a module or None", ("Module", _NONE), ""),
     "solve_grouped": ("a module or None", ("Module", _NONE), ""),
+    "fit": ("a module", ("Module",), ""),
     "stand_in": ("a head or None", ("Head", _NONE), ""),
     "phases": ("a sequence of phases", (Sequence,), "Phase"),
     "cut": ("the name of a stage", (str,), ""),
