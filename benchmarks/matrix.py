@@ -90,11 +90,11 @@ class Network:
 
     def bundle(self, strategy: str = "frozen", **options: object) -> Path:
         """Return a bundle trained by a strategy, and train it if it is not there yet."""
-        from tlkit import api
+        import tlkit
 
         run = self.work / strategy
         if not run.exists():
-            api.train(
+            tlkit.train(
                 self.images(),
                 run,
                 backbone=self.name,
@@ -241,9 +241,9 @@ def tensors(bundle: Path) -> Mapping[str, Any]:
 
 
 def accuracy(bundle: Path) -> float:
-    from tlkit import api
+    import tlkit
 
-    found = api.inspect(bundle).to_json()
+    found = tlkit.inspect(bundle).to_json()
     return float(found["metrics"]["accuracy"])
 
 
@@ -261,22 +261,22 @@ def compared(network: Network, bundle: Path, target: str, precision: str) -> Row
     """Return the lowest cosine of the features of an export to those in fp32, and the share of equal labels."""
     import numpy as np
 
-    from tlkit import api
+    import tlkit
     from tlkit.verification.parity import cosines
 
-    written = api.export(bundle, target, precision=precision).exports[-1]
+    written = tlkit.export(bundle, target, precision=precision).exports[-1]
     row: Row = {"megabytes": sum(each.stat().st_size for each in written.folder.rglob("*") if each.is_file()) / 1e6}
     if written.unproven is not None:
         return {"state": "built", "reason": written.unproven, **row}
-    if not (verdict := api.verify(bundle, targets=target, precisions=precision)).passed:
+    if not (verdict := tlkit.verify(bundle, targets=target, precisions=precision)).passed:
         raise AssertionError(f"it does not give what was trained: {verdict.to_json()}")
     images = sorted(network.images().rglob("*.png"))
     answers = []
     for place in ((target, precision), ("onnx", "fp32")):
-        with api.load(bundle, target=place[0], precision=place[1]) as model:
+        with tlkit.load(bundle, target=place[0], precision=place[1]) as model:
             answers.append(([each.label for each in model.predict(images)], model.embed(images)))
     (labels, features), (expected, reference) = answers
-    api.embed(bundle, images, network.work / "features.npy")
+    tlkit.embed(bundle, images, network.work / "features.npy")
     if not np.allclose(np.load(network.work / "features.npy"), reference, atol=1e-3 * float(np.abs(reference).max())):
         raise AssertionError("embed does not write the features of the model")
     equal = sum(one == other for one, other in zip(labels, expected, strict=True)) / len(images)
