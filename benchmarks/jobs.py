@@ -63,8 +63,13 @@ def main() -> int:
     options.add_argument("--rows", type=int, default=10**5, help="rows to search")
     options.add_argument("--seed", type=int, default=0, help="of the times and victims")
     args = parsed(options, count=12, kills=1, keys=5_000, shards=20, rows=500)
-    parts: dict[str, Callable[[Any], int]] = {"kills": kills, "manifest": manifest, "speed": speed, "search": search}
-    parts["index"] = index
+    parts: dict[str, Callable[[Any], int]] = {
+        "kills": kills,
+        "manifest": manifest,
+        "speed": speed,
+        "search": search,
+        "index": index,
+    }
     return max(parts[name](args) for name in args.parts)
 
 

@@ -64,6 +64,11 @@ def test_of_a_file_with_a_transform(tiny_trunk, pictures, tmp_path, metric, whit
         ApproximateSearch(FeatureSet(tmp_path / "f.parquet", Transform(metric, power=0.5)))
 
 
+def test_a_number_of_neighbors_that_makes_no_sense_is_refused(features, pictures):
+    with pytest.raises(UsageError, match="k must be at least 1, not 0"):
+        tlkit.search(features[0], min(pictures.rglob("*.png")), k=0, approximate=True)
+
+
 def test_with_too_little_recall_nothing_is_written(copied, monkeypatch):
     shutil.rmtree(place_of(copied))
     monkeypatch.setattr(index, "_recall", lambda *_: 0.7)
@@ -85,6 +90,7 @@ def test_what_is_not_its_index_is_refused(copied, features):
         ({"features": "0" * 64}, "the index of other features"),
         ({"format": 2}, "of another version"),
         ({"files": {"../../x": "0"}}, "the index was changed"),
+        ({"files": {}}, "the index was changed"),
         ({"recall": "much"}, "not the record of an index: recall"),
     ):
         (folder / index.RECORD).write_text(json.dumps(record | change))

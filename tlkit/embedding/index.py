@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.embedding.job import is_job
-from tlkit.embedding.search import KEPT, Array, FeatureSet, Neighbors, Transform
+from tlkit.embedding.search import KEPT, Array, FeatureSet, Neighbors, Transform, check_count
 from tlkit.errors import ArtifactError, GateError, UsageError
+from tlkit.model.reference_images import spread
 from tlkit.plugin.contract import Progress
 from tlkit.util.files import atomic_dir, sha256
 from tlkit.util.schema import parse_json, read_as
@@ -98,12 +99,12 @@ def _measure(
     index: Any, features: FeatureSet, k: int, min_recall: float, threads: int
 ) -> tuple[float, int, int, float, float]:
     """Return recall@k, queries, expansion and the milliseconds of a query, approximately and exactly."""
-    chosen = np.unique(np.linspace(0, len(features) - 1, min(QUERIES, len(features))).astype(np.int64))
+    chosen = np.array(spread(range(len(features)), QUERIES), np.int64)
     queries = features.take(chosen)
     started = time.perf_counter()
     exact = features.nearest(queries, k + 1)  # the first is the query itself, or an equal one
     exact_ms = 1e3 * (time.perf_counter() - started) / len(chosen)
-    best = 0.0
+    recall = 0.0
     for expansion in EXPANSIONS:
         index.expansion_search = expansion
         started = time.perf_counter()
@@ -112,8 +113,7 @@ def _measure(
         recall = _recall(features, queries, chosen, found.rows, exact)
         if recall >= min_recall:
             return recall, len(chosen), expansion, ms, exact_ms
-        best = max(best, recall)
-    what = f"an index of it finds {best:.3f} of the {k} nearest, less than {min_recall:g}"
+    what = f"an index of it finds {recall:.3f} of the {k} nearest, less than {min_recall:g}"
     raise GateError(what, file=features.place, do="search it exactly, or accept less with --min-recall")
 
 
@@ -148,7 +148,7 @@ class ApproximateSearch:
             raise UsageError(f"its index was made with {own}", file=folder, do="search with these, or index it again")
         if record.features != features.digest():
             raise ArtifactError("it is the index of other features", file=folder, do=AGAIN)
-        for name, digest in record.files.items():
+        for name, digest in {VECTORS: "", **record.files}.items():
             if name not in (VECTORS, WHITENING) or not (folder / name).is_file() or sha256(folder / name) != digest:
                 raise ArtifactError("the index was changed", file=folder / name, do=AGAIN)
         if WHITENING in record.files:
@@ -160,6 +160,7 @@ class ApproximateSearch:
 
     def search(self, queries: Array, k: int = 10, threads: int = 0) -> Neighbors:
         """Return up to `k` rows that are similar to each of some features `(N, width)`, most of them the nearest."""
+        check_count(k)
         return _searched(self._index, self._features.transformed(queries), min(k, self.record.rows), threads)
 
 

@@ -145,8 +145,7 @@ class FeatureSet:
 
         The result is exact. Of equal scores the row that comes first wins.
         """
-        if k < 1:
-            raise UsageError(f"k must be at least 1, not {k}")
+        check_count(k)
         return self.nearest(self.transformed(queries), k)
 
     def nearest(self, wanted: Array, k: int) -> Neighbors:
@@ -241,6 +240,12 @@ class FeatureSet:
                 name = key.removeprefix(metadata.PREFIX)
                 what = f"its features were made by another model (another {name}) than {file}"
                 raise ArtifactError(what, file=self.place, do="name the bundle that made them with --model")
+
+
+def check_count(k: int) -> None:
+    """Raise a UsageError for a number of neighbors that makes no sense."""
+    if k < 1:
+        raise UsageError(f"k must be at least 1, not {k}")
 
 
 def _best(scores: Array, k: int) -> NDArray[np.int64]:
