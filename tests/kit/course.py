@@ -103,6 +103,13 @@ def splits(photos: Path, trunk: trunks.Trunk) -> list[Examples]:
     return found
 
 
+def as_on_a_gpu() -> Device:
+    """Return a CPU that is used as a GPU is: batches of one shape, and results that are read after some steps."""
+    device = Device()
+    device.fixed_shapes, device.unread_steps = True, 3
+    return device
+
+
 def course(
     photos: Path,
     work: Path | None = None,

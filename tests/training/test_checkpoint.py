@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.kit.course import PHASES, Stopped, Stops, course, same
+from tests.kit.course import PHASES, Stopped, Stops, as_on_a_gpu, course, same
 from tlkit.errors import ResourceError
 from tlkit.plugin.contract import Augmentation, Loss, Optimizer, Phase
 from tlkit.training.checkpoint import Checkpoint, Checkpoints
@@ -46,6 +46,15 @@ def test_interrupted_after_any_epoch_it_reaches_the_same_weights(pictures, whole
     weights, fitted = course(pictures, work, cache=False)
     assert same(weights, whole[0])
     assert fitted.history == whole[1].history
+
+
+def test_so_does_one_with_batches_of_one_shape(pictures, work):
+    expected, unbroken = course(pictures, work.parent, device=as_on_a_gpu())
+    with pytest.raises(Stopped):
+        course(pictures, work, monitor=Stops(5), device=as_on_a_gpu())
+    weights, fitted = course(pictures, work, device=as_on_a_gpu())
+    assert same(weights, expected)
+    assert fitted.history == unbroken.history
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.kit.course import Given, course
+from tests.kit.course import Given, as_on_a_gpu, course
 from tests.kit.tiny import Line, Tiny
 from tlkit.errors import ResourceError, UsageError
 from tlkit.model import trunk as trunks
-from tlkit.plugin.contract import Phase
+from tlkit.plugin.contract import Augmentation, Optimizer, Phase
 from tlkit.training.device import Device, DeviceOptions, seconds_per_image
 from tlkit.training.heads import fit_head
 from tlkit.training.inputs import Examples
+from tlkit.training.trainer import Trainer
 
 
 def blobs(images):
@@ -72,6 +78,84 @@ class TestMemory:
 
         with pytest.raises(RuntimeError, match="shapes"):
             Device().within_memory(wrong, 8)
+
+
+SPLITS = (27, 9)  # images of `course` to train and to validate on, whose features are computed before
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that are read from the device, each of which waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, called, _types, args=(), named=None):
+        self.count += called is torch.ops.aten._local_scalar_dense.default
+        return called(*args, **(named or {}))
+
+
+class TestSteps:
+    phase = Phase(3, 0.01, trunk_lr=0.005, trainable=3, batch_size=8)
+
+    @pytest.fixture
+    def shapes(self, monkeypatch):
+        """Numbers of rows that convolutions see."""
+        seen, forward = set(), nn.Conv2d.forward
+
+        def noted(layer, x):
+            seen.add(len(x))
+            return forward(layer, x)
+
+        monkeypatch.setattr(nn.Conv2d, "forward", noted)
+        return seen
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {},
+            {"augmentation": Augmentation(crop=True, mixup=0.4), "ema": 0.5},
+            {"optimizer": Optimizer("sgd", gradient_clipping=0.5), "augmentation": Augmentation(crop=True)},
+        ],
+        ids=["plain", "mixed", "clipped"],
+    )
+    def test_padding_gives_all_batches_one_shape_and_changes_nothing_else(self, pictures, shapes, change):
+        phases = (replace(self.phase, **change),)
+        usual, fitted = course(pictures, phases=phases)
+        assert shapes == {3, 8, *SPLITS}
+        shapes.clear()
+        weights, padded = course(pictures, phases=phases, device=as_on_a_gpu())
+        assert shapes == {8, *SPLITS}
+        for name, values in usual.items():
+            assert torch.allclose(weights[name], values, atol=1e-4), name
+        for line, other in zip(fitted.history, padded.history, strict=True):
+            assert line == pytest.approx(other, rel=1e-4)
+
+    def test_batch_norms_that_use_the_batch_see_no_padding(self, pictures, shapes):
+        phases = (replace(self.phase, batchnorm="update"),)
+        usual, padded = (course(pictures, phases=phases, device=device)[1] for device in (Device(), as_on_a_gpu()))
+        for line, other in zip(usual.history, padded.history, strict=True):
+            assert line == pytest.approx(other, rel=1e-4)
+        assert shapes == {3, 8, *SPLITS}
+
+    def test_a_step_reads_nothing_and_some_are_read_at_once(self, pictures, monkeypatch):
+        step, reads, sums = Trainer._step, Reads(), []
+
+        def counted(trainer, *args):
+            with reads:
+                return step(trainer, *args)
+
+        monkeypatch.setattr(Trainer, "_step", counted)
+        monkeypatch.setattr(Device, "all_sum", lambda _, values: sums.append(len(values)) or values)
+        course(pictures, phases=(self.phase,), device=as_on_a_gpu())
+        assert reads.count == 0
+        assert sums == 3 * [3, 1]  # the four steps of an epoch
+
+    def test_eager_training_does_not_import_what_compiles(self, pictures, checkout):
+        code = "import sys; from pathlib import Path; from tests.kit.course import *; "
+        code += "course(Path(sys.argv[1]), phases=PHASES[2:], cache=False); print('torch._dynamo' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code, pictures], capture_output=True, cwd=checkout, check=False)
+        assert done.stdout.split() == [b"False"], done.stderr
 
 
 class TestPrecision:

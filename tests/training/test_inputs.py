@@ -42,6 +42,24 @@ class TestDecodedImages:
         for epoch in (1, 2):
             assert torch.equal(torch.cat(list(plain.batches(rows, epoch))), normalize(deployed))
 
+    @pytest.mark.parametrize("crop", [True, False])
+    def test_those_that_fit_on_the_device_are_decoded_once_per_view(self, pictures, normalize, monkeypatch, crop):
+        files, decoded, decode = sorted(pictures.rglob("*.png"))[:5], [], AugmentedViews.decode
+
+        def counted(views, path, number, index):
+            decoded.append((number, index))
+            return decode(views, path, number, index)
+
+        monkeypatch.setattr(AugmentedViews, "decode", counted)
+        rows = [np.array([2, 0, 4]), np.array([1, 3])]
+        views = AugmentedViews(PREPROCESSING, 0, crop, views=2 if crop else 0)
+        made = [DecodedImages(examples(files), views, normalize, epochs=epochs) for epochs in (6, 1)]
+        for epoch, order in enumerate([rows, rows[::-1], [np.array([3, 3, 0])], rows, rows, rows], 1):
+            outputs = [torch.cat(list(each.batches(order, epoch))) for each in made]
+            assert torch.equal(*outputs)
+        kept = 10 if crop else 5
+        assert len(decoded) == kept + 5 * 5 + 2  # and every time by the one that is used once
+
     def test_an_image_that_is_gone_is_named(self, normalize, tmp_path):
         images = DecodedImages(examples([tmp_path / "gone.png"]), AugmentedViews(PREPROCESSING, 0), normalize)
         with pytest.raises(DataError, match=r"gone\.png: no such file"):

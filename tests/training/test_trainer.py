@@ -16,8 +16,8 @@ from tlkit.training.device import Device
 from tlkit.training.freezing import Network
 from tlkit.training.heads import fit_head
 from tlkit.training.history import Monitor, lr_factor
-from tlkit.training.inputs import Examples
-from tlkit.training.trainer import Trainer, evaluate
+from tlkit.training.inputs import Examples, evaluate
+from tlkit.training.trainer import Trainer
 
 
 def split_examples():

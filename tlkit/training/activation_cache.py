@@ -54,7 +54,7 @@ class ActivationCache:
     device: Device
     progress: Progress = silent
     dtype: type[np.float16 | np.float32] = np.float16
-    opened: dict[int, NDArray[Any]] = field(default_factory=dict)  # by view, memory-mapped
+    opened: dict[int, Tensor] = field(default_factory=dict)  # by view, memory-mapped, or on a GPU if they fit there
     fold: NDArray[np.int64] | None = None  # rows of the images that batches are drawn from; None: all
 
     @property
@@ -79,7 +79,7 @@ class ActivationCache:
         view = self._open(self.views.number(epoch) if self.views.varies else 0)
         fold = np.arange(len(self.examples.labels)) if self.fold is None else self.fold
         for rows in batches:
-            output = self.device.put(torch.from_numpy(view[fold[rows]])).float()
+            output = self.device.put(view[torch.from_numpy(fold[rows]).to(view.device)]).float()
             yield output.permute(0, 3, 1, 2) if output.ndim == 4 else output
 
     def compute(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -99,14 +99,18 @@ class ActivationCache:
         kind = f"{'crop' if self.views.crop else 'whole'}-{self.views.magnitude}"
         return self.folder / f"{self.key}-{self.split}-{kind}-{number:03}.npy"
 
-    def _open(self, number: int) -> NDArray[Any]:
+    def _open(self, number: int) -> Tensor:
         if not self.opened:
             files = {each: self._file(each) for each in range(self._count)}
             for each, file in files.items():
                 if self.device.is_main_process and not self._is_intact(file):
                     self._fill(file, each)
             self.device.barrier()
-            self.opened = {each: np.load(file, mmap_mode="r", allow_pickle=False) for each, file in files.items()}
+            # Copied on a write, which PyTorch has to be able to, and nothing does.
+            views = {each: np.load(file, mmap_mode="c", allow_pickle=False) for each, file in files.items()}
+            fit = sum(view.nbytes for view in views.values()) <= self.device.room()
+            place = self.device.torch_device if fit else "cpu"
+            self.opened = {each: torch.from_numpy(view).to(place) for each, view in views.items()}
         return self.opened[number]
 
     def _is_intact(self, file: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,8 @@ from tlkit.training.gradients import fast_gradients
 from tlkit.util.resources import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+UNREAD_STEPS = 16  # of a GPU, which works on while the results of so many steps are not read
+KEPT = 2**28  # bytes of inputs that stay in memory
 PROBE_BATCH_SIZE, PROBE_STEPS = 8, 2  # of the training whose time is said in advance
 
 
@@ -56,6 +58,8 @@ class Device:
         self.type = self.torch_device.type
         self.dtype = _dtype(options.precision, self.torch_device)
         self.compile, self.tf32 = options.compile, options.tf32 and self.type == "cuda"
+        self.fixed_shapes = self.type == "cuda" or self.compile  # each new one takes seconds there
+        self.unread_steps = UNREAD_STEPS if self.type == "cuda" else 1
         self.micro_batches = 1  # per batch, one after the other; doubled when memory runs out
         self.scaler = torch.amp.GradScaler(self.type, enabled=self.dtype == torch.float16)
         if self.type == "cuda":
@@ -71,7 +75,13 @@ class Device:
         """Return the context in which a network runs."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.type, self.dtype)
 
+    def room(self) -> int:
+        """Return the bytes of inputs that may stay on the device."""
+        return torch.cuda.mem_get_info(self.torch_device)[0] // 4 if self.type == "cuda" else KEPT
+
     def put(self, tensor: Tensor) -> Tensor:
+        if self.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()  # or the copy would wait for the GPU
         return tensor.to(self.torch_device, non_blocking=True)
 
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -92,13 +102,11 @@ class Device:
         own = rows[self.rank :: self.world_size]
         return (own, self.world_size * len(own) / len(rows)) if len(own) else (rows[:1], 0.0)
 
-    def all_sum(self, values: Sequence[float]) -> list[float]:
+    def all_sum(self, values: Tensor) -> Tensor:
         """Return each value summed over all processes."""
-        if self.world_size == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.torch_device)
-        distributed.all_reduce(tensor)
-        return [float(value) for value in tensor]
+        if self.world_size > 1:
+            distributed.all_reduce(values)
+        return values
 
     def barrier(self) -> None:
         if self.world_size > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tlkit.errors import GateError, UsageError
 from tlkit.model.batchnorm import batch_norms
@@ -113,8 +115,9 @@ class Network:
         """Return the optimizer of a phase; each of its groups records its `highest_lr`."""
         groups = [{**group, "highest_lr": group["lr"]} for group in self.parameter_groups(phase)]
         if phase.optimizer.name == "sgd":
-            return torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=SGD_WEIGHT_DECAY, fused=True)
-        return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)  # one pass over the weights, not ten
+            return eager(torch.optim.SGD)(groups, momentum=MOMENTUM, weight_decay=SGD_WEIGHT_DECAY, fused=True)
+        # Fused: one pass over the weights, not ten.
+        return eager(torch.optim.AdamW)(groups, weight_decay=WEIGHT_DECAY, fused=True)
 
     def parameter_groups(self, phase: Phase) -> list[dict[str, Any]]:
         """Return an optimizer's groups with their highest learning rates: the head, then stages, deepest first.
@@ -158,6 +161,34 @@ class Network:
         if phases[-1].batchnorm == "update" or stage not in kept:
             return []
         return [*batch_norms(module for _, module in self._modules(stage))]
+
+
+def eager(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Return an optimizer whose methods don't import `torch._dynamo`, which takes seconds, to tell it to stay away."""
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    methods: dict[str, Any] = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), methods)
+
+
+def pull_to_origin(optimizer: torch.optim.Optimizer, origin: Tensors, anchor: float) -> None:
+    """Pull anchored weights towards those before training, decoupled from the gradient as AdamW's weight decay.
+
+    L2-SP: Li et al., "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018.
+    """
+    with torch.no_grad():
+        for group in optimizer.param_groups if anchor else ():
+            for name, parameter in zip(group.get("names", ()), group["params"], strict=False):
+                parameter.lerp_(origin[name], min(1.0, group["lr"] * anchor))
+
+
+def update_average(average: Tensors, weights: Tensors, decay: float) -> None:
+    """Move a moving average, if there is one, towards the weights; what is no floating point number is copied."""
+    names = [name for name in average if weights[name].is_floating_point()]
+    if names:
+        update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        update([average[name] for name in names], [weights[name] for name in names], 0)
+    average |= {name: weights[name].clone() for name in average.keys() - names}
 
 
 class Preparation:

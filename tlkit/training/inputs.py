@@ -1,22 +1,33 @@
-"""Training inputs: features that are computed once, or images that are decoded while training runs."""
+"""Training inputs: features that are computed once, or images that are decoded while training runs.
+
+A GPU plans its kernels for each shape anew, which takes seconds, so batches are padded there to one number of rows; the
+output for the padding is dropped before the loss.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tlkit.data.augmentation import randaugment, random_view, transforms
 from tlkit.data.preprocessing import load
 from tlkit.plugin.contract import Phase, Preprocessing
+from tlkit.training.device import Device
+from tlkit.training.history import Line
 from tlkit.util.prefetch import prefetch
 from tlkit.util.resources import cores
 
+VAL_BATCH_SIZE = 64
 PREFETCHED_BATCHES = 2  # decoded ahead of the training step
 
 Batches = Sequence["NDArray[np.int64]"]  # image indices of each step
@@ -80,33 +91,54 @@ class AugmentedViews:
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Output of the frozen stages for images that are decoded again in every epoch."""
+    """Output of the frozen stages for images that are decoded in every epoch, or kept on the device if they fit there.
+
+    The stages see batches of so many `rows`, the last one padded; 0: as many as each has.
+    """
 
     examples: Examples
     views: AugmentedViews
     frozen: nn.Module
-    device: torch.device | None = None
+    device: Device = field(default_factory=Device)
+    rows: int = 0
+    epochs: int = 1
+    kept: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # uint8 `(S, S, 3)` by view and index
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """Labels `(N,)`."""
         return self.examples.labels
 
+    @cached_property
+    def keeps(self) -> bool:
+        """True if views are seen again and all of them fit on the device."""
+        views = (self.views.views or self.epochs) if self.views.varies else 1
+        size = views * len(self.labels) * 3 * self.views.preprocessing.size**2
+        return views < self.epochs and size <= self.device.room()
+
     def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
-        """Yield the output of the frozen stages for each batch."""
-        number = self.views.number(epoch)
+        """Yield the output of the frozen stages for each batch, float32."""
+        number = self.views.number(epoch) if self.views.varies else 0
+        known, new = {index for view, index in self.kept if view == number}, list[list[int]]()
+        for batch in batches:
+            new.append([index for index in dict.fromkeys(map(int, batch)) if index not in known])
+            known.update(new[-1] if self.keeps else ())
 
         def decode(index: int) -> NDArray[np.uint8]:
             return self.views.decode(self.examples.paths[index], number, index)
 
-        indices = (int(index) for batch in batches for index in batch)
         ahead = cores() + PREFETCHED_BATCHES * max(map(len, batches))
-        images = prefetch(decode, indices, workers=cores(), ahead=ahead)
-        for batch in batches:
-            stacked = torch.from_numpy(np.stack([next(images) for _ in batch]))
-            with torch.no_grad():
-                output: Tensor = self.frozen(stacked.to(self.device, non_blocking=True))
-            yield output
+        images = prefetch(decode, chain.from_iterable(new), workers=cores(), ahead=ahead)
+        for batch, indices in zip(batches, new, strict=True):
+            here, keys = dict[tuple[int, int], Tensor](), [(number, int(index)) for index in batch]
+            if indices:
+                decoded = self.device.put(torch.from_numpy(np.stack([next(images) for _ in indices])))
+                here = dict(zip([(number, index) for index in indices], decoded, strict=True))
+            self.kept.update(here if self.keeps else {})
+            stacked = torch.stack([(here if key in here else self.kept)[key] for key in keys])
+            with torch.no_grad(), self.device.autocast():
+                output: Tensor = self.frozen(padded(stacked, self.rows))
+            yield output[: len(batch)].float()
 
 
 def split_batches(order: NDArray[np.int64], size: int) -> Batches:
@@ -130,3 +162,37 @@ def mixing(phase: Phase, classes: int) -> Mix | None:
     alphas = {v2.MixUp: wanted.mixup, v2.CutMix: wanted.cutmix}
     active: list[Mix] = [kind(alpha=alpha, num_classes=classes) for kind, alpha in alphas.items() if alpha]
     return active[0] if len(active) == 1 else v2.RandomChoice(active)
+
+
+def common_rows(images: int, batch_size: int, processes: int) -> int:
+    """Return the rows of an epoch's largest batch, in each of so many processes."""
+    return -(-max(map(len, split_batches(np.arange(images), batch_size))) // processes)
+
+
+def padded(x: Tensor, rows: int) -> Tensor:
+    """Return a batch with zeros behind it, up to so many rows."""
+    return x if len(x) >= rows else F.pad(x, (*(0, 0) * (x.ndim - 1), 0, rows - len(x)))
+
+
+class Inputs(Protocol):
+    """What a model is evaluated on."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels `(N,)`."""
+
+    def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
+        """Yield what the model gets for each batch; epoch 0 is a validation."""
+
+
+def evaluate(model: nn.Module, inputs: Inputs, device: Device, rows: int = 0) -> Line:
+    """Return mean cross-entropy and accuracy; batches are padded to so many `rows`, unless that is 0."""
+    size, count = -(-rows // device.micro_batches) or VAL_BATCH_SIZE, len(inputs.labels)
+    batches = np.split(np.arange(count), range(size, count, size))
+    model.eval()
+    with torch.inference_mode(), device.autocast():
+        found = inputs.batches(batches, 0)
+        logits = torch.cat([model(padded(device.put(x), rows and size))[: len(x)] for x in found]).float()
+        truth = device.put(torch.from_numpy(inputs.labels))
+        loss = F.cross_entropy(logits, truth).item()
+        return {"val_loss": loss, "val_accuracy": (logits.argmax(1) == truth).float().mean().item()}

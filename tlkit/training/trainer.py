@@ -16,24 +16,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tlkit.errors import DataError
+from tlkit.model.batchnorm import batch_norms
 from tlkit.plugin.contract import Backbone, Phase
 from tlkit.training.activation_cache import ActivationCache, open_cache
 from tlkit.training.batchnorm import training_batch_norms
 from tlkit.training.checkpoint import Checkpoint, Checkpoints, load_optimizer_state, optimizer_state
 from tlkit.training.device import Device
-from tlkit.training.freezing import Network, Preparation, Prepare, Tensors
+from tlkit.training.freezing import Network, Preparation, Prepare, Tensors, pull_to_origin, update_average
 from tlkit.training.gradients import fast_gradients
 from tlkit.training.history import Line, Monitor, learning_rates, lr_factor
-from tlkit.training.inputs import AugmentedViews, Batches, DecodedImages, Examples, mixing, split_batches
+from tlkit.training.inputs import (
+    AugmentedViews,
+    Batches,
+    DecodedImages,
+    Examples,
+    common_rows,
+    evaluate,
+    mixing,
+    padded,
+    split_batches,
+)
 from tlkit.util.resources import keep_freed_memory
 
-VAL_BATCH_SIZE = 64
 DIVERGED = 100  # times the loss of a uniform prediction: training does not end with a validation loss above that
 
 Inputs = Examples | DecodedImages | ActivationCache
+Step = tuple[int, float, Tensor]  # its images, its learning rate factor, and its loss and correct images (see `_step`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,8 @@ class Trainer:
     optimizer: torch.optim.Optimizer = field(init=False)
     average: Tensors = field(init=False)  # of the weights, if the phase keeps one
     in_eval: Sequence[nn.Module] = field(init=False)  # modules that stay in eval mode
+    rows: int = field(init=False)  # to which batches are padded, so that all have one shape; 0: as many as they have
+    step_rows: int = field(init=False)  # those of a step, which is not padded if batch norms use its statistics
     changing: Sequence[str] = field(init=False)  # names of the tensors that the phases may change
     origin: Tensors = field(init=False)  # those before training, if weights are anchored to them
 
@@ -85,7 +97,7 @@ class Trainer:
         self.class_weights = self.device.put(torch.from_numpy(self.balance.astype(np.float32)))
         self.history: list[Line] = []
         self.number = self.epoch = self.stale_epochs = 0  # phase and epoch from 1; epochs since the best one
-        self.best_loss, self.best = math.inf, Tensors()
+        self.best_loss, self.best, self.origin = math.inf, Tensors(), Tensors()
 
     def fit(self) -> FitResult:
         """Run all phases and leave the network, on the CPU, with its best weights.
@@ -102,7 +114,8 @@ class Trainer:
             return FitResult(self.history, diverged)
         preparation = Preparation(network, self.phases, self.prepare, self.seed)
         self.changing = preparation.changing
-        self.origin = self._copy() if any(phase.anchor for phase in self.phases) else {}
+        if any(phase.anchor for phase in self.phases):
+            self.origin = self._copy()
         learning = {name for phase in self.phases for name in network.learning(phase)}
         with (
             keep_freed_memory(),
@@ -178,6 +191,9 @@ class Trainer:
             self.network.reinitialize(self.backbone, phase.reinit, self.seed)
             self.best_loss, self.best = math.inf, {}
         self._set_model_and_inputs()
+        in_eval = {id(module) for each in self.in_eval for module in each.modules()}
+        by_batch = any(id(norm) not in in_eval for norm in batch_norms([self.model]))  # padding would change statistics
+        self.step_rows = 0 if by_batch else self.rows
         self.mix = mixing(phase, len(self.balance))
         self.average = self._copy() if phase.ema else {}  # it begins with the weights before the first step
         self.optimizer = self.network.optimizer(phase)
@@ -189,7 +205,9 @@ class Trainer:
 
     def _set_model_and_inputs(self) -> None:
         """Until stages were trained, a phase without trainable ones uses the features of the deployed trunk."""
-        phase, trunk = self.phase, self.network.trunk
+        phase, trunk, device = self.phase, self.network.trunk, self.device
+        images = len(self.train_examples.labels)
+        self.rows = common_rows(images, phase.batch_size, device.world_size) if device.fixed_shapes else 0
         if trunk is None or not any(each.trainable for each in self.phases[: self.number]):
             self.model, self.in_eval = self.network.head, ()
             self.train, self.val = self.train_examples, self.val_examples
@@ -203,10 +221,10 @@ class Trainer:
             self.train, self.val = self.inputs
             return
         if self.cache_dir is None or not repeats or not 0 < first < len(trunk.names):
-            self.train, self.val = (DecodedImages(*each, frozen, self.device.torch_device) for each in splits)
+            self.train, self.val = (DecodedImages(*each, frozen, device, self.rows, phase.epochs) for each in splits)
             return
         stages = trunk.upto(trunk.names[first - 1])
-        self.train, self.val = open_cache(self.cache_dir, stages, frozen, *splits, self.device, self.monitor.progress)
+        self.train, self.val = open_cache(self.cache_dir, stages, frozen, *splits, device, self.monitor.progress)
 
     def _train_epoch(self) -> Line:
         """Take the steps of one epoch; return its line, with the learning rates of its first step."""
@@ -219,25 +237,36 @@ class Trainer:
         self.model.train()
         for module in self.in_eval:
             module.eval()
-        loss_sum = correct = seen = 0.0
+        line: Line = {"phase": self.number, "epoch": self.epoch}
+        line |= learning_rates(phase, lr_factor(first, steps, phase.optimizer.warmup))
+        sums, unread = np.zeros(3), list[Step]()
         # Views are counted through all phases.
         inputs = self.train.batches([own for own, _ in shards], len(self.history) + 1)
         for step, (rows, (own, weight), x) in enumerate(zip(batches, shards, inputs, strict=True), first):
             factor = lr_factor(step, steps, phase.optimizer.warmup)
             for group in self.optimizer.param_groups:
                 group["lr"] = factor * group["highest_lr"]
-            loss, hits = self._step(x, self.train.labels[own], weight)
-            loss, hits = device.all_sum([loss * len(rows) / device.world_size, hits])
+            unread.append((len(rows), factor, self._step(x, self.train.labels[own], weight)))
+            if len(unread) == device.unread_steps or rows is batches[-1]:
+                self._read(unread, step - first + 2 - len(unread), sums)
+                unread.clear()
+        return line | {"train_loss": float(sums[0] / sums[2]), "train_accuracy": float(sums[1] / sums[2])}
+
+    def _read(self, steps: Sequence[Step], number: int, sums: NDArray[np.float64]) -> None:
+        """Add loss, correct and all images of some steps, the first with a number, to the sums of the epoch.
+
+        The device is waited for once. Raises FloatingPointError at the first loss that is not finite.
+        """
+        results = self.device.all_sum(torch.stack([result for *_, result in steps])).tolist()
+        for step, ((images, factor, _), (loss, correct)) in enumerate(zip(steps, results, strict=True), number):
+            loss /= self.device.world_size  # noqa: PLW2901 - the weights of the shards sum to it
             if not math.isfinite(loss):
-                where = f"at step {step - first + 1} of phase {self.number}, epoch {self.epoch}"
-                rates = " and ".join(f"{name} {lr:.3g}" for name, lr in learning_rates(phase, factor).items())
+                where = f"at step {step} of phase {self.number}, epoch {self.epoch}"
+                rates = " and ".join(f"{name} {lr:.3g}" for name, lr in learning_rates(self.phase, factor).items())
                 raise FloatingPointError(f"the loss is {loss} {where}, with {rates}")
-            loss_sum, correct, seen = loss_sum + loss, correct + hits, seen + len(rows)
-            running = {"loss": loss_sum / seen, "accuracy": correct / seen, "lr": factor * phase.head_lr}
-            self.monitor.step(len(rows), running)
-        line: Line = {"phase": self.number, "epoch": self.epoch}
-        line |= learning_rates(phase, lr_factor(first, steps, phase.optimizer.warmup))
-        return line | {"train_loss": loss_sum / seen, "train_accuracy": correct / seen}
+            sums += (loss * images, correct, images)
+            running = {"loss": sums[0] / sums[2], "accuracy": sums[1] / sums[2], "lr": factor * self.phase.head_lr}
+            self.monitor.step(images, running)
 
     def _batches(self, random: np.random.Generator) -> Batches:
         labels = self.train.labels
@@ -246,54 +275,37 @@ class Trainer:
             return split_batches(random.choice(len(labels), len(labels), p=shares), self.phase.batch_size)
         return split_batches(random.permutation(len(labels)), self.phase.batch_size)
 
-    def _step(self, x: Tensor, labels: NDArray[np.int64], weight: float) -> tuple[float, float]:
-        """Take one step; return the mean loss of this process's images, times `weight`, and the correct ones."""
+    def _step(self, x: Tensor, labels: NDArray[np.int64], weight: float) -> Tensor:
+        """Take one step; return the mean loss of this process's images, times `weight`, and the correct ones.
+
+        They are `(2,)` float64 and stay on the device, so that nothing waits for it.
+        """
         device, (x, target) = self.device, (self.device.put(x), self.device.put(torch.from_numpy(labels)))
         if self.mix is not None:
             x, target = self.mix(x, target)
-        loss, correct = device.within_memory(lambda parts: self._backward(x, target, weight, parts), len(labels))
-        if math.isfinite(loss):
-            if self.phase.optimizer.gradient_clipping:
-                device.scaler.unscale_(self.optimizer)
-                parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-                nn.utils.clip_grad_norm_(parameters, self.phase.optimizer.gradient_clipping)
-            device.scaler.step(self.optimizer)
-            device.scaler.update()
-            self._pull_to_origin()
-            self._update_average()
-        return loss, correct if weight else 0.0
+        result: Tensor = device.within_memory(lambda parts: self._backward(x, target, weight, parts), len(labels))
+        if self.phase.optimizer.gradient_clipping:
+            device.scaler.unscale_(self.optimizer)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.phase.optimizer.gradient_clipping)
+        device.scaler.step(self.optimizer)
+        device.scaler.update()
+        pull_to_origin(self.optimizer, self.origin, self.phase.anchor)
+        update_average(self.average, self._trained(), self.phase.ema)
+        return result
 
-    def _pull_to_origin(self) -> None:
-        """Pull anchored weights towards those before training, decoupled from the gradient as AdamW's weight decay.
-
-        L2-SP: Li et al., "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018.
-        """
-        with torch.no_grad():
-            for group in self.optimizer.param_groups if self.phase.anchor else ():
-                for name, parameter in zip(group.get("names", ()), group["params"], strict=False):
-                    parameter.lerp_(self.origin[name], min(1.0, group["lr"] * self.phase.anchor))
-
-    def _update_average(self) -> None:
-        if not self.average:
-            return
-        weights = self._trained()
-        names = [name for name, tensor in weights.items() if tensor.is_floating_point()]
-        average = get_ema_multi_avg_fn(self.phase.ema)  # type: ignore[no-untyped-call]
-        average([self.average[name] for name in names], [weights[name] for name in names], 0)
-        self.average |= {name: tensor.clone() for name, tensor in weights.items() if not tensor.is_floating_point()}
-
-    def _backward(self, x: Tensor, target: Tensor, weight: float, parts: int) -> tuple[float, float]:
+    def _backward(self, x: Tensor, target: Tensor, weight: float, parts: int) -> Tensor:
         """Compute the gradients of a batch's mean loss, in so many micro-batches."""
         self.optimizer.zero_grad()
-        loss_sum = correct = 0.0
+        rows, result = math.ceil(self.step_rows / parts), torch.zeros(2, dtype=torch.float64, device=x.device)
         for inputs, truth in zip(x.tensor_split(parts), target.tensor_split(parts), strict=True):
             with self.device.autocast():
-                logits = self.parallel_model(inputs)
+                logits = self.parallel_model(padded(inputs, rows))[: len(truth)]
             loss = self._losses(logits.float(), truth).sum() * (weight / len(target))
             self.device.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.item()
-            correct += int((logits.argmax(1) == (truth if truth.ndim == 1 else truth.argmax(1))).sum())
-        return loss_sum, correct
+            correct = (logits.argmax(1) == (truth if truth.ndim == 1 else truth.argmax(1))).sum()
+            result += torch.stack([loss.detach().double(), correct.double() * (weight > 0)])
+        return result
 
     def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
         losses = F.cross_entropy(logits, target, label_smoothing=self.phase.loss.label_smoothing, reduction="none")
@@ -305,7 +317,7 @@ class Trainer:
         """Evaluate the weights, or their average if one is kept; keep them if they are the best."""
         current = self._copy() if self.average else None
         self.network.load(self.average)
-        line = evaluate(self.model, self.val, self.device)
+        line = evaluate(self.model, self.val, self.device, self.rows)
         if not math.isfinite(line["val_loss"]):
             where = f"after phase {self.number}, epoch {self.epoch}"
             raise FloatingPointError(f"the validation loss is {line['val_loss']} {where}")
@@ -336,14 +348,3 @@ class Trainer:
             scaler=self.device.scaler.state_dict(),
         )
         self.checkpoints.save(checkpoint)
-
-
-def evaluate(model: nn.Module, inputs: Inputs, device: Device) -> Line:
-    """Return mean cross-entropy and accuracy."""
-    batches = np.split(np.arange(len(inputs.labels)), range(VAL_BATCH_SIZE, len(inputs.labels), VAL_BATCH_SIZE))
-    model.eval()
-    with torch.inference_mode(), device.autocast():
-        logits = torch.cat([model(device.put(x)) for x in inputs.batches(batches, 0)]).float()
-        truth = device.put(torch.from_numpy(inputs.labels))
-        loss = F.cross_entropy(logits, truth).item()
-        return {"val_loss": loss, "val_accuracy": (logits.argmax(1) == truth).float().mean().item()}
