@@ -94,7 +94,7 @@ class PluginError(TlkitError):
 _EXTRAS = dict.fromkeys(("torch", "torchvision", "sklearn", "onnxscript", "threadpoolctl"), "train")
 _EXTRAS |= dict.fromkeys(("uvicorn", "starlette", "prometheus_client"), "serve")
 _EXTRAS |= {"grpc": "serve-grpc", "pyarrow": "parquet", "usearch": "index", "matplotlib": "plot"}
-_EXTRAS |= {"tensorboard": "tensorboard"}
+_EXTRAS |= {"tensorboard": "tensorboard", "ray": "ray"}
 
 
 def missing_package(error: ModuleNotFoundError, who: str = "this") -> ResourceError:

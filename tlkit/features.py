@@ -13,7 +13,7 @@ from tlkit.api import load
 from tlkit.errors import UsageError
 from tlkit.progress import shown
 from tlkit.resolve import StrPath
-from tlkit.util.files import local_path
+from tlkit.util.files import is_address, local_path
 from tlkit.util.locks import claim
 from tlkit.util.resources import cores
 
@@ -33,6 +33,7 @@ def embed(
     *,
     workers: int | None = None,
     shard: tuple[int, int] | None = None,
+    ray: str | bool = False,
     source: str | None = None,
     options: Mapping[str, object] | None = None,
     settings: Mapping[str, object] | None = None,
@@ -42,30 +43,42 @@ def embed(
 
     `model` is what `load` returned, a bundle or a graph. Unreadable images are in the result and among the rejects.
 
-    A job lists its images once, embeds them in shards and, given again, resumes. `images` are places of any source:
-    folders, archives, tables; `source` names one where several read a place, and `options` sets its options. `workers`
-    processes share the cores; by default this one has them all. With `shard=(3, 100)` this is the third of a hundred
-    tasks that share the work. `settings` are `dtype` (float32, float16), `vectors` (fixed, list) and `shard_rows`.
+    A job lists its images once, embeds them in shards and, given again, resumes; `out` may be an address. `images` are
+    places of any source: folders, archives, tables; `source` names one where several read a place, and `options` sets
+    its options. `workers` processes share the cores; by default this one has them all. With `shard=(3, 100)` this is
+    the third of a hundred tasks that share the work. With `ray` the shards are tasks on the Ray cluster of that address
+    or, if it is True, on the one that Ray finds or starts here; `workers` of them run at once. `settings` are `dtype`
+    (float32, float16), `vectors` (fixed, list) and `shard_rows`.
     Raises GateError where an image is neither a row nor a reject at the end.
     """
-    place = local_path(out)
+    text = os.fspath(out)
     opened = load(model, graph="trunk") if isinstance(model, str | os.PathLike) else model
-    if place.suffix:
-        asked = {"workers": workers, "shard": shard, "source": source, "options": options, "settings": settings}
+    if os.path.splitext(text)[1]:
+        place = local_path(text)
+        asked = {"workers": workers, "shard": shard, "ray": ray, "source": source, "options": options}
+        asked |= {"settings": settings}
         if given := [name for name, value in asked.items() if value]:
             raise UsageError(f"{given[0]} is for a job", file=place, do="name a folder to write to")
         return _embed_to_file(opened, images, place, progress)
     from tlkit.embedding.local import in_process, in_processes
     from tlkit.embedding.run import JobRequest, run_job
+    from tlkit.embedding.storage import folder_at
 
     if workers is not None and workers < 1:
         raise UsageError(f"workers must be at least 1, not {workers}")
     found = places.find_places(images, source, options or {})
     readers = places.open_places(found)
-    request = JobRequest(place, found, readers, settings or {}, shard)
+    request = JobRequest(folder := folder_at(out), found, readers, settings or {}, shard)
     executor = in_process(opened, readers)
-    if workers is not None and workers > 1:
-        executor = in_processes(workers, _start(opened, place, workers))
+    if ray:
+        from tlkit.embedding.cluster import in_cluster
+        from tlkit.embedding.shard import versions
+        from tlkit.worker import run_shard
+
+        start = {**_start(opened, folder.place, 1), "versions": versions()}
+        executor = in_cluster(None if ray is True else ray, workers, start, run_shard)
+    elif workers is not None and workers > 1:
+        executor = in_processes(workers, _start(opened, folder.place, workers))
     with shown(progress) as bars:
         return run_job(opened, request, executor, bars)
 
@@ -75,7 +88,7 @@ def embedding_status(out: StrPath) -> JobStatus:
     from tlkit.embedding.audit import status
     from tlkit.embedding.job import open_job
 
-    return status(open_job(local_path(out)))
+    return status(open_job(os.fspath(out)))
 
 
 def index(
@@ -166,8 +179,9 @@ def _embed_to_file(
     return replace(result, skipped=found.skipped)
 
 
-def _start(model: Model, out: Path, workers: int) -> dict[str, Any]:
+def _start(model: Model, out: str, workers: int) -> dict[str, Any]:
     """Return what each worker process opens, with its share of the cores."""
     device = getattr(model.session, "device", resolve.CPU)
-    facts = {"job": str(out.absolute()), "model": str(model.file.absolute()), "device": device}
+    job = out if is_address(out) else os.path.abspath(out)
+    facts = {"job": job, "model": str(model.file.absolute()), "device": device}
     return {**facts, "threads": max(1, cores() // workers)}

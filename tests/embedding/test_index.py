@@ -45,11 +45,11 @@ def test_recall_is_the_share_of_the_nearest_that_are_found(features):
     own = np.arange(0, len(found), 5)
     queries = found.take(own)
     exact = found.nearest(queries, 4)
-    assert index._recall(found, queries, own, exact.rows, exact) == 1.0
+    scores = queries @ found.take(np.arange(len(found))).T
+    assert index._recall(np.take_along_axis(scores, exact.rows, 1), exact.rows, own, exact) == 1.0
     wrong = exact.rows.copy()
-    farthest = np.argsort(queries @ found.take(np.arange(len(found))).T, axis=1)[:, 0]
-    wrong[:, 3] = farthest
-    assert index._recall(found, queries, own, wrong, exact) == pytest.approx(2 / 3)
+    wrong[:, 3] = np.argsort(scores, axis=1)[:, 0]
+    assert index._recall(np.take_along_axis(scores, wrong, 1), wrong, own, exact) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(("metric", "whiten"), [("dot", 0), ("cosine", 3)])

@@ -70,7 +70,9 @@ def test_a_query_finds_itself_and_a_page_shows_it(job, pictures, tmp_path):
     assert [hits[0].score for hits in result.hits] == pytest.approx([1.0] * len(queries), abs=1e-5)
     page = (tmp_path / "hits.html").read_text()
     assert page.count("data:image/jpeg;base64,") == len(queries) * 4
-    assert "http" not in page
+    assert "default-src 'none'" in page
+    assert "http:" not in page
+    assert "https:" not in page
     assert result.to_json()["rows"] == 36
     assert repr(result).splitlines()[0] == str(queries[0])
     (tmp_path / "other.html").write_text("mine")

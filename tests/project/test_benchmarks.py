@@ -46,6 +46,7 @@ RESULTS = {
     "train": ("train",),
     "unknown": ("coverage", "unknown"),
     "trust": ("trust",),
+    "volume": ("volume-memory", "volume-ray", "volume-rivals", "volume-storage", "volume-train"),
 }
 BY_OTHER_TESTS = {"house": "test_house.py", "__main__": "it runs the others"}
 

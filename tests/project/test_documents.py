@@ -49,6 +49,7 @@ PARSED = {
     r"torchrun ": "tests/training/test_processes.py starts several processes",
     r"tlkit .*--(tensorrt|device|gpu)\b": "it needs an NVIDIA GPU, or an engine that takes minutes to build",
     r"tlkit (train|advise) .*(timm|torchvision|transformers)/": "it needs weights from the network",
+    r"tlkit embed .*--ray": "tests/embedding/test_cluster.py starts a cluster",
     r"tlkit .*executorch": "lowering takes a minute; tests/plugins/test_packages.py does it",
     r"tlkit (embed|train) .*('|\.zip|list\.csv|s3:)": "it needs archives and tables, which the tests of sources make",
     r"tlkit plugins check my": "tests/conformance/test_scaffold.py runs the checks of a new plugin",
@@ -62,6 +63,7 @@ NEEDS = {
     "plugins/tlkit-torchvision/README.md": "torchvision",
     "plugins/tlkit-transformers/README.md": "transformers",
 }
+OPTIONAL = ("duckdb", "polars")  # Python that imports one of them runs where it is installed
 PROSE_ONLY = "..."  # in the body of Python that shows a signature
 SERVER = "localhost:8000"  # in Python that tests/serving/test_client.py runs
 STORY = ("README.md", "CONTRIBUTING.md")  # run on real weights, each by a test of its own
@@ -157,7 +159,8 @@ def test_the_commands_and_the_python_of_a_document_run(document, forks, tiny_pla
         run_all(forks, ["tlkit export run/ --onnx"], root, env)
     run_all(forks, [with_tiny(line) for line in runnable(lines)], root, env)
     python = [block.text for block in blocks(document) if block.language == "python" and PROSE_ONLY not in block.text]
-    python = [text for text in python if SERVER not in text]
+    absent = [f"import {package}\n" for package in OPTIONAL if find_spec(package) is None]
+    python = [text for text in python if SERVER not in text and not any(each in text for each in absent)]
     for text in python:
         done = forks.run(["-c", TINY_DEFAULTS + text], cwd=root, env=env)
         assert done.code == 0, (text, done.err)

@@ -43,6 +43,7 @@ Labels = NDArray[np.int64]
 
 MIN_TIMED = 32  # images from which a throughput is measured
 MAX_SCORED = 800  # images that LogME and H-score see
+MAX_CLASSIFIED = 20_000  # about as many images that the pretrained classifier sees
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,9 @@ def analyze(
     features = extract(paths, graph, trunk.preprocessing, trunk.names, None, tick)
     seconds = time.perf_counter() - started
     shift = _shift(trunk, graph, paths, features, seed, policy)
-    confidence = classifier_confidence(backbone.classifier(), features.stage(-1)[features.usable])
+    rows = np.flatnonzero(features.usable)
+    rows = rows[:: max(1, len(rows) // MAX_CLASSIFIED)]
+    confidence = classifier_confidence(backbone.classifier(), features.stage(-1)[rows])
     if shift.domain == "unknown" and confidence is not None:
         shift = confidence.shift(policy)
     return BackboneAnalysis(backbone, trunk, features, shift, confidence, seconds, features.decoded)

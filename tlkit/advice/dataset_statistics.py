@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,13 +87,14 @@ def gather(
 
     Images with equal features count as the same image; `deepest` are their deepest features `(N, width)`.
     """
-    kept = [sample for sample, good in zip(samples, usable, strict=True) if good]
+    rows = np.flatnonzero(usable).tolist()
+    kept = [samples[row] for row in rows]
     seen: set[bytes] = set()
     every, distinct = Counter[str](), Counter[str]()
-    for sample, row in zip(kept, deepest[usable], strict=True):
+    for sample, row in zip(kept, rows, strict=True):
         label = dataset.labels[sample.label]
         every[label] += 1
-        if (content := row.tobytes()) not in seen:
+        if (content := hashlib.blake2b(deepest[row].tobytes(), digest_size=16).digest()) not in seen:
             seen.add(content)
             distinct[label] += 1
     return ImageStatistics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from tlkit.cli.options import (
     FilePath,
+    PlacePath,
     columns,
     device_options,
     job_options,
@@ -25,8 +27,8 @@ from tlkit.util.text import quoted
 @click.command()
 @click.argument("model", type=FilePath, required=False)
 @click.argument("images", nargs=-1)
-@click.option("-o", "--out", type=FilePath, help="File that ends in .parquet or .npy, or the folder of a job.")
-@click.option("--status", "place", type=FilePath, help="Print the state of a job, and do nothing else.")
+@click.option("-o", "--out", type=PlacePath, help="File that ends in .parquet or .npy; or a job's folder or address.")
+@click.option("--status", "place", type=PlacePath, help="Print the state of a job, and do nothing else.")
 @job_options
 @set_option
 @max_bad_option
@@ -34,7 +36,7 @@ from tlkit.util.text import quoted
 @threads_option
 @json_option
 def command(
-    model: Path | None, images: tuple[str, ...], out: Path | None, place: Path | None, as_json: bool, **given: Any
+    model: Path | None, images: tuple[str, ...], out: Path | str, place: Path | str, as_json: bool, **given: Any
 ) -> None:
     """Write the features of IMAGES (files, folders, archives, tables) under MODEL, a bundle, trunk.onnx or model.onnx.
 
@@ -47,6 +49,7 @@ def command(
       tlkit embed run/ photos/ -o features.parquet
       tlkit embed run/onnx/fp32/trunk.onnx a.jpg b.jpg -o features.npy
       tlkit embed run/ photos/ -o features/ --workers 8
+      tlkit embed run/ photos/ -o features/ --ray
       tlkit embed --status features/
     """
     from tlkit.features import embedding_status
@@ -60,19 +63,19 @@ def command(
     _embed(model, images, out, as_json, **given)
 
 
-def _embed(model: Path, images: tuple[str, ...], out: Path, as_json: bool, **given: Any) -> None:
+def _embed(model: Path, images: tuple[str, ...], out: Path | str, as_json: bool, **given: Any) -> None:
     from tlkit.api import load
     from tlkit.data.decoding import check_max_bad
     from tlkit.features import embed
 
     devices = {name: given[name] for name in ("device", "allow_cpu")}
     settings = {name: given[name] for name in ("dtype", "vectors", "shard_rows") if given[name] is not None}
-    asked = {name: given[name] for name in ("workers", "shard", "source")}
+    asked = {name: given[name] for name in ("workers", "shard", "ray", "source")}
     options = given["options"] | columns(given)
     with load(model, graph="trunk", **devices) as opened, progress_bars() as progress:
         result = embed(opened, images, out, **asked, options=options, settings=settings, progress=progress)
     note_files(result)
-    then = "tlkit inspect " + quoted(model) if out.suffix else "tlkit embed --status " + quoted(out)
+    then = "tlkit inspect " + quoted(model) if os.path.splitext(out)[1] else "tlkit embed --status " + quoted(out)
     show({**result.to_json(), "next": then}, result, as_json)
     wrote(out, then=then)
     check_max_bad(result.rejected, result.images, given["max_bad"], result.rejects)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from tlkit.plugin.contract import LICENSE_CLASSES
-from tlkit.util.files import local_path
+from tlkit.util.files import is_address, local_path
 from tlkit.util.resources import use_at_most
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -26,6 +26,13 @@ class LocalPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         local_path(value)  # before it becomes a path, which has no two slashes in a row
         return Path(os.fsdecode(super().convert(value, param, ctx)))
+
+
+class Place(LocalPath):
+    """A file or folder, or the address of one as it was typed."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:  # type: ignore[override]
+        return str(value) if is_address(str(value)) else super().convert(value, param, ctx)
 
 
 class Seconds(click.ParamType[float]):
@@ -93,6 +100,7 @@ def together(*decorators: Decorator[Command]) -> Decorator[Command]:
 
 
 FilePath = LocalPath()
+PlacePath = Place()
 
 transform_options = together(
     click.option("--metric", type=click.Choice(["cosine", "dot"]), default="cosine", help="Similarity of two images."),
@@ -188,6 +196,14 @@ column_options = together(
 job_options = together(
     click.option("--workers", type=click.IntRange(1), help="Processes of a job, which share the cores; 1 by default."),
     click.option("--shard", metavar="I/N", callback=_task, help="Do the I-th of N parts of a job, as one of N tasks."),
+    click.option(
+        "--ray",
+        is_flag=False,
+        flag_value="",
+        metavar="[ADDRESS]",
+        callback=lambda _context, _parameter, address: address or address == "",
+        help="Run a job on a Ray cluster: at ADDRESS, or the one that Ray finds or starts here.",
+    ),
     click.option("--shard-rows", type=click.IntRange(1), help="Images in a shard of a job; 256 to 10,000 by default."),
     click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Number format of a job [float32]."),
     click.option("--vectors", type=click.Choice(["fixed", "list"]), help="Lists in the parts of a job [fixed]."),

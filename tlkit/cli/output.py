@@ -27,7 +27,7 @@ def show(facts: Mapping[str, Any], text: object, as_json: bool) -> None:
     result(json.dumps(facts, indent=2) if as_json else printable(str(text)))
 
 
-def wrote(path: Path | None, *, then: str) -> None:
+def wrote(path: Path | str | None, *, then: str) -> None:
     """Close a verb by naming what it wrote and the exact next command."""
     click.echo(f"wrote {'nothing' if path is None else one_line(str(path))}\nnext: {then}", err=True)
 

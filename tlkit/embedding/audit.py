@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tlkit.data.scan import FileCounts
-from tlkit.embedding.job import META, Commit, Job, read_commit
+from tlkit.embedding.job import META, Commit, Job, read_commit, shard_files
 from tlkit.errors import ArtifactError, GateError
 from tlkit.plugin.contract import Tick
 from tlkit.util.files import sha256
@@ -23,7 +21,7 @@ FIRST = 10  # rejected images and shards that are named
 class JobStatus:
     """State of a job: its images, rows and rejects, and its shards that are done, failed or missing."""
 
-    out: Path
+    out: str
     identity: str
     images: int  # of the manifest
     rows: int
@@ -38,7 +36,7 @@ class JobStatus:
     rejected: Mapping[str, str]  # the first rejected images: key to reason
 
     def __fspath__(self) -> str:
-        return str(self.out)
+        return self.out
 
     @property
     def files(self) -> FileCounts:
@@ -63,7 +61,7 @@ class JobStatus:
         """Return all fields as JSON values."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         failed = {str(shard): reason for shard, reason in self.failed.items()}
-        more = {"out": str(self.out), "failed": failed, "missing": list(self.missing), "complete": self.complete}
+        more = {"failed": failed, "missing": list(self.missing), "complete": self.complete}
         return {**fields, "skipped": dict(self.skipped), "rejected": dict(self.rejected), **more}
 
 
@@ -74,11 +72,11 @@ def status(job: Job, only: Iterable[int] | None = None) -> JobStatus:
 
 def _records(job: Job, shards: Iterable[int]) -> dict[int, Commit | str]:
     """Return the commit of each shard, or the reason why it does not count."""
-    there = {entry.name for folder in (job.root, job.root / META) for entry in os.scandir(folder)}
+    there = job.folder.names() | {f"{META}/{name}" for name in job.folder.names(META)}
     found: dict[int, Commit | str] = {}
     for shard in shards:
-        found[shard] = read_commit(job, shard) if job.commit(shard).name in there else "missing"
-        if isinstance(found[shard], Commit) and not {job.part(shard).name, job.rejects(shard).name} <= there:
+        found[shard] = read_commit(job, shard) if job.commit(shard) in there else "missing"
+        if isinstance(found[shard], Commit) and not {*shard_files(job, shard)} <= there:
             found[shard] = "its files are gone"
     return found
 
@@ -87,17 +85,17 @@ def _state(job: Job, records: Mapping[int, Commit | str]) -> JobStatus:
     commits: list[Commit] = []
     failed: dict[int, str] = {}
     missing: list[int] = []
-    noted = set(os.listdir(job.root / META))
+    noted = {f"{META}/{name}" for name in job.folder.names(META)}
     for shard, found in records.items():
         if isinstance(found, Commit):
             commits.append(found)
-        elif job.failed(shard).name in noted:
-            failed[shard] = _reason(job.failed(shard))
+        elif job.failed(shard) in noted:
+            failed[shard] = _reason(job, shard)
         else:
             missing.append(shard)
     rejecting = (commit.shard for commit in commits if commit.rejects)
     return JobStatus(
-        job.root,
+        job.folder.place,
         job.record.identity,
         job.record.rows,
         sum(commit.rows for commit in commits),
@@ -126,7 +124,7 @@ def check(job: Job, only: Iterable[int] | None = None, tick: Tick | None = None)
         reasons = [f"shard {shard}: {reason}" for shard, reason in found.failed.items()]
         reasons += [f"shard {shard} is missing" for shard in found.missing]
         what = f"{len(reasons)} of {counted(len(shards), 'shard')} are not done: {listed(reasons, separator='; ')}"
-        raise GateError(what, file=job.root, do="give the same command again")
+        raise GateError(what, file=job.folder.place, do="give the same command again")
     for commit in records.values():
         if isinstance(commit, Commit):  # all are: none is failed or missing
             _check_shard(job, commit)
@@ -135,7 +133,7 @@ def check(job: Job, only: Iterable[int] | None = None, tick: Tick | None = None)
     images = sum(map(job.images, shards))
     if found.rows + found.rejects != images:
         what = f"{found.rows} rows and {found.rejects} rejects are not the {images} images of the manifest"
-        raise GateError(what, file=job.root, do="give the same command again, in another folder")
+        raise GateError(what, file=job.folder.place, do="give the same command again, in another folder")
     return found
 
 
@@ -143,20 +141,20 @@ def _check_shard(job: Job, commit: Commit) -> None:
     from pyarrow import ArrowException, parquet
 
     shard = commit.shard
-    again = f"remove {job.commit(shard)} and give the same command again"
+    again = f"remove {job.folder.at(job.commit(shard))} and give the same command again"
+    counts = []
     for name, digest in commit.files.items():
+        place = job.folder.at(name)
         try:
-            if sha256(job.root / name) != digest:
-                raise ArtifactError("it was changed since it was written", file=job.root / name, do=again)
-        except OSError as error:
-            raise ArtifactError("it can't be read", file=job.root / name, do=again) from error
-    try:
-        counts = [parquet.read_metadata(job.root / name).num_rows for name in commit.files]
-    except (OSError, ArrowException) as error:
-        raise ArtifactError("it is no valid Parquet", file=job.part(shard), do=again) from error
+            with job.folder.reading(name) as file:
+                if sha256(file) != digest:
+                    raise ArtifactError("it was changed since it was written", file=place, do=again)
+                counts.append(parquet.read_metadata(file).num_rows)
+        except (OSError, ArrowException) as error:
+            raise ArtifactError("it can't be read", file=place, do=again) from error
     if counts != [commit.rows, commit.rejects] or sum(counts) != job.images(shard):
         what = f"it has {counts[0]} rows and {counts[1]} rejects of {counted(job.images(shard), 'image')}"
-        raise GateError(what, file=job.part(shard), do=again)
+        raise GateError(what, file=job.folder.at(job.part(shard)), do=again)
 
 
 def _first_rejects(job: Job, shards: Iterable[int]) -> Iterator[tuple[str, str]]:
@@ -167,15 +165,16 @@ def _first_rejects(job: Job, shards: Iterable[int]) -> Iterator[tuple[str, str]]
         if not left:
             return
         try:
-            table = parquet.read_table(job.rejects(shard), columns=["key", "reason"]).slice(0, left)
+            with job.folder.reading(job.rejects(shard)) as file:
+                table = parquet.read_table(file, columns=["key", "reason"]).slice(0, left)
         except (OSError, ArrowException):
             continue  # the audit says so
         left -= len(table)
         yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
 
 
-def _reason(file: Path) -> str:
+def _reason(job: Job, shard: int) -> str:
     try:
-        return str(parse_json(file.read_bytes())["reason"])
+        return str(parse_json(job.folder.read(job.failed(shard)))["reason"])
     except (OSError, ValueError, KeyError, TypeError):
         return "for an unknown reason"

@@ -14,11 +14,10 @@ from tlkit.pages.svg import thumbnail
 
 SIDE = 160  # pixels of a thumbnail
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222; }
 section { margin: 2rem 0; } ol { display: flex; flex-wrap: wrap; gap: 1rem; list-style: none; padding: 0; }
 figure { margin: 0; width: 160px; } figcaption { overflow-wrap: anywhere; font-size: 12px; }
-img, .none { width: 160px; height: 160px; background: #eee; display: block; }
-.query img { outline: 3px solid #2364aa; }
+img, .none { width: 160px; height: 160px; background: var(--panel); display: block; }
+.query img { outline: 3px solid var(--accent); }
 """
 
 
@@ -62,13 +61,8 @@ def write_page(file: Path, result: SearchResult, query: Callable[[int], bytes], 
         parts.append(f'<section><ol><li class="query">{own}</li>{items}</ol></section>')
     how = "exact" if result.recall is None else f"approximate, with a recall of {result.recall:.3f}"
     about = f"The most similar of {result.rows:,} images by {result.metric}, {how}."
-    content = (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Search</title>\n{pages.MARK}\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>Search</h1>\n<p>{about}</p>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
-    pages.write(file, content)
+    content = "\n".join([f"<main><h1>Search</h1>\n<p>{about}</p>", *parts, "</main>"])
+    pages.write(file, pages.document("Search", content, style=STYLE))
 
 
 def _figure(read: Callable[[], bytes], name: str, said: str) -> str:

@@ -104,26 +104,25 @@ def _measure(
     started = time.perf_counter()
     exact = features.nearest(queries, k + 1)  # the first is the query itself, or an equal one
     exact_ms = 1e3 * (time.perf_counter() - started) / len(chosen)
-    recall = 0.0
+    found, ms = dict[int, NDArray[np.int64]](), dict[int, float]()
     for expansion in EXPANSIONS:
         index.expansion_search = expansion
         started = time.perf_counter()
-        found = _searched(index, queries, k + 1, threads)
-        ms = 1e3 * (time.perf_counter() - started) / len(chosen)
-        recall = _recall(features, queries, chosen, found.rows, exact)
+        found[expansion] = _searched(index, queries, k + 1, threads).rows
+        ms[expansion] = 1e3 * (time.perf_counter() - started) / len(chosen)
+    needed = np.unique(np.concatenate(list(found.values())))
+    vectors, recall = features.take(needed), 0.0  # in one pass over all of them
+    for expansion, rows in found.items():
+        scores = np.einsum("nkw,nw->nk", vectors[np.searchsorted(needed, rows)], queries)
+        recall = _recall(scores, rows, chosen, exact)
         if recall >= min_recall:
-            return recall, len(chosen), expansion, ms, exact_ms
+            return recall, len(chosen), expansion, ms[expansion], exact_ms
     what = f"an index of it finds {recall:.3f} of the {k} nearest, less than {min_recall:g}"
     raise GateError(what, file=features.place, do="search it exactly, or accept less with --min-recall")
 
 
-def _recall(
-    features: FeatureSet, queries: Array, own: NDArray[np.int64], rows: NDArray[np.int64], exact: Neighbors
-) -> float:
+def _recall(scores: Array, rows: NDArray[np.int64], own: NDArray[np.int64], exact: Neighbors) -> float:
     """Return the share of neighbors whose score is at least that of the last exact one, the query itself left out."""
-    needed = np.unique(rows)
-    vectors = features.take(needed)
-    scores = np.einsum("nkw,nw->nk", vectors[np.searchsorted(needed, rows)], queries)
     counted = (rows != own[:, None]) & (scores >= exact.scores[:, -1:] - SAME)
     k = exact.rows.shape[1] - 1
     return float(np.minimum(counted.sum(1), k).mean() / k)

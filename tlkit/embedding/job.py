@@ -1,7 +1,7 @@
 """An embedding job: a folder of parts that any number of processes write, in any order and as often as they like.
 
     features/part-00042.parquet                 the rows of one shard, a contiguous range of the manifest
-    features/_job/job.json, manifest.parquet    what the job is; written once
+    features/_job/job.json                      what the job is; written once, after its manifest-….parquet
     features/_job/part-00042.rejects.parquet    what could not be read, with the reason
     features/_job/part-00042.json               the commit: written last, it says that the shard is done
     features/_job/part-00042.failed.json        why a shard is not done
@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.embedding.manifest import Row, read_rows
+from tlkit.embedding.storage import Folder, folder_at
 from tlkit.errors import ArtifactError, UsageError
-from tlkit.util.files import atomic_file, sha256
+from tlkit.util.files import sha256
 from tlkit.util.schema import parse_json, read_as
 
-META, RECORD, MANIFEST = "_job", "job.json", "manifest.parquet"
+META, RECORD = "_job", "job.json"
 FORMAT = 1
 DTYPES, VECTORS = ("float32", "float16"), ("fixed", "list")
 FEWEST, MOST, SHARDS = 256, 10_000, 64  # images in a shard, and the number of shards that is aimed at between them
@@ -94,7 +95,7 @@ class Commit:
 class Job:
     """A job in its folder."""
 
-    root: Path
+    folder: Folder
     record: JobRecord
 
     @property
@@ -114,54 +115,68 @@ class Job:
 
     def rows(self, shard: int) -> list[Row]:
         """Return the rows of a shard in the manifest."""
-        return read_rows(self.root / META / MANIFEST, *self.bounds(shard))
+        return read_rows(self.manifest, *self.bounds(shard))
 
-    def part(self, shard: int) -> Path:
-        """Return the file with the features of a shard."""
-        return self.root / f"part-{shard:05}.parquet"
+    @property
+    def manifest(self) -> Path:
+        """The manifest, on this machine."""
+        return self.folder.kept(manifest_name(self.record.manifest), self.record.manifest)
 
-    def rejects(self, shard: int) -> Path:
-        """Return the file with the rejected images of a shard."""
-        return self.root / META / f"part-{shard:05}.rejects.parquet"
+    def part(self, shard: int) -> str:
+        """Return the name of the file with the features of a shard."""
+        return f"part-{shard:05}.parquet"
 
-    def commit(self, shard: int) -> Path:
-        """Return the file that says that a shard is done."""
-        return self.root / META / f"part-{shard:05}.json"
+    def rejects(self, shard: int) -> str:
+        """Return the name of the file with the rejected images of a shard."""
+        return f"{META}/part-{shard:05}.rejects.parquet"
 
-    def failed(self, shard: int) -> Path:
-        """Return the file that says why a shard is not done."""
-        return self.root / META / f"part-{shard:05}.failed.json"
+    def commit(self, shard: int) -> str:
+        """Return the name of the file that says that a shard is done."""
+        return f"{META}/part-{shard:05}.json"
+
+    def failed(self, shard: int) -> str:
+        """Return the name of the file that says why a shard is not done."""
+        return f"{META}/part-{shard:05}.failed.json"
 
     def share(self, number: int, of: int) -> range:
         """Return the shards of task `number`, 1 to `of`: contiguous and of equal number but for one."""
         return range((number - 1) * self.shards // of, number * self.shards // of)
 
 
-def is_job(root: Path) -> bool:
+def manifest_name(digest: str) -> str:
+    """Return the name of the manifest of this SHA-256: two tasks that list at once may find different images."""
+    return f"{META}/manifest-{digest[:16]}.parquet"
+
+
+def is_job(place: Path | str) -> bool:
     """Return whether a folder holds a job."""
-    return (root / META / RECORD).is_file()
+    try:
+        return bool(folder_at(place).read(f"{META}/{RECORD}"))
+    except OSError:
+        return False
 
 
-def open_job(root: Path, *, checked: bool = True) -> Job:
+def open_job(place: Path | str, *, checked: bool = True) -> Job:
     """Return the job in a folder. Raises ArtifactError where its record was changed, or its manifest."""
-    file = root / META / RECORD
+    folder = folder_at(place)
+    file = folder.at(f"{META}/{RECORD}")
     again = "start the job again in another folder"
     try:
-        record = read_as(JobRecord, parse_json(file.read_bytes()))
+        record = read_as(JobRecord, parse_json(folder.read(f"{META}/{RECORD}")))
     except FileNotFoundError as error:
-        raise UsageError("there is no embedding job", file=root, do="give the folder of: tlkit embed -o") from error
+        raise UsageError("there is no embedding job", file=place, do="give the folder of: tlkit embed -o") from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"not the record of a job: {error}", file=file, do=again) from error
     if record.format != FORMAT or record.identity != record.digest():
         raise ArtifactError("the record of the job was changed, or is of another version", file=file, do=again)
-    manifest = root / META / MANIFEST
+    job, file = Job(folder, record), folder.at(manifest_name(record.manifest))
     try:
-        same = not checked or sha256(manifest) == record.manifest
+        same = not checked or sha256(job.manifest) == record.manifest
     except OSError as error:
-        raise ArtifactError("the manifest of the job can't be read", file=manifest, do=again) from error
+        raise ArtifactError("the manifest of the job can't be read", file=file, do=again) from error
     if not same:
-        raise ArtifactError("the manifest of the job was changed", file=manifest, do=again)
-    return Job(root, record)
+        raise ArtifactError("the manifest of the job was changed", file=file, do=again)
+    return job
 
 
 def shard_rows(rows: int) -> int:
@@ -185,13 +200,13 @@ def check_same(job: Job, model: Mapping[str, str], places: Sequence[Place], give
     differing += [f"{name} {settings[name]}, not {value}" for name, value in given.items() if settings[name] != value]
     if differing:
         what = f"another job is there, with {' and '.join(differing)}"
-        raise UsageError(what, file=job.root, do="choose another -o, or give the command of that job")
+        raise UsageError(what, file=job.folder.place, do="choose another -o, or give the command of that job")
 
 
 def read_commit(job: Job, shard: int) -> Commit | str:
     """Return the commit of a shard, or the reason why it does not count."""
     try:
-        found: Commit = read_as(Commit, parse_json(job.commit(shard).read_bytes()))
+        found: Commit = read_as(Commit, parse_json(job.folder.read(job.commit(shard))))
     except FileNotFoundError:
         return "missing"
     except (OSError, ValueError) as error:
@@ -204,11 +219,5 @@ def read_commit(job: Job, shard: int) -> Commit | str:
 
 
 def shard_files(job: Job, shard: int) -> tuple[str, ...]:
-    """Return the names, relative to the job's folder, of the files that the commit of a shard is about."""
-    return tuple(str(file.relative_to(job.root)) for file in (job.part(shard), job.rejects(shard)))
-
-
-def write_json(file: Path, facts: Mapping[str, Any]) -> None:
-    """Write facts as JSON, atomically."""
-    with atomic_file(file) as temporary:
-        temporary.write_text(json.dumps(facts, indent=1), "utf-8")
+    """Return the names of the files that the commit of a shard is about."""
+    return job.part(shard), job.rejects(shard)

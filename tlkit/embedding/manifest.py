@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import heapq
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +18,9 @@ from tlkit.data.decoding import HEAD, format_of
 from tlkit.data.scan import is_image_name
 from tlkit.errors import ArtifactError, DataError
 from tlkit.plugin.contract import Reader, Record, Source, Tick
-from tlkit.util.files import atomic_file, translate_os_errors
+from tlkit.util.files import translate_os_errors
 from tlkit.util.parquet import binaries, numbers, strings
 from tlkit.util.prefetch import chunks
-from tlkit.util.temporaries import PART, held, prefix
 
 RUN = 200_000  # records that are sorted in memory at once
 ROW_GROUP = 16_384  # rows of the manifest that are read at once, at the least
@@ -87,31 +83,19 @@ def _is_image(record: Record, reader: Reader) -> bool:
 def write_manifest(rows: Iterable[Row], out: Path, tick: Tick) -> int:
     """Write rows in any order to a file, sorted; return their number. Of rows with the same key the first is kept.
 
-    The others stay in the manifest, with that as the problem. `tick` is called with the number of rows listed.
+    The others stay in the manifest, with that as the problem. Beside `out` are files with what does not fit in memory.
+    `tick` is called with the number of rows listed.
     """
-    with _runs(out) as folder, atomic_file(out) as temporary:
-        files: list[Path] = []
-        last: list[Row] = []
-        for run in chunks(rows, RUN):
-            if last:
-                files.append(folder / f"{len(files)}.parquet")
-                _write(last, files[-1])
-            last = sorted(run)
-            tick(len(run))
-        merged = heapq.merge(*(_read(file) for file in files), last) if files else last
-        return _write(_unique(merged), temporary)
-
-
-@contextmanager
-def _runs(out: Path) -> Iterator[Path]:
-    """Yield a folder beside a file for what does not fit in memory."""
-    with translate_os_errors(out):
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix(out), suffix=PART))
-    try:
-        with held(folder):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    files: list[Path] = []
+    last: list[Row] = []
+    for run in chunks(rows, RUN):
+        if last:
+            files.append(out.with_name(f"{len(files)}.parquet"))
+            _write(last, files[-1])
+        last = sorted(run)
+        tick(len(run))
+    merged = heapq.merge(*(_read(file) for file in files), last) if files else last
+    return _write(_unique(merged), out)
 
 
 def _unique(rows: Iterable[Row]) -> Iterator[Row]:

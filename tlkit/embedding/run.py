@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from tlkit.embedding import audit
 from tlkit.embedding.audit import JobStatus
 from tlkit.embedding.job import (
     DTYPES,
-    MANIFEST,
     META,
     RECORD,
     VECTORS,
@@ -24,12 +24,13 @@ from tlkit.embedding.job import (
     Settings,
     check_same,
     is_job,
+    manifest_name,
     open_job,
     shard_rows,
-    write_json,
 )
 from tlkit.embedding.local import Executor
 from tlkit.embedding.manifest import Opened, list_images, write_manifest
+from tlkit.embedding.storage import Folder, LocalFolder
 from tlkit.errors import DataError, ResourceError, UsageError
 from tlkit.plugin.contract import Progress
 from tlkit.runtime.embedding import provenance
@@ -47,7 +48,7 @@ WAIT = 0.5  # seconds between looks at a job that another process is listing
 class JobRequest:
     """A job as a command asks for it: what to read, the settings that were named, and of how many tasks this is one."""
 
-    out: Path
+    folder: Folder
     places: Sequence[Place]
     opened: Sequence[Opened]
     settings: Mapping[str, Any]
@@ -60,7 +61,7 @@ def run_job(model: Model, request: JobRequest, executor: Executor, progress: Pro
     A job in the folder is resumed; another one is a UsageError that names the difference. Raises GateError where an
     image of the manifest is neither a row nor a reject.
     """
-    require_pyarrow(request.out)
+    require_pyarrow(request.folder.place)
     _check_settings(request)
     with _claimed(request):
         job = _prepared(model, request, progress)
@@ -92,36 +93,34 @@ def _check_settings(request: JobRequest) -> None:
 
 @contextmanager
 def _claimed(request: JobRequest) -> Iterator[None]:
-    """Hold the lock of a whole job, or of one task of it: tasks run at once, and the same one only once."""
-    if request.task is None:
-        if request.out.is_dir() and any(request.out.iterdir()) and not is_job(request.out):
-            _check_mine(request.out)
-        with claim(request.out):
-            yield
-        return
-    with claim(request.out / META / "task-{}-of-{}".format(*request.task)):
+    """Hold the lock of a whole job, or of one task of it: tasks run at once, and the same one only once.
+
+    An object storage has no locks: two runs of one job both write the same bytes there.
+    """
+    folder, lock = request.folder, None
+    if request.task is None and folder.names() - {META} and not is_job(folder.place):
+        raise UsageError("it is not empty, and holds no embedding job", file=folder.place, do="choose another -o")
+    if isinstance(folder, LocalFolder):
+        task = None if request.task is None else "task-{}-of-{}".format(*request.task)
+        lock = folder.root if task is None else folder.root / META / task
+    with claim(lock):
         yield
-
-
-def _check_mine(out: Path) -> None:
-    """Raise a UsageError for a folder with other files than those of a job that was killed as it began."""
-    if {entry.name for entry in out.iterdir()} != {META}:
-        raise UsageError("it is not empty, and holds no embedding job", file=out, do="choose another -o")
 
 
 def _prepared(model: Model, request: JobRequest, progress: Progress) -> Job:
     """Return the job in the folder, which is made if there is none; only one process at a time makes it."""
-    while request.task is None or not is_job(request.out):
+    folder = request.folder
+    while request.task is None or not is_job(folder.place):
         try:
-            with claim(request.out / META / RECORD):
-                if not is_job(request.out):
+            with claim(folder.root / META / RECORD if isinstance(folder, LocalFolder) else None):
+                if not is_job(folder.place):
                     _make(model, request, progress)
                 break
         except ResourceError as error:
             if BUSY not in error.what or request.task is None:
                 raise
             time.sleep(WAIT)  # another task lists the images
-    job = open_job(request.out)
+    job = open_job(folder.place)
     check_same(job, _facts(model), request.places, request.settings)
     return job
 
@@ -129,11 +128,15 @@ def _prepared(model: Model, request: JobRequest, progress: Progress) -> Job:
 def _make(model: Model, request: JobRequest, progress: Progress) -> None:
     """List the images of a job, and write its manifest and then its record."""
     skipped: Counter[str] = Counter()
-    file = request.out / META / MANIFEST
-    rows = write_manifest(list_images(request.opened, skipped), file, progress("listing images", 0))
-    if not rows:
-        file.unlink()
-        raise DataError("there is no image", file=", ".join(map(str, request.places)))
+    folder = request.folder
+    with folder.scratch(META) as scratch:
+        file = scratch / "manifest.parquet"
+        rows = write_manifest(list_images(request.opened, skipped), file, progress("listing images", 0))
+        if not rows:
+            raise DataError("there is no image", file=", ".join(map(str, request.places)))
+        digest = sha256(file)
+        with folder.writing(manifest_name(digest)) as written:
+            os.replace(file, written)
     given = {"shard_rows": shard_rows(rows), "batch_size": model.session.batch_size, **request.settings}
     record = JobRecord(
         model=_facts(model),
@@ -141,12 +144,13 @@ def _make(model: Model, request: JobRequest, progress: Progress) -> None:
         places=tuple(request.places),
         rows=rows,
         skipped=dict(skipped),
-        manifest=sha256(file),
+        manifest=digest,
         settings=Settings(**given),
         tlkit=__version__,
         graph=str(model.file.absolute()),
     )
-    write_json(request.out / META / RECORD, asdict(replace(record, identity=record.digest())))
+    facts = asdict(replace(record, identity=record.digest()))
+    folder.create(f"{META}/{RECORD}", json.dumps(facts, indent=1).encode())
 
 
 def _facts(model: Model) -> dict[str, str]:

@@ -81,7 +81,7 @@ class FeatureSet:
 
         self.place, self.transform = place, transform
         self.job = open_job(place) if is_job(place) else None
-        files = [place] if self.job is None else [self.job.part(shard) for shard in range(self.job.shards)]
+        files = [place] if self.job is None else [place / self.job.part(shard) for shard in range(self.job.shards)]
         if self.job is None and not place.is_file():
             raise DataError("neither a job of features nor a file of them", file=place, do="see: tlkit embed --help")
         if place.suffix == ".npy":

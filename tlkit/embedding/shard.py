@@ -7,21 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.data.decoding import UnreadableImage
-from tlkit.embedding.job import Commit, Job, shard_files, write_json
+from tlkit.embedding.job import Commit, Job
 from tlkit.embedding.manifest import Opened, Row
 from tlkit.errors import DataError, ResourceError, TlkitError
 from tlkit.plugin.contract import FEATURES
 from tlkit.runtime.embedding import PLAIN, row_groups
 from tlkit.runtime.model import Model
 from tlkit.runtime.pipeline import ImageRecord, StoredImage
-from tlkit.util.files import atomic_file, sha256, translate_os_errors
+from tlkit.util.files import sha256
 from tlkit.util.parquet import strings, vectors
 from tlkit.version import __version__
 
@@ -43,8 +42,8 @@ def embed_shard(job: Job, shard: int, model: Model, places: Sequence[Opened], ti
     start = time.perf_counter()
     rows, rejects = job.rows(shard), list[Reject]()
     images = [StoredImage(row.key, partial(_read, row, places[row.source])) for row in rows]
-    left = iter(rows)
-    with _part(job, shard) as write:
+    left, hashes = iter(rows), dict[str, str]()
+    with _part(job, shard, hashes) as write:
         for batch in model.stream(images, [FEATURES], hashed=True, batch_size=job.record.settings.batch_size):
             for image, row in zip(batch.images, left, strict=False):
                 if image.reason is not None:
@@ -52,21 +51,18 @@ def embed_shard(job: Job, shard: int, model: Model, places: Sequence[Opened], ti
             if readable := batch.readable():
                 write(readable, batch.arrays[FEATURES])
             tick(len(batch.images))
-    _write_rejects(job.rejects(shard), rejects)
-    hashes = {name: sha256(job.root / name) for name in shard_files(job, shard)}
+    _write_rejects(job, shard, rejects, hashes)
     seconds = round(time.perf_counter() - start, 3)
-    versions = {"tlkit": __version__, **_versions()}
-    done = Commit(shard, job.record.identity, len(rows) - len(rejects), len(rejects), hashes, seconds, versions)
-    write_json(job.commit(shard), asdict(done))
-    with suppress(OSError):
-        job.failed(shard).unlink()
+    done = Commit(shard, job.record.identity, len(rows) - len(rejects), len(rejects), hashes, seconds, versions())
+    job.folder.write_json(job.commit(shard), asdict(done))
+    job.folder.remove(job.failed(shard))
     return done
 
 
 def note_failure(job: Job, shard: int, reason: str) -> None:
     """Record why a shard is not done, for who asks for the status."""
     with suppress(TlkitError, OSError):  # the disk may be full, and the reason is told anyway
-        write_json(job.failed(shard), {"shard": shard, "reason": reason})
+        job.folder.write_json(job.failed(shard), {"shard": shard, "reason": reason})
 
 
 def _read(row: Row, opened: Opened) -> bytes:
@@ -88,8 +84,10 @@ def _read(row: Row, opened: Opened) -> bytes:
 
 
 @contextmanager
-def _part(job: Job, shard: int) -> Iterator[Callable[[Sequence[ImageRecord], NDArray[np.float32]], None]]:
-    """Yield what writes rows to the part of a shard, which is replaced at the end."""
+def _part(
+    job: Job, shard: int, hashes: dict[str, str]
+) -> Iterator[Callable[[Sequence[ImageRecord], NDArray[np.float32]], None]]:
+    """Yield what writes rows to the part of a shard, which is replaced at the end and gets its hash."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -105,30 +103,29 @@ def _part(job: Job, shard: int) -> Iterator[Callable[[Sequence[ImageRecord], NDA
 
     empty = table([], np.empty((0, job.record.width), np.float32))
     schema = empty.schema.with_metadata({**job.record.model, "tlkit.job": job.record.identity})
-    out = job.part(shard)
-    with (
-        translate_os_errors(out),
-        atomic_file(out) as temporary,
-        parquet.ParquetWriter(temporary, schema, **PLAIN) as writer,
-        row_groups(write) as collect,
-    ):
-        yield collect
+    with job.folder.writing(job.part(shard)) as file:
+        with parquet.ParquetWriter(file, schema, **PLAIN) as writer, row_groups(write) as collect:
+            yield collect
+        hashes[job.part(shard)] = sha256(file)
 
 
-def _write_rejects(file: Path, rejects: Sequence[Reject]) -> None:
+def _write_rejects(job: Job, shard: int, rejects: Sequence[Reject], hashes: dict[str, str]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     keys, locators, reasons = zip(*rejects, strict=True) if rejects else ((), (), ())
     escaped = (locator.encode("utf-8", "backslashreplace").decode() for locator in locators)
     columns = {"key": strings(keys), "locator": strings(escaped), "reason": strings(reasons)}
-    with translate_os_errors(file), atomic_file(file) as temporary:
-        parquet.write_table(pa.table(columns), temporary)
+    with job.folder.writing(job.rejects(shard)) as file:
+        parquet.write_table(pa.table(columns), file)
+        hashes[job.rejects(shard)] = sha256(file)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide on the bytes of a part."""
     import onnxruntime
     import PIL
     import pyarrow as pa
 
-    return {"onnxruntime": onnxruntime.__version__, "pillow": PIL.__version__, "pyarrow": pa.__version__}
+    packages = {"onnxruntime": onnxruntime, "pillow": PIL, "pyarrow": pa}
+    return {"tlkit": __version__} | {name: package.__version__ for name, package in packages.items()}

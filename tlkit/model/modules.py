@@ -15,6 +15,7 @@ from tlkit.model.novelty import without_detector
 from tlkit.model.trunk import HalfPrecision, Trunk, build, load_tensors
 from tlkit.plugin.contract import FEATURES, LOGITS, Backbone, Head
 from tlkit.plugin.detection import NOVELTY
+from tlkit.util.arrays import slices
 
 BATCH_SIZE = 8
 
@@ -106,7 +107,8 @@ def run_half(trunk: Trunk, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 def head_logits(head: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the logits `(N, classes)` of features `(N, width)`."""
     with torch.inference_mode():
-        logits: NDArray[np.float32] = head(torch.from_numpy(features)).float().cpu().numpy()
+        parts = [head(torch.from_numpy(features[part])).float().cpu() for part in slices(len(features))]
+        logits: NDArray[np.float32] = torch.cat(parts).numpy()
     return logits
 
 

@@ -20,6 +20,7 @@ from tlkit.model.trunk import tensors
 from tlkit.plugin.contract import Head
 from tlkit.plugin.detection import NOVELTY, ROUNDING, Detector
 from tlkit.plugin.options import to_json
+from tlkit.util.arrays import slices
 from tlkit.util.statistics import roc_area
 
 # Of tensors in a bundle; those of the head have their own names.
@@ -74,9 +75,11 @@ class NovelHead(nn.Module):
         It is below 1 for the share `KEPT` of them, or for more if they hardly differ: differences by `ROUNDING` are
         none, and those that follow from the rounding of features have to change the novelty by less than `MARGIN`.
         """
-        values = raw_scores(self.detector, known)
-        noise = np.random.default_rng(0).normal(0, NOISE, known.shape) * np.abs(known).max(1, keepdims=True)
-        moved = np.abs(raw_scores(self.detector, known + noise.astype(np.float32)) - values)
+        values, chance, moved = raw_scores(self.detector, known), np.random.default_rng(0), np.empty(len(known))
+        for part in slices(len(known)):
+            rows = known[part]
+            noise = chance.normal(0, NOISE, rows.shape) * np.abs(rows).max(1, keepdims=True)
+            moved[part] = np.abs(raw_scores(self.detector, rows + noise.astype(np.float32)) - values[part])
         middle = float(np.median(values))
         apart = float(np.quantile(values, KEPT, method="higher")) - middle
         scale = max((1 + MARGIN) * apart, float(np.quantile(moved, 0.9)) / MARGIN, ROUNDING)
@@ -154,7 +157,8 @@ def fit(
 def raw_scores(detector: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return what a detector gives for features `(N, width)`, as `(N,)`."""
     with torch.inference_mode():
-        return detector.eval()(torch.from_numpy(features)).double().numpy()  # type: ignore[no-any-return]
+        parts = [detector.eval()(torch.from_numpy(features[part])).double() for part in slices(len(features))]
+        return torch.cat(parts).numpy()
 
 
 def with_novelty(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, UsageError, one_line
 from tlkit.plugin.hooks import hookimpl
 from tlkit.util.files import atomic_dir, atomic_file, cache_dir, is_address, open_regular, sha256, translate_os_errors
+from tlkit.util.remote import file_system, reaching
 from tlkit.util.resources import cores
 from tlkit.util.text import counted, did_you_mean, listed, utf8
 from tlkit.util.walk import walk
@@ -51,6 +52,7 @@ __all__ = [
     "counted",
     "cuda_runtime",
     "did_you_mean",
+    "file_system",
     "fit_temperature",
     "gpu",
     "gpus",
@@ -64,6 +66,7 @@ __all__ = [
     "open_regular",
     "processor_kind",
     "quiet_options",
+    "reaching",
     "read_graph",
     "read_weights",
     "reading_weights",

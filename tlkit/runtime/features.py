@@ -18,6 +18,7 @@ from tlkit.plugin.contract import Preprocessing
 from tlkit.runtime.feature_cache import FeatureCache, identify
 from tlkit.runtime.pipeline import stream
 from tlkit.runtime.session import OnnxSession
+from tlkit.util.arrays import take, zeros
 from tlkit.util.resources import cores
 
 SAVE_EVERY = 128  # batches; an interrupted run loses at most these
@@ -42,7 +43,7 @@ class Features:
         of = list(indices)
         rejected = {new: self.rejected[old] for new, old in enumerate(of) if old in self.rejected}
         hashes = tuple(self.sha256[index] for index in of)
-        return replace(self, array=self.array[of], usable=self.usable[of], rejected=rejected, sha256=hashes)
+        return replace(self, array=take(self.array, of), usable=self.usable[of], rejected=rejected, sha256=hashes)
 
     def stage(self, index: int) -> NDArray[np.float32]:
         """Return the features `(N, widths[index])` of one stage, if there is no cut; -1 is the deepest."""
@@ -71,7 +72,7 @@ def extract(
         cache.widths = widths
         start = 0 if cut is None else sum(widths[: stages.index(cut)])
         width = sum(widths) if cut is None else widths[stages.index(cut)]
-        array, usable = np.zeros((len(files), width), np.float32), np.zeros(len(files), bool)
+        array, usable = zeros((len(files), width)), np.zeros(len(files), bool)
         hashes, missing = [""] * len(files), list[int]()
         for index, file in enumerate(files):
             cached = cache.get(file, identities[index], sum(widths))

@@ -27,6 +27,7 @@ from tlkit.training.checkpoint import SECONDS
 from tlkit.training.device import Device, DeviceOptions
 from tlkit.training.inputs import Examples
 from tlkit.training.run_directory import MACHINE, machine
+from tlkit.util.arrays import take
 from tlkit.util.text import listed
 from tlkit.version import __version__
 
@@ -123,7 +124,7 @@ class Plan:
             labels = np.array([self.samples[row].label for row in rows], np.int64)
             samples = [self.samples[row] for row in rows]
             paths, groups = [sample.path for sample in samples], groups_of(samples)
-            return Examples(features.array[rows], labels, paths, groups)
+            return Examples(take(features.array, rows), labels, paths, groups)
 
         return of("train"), of("val")
 
@@ -170,12 +171,16 @@ def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
 
 def identical(features: Features, samples: Sequence[Sample], labels: Sequence[str]) -> list[str]:
     """Return a line for each class all of whose images have the same features, which nothing can be learned from."""
-    lines = []
-    for label, name in enumerate(labels):
-        rows = [row for row, each in enumerate(samples) if each.label == label and features.usable[row]]
-        if len(rows) > 1 and (features.array[rows] == features.array[rows[0]]).all():
-            lines.append(f"all {len(rows)} images of {name} have identical features; look at some of them")
-    return lines
+    rows: dict[int, list[int]] = {}
+    for row, each in enumerate(samples):
+        if features.usable[row]:
+            rows.setdefault(each.label, []).append(row)
+    return [
+        f"all {len(same)} images of {labels[label]} have identical features; look at some of them"
+        for label, (first, *others) in sorted(rows.items())
+        if (same := [first, *others])[1:]
+        and all((features.array[row] == features.array[first]).all() for row in others)
+    ]
 
 
 def _check_classes(dataset: Dataset, unreadable: Sequence[Path]) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def require_pyarrow(file: Path) -> None:
+def require_pyarrow(file: Path | str) -> None:
     """Raise a ResourceError that names the command to install pyarrow, if it is missing."""
     if find_spec("pyarrow") is None:
         what = "reading and writing Parquet needs pyarrow"

@@ -36,7 +36,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return "" if match is None else f" (did you mean {match!r}?)"
 
 
-def quoted(path: Path) -> str:
+def quoted(path: Path | str) -> str:
     """Return a path as it is typed in a shell, on one line and not mistaken for an option."""
     text = f"./{path}" if str(path).startswith("-") else str(path)
     if one_line(text) == text:

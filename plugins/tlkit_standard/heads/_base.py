@@ -93,11 +93,14 @@ class SolvedHead(FrontHead):
     pca: int = option(0, "principal components to keep, at most the rank of the features; 0 keeps the features")
     whiten: bool = option(False, "scale every principal component to variance 1; all components if pca is 0")
     calibrate: bool = option(True, "fit a softmax temperature to held-out images")
+    max_rows: int = option(0, "training images to fit to, drawn by class; 0: as many as float64 rows fit in 512 MiB")
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         if self.pca < 0:
             yield f"pca must be 0 or more, not {self.pca}"
+        if self.max_rows < 0:
+            yield f"max_rows must be 0 or more, not {self.max_rows}"
 
     @abstractmethod
     def grid(self, rows: Rows) -> Candidates:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from tlkit import TlkitWarning
 from tlkit.plugin.support import DataError, UsageError, cores, fit_temperature, listed
 from tlkit_standard.heads._base import Candidates, Scorer
 from tlkit_standard.heads._modules import Affine, Front
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     Fold = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows to fit to, held-out rows
 
 FOLDS = 5
+MEMORY = 2**29  # bytes of float64 rows that a head is fitted to
+CHUNK = 16_384  # rows that are transformed at once
 MAX_ROWS = 3000  # in cross-validation: more change the choice by less than a step of the grids
 MIN_GAIN = 0.005  # relative decrease of the log loss that justifies weaker regularization; less is a tie
 NOISE = 1e-6  # float32 features vary this much less than in the first direction: that is their rounding
@@ -69,15 +72,21 @@ def solve(
 ) -> nn.Module:
     """Return the fitted module, in eval mode. Its plain attribute `report` has the choice and the evidence.
 
-    Cross-validation holds out whole `groups` `(N,)`.
+    Cross-validation holds out whole `groups` `(N,)`. Of more images than `head.max_rows`, or than float64 rows fit into
+    `MEMORY`, those are fitted that `draw_rows` draws, with a warning.
 
     Raises what `check` raises. The result does not depend on the number of threads (default: cores).
     """
     check(features, labels, classes)
     power = default_power(features) if head.power is None else head.power
-    front = Front(power, head.l2)
+    front, images = Front(power, head.l2), len(labels)
+    drawn = draw_rows(labels, seed, limit(head, *features.shape))
+    labels, groups = labels[drawn], None if groups is None else groups[drawn]
+    raw = np.empty((len(drawn), features.shape[1]))
     with torch.inference_mode():
-        raw = front(torch.from_numpy(features.astype(np.float64))).numpy()
+        for start in range(0, len(drawn), CHUNK):
+            part = slice(start, start + CHUNK)
+            raw[part] = front(torch.from_numpy(features[drawn[part]].astype(np.float64))).numpy()
 
     def fit_affine(rows: Rows) -> Affine:
         affine = transform(rows, standardize=head.standardize, pca=head.pca, whiten=head.whiten)
@@ -102,6 +111,7 @@ def solve(
         module, report = head.fit(front, affine, rows, labels, selection.choice, temperature)
     evidence = {} if selection.evidence is None else asdict(selection.evidence)
     report = {"power": power, **report, "temperature": temperature}
+    report |= {"fitted_images": len(drawn)} if len(drawn) < images else {}
     report |= {f"cv_{name}": value for name, value in evidence.items()}
     module.__dict__["report"] = report  # not by assignment: to mypy, a module holds tensors and modules only
     return module.eval()
@@ -125,10 +135,24 @@ def check(features: NDArray[np.float32], labels: Labels, classes: int) -> None:
             f"{len(empty)} of {classes} classes have no training image (numbers {numbers})",
             do="add images or remove the class",
         )
-    finite = np.isfinite(features).all(axis=1)
+    starts = range(0, len(features), CHUNK)
+    parts = [np.isfinite(features[start : start + CHUNK]).all(axis=1) for start in starts]
+    finite = np.concatenate(parts) if parts else np.ones(0, bool)
     if not finite.all():
         first = int(np.argmin(finite))
         raise DataError(f"the features of {np.sum(~finite)} of {len(features)} images are not finite (row {first})")
+
+
+def limit(head: SolvedHead, images: int, width: int) -> int:
+    """Return the number of images to fit a head to; warn, with what all of them would take, if that is not all."""
+    most = head.max_rows or MEMORY // (8 * width)
+    if images > most:
+        needed = f"all of them take {8 * images * width / 1e9:.1f} GB, and several times that while it is fitted"
+        what = f"the head {head.name} is fitted to {most:,} of {images:,} images, drawn by class; {needed}"
+        warnings.warn(
+            f"{what}: set head.max_rows to fit more, or take mlp, which reads all", TlkitWarning, stacklevel=2
+        )
+    return most
 
 
 def default_power(features: NDArray[np.float32]) -> float:
@@ -204,7 +228,8 @@ def select(
     are folds is not: its rows fall into different folds, so every fit sees some. If no two classes are left,
     nothing can be held out and the expected candidate is returned. With `groups` `(n,)` the same holds of groups.
     """
-    drawn = draw_rows(labels, seed)
+    drawn = draw_rows(labels, seed, MAX_ROWS)
+    drawn = drawn[np.bincount(labels)[labels[drawn]] > 1]
     numbers = None if groups is None else group_folds(labels[drawn], groups[drawn], seed)
     if numbers is not None:
         apart = np.array([len(np.unique(numbers[labels[drawn] == label])) > 1 for label in labels[drawn]], bool)
@@ -275,11 +300,12 @@ def group_folds(labels: Labels, groups: Labels, seed: int) -> Labels:
     return numbers
 
 
-def draw_rows(labels: Labels, seed: int) -> NDArray[np.int64]:
-    """Return the rows for cross-validation, in order: `MAX_ROWS`, stratified, but `FOLDS` of a class if it has them."""
+def draw_rows(labels: Labels, seed: int, most: int) -> NDArray[np.int64]:
+    """Return rows, in order: about `most`, stratified, but `FOLDS` of a class if it has them."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
     counts = np.bincount(labels)
-    wanted = np.maximum(FOLDS, counts * min(1.0, MAX_ROWS / len(labels)))
-    wanted[counts < 2] = 0
+    wanted = np.maximum(FOLDS, counts * (most / len(labels)))
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     rank = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[by_class]]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
-from tlkit.plugin.support import DataError, ResourceError, is_address, open_regular
+from tlkit.plugin.support import DataError, file_system, is_address, open_regular, reaching
 
 CHANGED = "has changed since it was listed"
 
@@ -20,21 +19,6 @@ class FileState(NamedTuple):
     version: str
 
 
-@functools.cache
-def file_system(place: str) -> tuple[Any, str]:
-    """Return fsspec's file system for an address, and the path in it. Raises ResourceError if a package is missing."""
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError as error:
-        what = f"reading {place} needs fsspec and the package for this kind of address"
-        raise ResourceError(what, do="run: pip install fsspec, and s3fs, gcsfs or adlfs") from error
-    try:
-        found, path = url_to_fs(place, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
-        raise ResourceError(f"{place} can't be reached: {error}", do="install the package that it names") from error
-    return found, path
-
-
 def state(place: str) -> FileState:
     """Return the state of a file. Raises DataError if there is none."""
     try:
@@ -42,7 +26,8 @@ def state(place: str) -> FileState:
             status = os.stat(place)
             return FileState(status.st_size, f"{status.st_mtime_ns}")
         system, path = file_system(place)
-        return state_of(system.info(path))
+        with reaching(place):
+            return state_of(system.info(path))
     except FileNotFoundError as error:
         raise DataError("no such file", file=place) from error
     except OSError as error:
@@ -62,7 +47,7 @@ def opened(place: str) -> Iterator[IO[bytes]]:
     try:
         if is_address(place):
             system, path = file_system(place)
-            with system.open(path, "rb") as stream:
+            with reaching(place), system.open(path, "rb") as stream:
                 yield stream
         else:
             with open_regular(place) as stream:
@@ -78,7 +63,8 @@ def read(place: str, start: int, size: int, version: str) -> bytes:
             if state(place).version != version:
                 raise DataError(CHANGED)
             system, path = file_system(place)
-            found: bytes = system.cat_file(path, start=start, end=start + size)
+            with reaching(place):
+                found: bytes = system.cat_file(path, start=start, end=start + size)
             return found
         with open_regular(place) as stream:
             if str(os.fstat(stream.fileno()).st_mtime_ns) != version:
@@ -95,7 +81,8 @@ def read_file(place: str, version: str) -> bytes:
             if version and state(place).version != version:
                 raise DataError(CHANGED)
             system, path = file_system(place)
-            found: bytes = system.cat_file(path)
+            with reaching(place):
+                found: bytes = system.cat_file(path)
             return found
         with open_regular(place) as stream:
             if str(os.fstat(stream.fileno()).st_mtime_ns) != version:
@@ -104,8 +91,6 @@ def read_file(place: str, version: str) -> bytes:
     except FileNotFoundError as error:
         raise DataError("no such file") from error
     except OSError as error:
-        if is_address(place):
-            raise
         raise DataError(f"can't be read: {(error.strerror or str(error)).lower()}") from error
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tlkit.plugin.contract import Reader, Record, Source
-from tlkit.plugin.support import DataError, is_address, utf8, walk
+from tlkit.plugin.support import DataError, file_system, is_address, reaching, utf8, walk
 from tlkit_standard.sources import _reach
 
 
@@ -68,19 +68,20 @@ def _local(root: Path) -> Iterator[Record]:
 
 
 def _remote(place: str) -> Iterator[Record]:
-    system, root = _reach.file_system(place)
+    system, root = file_system(place)
     root = root.rstrip("/")
     try:
-        if system.isfile(root):
-            yield Record(os.path.basename(root), "", *_reach.state_of(system.info(root)))
-            return
-        for folder, _, files in system.walk(root, detail=True, on_error="raise"):
-            inside = folder[len(root) :].strip("/")
-            for name, info in files.items():
-                if name and not name.startswith("."):
-                    yield Record(f"{inside}/{name}".lstrip("/"), "", *_reach.state_of(info))
-    except OSError as error:
-        raise DataError(f"can't be listed: {error}", file=place) from error
+        with reaching(place):
+            if system.isfile(root):
+                yield Record(os.path.basename(root), "", *_reach.state_of(system.info(root)))
+                return
+            for folder, _, files in system.walk(root, detail=True, on_error="raise"):
+                inside = folder[len(root) :].strip("/")
+                for name, info in files.items():
+                    if name and not name.startswith("."):
+                        yield Record(f"{inside}/{name}".lstrip("/"), "", *_reach.state_of(info))
+    except FileNotFoundError as error:
+        raise DataError("no such file or folder", file=place) from error
 
 
 def _record(file: Path, name: str) -> Record:

@@ -6,15 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tlkit_standard.heads import HEADS
+from tlkit_standard.heads import HEADS, _solver
 from tlkit_standard.heads._base import Candidates
 from tlkit_standard.heads._solver import (
     FOLDS,
+    MAX_ROWS,
     draw_rows,
     fit_temperature,
     group_folds,
@@ -23,6 +25,8 @@ from tlkit_standard.heads._solver import (
     solve,
     transform,
 )
+
+from tlkit import TlkitWarning
 
 BY_NAME = {head.name: head for head in HEADS}
 
@@ -89,10 +93,30 @@ def test_folds_are_disjoint_and_cover_every_row_once(counts, seed):
 
 def test_of_many_rows_a_stratified_draw_takes_part():
     labels = labelled(40_000, 10_000, 7, 1)
-    drawn = np.bincount(labels[draw_rows(labels, 0)], minlength=4)
+    drawn = np.bincount(labels[draw_rows(labels, 0, MAX_ROWS)], minlength=4)
     assert drawn[0] == pytest.approx(2400, abs=2)
     assert drawn[1] == pytest.approx(600, abs=2)
-    assert drawn[2:].tolist() == [5, 0]
+    assert drawn[2:].tolist() == [5, 1]
+
+
+@pytest.mark.parametrize("name", ["logistic", "knn"])
+def test_more_images_than_the_limit_are_drawn_by_class(name, monkeypatch):
+    labels = labelled(300, 90, 1)
+    features = np.random.default_rng(0).normal(labels[:, None], 0.3, (len(labels), 4)).astype(np.float32)
+    groups = np.arange(len(labels)) // 2
+    whole = solve(BY_NAME[name], features, labels, 3, 0)
+    assert "fitted_images" not in whole.report
+    monkeypatch.setattr(_solver, "MEMORY", 100 * 4 * 8)
+    says = f"the head {name} is fitted to 100 of 391 images, drawn by class; all of them take 0.0 GB"
+    with pytest.warns(TlkitWarning, match=says):
+        part = solve(BY_NAME[name], features, labels, 3, 0, groups=groups)
+    assert part.report["fitted_images"] == pytest.approx(100, abs=3)
+    agree = [
+        module(torch.from_numpy(features[:390])).argmax(1) == torch.from_numpy(labels[:390]) for module in (whole, part)
+    ]
+    assert all(each.float().mean() > 0.95 for each in agree)
+    more = replace(BY_NAME[name], max_rows=391)
+    assert "fitted_images" not in solve(more, features, labels, 3, 0).report
 
 
 def test_cross_validation_finds_chance_accuracy_on_noise():

@@ -56,6 +56,19 @@ def test_each_gives_the_same_features(name, tiny_trunk, images, tmp_path):
     assert features == [pytest.approx(row, abs=1e-6) for row in expected.tolist()]
 
 
+def zero_denominator():
+    """Return a JPEG whose resolution is a fraction by zero, which is no reason not to read it."""
+    picture, stored = Image.new("RGB", (64, 64), "gray"), io.BytesIO()
+    exif = picture.getexif()
+    exif[0x011A] = 72.0  # stored as a fraction
+    picture.save(stored, "JPEG", exif=exif)
+    fraction = (72).to_bytes(4, "big") + (1).to_bytes(4, "big")
+    little = (72).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    content = stored.getvalue()
+    assert fraction in content or little in content
+    return content.replace(fraction, fraction[:4] + bytes(4)).replace(little, little[:4] + bytes(4))
+
+
 def test_planted_faults_in_a_tar(tiny_trunk, images, tmp_path):
     content = images["dark.png"]
     big = io.BytesIO()
@@ -70,6 +83,8 @@ def test_planted_faults_in_a_tar(tiny_trunk, images, tmp_path):
             "0004.png": b"",
             "0005.png": big.getvalue(),
             "0006.png": content,
+            "0007.jpg": zero_denominator(),
+            os.fsdecode(b"caf\xe9.png"): content,
         },
     )
     with tarfile.open(place, "a") as archive:
@@ -77,7 +92,7 @@ def test_planted_faults_in_a_tar(tiny_trunk, images, tmp_path):
         archive.addfile(double, io.BytesIO(b""))
     found = embedded(tiny_trunk, place, tmp_path / "features")
     reasons = {key: reason.partition(":")[0] for key, reason in found.rejected.items()}
-    assert keys(tmp_path / "features") == ["0001.png", "0006.png"]
+    assert keys(tmp_path / "features") == ["0001.png", "0006.png", "0007.jpg", "caf\\xe9.png"]
     assert reasons.pop("0005.png").startswith("30000 x 30000 pixels take ")
     assert reasons == {
         "0001.png": "another image has the same key",
