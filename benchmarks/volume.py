@@ -100,7 +100,7 @@ def on_ray(args: Any) -> int:
         whole = _content(work / "whole")
         _expect(len(whole) >= 3, "the clean run wrote no parts")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        second = cluster.add_node(num_cpus=1)
+        second = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
         command = [TLKIT, *line, "features", "--ray", cluster.address]
         started = time.perf_counter()
         _expect(subprocess.run(command, check=False, **run_here).returncode == 0, "the clean run on Ray failed")
@@ -116,7 +116,7 @@ def on_ray(args: Any) -> int:
                 killed = _kill_worker(chance)
             elif killed:
                 cluster.remove_node(second, allow_graceful=False)
-                second = cluster.add_node(num_cpus=1)
+                second = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
             _, said = process.communicate()
             done += killed
             outcomes[f"{victim if killed else 'none'}: exit {process.returncode}"] += 1
@@ -331,7 +331,7 @@ def train(args: Any) -> int:
         table = _table(work / "small", args.many)
         options = "--backbone tiny --head line --strategy frozen --max-bad 1 --golden 0"
         sides = {"tlkit train": [TLKIT, "train", str(table), "-o", str(work / "large"), *options.split()]}
-        for head in ("logistic", "nearest-mean", "knn"):
+        for head in ("logistic",) if SETTINGS.smallest else ("logistic", "nearest-mean", "knn"):
             sides[f"head {head}"] = [PYTHON, __file__, "--fit", head, str(args.rows)]
         sides["imports alone"] = [PYTHON, __file__, "--fit", "none", "0"]
         for name, command in sides.items():

@@ -63,7 +63,7 @@ def test_a_cluster_that_loses_a_node_gives_the_same_bytes(tiny_trunk, pictures, 
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    lost = cluster.add_node(num_cpus=1)
+    lost = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")  # so that this process stays with the first
     ticks = []
 
     def progress(what, _total):
@@ -77,12 +77,10 @@ def test_a_cluster_that_loses_a_node_gives_the_same_bytes(tiny_trunk, pictures, 
     try:
         given = {"settings": {"shard_rows": 4}, "progress": progress}
         tlkit.embed(tiny_trunk, pictures, tmp_path / "f", ray=cluster.address, **given)
-        with (
-            monkeypatch.context() as patched,
-            pytest.raises(ResourceError, match="install the cluster's versions of Ray"),
-        ):
+        with monkeypatch.context() as patched:
             patched.setattr("ray._private.utils.compute_version_info", lambda: ("0.1", "3.0"))
-            tlkit.embed(tiny_trunk, pictures, tmp_path / "g", ray=cluster.address)
+            with pytest.raises(ResourceError, match="install the cluster's versions of Ray and Python here"):
+                tlkit.embed(tiny_trunk, pictures, tmp_path / "g", ray=cluster.address)
     finally:
         cluster.shutdown()
     assert sum(more for what, more in ticks if what == "embedding") == 36

@@ -24,7 +24,7 @@ def clean(tiny_trunk, pictures, tmp_path_factory):
 
 @pytest.fixture
 def storage(tiny_trunk, pictures):
-    """What is stored, after a job that went well."""
+    """The file system with a job that went well."""
     memory = fsspec.filesystem("memory")
     found = tlkit.embed(tiny_trunk, pictures, OUT, settings={"shard_rows": 10})
     assert (found.out, found.rows, found.complete) == (OUT, 36, True)

@@ -1,6 +1,6 @@
 """The folder of a job, on this machine or at an address: whole files are put into it, read and listed.
 
-A file that is put is there whole or not at all, on a disk by renaming and in an object storage by its own promise.
+A file is put atomically: on a disk by renaming, in an object storage by its own promise.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class RemoteFolder(Folder):
             self._system.get_file(f"{self._path}/{name}", str(file))
 
 
-def folder_at(place: Path | str) -> Folder:
+def folder_at(place: str | os.PathLike[str]) -> Folder:
     """Return the folder at a place."""
     text = os.fspath(place)
     return RemoteFolder(text) if is_address(text) else LocalFolder(Path(text))

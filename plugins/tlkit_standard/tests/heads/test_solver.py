@@ -102,7 +102,7 @@ def test_of_many_rows_a_stratified_draw_takes_part():
 @pytest.mark.parametrize("name", ["logistic", "knn"])
 def test_more_images_than_the_limit_are_drawn_by_class(name, monkeypatch):
     labels = labelled(300, 90, 1)
-    features = np.random.default_rng(0).normal(labels[:, None], 0.3, (len(labels), 4)).astype(np.float32)
+    features = np.random.default_rng(0).normal(np.eye(4)[labels], 0.2).astype(np.float32)
     groups = np.arange(len(labels)) // 2
     whole = solve(BY_NAME[name], features, labels, 3, 0)
     assert "fitted_images" not in whole.report
