@@ -47,7 +47,6 @@ def command(
     \b
     Examples:
       tlkit embed run/ photos/ -o features.parquet
-      tlkit embed run/onnx/fp32/trunk.onnx a.jpg b.jpg -o features.npy
       tlkit embed run/ photos/ -o features/ --workers 8
       tlkit embed run/ photos/ -o features/ --ray
       tlkit embed --status features/

@@ -83,6 +83,7 @@ def _connected(address: str | None) -> Iterator[Any]:
             address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None if address else False
         )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        ray.shutdown()  # half connected, it would refuse the next one
         reason = " ".join(str(error).split())
         do = "start one with: ray start --head, or leave the address out"
         if "ersion mismatch" in reason:
