@@ -186,7 +186,7 @@ def _measured(data: Set, count: int, seed: int) -> dict[str, Any]:
     few = stratified(labels, np.ones(len(labels), bool), FEW, 0)
     stages = {}
     for number in reversed(range(min(SKIPPED, len(trunk.names) - 1), len(trunk.names))):
-        mine, theirs = (np.ascontiguousarray(features.stage(number)[place[each]]) for each in (rows, test))
+        mine, theirs = (np.ascontiguousarray(features.at(trunk.names[number])[place[each]]) for each in (rows, test))
         probe = ridge(mine, labels, classes)
         own: dict[str, Any] = {}
         for head in HEADS:

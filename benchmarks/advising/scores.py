@@ -47,10 +47,10 @@ def scores(root: Path, count: int = 500) -> int:
             graph = moments_graph(trace.stage_graph(trunk), moments.norms)
             moments.collect(graph, trunk.preprocessing, [data.files[row] for row in rows[:96]])
             distance = moments.shift().stages
-            confidence = classifier_confidence(component.classifier(), features.stage(-1)[rows])
+            confidence = classifier_confidence(component.classifier(), features.at(trunk.cut)[rows])
             head = load_plugins().get("head", "logistic")
-            for index, stage in enumerate(trunk.names):
-                at = features.stage(index)
+            for stage in trunk.names:
+                at = features.at(stage)
                 solved = head.solve(at[rows], labels, classes, 0)
                 truth = float((head_logits(solved, at[data.test]).argmax(1) == data.labels[data.test]).mean())
                 deepest = stage == trunk.names[-1] and confidence is not None

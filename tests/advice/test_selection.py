@@ -10,7 +10,7 @@ from tlkit_standard.heads.linear import Logistic, NearestMean
 
 from tlkit.advice.backbone_analysis import StageEvidence
 from tlkit.advice.probes import Probe
-from tlkit.advice.selection import HeadEvidence, best_head, best_stage, compare_heads
+from tlkit.advice.selection import HeadEvidence, best_cut, best_head, best_stage, compare_heads
 from tlkit.plugin.contract import DatasetStatistics
 from tlkit.runtime.features import Features
 
@@ -53,7 +53,7 @@ def test_the_first_head_is_compared_at_the_best_stages_and_others_at_the_best_of
     shifts = {"one": 0.0, "two": 1.0, "three": 3.0, "four": 0.5}
     features = np.concatenate([random.normal(size=(60, 3)) + labels[:, None] * by for by in shifts.values()], axis=1)
     analysis = SimpleNamespace(
-        features=Features(features.astype(np.float32), np.ones(60, bool), {}, 0, widths=(3,) * 4),
+        features=Features(features.astype(np.float32), np.ones(60, bool), {}, 0, stages=tuple(shifts), widths=(3,) * 4),
         trunk=SimpleNamespace(names=list(shifts)),
         stages=[stage(name, count, 0.6) for name, count in zip(shifts, (2, 18, 17, 16), strict=True)],
     )
@@ -63,9 +63,20 @@ def test_the_first_head_is_compared_at_the_best_stages_and_others_at_the_best_of
         ("logistic", "two"),
         ("logistic", "three"),
         ("logistic", "four"),
+        ("logistic", "two+three"),
         ("nearest-mean", "three"),
     ]
     assert {each.images for each in found} == {40}
+
+
+def test_two_stages_are_joined_where_the_first_head_is_better_on_them():
+    stages = [stage("early", 15, 0.6), stage("deep", 16, 0.6)]
+    found = [HeadEvidence(name, "logistic", 0.8, 0.5, 20, 1.0) for name in ("early", "deep")]
+    other = HeadEvidence("deep", "svm", 0.99, 0.1, 20, 1.0)
+    assert best_cut(stages) == best_cut(stages, [*found, other]) == "deep"
+    worse, better = (HeadEvidence("early+deep", "logistic", share, 0.5, 20, 1.0) for share in (0.8, 0.81))
+    assert best_cut(stages, [*found, worse]) == "deep"
+    assert best_cut(stages, [*found, better]) == "early+deep"
 
 
 def heads(**accuracies):
@@ -85,7 +96,7 @@ def test_class_weights_are_tried_where_classes_are_imbalanced():
     features = random.normal(size=(214, 4)).astype(np.float32)
     features[:, 0] += 1.5 * labels
     analysis = SimpleNamespace(
-        features=Features(features, np.ones(214, bool), {}, 0, widths=(4,)),
+        features=Features(features, np.ones(214, bool), {}, 0, stages=("deep",), widths=(4,)),
         trunk=SimpleNamespace(names=["deep"]),
         stages=[stage("deep", 15, 0.6)],
     )

@@ -24,6 +24,7 @@ RECORD = bundles.BundleRecord(
     backbone=MADE,
     weights={"origin": "x", "license": "y", "sha256": None},
     stages=("first", "second"),
+    cut="second",
     width=4,
     head=MADE,
     strategy=MADE,

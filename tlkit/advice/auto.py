@@ -22,6 +22,7 @@ from tlkit.defaults import FROZEN
 from tlkit.errors import DataError, UsageError
 from tlkit.evaluation.disturbed import Comparison
 from tlkit.model import trunk as trunks
+from tlkit.model.cut import check_cut
 from tlkit.plugin.contract import Component, Progress, silent
 from tlkit.plugin.sources import identity
 from tlkit.runtime.feature_cache import environment
@@ -59,7 +60,8 @@ def train_auto(
     files.check_writable(out)
     check_unfinished(out, resume=options.resume)
     if request.cut is not None:
-        trunks.check_cut(request.cut, trunks.build(request.backbones[0]).names)
+        cut = check_cut(request.cut, trunks.build(request.backbones[0]).names)
+        request = replace(request, cut=cut)
     request = replace(request, policy=replace(request.policy, max_compared=MAX_COMPARED))
     advice = advise(source, request, progress, strict=options.strict, learnable=True)
     undecided = advice.recommendation.trainable > 0 or _to_try(advice, request) is not None
@@ -128,13 +130,14 @@ def _to_try(advice: Advice, request: AdviceRequest) -> FineTuning | None:
 def _tried(advice: Advice, request: AdviceRequest, folder: Path, progress: Progress) -> Advice:
     """Return the advice with a quick trial, if there is one to run, and the recommendation that follows from it."""
     plan = _to_try(advice, request)
-    if plan is None:
+    if plan is None or advice.evidence is None:
         return advice
+    cut = advice.evidence.cut.name
 
     def trial() -> dict[str, Any] | None:
         folder.mkdir(exist_ok=True)
         try:
-            found = quick_trial(advice, request, plan, folder, progress)
+            found = quick_trial(advice, request, plan, cut, folder, progress)
         except DataError:  # it diverged, or a fold has too few images: the whole training decides
             return None
         finally:
@@ -142,7 +145,7 @@ def _tried(advice: Advice, request: AdviceRequest, folder: Path, progress: Progr
         return None if found is None else asdict(found)
 
     found, _ = once(folder.with_name(f"{folder.name}{DONE}"), trial)
-    if found is None or advice.evidence is None:
+    if found is None:
         return advice
     evidence = replace(advice.evidence, trial=Comparison.from_json(found))
     installed = available(request.heads, request.strategies, evidence.known)

@@ -112,7 +112,7 @@ def analyze(
     shift = _shift(trunk, graph, paths, features, seed, policy)
     rows = np.flatnonzero(features.usable)
     rows = rows[:: max(1, len(rows) // MAX_CLASSIFIED)]
-    confidence = classifier_confidence(backbone.classifier(), features.stage(-1)[rows])
+    confidence = classifier_confidence(backbone.classifier(), features.at(trunk.cut)[rows])
     if shift.domain == "unknown" and confidence is not None:
         shift = confidence.shift(policy)
     return BackboneAnalysis(backbone, trunk, features, shift, confidence, seconds, features.decoded)
@@ -146,11 +146,11 @@ def stage_evidence(
 ) -> tuple[StageEvidence, ...]:
     """Return the evidence of every stage on the images `rows` `(n,)` with `labels` and `groups` `(n,)`."""
 
-    def evidence(index: int) -> StageEvidence:
-        features = analysis.features.stage(index)[rows]
+    def evidence(name: str) -> StageEvidence:
+        features = analysis.features.at(name)[rows]
         few = slice(MAX_SCORED)
         return StageEvidence(
-            name=analysis.trunk.names[index],
+            name=name,
             width=features.shape[1],
             probe=ridge(features, labels, classes, groups),
             nearest_mean=nearest_mean(features, labels, classes, groups),
@@ -160,7 +160,7 @@ def stage_evidence(
 
     # One thread per stage, and one for its products, as in the heads: waiting BLAS threads spin.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as threads:
-        deepest_first = list(threads.map(evidence, reversed(range(len(analysis.trunk.names)))))
+        deepest_first = list(threads.map(evidence, reversed(analysis.trunk.names)))
     return tuple(reversed(deepest_first))
 
 

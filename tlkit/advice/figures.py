@@ -98,8 +98,7 @@ def maps(advice: Advice, seed: int = 0) -> list[Map]:
 
     analysis = advice.analysis
     rows = stratified(advice.labels, analysis.features.usable, MAX_POINTS, seed)
-    cut = analysis.trunk.names.index(advice.recommendation.cut)
-    features = power_normalize(analysis.features.stage(cut)[rows])
+    features = power_normalize(analysis.features.at(advice.recommendation.cut, rows))
     few = min(COMPONENTS, len(rows) - 1, features.shape[1])
     if few < 2 or not np.ptp(features, axis=0).any():
         return []

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tlkit.model.cut import blocks_of
 from tlkit.util.text import format_seconds, listed, table
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def backbone(analysis: BackboneAnalysis, advice: Advice) -> Section:
         value = shift.stages.get(stage.name)
         scores = [f"{stage.logme:.3f}", f"{stage.h_score:.2f}", "" if value is None else f"{value:.3f}"]
         rows.append([stage.name, str(stage.width), *probes, *scores])
-    chosen = recommended.cut if analysis.backbone.name == recommended.backbone else None
+    chosen = blocks_of(recommended.cut)[-1] if analysis.backbone.name == recommended.backbone else None
     marked = next((row for row, stage in enumerate(analysis.stages) if stage.name == chosen), None)
     return Section(analysis.backbone.name, lines, columns, rows, marked)
 

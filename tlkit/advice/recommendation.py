@@ -9,9 +9,10 @@ from typing import Any
 from tlkit.advice.backbone_analysis import BackboneAnalysis, StageEvidence
 from tlkit.advice.dataset_statistics import FEW, ImageStatistics
 from tlkit.advice.scenarios import Scenario, agreement, find_scenario
-from tlkit.advice.selection import Available, FineTuning, HeadEvidence, best_head, best_stage
+from tlkit.advice.selection import Available, FineTuning, HeadEvidence, best_cut, best_head, best_stage
 from tlkit.defaults import FROZEN
 from tlkit.evaluation.disturbed import Comparison
+from tlkit.model.cut import JOINT
 from tlkit.plugin.contract import IMBALANCED, DatasetStatistics
 from tlkit.plugin.phases import trainable_stages
 from tlkit.util.statistics import effective_images, wilson
@@ -62,6 +63,7 @@ class Recommendation:
     reasons: Sequence[str] = ()
     accuracy: tuple[float, float] | None = None
     seconds: tuple[float, float] | None = None
+    frozen_cut: str | None = None
     frozen_head: str | None = None
     head_settings: Mapping[str, Any] = field(default_factory=dict)
     frozen_head_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -80,6 +82,7 @@ class Recommendation:
         return replace(
             self,
             strategy=FROZEN,
+            cut=self.frozen_cut or self.cut,
             head=self.frozen_head,
             head_settings=self.frozen_head_settings,
             trainable=0,
@@ -88,6 +91,7 @@ class Recommendation:
             lr_decay=1.0,
             accuracy=self.frozen_accuracy,
             seconds=self.frozen_seconds,
+            frozen_cut=None,
             frozen_head=None,
             frozen_head_settings={},
             frozen_accuracy=None,
@@ -95,26 +99,28 @@ class Recommendation:
         )
 
     def fine_tuned(
-        self, plan: FineTuning, head: str, stages: Sequence[str], known: DatasetStatistics
+        self, plan: FineTuning, head: str, cut: str, stages: Sequence[str], known: DatasetStatistics
     ) -> Recommendation:
-        """Return the recommendation with the trunk fine-tuned by a strategy, at the same cut, under a trainable head.
+        """Return the recommendation with the trunk fine-tuned by a strategy, cut at a stage, under a trainable head.
 
-        On a few hundred images the best cut for frozen features is the best for a fine-tuned trunk, too: deeper stages
+        On a few hundred images the best stage for frozen features is the best for a fine-tuned trunk, too: deeper ones
         add little to it, and cost time.
         """
-        kept = stages[: stages.index(self.cut) + 1]
+        kept = stages[: stages.index(cut) + 1]
         phases = plan.strategy.phases(kept, known)
         last = next((phase for phase in reversed(phases) if phase.trainable), phases[-1])
         frozen = self.frozen()
         return replace(
             self,
             strategy=plan.strategy.name,
+            cut=cut,
             head=head,
             head_settings={},
             trainable=len({stage for phase in phases for stage in trainable_stages(phase, kept)}),
             settings={f"strategy.{name}": value for name, value in plan.settings.items()},
-            learning_rates={"head": last.head_lr, self.cut: last.trunk_lr},
+            learning_rates={"head": last.head_lr, cut: last.trunk_lr},
             lr_decay=last.lr_decay,
+            frozen_cut=frozen.cut,
             frozen_head=frozen.head,
             frozen_head_settings=frozen.head_settings,
             frozen_accuracy=frozen.accuracy,
@@ -185,6 +191,11 @@ class Evidence:
         return best_stage(self.analysis.stages, self.heads)
 
     @property
+    def frozen_cut(self) -> str:
+        """Cut of frozen features: the best stage, or several joined."""
+        return best_cut(self.analysis.stages, self.heads)
+
+    @property
     def error(self) -> float:
         """Share of images that frozen features misclassify, as a mean over the classes.
 
@@ -203,7 +214,7 @@ class Evidence:
 def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy) -> Recommendation:
     """Return the recommendation for one backbone."""
     statistics, analysis, cut, scenario = evidence.statistics, evidence.analysis, evidence.cut, evidence.scenario
-    head = best_head(evidence.heads, cut.name)
+    head = best_head(evidence.heads, evidence.frozen_cut)
     freeze = _reason_to_freeze(evidence, installed, policy)
     strategy = None if freeze else installed.fine_tuning
     agrees, reason = _agreement(evidence, fine_tunes=strategy is not None)
@@ -215,20 +226,20 @@ def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy
         RECOMMENDED,
         analysis.backbone.name,
         FROZEN,
-        cut.name,
+        evidence.frozen_cut,
         installed.head if head is None else head.head,
         head_settings={} if head is None else head.settings,
         scenario=None if scenario is None else scenario.name,
         rule="" if scenario is None else scenario.rule,
         agrees=agrees,
-        reasons=(reason, _about_cut(cut, analysis.stages), *_about_classes(statistics)),
+        reasons=(reason, _about_cut(cut, analysis.stages), *_about_joined(evidence), *_about_classes(statistics)),
         accuracy=(min(measured[0], cut.probe.interval[0]), max(measured[1], cut.probe.interval[1])),
         seconds=(solving + evidence.val * per_image, 2 * solving + (statistics.images + evidence.val) * per_image),
     )
     if strategy is None:
         return frozen.with_reasons(f"the trunk stays frozen: {freeze}")
     plan = strategy.limited(policy.epochs)
-    tuned = frozen.fine_tuned(plan, installed.head, analysis.trunk.names, evidence.known)
+    tuned = frozen.fine_tuned(plan, installed.head, cut.name, analysis.trunk.names, evidence.known)
     before, taken = (
         frozen.seconds or (0.0, 0.0),
         plan.seconds(analysis.trunk.upto(cut.name), evidence.known, evidence.val, per_image),
@@ -295,6 +306,16 @@ def _about_cut(cut: StageEvidence, stages: Sequence[StageEvidence]) -> str:
         return f"cut at {cut.name}, the only stage"
     other = best_stage(others)
     return f"cut at {cut.name}: {_probe(cut)}; the next best, {other.name}: {_probe(other)}"
+
+
+def _about_joined(evidence: Evidence) -> Iterator[str]:
+    """Yield how the features of two stages do under the first head, where they were compared."""
+    first = {each.stage: each for each in evidence.heads if each.head == evidence.heads[0].head and not each.settings}
+    single = first.get(evidence.cut.name)
+    for name, each in first.items():
+        if JOINT in name and single is not None:
+            values = [f"{one.balanced_accuracy:.1%} with a log loss of {one.log_loss:.2f}" for one in (each, single)]
+            yield f"frozen, {name} joined: {values[0]}; {single.stage} alone: {values[1]}"
 
 
 def _about_classes(statistics: ImageStatistics) -> Iterator[str]:

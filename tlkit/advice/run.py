@@ -24,6 +24,7 @@ from tlkit.data import dataset as datasets
 from tlkit.data.dataset import Dataset
 from tlkit.data.duplicates import Duplicates, find_duplicates
 from tlkit.data.scan import FileCounts
+from tlkit.model.cut import blocks_of
 from tlkit.plugin.contract import Backbone, Component, Head, Progress, Strategy, silent
 from tlkit.plugin.detection import Detector
 from tlkit.plugin.options import changed
@@ -163,7 +164,7 @@ def advise(
     features = analyses[0].features
     check_rejected(features, [sample.path for sample in counted], request.max_bad)
     # Equal features are the same image, unless the backbone is blind to what differs.
-    seen = [gather(dataset, samples, features.usable, each.features.stage(-1)) for each in analyses]
+    seen = [gather(dataset, samples, features.usable, each.features.at(each.trunk.cut)) for each in analyses]
     statistics = max(seen, key=lambda each: each.distinct)
     shortcomings = statistics.shortcomings(request.policy.size)
     head = available(request.heads, request.strategies, dataset_statistics(dataset)).head
@@ -202,9 +203,11 @@ def _recommended(advice: Advice, request: AdviceRequest) -> Advice:
     ]
     best, installed = best_backbone(analyses), available(request.heads, request.strategies, known)
     if request.cut is not None:
-        best = replace(best, stages=tuple(each for each in best.stages if each.name == request.cut))
+        best = replace(best, stages=tuple(each for each in best.stages if each.name in blocks_of(request.cut)))
         installed = replace(installed, fine_tuning=None)
-    heads = compare_heads(best, request.heads, labels, known, request.seed, groups, most=policy.max_compared)
+    heads = compare_heads(
+        best, request.heads, labels, known, request.seed, groups, most=policy.max_compared, cut=request.cut
+    )
     large, val = statistics.is_large(policy.size), len(dataset.of("val"))
     evidence = Evidence(statistics, large, best, heads, known, val)
     recommendation = recommend(evidence, installed, policy.fine_tuning)

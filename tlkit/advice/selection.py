@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tlkit.advice.backbone_analysis import BackboneAnalysis, StageEvidence, stratified
 from tlkit.defaults import DEFAULT_HEAD, FINE_TUNING
 from tlkit.errors import TlkitError
+from tlkit.model.cut import JOINT, check_cut
 from tlkit.model.modules import solve_head
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import DatasetStatistics, Head, Strategy
@@ -80,6 +81,19 @@ def best_stage(stages: Sequence[StageEvidence], heads: Sequence[HeadEvidence] = 
     return max(reversed(compared), key=score)
 
 
+def best_cut(stages: Sequence[StageEvidence], heads: Sequence[HeadEvidence] = ()) -> str:
+    """Return the cut of frozen features: the best stage, or two joined if the first head is better on these.
+
+    With 100 images of each of four sets, two joined gained half a point on average, and most on those that differ most
+    from photographs: see benchmarks/results/advise-joined.md.
+    """
+    single = best_stage(stages, heads).name
+    first = [each for each in heads if (each.head, each.settings) == (heads[0].head, heads[0].settings)]
+    there = [each for each in first if each.stage == single]
+    joined = [each for each in first if JOINT in each.stage]
+    return max([*there, *joined], key=lambda each: each.score).stage if joined else single
+
+
 def best_backbone(analyses: Sequence[BackboneAnalysis]) -> BackboneAnalysis:
     """Return the first backbone, unless another's best stage is better by more than the error."""
     best = analyses[0]
@@ -99,18 +113,20 @@ def compare_heads(
     groups: Labels | None = None,
     *,
     most: int,
+    cut: str | None = None,
 ) -> list[HeadEvidence]:
     """Return the evidence of each head that can be solved and reports a cross-validation, on `most` images.
 
-    The default head, or else the first, is compared at the best stages of the probe; the others, and with each head its
-    `candidates` for a dataset like this, at the best of these.
+    The default head, or else the first, is compared at the best stages of the probe, and at the two best of these
+    joined; the others, and with each head its `candidates` for a dataset like this, at the best of all. With a `cut`
+    all are compared there alone.
     """
     rows = stratified(labels, analysis.features.usable, most, seed)
     own = None if groups is None else groups[rows]
 
     def evidence(head: Head, candidate: Head, stage: str) -> Iterator[HeadEvidence]:
         started = time.perf_counter()
-        features = np.ascontiguousarray(analysis.features.stage(analysis.trunk.names.index(stage))[rows])
+        features = np.ascontiguousarray(analysis.features.at(stage, rows))
         try:
             solved = solve_head(candidate, features, labels[rows], known.classes, seed, own)
         except TlkitError:
@@ -123,15 +139,27 @@ def compare_heads(
             yield HeadEvidence(stage, head.name, float(accuracy), float(log_loss), images, seconds, settings)
 
     first, *others = sorted(heads, key=lambda head: head.name != DEFAULT_HEAD)
-    left, compared = list(analysis.stages), list[StageEvidence]()
-    while left and len(compared) < COMPARED_STAGES:
-        compared.append(best_stage(left))
-        left.remove(compared[-1])
-    found = [one for stage in compared for one in evidence(first, first, stage.name)]
-    stage = best_stage(analysis.stages, found).name
+    if cut is None:
+        compared = _best(analysis.stages, (), COMPARED_STAGES)
+        found = [one for stage in compared for one in evidence(first, first, stage)]
+        if len(compared) > 1 and found:
+            joined = check_cut(JOINT.join(_best(analysis.stages, found, 2)), analysis.trunk.names)
+            found += evidence(first, first, joined)
+        stage = best_cut(analysis.stages, found)
+    else:
+        stage, found = cut, [*evidence(first, first, cut)]
     rest = [*((first, each) for each in first.candidates(known))]
     rest += [(head, each) for head in others for each in (head, *head.candidates(known))]
     return found + [one for head, candidate in rest for one in evidence(head, candidate, stage)]
+
+
+def _best(stages: Sequence[StageEvidence], heads: Sequence[HeadEvidence], most: int) -> list[str]:
+    """Return the names of the best stages, the best first."""
+    left, best = list(stages), list[str]()
+    while left and len(best) < most:
+        best.append(best_stage(left, [each for each in heads if each.stage not in best]).name)
+        left = [stage for stage in left if stage.name != best[-1]]
+    return best
 
 
 def best_head(found: Sequence[HeadEvidence], stage: str) -> HeadEvidence | None:

@@ -23,7 +23,7 @@ from torch import nn
 
 from tlkit.advice.backbone_analysis import stratified
 from tlkit.advice.recommendation import TYPICAL_THROUGHPUT, Recommendation
-from tlkit.advice.selection import FineTuning, available
+from tlkit.advice.selection import FineTuning, available, best_head
 from tlkit.data.dataset import Sample, folds_of, groups_of
 from tlkit.data.preprocessing import load
 from tlkit.defaults import FROZEN
@@ -173,17 +173,17 @@ class _Copies(AugmentedViews):
 
 
 def quick_trial(
-    advice: Advice, request: AdviceRequest, plan: FineTuning, folder: Path, progress: Progress = silent
+    advice: Advice, request: AdviceRequest, plan: FineTuning, cut: str, folder: Path, progress: Progress = silent
 ) -> Comparison | None:
     """Return the comparison of frozen features with a few fine-tuned stages, cross-validated over training images.
 
-    The recommended head on frozen features, and the phases of a plan with fewer epochs and trainable stages, see the
-    same folds; the best epoch is chosen on the held-out images, as in any training. `folder` is for activations. None
-    if the cut leaves no stage to freeze, or a fold would lack a class.
+    Both end at the stage `cut`. Its best head on frozen features, and the phases of a plan with fewer epochs and
+    trainable stages, see the same folds; the best epoch is chosen on the held-out images, as in any training. `folder`
+    is for activations. None if the cut leaves no stage to freeze, or a fold would lack a class.
     """
-    frozen, dataset, seed = advice.recommendation.frozen(), advice.dataset, request.seed
-    trunk = advice.analysis.trunk.upto(frozen.cut)
-    phases = _tried(plan.strategy.phases(trunk.names, dataset_statistics(dataset)), trunk.names)
+    dataset, seed, known = advice.dataset, request.seed, dataset_statistics(advice.dataset)
+    trunk = advice.analysis.trunk.upto(cut)
+    phases = _tried(plan.strategy.phases(trunk.names, known), trunk.names)
     rehearsal = Network(nn.Identity(), copy.deepcopy(trunk))
     prepare_stages(rehearsal, phases, plan.strategy.prepare, seed)
     first = rehearsal.split(phases)[-1]
@@ -193,10 +193,12 @@ def quick_trial(
     split = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(TRIED_FOLDS)]
     if not 0 < first < len(trunk.names) or any(len(np.unique(labels[fitted])) < classes for fitted, _ in split):
         return None
-    features = np.ascontiguousarray(advice.analysis.features.stage(trunk.names.index(frozen.cut))[rows])
+    features = np.ascontiguousarray(advice.analysis.features.at(cut)[rows])
     examples = Examples(features, labels, [sample.path for sample in samples], groups)
     inputs = _activations(trunk, first, examples, phases[-1], folder, seed, progress)
-    head: Head = configure(_named(request.heads, frozen.head), frozen.head_settings)
+    best, default = best_head(advice.heads, cut), available(request.heads, request.strategies, known).head
+    name, settings = (default, {}) if best is None else (best.head, best.settings)
+    head: Head = configure(_named(request.heads, name), settings)
     logits = np.zeros((2, 2, len(rows), classes), np.float32)  # of (frozen, fine-tuned) for (images, copies)
     tick = progress(f"trial with {len(trunk.names) - first} trainable stages", len(rows))
     for fitted, held in split:
@@ -207,7 +209,7 @@ def quick_trial(
             torch.manual_seed(seed)
             learner, tuned = (head.stand_in() or head).module(trunk.width, classes), copy.deepcopy(trunk)
         if solved is None:
-            own_phases = _named(request.strategies, FROZEN).phases(trunk.names, dataset_statistics(dataset))
+            own_phases = _named(request.strategies, FROZEN).phases(trunk.names, known)
             parts = examples.rows(fitted), examples.rows(held)
             solved, _ = fit_head(copy.deepcopy(learner), own_phases, *parts, seed=seed)
         deepest = nn.Sequential(*list(trunk.stages.values())[first:], trunk.pool)
@@ -274,8 +276,9 @@ def run_trials(
     The number of epochs that fit depends on the machine, so the result of a budget does too. In a `folder` all results
     are kept, to be found again by a resumed run.
     """
-    if advice.recommendation.inconclusive:
+    if advice.recommendation.inconclusive or advice.evidence is None:
         return advice
+    cut = advice.evidence.cut.name
     frozen, known = advice.recommendation.frozen(), dataset_statistics(advice.dataset)
     installed = available(request.heads, request.strategies, known)
     strict = advice.analysis.shift.domain == "similar"
@@ -287,11 +290,12 @@ def run_trials(
             left = budget - sum(trial.seconds for trial in trials)
             share = left / (len(installed.candidates) - number)
             name = f"candidate-{number + 1}"
-            epochs, _ = once(Path(place, f"{name}.epochs.json"), partial(_epochs, advice, request, candidate, share))
+            fit = partial(_epochs, advice, request, candidate, cut, share)
+            epochs, _ = once(Path(place, f"{name}.epochs.json"), fit)
             if epochs is None:
                 continue
             plan, stages = candidate.limited(epochs), advice.analysis.trunk.names
-            tuned = advice.recommendation.fine_tuned(plan, installed.head, stages, known)
+            tuned = advice.recommendation.fine_tuned(plan, installed.head, cut, stages, known)
             trials.append(run_trial(advice.source, Path(place, name), request, tuned, progress, options))
             if compared(request, val, best.trained, trials[-1].trained, strict=strict).better:
                 best, chosen = trials[-1], tuned
@@ -306,9 +310,9 @@ def run_trials(
     return replace(advice, trials=[trial.to_json() for trial in trials], recommendation=settled)
 
 
-def _epochs(advice: Advice, request: AdviceRequest, candidate: FineTuning, budget: float) -> int | None:
+def _epochs(advice: Advice, request: AdviceRequest, candidate: FineTuning, cut: str, budget: float) -> int | None:
     """Return the limit of a candidate's epochs with which its phases fit the budget; None if they don't."""
-    policy, trunk = request.policy.fine_tuning, advice.analysis.trunk.upto(advice.recommendation.cut)
+    policy, trunk = request.policy.fine_tuning, advice.analysis.trunk.upto(cut)
     whole = candidate.limited(policy.epochs)
     per_image = 1 / (advice.analysis.throughput or TYPICAL_THROUGHPUT)
     seconds = max(whole.seconds(trunk, dataset_statistics(advice.dataset), len(advice.dataset.of("val")), per_image))

@@ -92,7 +92,7 @@ def audit(dataset: Dataset, trunk: Trunk, progress: Progress = silent, seed: int
     """Audit all splits of a dataset; label issues are found by the deepest features of a pretrained trunk."""
     paths = [sample.path for sample in dataset.samples]
     tick = progress("features", len(paths))
-    features = extract(paths, trace.stage_graph(trunk), trunk.preprocessing, trunk.names, trunk.names[-1], tick)
+    features = extract(paths, trace.stage_graph(trunk), trunk.preprocessing, trunk.names, trunk.cut, tick)
     progress("files", len(paths))
     files = fingerprints(paths)
     pairs = find_pairs(files, paths)

@@ -26,6 +26,7 @@ from tlkit.graph import metadata
 from tlkit.graph.compose import add_probabilities
 from tlkit.model import exports
 from tlkit.model.bundle import Bundle
+from tlkit.model.cut import JOINT
 from tlkit.model.exports import Export, Exports
 from tlkit.model.reference_images import parity_images
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES
@@ -95,7 +96,7 @@ def trunk_name(bundle: Bundle, graph: onnx.ModelProto) -> str:
     bare = onnx.ModelProto.FromString(graph.SerializeToString())
     del bare.metadata_props[:]
     digest = hashlib.sha256(bare.SerializeToString()).hexdigest()
-    return f"{bundle.record.backbone.name}-{bundle.record.cut}-{digest[:12]}"
+    return f"{bundle.record.backbone.name}-{bundle.record.cut.replace(JOINT, '-')}-{digest[:12]}"
 
 
 def _check_ours(place: Path) -> None:

@@ -6,7 +6,7 @@ The graph of all stages is cut at a stage and merged with the graph of a head; n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import compose, helper, numpy_helper
 
 from tlkit.errors import ArtifactError
+from tlkit.model.cut import LEAST_NORM, blocks_of
 from tlkit.plugin.contract import FEATURES, IMAGES, LOGITS, PROBABILITIES
 
 if TYPE_CHECKING:
@@ -34,10 +35,32 @@ def extract_graph(graph: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto
 
 def cut_graph(graph: onnx.ModelProto, cut: str) -> onnx.ModelProto:
     """Return the part of the graph of all stages that ends at `cut`: `images` to `features`."""
-    output = stage_output(cut)
-    trunk = extract_graph(graph, [output])
-    rename_tensors(trunk, {output: FEATURES})
+    outputs = [*map(stage_output, blocks_of(cut))]
+    trunk = extract_graph(graph, outputs)
+    if len(outputs) == 1:
+        rename_tensors(trunk, {outputs[0]: FEATURES})
+    else:
+        _join(trunk.graph, outputs)
     return trunk
+
+
+def _join(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
+    """Replace outputs `(N, ...)` by one with all of them, each scaled to norm 1, as `tlkit.model.cut.select` does."""
+    least = numpy_helper.from_array(np.array(LEAST_NORM, np.float32), f"{FEATURES}/least_norm")
+    axes = numpy_helper.from_array(np.array([1], np.int64), f"{FEATURES}/axes")
+    graph.initializer.extend([least, axes])
+    for output in outputs:
+        norm, safe, scaled = (f"{output}/{step}" for step in ("norm", "safe_norm", "scaled"))
+        graph.node.append(helper.make_node("ReduceL2", [output, axes.name], [norm], name=norm, keepdims=1))
+        graph.node.append(helper.make_node("Max", [norm, least.name], [safe], name=safe))
+        graph.node.append(helper.make_node("Div", [output, safe], [scaled], name=scaled))
+    scaled_outputs = [f"{output}/scaled" for output in outputs]
+    graph.node.append(helper.make_node("Concat", scaled_outputs, [FEATURES], name=FEATURES, axis=1))
+    batch, *_ = graph.output[0].type.tensor_type.shape.dim
+    widths = [output.type.tensor_type.shape.dim[1].dim_value for output in graph.output]
+    shape = [batch.dim_param or None, sum(widths)]
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(FEATURES, onnx.TensorProto.FLOAT, shape))
 
 
 def merge_graphs(trunk: onnx.ModelProto, head: onnx.ModelProto, activation: str = "softmax") -> onnx.ModelProto:

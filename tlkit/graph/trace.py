@@ -22,6 +22,7 @@ from torch import nn
 from tlkit.errors import PluginError, TlkitError, UsageError
 from tlkit.graph.cache import cached_graph
 from tlkit.graph.compose import extract_graph, import_once, put_weights, remove_weights, stage_output
+from tlkit.model.cut import JOINT, blocks_of
 from tlkit.model.modules import ScoredHead
 from tlkit.model.trunk import HalfPrecision, StageOutputs, Trunk, architecture_hash, fingerprint, tensors
 from tlkit.plugin.blame import attributed, owner_of, summary
@@ -39,16 +40,17 @@ LARGEST = 2**31 - 2**26  # bytes of weights in one file; protobuf ends at 2 GiB,
 def traceable(trunk: Trunk, cut: str) -> Trunk:
     """Return a trunk up to the deepest stage with which its weights fit into an ONNX file.
 
-    Raises UsageError if the stage `cut` is not among them.
+    Raises UsageError if the deepest stage of the cut is not among them.
     """
+    deepest = blocks_of(cut)[-1]
     taken, wanted, names = 0, 0, list[str]()
     for name, stage in trunk.stages.items():
         taken += sum(tensor.nbytes for tensor in stage.state_dict().values())
-        wanted = taken if name == cut else wanted
+        wanted = taken if name == deepest else wanted
         if taken <= LARGEST:
             names.append(name)
-    if cut not in names:
-        what = f"the weights up to stage {cut!r} take {format_bytes(wanted)}, more than an ONNX file holds"
+    if deepest not in names:
+        what = f"the weights up to stage {deepest!r} take {format_bytes(wanted)}, more than an ONNX file holds"
         do = f"take an earlier stage: --strategy frozen --cut {names[-1]}" if names else "take another backbone"
         raise UsageError(what, do=do)
     return trunk if len(names) == len(trunk.names) else trunk.upto(names[-1])
@@ -74,7 +76,8 @@ def half_precision_graph(trunk: Trunk) -> onnx.ModelProto:
     def make() -> onnx.ModelProto:
         return remove_weights(_export(module, example_images(trunk), IMAGES, [FEATURES], optimize=False), module)
 
-    return _complete(onnx.load_model(_cached_architecture(trunk, "-half", make)), module)
+    suffix = f"-half-{trunk.cut}" if JOINT in trunk.cut else "-half"
+    return _complete(onnx.load_model(_cached_architecture(trunk, suffix, make)), module)
 
 
 def head_graph(head: nn.Module, width: int, scores: Sequence[str] = ()) -> onnx.ModelProto:

@@ -72,7 +72,8 @@ class BundleRecord:
     preprocessing: Preprocessing
     backbone: ComponentRecord
     weights: Mapping[str, Any]
-    stages: tuple[str, ...]  # up to the cut, the last
+    stages: tuple[str, ...]  # up to the deepest of the cut
+    cut: str
     width: int
     head: ComponentRecord
     strategy: ComponentRecord
@@ -87,11 +88,6 @@ class BundleRecord:
     novelty: Mapping[str, Any] = field(default_factory=dict)  # its detector, threshold and how it was chosen
     coverage: Mapping[str, Any] = field(default_factory=dict)  # thresholds of sets of labels, as JSON, and achieved
     training: Mapping[str, Any] = field(default_factory=dict)  # device, dtype and augmentation of the trainable stages
-
-    @property
-    def cut(self) -> str:
-        """The last stage."""
-        return self.stages[-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlkit.errors import ArtifactError, UsageError
+from tlkit.model.cut import JOINT, LEAST_NORM, blocks_of, check_cut
 from tlkit.plugin.contract import Backbone, Preprocessing
 from tlkit.plugin.sources import identity
 from tlkit.util.text import listed
@@ -81,21 +82,28 @@ class Normalize(nn.Module):
 class Trunk(nn.Module):
     """Images, uint8 `(N, S, S, 3)`, to features, float32 `(N, width)`.
 
-    `backbone` identifies the component that it was built from, see `fingerprint`.
+    `backbone` identifies the component that it was built from, see `fingerprint`. `blocks` are the stages whose
+    features are joined, shallow to deep; without them it is the last stage alone.
     """
 
     def __init__(
-        self, preprocessing: Preprocessing, stages: Mapping[str, nn.Module], pool: nn.Module, backbone: str = ""
+        self,
+        preprocessing: Preprocessing,
+        stages: Mapping[str, nn.Module],
+        pool: nn.Module,
+        backbone: str = "",
+        blocks: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.preprocessing, self.backbone = preprocessing, backbone
+        self.blocks = tuple(blocks) or (*stages,)[-1:]
         self.normalize = Normalize(preprocessing)
         self.stages = nn.ModuleDict(stages)
         self.pool = pool
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.pool(self.maps(images)[-1])
-        return features
+        maps = zip(self.names, self.maps(images), strict=True)
+        return joined([self.pool(x) for name, x in maps if name in self.blocks])
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Return the feature maps of every stage, shallow to deep, not pooled."""
@@ -107,8 +115,13 @@ class Trunk(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the stages, shallow to deep; the last is the cut."""
+        """Names of the stages, shallow to deep."""
         return tuple(self.stages)
+
+    @property
+    def cut(self) -> str:
+        """The cut: the last stage, or the names of several, see `tlkit.model.cut`."""
+        return JOINT.join(self.blocks)
 
     @property
     def width(self) -> int:
@@ -119,8 +132,16 @@ class Trunk(nn.Module):
 
     def upto(self, cut: str) -> Trunk:
         """Return the trunk that ends at `cut`; it shares its stages with this one."""
-        names = self.names[: self.names.index(check_cut(cut, self.names)) + 1]
-        return Trunk(self.preprocessing, {name: self.stages[name] for name in names}, self.pool, self.backbone).eval()
+        blocks = blocks_of(check_cut(cut, self.names))
+        stages = {name: self.stages[name] for name in self.names[: self.names.index(blocks[-1]) + 1]}
+        return Trunk(self.preprocessing, stages, self.pool, self.backbone, blocks).eval()
+
+
+def joined(blocks: Sequence[Tensor]) -> Tensor:
+    """Return the features of several stages side by side, each scaled to norm 1; those of one stage as they are."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return torch.cat([x / x.norm(dim=1, keepdim=True).clamp_min(LEAST_NORM) for x in blocks], 1)
 
 
 class HalfPrecision(nn.Module):
@@ -131,13 +152,15 @@ class HalfPrecision(nn.Module):
         self.normalize = trunk.normalize
         self.stages = copy.deepcopy(trunk.stages).half()
         self.pool = trunk.pool  # a mean over many values would lose the precision of float16
+        self.blocks = trunk.blocks
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.normalize(images).half()
-        for stage in self.stages.values():
+        x, features = self.normalize(images).half(), list[Tensor]()
+        for name, stage in self.stages.items():
             x = stage(x)
-        features: Tensor = self.pool(x.float())
-        return features
+            if name in self.blocks:
+                features.append(self.pool(x.float()))
+        return joined(features)
 
 
 class StageFeatures(nn.Module):
@@ -204,13 +227,6 @@ def bad_names(stages: Iterable[str]) -> list[str]:
     """Return the names that no stage can have: not of the form `[a-z0-9_]+`, or used by `nn.ModuleDict` itself."""
     reserved = nn.ModuleDict()
     return [name for name in stages if not STAGE_NAME.fullmatch(name) or hasattr(reserved, name)]
-
-
-def check_cut(cut: str, names: Sequence[str], who: str = "") -> str:
-    """Return the cut. Raises UsageError, beginning with `who`, if it is not the name of a stage."""
-    if cut not in names:
-        raise UsageError(f"{who}there is no stage {cut!r} to cut at", do=f"choose one of {', '.join(names)}")
-    return cut
 
 
 def tensors(module: nn.Module) -> dict[str, NDArray[np.generic]]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.data.decoding import check_max_bad
+from tlkit.model.cut import select
 from tlkit.plugin.contract import Preprocessing
 from tlkit.runtime.feature_cache import FeatureCache, identify
 from tlkit.runtime.pipeline import stream
@@ -28,7 +29,7 @@ SAVE_EVERY = 128  # batches; an interrupted run loses at most these
 class Features:
     """`array[i]` `(width,)` belongs to file i if `usable[i]`; the others were rejected for the reason given.
 
-    Without a cut, a row holds the features of all stages, shallow to deep, of the `widths` given.
+    Without a cut, a row holds the features of all `stages`, shallow to deep, of the `widths` given.
     """
 
     array: NDArray[np.float32]
@@ -36,6 +37,7 @@ class Features:
     rejected: dict[int, str]
     decoded: int  # images decoded for this; the rest came from the cache
     sha256: tuple[str, ...] = ()  # of each file, hex; empty if it was rejected
+    stages: tuple[str, ...] = ()
     widths: tuple[int, ...] = ()
 
     def rows(self, indices: Sequence[int]) -> Features:
@@ -45,11 +47,9 @@ class Features:
         hashes = tuple(self.sha256[index] for index in of)
         return replace(self, array=take(self.array, of), usable=self.usable[of], rejected=rejected, sha256=hashes)
 
-    def stage(self, index: int) -> NDArray[np.float32]:
-        """Return the features `(N, widths[index])` of one stage, if there is no cut; -1 is the deepest."""
-        index %= len(self.widths)
-        start = sum(self.widths[:index])
-        return self.array[:, start : start + self.widths[index]]
+    def at(self, cut: str, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Return the features `(N, width)` of all or some rows at a cut, if they were extracted without one."""
+        return select(self.array if rows is None else self.array[rows], cut, self.stages, self.widths)
 
 
 def extract(
@@ -70,8 +70,11 @@ def extract(
         identities = [identify(file) for file in files]  # before they are read: a later change gives another
         widths = cache.widths or _widths(session, preprocessing)
         cache.widths = widths
-        start = 0 if cut is None else sum(widths[: stages.index(cut)])
-        width = sum(widths) if cut is None else widths[stages.index(cut)]
+
+        def chosen(row: NDArray[np.float32]) -> NDArray[np.float32]:
+            return row if cut is None else select(row[None], cut, stages, widths)[0]
+
+        width = len(chosen(np.zeros(sum(widths), np.float32)))
         array, usable = zeros((len(files), width)), np.zeros(len(files), bool)
         hashes, missing = [""] * len(files), list[int]()
         for index, file in enumerate(files):
@@ -79,7 +82,7 @@ def extract(
             if cached is None:
                 missing.append(index)
             else:
-                array[index], hashes[index], usable[index] = cached[0][start : start + width], cached[1], True
+                array[index], hashes[index], usable[index] = chosen(cached[0]), cached[1], True
         tick(len(files) - len(missing))
 
         rejected: dict[int, str] = {}
@@ -95,11 +98,11 @@ def extract(
                     continue
                 row: NDArray[np.float32] = next(rows)
                 cache.add(files[index], identities[index], image.sha256, row)
-                array[index], usable[index], hashes[index] = row[start : start + width], True, image.sha256
+                array[index], usable[index], hashes[index] = chosen(row), True, image.sha256
             if number % SAVE_EVERY == 0:
                 cache.save()
             tick(len(batch.images))
-    return Features(array, usable, rejected, len(missing) - len(rejected), tuple(hashes), tuple(widths))
+    return Features(array, usable, rejected, len(missing) - len(rejected), tuple(hashes), tuple(stages), tuple(widths))
 
 
 def check_rejected(features: Features, files: Sequence[Path], max_bad: float) -> None:

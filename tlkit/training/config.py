@@ -100,7 +100,7 @@ class Plan:
         """Return the features of all samples at the cut, from the deployed graph of a trunk that contains it."""
         graph, samples = trace.stage_graph(trunk), self.samples
         paths = [sample.path for sample in samples]
-        features = extract(paths, graph, trunk.preprocessing, trunk.names, self.trunk.names[-1], tick)
+        features = extract(paths, graph, trunk.preprocessing, trunk.names, self.trunk.cut, tick)
         check_rejected(features, paths, self.config.max_bad)
         return features
 
@@ -147,7 +147,7 @@ class Plan:
             "tlkit": __version__,
             **{each.kind: identity(each) for each in (config.backbone, config.strategy, config.head)},
             "detectors": {each.name: identity(each) for each in config.detectors},
-            "cut": self.trunk.names[-1],
+            "cut": self.trunk.cut,
             "size": self.trunk.preprocessing.size,
             **{name: getattr(config, name) for name in ("val", "group", "seed", "refit")},
             **self.settings(device),

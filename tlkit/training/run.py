@@ -17,9 +17,10 @@ from torch import nn
 
 from tlkit.data import dataset as folder
 from tlkit.data.duplicates import find_duplicates
-from tlkit.errors import DataError
+from tlkit.errors import DataError, UsageError
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
+from tlkit.model.cut import check_cut
 from tlkit.plugin.blame import described
 from tlkit.plugin.contract import Head, Progress, silent
 from tlkit.training.checkpoint import Checkpoints
@@ -41,6 +42,7 @@ from tlkit.training.run_directory import check_unfinished, run_directory
 from tlkit.training.trainer import Trainer
 from tlkit.util import files
 from tlkit.util.resources import cores
+from tlkit.util.text import listed
 
 
 def train(
@@ -98,12 +100,15 @@ def make_plan(source: Path, out: Path, config: TrainingConfig) -> Plan:
     full_trunk = trunks.build(config.backbone, preprocessing=preprocessing)
     statistics = dataset_statistics(dataset)
     cut = config.cut or config.strategy.cut(full_trunk.names, statistics)
-    trunks.check_cut(cut, full_trunk.names, "" if config.cut else f"{described(config.strategy)} cuts elsewhere: ")
+    cut = check_cut(cut, full_trunk.names, "" if config.cut else f"{described(config.strategy)} cuts elsewhere: ")
     full_trunk = trace.traceable(full_trunk, cut)
     trunk = full_trunk.upto(cut)
     phases = tuple(config.strategy.phases(trunk.names, statistics))
     check_phases(phases, trunk.names, described(config.strategy))
     plan = Plan(source, out, config, dataset, find_duplicates(dataset), phases, full_trunk, trunk)
+    if plan.trainable and len(trunk.blocks) > 1:
+        what = f"the features of {listed(trunk.blocks)} are joined, and {described(config.strategy)} trains stages"
+        raise UsageError(what, do="take --strategy frozen, or name one stage to cut at")
     learner = (plan.trainable and config.head.stand_in()) or config.head
     if plan.trainable or type(learner).solve is Head.solve:  # a head that can't be solved is trained by gradient
         check_batches(phases, learner.module(trunk.width, plan.classes), trunk)
