@@ -1,10 +1,11 @@
-"""Quality and cost of `tlkit advise`: `python benchmarks/advise.py shift cost scores rules audit regret`.
+"""Quality and cost of `tlkit advise`: `python benchmarks/advise.py shift cost scores rules joined audit regret`.
 
 - `shift`: the domain (similar, different) of each data set by each backbone, and from how many images on.
 - `cost`: the time of advice in passes over the images, a pass being the features of all stages through the runtime.
 - `scores`: rank correlation of each score with the accuracy of a logistic head on held-out images, over stages,
   backbones and data sets.
 - `rules`: what rules for cut and head lose against the best of all, each rule chosen on the other sets.
+- `joined`: what frozen features of two stages joined gain over those of the best one.
 - `audit`: planted duplicates, re-encoded near duplicates, wrong labels and a planted shortcut.
 - `regret`: accuracy on held-out images of the best of all strategies, cuts and heads, less that of what `auto` made.
 
@@ -23,13 +24,15 @@ from pathlib import Path
 from _bench import DATA, SETTINGS, existing, parsed, parser
 from advising.cost import SIZES, cost
 from advising.faults import audits
+from advising.joined import DRAWS as JOINED
+from advising.joined import joined
 from advising.regret import COUNTS, FINE_TUNING, HEADS, regret
 from advising.rules import DRAWS, rules
 from advising.scores import scores
 from advising.sets import BACKBONES, NAMES
 from advising.shift import shift
 
-PARTS = ("shift", "cost", "scores", "rules", "audit", "regret")
+PARTS = ("shift", "cost", "scores", "rules", "joined", "audit", "regret")
 
 
 def smallest(args: argparse.Namespace) -> None:
@@ -37,7 +40,7 @@ def smallest(args: argparse.Namespace) -> None:
     args.work = Path(tempfile.mkdtemp(prefix="tlkit-advise-"))
     atexit.register(shutil.rmtree, args.work, ignore_errors=True)
     BACKBONES[:], NAMES[:], SIZES[:] = [SETTINGS.backbone], NAMES[:2], [("ants_bees", 500)]
-    DRAWS[:] = [(40, 1)]
+    DRAWS[:] = JOINED[:] = [(40, 1)]
     HEADS[:], FINE_TUNING[:] = ["logistic"], [("full", {"epochs": 1}, SETTINGS.cut, 2000)]
 
 
@@ -69,6 +72,7 @@ def main() -> int:
                 "cost": lambda: cost(root, args.repeat),
                 "scores": lambda: scores(root),
                 "rules": lambda: rules(root, args.work),
+                "joined": lambda: joined(root, args.work),
                 "audit": lambda: audits(root, args.repeat),
                 "regret": lambda: regret(root, args.work, args.sets, args.counts),
             }[part]()

@@ -16,7 +16,7 @@ import numpy as np
 from _bench import SIZES, Bar, Report
 
 import tlkit
-from advising.sets import BACKBONES, NAMES, Set, backbone, quiet, table
+from advising.sets import BACKBONES, MAX_TESTED, NAMES, Set, backbone, quiet, table
 from advising.sets import load as load_set
 from tlkit.evaluation.metrics import Metrics, score
 from tlkit.graph import trace
@@ -31,7 +31,6 @@ from tlkit.util.statistics import paired_difference, softmax
 SIGNIFICANT = 1.96  # standard errors
 HEADS = ["logistic", "svm", "rbf-svm", "knn", "nearest-mean", "mlp"]
 COUNTS = (100, 500, 2000)
-MAX_TESTED = 1000
 # Every strategy that fine-tunes a pretrained trunk, with its own options and a head that learns by gradient, by cut,
 # and up to how many images it is tried: on many, each takes minutes.
 FINE_TUNING: list[tuple[str, Mapping[str, Any], str, int]] = [

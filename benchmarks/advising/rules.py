@@ -11,24 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _bench import SIZES, Bar, Report
+from _bench import Bar, Report
 
-from advising.sets import BACKBONES, NAMES, Set, backbone, quiet
+from advising.sets import BACKBONES, NAMES, Set, seen_in_part
 from advising.sets import load as load_set
 from tlkit.advice.backbone_analysis import stratified
 from tlkit.advice.probes import ridge
 from tlkit.evaluation.metrics import score
-from tlkit.graph import trace
-from tlkit.model import trunk as trunks
 from tlkit.model.modules import head_logits
 from tlkit.plugin.registry import load as load_plugins
-from tlkit.runtime.features import Features, extract
 from tlkit.util.statistics import softmax, wilson
 
 HEADS = ["logistic", "svm", "rbf-svm", "knn", "nearest-mean"]
 DRAWS = [(100, 5), (500, 5), (2000, 1)]  # images of a draw, a fifth of them to validate on, and draws
 FEW = 300  # images of a cheaper comparison
-MAX_TESTED = 1000
 SKIPPED = 3  # shallow stages, which were never the best by far
 
 
@@ -160,26 +156,8 @@ def _cells(root: Path, file: Path) -> Iterator[dict[str, Any]]:
             yield known[key]
 
 
-_SEEN: dict[str, tuple[trunks.Trunk, Features, np.ndarray, np.ndarray]] = {}
-
-
-def _seen(data: Set) -> tuple[trunks.Trunk, Features, np.ndarray, np.ndarray]:
-    """The trunk, features of the images to learn from and of some to test on, their rows, and the latter's indices."""
-    if data.name not in _SEEN:
-        component, size = backbone(BACKBONES[0]), SIZES.get(data.name)
-        trunk = trunks.build(component, preprocessing=None if size is None else trunks.resized(component, size))
-        test = data.test[np.random.default_rng(0).permutation(len(data.test))[:MAX_TESTED]]
-        kept = np.union1d(data.pool, test)
-        paths = [data.files[index] for index in kept]
-        features = extract(paths, trace.stage_graph(trunk), trunk.preprocessing, trunk.names, None, quiet)
-        place = np.full(len(data.files), -1)
-        place[kept] = np.arange(len(kept))
-        _SEEN[data.name] = trunk, features, place, test
-    return _SEEN[data.name]
-
-
 def _measured(data: Set, count: int, seed: int) -> dict[str, Any]:
-    trunk, features, place, test = _seen(data)
+    trunk, features, place, test = seen_in_part(BACKBONES[0], data)
     drawn = data.draw(min(count, len(data.pool)), seed)
     rows = drawn[: int(0.8 * len(drawn))]
     labels, classes = data.labels[rows], len(data.classes)

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from _bench import SIZES
 
 from tlkit.data.split import hash_fraction
 from tlkit.graph import trace
@@ -18,10 +19,11 @@ from tlkit.plugin.registry import load as load_plugins
 from tlkit.runtime.features import Features, extract
 
 NAMES = ["ants_bees", "sign_digits", "cifar10", "fashion_mnist"]
+MAX_TESTED = 1000
 PER_CLASS = 200  # images to learn from of the large sets, by the hash of their names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Set:
     """Image files with their labels `(N,)`; `pool` and `test` are indices, the former to learn from."""
 
@@ -91,6 +93,23 @@ def seen(component: Backbone, data: Set) -> tuple[trunks.Trunk, Features]:
     """A backbone's features of all stages of all images of a set."""
     trunk = trunks.build(component)
     return trunk, extract(data.files, trace.stage_graph(trunk), trunk.preprocessing, trunk.names, None, quiet)
+
+
+@cache
+def seen_in_part(name: str, data: Set) -> tuple[trunks.Trunk, Features, np.ndarray, np.ndarray]:
+    """A backbone's features of all stages of the pool and of at most `MAX_TESTED` images to test on.
+
+    With them, the row of each image of the set, and the indices of those to test on.
+    """
+    component, size = backbone(name), SIZES.get(data.name)
+    trunk = trunks.build(component, preprocessing=None if size is None else trunks.resized(component, size))
+    test = data.test[np.random.default_rng(0).permutation(len(data.test))[:MAX_TESTED]]
+    kept = np.union1d(data.pool, test)
+    paths = [data.files[index] for index in kept]
+    features = extract(paths, trace.stage_graph(trunk), trunk.preprocessing, trunk.names, None, quiet)
+    place = np.full(len(data.files), -1)
+    place[kept] = np.arange(len(kept))
+    return trunk, features, place, test
 
 
 def table(file: Path, data: Set, **splits: Sequence[int]) -> Path:

@@ -62,7 +62,7 @@ def test_one_head_is_compared_with_itself_at_several_stages(pictures, tmp_path):
     _, advice = train_auto(pictures, tmp_path / "run", ask(heads=[head for head in HEADS if head.name == "svm"]))
     assert advice.recommendation.head == "svm"
     assert sorted((each.head, each.stage) for each in advice.heads) == [
-        ("svm", stage) for stage in ("first", "second", "third")
+        ("svm", stage) for stage in ("first", "first+second", "second", "third")
     ]
 
 

@@ -14,6 +14,7 @@ RESULTS = {
     "advise": (
         "advise-audit",
         "advise-cost",
+        "advise-joined",
         "advise-regret",
         "advise-rules",
         "advise-scores",
