@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from importlib.util import find_spec
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import tlkit
 from tests.embedding.test_job import parts
 from tlkit import worker
+from tlkit.embedding import cluster
 from tlkit.embedding.local import error_of
 from tlkit.embedding.shard import versions
 from tlkit.errors import ResourceError, UsageError
@@ -57,34 +59,47 @@ def test_without_ray_the_error_names_the_package(tiny_trunk, pictures, tmp_path)
         tlkit.embed(tiny_trunk, pictures, tmp_path / "f", ray=True)
 
 
+def test_an_address_where_nothing_listens_is_known_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        for each in (address, f"ray://{address}"):
+            with pytest.raises(ConnectionRefusedError):
+                cluster._knock(each)
+        free.listen()
+        cluster._knock(address)
+    cluster._knock(None)
+    cluster._knock("auto")
+
+
 @pytest.mark.slow
 def test_a_cluster_that_loses_a_node_gives_the_same_bytes(tiny_trunk, pictures, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    lost = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")  # so that this process stays with the first
-    ticks = []
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    lost = nodes.add_node(num_cpus=1, node_ip_address="127.0.0.2")  # so that this process stays with the first
+    address, ticks = nodes.address, []
 
     def progress(what, _total):
         def tick(more, *_):
             ticks.append((what, more))
-            if what == "embedding" and more and lost in cluster.list_all_nodes():
-                cluster.remove_node(lost, allow_graceful=False)
+            if what == "embedding" and more and lost in nodes.list_all_nodes():
+                nodes.remove_node(lost, allow_graceful=False)
 
         return tick
 
     try:
         given = {"settings": {"shard_rows": 4}, "progress": progress}
-        tlkit.embed(tiny_trunk, pictures, tmp_path / "f", ray=cluster.address, **given)
+        tlkit.embed(tiny_trunk, pictures, tmp_path / "f", ray=address, **given)
         with monkeypatch.context() as patched:
             patched.setattr("ray._private.utils.compute_version_info", lambda: ("0.1", "3.0"))
             with pytest.raises(ResourceError, match="install the cluster's versions of Ray and Python here"):
-                tlkit.embed(tiny_trunk, pictures, tmp_path / "g", ray=cluster.address)
+                tlkit.embed(tiny_trunk, pictures, tmp_path / "g", ray=address)
     finally:
-        cluster.shutdown()
+        nodes.shutdown()
     assert sum(more for what, more in ticks if what == "embedding") == 36
     tlkit.embed(tiny_trunk, pictures, tmp_path / "whole", settings={"shard_rows": 4})
     assert parts(tmp_path / "f") == parts(tmp_path / "whole")
     with pytest.raises(ResourceError, match="the Ray cluster can't be used"):
-        tlkit.embed(tiny_trunk, pictures, tmp_path / "g", ray=cluster.address)
+        tlkit.embed(tiny_trunk, pictures, tmp_path / "g", ray=address)

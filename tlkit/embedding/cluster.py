@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from tlkit.embedding.local import TRIES, Executor, Tick, error_of
 from tlkit.embedding.shard import note_failure
 from tlkit.errors import ResourceError
 
+PATIENCE = 10  # seconds to wait for a cluster to answer
 AHEAD = 2  # tasks that are submitted for each that can run, so that no node waits for the next one
 
 RunShard = Callable[[Mapping[str, Any], int], dict[str, Any]]  # its record, or {"error": …}
@@ -79,6 +81,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
+        _knock(address)
         ray.init(
             address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None if address else False
         )
@@ -96,3 +99,10 @@ def _connected(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError if nothing listens at the address of a cluster, which Ray would wait for for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), PATIENCE).close()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 DEEPEST = 50
+PLAIN = (str, int, float, bool)
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -48,7 +52,8 @@ def read_as(kind: Any, value: Any, where: str = "") -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         _check(isinstance(value, dict), "an object", value, where)
         inner = typing.get_args(kind)[1]
-        return {_text(key, where): read_as(inner, each, _at(where, key)) for key, each in value.items()}
+        read = _reader(inner)
+        return {_text(key, where): read(inner, each, _at(where, key)) for key, each in value.items()}
     if origin in (typing.Union, types.UnionType):
         return (
             None
@@ -58,13 +63,18 @@ def read_as(kind: Any, value: Any, where: str = "") -> Any:
     return _read_plain(kind, value, where)
 
 
+def _reader(kind: Any) -> Callable[[Any, Any, str], Any]:
+    """Return what reads a type, the most frequent ones without a look at all others."""
+    return _read_plain if kind in PLAIN else read_as
+
+
 def _read_fields(kind: Any, value: Any, where: str) -> Any:
     """Return a dataclass or a named tuple; raises ValueError for what is missing, unknown or refused by itself."""
     _check(isinstance(value, dict), "an object", value, where)
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     if unknown := sorted(set(value) - hints.keys()):
         raise ValueError(f"{_at(where, unknown[0])} is unknown")
-    fields = {name: read_as(hint, value[name], _at(where, name)) for name, hint in hints.items() if name in value}
+    fields = {name: _reader(hint)(hint, value[name], _at(where, name)) for name, hint in hints.items() if name in value}
     try:
         return kind(**fields)
     except TypeError as error:
@@ -107,6 +117,8 @@ def _read_any(value: Any, where: str) -> Any:
 
 def _text(value: str, where: str) -> str:
     """Return a text that can be encoded; names of files may hold bytes that are not UTF-8."""
+    if value.isascii():
+        return value
     try:
         value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
