@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.kit.distribution import beyond, hide
+from tlkit.cli import VERBS
 
 
 @pytest.fixture(scope="module")
@@ -26,24 +27,36 @@ def base(tmp_path_factory):
     return hide(tmp_path_factory.mktemp("base"), beyond("tlkit") - {"tlkit_standard"})
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "train {photos} -o run",
-        "train {photos} -o run --strategy full",
-        "advise {photos}",
-        "export {run} --onnx",
-        "plugins check logistic",
-        "verify {run} --data {photos}",
-        "bench {run} --target torch",
-    ],
-)
-def test_what_needs_an_extra_names_it(console_script, story, base, tmp_path, line):
+# The verbs that need an extra, and it; the other tests here run the others.
+ASK = {
+    "train {photos} -o run": "train",
+    "train {photos} -o run --strategy full": "train",
+    "train {photos} -o run --budget 60": "train",
+    "advise {photos}": "train",
+    "export {run} --onnx": "train",
+    "plugins check logistic": "train",
+    "verify {run} --data {photos}": "train",
+    "bench {run} --target torch": "train",
+    "embed {run} {photos} -o features/": "parquet",
+    "index features.parquet": "index",
+    "search features.parquet {photos} --model {run}": "parquet",
+    "serve {run} --port 0": "serve",
+}
+WORK = {"predict", "embed", "eval", "report", "verify", "inspect", "plugins", "doctor", "completion"}
+
+
+def test_every_verb_is_tried():
+    assert {line.split()[0] for line in ASK} | WORK == set(VERBS)
+
+
+@pytest.mark.parametrize(("line", "extra"), ASK.items())
+def test_what_needs_an_extra_names_it(console_script, story, base, tmp_path, line, extra):
+    (tmp_path / "features.parquet").touch()
     arguments = line.format(photos=story.root / "photos", run=story.run).split()
     finished = console_script(*arguments, cwd=tmp_path, env=base)
     assert finished.code == 5, finished.err
-    assert 'pip install "tlkit[train]"' in finished.err.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == []
+    assert f'pip install "tlkit[{extra}]"' in finished.err.splitlines()[-1]
+    assert [file.name for file in tmp_path.iterdir()] == ["features.parquet"]
 
 
 @pytest.fixture
@@ -96,6 +109,22 @@ def test_eval(do, tlkit, story, model):
 def test_verify_and_inspect(do, story, model):
     assert do("verify", story.run, "--json").json["onnx/fp32"]["passed"] is True
     assert do("inspect", story.run, "--json").json["digest"] == do("inspect", model, "--json").json["bundle"]
+
+
+def test_report_writes_its_page(do, story, model, tmp_path):
+    do("report", model, story.root / "test", "-o", "report.html")
+    assert [file.name for file in tmp_path.iterdir() if file.suffix == ".html"] == ["report.html"]
+
+
+@pytest.mark.parametrize("option", [("--unknown",), ("--coverage", "0.9")])
+def test_what_a_bundle_lacks_is_a_problem_of_it(console_script, story, bare, model, option):
+    finished = console_script("predict", model, story.root / "a.jpg", *option, env=bare)
+    assert finished.code in (0, 2, 4), finished.err
+
+
+def test_what_describes_this_machine(do):
+    assert do("doctor").out
+    assert do("completion", "bash").out
 
 
 def test_plugins_says_that_they_are_disabled(do):

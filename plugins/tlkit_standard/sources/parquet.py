@@ -50,9 +50,10 @@ class Parquet(Source):
                 row = 0
                 for group in range(file.num_row_groups):
                     labels = self._labels(file, group, names)
+                    own = version if self._holds(file, group) else ""
                     for number in range(file.metadata.row_group(group).num_rows):
                         label = None if labels is None else next(labels)
-                        yield Record(f"{row:09}", f"{group}:{number}", -1, version, label)
+                        yield Record(f"{row:09}", f"{group}:{number}", -1, own, label)
                         row += 1
         except (OSError, ArrowException, KeyError) as error:
             raise DataError(f"its rows can't be listed: {error}", file=place) from error
@@ -62,6 +63,13 @@ class Parquet(Source):
             return None
         values = file.read_row_group(group, columns=[self.label_column]).column(0).to_pylist()
         return (str(value) if names is None or not isinstance(value, int) else names[value] for value in values)
+
+    def _holds(self, file: Any, group: int) -> bool:
+        """Return whether a row group holds all its images; if not, a path may name a file that changes by itself."""
+        parts = file.metadata.row_group(group)
+        columns = {part.path_in_schema: part for part in map(parts.column, range(parts.num_columns))}
+        content = columns.get(f"{self.column}.bytes")
+        return content is None or (content.statistics is not None and content.statistics.null_count == 0)
 
     def open(self, place: str) -> Reader:
         return ParquetReader(place, self.column)
@@ -90,7 +98,7 @@ class ParquetReader(Reader):
     def read(self, record: Record) -> bytes:
         group, row = map(int, record.locator.split(":"))
         with self._lock:
-            if _reach.state(self.place).version != record.version:
+            if record.version and _reach.state(self.place).version != record.version:
                 raise DataError(_reach.CHANGED)
             found = self._slice(group, row // _SLICE)[row % _SLICE]
         content = found.get("bytes") if isinstance(found, dict) else found
