@@ -106,9 +106,10 @@ def index(
     The arguments are those of `search`. Of 256 rows the `k` nearest are compared with the exact ones: raises GateError,
     and writes nothing, where fewer than `min_recall` of them are found.
     """
-    from tlkit.embedding.index import build, place_of
+    from tlkit.embedding.index import build, place_of, require_usearch
     from tlkit.embedding.search import FeatureSet, Transform
 
+    require_usearch(local_path(features))
     found = FeatureSet(local_path(features), Transform(metric, power, whiten))
     with claim(place_of(found.place)), shown(progress) as bars:
         return build(found, k, min_recall, cores(), bars)
@@ -130,11 +131,11 @@ def search(
 
     `features` is the folder of a job or a Parquet file of `embed`, `metric` cosine or dot. `power` below 1 damps large
     features, and `whiten` scales that many principal components to variance 1; for an `approximate` search they must be
-    those of the index. `model` is needed for a file, or where
-    the graph that the job was made with is gone. `html` is the file of a page with the images.
+    those of the index. `model` is needed for a file, or where the graph that the job was made with is gone. `html` is
+    the file of a page with the images.
     """
     from tlkit.embedding.hits import Hit, SearchResult, write_page
-    from tlkit.embedding.index import ApproximateSearch
+    from tlkit.embedding.index import ApproximateSearch, require_usearch
     from tlkit.embedding.search import FeatureSet, Transform
     from tlkit.pages.html import check
     from tlkit.runtime.embedding import provenance
@@ -142,6 +143,8 @@ def search(
     page = resolve.optional_path(html)
     if page is not None:
         check(page)
+    if approximate:
+        require_usearch(local_path(features))
     found = FeatureSet(local_path(features), Transform(metric, power, whiten))
     if model is None:
         if found.job is None:

@@ -168,14 +168,13 @@ def library(bench: Workbench) -> Verdict:
     "what decides: options, files, weights, settings", "every cache misses or hits as it should", "old results, exit 0"
 )
 def decides(bench: Workbench) -> Verdict:
-    """Traced graphs, features, frozen views, interrupted runs and exports, each with one thing changed."""
-    return _tests(bench, "tests/hostile/test_decides.py")
+    """Graphs, features, frozen views, interrupted runs, sources, jobs and tunings, each with one thing changed."""
+    return _tests(bench, "tests/hostile/test_decides.py", "tests/hostile/test_decides_further.py")
 
 
-def _tests(bench: Workbench, file: str) -> Verdict:
+def _tests(bench: Workbench, *files: str) -> Verdict:
     """Run tests of the suite, which tell each case."""
-    done = bench.run(
-        [PYTHON, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--rootdir", str(ROOT), str(ROOT / file)]
-    )
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    done = bench.run([PYTHON, "-m", "pytest", *options, *(str(ROOT / file) for file in files)])
     passed = re.findall(r"\d+ (?:passed|failed|error)", done.out)
-    return Verdict(done.code == 0, f"{file}: {', '.join(passed)}")
+    return Verdict(done.code == 0, f"{', '.join(files)}: {', '.join(passed)}")

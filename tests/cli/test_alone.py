@@ -40,6 +40,7 @@ ASK = {
     "embed {run} {photos} -o features/": "parquet",
     "index features.parquet": "index",
     "search features.parquet {photos} --model {run}": "parquet",
+    "search features.parquet {photos} --model {run} --approximate": "index",
     "serve {run} --port 0": "serve",
 }
 WORK = {"predict", "embed", "eval", "report", "verify", "inspect", "plugins", "doctor", "completion"}
@@ -116,10 +117,10 @@ def test_report_writes_its_page(do, story, model, tmp_path):
     assert [file.name for file in tmp_path.iterdir() if file.suffix == ".html"] == ["report.html"]
 
 
-@pytest.mark.parametrize("option", [("--unknown",), ("--coverage", "0.9")])
-def test_what_a_bundle_lacks_is_a_problem_of_it(console_script, story, bare, model, option):
-    finished = console_script("predict", model, story.root / "a.jpg", *option, env=bare)
-    assert finished.code in (0, 2, 4), finished.err
+def test_predict_answers_with_unknown_images_and_sets(do, story, model):
+    lines = do("predict", model, story.root / "test", "--unknown", "--coverage", "0.9").out.splitlines()
+    assert lines
+    assert all("\tnovelty " in line for line in lines)
 
 
 def test_what_describes_this_machine(do):

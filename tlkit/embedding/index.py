@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from tlkit.embedding.job import is_job
 from tlkit.embedding.search import KEPT, Array, FeatureSet, Neighbors, Transform, check_count
-from tlkit.errors import ArtifactError, GateError, UsageError
+from tlkit.errors import ArtifactError, GateError, ResourceError, UsageError
 from tlkit.model.reference_images import spread
 from tlkit.plugin.contract import Progress
 from tlkit.util.files import atomic_dir, sha256
@@ -61,6 +62,12 @@ class IndexRecord:
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON values."""
         return asdict(self)
+
+
+def require_usearch(file: Path) -> None:
+    """Raise a ResourceError that names the command to install usearch, if it is missing."""
+    if find_spec("usearch") is None:
+        raise ResourceError("an index needs usearch", file=file, do='run: pip install "tlkit[index]"')
 
 
 def place_of(features: Path) -> Path:
