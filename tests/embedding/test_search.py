@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 import tlkit
 from tlkit.embedding import search
@@ -78,6 +80,33 @@ def test_a_query_finds_itself_and_a_page_shows_it(job, pictures, tmp_path):
     (tmp_path / "other.html").write_text("mine")
     with pytest.raises(UsageError, match="tlkit did not write this file"):
         tlkit.search(job, queries, html=tmp_path / "other.html")
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "says"),
+    [
+        ("features", lambda _: [[np.nan] * 8] * 36, "not finite"),
+        ("features", lambda _: [[np.inf] + [0] * 7] * 36, "not finite"),
+        ("features", lambda rows: [row[: 1 + number % 8] for number, row in enumerate(rows)], "can't be read"),
+        ("features", lambda rows: [*rows[:-1], None], "can't be read"),
+        ("features", lambda _: pa.array([None] * 36, pa.list_(pa.float32())), "no lists of floats"),
+        ("features", lambda _: ["text"] * 36, "no lists of floats"),
+        ("features", lambda _: [["text"]] * 36, "no lists of floats"),
+        ("key", None, "no column key"),
+        (None, None, "no rows"),
+    ],
+)
+def test_features_that_are_none_are_refused(job, tmp_path, column, change, says):
+    table = parquet.read_table(job)
+    if change is not None:
+        values = change(table[column].to_pylist())
+        table = table.set_column(table.schema.get_field_index(column), column, pa.array(values))
+    table = table.drop_columns([column]) if column == "key" else table if column else table.slice(0, 0)
+    parquet.write_table(
+        table.replace_schema_metadata(parquet.read_schema(job / "part-00000.parquet").metadata), tmp_path / "f.parquet"
+    )
+    with pytest.raises((ArtifactError, DataError), match=says):
+        FeatureSet(tmp_path / "f.parquet").search(np.ones((1, 8), np.float32))
 
 
 def test_a_file_needs_its_model(tiny_trunk, pictures, own_run, tmp_path):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +112,9 @@ def test_a_name_too_long_is_refused_before_the_work(tmp_path, length):
     with pytest.raises(ResourceError, match="name too long; choose a shorter name"):
         claim(tmp_path / ("x" * length)).__enter__()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("output", [".", "..", "/", "a/.."])
+def test_an_output_without_a_name_is_refused(output):
+    with pytest.raises(UsageError, match="written under its own name"), claim(Path(output)):
+        pass

@@ -27,6 +27,7 @@ Array = NDArray[np.float32]
 BLOCK = 8192  # rows that are multiplied at once
 KEPT = 2**30  # bytes of features that are kept in memory between searches
 METRICS = ("cosine", "dot")
+AGAIN = "give the command of tlkit embed again"
 SAMPLE = 100_000  # rows, evenly spaced, that the whitening is computed from
 
 
@@ -93,15 +94,21 @@ class FeatureSet:
                 self._counts[file] = parquet.read_metadata(file).num_rows
             except (OSError, ArrowException) as error:
                 what = f"its features can't be read: {error}"
-                raise ArtifactError(what, file=file, do="give the command of tlkit embed again") from error
+                raise ArtifactError(what, file=file, do=AGAIN) from error
         schema = parquet.read_schema(files[0])
-        if FEATURES not in schema.names:
-            raise DataError(f"it has no column {FEATURES}", file=files[0])
-        self.metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        self.key = "path" if "path" in schema.names else "key"
+        for name in (FEATURES, self.key):
+            if name not in schema.names:
+                raise DataError(f"it has no column {name}", file=files[0])
+        self.metadata = {
+            key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+            for key, value in (schema.metadata or {}).items()
+        }
         if metadata.PREPROCESSING not in self.metadata:
             raise DataError("it is no file of features that tlkit wrote", file=files[0])
-        self.key = "path" if "path" in schema.names else "key"
-        self.width = self._width(files[0])
+        if not len(self):
+            raise DataError("it has no rows", file=place)
+        self.width = self._width(next(file for file, rows in self._counts.items() if rows))
         transform.check(self.width)
         self._kept: list[Block] | None = None
         self.whitening: tuple[Array, Array] | None = None  # mean and axes, once they are needed
@@ -184,10 +191,13 @@ class FeatureSet:
                 with parquet.ParquetFile(file, memory_map=True) as opened:
                     for batch in opened.iter_batches(BLOCK, columns=[FEATURES]):
                         flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
-                        yield first, flat.astype(np.float32, copy=False).reshape(len(batch), self.width)
+                        rows = flat.astype(np.float32, copy=False).reshape(len(batch), self.width)
+                        if not np.isfinite(rows).all():
+                            raise ArtifactError("some of its features are not finite", file=file, do=AGAIN)
+                        yield first, rows
                         first += len(batch)
             except (OSError, ArrowException, ValueError) as error:
-                raise ArtifactError(f"its features can't be read: {error}", file=file) from error
+                raise ArtifactError(f"its features can't be read: {error}", file=file, do=AGAIN) from error
 
     def take(self, rows: NDArray[np.int64]) -> Array:
         """Return the transformed features of some rows, in ascending order, in one pass over all of them."""
@@ -228,10 +238,15 @@ class FeatureSet:
 
         kind = parquet.read_schema(file).field(FEATURES).type
         if types.is_fixed_size_list(kind):
-            return int(kind.list_size)
-        for batch in parquet.ParquetFile(file).iter_batches(1, columns=[FEATURES]):
-            return len(batch.column(0)[0])
-        raise DataError("it has no rows", file=file)
+            width = int(kind.list_size)
+        elif types.is_list(kind) or types.is_large_list(kind):
+            batch = next(parquet.ParquetFile(file).iter_batches(1, columns=[FEATURES]))
+            width = len(batch.column(0)[0].as_py() or ())
+        else:
+            width = 0
+        if not width or not types.is_floating(kind.value_type):
+            raise DataError(f"its column {FEATURES} holds no lists of floats", file=file)
+        return width
 
     def check_model(self, facts: Mapping[str, Any], file: Path) -> None:
         """Raise an ArtifactError if the features are of another model than that of these `facts`."""

@@ -27,13 +27,17 @@ _LONGEST = 200  # characters of a command that are shown
 def claim(output: Path | None, *, inside: bool = False) -> Iterator[None]:
     """Hold the lock of an output, if there is one: `.NAME.lock` beside it, or `.lock` `inside` a folder that exists.
 
-    Before that, an output that can't be written is a ResourceError, and what killed runs left beside it is removed.
+    Before that, an output without a name, such as `.` and `/`, is a UsageError, one that can't be written is a
+    ResourceError, and what killed runs left beside it is removed.
     Folders above it are created, and removed again if nothing is in them at the end. Another run that holds the lock is
     a ResourceError that names its process, machine and command.
     """
     if output is None:
         yield
         return
+    if not inside and output.name in ("", ".."):
+        do = "go to the folder that it is in, and give its name"
+        raise UsageError("an output is written under its own name", file=output, do=do)
     file = output / ".lock" if inside else output.with_name(f".{output.name}.lock")
     with translate_os_errors(output):
         created = _create(file.absolute().parent)
