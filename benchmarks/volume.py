@@ -327,7 +327,9 @@ def train(args: Any) -> int:
     )
     peaks = {}
     with workspace() as work:
-        _tiny(work)
+        from tests.kit.components import environment
+
+        os.environ.update(environment(work / "site"))
         table = _table(work / "small", args.many)
         options = "--backbone tiny --head line --strategy frozen --max-bad 1 --golden 0"
         sides = {"tlkit train": [TLKIT, "train", str(table), "-o", str(work / "large"), *options.split()]}
