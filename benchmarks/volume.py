@@ -30,6 +30,7 @@ from _bench import (
     DATA,
     PYTHON,
     RIVALS,
+    ROOT,
     SETTINGS,
     TLKIT,
     Bar,
@@ -327,6 +328,7 @@ def train(args: Any) -> int:
     )
     peaks = {}
     with workspace() as work:
+        sys.path.insert(0, str(ROOT))
         from tests.kit.components import environment
 
         os.environ.update(environment(work / "site"))
