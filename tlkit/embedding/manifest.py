@@ -9,6 +9,7 @@ import heapq
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,8 @@ from tlkit.util.files import translate_os_errors
 from tlkit.util.parquet import binaries, numbers, strings
 from tlkit.util.prefetch import chunks
 
-RUN = 200_000  # records that are sorted in memory at once
+RUN = 65_536  # records that are sorted in memory at once
+FILES = 256  # of sorted records, before they are merged into one
 ROW_GROUP = 16_384  # rows of the manifest that are read at once, at the least
 MERGED = 2048  # rows of each run that are in memory while runs are merged
 
@@ -86,16 +88,35 @@ def write_manifest(rows: Iterable[Row], out: Path, tick: Tick) -> int:
     The others stay in the manifest, with that as the problem. Beside `out` are files with what does not fit in memory.
     `tick` is called with the number of rows listed.
     """
-    files: list[Path] = []
-    last: list[Row] = []
-    for run in chunks(rows, RUN):
-        if last:
-            files.append(out.with_name(f"{len(files)}.parquet"))
-            _write(last, files[-1])
-        last = sorted(run)
-        tick(len(run))
-    merged = heapq.merge(*(_read(file) for file in files), last) if files else last
-    return _write(_unique(merged), out)
+    files, number, tables = list[Path](), count(), list[Any]()
+
+    def store(rows: Iterable[Row]) -> Path:
+        file = out.with_name(f"{next(number)}.parquet")
+        _write(rows, file)
+        return file
+
+    for group in chunks(rows, ROW_GROUP):
+        if sum(map(len, tables)) >= RUN:
+            files.append(store(_sorted(tables)))
+            tables.clear()
+        if len(files) == FILES:
+            merged = store(heapq.merge(*map(_read, files)))
+            for file in files:
+                file.unlink()
+            files = [merged]
+        tables.append(_table(group))
+        tick(len(group))
+    return _write(_unique(heapq.merge(*map(_read, files), _sorted(tables))), out)
+
+
+def _sorted(tables: Sequence[Any]) -> Iterator[Row]:
+    """Yield the rows of some tables, sorted; as columns they take a fifth of the memory that they take as rows."""
+    import pyarrow as pa
+
+    if tables:
+        ordered = pa.concat_tables(tables).sort_by([(name, "ascending") for name in ("key", "source", "locator")])
+        for batch in ordered.to_batches(MERGED):
+            yield from _rows(batch)
 
 
 def _unique(rows: Iterable[Row]) -> Iterator[Row]:
