@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from tlkit.training.device import Device
 from tlkit.training.history import Line
 from tlkit.util.prefetch import prefetch
 from tlkit.util.resources import cores
+
+if TYPE_CHECKING:
+    from tlkit.training.activation_cache import ActivationCache
 
 VAL_BATCH_SIZE = 64
 PREFETCHED_BATCHES = 2  # decoded ahead of the training step
@@ -174,18 +177,9 @@ def padded(x: Tensor, rows: int) -> Tensor:
     return x if len(x) >= rows else F.pad(x, (*(0, 0) * (x.ndim - 1), 0, rows - len(x)))
 
 
-class Inputs(Protocol):
-    """What a model is evaluated on."""
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Labels `(N,)`."""
-
-    def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
-        """Yield what the model gets for each batch; epoch 0 is a validation."""
-
-
-def evaluate(model: nn.Module, inputs: Inputs, device: Device, rows: int = 0) -> Line:
+def evaluate(
+    model: nn.Module, inputs: Examples | DecodedImages | ActivationCache, device: Device, rows: int = 0
+) -> Line:
     """Return mean cross-entropy and accuracy; batches are padded to so many `rows`, unless that is 0."""
     size, count = -(-rows // device.micro_batches) or VAL_BATCH_SIZE, len(inputs.labels)
     batches = np.split(np.arange(count), range(size, count, size))
