@@ -2,7 +2,7 @@
 
 A side is a whole process, from its start to its exit, imports included, as a user waits for it. Sides are interleaved
 (A B C A B C ...), so that other load on the machine affects all of them equally, and are compared within a turn. All
-run on the CPU. Results are written to `results/<name>.json` (every value) and `results/<name>.md` (tables).
+but `gpu.py` run on the CPU. Results are written to `results/<name>.json` (all values) and `results/<name>.md` (tables).
 
 `--smallest` runs a script on the tiny backbone and a handful of images, once, and its commands in this process: it
 shows that the script works, and its figures mean nothing.
@@ -79,6 +79,7 @@ class Settings:
 
     results: Path = RESULTS
     smallest: bool = False
+    gpu: bool = False  # let processes use the GPU
     in_process: bool = False  # run commands of tlkit, and scripts, in this process
     backbone: str = "efficientnet-lite0"
     cut: str = "last"
@@ -110,7 +111,7 @@ def run(command: Sequence[str]) -> Run:
     """Run a process to its end; one that fails ends the benchmark with its error message."""
     if SETTINGS.in_process and command[0] in (TLKIT, PYTHON):
         return _run_here(command)
-    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    variables = dict(os.environ) if SETTINGS.gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=output, stderr=errors, env=variables)

@@ -4,7 +4,6 @@
     rivals     `tlkit train` against fastai's `fine_tune` and a plain loop with timm, same weights, images and epochs
     probe      `probe-then-tune` against `full`
     scratch    `scratch` against `full` with few and with more images of another kind
-    gpu        `full` with bf16 on a GPU against a plain PyTorch loop with the same settings
 
 Each writes a result of its own. Without a section: the first two.
 """
@@ -76,7 +75,6 @@ def main() -> int:
         "rivals": rivals,
         "probe": probe,
         "scratch": scratch,
-        "gpu": gpu,
     }
     codes = []
     for name in args.section:
@@ -243,36 +241,6 @@ def strategies(
             row = {"": f"{title} at {size} pixels, {side}", "accuracy, mean": f"{_mean(right):.1f} %"}
             report.rows.append(row | {"accuracy": spread(right, 1, " %"), "seconds": spread(seconds(done), 1)})
     return report.save()
-
-
-def gpu(args: Any, work: Path) -> int:
-    if not _has_gpu():
-        report = Report("finetune-gpu", "Images per second of `full` on a GPU.", {"epochs": args.epochs})
-        report.notes.append("not measured: PyTorch finds no GPU")
-        return report.save()
-    data = subset(args.data / "cifar10", work / "data", 6000, 500)
-    script = [PYTHON, str(RIVALS / "gpu_loop.py"), str(data), "--epochs", str(args.epochs)]
-    runs = interleave({side: [*script, "--side", side] for side in ("tlkit", "plain")}, args.repeat)
-    speed = {side: [json.loads(each.output)["images_per_second"] for each in done] for side, done in runs.items()}
-    busy = {side: [json.loads(each.output)["busy"] for each in done] for side, done in runs.items()}
-    report = Report(
-        "finetune-gpu",
-        "Images per second that `full` trains on, on a GPU with bf16 and channels last, and a plain PyTorch loop with "
-        "the same settings; decoding is part of both.",
-        {"epochs": args.epochs, "turns": args.repeat},
-    )
-    for side in runs:
-        report.figures[side] = {"images/s": speed[side], "GPU busy": busy[side]}
-        row = {"": side, "images/s": spread(speed[side], 0), "GPU busy": spread(busy[side], 0, " %")}
-        report.rows.append(row)
-    report.bars.append(Bar("images/s against the plain loop", ratios(speed["tlkit"], speed["plain"]), "≥", 1, "x"))
-    return report.save()
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def of_size(pixels: int) -> list[object]:

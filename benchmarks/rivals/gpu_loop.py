@@ -1,6 +1,6 @@
 """Train all of EfficientNet-Lite0 on a GPU with bf16, by tlkit or by a plain loop, and measure the throughput.
 
-python gpu_loop.py photos/ --side plain --epochs 3
+python gpu_loop.py photos/ --side "plain loop" --epochs 3 --workers 8
 
 Prints, as JSON, the images per second from the second epoch on, and the share of the time the GPU was busy, in percent.
 """
@@ -61,7 +61,7 @@ def ours(images: Path, epochs: int) -> list[float]:
     return [line["images_per_second"] for line in done.epochs[1:]]
 
 
-def plain(images: Path, epochs: int) -> list[float]:
+def plain(images: Path, epochs: int, workers: int) -> list[float]:
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
@@ -71,7 +71,7 @@ def plain(images: Path, epochs: int) -> list[float]:
 
     see = [v2.RandomResizedCrop(224, scale=(0.35, 1.0)), v2.RandomHorizontalFlip(), v2.PILToTensor()]
     found = ImageFolder(str(images / "train"), v2.Compose(see))
-    loader = DataLoader(found, BATCH, shuffle=True, num_workers=8, pin_memory=True, persistent_workers=True)
+    loader = DataLoader(found, BATCH, shuffle=True, num_workers=workers, pin_memory=True, persistent_workers=True)
     trunk = build(load().get("backbone", "efficientnet-lite0"))
     model = nn.Sequential(*trunk.stages.values(), trunk.pool, nn.Linear(1280, len(found.classes)))
     model.train().cuda().to(memory_format=torch.channels_last)
@@ -97,11 +97,13 @@ def plain(images: Path, epochs: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("images", type=Path)
-    parser.add_argument("--side", choices=("tlkit", "plain"), required=True)
+    parser.add_argument("--side", choices=("tlkit", "plain loop"), required=True)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=8, help="of the plain loop")
     args = parser.parse_args()
     busy = Busy()
-    speeds = (ours if args.side == "tlkit" else plain)(args.images, max(2, args.epochs))
+    epochs = max(2, args.epochs)
+    speeds = ours(args.images, epochs) if args.side == "tlkit" else plain(args.images, epochs, args.workers)
     print(json.dumps({"images_per_second": statistics.median(speeds), "busy": busy.mean()}))
 
 

@@ -1,4 +1,4 @@
-"""Embed a folder the usual way: timm's network and transform, a DataLoader of two workers, PyTorch.
+"""Embed a folder the usual way: timm's network and transform, a DataLoader, PyTorch.
 
 python timm_embed.py images/ weights.pth features.npy --channels-last
 """
@@ -39,17 +39,24 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--half", action="store_true", help="convert the network to fp16")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=32)
     args = parser.parse_args()
 
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     model = timm.create_model(
         "tf_efficientnet_lite0", pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(args.weights)}
     )
-    model = model.eval().to(memory_format=layout)
+    dtype = torch.float16 if args.half else torch.float32
+    model = model.eval().to(args.device, dtype, memory_format=layout)
     transform = create_transform(**resolve_model_data_config(model))
-    loader = DataLoader(Folder(args.images, transform), batch_size=32, num_workers=2)
+    pinned = args.device != "cpu"
+    loader = DataLoader(Folder(args.images, transform), args.batch_size, num_workers=args.workers, pin_memory=pinned)
     with torch.inference_mode():
-        features = [model(images.to(memory_format=layout)).numpy() for images in loader]
+        batches = (images.to(args.device, dtype, non_blocking=True, memory_format=layout) for images in loader)
+        features = [model(images).float().cpu().numpy() for images in batches]
     np.save(args.out, np.concatenate(features))
 
 

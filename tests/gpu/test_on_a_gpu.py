@@ -11,14 +11,20 @@ import onnxruntime
 import pytest
 import torch
 from tlkit_standard.strategies import Full
+from torch import nn
 
+from tests.kit.course import Stopped, Stops, course, same
 from tests.kit.exporting import export_of, exported
 from tlkit import cli, doctor
 from tlkit.model.bundle import open_bundle
-from tlkit.plugin.contract import FEATURES
+from tlkit.plugin.contract import FEATURES, Augmentation, Phase
+from tlkit.runtime.devices import AutomaticSession, Speed
+from tlkit.runtime.model import Model
 from tlkit.runtime.session import OnnxSession
 from tlkit.training.config import RunOptions
-from tlkit.training.device import DeviceOptions
+from tlkit.training.device import Device, DeviceOptions
+from tlkit.training.heads import fit_head
+from tlkit.training.inputs import Examples
 from tlkit.training.run import train
 
 pytestmark = pytest.mark.gpu
@@ -68,10 +74,27 @@ def test_all_precisions_are_verified_and_timed_in_one_process(run, capfd):
     assert "EP" not in capfd.readouterr().err
 
 
-def test_fp32_is_that_of_the_cpu(run):
-    file = export_of(run).file()
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("fp16", 1e-2)])
+def test_features_are_those_of_the_cpu(run, precision, limit):
+    file = export_of(run, precision).file()
     cpu, gpu = (OnnxSession(file, device=device).run(images(70))[FEATURES] for device in ("cpu", "cuda"))
-    assert np.abs(gpu - cpu).max() <= 1e-5 * max(1.0, np.abs(cpu).max())
+    assert np.abs(gpu - cpu).max() <= limit * max(1.0, np.abs(cpu).max())
+
+
+def test_much_work_prepares_more_and_gives_the_same(run):
+    file = export_of(run, "fp16").file()
+    usual, long = (OnnxSession(file, device="cuda", images=count).run(images(70))[FEATURES] for count in (0, 10**9))
+    assert np.allclose(usual, long, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore::tlkit.errors.TlkitNote")
+@pytest.mark.parametrize(("rate", "device"), [(1e9, "cpu"), (1.0, "cuda")])
+def test_auto_gives_what_the_cpu_gives_wherever_it_runs(run, pictures, monkeypatch, rate, device):
+    files = sorted((pictures / "dark").iterdir())
+    monkeypatch.setattr(AutomaticSession, "speeds", lambda _: {"cpu": Speed(0.0, rate), "cuda": Speed(1.0, 1e3)})
+    with Model.open(run) as plain, Model.open(run, device="auto") as automatic:
+        assert np.allclose(automatic.embed(files), plain.embed(files), rtol=1e-4, atol=1e-4)
+        assert automatic.session.device == device
 
 
 def test_sessions_sizes_and_threads_mix(run):
@@ -111,3 +134,61 @@ def test_training_there_is_bit_identical_twice(trainable, pictures, tmp_path, op
     assert {name: array.tobytes() for name, array in one.trunk.items()} == {
         name: array.tobytes() for name, array in other.trunk.items()
     }
+
+
+PHASE = Phase(3, 0.02, trunk_lr=0.01, trainable=3, batch_size=8, augmentation=Augmentation(crop=True), ema=0.5)
+
+
+def on_gpu(precision="fp32"):
+    return Device(DeviceOptions("cuda", precision))
+
+
+@pytest.mark.usefixtures("trainable")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_an_interrupted_training_there_resumes_bit_identically(pictures, tmp_path, precision):
+    expected, unbroken = course(pictures, phases=(PHASE,), device=on_gpu(precision))
+    with pytest.raises(Stopped):
+        course(pictures, tmp_path, phases=(PHASE,), device=on_gpu(precision), monitor=Stops(1))
+    weights, fitted = course(pictures, tmp_path, phases=(PHASE,), device=on_gpu(precision))
+    assert same(weights, expected)
+    assert fitted.history == unbroken.history
+
+
+@pytest.mark.usefixtures("trainable")
+def test_training_there_is_that_of_the_cpu(pictures):
+    phases = (replace(PHASE, ema=0.0),)
+    cpu, gpu = (course(pictures, phases=phases, device=device)[1].history for device in (Device(), on_gpu()))
+    for line, other in zip(cpu, gpu, strict=True):
+        assert line["val_loss"] == pytest.approx(other["val_loss"], rel=1e-2)
+
+
+@pytest.mark.usefixtures("trainable")
+def test_cached_activations_there_give_what_decoded_images_give(pictures, tmp_path):
+    phases = (replace(PHASE, trainable=1),)
+    cached, decoded = (course(pictures, work, phases=phases, device=on_gpu())[1] for work in (tmp_path, None))
+    for line, other in zip(cached.history, decoded.history, strict=True):
+        assert line["val_loss"] == pytest.approx(other["val_loss"], rel=1e-2)
+
+
+class Large(nn.Linear):
+    """Takes a MiB for each row that it trains on."""
+
+    def forward(self, x):
+        return super().forward(x) + (x.mean(1, keepdim=True) * self.wide).sum(1, keepdim=True) * 0
+
+    @property
+    def wide(self):
+        return self.weight.new_ones(1, 2**18)
+
+
+@pytest.mark.usefixtures("trainable")
+def test_a_batch_that_does_not_fit_there_is_trained_on_in_parts():
+    random, (_, total) = np.random.default_rng(0), torch.cuda.mem_get_info()
+    examples = Examples(random.normal(size=(512, 4)).astype(np.float32), random.integers(0, 2, 512))
+    device, room = on_gpu(), torch.cuda.memory_reserved() + 2**28
+    torch.cuda.set_per_process_memory_fraction(room / total)
+    try:
+        fit_head(Large(4, 2), [Phase(1, 0.1, batch_size=512)], examples, examples.rows(np.arange(8)), device=device)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert device.micro_batches > 1

@@ -56,6 +56,12 @@ class Story:
         return self.run / "onnx/fp32/model.onnx"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs, from processes that are started as well, unless tests that need one are asked for: `-m gpu`."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs real images, and put the tests of the project first: the longest of all are among them."""
     for item in items:

@@ -23,13 +23,13 @@ RESULTS = {
     ),
     "embed": ("embed",),
     "faults": ("faults-alarms", "faults-planted"),
-    "finetune boundary rivals probe scratch gpu": (
+    "finetune boundary rivals probe scratch": (
         "finetune-boundary",
-        "finetune-gpu",
         "finetune-probe",
         "finetune-rivals",
         "finetune-scratch",
     ),
+    "gpu": ("gpu",),
     "heads": ("heads",),
     "hostile": ("hostile",),
     "int8": ("int8", "int8-speed"),
