@@ -256,7 +256,7 @@ def load(
 
     `graph` is "model" or "trunk"; `head` names one of several heads on a shared trunk. `workers=1` is fastest for one
     call; None uses every core, or what `benchmark(tune=True)` found. A `device` that can't be used is a ResourceError,
-    or with `allow_cpu` a warning, and the CPU is used.
+    or with `allow_cpu` a warning, and the CPU is used; "auto" takes the one that is done first with what it is given.
     """
     on = resolve.opener(device, allow_cpu, trust=False)
     return resolve.open_model(local_path(path), graph, target, precision, head=head, workers=workers, opener=on)

@@ -34,6 +34,10 @@ class TlkitWarning(UserWarning):
     """Something a user should know although the work goes on."""
 
 
+class TlkitNote(TlkitWarning):
+    """Something that a user may want to know, and is no reason to worry."""
+
+
 class TlkitError(Exception):
     """A problem the user can act on: what happened, in which file, and what to do about it."""
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin, TiffImagePlugin
 
-from tlkit.data import memory
+from tlkit.data import decoding, memory
 from tlkit.data.augmentation import View, random_view
 from tlkit.data.dataset import find_images
 from tlkit.data.decoding import UnreadableImage
@@ -653,7 +653,7 @@ def test_forbidden_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def forbidden(_: Path) -> bytes:  # a real one would open for root, who often runs the tests
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    monkeypatch.setattr(decoding, "read_regular", forbidden)
     with pytest.raises(UnreadableImage, match=r"a\.png: can't be read: permission denied"):
         load(path, params())
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import click
 
-from tlkit.errors import ResourceError, TlkitError, TlkitWarning, UsageError, missing_package, one_line
+from tlkit.errors import ResourceError, TlkitError, TlkitNote, TlkitWarning, UsageError, missing_package, one_line
 from tlkit.util import ending
 from tlkit.util.ending import PROGRAM
 from tlkit.util.text import nearest
@@ -197,7 +197,8 @@ def _warnings_as_lines() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, TlkitWarning):
-                click.echo(one_line(f"{PROGRAM}: warning: {message}"), err=True)
+                kind = "" if issubclass(category, TlkitNote) else "warning: "
+                click.echo(one_line(f"{PROGRAM}: {kind}{message}"), err=True)
             else:
                 usual(message, category, *where, **more)
 

@@ -11,8 +11,8 @@ import click
 from tlkit.cli.options import (
     FilePath,
     PlacePath,
+    any_device_options,
     columns,
-    device_options,
     job_options,
     json_option,
     max_bad_option,
@@ -32,7 +32,7 @@ from tlkit.util.text import quoted
 @job_options
 @set_option
 @max_bad_option
-@device_options
+@any_device_options
 @threads_option
 @json_option
 def command(

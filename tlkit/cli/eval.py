@@ -9,9 +9,9 @@ import click
 
 from tlkit.cli.options import (
     FilePath,
+    any_device_options,
     column_options,
     columns,
-    device_options,
     head_option,
     json_option,
     max_bad_option,
@@ -29,7 +29,7 @@ from tlkit.util.text import quoted
 @split_option
 @click.option("--plot", "picture", type=FilePath, help="Draw confusion and calibration to a .png, .svg or .pdf file.")
 @head_option
-@device_options
+@any_device_options
 @threads_option
 @max_bad_option
 @json_option

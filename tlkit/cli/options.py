@@ -151,14 +151,24 @@ strict_option = click.option(
 budget_option = click.option(
     "--budget", type=Seconds(), help="Time for trial runs that settle close calls, such as 90s or 2m; none by default."
 )
+_allow_cpu_option = click.option(
+    "--allow-cpu", is_flag=True, help="Use the CPU, with a warning, if the device can't be used."
+)
+_DEVICES = ("cpu", "cuda", "tensorrt")
 device_options = together(
     click.option(
-        "--device",
-        type=click.Choice(["cpu", "cuda", "tensorrt"]),
-        default="cpu",
-        help="Device to run on; a GPU needs tlkit[gpu].",
+        "--device", type=click.Choice(_DEVICES), default="cpu", help="Device to run on; a GPU needs tlkit[gpu]."
     ),
-    click.option("--allow-cpu", is_flag=True, help="Use the CPU, with a warning, if the device can't be used."),
+    _allow_cpu_option,
+)
+any_device_options = together(
+    click.option(
+        "--device",
+        type=click.Choice(["auto", *_DEVICES]),
+        default="cpu",
+        help="Device to run on; a GPU needs tlkit[gpu]. auto takes the one that was measured to be done first.",
+    ),
+    _allow_cpu_option,
 )
 
 

@@ -11,6 +11,7 @@ Choices that the preprocessing parameters leave open:
 
 from __future__ import annotations
 
+import errno
 import logging
 import warnings
 import zlib
@@ -25,6 +26,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageFile, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
 from tlkit.errors import DataError, TlkitError
+from tlkit.util.files import read_regular
 
 # Every further decoder is attack surface. "JPEG" includes MPO, which phones write as .jpg.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -114,14 +116,17 @@ def decoding() -> Iterator[None]:
 def read_file(path: Path) -> bytes:
     """Return the bytes of a regular file. Raises `UnreadableImage`."""
     try:
-        if path.is_file():
-            return path.read_bytes()
-        if path.is_dir():
-            raise UnreadableImage("is a folder, not an image")
-        # Opening a pipe or a device could block forever.
-        raise UnreadableImage("is not a regular file" if path.exists() else "no such file")
-    except OSError as error:
-        raise UnreadableImage(f"can't be read: {(error.strerror or str(error)).lower()}") from error
+        return read_regular(path)
+    except (OSError, ValueError) as error:  # the latter for a path with a null character
+        if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
+            what = "no such file"
+        elif path.is_dir():
+            what = "is a folder, not an image"
+        elif error.errno in (errno.EINVAL, errno.ENXIO):
+            what = "is not a regular file"
+        else:
+            what = f"can't be read: {(error.strerror or str(error)).lower()}"
+        raise UnreadableImage(what) from error
 
 
 def open_image(data: bytes) -> ImageFile.ImageFile:

@@ -34,13 +34,17 @@ Write = Callable[[Sequence[ImageRecord], NDArray[np.float32]], None]
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingResult:
-    """The file, the number and width of its rows; rejected images and skipped files, each path to reason."""
+    """The file, the number and width of its rows; rejected images and skipped files, each path to reason.
+
+    `device` ran the graph; it is empty for other targets than ONNX.
+    """
 
     out: Path
     rows: int
     width: int
     rejected: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
 
     @property
     def rejects(self) -> int:
@@ -96,7 +100,8 @@ def embed(
             first, reason = next(iter(rejected.items()))
             raise DataError(f"none of the {len(files)} images is readable, the first because: {reason}", file=first)
     _write_rejects(rejects, {written(name): reason for name, reason in rejected.items()})
-    return EmbeddingResult(out, rows, width, rejected)
+    device = getattr(model.session, "device", "")
+    return EmbeddingResult(out, rows, width, rejected, device=device)
 
 
 def _written(sources: Sequence[Path]) -> Callable[[str], str]:

@@ -87,7 +87,8 @@ def extract(
 
         rejected: dict[int, str] = {}
         order = iter(missing)
-        batches = stream(session, preprocessing, (files[index] for index in missing), session.outputs, hashed=True)
+        images = [files[index] for index in missing]
+        batches = stream(session, preprocessing, images, session.outputs, hashed=True)
         for number, batch in enumerate(batches, start=1):
             stage_arrays = [batch.arrays[name] for name in session.outputs] if batch.readable() else []
             rows = iter(np.concatenate(stage_arrays, axis=1) if stage_arrays else ())

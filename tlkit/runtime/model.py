@@ -23,6 +23,7 @@ from tlkit.plugin.contract import FEATURES, IMAGES, PROBABILITIES, Progress, Ses
 from tlkit.plugin.detection import NOVELTY
 from tlkit.progress import shown
 from tlkit.runtime import config
+from tlkit.runtime.devices import AUTO, CPU, AutomaticSession
 from tlkit.runtime.pipeline import Batch, ImageInput, StoredImage, iter_images, stream
 from tlkit.runtime.session import HeadSession, OnnxSession, check_kernels
 from tlkit.util.files import local_path
@@ -100,16 +101,20 @@ class Model:
     ) -> Model:
         """Open a graph, or the `graph` ("model" or "trunk") of a bundle; the arguments are those of `tlkit.load`.
 
-        `device` is "cpu", "cuda" or "tensorrt"; raises ResourceError if it is unavailable or has no kernels for int8.
+        `device` is "auto" (see `AutomaticSession`), "cpu", "cuda" or "tensorrt"; raises ResourceError if it is
+        unavailable or has no kernels for int8.
         """
         file = graph_file(local_path(path), graph)
         check_kernels(file, device)
-        tuned = config.read(file) if workers is None and device == "cpu" else None
-        session: Session = (
-            OnnxSession(file, workers=cores() if workers is None else workers, device=device)
-            if tuned is None
-            else tuned.open(file)
-        )
+        tuned = config.read(file) if workers is None else None
+
+        def open_on(device: str, images: int = 0) -> OnnxSession:
+            if tuned is not None and device == CPU:
+                return tuned.open(file)
+            threads = cores() if workers is None else workers
+            return OnnxSession(file, workers=threads, device=device, images=images)
+
+        session = AutomaticSession(file, open_on) if device == AUTO else open_on(device)
         return cls.from_session(session, file, head=head)
 
     @classmethod
@@ -174,7 +179,7 @@ class Model:
         if self.novelty_threshold is not None and NOVELTY not in names:
             what = "it has a threshold of novelty, and no output of that name"
             raise ArtifactError(what, file=self.file, do="export it again")
-        for batch in self.stream(iter_images(images), [PROBABILITIES, *names]):
+        for batch in self.stream(_sources(images), [PROBABILITIES, *names]):
             rows = iter(zip(*(batch.arrays.get(name, ()) for name in (PROBABILITIES, *names)), strict=True))
             for image in batch.images:
                 if image.reason is not None:
@@ -206,7 +211,7 @@ class Model:
     def embed(self, images: ImageInput | Iterable[ImageInput]) -> NDArray[np.float32]:
         """Return features `(N, width)`, one row per image. Raises `UnreadableImage` for the first one."""
         parts = []
-        for batch in self.stream(iter_images(images), [FEATURES]):
+        for batch in self.stream(_sources(images), [FEATURES]):
             for image in batch.images:
                 if image.reason is not None:
                     raise UnreadableImage(image.reason, file=image.name)
@@ -248,3 +253,9 @@ class Model:
                 what = f"it has {probabilities.shape[1]} probabilities for {len(self.labels)} labels"
                 raise ArtifactError(what, file=self.file, do="export it again")
             yield batch
+
+
+def _sources(images: ImageInput | Iterable[ImageInput]) -> Iterable[Source]:
+    """Return one source per image, counted if the images are."""
+    found = iter_images(images)
+    return list(found) if isinstance(images, list | tuple) else found

@@ -6,18 +6,22 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tlkit.data.decoders import Decoders, faster
 from tlkit.data.decoding import UnreadableImage, read_file
 from tlkit.data.preprocessing import Source, check_array, load
-from tlkit.errors import UsageError
+from tlkit.errors import TlkitError, UsageError
 from tlkit.plugin.contract import Preprocessing, Session
+from tlkit.runtime.devices import CPU, AutomaticSession
+from tlkit.runtime.session import OnnxSession
 from tlkit.util.files import local_path
 from tlkit.util.prefetch import chunks, prefetch
 from tlkit.util.resources import cores
@@ -57,6 +61,10 @@ class Batch:
         return [image for image in self.images if image.reason is None]
 
 
+Chunk = tuple[tuple[int, "Source | StoredImage"], ...]  # numbers of images, and the images
+Decoded = tuple[tuple[ImageRecord, ...], NDArray[np.uint8]]  # `(N, S, S, 3)` of the readable ones
+
+
 def iter_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[Source]:
     """Yield one source per image of what a `Model` takes as images. Raises UsageError for anything else."""
     single = isinstance(images, str | os.PathLike | bytes | bytearray | Image.Image | np.ndarray)
@@ -86,25 +94,56 @@ def stream(
 ) -> Iterator[Batch]:
     """Yield batches with the outputs of a session for images, in order.
 
-    Each worker decodes a batch and runs it. If the session gains nothing from concurrent calls (a GPU), its calls are
-    serialized and only the decoding overlaps.
+    Each worker decodes a batch, or has a process decode it where that is faster, and runs it. If the session gains
+    nothing from concurrent calls (a GPU), its calls are serialized and only the decoding overlaps.
     """
-    lock = nullcontext() if session.workers > 1 else threading.Lock()
+    with ExitStack() as opened:
+        tell: Callable[[int], object] = abs  # nobody
+        if isinstance(session, AutomaticSession) and isinstance(images, Sequence):
+            tell = opened.enter_context(session.running(len(images)))
+        lock = nullcontext() if session.workers > 1 else threading.Lock()
+        workers, size = max(session.workers, cores()), batch_size or session.batch_size
+        decode = partial(_decoded_here, preprocessing, hashed)
+        if isinstance(images, Sequence) and faster(len(images)) and all(isinstance(image, Path) for image in images):
+            with suppress(OSError):  # the system has no memory or processes for it
+                decoders = opened.enter_context(closing(Decoders(preprocessing, size, 2 * workers, cores())))
+                decode = partial(_decoded_there, decoders, hashed)
+                workers *= 2  # one runs a batch while a process decodes for the other
 
-    def work(chunk: tuple[tuple[int, Source | StoredImage], ...]) -> Batch:
-        prepared = [_prepare(index, source, preprocessing, hashed) for index, source in chunk]
-        arrays = [array for _, array in prepared if array is not None]
-        records = tuple(record for record, _ in prepared)
-        if not arrays:
-            return Batch(records, {})
-        batch = np.stack(arrays)
-        with lock:
-            results = session.run(batch, outputs)
-        return _finite(records, results)
+        def work(chunk: Chunk) -> Batch:
+            with decode(chunk) as (records, batch):
+                if not len(batch):
+                    return Batch(records, {})
+                with lock:
+                    results = session.run(batch, outputs)
+            return _finite(records, results)
 
-    workers = max(session.workers, cores())
-    batches = chunks(enumerate(images), batch_size or session.batch_size)
-    yield from prefetch(work, batches, workers=workers, ahead=2 * workers)
+        if getattr(session, "device", CPU) != CPU:  # its kernels are prepared while the first images are decoded
+            warming = threading.Thread(target=_warm_up, args=(session, size))
+            warming.start()
+            opened.callback(warming.join)
+        for batch in prefetch(work, chunks(enumerate(images), size), workers=workers, ahead=2 * workers):
+            yield batch
+            tell(len(batch.images))
+
+
+def _warm_up(session: OnnxSession | AutomaticSession, rows: int) -> None:
+    with suppress(TlkitError):  # which the first call raises as well
+        session.warm_up(rows)
+
+
+@contextmanager
+def _decoded_here(preprocessing: Preprocessing, hashed: bool, chunk: Chunk) -> Iterator[Decoded]:
+    prepared = [_prepare(index, source, preprocessing, hashed) for index, source in chunk]
+    arrays = [array for _, array in prepared if array is not None]
+    yield tuple(record for record, _ in prepared), np.stack(arrays) if arrays else np.empty(0, np.uint8)
+
+
+@contextmanager
+def _decoded_there(decoders: Decoders, hashed: bool, chunk: Chunk) -> Iterator[Decoded]:
+    paths = [source for _, source in chunk if isinstance(source, Path)]
+    with decoders.decoded(paths, hashed=hashed) as (found, batch):
+        yield tuple(ImageRecord(str(path), *facts) for path, facts in zip(paths, found, strict=True)), batch
 
 
 def _finite(records: tuple[ImageRecord, ...], arrays: dict[str, NDArray[np.float32]]) -> Batch:

@@ -35,7 +35,7 @@ class OnnxSession(Session):
     `workers` threads may call `run` concurrently, for the highest throughput (a third more on two cores). `threads`
     overrides the number of cores per call. `level` is the graph optimization, one of LEVELS. `spin_us` is for how many
     microseconds threads spin that wait for their part of a call; ONNX Runtime's own default is fastest where nothing
-    else needs the cores.
+    else needs the cores. `images` is how many are expected: on a GPU, many are worth a longer preparation.
     """
 
     batch_size = 2  # the maps of two images stay in a core's cache; with 8, EfficientNet-Lite0 takes a tenth longer
@@ -49,6 +49,7 @@ class OnnxSession(Session):
         device: str = "cpu",
         level: str = "all",
         spin_us: int | None = None,
+        images: int = 0,
     ) -> None:
         if device not in DEVICES:
             raise UsageError(f"there is no device {device!r}", do=f"choose one of {', '.join(DEVICES)}")
@@ -65,8 +66,8 @@ class OnnxSession(Session):
             if device == "cpu":
                 self._session = _start(source, options, ["CPUExecutionProvider"], file, device)
             else:
-                self._session, self._bound = _start_on_gpu(source, options, device, file)
-                self.batch_size = providers.BATCH
+                self._session, self._bound = _start_on_gpu(source, options, device, file, images)
+                self.batch_size = self._bound.batch_size
         try:
             self.input: str = self._session.get_inputs()[0].name
             self.outputs: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
@@ -75,6 +76,12 @@ class OnnxSession(Session):
             what = f"its inputs, outputs or metadata are invalid: {error}"
             raise ArtifactError(what, file=file, do="export it again") from error
         self.workers = workers if device == "cpu" else 1
+
+    def warm_up(self, rows: int) -> None:
+        """Have a GPU prepare its kernels for batches of so many rows; the first call would have to wait for it."""
+        if self._bound is not None:
+            shape = self._session.get_inputs()[0].shape[1:]
+            self.run(np.zeros((min(rows, self.batch_size), *shape), np.uint8))
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         names = list(outputs or self.outputs)
@@ -168,7 +175,9 @@ def check_kernels(file: Path, device: str) -> None:
         raise ResourceError(what, file=file, do="take --precision fp16, or --device tensorrt, or the CPU")
 
 
-def _start_on_gpu(source: bytes | str, options: Any, device: str, file: Path) -> tuple[Any, providers.BoundSession]:
+def _start_on_gpu(
+    source: bytes | str, options: Any, device: str, file: Path, images: int
+) -> tuple[Any, providers.BoundSession]:
     """Return a session whose first provider runs on the GPU, bound to buffers there. Raises ResourceError."""
     first = providers.DEVICES[device][0]
     if first not in onnxruntime.get_available_providers():
@@ -180,14 +189,23 @@ def _start_on_gpu(source: bytes | str, options: Any, device: str, file: Path) ->
     except ResourceError as error:
         raise ResourceError(f"{first} does not start here: {error.what}", do=error.do) from error
     try:
-        session = _start(source, options, providers.provider_options(device, int(channel.stream)), file, device)
+        many = images >= providers.MANY
+        settings = providers.provider_options(device, int(channel.stream), fast=many and _is_half(source))
+        session = _start(source, options, settings, file, device)
         if session.get_providers()[0] == first:
-            return session, providers.BoundSession(session, channel)
+            size = providers.MANY_BATCH if many else providers.BATCH
+            return session, providers.BoundSession(session, channel, batch_size=size)
     except TlkitError:
         channel.close()
         raise
     channel.close()
     raise ResourceError(f"{first} does not start here", do="see why with: tlkit doctor")
+
+
+def _is_half(source: bytes | str) -> bool:
+    """Return whether a graph has weights in fp16."""
+    graph = onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load_model(source)
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.graph.initializer)
 
 
 @contextmanager

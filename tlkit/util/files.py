@@ -72,13 +72,32 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
 def open_regular(file: Path | str) -> BufferedReader:
     """Open a file to read; raises OSError, without waiting, for a pipe, a device or a folder."""
-    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(file, _READ)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(file))
     return os.fdopen(descriptor, "rb")
+
+
+def read_regular(file: Path | str) -> bytes:
+    """Return the content of a file, with four calls of the system; raises OSError as `open_regular` does."""
+    descriptor = os.open(file, _READ)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(file))
+        content = os.read(descriptor, found.st_size + 1)
+        # Its size changed, or is beyond what one call reads.
+        while len(content) != found.st_size and (more := os.read(descriptor, 2**20)):
+            content += more
+        return content
+    finally:
+        os.close(descriptor)
 
 
 def read_inside(root: Path, name: str) -> bytes:

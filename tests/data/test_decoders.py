@@ -1,0 +1,129 @@
+"""Processes that decode: the same pixels in the same order, whatever happens to the processes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.kit.tiny import Tiny
+from tlkit.data import decoders as decoders_module
+from tlkit.data.decoders import Decoders, faster
+from tlkit.data.preprocessing import load
+from tlkit.errors import ResourceError
+from tlkit.plugin.contract import IMAGES, Session
+from tlkit.runtime import pipeline
+from tlkit.runtime.pipeline import stream
+
+PREPROCESSING = Tiny.preprocessing
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memory without a name, as Linux has it")
+
+
+class Means(Session):
+    """Gives the mean of each image."""
+
+    input, outputs, metadata, workers, batch_size = IMAGES, ("mean",), {}, 2, 4
+
+    def run(self, array, outputs=None):
+        return {"mean": array.mean((1, 2, 3), dtype=np.float32)[:, None]}
+
+
+@pytest.fixture(scope="module")
+def files(pictures, tmp_path_factory):
+    """Eight pictures, among them one that is no image, and one that is missing."""
+    broken = tmp_path_factory.mktemp("broken") / "no image \udcff.png"
+    broken.write_bytes(b"text")
+    found = sorted(pictures.rglob("*.png"))[:8]
+    return [*found[:2], broken, *found[2:], broken.with_name("gone.png")]
+
+
+@pytest.fixture(scope="module")
+def decoders():
+    with closing(Decoders(PREPROCESSING, 6, 3, 1)) as made:
+        yield made
+
+
+def test_pixels_hashes_and_reasons_are_those_of_this_process(decoders, files):
+    for chunk in (files[:6], files[6:], files[2:3]):
+        with decoders.decoded(chunk, hashed=True) as (found, array):
+            good = [file for file, (_, reason) in zip(chunk, found, strict=True) if reason is None]
+            assert len(array) == len(good) == len(chunk) - sum("broken" in str(file) for file in chunk)
+            for file, pixels in zip(good, array, strict=True):
+                assert np.array_equal(pixels, load(file, PREPROCESSING))
+            for file, (digest, reason) in zip(chunk, found, strict=True):
+                assert digest == (hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "")
+                assert reason in (None, "no such file") or reason.startswith("is not an image")
+
+
+def test_a_process_that_was_killed_is_replaced_and_its_task_done_again(decoders, files):
+    os.kill(decoders._all[-1].pid, signal.SIGKILL)
+    with decoders.decoded(files[:2], hashed=False) as (found, array):
+        assert found == [("", None)] * 2
+        assert np.array_equal(array[1], load(files[1], PREPROCESSING))
+
+
+def test_one_that_dies_again_is_an_error_that_names_the_file(files, monkeypatch):
+    monkeypatch.setattr(decoders_module.sys, "executable", "/bin/false")
+    with closing(Decoders(PREPROCESSING, 2, 1, 1)) as made, pytest.raises(ResourceError) as caught:
+        made._run("{}", files[:2])
+    assert "ended 2 times with exit code 1" in caught.value.what
+    assert caught.value.file == str(files[0])
+
+
+def test_ctrl_c_is_for_the_parent_alone_and_a_killed_parent_leaves_none(decoders, checkout):
+    assert os.getpgid(decoders._all[-1].pid) != os.getpgid(0)
+    code = "import os, signal; from tests.data.test_decoders import *; made = Decoders(PREPROCESSING, 2, 1, 1); "
+    code += "print(made._all[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=checkout, check=False)
+    assert done.returncode == -signal.SIGKILL
+    ended = time.monotonic() + 30
+    while _runs(int(done.stdout)):
+        assert time.monotonic() < ended
+        time.sleep(0.02)
+
+
+def _runs(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["processes", "no memory for them"])
+def test_a_stream_through_them_is_that_of_threads(files, monkeypatch, refused):
+    def run():
+        batches = list(stream(Means(), PREPROCESSING, files, hashed=True))
+        images = [image for batch in batches for image in batch.images]
+        return images, np.concatenate([batch.arrays["mean"] for batch in batches if batch.arrays])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    images, means = run()
+    monkeypatch.setattr(pipeline, "faster", lambda _images: True)
+    if refused:
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    else:
+        monkeypatch.setattr(pipeline, "load", None)  # nothing is decoded here
+    monkeypatch.setattr(pipeline, "cores", lambda: 1)
+    again, others = run()
+    assert again == images
+    assert np.array_equal(others, means)
+
+
+def test_processes_are_for_many_images_on_many_cores(monkeypatch):
+    found = []
+    for cores in (2, 16):
+        monkeypatch.setattr(decoders_module, "cores", lambda cores=cores: cores)
+        found.append([faster(images) for images in (10, 100_000)])
+    assert found == [[False, False], [False, True]]
