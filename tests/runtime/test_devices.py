@@ -84,7 +84,7 @@ def test_the_speed_of_each_run_is_noted_for_the_next(file, pictures):
 
 @pytest.mark.usefixtures("provider")
 def test_what_is_noted_may_be_damaged(file):
-    for content in ("{", "[1]", '{"cpu": 3}', '{"cpu": {"speed": 1}}'):
+    for content in ("{", "[1]", '{"cpu": 3}', '{"cpu": {"speed": 1}}', '{"cpu": {"start": 0, "rate": 0}}'):
         session = opened(file)
         session._record.write_text(content)
         assert session.speeds() == {}

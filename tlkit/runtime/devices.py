@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +60,14 @@ class AutomaticSession(Session):
         self.file, self._open_on, self._images = file, open_on, 0
         self._opened = {CPU: open_on(CPU, 0)}
         self._use(CPU, 0)
-        opened, machine = self._opened[CPU], config.machine()
+        opened = self._opened[CPU]
         self.input, self.outputs, self.metadata = opened.input, opened.outputs, opened.metadata
         self._devices = [CPU]
         with suppress(ResourceError):  # there is no GPU, or it has no kernels for this graph
             if providers.DEVICES[GPU][0] in onnxruntime.get_available_providers():
                 check_kernels(file, GPU)
-                machine += f", {cuda.gpu().name}"
+                self._machine = f"{config.machine()}, {cuda.gpu().name}"
                 self._devices.append(GPU)
-        self._key = hashlib.sha256(f"{files.sha256(file)} {machine}".encode()).hexdigest()[:32]
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         return self._opened[self.device].run(array, outputs)
@@ -116,8 +117,10 @@ class AutomaticSession(Session):
 
     def speeds(self) -> dict[str, Speed]:
         """Return the speeds that were noted for this graph, by device."""
-        with suppress(OSError, ValueError, TypeError, AttributeError):  # none, or another version's
-            return {name: Speed(**facts) for name, facts in parse_json(self._record.read_bytes()).items()}
+        with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):  # none, or another version's
+            found = parse_json(self._record.read_bytes()).items()
+            speeds = {name: Speed(float(facts["start"]), float(facts["rate"])) for name, facts in found}
+            return {name: speed for name, speed in speeds.items() if speed.start >= 0 and 0 < speed.rate < math.inf}
         return {}
 
     def _note(self, speed: Speed) -> None:
@@ -125,6 +128,7 @@ class AutomaticSession(Session):
         with suppress(ResourceError), files.atomic_file(self._record) as temporary:  # the next run measures again
             temporary.write_text(json.dumps(facts), encoding="utf-8")
 
-    @property
+    @cached_property
     def _record(self) -> Path:
-        return files.cache_dir(SPEEDS) / f"{self._key}.json"
+        key = hashlib.sha256(f"{files.sha256(self.file)} {self._machine}".encode()).hexdigest()[:32]
+        return files.cache_dir(SPEEDS) / f"{key}.json"
