@@ -57,6 +57,7 @@ def base_install(bench: Workbench) -> Verdict:
     model = "{cut}/onnx/fp32/model.onnx"
     works = (
         f"predict {model} {{test}}",
+        f"predict {model} {{test}} --unknown --coverage 0.9",
         f"embed {model} {{test}} -o {bench.place('rows')}.npy",
         f"eval {model} {{test}}",
         "verify {cut}",
@@ -74,6 +75,7 @@ def base_install(bench: Workbench) -> Verdict:
     asks = (
         "train {photos} -o {out}",
         "train {photos} -o {out} --strategy frozen",
+        "train {photos} -o {out} --budget 60",
         "advise {photos} --audit",
         "export {cut} --onnx",
         "export {cut} --onnx --precision int8",
@@ -81,7 +83,9 @@ def base_install(bench: Workbench) -> Verdict:
         "verify {cut} --data {photos}",
         f"embed {model} {{test}} -o {bench.place('rows')}.parquet",
         f"embed {{cut}} {{test}} -o {bench.place('job')}/",
+        f"index {rows}",
         f"search {rows} {{test}} --model {{cut}}",
+        f"search {rows} {{test}} --model {{cut}} --approximate",
         f"eval {model} {{test}} --plot {bench.place('plot')}.png",
         "bench {cut} --target onnx --batch-size 1",
         "serve {cut} --port 0",

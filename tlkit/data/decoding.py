@@ -7,6 +7,9 @@ Choices that the preprocessing parameters leave open:
   all published weights.
 - 16-bit gray is scaled by its true range: by that of 8 or 12 bits if no value exceeds it. Of 16-bit color Pillow keeps
   the high byte. Images of 32-bit integers or floats are refused: nothing in the file says which value is white.
+- A BMP, TIFF or WebP whose end was never written, zeros to its full length, is decoded. Rows of zeros are black in the
+  first two, and WebPs of drawings that libwebp writes end in zeros themselves: up to 98 % of a lossless file, 40 % of a
+  lossy one (3,069 files measured). Of JPEG and PNG it is refused.
 """
 
 from __future__ import annotations
