@@ -278,8 +278,9 @@ def test_slow_and_lying_clients_are_dropped(server):
 def test_a_request_to_upgrade_is_declined(server, files):
     """Clients for HTTP/2 send one with their first request, curl --http2 and Java's among them."""
     content = files[0].read_bytes()
-    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nConnection: close\r\n"
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\n" + upgrade + b"Content-Length: %d\r\n\r\n" % len(content)
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    length = b"Content-Length: %d\r\n\r\n" % len(content)
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + upgrade + length
     for parts in ((head + content,), (head[:40], head[40:], content)):
         assert raw(server, *parts, pause=0.02).startswith(b"HTTP/1.1 200 ")
 
