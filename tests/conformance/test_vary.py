@@ -39,6 +39,16 @@ def test_a_branch_that_did_nothing_does_something(images):
     assert block.norm.momentum == 0.1
 
 
+def test_a_deep_network_does_not_magnify_small_differences(images):
+    torch.manual_seed(0)
+    layers = [[nn.Conv2d(16 if depth else 3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()] for depth in range(40)]
+    deep = nn.Sequential(*(layer for block in layers for layer in block))
+    vary(deep, lambda: deep(images))
+    with torch.no_grad():
+        exact, disturbed = deep(images), deep(images * (1 + 1e-3))
+    assert (disturbed - exact).norm() < 0.02 * (exact - exact.mean(0)).norm()
+
+
 def test_norms_fit_what_was_run(images):
     block = vary(Branch(), lambda: None)
     assert torch.equal(block.norm.running_mean, torch.zeros(3))
