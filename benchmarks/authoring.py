@@ -1,9 +1,10 @@
 """From `tlkit plugins new` to a package that can be published: a component of each kind, as a new author writes it.
 
 `authored/` holds what an author put in place of the scaffold's code: linear discriminant analysis (a head), chain-thaw
-(a strategy), a database of SQLite (a source), SqueezeNet with a weights file (a backbone) and programs of
-`torch.export` (a target). For each, the scaffold is written, its module replaced, and what its README asks for is run:
-conformance checks, tests, types, wheel. The checks of a network of the size of ResNet-18 are timed as well.
+(a strategy), a database of SQLite (a source), the relative Mahalanobis distance (a detector), SqueezeNet with a weights
+file (a backbone) and programs of `torch.export` (a target). For each, the scaffold is written, its module replaced, and
+what its README asks for is run: conformance checks, tests, types, wheel. The checks of a network of the size of
+ResNet-18 are timed as well.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ AUTHORED = ROOT / "benchmarks" / "authored"
 KINDS = {
     "strategy": "chain-thaw",
     "head": "lda",
+    "detector": "relative-mahalanobis",
     "source": "sqlite",
     "target": "torch-export",
     "backbone": "squeezenet",
