@@ -3,11 +3,11 @@
 In a newly initialized network some layers have none: the last scale of a residual branch and biases are often zero, and
 statistics of batch norm fit no data. An error in such a layer would not be visible.
 
-In another way random weights are unlike trained ones: an activation cuts half of what a batch norm gives, the next norm
-scales the rest up again, and with every such pair of layers a small difference grows. Behind fifty of them one level of
-one pixel turned the features, and rounding hid what a check looks for. Batch norms whose output is mostly positive keep
-differences small (Yang et al., "A Mean Field Theory of Batch Normalization", ICLR 2019, on activations that are nearly
-linear).
+Random weights differ from trained ones in another way: an activation cuts half of what a batch norm gives, the next
+norm scales the rest up again, and with every such pair of layers a small difference grows. Behind fifty of them one
+level of one pixel turned the features, and rounding hid what a check looks for. Batch norms whose output is mostly
+positive keep differences small (Yang et al., "A Mean Field Theory of Batch Normalization", ICLR 2019, on activations
+that are nearly linear).
 """
 
 from __future__ import annotations
