@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.kit.tiny import Tiny
 from tlkit.exporting import calibration as calibrate
-from tlkit.graph.quantize import OPERATORS, WEIGHTED, layer_names, layers, quantize
+from tlkit.graph.quantize import OPERATORS, WEIGHTED, float_operators, layer_names, layers, quantize
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES
 from tlkit.runtime.session import OnnxSession
@@ -85,6 +85,74 @@ class TestQuantize:
         for graph in (kept, alone):
             weights = [tensor for tensor in graph.graph.initializer if len(tensor.dims) == 4]
             assert sorted(tensor.data_type for tensor in weights) == [TensorProto.FLOAT, TensorProto.INT8]
+
+
+class TestFloatOperators:
+    """`(operator, inputs, output)` of graphs, in order; layers get a weight."""
+
+    def left(self, *steps, keep=()):
+        nodes = [
+            helper.make_node(operator, [*inputs.split(), *(["w"] if operator in WEIGHTED else [])], [output], output)
+            for operator, inputs, output in steps
+        ]
+        return float_operators(helper.make_model(helper.make_graph(nodes, "g", [], [])), keep)
+
+    def test_sums_that_a_layer_reads_are_quantized(self):
+        block = (("Conv", "x", "a"), ("Relu", "a", "b"), ("Conv", "b", "c"), ("Add", "b c", "sum"))
+        assert self.left(*block, ("Relu", "sum", "d"), ("Conv", "d", "e"), ("ReduceMean", "e", "f")) == []
+        assert self.left(*block, ("Add", "sum sum", "twice"), ("Conv", "twice", "e")) == []
+
+    def test_sums_of_tokens_that_norms_read_are_not(self):
+        first = (
+            ("MatMul", "x", "a"),
+            ("Concat", "token a", "b"),
+            ("LayerNormalization", "b", "c"),
+            ("MatMul", "c", "d"),
+        )
+        assert self.left(*first, ("Add", "b d", "e"), ("LayerNormalization", "e", "f")) == ["e", "b"]
+
+    def test_what_is_pooled_is_not_but_a_fused_activation(self):
+        steps = (
+            ("Conv", "x", "a"),
+            ("Clip", "a", "b"),
+            ("Add", "b x", "c"),
+            ("Relu", "c", "d"),
+            ("ReduceMean", "d", "e"),
+        )
+        assert self.left(*steps) == ["d", "c"]
+
+    def test_layers_in_float_read_in_float(self):
+        steps = (("Conv", "x", "a"), ("Add", "a x", "b"), ("Conv", "b", "c"))
+        assert self.left(*steps) == []
+        assert self.left(*steps, keep=["c"]) == ["b"]
+
+    def test_a_small_token_survives_beside_large_ones(self, tmp_path):
+        random = np.random.default_rng(0)
+        values = {"token": 0.01 * random.normal(size=(1, 1, 6)), "weight": random.normal(size=(3, 6))}
+        nodes = [
+            helper.make_node("Cast", ["images"], ["floats"], "cast", to=TensorProto.FLOAT),
+            helper.make_node("Reshape", ["floats", "shape"], ["pixels"], "reshape"),
+            helper.make_node("MatMul", ["pixels", "weight"], ["tokens"], "matmul"),
+            helper.make_node("Concat", ["token", "tokens"], ["all"], "concat", axis=1),
+            helper.make_node("LayerNormalization", ["all", "ones"], ["normed"], "norm"),
+            helper.make_node("Gather", ["normed", "first"], ["features"], "gather", axis=1),
+        ]
+        constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()]
+        constants += [
+            numpy_helper.from_array(np.array([1, 4, 3]), "shape"),
+            numpy_helper.from_array(np.ones(6, np.float32), "ones"),
+            numpy_helper.from_array(np.array(0), "first"),
+        ]
+        given = helper.make_tensor_value_info("images", TensorProto.UINT8, [1, 2, 2, 3])
+        made = helper.make_tensor_value_info("features", TensorProto.FLOAT, [1, 6])
+        graph = helper.make_model(
+            helper.make_graph(nodes, "g", [given], [made], constants), opset_imports=[helper.make_opsetid("", 18)]
+        )
+        images = random.integers(0, 256, (1, 2, 2, 3)).astype(np.uint8)
+        found = calibrate.ranges(graph, images, Tiny.preprocessing, OPERATORS)
+        int8 = quantize(graph, found)
+        assert any(node.op_type == "QuantizeLinear" for node in int8.graph.node)
+        assert cosines(features(graph, images, tmp_path), features(int8, images, tmp_path)).min() > 0.999
 
 
 class TestSymmetric:

@@ -116,7 +116,7 @@ def quantize(
         activation_qType=wanted.activations,
         tensors_range=ranges,
         nodes_to_quantize=[*only, *_activations(graph, only)],
-        nodes_to_exclude=list(keep),
+        nodes_to_exclude=[*keep, *([] if only else float_operators(graph, keep))],
         op_types_to_quantize=list(OPERATORS),
         extra_options={**wanted.options, "TensorQuantOverrides": weight_scales(graph, only)},
     )
@@ -127,6 +127,24 @@ def quantize(
         made = layout.merge_columns(made)
     ONNXModel(made).topological_sort()  # inserted nodes were appended
     return made
+
+
+def float_operators(graph: onnx.ModelProto, keep: Collection[str] = ()) -> list[str]:
+    """Return the names of the operators without weights that are to stay in float, as no operator in int8 reads them.
+
+    Rounded to one scale, sums and concatenations lose the tokens and channels that are much smaller than others; and
+    where a layer norm or a softmax reads them, in float, nothing is gained by it.
+    """
+    makers = {output: node.op_type for node in graph.graph.node for output in node.output}
+    read, found = set[str](), []
+    for node in reversed(graph.graph.node):
+        if node.op_type in OPERATORS and node.name not in keep:
+            fused = node.op_type in ACTIVATIONS and makers.get(node.input[0]) in WEIGHTED
+            if node.op_type in WEIGHTED or fused or not read.isdisjoint(node.output):
+                read.update(node.input)
+            else:
+                found.append(node.name)
+    return found
 
 
 def _shield(graph: onnx.GraphProto) -> None:
