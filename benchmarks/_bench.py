@@ -121,7 +121,8 @@ def run(command: Sequence[str]) -> Run:
         for stream in (output, errors):
             stream.seek(0)
         if process.returncode:
-            sys.exit(f"this failed with exit code {process.returncode}: {' '.join(command)}\n{output.read()[-4000:]}{errors.read()[-4000:]}")
+            said = output.read()[-4000:] + errors.read()[-4000:]
+            sys.exit(f"this failed with exit code {process.returncode}: {' '.join(command)}\n{said}")
         unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, elsewhere in KiB
         return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit, output.read())
 
