@@ -23,10 +23,10 @@ from tlkit.util.files import translate_os_errors
 from tlkit.util.parquet import binaries, numbers, strings
 from tlkit.util.prefetch import chunks
 
-RUN = 65_536  # records that are sorted in memory at once
-FILES = 256  # of sorted records, before they are merged into one
-ROW_GROUP = 16_384  # rows of the manifest that are read at once, at the least
-MERGED = 2048  # rows of each run that are in memory while runs are merged
+RUN = 8192  # records that are sorted in memory at once
+FILES = 64  # of sorted records, which are merged into a larger one
+MERGED = 512  # rows of each file that are in memory while files are merged
+ROW_GROUP = 8192  # rows of the manifest that are read at once, at the least
 
 
 class Row(NamedTuple):
@@ -88,35 +88,24 @@ def write_manifest(rows: Iterable[Row], out: Path, tick: Tick) -> int:
     The others stay in the manifest, with that as the problem. Beside `out` are files with what does not fit in memory.
     `tick` is called with the number of rows listed.
     """
-    files, number, tables = list[Path](), count(), list[Any]()
+    small, large, last, number = list[Path](), list[Path](), list[Row](), count()
 
     def store(rows: Iterable[Row]) -> Path:
         file = out.with_name(f"{next(number)}.parquet")
-        _write(rows, file)
+        _write(rows, file, MERGED)
         return file
 
-    for group in chunks(rows, ROW_GROUP):
-        if sum(map(len, tables)) >= RUN:
-            files.append(store(_sorted(tables)))
-            tables.clear()
-        if len(files) == FILES:
-            merged = store(heapq.merge(*map(_read, files)))
-            for file in files:
+    for run in chunks(rows, RUN):
+        if last:
+            small.append(store(last))
+        if len(small) == FILES:
+            large.append(store(heapq.merge(*map(_read, small))))
+            for file in small:
                 file.unlink()
-            files = [merged]
-        tables.append(_table(group))
-        tick(len(group))
-    return _write(_unique(heapq.merge(*map(_read, files), _sorted(tables))), out)
-
-
-def _sorted(tables: Sequence[Any]) -> Iterator[Row]:
-    """Yield the rows of some tables, sorted; as columns they take a fifth of the memory that they take as rows."""
-    import pyarrow as pa
-
-    if tables:
-        ordered = pa.concat_tables(tables).sort_by([(name, "ascending") for name in ("key", "source", "locator")])
-        for batch in ordered.to_batches(MERGED):
-            yield from _rows(batch)
+            small.clear()
+        last = sorted(run)
+        tick(len(run))
+    return _write(_unique(heapq.merge(*map(_read, [*large, *small]), last)), out, ROW_GROUP)
 
 
 def _unique(rows: Iterable[Row]) -> Iterator[Row]:
@@ -126,14 +115,14 @@ def _unique(rows: Iterable[Row]) -> Iterator[Row]:
         before = row.key
 
 
-def _write(rows: Iterable[Row], file: Path) -> int:
+def _write(rows: Iterable[Row], file: Path, group_size: int) -> int:
     from pyarrow import parquet
 
     written = 0
     options: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["problem"], "write_statistics": False}
     schema = _table([]).schema
     with translate_os_errors(file), parquet.ParquetWriter(file, schema, **options) as writer:
-        for group in chunks(rows, ROW_GROUP):
+        for group in chunks(rows, group_size):
             writer.write_table(_table(group))
             written += len(group)
     return written
