@@ -8,6 +8,7 @@ import pytest
 
 from tlkit import defaults
 from tlkit.errors import TlkitWarning, UsageError
+from tlkit.model.in_place import put
 from tlkit.resolve import claimed_to_train, components_to_train, image_files, several
 from tlkit.training.run_directory import folder_of
 
@@ -23,6 +24,16 @@ def test_an_interrupted_training_says_that_it_can_be_resumed(tmp_path):
     says = r"run is not finished; give the same options and --resume to continue"
     with pytest.warns(TlkitWarning, match=says), pytest.raises(KeyboardInterrupt), claimed_to_train(run):
         raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_says_what_is_in_place(tiny_run, tmp_path):
+    run, folder = tmp_path / "run", folder_of(tmp_path / "run")
+    folder.mkdir()
+    put(tiny_run, run, {}, folder)
+    says = r"run is the best so far: .* head, validation accuracy .*%; give the same options and --resume to improve it"
+    with pytest.warns(TlkitWarning, match=says), pytest.raises(KeyboardInterrupt), claimed_to_train(run):
+        raise KeyboardInterrupt
+    assert folder.exists()
 
 
 def test_a_bare_string_is_one_name_and_one_path(pictures):

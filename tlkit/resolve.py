@@ -166,6 +166,14 @@ def components_to_train(
     return configured({kind: name for kind, name in named.items() if name is not None}, options)
 
 
+def check_budget(budget: float | str | None, *, automatic: bool) -> None:
+    """Raise a UsageError for a budget that is no time, or one for a training with a strategy that is named."""
+    if isinstance(budget, str) and budget != AUTO:
+        raise UsageError(f"budget {budget!r} is no number of seconds", do=f'give a number, "{AUTO}" or None')
+    if isinstance(budget, int | float) and not automatic:
+        raise UsageError("a budget is for trial runs", do=f"use strategy {AUTO}, or leave the budget out")
+
+
 def origins(components: Mapping[str, Component]) -> dict[str, tuple[str, str]]:
     """Return distribution and version of the plugin of each component, by kind."""
     return {kind: load_plugins().origin(component) for kind, component in components.items()}
@@ -216,7 +224,7 @@ def naming_plugins() -> Iterator[None]:
 def claimed_to_train(out: Path) -> Iterator[None]:
     """Claim the output of a training, for all processes of it; warn, if it is interrupted, that it can be resumed."""
     from tlkit.training.device import rank_and_world_size
-    from tlkit.training.run_directory import discard_finished, is_unfinished
+    from tlkit.training.run_directory import best_so_far, discard_finished, is_unfinished
 
     is_main_process = rank_and_world_size()[0] == 0
     try:
@@ -225,7 +233,9 @@ def claimed_to_train(out: Path) -> Iterator[None]:
                 discard_finished(out)
             yield
     except KeyboardInterrupt:
-        if is_unfinished(out):
+        if best := best_so_far(out):
+            warn(f"{out} is the best so far: {best}; give the same options and --resume to improve it")
+        elif is_unfinished(out):
             warn(f"{out} is not finished; give the same options and --resume to continue")
         raise
 

@@ -2,7 +2,7 @@
 
 `killed.py photos/ out/ BUDGET KEPT step 7`: in the seventh training step; `rename 3`: when a third file or folder is
 about to be renamed into the run directory; `never 0`: runs to its end, resuming what there is. With the budget 0 there
-are no trials; KEPT says which trunk is to be better, `fine-tuned` or `frozen`.
+are no trials of every strategy; KEPT says which trunk is to be better, `fine-tuned` or `frozen`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.advice.asking import ask, comparison, eager
-from tlkit.advice import auto
+from tlkit.advice import auto, trials
 from tlkit.training.config import RunOptions
 from tlkit.training.history import Monitor
 
@@ -36,7 +36,7 @@ def kill_at(left: list[int], owner: Any, name: str, counts: Callable[..., bool])
 if __name__ == "__main__":
     photos, out, budget, kept, when, number = sys.argv[1:]
     left = [int(number)]
-    auto.compared = lambda *_, **__: comparison(better=kept == "fine-tuned")
+    trials.compared = lambda *_, **__: comparison(better=kept == "fine-tuned")
     if when == "step":
         kill_at(left, Monitor, "step", lambda _monitor, _images, line: bool(line))
     elif when == "rename":

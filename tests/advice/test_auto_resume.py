@@ -12,6 +12,7 @@ from tests.kit.components import empty_cache
 from tlkit.advice import auto, trials
 from tlkit.errors import UsageError
 from tlkit.model.bundle import open_bundle
+from tlkit.plugin.contract import silent
 from tlkit.training.config import RunOptions
 from tlkit.training.history import Monitor
 from tlkit.training.run import train
@@ -36,7 +37,7 @@ def unbroken(pictures, tmp_path, monkeypatch):
     """Output of a run that was not killed, in this process, whose hashes and random numbers are others."""
 
     def run(budget, kept):
-        monkeypatch.setattr(auto, "compared", lambda *_, **__: comparison(better=kept == "fine-tuned"))
+        monkeypatch.setattr(trials, "compared", lambda *_, **__: comparison(better=kept == "fine-tuned"))
         trained, advice = auto.train_auto(
             pictures, tmp_path / "unbroken", ask(policy=eager(3)), RunOptions(), budget or None
         )
@@ -56,10 +57,12 @@ def unbroken(pictures, tmp_path, monkeypatch):
 )
 def test_killed_at_any_time_it_ends_with_the_same_bundle(start, unbroken, tmp_path, case, moments):
     out = tmp_path / "run"
+    in_place = []  # after each kill
     for moment in moments:
         assert start(out, *case, *moment)[0] == -signal.SIGKILL
-        assert not out.exists()
         assert is_unfinished(out)
+        in_place.append(open_bundle(out).record.strategy.name if out.exists() else "")
+    assert in_place == sorted(in_place, key=["", "frozen", "partial", "probe-then-tune"].index)
     code, told = start(out, *case)
     assert (code, told) == (0, unbroken(*case))
     assert [path.name for path in tmp_path.iterdir() if "training" in path.name] == []
@@ -97,8 +100,6 @@ def test_an_interrupted_run_is_not_resumed_as_another(interrupted_run, pictures,
         train(pictures, interrupted_run, fine_tuned, options=RunOptions(resume=True))
     with pytest.raises(UsageError, match="the interrupted run differs: seed was 0, is 1; use the options"):
         auto.train_auto(pictures, interrupted_run, replace(request_, seed=1), RunOptions(resume=True))
-    with pytest.raises(UsageError, match="the interrupted run differs: budget was not there, is 60"):
-        auto.train_auto(pictures, interrupted_run, request_, RunOptions(resume=True), budget=60.0)
     assert is_unfinished(interrupted_run)
 
 
@@ -112,9 +113,9 @@ def test_a_finished_part_is_not_trained_again(interrupted_run, pictures, monkeyp
         return train_part(source, out, *rest)
 
     monkeypatch.setattr(trials, "train", counted)
-    monkeypatch.setattr(auto, "compared", lambda *_, **__: comparison(better=True))
+    monkeypatch.setattr(trials, "compared", lambda *_, **__: comparison(better=True))
     trained, _ = auto.train_auto(pictures, interrupted_run, request_, RunOptions(resume=True))
-    assert trained_to == ["fine-tuned"]
+    assert trained_to == ["candidate-1"]
     assert trained.bundle == interrupted_run
     assert not folder_of(interrupted_run).exists()
 
@@ -123,3 +124,34 @@ def test_resume_without_an_interrupted_run_begins(pictures, tmp_path):
     trained, advice = auto.train_auto(pictures, tmp_path / "run", ask(), RunOptions(resume=True))
     assert trained.bundle == tmp_path / "run"
     assert open_bundle(trained.bundle).record.strategy.name == advice.recommendation.strategy
+
+
+def test_a_budget_keeps_the_best_so_far_and_a_resumed_run_goes_on(pictures, tmp_path, monkeypatch, request_):
+    monkeypatch.setattr(trials, "compared", lambda *_, **__: comparison(better=True))
+    run, said = tmp_path / "run", []
+    trained, advice = auto.train_auto(
+        pictures, run, request_, RunOptions(), 1e-6, lambda what, total: said.append(what) or silent(what, total)
+    )
+    assert (trained.strategy, advice.recommendation.strategy) == ("frozen", "frozen")
+    assert open_bundle(run).digest == trained.digest
+    assert [each for each in said if each.startswith("in place: ")] == [
+        each for each in said if "frozen up to " in each
+    ]
+    assert said[-1].startswith("the budget of 0.0 s is too small for 2 trainings; the same command with --resume ")
+    with pytest.raises(UsageError, match="was interrupted; resume it with its options and --resume"):
+        auto.train_auto(pictures, run, request_)
+    resumed, _ = auto.train_auto(pictures, run, request_, RunOptions(resume=True), 3600.0)
+    assert resumed.strategy != "frozen"
+    assert open_bundle(run).digest == resumed.digest != trained.digest
+    assert not folder_of(run).exists()
+    whole, _ = auto.train_auto(pictures, tmp_path / "whole", request_, budget=3600.0)
+    assert whole.digest == resumed.digest
+
+
+def test_what_is_worse_on_the_validation_images_takes_no_place(pictures, tmp_path, monkeypatch, request_):
+    worse = comparison(better=True, accuracy=(0.9, 0.89), errors=(0.1, 0.1), log_loss=(1.0, 0.1))
+    assert worse.better
+    monkeypatch.setattr(trials, "compared", lambda *_, **__: worse)
+    trained, advice = auto.train_auto(pictures, tmp_path / "run", request_)
+    assert trained.strategy == "frozen"
+    assert "is not better than frozen" in advice.recommendation.reasons[-1]

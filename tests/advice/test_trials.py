@@ -11,12 +11,14 @@ from tlkit_standard.heads import HEADS
 from tlkit_standard.strategies import STRATEGIES
 
 from tests.advice.asking import ask, eager
-from tlkit.advice import recommendation, selection, trials
+from tlkit.advice import quick_trial as quick_trials
+from tlkit.advice import recommendation, selection
 from tlkit.advice.auto import train_auto
+from tlkit.advice.quick_trial import quick_trial
 from tlkit.advice.recommendation import FineTuningPolicy
 from tlkit.advice.run import AdvicePolicy, advise
 from tlkit.advice.selection import FineTuning
-from tlkit.advice.trials import _epochs, compared, quick_trial, run_trials
+from tlkit.advice.trials import _DoesNotFit, _epochs, compared, run_trials
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import Phase, Strategy, option
 
@@ -24,7 +26,8 @@ from tlkit.plugin.contract import Phase, Strategy, option
 def test_a_budget_is_spent_on_trials(pictures):
     advice = advise(pictures, ask(), budget=3600)
     assert [trial["name"].split(" ")[0] for trial in advice.trials] == ["frozen", "partial", "probe-then-tune"]
-    assert any(reason.startswith("trials:") for reason in advice.recommendation.reasons)
+    decided = [reason for reason in advice.recommendation.reasons if " better than " in reason]
+    assert len(decided) == 2
     assert all(0 <= trial["accuracy"] <= 1 for trial in advice.trials)
     assert "trials on the validation images\n" in str(advice)
 
@@ -85,7 +88,7 @@ def test_a_quick_trial_compares_a_few_trainable_stages_with_frozen_features(stri
 
     def tried(name, epochs, cut="third"):
         (tmp_path / name).mkdir()
-        monkeypatch.setattr(trials, "TRIED_EPOCHS", epochs)
+        monkeypatch.setattr(quick_trials, "TRIED_EPOCHS", epochs)
         return quick_trial(advice, request, FineTuning(Stranger(epochs)), cut, tmp_path / name)
 
     comparison = tried("long", 40)
@@ -110,7 +113,11 @@ def test_a_candidate_gets_as_many_epochs_as_fit(pictures, monkeypatch, budget, e
     advice = advise(pictures, ask())
     candidate = FineTuning(Stranger(15), {"epochs": 15})
     monkeypatch.setattr(FineTuning, "seconds", lambda self, *_: (0.0, float(self.strategy.epochs)))
-    assert _epochs(advice, ask(), candidate, "third", budget) == epochs
+    if epochs is None:
+        with pytest.raises(_DoesNotFit):
+            _epochs(advice, ask(), candidate, "third", budget)
+    else:
+        assert _epochs(advice, ask(), candidate, "third", budget) == epochs
     assert candidate.limited(7) == FineTuning(Stranger(7), {"epochs": 7})
     assert candidate.limited(50) is candidate
 

@@ -9,6 +9,7 @@ import pytest
 # Script and arguments → the results that it writes.
 RESULTS = {
     "adapters": ("adapters",),
+    "anytime": ("anytime",),
     "architectures": ("architectures-timm", "architectures-torchvision", "architectures-transformers"),
     "authoring": ("authoring",),
     "advise": (

@@ -34,6 +34,7 @@ BORDERS = (
             "tlkit.model.weights",
             "tlkit.graph.trace",
             "tlkit.training",
+            "tlkit.advice.quick_trial",
             "tlkit.advice.trials",
             "tlkit.conformance",
             "plugins",

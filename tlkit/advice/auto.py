@@ -1,43 +1,63 @@
-"""`--strategy auto`: train what the advice recommends; a fine-tuned trunk is kept only if it beats the best frozen one.
+"""`--strategy auto`: train what the advice recommends; a fine-tuned trunk is kept only if it beats the best before it.
 
-Trials and fine-tuning take long: they run in the run directory of the bundle (see `training.run_directory`), one part
-after the other, so that an interrupted run can be resumed.
+A bundle of frozen features is written within seconds. Trials and fine-tuning take long: they run in the run directory
+of the bundle (see `training.run_directory`), one part after the other, and each that is better takes its place. So
+there is always a valid bundle, none is worse on the validation images than the one before, and a run can be resumed.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from tlkit.advice.quick_trial import quick_trial
 from tlkit.advice.recommendation import recommend
 from tlkit.advice.run import Advice, AdviceRequest, advise
 from tlkit.advice.selection import FineTuning, available
-from tlkit.advice.trials import compared, quick_trial, run_trial, run_trials, training_config
+from tlkit.advice.trials import Trial, Trials, run_trial, training_config, was_begun
 from tlkit.defaults import FROZEN
 from tlkit.errors import DataError, UsageError
 from tlkit.evaluation.disturbed import Comparison
+from tlkit.model import in_place
 from tlkit.model import trunk as trunks
 from tlkit.model.cut import check_cut
-from tlkit.plugin.contract import Component, Progress, silent
+from tlkit.model.reference_images import remember
+from tlkit.plugin.contract import Component, Progress, Tick, silent
 from tlkit.plugin.sources import identity
 from tlkit.runtime.feature_cache import environment
-from tlkit.training.config import RunOptions
+from tlkit.training.config import RunOptions, dataset_statistics
 from tlkit.training.device import Device
 from tlkit.training.result import TrainingResult
 from tlkit.training.run import train
-from tlkit.training.run_directory import DONE, MACHINE, check_unfinished, folder_of, machine, once, run_directory
+from tlkit.training.run_directory import (
+    DONE,
+    MACHINE,
+    best_so_far,
+    check_output,
+    folder_of,
+    machine,
+    once,
+    run_directory,
+)
 from tlkit.util import files
-from tlkit.util.text import format_seconds
+from tlkit.util.text import counted, format_seconds
 from tlkit.version import __version__
 
 NAME = "auto"
-TRIALS, FINE_TUNED_PART, QUICK = "trials", "fine-tuned", "quick"  # parts of the run directory, beside FROZEN
+QUICK = "quick"  # part of the run directory, beside FROZEN and the candidates
 MAX_COMPARED = 2000  # images that heads are cross-validated on: a minute, where a fine-tuning takes many
+BUDGET = 600.0  # seconds on a CPU, unless another is given: nobody waits for an hour unasked
+
+
+class BudgetUsed(Exception):
+    """The time for improvements is over, or too short for what is left to try."""
 
 
 def train_auto(
@@ -45,77 +65,112 @@ def train_auto(
     out: Path,
     request: AdviceRequest,
     options: RunOptions | None = None,
-    budget: float | None = None,
+    budget: float | Literal["auto"] | None = None,
     progress: Progress = silent,
 ) -> tuple[TrainingResult, Advice]:
     """Train what the advice recommends, and write the bundle `out` with the advice in it.
 
-    Without a budget the same data and seed give the same bundle.
+    If there is more to try than frozen features, their bundle is written first, and replaced by each better one. After
+    `budget` seconds the best so far stays, and a resumed run goes on; within a budget that is given every candidate of
+    the installed strategies is tried. "auto" is `BUDGET` on a CPU, and only what the advice recommends. Without a
+    budget, and with one that suffices, the same data and seed give the same bundle.
     """
     options = replace(options or RunOptions(), announce=False)  # the advice begins with the classes
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         what = f"{NAME} compares and decides in one process, not under torchrun"
         raise UsageError(what, do="ask `tlkit advise` first, and give torchrun the --strategy that it names")
-    files.check_new(out)
-    files.check_writable(out)
-    check_unfinished(out, resume=options.resume)
+    check_output(out, resume=options.resume)
     if request.cut is not None:
         cut = check_cut(request.cut, trunks.build(request.backbones[0]).names)
         request = replace(request, cut=cut)
     request = replace(request, policy=replace(request.policy, max_compared=MAX_COMPARED))
+    exhaustive = budget not in ("auto", None)
+    seconds = math.inf if budget is None else budget
+    if seconds == "auto":
+        seconds = BUDGET if Device(options.device).type == "cpu" else math.inf
+    end = time.monotonic() + seconds
     advice = advise(source, request, progress, strict=options.strict, learnable=True)
     undecided = advice.recommendation.trainable > 0 or _to_try(advice, request) is not None
-    if not (undecided or budget is not None or (options.resume and folder_of(out).exists())):
+    if not (undecided or exhaustive or (options.resume and folder_of(out).exists())):
         return _train(out, request, advice, progress, options), advice
-    with run_directory(
-        out, _conditions(advice, request, options, budget), resume=options.resume, is_main_process=True
-    ) as folder:
-        return _compare(out, folder, request, advice, budget, progress, options)
-
-
-def _compare(
-    out: Path,
-    folder: Path,
-    request: AdviceRequest,
-    advice: Advice,
-    budget: float | None,
-    progress: Progress,
-    options: RunOptions,
-) -> tuple[TrainingResult, Advice]:
-    """Run trials, whole ones if there is a budget; then train frozen and fine-tuned, if that is recommended."""
-    aside = replace(options, tensorboard=None)  # the curves are those of what is kept
-    if budget is not None:
-        advice = run_trials(advice, request, budget, progress, aside, folder / TRIALS)
-    else:
-        advice = _tried(advice, request, folder / QUICK, progress)
-    chosen = advice.recommendation
-    if not chosen.trainable:
-        return _train(out, request, advice, progress, options), advice
-    frozen = chosen.frozen()
-    if chosen.seconds is not None:
-        progress("fine-tuning, {} to {}".format(*map(format_seconds, chosen.seconds)), 0)
-    baseline = run_trial(advice.source, folder / FROZEN, request, frozen, progress, aside)
-    seen = replace(advice, trials=[*advice.trials, baseline.to_json()])
-    part = folder / FINE_TUNED_PART
+    kept = _Kept(out, advice, progress, seconds, end)
     try:
-        tuned = run_trial(advice.source, part, request, chosen, progress, options, advice=_kept(seen))
-    except DataError as problem:  # the images are good: frozen features were just trained on them
-        reason = f"fine-tuning failed: {problem.what}"
-    else:
-        val = advice.dataset.without(baseline.trained.rejected).of("val")
-        # A quick trial was as strict as it has to be.
-        strict = advice.analysis.shift.domain == "similar" and not (advice.evidence and advice.evidence.trial)
-        comparison = compared(request, val, baseline.trained, tuned.trained, strict=strict)
-        if comparison.better:
-            os.rename(part, out)
-            done = replace(chosen, accuracy=tuned.trained.metrics.balanced_interval)
-            seen = replace(seen, recommendation=done.with_reasons(f"the fine-tuned trunk is better: {comparison}"))
-            return _with_decoded(replace(tuned.trained, bundle=out), seen, baseline.trained), seen
-        reason = f"the fine-tuned trunk is not better than frozen features: {comparison}"
-        lost = {"name": tuned.name, "accuracy": tuned.trained.metrics.accuracy}
-        seen = replace(seen, trials=[*seen.trials, lost])
-    seen = replace(seen, recommendation=frozen.with_reasons(reason))
-    return _train(out, request, seen, progress, options, baseline.trained), seen
+        with run_directory(out, _conditions(advice, request, options), resume=options.resume) as folder:
+            _improve(kept, folder, request, options, exhaustive=exhaustive)
+    except BudgetUsed as end_of_budget:
+        progress(str(end_of_budget), 0)
+    return kept.result()
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The best so far, which is in place of the output, with the advice that led to it; and the time to improve it."""
+
+    out: Path
+    advice: Advice
+    progress: Progress
+    seconds: float
+    end: float  # of these, by `time.monotonic`
+    best: Trial | None = None
+    digest: str | None = None  # None while a resumed run has not come to what is in place
+    decoded: int = 0  # images, for all that was kept
+
+    def put(self, trial: Trial, advice: Advice) -> None:
+        """Put a trial in place, and say so if it is another."""
+        self.digest = in_place.put(trial.trained.bundle, self.out, _report(advice), folder_of(self.out))
+        if trial is not self.best:
+            self.decoded += trial.trained.decoded
+            if self.digest is not None:
+                self.progress(f"in place: {best_so_far(self.out)}", 0)
+        self.best, self.advice = trial, advice
+
+    def result(self) -> tuple[TrainingResult, Advice]:
+        assert self.best is not None  # noqa: S101 - frozen features come first, whatever the budget
+        assert self.digest is not None  # noqa: S101 - the verdicts of the interrupted run were kept
+        remember(self.digest, self.advice.source)
+        decoded = self.advice.analysis.features.decoded + self.decoded
+        return replace(self.best.trained, bundle=self.out, digest=self.digest, decoded=decoded), self.advice
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def limited(self, what: str, total: int) -> Tick:
+        """Show progress; raises `BudgetUsed` where work goes on after the end."""
+        tick = self.progress(what, total)
+
+        def checked(more: int, said: str = "", /) -> None:
+            tick(more, said)
+            if self.left() < 0 and self.digest is not None:
+                reason = f"the budget of {format_seconds(self.seconds)} is used up"
+                raise BudgetUsed(f"{reason}; the same command with --resume goes on")
+
+        return checked
+
+
+def _improve(kept: _Kept, folder: Path, request: AdviceRequest, options: RunOptions, *, exhaustive: bool) -> None:
+    """Put frozen features in place, and then each better trial; raises `BudgetUsed` if not all could be tried."""
+    advice, progress = kept.advice, kept.limited
+    frozen, aside = advice.recommendation.frozen(), replace(options, tensorboard=None)
+    baseline = run_trial(advice.source, folder / FROZEN, request, frozen, kept.progress, aside)
+    kept.put(baseline, replace(advice, recommendation=frozen))
+    if kept.seconds < math.inf:
+        progress(f"what is better within {format_seconds(kept.seconds)} takes its place (see --budget)", 0)
+    advice = _tried(advice, request, folder / QUICK, progress)
+    chosen = advice.recommendation
+    installed = available(request.heads, request.strategies, dataset_statistics(advice.dataset))
+    every = [] if installed.fine_tuning is None or request.cut is not None else [installed.fine_tuning]
+    every += [plan for plan in installed.candidates if every and plan not in every]
+    wanted = len(every) if exhaustive else int(chosen.trainable > 0)
+    places = [folder / f"candidate-{number + 1}" for number in range(len(every))]
+    plans = {place: every[n] for n, place in enumerate(places) if n < wanted or was_begun(place)}
+    if chosen.trainable and chosen.seconds is not None:
+        progress("fine-tuning, {} to {}".format(*map(format_seconds, chosen.seconds)), 0)
+    trials = Trials(request, kept.left, progress, options, kept.put)
+    advice, skipped = trials.improve(advice, baseline, plans)
+    kept.put(kept.best or baseline, advice)
+    if skipped:
+        what = f"the budget of {format_seconds(kept.seconds)} is too small for {counted(skipped, 'training')}"
+        raise BudgetUsed(f"{what}; the same command with --resume and a larger --budget goes on")
 
 
 def _to_try(advice: Advice, request: AdviceRequest) -> FineTuning | None:
@@ -153,21 +208,15 @@ def _tried(advice: Advice, request: AdviceRequest, folder: Path, progress: Progr
 
 
 def _train(
-    out: Path, request: AdviceRequest, advice: Advice, progress: Progress, options: RunOptions, *before: TrainingResult
+    out: Path, request: AdviceRequest, advice: Advice, progress: Progress, options: RunOptions
 ) -> TrainingResult:
     """Train what is recommended, with the advice in the bundle."""
-    config = replace(training_config(request, advice.recommendation), advice=_kept(advice))
+    config = replace(training_config(request, advice.recommendation), advice=_report(advice))
     trained = train(advice.source, out, config, progress, options, within=True)
-    return _with_decoded(trained, advice, *before)
+    return replace(trained, decoded=trained.decoded + advice.analysis.features.decoded)
 
 
-def _with_decoded(trained: TrainingResult, advice: Advice, *before: TrainingResult) -> TrainingResult:
-    """Return the result with the images counted that were decoded for the advice and for earlier trainings."""
-    others = advice.analysis.features.decoded + sum(each.decoded for each in before)
-    return replace(trained, decoded=trained.decoded + others)
-
-
-def _kept(advice: Advice) -> Mapping[str, Any]:
+def _report(advice: Advice) -> Mapping[str, Any]:
     """Return the advice for the bundle: without times, which would make each bundle different, and without paths."""
     content = advice.to_json()
     del content["source"], content["rejected"]
@@ -178,7 +227,7 @@ def _kept(advice: Advice) -> Mapping[str, Any]:
     return content
 
 
-def _conditions(advice: Advice, request: AdviceRequest, options: RunOptions, budget: float | None) -> dict[str, Any]:
+def _conditions(advice: Advice, request: AdviceRequest, options: RunOptions) -> dict[str, Any]:
     """Return everything that decides the outcome as JSON types: a resumed run must have the same."""
     device = Device(options.device)  # fails at once if it is not available
 
@@ -188,7 +237,6 @@ def _conditions(advice: Advice, request: AdviceRequest, options: RunOptions, bud
     return {
         "tlkit": __version__,
         "strategy": NAME,
-        "budget": budget,
         "backbone": named(tuple(request.backbones)),
         "head": named(tuple(request.heads)),
         "strategies": named(tuple(request.strategies)),

@@ -1,51 +1,39 @@
-"""Trials: short trainings that decide what evidence from frozen features can't, whether fine-tuning is better.
-
-A quick trial fine-tunes a few of the deepest stages on cached activations, cross-validated over training images, in a
-fraction of the time of a whole fine-tuning. With a budget, every candidate is trained whole instead.
-"""
+"""Trials: whole trainings, measured on the validation images and their disturbed copies, of which the best is kept."""
 
 from __future__ import annotations
 
-import copy
+import math
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tlkit.advice.backbone_analysis import stratified
 from tlkit.advice.recommendation import TYPICAL_THROUGHPUT, Recommendation
-from tlkit.advice.selection import FineTuning, available, best_head
-from tlkit.data.dataset import Sample, folds_of, groups_of
+from tlkit.advice.selection import FineTuning, available
+from tlkit.data.dataset import Sample
 from tlkit.data.preprocessing import load
 from tlkit.defaults import FROZEN
+from tlkit.errors import DataError
 from tlkit.evaluation.disturbed import Comparison, disturbed
 from tlkit.graph import trace
 from tlkit.model.bundle import open_bundle
-from tlkit.model.modules import head_logits, load_modules, solve_head
+from tlkit.model.cut import select
+from tlkit.model.modules import head_logits, load_modules
 from tlkit.model.trunk import Trunk
-from tlkit.plugin.contract import Component, Head, Phase, Progress, silent
+from tlkit.plugin.contract import Component, Progress, silent
 from tlkit.plugin.options import configure, to_json
-from tlkit.plugin.phases import trainable_stages
 from tlkit.runtime.session import OnnxSession
-from tlkit.training.activation_cache import ActivationCache, open_cache
 from tlkit.training.config import RunOptions, TrainingConfig, dataset_statistics
-from tlkit.training.device import Device
-from tlkit.training.freezing import Network, prepare_stages
-from tlkit.training.heads import fit_head
-from tlkit.training.inputs import AugmentedViews, Examples
 from tlkit.training.result import TrainingResult
 from tlkit.training.run import train
 from tlkit.training.run_directory import DONE, once
-from tlkit.training.trainer import Trainer
 from tlkit.util.files import temporary_dir
 from tlkit.util.prefetch import prefetch
 from tlkit.util.resources import cores
@@ -54,10 +42,6 @@ if TYPE_CHECKING:
     from tlkit.advice.run import Advice, AdviceRequest
 
 Named = TypeVar("Named", bound=Component)
-
-
-TRIED_IMAGES, TRIED_FOLDS = 600, 3  # of a quick trial
-TRIED_STAGES, TRIED_EPOCHS, TRIED_VIEWS = 2, 6, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +87,10 @@ def run_trial(
 
 def training_config(request: AdviceRequest, recommendation: Recommendation) -> TrainingConfig:
     """Return the configuration of the recommended training."""
-    backbone = _named(request.backbones, recommendation.backbone)
-    head = configure(_named(request.heads, recommendation.head), recommendation.head_settings)
+    backbone = named(request.backbones, recommendation.backbone)
+    head = configure(named(request.heads, recommendation.head), recommendation.head_settings)
     settings = {name.removeprefix("strategy."): value for name, value in recommendation.settings.items()}
-    strategy = configure(_named(request.strategies, recommendation.strategy), settings)
+    strategy = configure(named(request.strategies, recommendation.strategy), settings)
     return TrainingConfig(
         backbone,
         strategy,
@@ -122,7 +106,7 @@ def training_config(request: AdviceRequest, recommendation: Recommendation) -> T
     )
 
 
-def _named(components: Sequence[Named], name: str) -> Named:
+def named(components: Sequence[Named], name: str) -> Named:
     """Return the installed component of a name."""
     return next(each for each in components if each.name == name)
 
@@ -149,7 +133,7 @@ def compared(
     labels, both = np.array([sample.label for sample in samples], np.int64), []
     for trained in (frozen, fine_tuned):
         bundle = open_bundle(trained.bundle)
-        backbone, head = _named(request.backbones, trained.backbone), _named(request.heads, trained.head)
+        backbone, head = named(request.backbones, trained.backbone), named(request.heads, trained.head)
         trunk, module = load_modules(bundle, backbone, head)
         session = OnnxSession(trace.stage_graph(trunk), workers=cores())
 
@@ -157,167 +141,138 @@ def compared(
             index: int, trunk: Trunk = trunk, session: OnnxSession = session, module: nn.Module = module
         ) -> NDArray[np.float32]:
             image = load(samples[index].path, trunk.preprocessing)
-            features = session.run(np.stack([image, disturbed(image, index)]), session.outputs[-1:])
-            return head_logits(module, *features.values())
+            stages = list(session.run(np.stack([image, disturbed(image, index)])).values())
+            widths = [stage.shape[1] for stage in stages]
+            return head_logits(module, select(np.concatenate(stages, axis=1), trunk.cut, trunk.names, widths))
 
         rows = prefetch(logits, range(len(samples)), workers=cores(), ahead=2 * cores())
         both.append(np.stack(list(rows), axis=1))
     return Comparison.of(both[0], both[1], labels, strict=strict)
 
 
-class _Copies(AugmentedViews):
-    """The disturbed copy of each image in place of its views."""
-
-    def decode(self, path: Path, number: int, index: int) -> NDArray[np.uint8]:
-        return disturbed(load(path, self.preprocessing), index)
-
-
-def quick_trial(
-    advice: Advice, request: AdviceRequest, plan: FineTuning, cut: str, folder: Path, progress: Progress = silent
-) -> Comparison | None:
-    """Return the comparison of frozen features with a few fine-tuned stages, cross-validated over training images.
-
-    Both end at the stage `cut`. Its best head on frozen features, and the phases of a plan with fewer epochs and
-    trainable stages, see the same folds; the best epoch is chosen on the held-out images, as in any training. `folder`
-    is for activations. None if the cut leaves no stage to freeze, or a fold would lack a class.
-    """
-    dataset, seed, known = advice.dataset, request.seed, dataset_statistics(advice.dataset)
-    trunk = advice.analysis.trunk.upto(cut)
-    phases = _tried(plan.strategy.phases(trunk.names, known), trunk.names)
-    rehearsal = Network(nn.Identity(), copy.deepcopy(trunk))
-    prepare_stages(rehearsal, phases, plan.strategy.prepare, seed)
-    first = rehearsal.split(phases)[-1]
-    rows = stratified(advice.labels, advice.analysis.features.usable, TRIED_IMAGES, seed)
-    samples, labels = [dataset.of("train")[row] for row in rows], advice.labels[rows]
-    folds, groups, classes = folds_of(samples, TRIED_FOLDS), groups_of(samples), len(dataset.labels)
-    split = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(TRIED_FOLDS)]
-    if not 0 < first < len(trunk.names) or any(len(np.unique(labels[fitted])) < classes for fitted, _ in split):
-        return None
-    features = np.ascontiguousarray(advice.analysis.features.at(cut)[rows])
-    examples = Examples(features, labels, [sample.path for sample in samples], groups)
-    inputs = _activations(trunk, first, examples, phases[-1], folder, seed, progress)
-    best, default = best_head(advice.heads, cut), available(request.heads, request.strategies, known).head
-    name, settings = (default, {}) if best is None else (best.head, best.settings)
-    head: Head = configure(_named(request.heads, name), settings)
-    logits = np.zeros((2, 2, len(rows), classes), np.float32)  # of (frozen, fine-tuned) for (images, copies)
-    tick = progress(f"trial with {len(trunk.names) - first} trainable stages", len(rows))
-    for fitted, held in split:
-        train, val, copies = (replace(each, fold=part) for each, part in zip(inputs, (fitted, held, held), strict=True))
-        own = None if groups is None else groups[fitted]
-        solved = solve_head(head, features[fitted], labels[fitted], classes, seed, own)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            learner, tuned = (head.stand_in() or head).module(trunk.width, classes), copy.deepcopy(trunk)
-        if solved is None:
-            own_phases = _named(request.strategies, FROZEN).phases(trunk.names, known)
-            parts = examples.rows(fitted), examples.rows(held)
-            solved, _ = fit_head(copy.deepcopy(learner), own_phases, *parts, seed=seed)
-        deepest = nn.Sequential(*list(trunk.stages.values())[first:], trunk.pool)
-        logits[0, 0, held] = head_logits(solved, features[held])
-        logits[0, 1, held] = head_logits(solved, _run(deepest, copies))
-        Trainer(
-            Network(learner, tuned),
-            phases,
-            examples.rows(fitted),
-            examples.rows(held),
-            seed=seed,
-            backbone=advice.analysis.backbone,
-            prepare=plan.strategy.prepare,
-            views=TRIED_VIEWS,
-            inputs=(train, val),
-        ).fit()
-        model = nn.Sequential(*list(tuned.stages.values())[first:], tuned.pool, learner).eval()
-        logits[1, 0, held], logits[1, 1, held] = _run(model, val), _run(model, copies)
-        tick(len(held))
-    return Comparison.of(logits[0], logits[1], labels, strict=advice.analysis.shift.domain == "similar")
-
-
-def _tried(phases: Sequence[Phase], stages: Sequence[str]) -> list[Phase]:
-    """Return the phases of a quick trial: those of the head, and the last one with a few of its trainable stages."""
-    last = next(phase for phase in reversed(phases) if phase.trainable)
-    kept = trainable_stages(last, stages)[-TRIED_STAGES:]
-    few = replace(last, trainable=kept, reinit=0, epochs=min(TRIED_EPOCHS, last.epochs), patience=0)
-    return [*(phase for phase in phases if not phase.trainable), few]
-
-
-def _activations(
-    trunk: Trunk, first: int, examples: Examples, phase: Phase, folder: Path, seed: int, progress: Progress
-) -> tuple[ActivationCache, ActivationCache, ActivationCache]:
-    """Return the output of the stages before `first` for augmented views, for the images, and for disturbed copies."""
-    frozen = nn.Sequential(trunk.normalize, *list(trunk.stages.values())[:first]).eval()
-    views = AugmentedViews.from_phase(phase, trunk.preprocessing, seed, TRIED_VIEWS)
-    plain = AugmentedViews(trunk.preprocessing, seed)
-    stages = trunk.upto(trunk.names[first - 1])
-    train, val = open_cache(folder, stages, frozen, (examples, views), (examples, plain), Device(), progress)
-    return train, val, replace(val, split="copies", views=_Copies(trunk.preprocessing, seed), opened={})
-
-
-def _run(model: nn.Module, inputs: ActivationCache) -> NDArray[np.float32]:
-    """Return the output of a module for each image of a fold."""
-    rows = np.arange(len(inputs.labels))
-    with torch.inference_mode():
-        parts = [model(maps) for maps in inputs.batches(np.split(rows, range(64, len(rows), 64)), 0)]
-    output: NDArray[np.float32] = torch.cat(parts).numpy()
-    return output
-
-
-def run_trials(
-    advice: Advice,
-    request: AdviceRequest,
-    budget: float,
-    progress: Progress = silent,
-    options: RunOptions | None = None,
-    folder: Path | None = None,
-) -> Advice:
+def run_trials(advice: Advice, request: AdviceRequest, budget: float, progress: Progress = silent) -> Advice:
     """Return the advice with trial trainings of about `budget` seconds, and a recommendation that follows from them.
 
-    Every installed strategy's candidates are tried; those still to come share what is left of the budget equally.
-
-    The number of epochs that fit depends on the machine, so the result of a budget does too. In a `folder` all results
-    are kept, to be found again by a resumed run.
+    Every installed strategy's candidates are tried. The number of epochs that fit depends on the machine, so the result
+    of a budget does too.
     """
     if advice.recommendation.inconclusive or advice.evidence is None:
         return advice
-    cut = advice.evidence.cut.name
-    frozen, known = advice.recommendation.frozen(), dataset_statistics(advice.dataset)
-    installed = available(request.heads, request.strategies, known)
-    strict = advice.analysis.shift.domain == "similar"
-    with temporary_dir() if folder is None else nullcontext(folder) as place:
-        baseline = run_trial(advice.source, Path(place, FROZEN), request, frozen, progress, options)
-        trials, best, chosen = [baseline], baseline, frozen
+    end = time.monotonic() + budget
+    plans = available(request.heads, request.strategies, dataset_statistics(advice.dataset)).candidates
+    with temporary_dir() as folder:
+        baseline = run_trial(advice.source, folder / FROZEN, request, advice.recommendation.frozen(), progress, None)
+        places = {folder / f"candidate-{number}": plan for number, plan in enumerate(plans)}
+        tried, _ = Trials(request, lambda: end - time.monotonic(), progress).improve(advice, baseline, places)
+    if len(tried.trials) == 1:
+        reason = "the budget is too small for a trial of more than frozen features"
+        return replace(tried, recommendation=advice.recommendation.with_reasons(reason))
+    return tried
+
+
+class _DoesNotFit(Exception):
+    """A plan takes longer than its share of the budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """Trials that look for something better in the seconds that are left.
+
+    `keep` is called with each better one, and the advice that follows from it.
+    """
+
+    request: AdviceRequest
+    left: Callable[[], float]
+    progress: Progress = silent
+    options: RunOptions | None = None
+    keep: Callable[[Trial, Advice], object] = lambda _trial, _advice: None
+
+    def improve(self, advice: Advice, baseline: Trial, plans: Mapping[Path, FineTuning]) -> tuple[Advice, int]:
+        """Train plans whole to their places, one after the other; each is kept if it is better than the best before it.
+
+        Returns the advice, whose recommendation is the best, and the number of plans that did not fit. Those still to
+        come share the time equally: one that takes longer is trained with fewer epochs, or not at all. What is done is
+        noted beside its place, for a resumed run.
+        """
+        if (evidence := advice.evidence) is None or not plans:
+            return advice, 0
+        known, asked, best, skipped = dataset_statistics(advice.dataset), advice.recommendation, baseline, 0
+        head = available(self.request.heads, self.request.strategies, known).head
         val = advice.dataset.without(baseline.trained.rejected).of("val")
-        for number, candidate in enumerate(installed.candidates):
-            left = budget - sum(trial.seconds for trial in trials)
-            share = left / (len(installed.candidates) - number)
-            name = f"candidate-{number + 1}"
-            fit = partial(_epochs, advice, request, candidate, cut, share)
-            epochs, _ = once(Path(place, f"{name}.epochs.json"), fit)
+        # A quick trial was as strict as it has to be.
+        strict = advice.analysis.shift.domain == "similar" and not (evidence.trial and evidence.trial.better)
+        trials, chosen = [baseline.to_json()], asked.frozen()
+        # Those that an interrupted run began come first, in its order.
+        for turn, place in enumerate(sorted(plans, key=lambda each: not was_begun(each))):
+            plan, share = plans[place], self.left() / (len(plans) - turn)
+            epochs = self._epochs(advice, place, plan, evidence.cut.name, share)
             if epochs is None:
+                skipped += 1
+                chosen = chosen.with_reasons(f"the budget is too small for {plan.strategy.name}")
                 continue
-            plan, stages = candidate.limited(epochs), advice.analysis.trunk.names
-            tuned = advice.recommendation.fine_tuned(plan, installed.head, cut, stages, known)
-            trials.append(run_trial(advice.source, Path(place, name), request, tuned, progress, options))
-            if compared(request, val, best.trained, trials[-1].trained, strict=strict).better:
-                best, chosen = trials[-1], tuned
-    if len(trials) == 1:
-        fewest = request.policy.fine_tuning.min_epochs
-        reason = f"the budget is too small for a trial of more than frozen features: it takes at least {fewest} epochs"
-        settled = advice.recommendation.with_reasons(reason)
-    else:
-        winner = "no fine-tuned trunk is better than frozen features" if best is baseline else f"{best.name} is best"
-        settled = chosen.with_reasons(f"trials: {winner} on the validation images")
-        settled = replace(settled, accuracy=best.trained.metrics.balanced_interval)
-    return replace(advice, trials=[trial.to_json() for trial in trials], recommendation=settled)
+            stages = advice.analysis.trunk.names
+            tuned = asked.fine_tuned(plan.limited(epochs), head, evidence.cut.name, stages, known)
+            try:
+                trial = run_trial(advice.source, place, self.request, tuned, self.progress, self.options)
+            except DataError as problem:  # the images are good: the baseline was trained on them
+                chosen = chosen.with_reasons(f"{name_of(tuned)} failed: {problem.what}")
+                continue
+            trials.append(trial.to_json())
+            comparison = self._compared(val, best, trial, strict=strict)
+            # Whatever its copies say, none takes the place of one that is better on the images themselves.
+            if comparison.better and comparison.accuracy[1] >= comparison.accuracy[0]:
+                reason = f"{trial.name} is better than {best.name}: {comparison}"
+                tuned = replace(tuned, accuracy=trial.trained.metrics.balanced_interval, reasons=chosen.reasons)
+                best, chosen = trial, tuned.with_reasons(reason)
+                self.keep(trial, replace(advice, trials=list(trials), recommendation=chosen))
+            else:
+                chosen = chosen.with_reasons(f"{trial.name} is not better than {best.name}: {comparison}")
+        return replace(advice, trials=trials, recommendation=chosen), skipped
+
+    def _compared(self, val: Sequence[Sample], best: Trial, trial: Trial, *, strict: bool) -> Comparison:
+        """Return the comparison of two trials, as a run before found it."""
+
+        def compare() -> dict[str, Any]:
+            return asdict(compared(self.request, val, best.trained, trial.trained, strict=strict))
+
+        place = trial.trained.bundle
+        return Comparison.from_json(once(place.with_name(f"{place.name}.compared.json"), compare)[0])
+
+    def _epochs(self, advice: Advice, place: Path, plan: FineTuning, cut: str, seconds: float) -> int | None:
+        """Return the limit of a plan's epochs with which it fits, as a run before measured it; None if it doesn't."""
+        try:
+            epochs: int = once(_limit(place), partial(_epochs, advice, self.request, plan, cut, seconds))[0]
+        except _DoesNotFit:
+            return None
+        return epochs
 
 
-def _epochs(advice: Advice, request: AdviceRequest, candidate: FineTuning, cut: str, budget: float) -> int | None:
-    """Return the limit of a candidate's epochs with which its phases fit the budget; None if they don't."""
+def was_begun(place: Path) -> bool:
+    """Return whether a run before began a trial, and kept its limit of epochs."""
+    return _limit(place).exists()
+
+
+def _limit(place: Path) -> Path:
+    return place.with_name(f"{place.name}.epochs.json")
+
+
+def _epochs(advice: Advice, request: AdviceRequest, candidate: FineTuning, cut: str, budget: float) -> int:
+    """Return the limit of a candidate's epochs with which its phases fit the budget; raises `_DoesNotFit`.
+
+    It is halved until they fit, so that it seldom depends on how exactly a step was measured.
+    """
     policy, trunk = request.policy.fine_tuning, advice.analysis.trunk.upto(cut)
     whole = candidate.limited(policy.epochs)
+    if budget == math.inf:
+        return policy.epochs
     per_image = 1 / (advice.analysis.throughput or TYPICAL_THROUGHPUT)
     seconds = max(whole.seconds(trunk, dataset_statistics(advice.dataset), len(advice.dataset.of("val")), per_image))
     if seconds <= budget:
         return policy.epochs
-    own = to_json(whole.strategy).get("epochs")
-    epochs = int(own * budget / seconds) if isinstance(own, int) else 0
-    return epochs if epochs >= policy.min_epochs else None
+    epochs = to_json(whole.strategy).get("epochs")
+    while isinstance(epochs, int) and epochs // 2 >= policy.min_epochs:
+        seconds *= (epochs // 2) / epochs
+        epochs //= 2
+        if seconds <= budget:
+            return epochs
+    raise _DoesNotFit

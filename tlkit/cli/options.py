@@ -35,12 +35,17 @@ class Place(LocalPath):
         return str(value) if is_address(str(value)) else super().convert(value, param, ctx)
 
 
-class Seconds(click.ParamType[float]):
-    """A length of time: 90, 90s, 2m or 1.5h, as seconds."""
+class Seconds(click.ParamType[float | str]):
+    """A length of time: 90, 90s, 2m or 1.5h, as seconds; or one of some words."""
 
     name = "time"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        if value in self.words:
+            return str(value)
         if isinstance(value, int | float):
             return float(value)
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value.strip())
@@ -155,6 +160,14 @@ _allow_cpu_option = click.option(
     "--allow-cpu", is_flag=True, help="Use the CPU, with a warning, if the device can't be used."
 )
 _DEVICES = ("cpu", "cuda", "tensorrt")
+training_budget_option = click.option(
+    "--budget",
+    type=Seconds("auto", "none"),
+    default="auto",
+    callback=lambda _context, _parameter, given: None if given == "none" else given,
+    help="Time in which auto looks for better than its first bundle, such as 90s or 5m, by trials of every strategy; "
+    "none: as long as it takes; auto: at most 10m on a CPU, for what is advised.",
+)
 device_options = together(
     click.option(
         "--device", type=click.Choice(_DEVICES), default="cpu", help="Device to run on; a GPU needs tlkit[gpu]."

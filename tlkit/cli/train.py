@@ -10,7 +10,6 @@ import click
 from tlkit import defaults
 from tlkit.cli.options import (
     FilePath,
-    budget_option,
     column_options,
     columns,
     complete,
@@ -21,6 +20,7 @@ from tlkit.cli.options import (
     set_option,
     strict_option,
     trainer_options,
+    training_budget_option,
 )
 from tlkit.cli.output import note_files, progress_bars, show, wrote
 from tlkit.util.text import quoted
@@ -31,10 +31,7 @@ from tlkit.util.text import quoted
 @click.option("-o", "--out", type=FilePath, required=True, help="Bundle to write; must not exist yet.")
 @click.option("--backbone", default=defaults.DEFAULT_BACKBONE, shell_complete=complete("backbone"), help="Network.")
 @click.option("--size", type=click.IntRange(1), help="Input size in pixels; the backbone's own by default.")
-@click.option(
-    "--cut",
-    help="Last stage to keep, or stages to join, such as stage4+last. With auto, it stays frozen.",
-)
+@click.option("--cut", help="Last stage to keep, or stages to join, as stage4+last. With auto, it stays frozen.")
 @click.option(
     "--strategy",
     default="auto",
@@ -55,7 +52,7 @@ from tlkit.util.text import quoted
 @click.option("--golden-strip", is_flag=True, help="Keep no names of files, and no golden image with metadata.")
 @seed_option
 @trainer_options
-@budget_option
+@training_budget_option
 @json_option
 def command(source: str, out: Path, as_json: bool, **options: Any) -> None:
     """Train on SOURCE and write a bundle.

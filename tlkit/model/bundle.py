@@ -204,6 +204,13 @@ def read_record(root: Path) -> dict[str, Any]:
     return content
 
 
+def with_report(content: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of `bundle.json` with another report of the strategy, and the digest that follows."""
+    facts = {name: value for name, value in content.items() if name != "digest"}
+    facts["strategy"] = {**facts["strategy"], "report": json.loads(json.dumps(report))}
+    return {**facts, "digest": _digest(facts)}
+
+
 def _record(content: Mapping[str, Any]) -> BundleRecord:
     """Return the record of a bundle. Raises ValueError that names a field that is missing or invalid."""
     names = {field.name for field in dataclasses.fields(BundleRecord)}

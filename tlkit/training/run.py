@@ -38,9 +38,8 @@ from tlkit.training.freezing import Network, prepare_stages
 from tlkit.training.heads import refit_head, solve_or_fit
 from tlkit.training.history import LOG, Monitor
 from tlkit.training.result import TrainingResult, write_bundle
-from tlkit.training.run_directory import check_unfinished, run_directory
+from tlkit.training.run_directory import check_output, check_unfinished, run_directory
 from tlkit.training.trainer import Trainer
-from tlkit.util import files
 from tlkit.util.resources import cores
 from tlkit.util.text import listed
 
@@ -62,14 +61,13 @@ def train(
     options = options or RunOptions()
     is_main_process = rank_and_world_size()[0] == 0
     if is_main_process:
-        files.check_new(out)
-        files.check_writable(out)
+        check_output(out, resume=within or options.resume)
     else:
         progress, options = silent, replace(options, warn=lambda _warning: None)
     torch.set_num_threads(min(torch.get_num_threads(), cores()))  # PyTorch knows no quota
     plan = make_plan(source, out, config)
-    if not within:  # an interrupted training can be resumed only by one that trains stages too
-        check_unfinished(out, resume=options.resume and bool(plan.trainable))
+    if not (within or plan.trainable):  # an interrupted training can be resumed only by one that trains stages too
+        check_unfinished(out, resume=False)
     if options.announce:
         for line in (str(plan.dataset), *plan.duplicates.lines()):
             progress(line, 0)
@@ -82,7 +80,7 @@ def train(
             sys.exit()  # there is nothing to share
         result = _train_head(plan, options, progress)
     else:
-        files.check_new(out)  # in every process: those that continue would wait for one that does not
+        check_output(out, resume=within or options.resume)  # in every process: others would wait for it
         device = Device(options.device)
         with device.process_group():
             result = _fine_tune(plan, options, device, progress)

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.errors import TlkitWarning, UsageError
+from tlkit.model import in_place
 from tlkit.model.bundle import RECORD
 from tlkit.model.exports import processor_kind
-from tlkit.util.files import atomic_file, translate_os_errors
+from tlkit.util.files import atomic_file, check_new, check_writable, translate_os_errors
 from tlkit.util.schema import parse_json
 from tlkit.util.temporaries import PART, prefix
 from tlkit.util.text import listed, quoted
@@ -48,6 +49,12 @@ def _has_progress(folder: Path) -> bool:
     return any(any(folder.rglob(pattern)) for pattern in (f"{CHECKPOINT}*", f"*{DONE}"))
 
 
+def best_so_far(out: Path) -> str | None:
+    """Return in words what bundle an unfinished training has put in the place of its output; None if there is none."""
+    content = in_place.found(out, folder_of(out))
+    return None if content is None else in_place.described(content)
+
+
 def check_unfinished(out: Path, *, resume: bool) -> None:
     """Raise a UsageError if a training of `out` was interrupted and is not to be resumed."""
     if not resume and is_unfinished(out):
@@ -55,10 +62,18 @@ def check_unfinished(out: Path, *, resume: bool) -> None:
         raise UsageError("a training of it was interrupted", file=out, do=do)
 
 
+def check_output(out: Path, *, resume: bool) -> None:
+    """Raise an error if `out` exists, except as the best so far of a training to resume, or can't be written."""
+    check_unfinished(out, resume=resume)
+    if best_so_far(out) is None:
+        check_new(out)
+    check_writable(out)
+
+
 def discard_finished(out: Path) -> None:
     """Remove the run directory of a training that was killed after it had written its bundle."""
     folder = folder_of(out)
-    if (out / RECORD).exists() and folder.exists() and not _strangers(folder):
+    if (out / RECORD).exists() and folder.exists() and not (best_so_far(out) or _strangers(folder)):
         _remove(folder)
 
 
