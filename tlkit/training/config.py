@@ -118,11 +118,12 @@ class Plan:
 
     def examples(self, features: Features) -> tuple[Examples, Examples]:
         """Return the readable images to train on, and those to validate on, with their features."""
+        everything = self.samples
 
         def of(split: str) -> Examples:
-            rows = [row for row, each in enumerate(self.samples) if each.split == split and features.usable[row]]
-            labels = np.array([self.samples[row].label for row in rows], np.int64)
-            samples = [self.samples[row] for row in rows]
+            rows = [row for row, each in enumerate(everything) if each.split == split and features.usable[row]]
+            samples = [everything[row] for row in rows]
+            labels = np.array([sample.label for sample in samples], np.int64)
             paths, groups = [sample.path for sample in samples], groups_of(samples)
             return Examples(take(features.array, rows), labels, paths, groups)
 

@@ -332,7 +332,8 @@ def _hashes(plan: Plan, features: Features) -> list[str]:
 
 def _rejected(plan: Plan, features: Features) -> dict[str, str]:
     """Return the reasons of the unreadable images, and of those that the fine-tuned trunk can't compute, by name."""
-    later = {plan.samples[row].name: reason for row, reason in features.rejected.items()}
+    samples = plan.samples
+    later = {samples[row].name: reason for row, reason in features.rejected.items()}
     return {**plan.rejected, **later}
 
 
