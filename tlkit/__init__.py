@@ -42,7 +42,13 @@ if TYPE_CHECKING:  # the same names again: type checkers can't follow a table
         index as index,
         search as search,
     )
-    from tlkit.insight import inspect as inspect, report as report
+    from tlkit.insight import (
+        card as card,
+        inspect as inspect,
+        look as look,
+        report as report,
+        suggest as suggest,
+    )
     from tlkit.plugin.contract import (
         Augmentation as Augmentation,
         Backbone as Backbone,
@@ -77,7 +83,7 @@ _MODULES = {
     ),
     "tlkit.errors": "ArtifactError DataError GateError PluginError ResourceError TlkitError TlkitWarning UsageError",
     "tlkit.features": "embed embedding_status index search",
-    "tlkit.insight": "inspect report",
+    "tlkit.insight": "card inspect look report suggest",
     "tlkit.plugin.contract": (
         "Augmentation Backbone BuildSource Component DatasetStatistics Head Loss OptimizationProfile Optimizer Phase "
         "Preprocessing Progress Reader Record Session Source Strategy Target Weights option silent"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tlkit import defaults, resolve
+from tlkit.errors import UsageError
 from tlkit.progress import shown
 from tlkit.resolve import CPU, StrPath
 from tlkit.util.files import local_path
@@ -13,9 +16,12 @@ from tlkit.util.locks import claim
 
 if TYPE_CHECKING:
     from tlkit.inspection import Inspection
+    from tlkit.looking.run import Look
     from tlkit.plugin.contract import Progress
+    from tlkit.reporting.card import Card
     from tlkit.reporting.run import Report
     from tlkit.runtime.model import Model
+    from tlkit.suggesting.run import Suggestions
 
 
 def report(
@@ -48,6 +54,108 @@ def report(
         if place is not None and found.save(place) is None:
             resolve.warn('predictions.parquet needs pyarrow, and is not written; run: pip install "tlkit[parquet]"')
     return found
+
+
+def look(
+    bundle: StrPath,
+    image: StrPath,
+    out: StrPath | None = None,
+    *,
+    data: StrPath | None = None,
+    images: int = 200,
+    channels: int = 6,
+    progress: Progress | None = None,
+) -> Look:
+    """Return what the network of an exported bundle sees in an image; in a notebook it shows its page.
+
+    That is the filters of the first layer, the activations at every stage, the evidence for the label, and of so many
+    `channels` of each stage the patches that excite them most, of up to so many `images` of the dataset `data`, by
+    default of the training images if they are on this machine. `out` names an HTML file to write the page to.
+    """
+    from tlkit.looking.run import look
+    from tlkit.model.reference_images import dataset, source, spread
+    from tlkit.pages.html import check
+
+    for name, number in (("images", images), ("channels", channels)):
+        if number < 1:
+            raise UsageError(f"{name} must be at least 1, not {number}")
+    place = resolve.optional_path(out)
+    if place is not None:
+        check(place)
+    trained, folder = resolve.trained_modules(bundle), resolve.optional_path(data)
+    known = folder is not None or source(trained.bundle) is not None
+    samples = spread(dataset(trained.bundle, folder)[1].samples, images) if known else []
+    with _model(bundle) as model, claim(place), shown(progress) as bars:
+        found = look(model, *trained.maps_graph(), local_path(image), samples, channels, bars)
+        if place is not None:
+            found.save(place)
+    return found
+
+
+def card(
+    bundle: StrPath,
+    out: StrPath | None = None,
+    *,
+    data: StrPath | None = None,
+    split: str | None = None,
+    progress: Progress | None = None,
+) -> Card:
+    """Return the model card of a bundle, in the format of Hugging Face: data, license, metrics, limits and pictures.
+
+    With `data`, a labelled dataset, it has the metrics and findings of a report on that as well, by the exported graph;
+    the split is chosen as by `evaluate`. `out` names a folder, the bundle itself too, to write README.md and pictures
+    to. A card that somebody edited is not replaced.
+    """
+    from tlkit.reporting.card import card, check
+    from tlkit.reporting.run import report
+
+    if data is None and split is not None:
+        raise UsageError("a split is of data")
+    place, opened = resolve.optional_path(out), resolve.open_bundle(bundle)
+    check(place or opened.root)
+    found = None
+    with claim(place, inside=place is not None and place.is_dir()), shown(progress) as bars:
+        if data is not None:
+            with _model(bundle) as model:
+                found = report(model, local_path(data), split=split, pictures=False, progress=bars)
+        made = card(opened, found)
+        if place is not None:
+            made.save(place)
+    return made
+
+
+def suggest(
+    model: Model | StrPath,
+    images: Sequence[StrPath] | StrPath,
+    out: StrPath | None = None,
+    *,
+    count: int = 50,
+    html: StrPath | None = None,
+    progress: Progress | None = None,
+) -> Suggestions:
+    """Return which of some unlabelled images, files or folders, to label next for a model, the most useful first.
+
+    `model` is what `load` returned, a bundle or a graph. `out` names a CSV file to write, with an empty column for the
+    labels, and `html` a page with the images.
+    """
+    from tlkit.pages.html import check as check_page
+    from tlkit.pages.html import write
+    from tlkit.suggesting.run import check, suggest
+
+    if count < 1:
+        raise UsageError(f"count must be at least 1, not {count}")
+    place, page = resolve.optional_path(out), resolve.optional_path(html)
+    for file, refuse in ((place, check), (page, check_page)):
+        if file is not None:
+            refuse(file)
+    found = resolve.image_files(images)
+    with claim(place), shown(progress) as bars:
+        result = replace(suggest(_model(model), found.files, count, bars), skipped=found.skipped)
+        if place is not None:
+            result.save(place)
+        if page is not None:
+            write(page, result.page)
+    return result
 
 
 def inspect(path: StrPath) -> Inspection:

@@ -45,6 +45,7 @@ RESULTS = {
     "shared": ("shared",),
     "startup": ("startup",),
     "strangers": ("strangers",),
+    "suggest": ("suggest",),
     "train": ("train",),
     "unknown": ("coverage", "unknown"),
     "trust": ("trust",),

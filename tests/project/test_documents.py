@@ -108,6 +108,7 @@ def tiny_place(tmp_path_factory, forks):
     root = tmp_path_factory.mktemp("place")
     write_images(root / "photos")
     shutil.copytree(root / "photos", root / "test")
+    shutil.copytree(root / "photos/middle", root / "unlabelled")
     for name in ("a.jpg", "b.jpg"):
         shutil.copy(root / "photos/dark/00.png", root / name)
     env = environment(root / "site")

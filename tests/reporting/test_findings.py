@@ -9,10 +9,11 @@ from tests.reporting.planted import LABELS, images
 from tlkit.data.decoding import Header
 from tlkit.evaluation.metrics import score
 from tlkit.reporting.confusions import mistakes, ordered, pairs
+from tlkit.reporting.doubts import doubts
 from tlkit.reporting.findings import findings, next_step
-from tlkit.reporting.reference import Reference, doubts
 from tlkit.reporting.selective import selective
 from tlkit.reporting.slices import slices
+from tlkit.runtime.reference import Reference
 
 
 def found(seen, **more):
@@ -121,6 +122,6 @@ def test_classes_that_are_confused_are_beside_each_other():
 def test_the_nearest_training_images_and_the_nearest_mean():
     seen = images(60)
     reference = Reference(seen.samples, seen.features)
-    assert reference.nearest(seen, 7)[0].name == "7.jpg"
-    assert reference.distances(seen) == pytest.approx(np.zeros(60), abs=1e-5)
-    assert reference.nearest_mean(seen) == 1.0
+    assert reference.nearest(seen.features[7])[0].name == "7.jpg"
+    assert reference.distances(seen.features) == pytest.approx(np.zeros(60), abs=1e-5)
+    assert reference.nearest_mean(seen.features, seen.truth) == 1.0

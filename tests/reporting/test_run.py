@@ -172,6 +172,45 @@ def test_a_real_browser_shows_it(reported, tmp_path, width):
     assert all(bottom < 900 for _, bottom in seen["findings"])  # on the first screen
 
 
+@pytest.fixture(scope="module")
+def faulty(tiny_run, tmp_path_factory):
+    """A report on images with three faults: 5 % wrong labels, images that are too dark, and a format per class."""
+    root = tmp_path_factory.mktemp("faulty")
+    random = np.random.default_rng(3)
+    for label, level in (("dark", 40), ("middle", 125), ("light", 210)):
+        (root / "photos" / label).mkdir(parents=True)
+        for number in range(40):
+            shade = 70 if label == "middle" and number < 15 else level
+            noise = np.clip(random.normal(shade, 12, (36, 48, 3)), 0, 255).astype(np.uint8)
+            suffix = "jpg" if label == "light" else "png"
+            Image.fromarray(noise).save(root / "photos" / label / f"{number:02}.{suffix}", quality=95)
+    for number in range(30, 36):  # of 120
+        shutil.move(root / f"photos/dark/{number}.png", root / f"photos/light/dark{number}.png")
+    return tlkit.report(tiny_run, root / "photos", root / "report.html"), root
+
+
+PLANTED = {"labels": "labels look wrong", "slice": "brightness", "shortcut": "file format"}
+
+
+def test_planted_faults_are_named_at_the_top_of_the_page(faulty):
+    result, root = faulty
+    kinds = {each.kind: each.what for each in result.findings}
+    assert set(PLANTED) <= set(kinds)
+    top = unescape((root / "report.html").read_text()).split("<h2>")[0]
+    for kind, words in PLANTED.items():
+        assert words in kinds[kind]
+        assert kinds[kind] in top
+
+
+@pytest.mark.slow
+def test_planted_faults_are_on_the_first_screen(faulty, tmp_path):
+    seen = looked_at(faulty[1] / "report.html", tmp_path, "--window-size=1280,800")
+    bottoms = dict(seen["findings"])
+    assert set(PLANTED) <= set(bottoms)
+    assert max(bottoms[kind] for kind in PLANTED) < 800
+    assert seen["faults"] == []
+
+
 @pytest.mark.slow
 def test_it_is_dark_if_the_system_is(reported, tmp_path):
     dark = looked_at(reported[1] / "report.html", tmp_path, "--force-dark-mode")

@@ -48,6 +48,16 @@ class Metrics:
         """Accuracy of a classifier that always predicts the most frequent class."""
         return float(self.confusion.sum(1).max() / self.images)
 
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> Metrics:
+        """Return the metrics of which `facts` are `to_json`."""
+        arrays = {
+            "interval": tuple(facts["interval"]),
+            "confusion": np.array(facts["confusion"], np.int64),
+            "reliability": np.array(facts["reliability"], np.float64),
+        }
+        return cls(**{each.name: facts[each.name] for each in fields(cls)} | arrays)
+
     def __repr__(self) -> str:
         return "\n".join(metric_lines(self.to_json()))
 

@@ -69,6 +69,11 @@ def map_graph(trunk: Trunk) -> Path:
     return _cached(trunk, "-map", [_map_output(trunk.names[-1])])
 
 
+def maps_graph(trunk: Trunk) -> Path:
+    """Return the cached file of the graph that outputs the features of every stage, then their maps, channels last."""
+    return _cached(trunk, "-maps", _all_outputs(trunk))
+
+
 def half_precision_graph(trunk: Trunk) -> onnx.ModelProto:
     """Return the graph of a trunk, `images` to `features`, with the stages in float16."""
     module = HalfPrecision(trunk)

@@ -7,12 +7,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from tlkit.errors import UsageError, one_line
 from tlkit.util.files import atomic_file, check_own, contains
 
+MAX_NAME = 120  # characters
 MARK = '<meta name="generator" content="tlkit">'
 
 
@@ -57,6 +58,18 @@ def embedded(data: Any) -> str:
 def text(value: object) -> str:
     """Return text as HTML, on one line and without control characters."""
     return escape(one_line(str(value)))
+
+
+def short(name: str) -> str:
+    """Return the name of an image; of a long one its end, and of one outside the dataset's folder its last part."""
+    name = PurePath(name).name if PurePath(name).is_absolute() else name
+    return name if len(name) <= MAX_NAME else "…" + name[-MAX_NAME:]
+
+
+def image(source: str, name: str, size: int, kind: str = "") -> str:
+    """Return a square picture of a `data:` URL, `size` pixels wide."""
+    kind = kind and f' class="{kind}"'
+    return f'<img{kind} alt="{text(name)}" title="{text(name)}" width="{size}" height="{size}" src="{source}">'
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], marked: int | None = None) -> str:

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +41,23 @@ def thumbnail(source: Path | bytes, size: int, quality: int = 80, *, whole: bool
 
 def picture(pixels: NDArray[np.uint8], quality: int = 80) -> str:
     """Return an image `(H, W, 3)` as a `data:` URL."""
+    return _encoded(pixels, "jpeg", quality=quality)
+
+
+def resized(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return an image as a square of this side in pixels."""
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def pixelated(pixels: NDArray[np.uint8]) -> str:
+    """Return an image of few pixels `(H, W, 3)`, each of them exact, as a `data:` URL."""
+    return _encoded(pixels, "png", optimize=True)
+
+
+def _encoded(pixels: NDArray[np.uint8], kind: str, **options: Any) -> str:
     buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def legend(names: Mapping[str, str]) -> str:

@@ -113,7 +113,7 @@ def compare(images: Images, labels: Sequence[str], other: Model, progress: Progr
     fixed, broken = np.flatnonzero(right & ~images.correct), np.flatnonzero(~right & images.correct)
     classes = np.unique(images.truth)
     return Comparison(
-        model=name_of(other),
+        model=other.name,
         metrics=score(probabilities, images.truth),
         images=len(right),
         fixed=tuple(_most_confident(images, fixed, MAX_CHANGED)),
@@ -125,14 +125,6 @@ def compare(images: Images, labels: Sequence[str], other: Model, progress: Progr
         recalls={int(each): float(right[images.truth == each].mean()) for each in classes},
         predicted=predicted,
     )
-
-
-def name_of(model: Model) -> str:
-    """Return the name of a model: its bundle's and its export's, never the place where they lie."""
-    root = model.bundle
-    if root is None:
-        return model.file.name
-    return "/".join([root.name or "bundle", *model.file.absolute().relative_to(root).parts[:-1]])
 
 
 def _most_confident(images: Images, rows: NDArray[Any], most: int) -> list[int]:

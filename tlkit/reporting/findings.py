@@ -10,8 +10,8 @@ from tlkit.audit.fingerprints import Fingerprint
 from tlkit.audit.shortcuts import Shortcut, shortcuts
 from tlkit.evaluation.metrics import Metrics
 from tlkit.reporting.confusions import Pair
+from tlkit.reporting.doubts import Doubts
 from tlkit.reporting.images import Images
-from tlkit.reporting.reference import Doubts
 from tlkit.reporting.selective import overconfidence
 from tlkit.reporting.slices import Slice
 from tlkit.util.text import counted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from tlkit.pages.html import text
 from tlkit.reporting import figures
 from tlkit.reporting.confusions import Comparison, ordered
 from tlkit.reporting.layouts import drawn, layouts
-from tlkit.reporting.reference import Reference
 from tlkit.reporting.script import SCRIPT, STYLE
 from tlkit.runtime.evidence import LEFT_OUT, Evidence, overlay
 from tlkit.runtime.model import Model
+from tlkit.runtime.reference import Reference
 from tlkit.util.text import counted
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PICTURE, NEAR, SMALL, DOT = 144, 64, 72, 48  # sides of pictures in pixels
 MAX_DOTS = 400  # of the map that have a picture
-MAX_SLICES, MAX_CLASSES, MAX_NAME = 24, 20, 120
+MAX_SLICES, MAX_CLASSES = 24, 20
 QUALITY = 60  # of pictures in the map
 
 
@@ -38,10 +38,8 @@ class _Page:
         self.images, self.labels = report.images, report.labels
 
     def name(self, row: int) -> str:
-        """Return the name of an image; of a long one its end, and of one outside the dataset's folder its last part."""
-        full = self.images.samples[row].name
-        full = PurePath(full).name if PurePath(full).is_absolute() else full
-        return full if len(full) <= MAX_NAME else "…" + full[-MAX_NAME:]
+        """Return the name of an image as it is shown."""
+        return html.short(self.images.samples[row].name)
 
     def picture(self, row: int, size: int) -> str:
         """Return a picture of an image, if pictures are wanted."""
@@ -49,7 +47,7 @@ class _Page:
 
     def file(self, path: Path, name: str, size: int) -> str:
         source = svg.thumbnail(path, size) if self.pictures else None
-        return "" if source is None else _img(source, name, size)
+        return "" if source is None else html.image(source, name, size)
 
     def predicted(self, row: int) -> str:
         """Return what an image is and was predicted as."""
@@ -132,21 +130,19 @@ def _evidence(made: _Page, rows: Sequence[int]) -> tuple[dict[int, str], str]:
         return {}, ""
     with Evidence.of(made.model) as evidence:
         maps = evidence.maps(np.stack(list(seen.values())), [int(made.images.predicted[row]) for row in seen])
-    drawings = {row: overlay(_resized(image), each) for (row, image), each in zip(seen.items(), maps, strict=True)}
-    shown = {row: _img(svg.picture(each), f"evidence: {made.name(row)}", PICTURE) for row, each in drawings.items()}
+    drawings = {
+        row: overlay(svg.resized(image, PICTURE), each) for (row, image), each in zip(seen.items(), maps, strict=True)
+    }
+    shown = {
+        row: html.image(svg.picture(each), f"evidence: {made.name(row)}", PICTURE) for row, each in drawings.items()
+    }
     return shown, evidence.method
-
-
-def _resized(image: Any) -> Any:
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(image).resize((PICTURE, PICTURE), Image.Resampling.BICUBIC))
 
 
 def _mistake(made: _Page, row: int, heat: str) -> str:
     doubted = None if made.report.doubts is None else made.report.doubts.likely.get(row)
     doubt = f"the label is doubtful: likely {made.labels[doubted]}" if doubted is not None else ""
-    near = [] if made.reference is None else made.reference.nearest(made.images, row)
+    near = [] if made.reference is None else made.reference.nearest(made.images.features[row])
     names = ", ".join(made.labels[sample.label] for sample in near)
     pictures = "".join(made.file(sample.path, f"{sample.name} ({made.labels[sample.label]})", NEAR) for sample in near)
     return (
@@ -223,7 +219,7 @@ def _map_data(made: _Page) -> dict[str, Any]:
     for point in points:
         point["t"], point["p"] = number[point["t"]], number[point["p"]]
     return {
-        "labels": [made.labels[each][:MAX_NAME] for each in named],
+        "labels": [made.labels[each][: html.MAX_NAME] for each in named],
         "colors": svg.colors(len(named)),
         "shown": sorted({point["t"] for point in points}),
         "points": points,
@@ -274,7 +270,3 @@ def _speed(report: Report) -> Iterator[str]:
 
 def _interval(interval: tuple[float, float]) -> str:
     return f"{interval[0]:.1%} to {interval[1]:.1%}"
-
-
-def _img(source: str, name: str, size: int) -> str:
-    return f'<img alt="{text(name)}" title="{text(name)}" width="{size}" height="{size}" src="{source}">'

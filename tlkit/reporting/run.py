@@ -22,14 +22,15 @@ from tlkit.model.bundle import count_trained_on
 from tlkit.pages import html as pages
 from tlkit.plugin.contract import PROBABILITIES, Progress, silent
 from tlkit.reporting import predictions
-from tlkit.reporting.confusions import Comparison, Pair, compare, mistakes, name_of, pairs
+from tlkit.reporting.confusions import Comparison, Pair, compare, mistakes, pairs
+from tlkit.reporting.doubts import Doubts, doubts
 from tlkit.reporting.findings import Finding, findings, next_step
 from tlkit.reporting.html import page
 from tlkit.reporting.images import Images, pass_over
-from tlkit.reporting.reference import Doubts, doubts, training_images
 from tlkit.reporting.selective import Selective, selective
 from tlkit.reporting.slices import Slice, slices
 from tlkit.runtime.model import Model
+from tlkit.runtime.reference import training_images
 from tlkit.util.text import counted
 
 WARM_UP, RUNS = 3, 15  # of one image, for the latency
@@ -191,13 +192,13 @@ def report(
     reference = training_images(model, progress)
     wrong = mistakes(images)
     doubted = doubts(images, wrong, len(model.labels))
-    distances = None if reference is None else reference.distances(images)
+    distances = None if reference is None else reference.distances(images.features)
     found_slices = slices(images, model.labels, distances, _columns(source))
     found_pairs = pairs(images, metrics.confusion)
     known = None if model.bundle is None else count_trained_on(model.bundle, images.sha256)
-    nearest_mean = None if reference is None else reference.nearest_mean(images)
+    nearest_mean = None if reference is None else reference.nearest_mean(images.features, images.truth)
     result = Report(
-        model=name_of(model),
+        model=model.name,
         source=source.name or "photos",
         split=chosen,
         labels=model.labels,

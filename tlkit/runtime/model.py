@@ -154,6 +154,14 @@ class Model:
         return None
 
     @property
+    def name(self) -> str:
+        """The name of its bundle and export, never the place where they lie."""
+        root = self.bundle
+        if root is None:
+            return self.file.name
+        return "/".join([root.name or "bundle", *self.file.absolute().relative_to(root).parts[:-1]])
+
+    @property
     def width(self) -> int:
         """Number of features per image, from running a black one."""
         size = self.preprocessing.size

@@ -141,14 +141,7 @@ class TrainingResult:
         cls, facts: Mapping[str, Any], correct: Sequence[bool], truth: Sequence[int], bundle: Path
     ) -> TrainingResult:
         """Return the result whose `to_json` is given, with its predictions, for a bundle at this place."""
-        known = facts["metrics"]
-        known = {each.name: known[each.name] for each in fields(Metrics)}
-        arrays = {
-            "interval": tuple(known["interval"]),
-            "confusion": np.array(known["confusion"], np.int64),
-            "reliability": np.array(known["reliability"], np.float64),
-        }
-        metrics = Metrics(**known | arrays)
+        metrics = Metrics.from_json(facts["metrics"])
         given: dict[str, Any] = {each.name: facts.get(each.name) for each in fields(cls)}
         arrays = {"correct": np.array(correct, np.bool_), "truth": np.array(truth, np.int64)}
         return cls(**{**given, "bundle": bundle, "metrics": metrics, **arrays})

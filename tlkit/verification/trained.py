@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +48,10 @@ class TrainedModules:
     def trunk_graph(self) -> onnx.ModelProto:
         """Return the graph of the trunk, from the one trace of its backbone."""
         return compose.cut_graph(onnx.load_model(trace.stage_graph(self._modules[0])), self.bundle.record.cut)
+
+    def maps_graph(self) -> tuple[Path, tuple[str, ...]]:
+        """Return the graph from images to the features, then the maps, of every stage, and the names of the stages."""
+        return trace.maps_graph(self._modules[0]), self._modules[0].names
 
     def half_trunk_graph(self) -> onnx.ModelProto:
         """Return the graph of the trunk with its stages in half precision."""

@@ -1,0 +1,1 @@
+"""Suggest which unlabelled images to label next, and why."""

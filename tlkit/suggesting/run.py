@@ -1,0 +1,207 @@
+"""Suggestions of what to label next: the order of the work, top to bottom, and its result."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlkit.data.scan import FileCounts
+from tlkit.errors import DataError, UsageError
+from tlkit.graph import metadata
+from tlkit.plugin.contract import FEATURES, PROBABILITIES, Progress, silent
+from tlkit.plugin.detection import NOVELTY
+from tlkit.runtime.model import Model
+from tlkit.runtime.reference import training_images
+from tlkit.suggesting.page import page
+from tlkit.suggesting.selection import choose, margins, uncertainty
+from tlkit.util.files import atomic_file, check_own
+from tlkit.util.statistics import unit
+from tlkit.util.text import counted
+
+SHOWN = 10  # suggestions that the text lists
+UNCERTAIN = 0.25  # share of the images that are called uncertain
+COLUMNS = (
+    *("path", "label", "why", "predicted", "probability", "second"),
+    *("margin", "novelty", "distance", "similar"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """An image to label, and why; `distance` is that to the labelled images and those suggested before it.
+
+    `similar` of the images are most like this one of the suggested, itself among them.
+    """
+
+    path: Path
+    why: str
+    predicted: str
+    probability: float
+    second: str
+    margin: float
+    novelty: float | None
+    distance: float
+    similar: int
+
+
+@dataclass(frozen=True)
+class Suggestions:
+    """What to label next, the most useful first; printed, a summary, and in a notebook the page."""
+
+    model: str
+    suggestions: tuple[Suggestion, ...]
+    images: int
+    compared: int  # training images that distances are to; 0 if they are not on this machine
+    rejected: Mapping[str, str]
+    skipped: Mapping[str, str]
+    page: str = field(default="", repr=False)
+
+    @property
+    def files(self) -> FileCounts:
+        """All files that were named, counted."""
+        return FileCounts.of(self.images, self.rejected, self.skipped)
+
+    def __repr__(self) -> str:
+        lines = [f"{counted(len(self.suggestions), 'image')} to label, of {self.images:,}"]
+        lines += [f"{each.path}: {each.why}" for each in self.suggestions[:SHOWN]]
+        more = len(self.suggestions) - SHOWN
+        return "\n".join([*lines, f"and {more:,} more"] if more > 0 else lines)
+
+    def _repr_html_(self) -> str:
+        return f'<iframe sandbox="" style="width:100%;height:48rem;border:0" srcdoc="{escape(self.page)}"></iframe>'
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the page, as JSON values."""
+        rows = [{**asdict(each), "path": str(each.path)} for each in self.suggestions]
+        facts = {"model": self.model, "images": self.images, "compared": self.compared, "suggestions": rows}
+        return {**facts, "rejected": dict(self.rejected), "skipped": dict(self.skipped), "files": asdict(self.files)}
+
+    def save(self, file: Path) -> None:
+        """Write a table with an empty column for the labels; paths are relative to its folder."""
+        with atomic_file(file, check=check) as temporary, temporary.open("w", encoding="utf-8", newline="") as lines:
+            writer = csv.writer(lines)
+            writer.writerow(COLUMNS)
+            for each in self.suggestions:
+                facts = asdict(each) | {"path": _relative(each.path, file.parent), "label": ""}
+                writer.writerow([_cell(facts[column]) for column in COLUMNS])
+
+
+def check(file: Path) -> None:
+    """Refuse, before any work, a table that could not be written, or would replace another's or labels."""
+    if file.suffix.lower() != ".csv":
+        raise UsageError("not a CSV file", file=file, do="end its name in .csv")
+    check_own(file, _is_unlabeled)
+
+
+def _is_unlabeled(file: Path) -> bool:
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = csv.DictReader(lines)
+            return tuple(rows.fieldnames or ()) == COLUMNS and not any(row["label"] for row in rows)
+    except (UnicodeDecodeError, csv.Error):
+        return False
+
+
+def suggest(model: Model, files: Sequence[Path], count: int, progress: Progress = silent) -> Suggestions:
+    """Return which of some images to label next: those that a model is uncertain of, each unlike all others.
+
+    They are compared with the images that the model was trained on as well, if these are on this machine.
+    """
+    seen = _pass_over(model, files, progress)
+    reference = training_images(model, progress)
+    features = unit(seen.features)
+    margin = margins(seen.probabilities, model.session.metadata.get(metadata.ACTIVATION, metadata.SOFTMAX))
+    limit = model.novelty_threshold
+    unknown = None if limit is None or seen.novelty is None else seen.novelty > limit
+    nearest = None if reference is None else reference.distances(features)
+    chosen = choose(features, uncertainty(margin, unknown), nearest, count)
+    order = np.argsort(-seen.probabilities[chosen.rows], axis=1, kind="stable")
+    found = []
+    for number, row in enumerate(chosen.rows.tolist()):
+        first, second = order[number, 0], order[number, min(1, order.shape[1] - 1)]
+        each = Suggestion(
+            path=seen.files[row],
+            why="",
+            predicted=model.labels[first],
+            probability=float(seen.probabilities[row, first]),
+            second=model.labels[second],
+            margin=float(margin[row]),
+            novelty=None if seen.novelty is None else float(seen.novelty[row]),
+            distance=float(chosen.distances[number]),
+            similar=int(chosen.similar[number]),
+        )
+        is_unknown = unknown is not None and bool(unknown[row])
+        less_sure = float((margin < margin[row]).mean())
+        found.append(replace(each, why=_why(each, is_unknown, less_sure, float(seen.probabilities[row, second]))))
+    result = Suggestions(
+        model=model.name,
+        suggestions=tuple(found),
+        images=len(seen.files),
+        compared=0 if reference is None else len(reference.samples),
+        rejected=seen.rejected,
+        skipped={},
+    )
+    return replace(result, page=page(result))
+
+
+def _why(each: Suggestion, unknown: bool, less_sure: float, runner_up: float) -> str:
+    """Return the reason; `less_sure` is the share of the images that the model is less sure of."""
+    if unknown:
+        reason = f"of no known class (novelty {each.novelty:.2f})"
+    elif less_sure < UNCERTAIN:
+        reason = f"{each.predicted} ({each.probability:.0%}) or {each.second} ({runner_up:.0%})"
+    else:
+        reason = f"unlike what is labelled or listed above it (distance {each.distance:.2f})"
+    more = each.similar - 1
+    return f"{reason}; stands for {counted(more, 'similar image')}" if more else reason
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The readable images row by row: what the model gives for each; and the rejected ones, path to reason."""
+
+    files: list[Path]
+    features: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    novelty: NDArray[np.float32] | None
+    rejected: dict[str, str]
+
+
+def _pass_over(model: Model, files: Sequence[Path], progress: Progress) -> _Seen:
+    names = [name for name in (FEATURES, PROBABILITIES, NOVELTY) if name != NOVELTY or name in model.session.outputs]
+    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+    kept, rejected, remaining = list[Path](), dict[str, str](), iter(files)
+    tick = progress("images", len(files))
+    for batch in model.stream(files, names):
+        for image, file in zip(batch.images, remaining, strict=False):
+            if image.reason is None:
+                kept.append(file)
+            else:
+                rejected[str(file)] = image.reason
+        for name in names if batch.arrays else ():
+            parts[name].append(batch.arrays[name])
+        tick(len(batch.images))
+    if not kept:
+        name, reason = next(iter(rejected.items()))
+        raise DataError(f"no image can be read; the first: {reason}", file=name)
+    arrays = {name: np.concatenate(each) for name, each in parts.items()}
+    return _Seen(kept, arrays[FEATURES], arrays[PROBABILITIES], arrays.get(NOVELTY), rejected)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # on another drive
+        return str(path.absolute())
+
+
+def _cell(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
