@@ -82,17 +82,30 @@ def test_the_page_shows_them_and_no_name_is_markup(suggested):
     assert str(root) not in text
 
 
-def test_weighted_k_centre_takes_the_uncertain_and_the_distant():
-    features = unit(np.array([[1, 0], [1, 0.01], [0, 1], [0.7, 0.7], [0.02, 1]], np.float32))
-    even = np.ones(5, np.float32)
+def test_those_are_chosen_that_stand_for_the_most_uncertain():
+    features = unit(np.array([[1, 0], [1, 0.1], [0.99, 0.2], [0, 1], [0.1, 1], [0.7, -0.7]], np.float32))
+    even = np.ones(6, np.float32)
     chosen = choose(features, even, None, 3)
-    assert chosen.rows.tolist() == [0, 2, 3]  # the first, the farthest from it, and the one between them
-    assert chosen.distances[1:] == pytest.approx([1, 1 - np.sqrt(0.5)], abs=1e-3)
-    assert chosen.similar.tolist() == [2, 2, 1]
-    assert choose(features, np.array([0.1, 0.1, 0.1, 1, 0.1], np.float32), None, 1).rows.tolist() == [3]
+    assert chosen.rows.tolist() == [2, 3, 5]  # one of three, of two, and the one that is alone
+    assert chosen.similar.tolist() == [3, 2, 1]
+    assert chosen.distances[1] == pytest.approx(1 - features[2] @ features[3], abs=1e-5)
+    doubtful = np.array([0.1, 0.1, 0.1, 0.1, 0.1, 9], np.float32)
+    assert choose(features, doubtful, None, 1).rows.tolist() == [5]
     labeled = 1 - features @ features[0]  # the first one is labelled
-    assert choose(features, even, labeled, 1).rows.tolist() == [2]
-    assert sorted(choose(features, even, None, 99).rows.tolist()) == [0, 1, 2, 3, 4]
+    assert choose(features, even, labeled, 1).rows.tolist() == [3]
+    assert sorted(choose(features, even, None, 99).rows.tolist()) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_greedy_choice_is_the_best_of_all_images_at_each_step():
+    random = np.random.default_rng(0)
+    features = unit(random.normal(size=(60, 5)).astype(np.float32))
+    weight, nearest = random.random(60, np.float32), random.random(60, np.float32)
+    found = choose(features, weight, nearest, 8).rows
+    distances, covered = np.maximum(1 - features @ features.T, 0), nearest
+    for row in found:
+        gains = weight @ np.maximum(covered[:, None] - distances, 0)
+        assert gains[row] == pytest.approx(gains.max(), rel=1e-5)
+        covered = np.minimum(covered, distances[row])
 
 
 def test_margins_and_uncertainty():

@@ -35,8 +35,8 @@ def command(
 ) -> None:
     """Suggest which of the unlabelled IMAGES, files or folders, to label next for MODEL, a bundle or a model.onnx.
 
-    An image is worth its label if the model is uncertain of it, or takes it for no known class, and if it is unlike
-    both the training images and those that were suggested before it. The table says why for each.
+    Those are suggested that stand for most of what the model is uncertain of, or takes for no known class, and that are
+    unlike the training images and each other. The table says why for each.
 
     \b
     Examples:

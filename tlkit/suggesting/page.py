@@ -35,8 +35,8 @@ def page(found: Suggestions) -> str:
     content = (
         f"<main>\n<h1>{text(title)}</h1>\n"
         f'<section class="verdict"><p class="what">{counted(len(found.suggestions), "image")} to label, of '
-        f"{found.images:,}</p><p>The model is uncertain of each, or takes it for no known class, and each is unlike "
-        f"what is labelled or listed before it. {known}{rest}</p></section>\n"
+        f"{found.images:,}</p><p>They stand for most of what the model is uncertain of or takes for no known class, "
+        f"and are unlike what is labelled and each other. {known}{rest}</p></section>\n"
         f'<h2>The most useful first</h2>\n<div class="cards">{cards}</div>\n</main>'
     )
     return html.document(title, content, style=STYLE)

@@ -111,7 +111,7 @@ def _is_unlabeled(file: Path) -> bool:
 
 
 def suggest(model: Model, files: Sequence[Path], count: int, progress: Progress = silent) -> Suggestions:
-    """Return which of some images to label next: those that a model is uncertain of, each unlike all others.
+    """Return which of some images to label next: those that stand for most of what a model is uncertain of.
 
     They are compared with the images that the model was trained on as well, if these are on this machine.
     """

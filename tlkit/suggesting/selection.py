@@ -1,8 +1,9 @@
-"""Selection of the images to label next: uncertain ones, each unlike the labelled ones and those chosen before it.
+"""Selection of the images to label next: those that stand for most of what a model is uncertain of.
 
-A weighted k-centre: greedily the image with the largest product of its uncertainty and its distance to the nearest
-image that is labelled or chosen (k-centre greedy: Sener and Savarese, "Active Learning for Convolutional Neural
-Networks: A Core-Set Approach", ICLR 2018; margins: Scheffer, Decomain and Wrobel, IDA 2001).
+Facility location over the features, weighted by the margins, with the labelled images as locations that are open
+already (Wei, Iyer and Bilmes, "Submodularity in Data Subset Selection and Active Learning", ICML 2015; margins:
+Scheffer, Decomain and Wrobel, IDA 2001). A k-centre, which takes the farthest images, takes outliers: with few labels
+it is worse than random choice, see benchmarks/suggest.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from tlkit.graph.metadata import SOFTMAX
 
 Array = NDArray[np.float32]
+
+MAX_POOL = 4000  # images that are compared in pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +52,26 @@ def uncertainty(margin: Array, unknown: NDArray[np.bool_] | None = None) -> Arra
 
 
 def choose(features: Array, weight: Array, nearest: Array | None, count: int) -> Chosen:
-    """Choose up to `count` images by their features `(N, width)` at norm 1 and weights `(N,)`.
+    """Choose up to `count` images by their features `(N, width)` at norm 1 and weights `(N,)`, the most useful first.
 
-    `nearest` `(N,)` is the distance of each to the nearest labelled image, 1 minus the cosine, if that is known; else
-    the first one is the most uncertain. Of equal images the first is chosen.
+    Greedily the image that brings the most weight nearest: the sum over all images of their weights times how much
+    closer it is to them than what is labelled or chosen. `nearest` `(N,)` is the distance of each to the nearest
+    labelled image, 1 minus the cosine, if that is known. Of more than `MAX_POOL` images the most uncertain are taken.
     """
-    total = len(features)
-    distance = np.full(total, 2.0, np.float32) if nearest is None else np.maximum(nearest, 0).astype(np.float32)
-    owner, near = np.zeros(total, np.int64), np.full(total, np.inf, np.float32)
-    left = np.ones(total, bool)
-    rows, found = list[int](), list[float]()
-    for number in range(min(count, total)):
-        row = int(np.where(left, weight * np.sqrt(distance), -1).argmax())
-        left[row] = False
-        rows.append(row)
-        found.append(float(distance[row]))
-        own = np.maximum(1 - features @ features[row], 0)
-        owner, near = np.where(own < near, number, owner), np.minimum(own, near)
-        distance = np.minimum(distance, own)
-    return Chosen(np.array(rows), np.array(found, np.float32), np.bincount(owner, minlength=len(rows)))
+    pool = np.argsort(-weight, kind="stable")[: max(MAX_POOL, count)]
+    rows, mass = features[pool], weight[pool]
+    distances = np.maximum(1 - rows @ rows.T, 0)
+    covered = np.full(len(pool), distances.max(initial=0)) if nearest is None else np.maximum(nearest[pool], 0)
+    gains, chosen, before = np.full(len(pool), np.inf), list[int](), list[float]()
+    while len(chosen) < min(count, len(pool)):
+        best = int(gains.argmax())
+        gain = float(mass @ np.maximum(covered - distances[best], 0))
+        gains[best] = -np.inf
+        if gain < gains.max(initial=-np.inf):  # gains only fall: the others' may be out of date, and are no higher
+            gains[best] = gain
+            continue
+        chosen.append(best)
+        before.append(float(covered[best]))
+        covered = np.minimum(covered, distances[best])
+    owner = (features @ rows[chosen].T).argmax(1)
+    return Chosen(pool[chosen], np.array(before, np.float32), np.bincount(owner, minlength=len(chosen)))
