@@ -1,8 +1,8 @@
-"""What to label next: the images that `tlkit suggest` chooses against as many at random.
+"""Images to label next: those that `tlkit suggest` chooses against as many at random.
 
 Each set begins with two labelled images of each class. In each round twice as many images as there are classes are
-labelled, chosen by the rule of `tlkit suggest`, at random or by a simpler rule, and the default head is fitted on all that
-are labelled. Features are computed once. The rule has no parameter.
+labelled, chosen by the rule of `tlkit suggest`, at random or by a simpler rule, and the default head is fitted on all
+that are labelled. Features are computed once. The rule has no parameter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tlkit.runtime.features import extract
 from tlkit.suggesting.selection import choose, margins, uncertainty
 from tlkit.util.statistics import softmax, unit
 
-RULE, RANDOM, MARGIN, CENTERS = "suggested", "random", "smallest margins", "k-centre"
+RULE, RANDOM, MARGIN, CENTERS = "suggested", "random", "smallest margins", "k-center"
 FIRST, MORE = 2, 2  # images of each class to begin with, and per class in a round
 
 

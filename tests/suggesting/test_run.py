@@ -1,4 +1,4 @@
-"""What to label next: uncertain images, unlike each other and those that are labelled; a table to fill in."""
+"""Images to label next: uncertain ones, different from each other and from labelled ones; a table to fill in."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ def command(
 ) -> None:
     """Suggest which of the unlabelled IMAGES, files or folders, to label next for MODEL, a bundle or a model.onnx.
 
-    Those are suggested that stand for most of what the model is uncertain of, or takes for no known class, and that are
-    unlike the training images and each other. The table says why for each.
+    Those are suggested that stand for most of what the model is uncertain of, or takes for no known class, and that
+    differ from the training images and from each other. The table says why for each.
 
     \b
     Examples:

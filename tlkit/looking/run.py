@@ -49,7 +49,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Look:
-    """What a network sees in an image; printed, a summary, and in a notebook the page.
+    """Result of a look into a network with one image; printed, a summary, and in a notebook the page.
 
     `filters` `(N, kh, kw, 3)` are those of the first convolution; `evidence` has a map `(h, w)` for each label.
     """

@@ -36,7 +36,7 @@ def page(found: Suggestions) -> str:
         f"<main>\n<h1>{text(title)}</h1>\n"
         f'<section class="verdict"><p class="what">{counted(len(found.suggestions), "image")} to label, of '
         f"{found.images:,}</p><p>They stand for most of what the model is uncertain of or takes for no known class, "
-        f"and are unlike what is labelled and each other. {known}{rest}</p></section>\n"
+        f"and differ from what is labelled and from each other. {known}{rest}</p></section>\n"
         f'<h2>The most useful first</h2>\n<div class="cards">{cards}</div>\n</main>'
     )
     return html.document(title, content, style=STYLE)

@@ -54,7 +54,7 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Suggestions:
-    """What to label next, the most useful first; printed, a summary, and in a notebook the page."""
+    """Images to label next, the most useful first; printed, a summary, and in a notebook the page."""
 
     model: str
     suggestions: tuple[Suggestion, ...]
@@ -159,7 +159,7 @@ def _why(each: Suggestion, unknown: bool, less_sure: float, runner_up: float) ->
     elif less_sure < UNCERTAIN:
         reason = f"{each.predicted} ({each.probability:.0%}) or {each.second} ({runner_up:.0%})"
     else:
-        reason = f"unlike what is labelled or listed above it (distance {each.distance:.2f})"
+        reason = f"far from what is labelled or listed above it (distance {each.distance:.2f})"
     more = each.similar - 1
     return f"{reason}; stands for {counted(more, 'similar image')}" if more else reason
 

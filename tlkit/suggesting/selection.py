@@ -2,7 +2,7 @@
 
 Facility location over the features, weighted by the margins, with the labelled images as locations that are open
 already (Wei, Iyer and Bilmes, "Submodularity in Data Subset Selection and Active Learning", ICML 2015; margins:
-Scheffer, Decomain and Wrobel, IDA 2001). A k-centre, which takes the farthest images, takes outliers: with few labels
+Scheffer, Decomain and Wrobel, IDA 2001). A k-center, which takes the farthest images, takes outliers: with few labels
 it is worse than random choice, see benchmarks/suggest.py.
 """
 
