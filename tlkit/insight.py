@@ -112,7 +112,7 @@ def card(
     if data is None and split is not None:
         raise UsageError("a split is of data")
     place, opened = resolve.optional_path(out), resolve.open_bundle(bundle)
-    check(place or opened.root)
+    check(place)
     found = None
     with claim(place, inside=place is not None and place.is_dir()), shown(progress) as bars:
         if data is not None:

@@ -17,8 +17,6 @@ from typing import Any
 from tlkit.errors import ResourceError, one_line
 from tlkit.evaluation.metrics import Metrics
 from tlkit.model.bundle import Bundle
-from tlkit.plugin.contract import Weights
-from tlkit.plugin.licenses import described_license
 from tlkit.reporting import figures
 from tlkit.reporting.confusions import ordered
 from tlkit.reporting.run import Report
@@ -71,11 +69,12 @@ class Card:
         return folder / FILE
 
 
-def check(folder: Path) -> None:
-    """Refuse, before any work, to write without the package, or in the place of a card that somebody edited."""
+def check(folder: Path | None) -> None:
+    """Refuse, before any work, to make a card without the package, or to replace one that somebody edited."""
     if find_spec("huggingface_hub") is None:
         raise ResourceError("a model card needs huggingface_hub", do='run: pip install "tlkit[card]"')
-    _check(folder / FILE)
+    if folder is not None:
+        _check(folder / FILE)
 
 
 def _check(file: Path) -> None:
@@ -116,7 +115,7 @@ def _metadata(bundle: Bundle, name: str, metrics: Mapping[str, Metrics]) -> str:
     results = []
     for place, found in metrics.items():
         low, high = found.interval
-        values = {
+        values: dict[str, tuple[float, dict[str, Any]]] = {
             "accuracy": (found.accuracy, {"interval_95": [round(low, 4), round(high, 4)], "images": found.images}),
             "f1": (found.macro_f1, {"average": "macro"}),
         }
@@ -143,7 +142,7 @@ def _metadata(bundle: Bundle, name: str, metrics: Mapping[str, Metrics]) -> str:
     return data.to_yaml().strip()
 
 
-def _license(weights: Mapping[str, Any]) -> dict[str, str]:
+def _license(weights: Mapping[str, Any]) -> dict[str, Any]:
     spdx = str(weights.get("license", ""))
     if LICENSES.fullmatch(own := spdx.lower()):
         return {"license": own}
@@ -228,7 +227,7 @@ def _limits(bundle: Bundle, metrics: Mapping[str, Metrics], report: Report | Non
 def _origin(bundle: Bundle) -> Iterator[str]:
     record, weights = bundle.record, bundle.record.weights
     yield "## License and origin"
-    named = described_license(Weights(str(weights["origin"]), str(weights["license"])))
+    named = f"{weights['license']} ({weights.get('license_class', 'unknown')})"
     yield (
         f"The pretrained weights are those of {_text(weights['origin'])}, license {_text(named)}. "
         "The license of the training images is not known to tlkit: name it here."

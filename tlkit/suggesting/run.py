@@ -27,6 +27,7 @@ from tlkit.util.statistics import unit
 from tlkit.util.text import counted
 
 SHOWN = 10  # suggestions that the text lists
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # names may be any bytes
 UNCERTAIN = 0.25  # share of the images that are called uncertain
 COLUMNS = (
     *("path", "label", "why", "predicted", "probability", "second"),
@@ -86,7 +87,7 @@ class Suggestions:
 
     def save(self, file: Path) -> None:
         """Write a table with an empty column for the labels; paths are relative to its folder."""
-        with atomic_file(file, check=check) as temporary, temporary.open("w", encoding="utf-8", newline="") as lines:
+        with atomic_file(file, check=check) as temporary, temporary.open("w", **TEXT) as lines:
             writer = csv.writer(lines)
             writer.writerow(COLUMNS)
             for each in self.suggestions:
@@ -103,10 +104,10 @@ def check(file: Path) -> None:
 
 def _is_unlabeled(file: Path) -> bool:
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
+        with file.open(**TEXT) as lines:
             rows = csv.DictReader(lines)
             return tuple(rows.fieldnames or ()) == COLUMNS and not any(row["label"] for row in rows)
-    except (UnicodeDecodeError, csv.Error):
+    except csv.Error:
         return False
 
 
