@@ -33,7 +33,10 @@ def test_its_metadata_is_that_of_hugging_face(carded, novel_run):
     results = {(each.dataset_name, each.metric_type): each for each in card.data.eval_results}
     own = results["validation", "accuracy"]
     assert own.metric_value == pytest.approx(metrics["accuracy"], abs=1e-4)
-    assert own.metric_args == {"interval_95": [round(each, 4) for each in metrics["interval"]], "images": 7}
+    assert own.metric_args == {
+        "interval_95": [round(each, 4) for each in metrics["interval"]],
+        "images": metrics["images"],
+    }
     assert results["photos (all)", "accuracy"].metric_value == pytest.approx(32 / 36, abs=1e-4)
 
 

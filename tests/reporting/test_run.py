@@ -17,6 +17,8 @@ from pyarrow import parquet
 
 import tlkit
 from tests.advice.test_html import BROWSER
+from tests.reporting.planted import images
+from tlkit.data.decoding import Header
 from tlkit.errors import DataError, UsageError
 
 NASTY = "<script><img src=x onerror=alert(1)>\x1b[31m.png"
@@ -173,20 +175,24 @@ def test_a_real_browser_shows_it(reported, tmp_path, width):
 
 
 @pytest.fixture(scope="module")
-def faulty(tiny_run, tmp_path_factory):
-    """A report on images with three faults: 5 % wrong labels, images that are too dark, and a format per class."""
+def faulty(tiny_run, pictures, tmp_path_factory):
+    """A report on images with three faults: 5 % wrong labels, mistakes in the dark, and a file format for one class."""
+    content, rows = np.arange(300) % 3, np.arange(300)
+    brightness = np.random.default_rng(1).uniform(0.4, 0.8, 300)
+    dark = rows % 10 == 5
+    brightness[dark] = 0.05 + rows[dark] / 10_000
+    seen = images(
+        labels=np.where(rows % 20 == 0, (content + 1) % 3, content),
+        predicted=np.where(rows % 20 == 5, (content + 1) % 3, content),
+        brightness=brightness,
+        headers=[Header("PNG" if each == 0 else "JPEG", 64, 48, "RGB", "none") for each in content],
+        confidence=0.9,
+    )
     root = tmp_path_factory.mktemp("faulty")
-    random = np.random.default_rng(3)
-    for label, level in (("dark", 40), ("middle", 125), ("light", 210)):
-        (root / "photos" / label).mkdir(parents=True)
-        for number in range(40):
-            shade = 70 if label == "middle" and number < 15 else level
-            noise = np.clip(random.normal(shade, 12, (36, 48, 3)), 0, 255).astype(np.uint8)
-            suffix = "jpg" if label == "light" else "png"
-            Image.fromarray(noise).save(root / "photos" / label / f"{number:02}.{suffix}", quality=95)
-    for number in range(30, 36):  # of 120
-        shutil.move(root / f"photos/dark/{number}.png", root / f"photos/light/dark{number}.png")
-    return tlkit.report(tiny_run, root / "photos", root / "report.html"), root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tlkit.reporting.run.pass_over", lambda *_: seen)
+        patch.setattr("tlkit.reporting.run.training_images", lambda *_: None)
+        return tlkit.report(tiny_run, pictures, root / "report.html"), root
 
 
 PLANTED = {"labels": "labels look wrong", "slice": "brightness", "shortcut": "file format"}

@@ -21,7 +21,7 @@ from tlkit.util.text import counted
 if TYPE_CHECKING:
     from tlkit.looking.run import Channel, Look, Stage
 
-FILTER, TILE, STEP, PICTURE = 56, 72, 104, 224  # sides of pictures in pixels
+FILTER, TILE, SMALL, STEP, PICTURE = 56, 72, 60, 84, 224  # sides of pictures in pixels
 PALETTE = np.array([(10, 8, 24), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32)
 STYLE = """
 .page { & .top { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; }
@@ -31,11 +31,11 @@ img { border-radius: 4px; } .exact { image-rendering: pixelated; }
   font-size: .92rem; font-variant-numeric: tabular-nums; } .bars span { overflow-wrap: anywhere; }
 .bars i { height: .6rem; background: var(--first); border-radius: 2px; min-width: 1px; }
 .tiles { display: flex; flex-wrap: wrap; gap: .35rem; margin: .5rem 0; }
-.steps { display: flex; flex-wrap: wrap; gap: .9rem; margin: .8rem 0; } .steps figure { width: 104px; }
+.steps { display: flex; flex-wrap: wrap; gap: .6rem; margin: .8rem 0; } .steps figure { width: 84px; }
 .steps figcaption, .channel figcaption { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; }
 .channels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: .9rem; }
 .channel { background: var(--panel); border-radius: 6px; padding: .6rem; display: flex; gap: .7rem; margin: 0; }
-.channel .tiles { margin: 0; gap: .25rem; align-content: flex-start; } }
+.channel figure { flex: 0 0 72px; } .channel .tiles { margin: 0; gap: .25rem; align-content: flex-start; } }
 """
 
 
@@ -127,8 +127,8 @@ def _channel(stage: Stage, channel: Channel, loaded: Callable[[Path], NDArray[np
     for patch in channel.patches:
         pixels, (left, top, right, bottom) = loaded(patch.sample.path), patch.box
         if pixels is not None:
-            drawn = svg.picture(svg.resized(pixels[top:bottom, left:right], TILE))
-            tiles.append(html.image(drawn, f"{html.short(patch.sample.name)}: {patch.activation:.3g}", TILE))
+            drawn = svg.picture(svg.resized(pixels[top:bottom, left:right], SMALL))
+            tiles.append(html.image(drawn, f"{html.short(patch.sample.name)}: {patch.activation:.3g}", SMALL))
     own = _figure(
         svg.pixelated(_colored(stage.maps[..., channel.number])),
         f"channel {channel.number}: {channel.peak:.3g}",
@@ -146,4 +146,4 @@ def _colored(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return values `(h, w)` in colors `(h, w, 3)`, from dark for the lowest to light for the highest."""
     share = (values - values.min()) / max(float(np.ptp(values)), 1e-12) * (len(PALETTE) - 1)
     channels = [np.interp(share, np.arange(len(PALETTE)), column) for column in PALETTE.T]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    return np.asarray(np.rint(np.stack(channels, axis=-1)), np.uint8)
