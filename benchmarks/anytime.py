@@ -98,7 +98,7 @@ def _first(data: Path, out: Path) -> float:
 
 
 def _killed(data: Path, out: Path, kills: int, budget: str, moments: random.Random) -> list[dict[str, Any]]:
-    """What is there after each kill of a training that is resumed after it."""
+    """Return what is there after each kill of a training that is resumed after it."""
     found = list[dict[str, Any]]()
     line = [TLKIT, "train", str(data), "-o", str(out), "--backbone", SETTINGS.backbone, "--budget", budget, "--resume"]
     number = 0  # of the run: one that ends before it is killed is followed by another
@@ -122,7 +122,7 @@ def _killed(data: Path, out: Path, kills: int, budget: str, moments: random.Rand
 
 
 def _state(out: Path) -> dict[str, Any]:
-    """Whether a bundle is valid, with its hashes and golden images, and its accuracy on the validation images."""
+    """Return whether a bundle is valid, by its hashes and golden images, and its accuracy on the validation images."""
     try:
         bundle = open_bundle(out)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with it is the result

@@ -62,7 +62,7 @@ def joined(root: Path, work: Path) -> int:
 
 
 def _kept(root: Path, file: Path, key: tuple[str, str, int, int]) -> dict[str, Any]:
-    """What `_measured` returns, kept in a file."""
+    """Return what `_measured` returns, and keep it in a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = file.read_text().splitlines() if file.exists() else []
     known = {tuple(line["key"]): line for line in map(json.loads, lines)}

@@ -1,4 +1,4 @@
-"""Features of several stages are joined alike by the module, the graph and rows of a cache, in every precision."""
+"""The module, the graph and cached rows join the features of several stages to the same, in every precision."""
 
 from __future__ import annotations
 

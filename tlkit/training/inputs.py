@@ -1,7 +1,7 @@
 """Training inputs: features that are computed once, or images that are decoded while training runs.
 
-A GPU plans its kernels for each shape anew, which takes seconds, so batches are padded there to one number of rows; the
-output for the padding is dropped before the loss.
+A GPU plans its kernels again for each shape, which takes seconds, so batches are padded there to one number of rows;
+the output for the padding is dropped before the loss.
 """
 
 from __future__ import annotations
