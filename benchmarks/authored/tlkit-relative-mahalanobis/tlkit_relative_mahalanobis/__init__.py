@@ -45,7 +45,7 @@ class RelativeMahalanobisDetector(Detector):
         width = len(covariance)
         scale = max(np.trace(covariance) / width, np.finfo(np.float32).tiny)
         covariance = (1 - self.shrinkage) * covariance + self.shrinkage * scale * np.eye(width)
-        return np.linalg.inv(np.linalg.cholesky(covariance)).T / np.sqrt(width)
+        return np.linalg.inv(np.linalg.cholesky(covariance)).T / width**0.5
 
     def restore(self, tensors: Mapping[str, Any], head: nn.Module) -> nn.Module:
         """Return the module whose state is `tensors`."""
