@@ -87,6 +87,7 @@ def train(
     strict: bool = False,
     views: int = 4,
     cache: bool = True,
+    blend: float | Literal["auto"] = 1.0,
     resume: bool = False,
     tensorboard: StrPath | None = None,
     device: str = "auto",
@@ -100,13 +101,12 @@ def train(
     """Train on a labelled dataset and write the bundle `out`, which must not exist yet.
 
     Without a `strategy`, or with "auto", the dataset is advised on first, a `head` or `cut` that is named stays, and
-    better bundles replace the first one for `budget` seconds: those that are given are for trials of every strategy,
-    "auto" are 10 minutes on a CPU. `options` sets options of the components by `kind.option`: `{"head.pca": 128}`.
-    `size` is the side of the input in pixels, `golden` the number of images that are copied. Images in whose names the
+    better bundles replace the first one for `budget` seconds, by default 10 minutes on a CPU. `options` sets options of
+    the components by `kind.option`: `{"head.pca": 128}`. `size` is the side of the input in pixels, `golden` the number
+    of images that are copied, `blend` the share of the fine-tuning in a fine-tuned trunk. Images in whose names the
     regular expression `group` finds the same stay together. Weights of another `license` are refused.
     """
-    automatic = strategy in (None, resolve.AUTO)
-    resolve.check_budget(budget, automatic=automatic)
+    automatic = resolve.is_automatic(strategy, budget)
     images, options = places.labeled_images(source, options or {})
     found, options = resolve.detectors(detector, options)
     components = resolve.components_to_train(backbone, None if automatic else strategy, head, options)
@@ -118,13 +118,13 @@ def train(
 
     config: dict[str, Any] = {**found, "val": val, "group": group, "max_bad": max_bad, "golden": golden, "seed": seed}
     config |= {"size": size, "cut": cut, "golden_strip": golden_strip, "refit": refit, "views": views, "cache": cache}
+    config |= {"blend": blend}
     on = DeviceOptions(device, precision, compile, tf32)
     how = RunOptions(on, resume, resolve.optional_path(tensorboard), warn=resolve.warn, strict=strict)
     with resolve.claimed_to_train(out := local_path(out)), shown(progress) as bars:
         if automatic:
             request = resolve.advice_request([components["backbone"]], head=components.get("head"), **config)
-            trained, advice = train_auto(images, out, request, how, budget, bars)
-            return replace(trained, advice=advice)
+            return train_auto(images, out, request, how, budget, bars)[0]
         return run(images, out, TrainingConfig(**components, origins=resolve.origins(components), **config), bars, how)
 
 

@@ -166,12 +166,14 @@ def components_to_train(
     return configured({kind: name for kind, name in named.items() if name is not None}, options)
 
 
-def check_budget(budget: float | str | None, *, automatic: bool) -> None:
-    """Raise a UsageError for a budget that is no time, or one for a training with a strategy that is named."""
+def is_automatic(strategy: str | None, budget: float | str | None) -> bool:
+    """Return whether advice decides on the strategy; raise a UsageError for a budget that can't be kept."""
+    automatic = strategy in (None, AUTO)
     if isinstance(budget, str) and budget != AUTO:
         raise UsageError(f"budget {budget!r} is no number of seconds", do=f'give a number, "{AUTO}" or None')
     if isinstance(budget, int | float) and not automatic:
         raise UsageError("a budget is for trial runs", do=f"use strategy {AUTO}, or leave the budget out")
+    return automatic
 
 
 def origins(components: Mapping[str, Component]) -> dict[str, tuple[str, str]]:

@@ -129,7 +129,8 @@ class _Kept:
         assert self.digest is not None  # noqa: S101 - the verdicts of the interrupted run were kept
         remember(self.digest, self.advice.source)
         decoded = self.advice.analysis.features.decoded + self.decoded
-        return replace(self.best.trained, bundle=self.out, digest=self.digest, decoded=decoded), self.advice
+        trained = replace(self.best.trained, bundle=self.out, digest=self.digest, decoded=decoded)
+        return replace(trained, advice=self.advice), self.advice
 
     def left(self) -> float:
         return self.end - time.monotonic()
@@ -213,7 +214,7 @@ def _train(
     """Train what is recommended, with the advice in the bundle."""
     config = replace(training_config(request, advice.recommendation), advice=_report(advice))
     trained = train(advice.source, out, config, progress, options, within=True)
-    return replace(trained, decoded=trained.decoded + advice.analysis.features.decoded)
+    return replace(trained, decoded=trained.decoded + advice.analysis.features.decoded, advice=advice)
 
 
 def _report(advice: Advice) -> Mapping[str, Any]:

@@ -64,6 +64,17 @@ class Number(click.FloatRange):
         return number
 
 
+class NumberOr(Number):
+    """A number within limits, or a word."""
+
+    def __init__(self, word: str, low: float, high: float) -> None:
+        super().__init__(low, high)
+        self.word = word
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == self.word else super().convert(value, param, ctx)
+
+
 def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
     """Return what completes a word in a shell: the names of the components of one kind."""
 
@@ -261,6 +272,12 @@ trainer_options = together(
         help="Augmented views cached per image while stages are frozen; 0 draws a new view every epoch.",
     ),
     click.option("--cache/--no-cache", default=True, help="Cache the output of the frozen stages on disk."),
+    click.option(
+        "--blend",
+        type=NumberOr("auto", 0, 1),
+        default=1.0,
+        help="Share of the fine-tuning in the trunk's weights, 0: the pretrained ones; auto: the best on validation.",
+    ),
     click.option("--resume", is_flag=True, help="Resume an interrupted training of the same bundle."),
     click.option("--tensorboard", type=FilePath, help="Folder to write training curves to, for TensorBoard."),
     click.option(

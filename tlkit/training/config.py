@@ -23,6 +23,7 @@ from tlkit.plugin.phases import phase_problems, trainable_stages
 from tlkit.plugin.sources import identity
 from tlkit.runtime.feature_cache import environment
 from tlkit.runtime.features import Features, check_rejected, extract
+from tlkit.training.blending import Blend
 from tlkit.training.checkpoint import SECONDS
 from tlkit.training.device import Device, DeviceOptions
 from tlkit.training.inputs import Examples
@@ -51,6 +52,7 @@ class TrainingConfig:
     refit: bool = True  # solve the head again on a fine-tuned trunk, if that loses nothing; after a stand-in always
     views: int = 4  # augmented views cached per image while stages are frozen; 0: a new one every epoch
     cache: bool = True  # the output of the frozen stages for each view
+    blend: Blend = 1.0  # share of the fine-tuning in the weights of the trunk; "auto": chosen on the validation images
     advice: Mapping[str, Any] = field(default_factory=dict)  # kept in the bundle
     detectors: Mapping[Detector, tuple[str, str]] = field(default_factory=dict)  # to choose from, with their plugins
 
@@ -134,6 +136,7 @@ class Plan:
         return {
             "views": self.config.views,
             "cache": self.config.cache,
+            "blend": self.config.blend,
             "device": device.type,
             "precision": str(device.dtype).removeprefix("torch."),
             "world_size": device.world_size,

@@ -18,12 +18,16 @@ from torch import nn
 from tlkit.data import dataset as folder
 from tlkit.data.duplicates import find_duplicates
 from tlkit.errors import DataError, UsageError
+from tlkit.evaluation.metrics import score
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.model.cut import check_cut
+from tlkit.model.modules import solve_head
 from tlkit.plugin.blame import described
 from tlkit.plugin.contract import Head, Progress, silent
-from tlkit.training.checkpoint import Checkpoints
+from tlkit.runtime.features import Features
+from tlkit.training.blending import alphas, blend_weights, check_blend, weights
+from tlkit.training.checkpoint import Checkpoints, Tensors
 from tlkit.training.config import (
     Plan,
     RunOptions,
@@ -35,8 +39,8 @@ from tlkit.training.config import (
 )
 from tlkit.training.device import Device, rank_and_world_size
 from tlkit.training.freezing import Network, prepare_stages
-from tlkit.training.heads import refit_head, solve_or_fit
-from tlkit.training.history import LOG, Monitor
+from tlkit.training.heads import probabilities, refit_head, solve_or_fit
+from tlkit.training.history import LOG, Line, Monitor
 from tlkit.training.result import TrainingResult, write_bundle
 from tlkit.training.run_directory import check_output, check_unfinished, run_directory
 from tlkit.training.trainer import Trainer
@@ -111,6 +115,7 @@ def make_plan(source: Path, out: Path, config: TrainingConfig) -> Plan:
     if plan.trainable or type(learner).solve is Head.solve:  # a head that can't be solved is trained by gradient
         check_batches(phases, learner.module(trunk.width, plan.classes), trunk)
     if plan.trainable:
+        check_blend(config.blend, config.head, phases, refit=config.refit)
         rehearsal = Network(nn.Identity(), copy.deepcopy(trunk))  # parameters that don't exist are refused at once
         prepare_stages(rehearsal, phases, config.strategy.prepare, config.seed)
     return plan
@@ -146,6 +151,7 @@ def _fine_tune(plan: Plan, options: RunOptions, device: Device, progress: Progre
         log, board = (folder / LOG, options.tensorboard) if device.is_main_process else (None, None)
         device.barrier()
         monitor = Monitor(progress, phases=len(phases), log=log, tensorboard=board)
+        pretrained = weights(plan.trunk) if config.blend != 1.0 else {}
         fitted = Trainer(
             Network(head, plan.trunk, device.torch_device),
             phases,
@@ -162,10 +168,37 @@ def _fine_tune(plan: Plan, options: RunOptions, device: Device, progress: Progre
         ).fit()
         if not device.is_main_process:
             sys.exit()
-        new = plan.extract(plan.trunk, progress("features of the fine-tuned trunk", len(plan.samples)))
+        alpha, new, head, lines = _deployed(plan, pretrained, head, progress)
         features = replace(new, decoded=features.decoded)
-        if config.refit or learner is not config.head:
-            head, lines = refit_head(config.head, head, *plan.examples(features), plan.classes, config.seed)
-            fitted.history.extend(lines)
-        settings = {**plan.settings(device), "threads": torch.get_num_threads()}
+        fitted.history.extend(lines)
+        fitted = replace(fitted, changed=fitted.changed if alpha else ())
+        settings = {**plan.settings(device), "threads": torch.get_num_threads(), "blend": alpha}
         return write_bundle(plan, features, head, fitted, monitor.lines, settings)
+
+
+def _deployed(
+    plan: Plan, pretrained: Tensors, trained: nn.Module, progress: Progress
+) -> tuple[float, Features, nn.Module, list[Line]]:
+    """Leave the blend of weights in the trunk that is best on the validation images.
+
+    Returns its alpha, its features by the deployed graph, the head on them, and the lines to add to the history.
+    """
+    config, tuned = plan.config, weights(plan.trunk) if pretrained else {}
+    images, found = [sample.path for sample in plan.dataset.of("train")], []
+    for alpha in alphas(config.blend):
+        if pretrained:
+            blend_weights(plan.trunk, pretrained, tuned, alpha, images)
+        features = plan.extract(plan.trunk, progress("features of the fine-tuned trunk", len(plan.samples)))
+        (train, val), head, lines = plan.examples(features), trained, list[Line]()
+        if alpha != 1.0:
+            solved = solve_head(config.head, train.features, train.labels, plan.classes, config.seed, train.groups)
+            head = trained if solved is None else solved.eval()
+            lines = [{"solved": config.head.name, "blend": alpha, **config.head.report(head)}]
+        elif config.refit or config.head.stand_in() is not None:
+            head, lines = refit_head(config.head, trained, train, val, plan.classes, config.seed)
+        metrics = score(probabilities(head, val.features, config.head.activation), val.labels)
+        found.append((metrics.balanced_accuracy - metrics.log_loss / 2, alpha, features, head, lines))
+    _, alpha, features, head, lines = max(found, key=lambda each: each[:2])
+    if pretrained:
+        blend_weights(plan.trunk, pretrained, tuned, alpha, images)
+    return alpha, features, head, lines
