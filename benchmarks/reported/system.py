@@ -64,6 +64,8 @@ def base_install(bench: Workbench) -> Verdict:
         f"inspect {model}",
         "export {cut} --triton {out}",
         f"report {{cut}} {{test}} -o {bench.place('page')}.html",
+        f"suggest {model} {{test}} -n 2 -o {bench.place('next')}.csv",
+        f"card {{cut}} -o {bench.place('card')}",
         "plugins",
         "plugins show logistic",
         "plugins new tlkit-new --kind head",
