@@ -98,7 +98,7 @@ def stream(
     nothing from concurrent calls (a GPU), its calls are serialized and only the decoding overlaps.
     """
     with ExitStack() as opened:
-        tell: Callable[[int], object] = abs  # nobody
+        tell: Callable[[int], object] | None = None
         if isinstance(session, AutomaticSession) and isinstance(images, Sequence):
             tell = opened.enter_context(session.running(len(images)))
         lock = nullcontext() if session.workers > 1 else threading.Lock()
@@ -118,16 +118,19 @@ def stream(
                     results = session.run(batch, outputs)
             return _finite(records, results)
 
-        if getattr(session, "device", CPU) != CPU:  # its kernels are prepared while the first images are decoded
-            warming = threading.Thread(target=_warm_up, args=(session, size))
+        if isinstance(session, OnnxSession | AutomaticSession) and session.device != CPU:
+            rows = min(size, len(images)) if isinstance(images, Sequence) else size
+            warming = threading.Thread(target=_warm_up, args=(session, rows))
             warming.start()
             opened.callback(warming.join)
         for batch in prefetch(work, chunks(enumerate(images), size), workers=workers, ahead=2 * workers):
             yield batch
-            tell(len(batch.images))
+            if tell is not None:
+                tell(len(batch.images))
 
 
 def _warm_up(session: OnnxSession | AutomaticSession, rows: int) -> None:
+    """Have the device prepare its kernels while the first images are decoded."""
     with suppress(TlkitError):  # which the first call raises as well
         session.warm_up(rows)
 
