@@ -78,6 +78,7 @@ def compare(sets: list[Seen], rounds: int, repeat: int) -> int:
             row[f"{name}: images saved"] = f"{share:.0%}"
             figures[name] = {"points ahead": [float(ahead.mean()), error], "images saved": share}
         figures["accuracy"] = {name: accuracies.tolist() for name, accuracies in mean.items()}
+        report.rows.append(row)
         shares.append(100 * figures[RULE]["images saved"])
     report.bars.append(Bar("images saved on the worst set", [min(shares)], "≥", 0, " %", 0))
     report.bars.append(Bar("images saved, mean of the sets", [float(np.mean(shares))], "≥", 20, " %", 0))
