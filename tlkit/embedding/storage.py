@@ -86,7 +86,7 @@ class LocalFolder(Folder):
         folder = self.root / inside
         with translate_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(dir=folder, prefix=prefix(folder / "scratch"), suffix=PART))
+            made = Path(tempfile.mkdtemp(dir=folder, prefix=prefix(folder / "temporary"), suffix=PART))
         try:
             with held(made):
                 yield made
