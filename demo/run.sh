@@ -22,6 +22,8 @@ step tlkit embed run/ photos/ test/ -o features.parquet
 step tlkit search features.parquet test/3/0059.png -k 3 --model run/
 step tlkit eval run/ test/  # images that were not trained on
 step tlkit report run/ test/ -o report.html
+step tlkit look run/ test/3/0059.png -o look.html
+step tlkit suggest run/ test/ -n 20 -o label-next.csv  # as if they had no labels
 step tlkit bench run/ --batch-size 1 --batch-size 8
 step tlkit inspect run/
 step tlkit plugins

@@ -52,7 +52,7 @@ def inspect(path: Path, opener: Opener) -> Inspection:
     try:
         found = Inspection(path, True, _bundle(path))
         repr(found)  # metrics and reports have no shape that opening a bundle would check
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         what = f"a field is missing or invalid: {type(error).__name__}: {error}"
         raise ArtifactError(what, file=path / RECORD, do="copy the bundle again, or train again") from error
     return found

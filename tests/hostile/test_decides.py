@@ -229,6 +229,7 @@ CHANGES = {
     "refit": False,
     "views": 2,
     "cache": False,
+    "blend": 0.5,
 }
 LATER = {"origins", "max_bad", "golden", "golden_strip", "advice"}
 CPU = DeviceOptions("cpu", "fp32")

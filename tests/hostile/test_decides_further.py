@@ -54,10 +54,10 @@ def test_what_decides_on_auto_decides_whether_it_is_resumed(pictures, monkeypatc
     found = dataset.read(pictures)
     hashes = [f"{number:03}{0:061}" for number in range(len(found.of("train")))]
 
-    def conditions(device=None, budget=None, read=tuple(hashes), **changes):
+    def conditions(device=None, read=tuple(hashes), **changes):
         advice = SimpleNamespace(dataset=found, analysis=SimpleNamespace(features=SimpleNamespace(sha256=read)))
         options = RunOptions(device=device or DeviceOptions("cpu", "fp32"))
-        return json.dumps(auto._conditions(advice, ask(**changes), options, budget), sort_keys=True)
+        return json.dumps(auto._conditions(advice, ask(**changes), options), sort_keys=True)
 
     before = conditions()
     assert conditions() == before
@@ -66,7 +66,6 @@ def test_what_decides_on_auto_decides_whether_it_is_resumed(pictures, monkeypatc
     for other in (
         conditions(DeviceOptions("cpu", "bf16")),
         conditions(DeviceOptions("cpu", "fp32", compile=True)),
-        conditions(budget=60.0),
         conditions(read=(hashes[1], *hashes[1:])),
         conditions(detectors={NearestNeighbor(k=2): ("tlkit", "0.1.0")}),
     ):

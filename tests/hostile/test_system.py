@@ -184,6 +184,8 @@ class TestTelemetry:
             ["search", work / "f.parquet", photos / "dark/00.png", "--model", run, "--html", work / "hits.html"],
             ["eval", run, photos],
             ["report", run, photos, "-o", work / "report.html"],
+            ["look", run, photos / "dark/00.png", "-o", work / "look.html"],
+            ["suggest", run, photos, "-n", "3", "-o", work / "next.csv", "--html", work / "next.html"],
             ["bench", run, "--batch-size", "1"],
             ["inspect", run],
             ["plugins"],
@@ -194,7 +196,9 @@ class TestTelemetry:
             lines.append(["index", work / "f.parquet"])
         if find_spec("uvicorn"):
             lines.append(["serve", run])
-        assert {line[0] for line in lines} | {"index", "serve"} == set(cli.VERBS)
+        if find_spec("huggingface_hub"):
+            lines.append(["card", run, "-o", work / "card"])
+        assert {line[0] for line in lines} | {"card", "index", "serve"} == set(cli.VERBS)
         done = subprocess.run(
             [sys.executable, "-c", EVERY_VERB, json.dumps([[str(word) for word in line] for line in lines])],
             cwd=tmp_path,

@@ -132,7 +132,7 @@ def test_the_version_is_the_same_everywhere_and_has_an_entry_in_the_changelog(ch
 
 def test_the_public_names_are_few_and_there():
     names = set(tlkit.__all__) - {"__version__"}
-    assert 20 <= len(names) <= 50  # tests/test_api.py compares their signatures
+    assert 20 <= len(names) <= 55  # tests/test_api.py compares their signatures
     assert all(getattr(tlkit, name).__name__ == name for name in names if isinstance(getattr(tlkit, name), type))
     assert set(tlkit.__all__) <= set(dir(tlkit))
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
