@@ -106,6 +106,7 @@ def card(
     the split is chosen as by `evaluate`. `out` names a folder, the bundle itself too, to write README.md and pictures
     to. A card that somebody edited is not replaced.
     """
+    from tlkit.model.bundle import reading_fields
     from tlkit.reporting.card import card, check
     from tlkit.reporting.run import report
 
@@ -118,7 +119,8 @@ def card(
         if data is not None:
             with _model(bundle) as model:
                 found = report(model, local_path(data), split=split, pictures=False, progress=bars)
-        made = card(opened, found)
+        with reading_fields(opened.root):
+            made = card(opened, found)
         if place is not None:
             made.save(place)
     return made

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tlkit.errors import ArtifactError
 from tlkit.evaluation.conformal import Achieved
 from tlkit.evaluation.metrics import metric_lines
 from tlkit.graph.metadata import PREFIX
-from tlkit.model.bundle import ORIGINAL, RECORD, open_bundle
+from tlkit.model.bundle import ORIGINAL, RECORD, open_bundle, reading_fields
 from tlkit.model.exports import MANIFEST, Exports
 from tlkit.runtime.engine import Opener
 from tlkit.runtime.model import Model
@@ -49,12 +48,9 @@ def inspect(path: Path, opener: Opener) -> Inspection:
     exported = any((place / MANIFEST).exists() for place in (path, path.parent))
     if path.is_file() or (path.is_dir() and exported and not (path / RECORD).exists()):
         return Inspection(path, False, _graph(path, opener))
-    try:
+    with reading_fields(path):
         found = Inspection(path, True, _bundle(path))
-        repr(found)  # metrics and reports have no shape that opening a bundle would check
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        what = f"a field is missing or invalid: {type(error).__name__}: {error}"
-        raise ArtifactError(what, file=path / RECORD, do="copy the bundle again, or train again") from error
+        repr(found)
     return found
 
 

@@ -94,6 +94,22 @@ def test_a_record_of_another_shape(ends, verb, seed, value):
     ends(change, verb)
 
 
+@pytest.mark.parametrize("verb", ["inspect {run}", "card {run} -o {run}/card"])
+@pytest.mark.parametrize("count", [2**70, "many", None])
+def test_counts_that_are_none_are_refused(ends, verb, count):
+    """Metrics are not checked when a bundle is opened, but where they are shown."""
+    if "card" in verb:
+        pytest.importorskip("huggingface_hub")
+
+    def change(run):
+        content = json.loads((run / "bundle.json").read_text())
+        content["metrics"]["val"]["confusion"][0][0] = count
+        (run / "bundle.json").write_text(json.dumps(content))
+        resign_bundle(run)
+
+    assert ends(change, verb) == 4
+
+
 @pytest.mark.parametrize("verb", VERBS)
 @SETTINGS
 @given(seed=st.integers(0, 2**32), value=VALUES)

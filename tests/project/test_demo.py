@@ -36,7 +36,12 @@ def test_the_script_is_well_formed_and_shows_every_verb(checkout):
     subprocess.run(["bash", "-n", script], check=True)
     shown = set(re.findall(r"^step tlkit (\w+)", script.read_text(), re.MULTILINE))
     assert shown <= set(VERBS)
-    assert shown >= set(VERBS) - {"card", "completion", "index", "serve"}  # these need an extra, or run until they are stopped
+    assert shown >= set(VERBS) - {
+        "card",
+        "completion",
+        "index",
+        "serve",
+    }  # these need an extra, or run until they are stopped
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,16 @@ class BundleRecord:
     novelty: Mapping[str, Any] = field(default_factory=dict)  # its detector, threshold and how it was chosen
     coverage: Mapping[str, Any] = field(default_factory=dict)  # thresholds of sets of labels, as JSON, and achieved
     training: Mapping[str, Any] = field(default_factory=dict)  # device, dtype and augmentation of the trainable stages
+
+
+@contextmanager
+def reading_fields(root: Path) -> Iterator[None]:
+    """Raise ArtifactError where fields of a bundle's record have another shape: opening does not check metrics."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        what = f"a field is missing or invalid: {type(error).__name__}: {error}"
+        raise ArtifactError(what, file=root / RECORD, do="copy the bundle again, or train again") from error
 
 
 @dataclass(frozen=True, slots=True)
