@@ -373,10 +373,12 @@ def mutated_grpc(server: Running, count: int, picture: bytes) -> Mapping[str, in
 
     chance, statuses = random.Random(count), Counter[str]()
     described = {"name": "images", "datatype": "BYTES", "shape": [1]}
-    asked = {"name": "logits", "parameters": {"classification": {"int64_param": 1}}}
     typed = messages()["ModelInferRequest"](
-        model_name="run", inputs=[{**described, "contents": {"bytes_contents": [picture]}}], outputs=[asked]
+        model_name="run",
+        inputs=[{**described, "contents": {"bytes_contents": [picture]}}],
+        outputs=[{"name": "logits"}],
     )
+    typed.outputs[0].parameters["classification"].int64_param = 1
     cases = [
         ("ModelInfer", message(picture)),
         ("ModelInfer", bytes(typed.SerializeToString())),

@@ -146,7 +146,9 @@ class TestFloatOperators:
         given = helper.make_tensor_value_info("images", TensorProto.UINT8, [1, 2, 2, 3])
         made = helper.make_tensor_value_info("features", TensorProto.FLOAT, [1, 6])
         graph = helper.make_model(
-            helper.make_graph(nodes, "g", [given], [made], constants), opset_imports=[helper.make_opsetid("", 18)]
+            helper.make_graph(nodes, "g", [given], [made], constants),
+            opset_imports=[helper.make_opsetid("", 18)],
+            ir_version=9,
         )
         images = random.integers(0, 256, (1, 2, 2, 3)).astype(np.uint8)
         found = calibrate.ranges(graph, images, Tiny.preprocessing, OPERATORS)
