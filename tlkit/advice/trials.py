@@ -23,6 +23,7 @@ from tlkit.defaults import FROZEN
 from tlkit.errors import DataError
 from tlkit.evaluation.disturbed import Comparison, disturbed
 from tlkit.graph import trace
+from tlkit.graph.compose import stage_output
 from tlkit.model.bundle import open_bundle
 from tlkit.model.cut import select
 from tlkit.model.modules import head_logits, load_modules
@@ -141,9 +142,10 @@ def compared(
             index: int, trunk: Trunk = trunk, session: OnnxSession = session, module: nn.Module = module
         ) -> NDArray[np.float32]:
             image = load(samples[index].path, trunk.preprocessing)
-            stages = list(session.run(np.stack([image, disturbed(image, index)])).values())
-            widths = [stage.shape[1] for stage in stages]
-            return head_logits(module, select(np.concatenate(stages, axis=1), trunk.cut, trunk.names, widths))
+            outputs = [*map(stage_output, trunk.blocks)]
+            blocks = list(session.run(np.stack([image, disturbed(image, index)]), outputs).values())
+            widths = [block.shape[1] for block in blocks]
+            return head_logits(module, select(np.concatenate(blocks, axis=1), trunk.cut, trunk.blocks, widths))
 
         rows = prefetch(logits, range(len(samples)), workers=cores(), ahead=2 * cores())
         both.append(np.stack(list(rows), axis=1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from tlkit.conformance.subject import CheckFailed
 from tlkit.plugin import hooks
 from tlkit.plugin.discovery import find
 from tlkit.plugin.registry import Host
+from tlkit.util.resources import own_environment
 
 # Each takes from a fifth of a second to several seconds to import.
 HEAVY = (
@@ -31,7 +31,7 @@ def declare(kind: type) -> list[str] | None:
         file = inspect.getfile(kind)
     except (OSError, TypeError):
         return None
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = own_environment()
     command = [sys.executable, "-c", _CODE, kind.__module__, file]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - ours
     if process.returncode != 0:

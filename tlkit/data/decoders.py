@@ -20,7 +20,7 @@ import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +34,7 @@ from tlkit.data.memory import PROCESSES_VARIABLE
 from tlkit.data.preprocessing import load
 from tlkit.errors import ResourceError
 from tlkit.plugin.contract import Preprocessing
-from tlkit.util.resources import REFUSED, cores
+from tlkit.util.resources import REFUSED, cores, own_environment
 
 CORES, IMAGES = 6, 2000  # from which on processes are faster; they need half a second to start
 TRIES = 2  # of a task whose decoder dies
@@ -53,7 +53,7 @@ class Decoders:
     def __init__(self, preprocessing: Preprocessing, batch_size: int, slots: int, processes: int) -> None:
         """Start them. Raises OSError if the system has no memory or no processes for it."""
         shape = (slots, batch_size, preprocessing.size, preprocessing.size, 3)
-        self.start = json.dumps({"shape": shape, "preprocessing": asdict(preprocessing)})
+        self.start = {"shape": shape, "preprocessing": asdict(preprocessing)}
         self.processes = processes
         self._memory = os.memfd_create("tlkit")
         self._slots, self._idle = queue.SimpleQueue[int](), queue.SimpleQueue["subprocess.Popen[bytes]"]()
@@ -77,7 +77,7 @@ class Decoders:
         """
         slot = self._slots.get()
         try:
-            task = json.dumps({"slot": slot, "hashed": hashed, "paths": list(map(os.fspath, paths))})
+            task = {"slot": slot, "hashed": hashed, "paths": list(map(os.fspath, paths))}
             found: list[Decoded] = [(digest, reason) for digest, reason in self._run(task, paths)]
             yield found, self._arrays[slot, : sum(reason is None for _, reason in found)]
         finally:
@@ -93,7 +93,7 @@ class Decoders:
                     stream.close()  # type: ignore[union-attr]  # both are pipes
         os.close(self._memory)
 
-    def _run(self, task: str, paths: Sequence[Path]) -> list[Any]:
+    def _run(self, task: Mapping[str, Any], paths: Sequence[Path]) -> list[Any]:
         process, code = self._idle.get(), 0
         try:
             for _ in range(TRIES):
@@ -110,8 +110,7 @@ class Decoders:
 
     def _open(self) -> subprocess.Popen[bytes]:
         variables = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            **own_environment(),
             PROCESSES_VARIABLE: str(self.processes * int(os.environ.get(PROCESSES_VARIABLE) or 1)),
         }
         process = subprocess.Popen(  # noqa: S603 - our own module
@@ -123,21 +122,22 @@ class Decoders:
             process_group=0,  # Ctrl-C is for the parent, which closes what it does not need
         )
         self._all.append(process)
-        _send(process, self.start)
+        send(process, self.start)
         return process
 
 
-def _answer(process: subprocess.Popen[bytes], task: str) -> list[Any] | None:
+def _answer(process: subprocess.Popen[bytes], task: Mapping[str, Any]) -> list[Any] | None:
     """Return what a decoder says of a task; None if it died."""
-    _send(process, task)
+    send(process, task)
     line = process.stdout.readline() if process.stdout else b""
     return json.loads(line) if line.endswith(b"\n") else None
 
 
-def _send(process: subprocess.Popen[bytes], line: str) -> None:
-    with suppress(BrokenPipeError):  # it died, which reading from it tells
+def send(process: subprocess.Popen[bytes], facts: Mapping[str, Any]) -> None:
+    """Write facts as a line of JSON to the stdin of a process; that it died is told by reading from it."""
+    with suppress(BrokenPipeError):
         if process.stdin is not None:
-            process.stdin.write(line.encode() + b"\n")
+            process.stdin.write(json.dumps(facts).encode() + b"\n")
             process.stdin.flush()
 
 

@@ -7,7 +7,6 @@ to its stdout. It ends when its stdin does, so none outlives a parent that is ki
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -17,11 +16,13 @@ from contextlib import suppress
 from typing import Any
 
 from tlkit import errors
+from tlkit.data.decoders import send
 from tlkit.embedding.job import Job
 from tlkit.embedding.manifest import Opened
 from tlkit.embedding.shard import embed_shard, note_failure
 from tlkit.errors import ResourceError, TlkitError
 from tlkit.runtime.model import Model
+from tlkit.util.resources import own_environment
 
 MODULE = "tlkit.worker"
 TRIES = 3  # of a shard whose worker dies
@@ -117,13 +118,11 @@ class _Pool:
 
     def _open(self) -> subprocess.Popen[bytes] | None:
         """Start a worker; None if it died, which as often as a shard is tried, one after the other, ends the job."""
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-P", "-m", MODULE]
         process = subprocess.Popen(  # noqa: S603 - our own module
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [sys.executable, "-P", "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=own_environment()
         )
         self._processes.add(process)
-        self._send(process, self.start)
+        send(process, self.start)
         for said in self._said(process):
             if "ready" in said:
                 self._dead = 0
@@ -136,7 +135,7 @@ class _Pool:
 
     def _run(self, process: subprocess.Popen[bytes], shard: int) -> bool:
         """Have a worker run a shard; False if it died before it was done. Raises what it reports."""
-        self._send(process, {"shard": shard})
+        send(process, {"shard": shard})
         reported = 0
         for said in self._said(process):
             if "done" in said:
@@ -157,13 +156,6 @@ class _Pool:
             if "error" in said:
                 raise error_of(said["error"])
             yield said
-
-    @staticmethod
-    def _send(process: subprocess.Popen[bytes], facts: Mapping[str, Any]) -> None:
-        with suppress(BrokenPipeError):  # it died, which reading from it tells
-            if process.stdin is not None:
-                process.stdin.write(json.dumps(facts).encode() + b"\n")
-                process.stdin.flush()
 
     def _close(self, process: subprocess.Popen[bytes]) -> int:
         """End a worker that has nothing to do; return its exit code."""
