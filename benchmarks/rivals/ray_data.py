@@ -47,7 +47,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    # 2 for the actors, and 2 for tasks that read and write: with none left, Ray waits forever
     images = ray.data.read_binary_files(str(args.images.absolute()), include_paths=True)
     given = {"fn_constructor_args": (str(args.weights.absolute()),), "batch_size": 32, "concurrency": 2, "num_cpus": 1}
     images.map_batches(Embedder, **given).write_parquet(str(args.out.absolute()))

@@ -45,7 +45,8 @@ class RelativeMahalanobisDetector(Detector):
         width = len(covariance)
         scale = max(np.trace(covariance) / width, np.finfo(np.float32).tiny)
         covariance = (1 - self.shrinkage) * covariance + self.shrinkage * scale * np.eye(width)
-        return np.linalg.inv(np.linalg.cholesky(covariance)).T / width**0.5
+        inverse: NDArray[np.float64] = np.linalg.inv(np.linalg.cholesky(covariance))
+        return np.divide(inverse.T, np.sqrt(width), dtype=np.float64)
 
     def restore(self, tensors: Mapping[str, Any], head: nn.Module) -> nn.Module:
         """Return the module whose state is `tensors`."""
