@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tlkit.embedding.audit import JobStatus
     from tlkit.embedding.hits import SearchResult
     from tlkit.embedding.index import IndexRecord
+    from tlkit.embedding.job import Place
     from tlkit.plugin.contract import Progress
     from tlkit.runtime.embedding import EmbeddingResult
     from tlkit.runtime.model import Model
@@ -75,10 +76,10 @@ def embed(
         from tlkit.embedding.shard import versions
         from tlkit.worker import run_shard
 
-        start = {**_start(opened, folder.place, 1), "versions": versions()}
+        start = {**_start(opened, folder.place, 1, found), "versions": versions()}
         executor = in_cluster(None if ray is True else ray, workers, start, run_shard)
     elif workers is not None and workers > 1:
-        executor = in_processes(workers, _start(opened, folder.place, workers))
+        executor = in_processes(workers, _start(opened, folder.place, workers, found))
     with shown(progress) as bars:
         return run_job(opened, request, executor, bars)
 
@@ -149,7 +150,7 @@ def search(
     if model is None:
         if found.job is None:
             raise UsageError("a file does not say which graph made it", file=found.place, do="name it with --model")
-        model = found.job.record.graph
+        model = found.job.graph
     opened = load(model, graph="trunk") if isinstance(model, str | os.PathLike) else model
     found.check_model(provenance(opened), opened.file)
     files = resolve.image_files(queries).files
@@ -182,9 +183,9 @@ def _embed_to_file(
     return replace(result, skipped=found.skipped)
 
 
-def _start(model: Model, out: str, workers: int) -> dict[str, Any]:
+def _start(model: Model, out: str, workers: int, images: Sequence[Place]) -> dict[str, Any]:
     """Return what each worker process opens, with its share of the cores."""
     device = getattr(model.session, "device", resolve.CPU)
     job = out if is_address(out) else os.path.abspath(out)
     facts = {"job": job, "model": str(model.file.absolute()), "device": device}
-    return {**facts, "threads": max(1, cores() // workers)}
+    return {**facts, "places": [asdict(each) for each in images], "threads": max(1, cores() // workers)}

@@ -13,6 +13,7 @@ from tlkit.errors import DataError, UsageError
 from tlkit.resolve import StrPath
 from tlkit.util.files import is_address
 from tlkit.util.patterns import is_pattern
+from tlkit.util.text import utf8
 
 if TYPE_CHECKING:
     from tlkit.embedding.hits import Hit
@@ -28,16 +29,17 @@ def find_places(images: Sequence[StrPath] | StrPath, name: str | None, options: 
     """
     from tlkit.embedding.job import Place
     from tlkit.plugin.options import to_json
+    from tlkit.runtime.embedding import naming
     from tlkit.util.patterns import expand
 
     given = [images] if isinstance(images, str | os.PathLike) else images
-    found = []
-    for text in (each for pattern in given for each in expand(os.fspath(pattern))):
+    texts = [each for pattern in given for each in expand(os.fspath(pattern))]
+    name_of, found = naming([Path(text) for text in texts if not is_address(text)]), []
+    for text in texts:
         source = _source_of(text, name, options)
+        facts = (source.name, *resolve.load_plugins().origin(source), to_json(source, local=True))
         place = text if is_address(text) else os.path.abspath(text)
-        found.append(
-            Place(place, source.name, *resolve.load_plugins().origin(source), to_json(source, local=True), text)
-        )
+        found.append(Place(place, *facts, name_of(text)))
     return found
 
 
@@ -95,7 +97,7 @@ def image_reader(job: Job | None, parts: Mapping[str, int]) -> Callable[[Hit], b
     """Return what reads the image of a hit: from the places of its job, whose `parts` by key are known, or its path."""
     if job is None:
         return lambda hit: Path(hit.key).read_bytes()
-    places = open_places(job.record.places)
+    places = open_places(job.places)
 
     @functools.lru_cache(maxsize=4)
     def rows(part: int) -> dict[str, Row]:
@@ -115,6 +117,6 @@ def open_places(places: Sequence[Place]) -> list[Opened]:
     opened = []
     for each in places:
         source = resolve.load_plugins().require("source", each.source, each.distribution, each.version, each.options)
-        given = each.given if len(places) > 1 else ""
+        given = utf8(each.given) if len(places) > 1 else ""
         opened.append(Opened(source, each.place, source.open(each.place), given))
     return opened

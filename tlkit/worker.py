@@ -15,7 +15,7 @@ from typing import Any
 
 from tlkit import places, resolve
 from tlkit.defaults import DEFAULT_TARGET
-from tlkit.embedding.job import Job, open_job
+from tlkit.embedding.job import Job, Place, open_job
 from tlkit.embedding.local import facts_of
 from tlkit.embedding.manifest import Opened
 from tlkit.embedding.shard import embed_shard, versions
@@ -97,7 +97,7 @@ def _open(text: str) -> tuple[Job, Model, Sequence[Opened]]:
     file, threads = Path(start["model"]), start["threads"]
     opener = resolve.opener(start["device"], allow_cpu=False, trust=True)  # it is open in the parent already
     model = resolve.open_model(file, "trunk", DEFAULT_TARGET, "fp32", head=None, workers=threads, opener=opener)
-    return job, model, places.open_places(job.record.places)
+    return job, model, places.open_places([Place(**each) for each in start["places"]])
 
 
 class _Report:

@@ -10,7 +10,7 @@ import pytest
 
 import tlkit
 from tests.embedding.test_job import parts
-from tlkit import worker
+from tlkit import places, worker
 from tlkit.embedding import cluster
 from tlkit.embedding.local import error_of
 from tlkit.embedding.shard import versions
@@ -26,9 +26,10 @@ def clean(tiny_trunk, pictures, tmp_path_factory):
 
 
 @pytest.fixture
-def start(tiny_trunk, clean, tmp_path):
+def start(tiny_trunk, pictures, clean, tmp_path):
     job = shutil.copytree(clean, tmp_path / "features")
-    yield {**_start(tiny_trunk, str(job), 1), "versions": versions()}
+    found = places.find_places(pictures, None, {})
+    yield {**_start(tiny_trunk, str(job), 1, found), "versions": versions()}
     worker._open.cache_clear()
 
 

@@ -206,10 +206,35 @@ def test_several_places_and_names(tiny_trunk, photos, tmp_path, monkeypatch):
     finally:
         os.unlink(odd)
     keys = parquet.read_table(tmp_path / "f")["key"].to_pylist()
-    assert found.rows == len(keys) == 26
-    assert {"dark/unnamed", "dark/caf\\xe9.png", "middle/00.png", "light/00.png"} <= set(keys)
+    assert found.rows == len(keys) == 25
+    assert {"dark/unnamed", "middle/00.png", "light/00.png"} <= set(keys)
+    assert found.rejected == {"dark/caf\\xe9.png": "its name is not UTF-8"}
     with pytest.raises(DataError, match="nowhere: no such file or folder"):
         tlkit.embed(tiny_trunk, ["dark", "nowhere"], tmp_path / "g")
+
+
+def test_a_job_that_was_moved_is_the_same(tiny_trunk, photos, tmp_path):
+    """Its record names no folder of this machine, and images elsewhere are its own if they are unchanged."""
+    home = shutil.copytree(photos, tmp_path / "one/photos").parent
+    other = write_images(tmp_path / "other", per_class=2)
+    tlkit.embed(tiny_trunk, home / "photos", home / "features", settings=SHARDS)
+    assert str(tmp_path) not in (home / "features/_job/job.json").read_text()
+    moved = home.rename(tmp_path / "two")
+    assert tlkit.search(moved / "features", photos / "dark/02.png", html=moved / "page.html").hits[0][0].score > 0.999
+    assert "data:image/jpeg" in (moved / "page.html").read_text()
+    (moved / "features/_job/part-00002.json").unlink()
+    assert tlkit.embed(tiny_trunk, moved / "photos", moved / "features").complete
+    away = (moved / "photos").rename(tmp_path / "away")
+    (moved / "features/_job/part-00001.json").unlink()
+    with pytest.raises(UsageError, match=r"with other images \(photos\)"):
+        tlkit.embed(tiny_trunk, other, moved / "features")
+    assert tlkit.embed(tiny_trunk, away, moved / "features", workers=2).complete
+
+
+def test_several_absolute_places_have_keys_below_their_common_folder(tiny_trunk, photos, tmp_path):
+    tlkit.embed(tiny_trunk, [photos / "dark", photos / "middle"], tmp_path / "f")
+    keys = parquet.read_table(tmp_path / "f")["key"].to_pylist()
+    assert {key.partition("/")[0] for key in keys} == {"dark", "middle"}
 
 
 def test_half_precision_and_plain_lists(tiny_trunk, photos, clean, tmp_path):

@@ -14,20 +14,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tlkit.embedding.manifest import Row, read_rows
+from tlkit.embedding.manifest import Opened, Row, read_rows
 from tlkit.embedding.storage import Folder, folder_at
-from tlkit.errors import ArtifactError, UsageError
-from tlkit.util.files import sha256
+from tlkit.errors import ArtifactError, DataError, UsageError
+from tlkit.model.reference_images import spread
+from tlkit.util.files import is_address, sha256
 from tlkit.util.schema import parse_json, read_as
 
 META, RECORD = "_job", "job.json"
 FORMAT = 1
 DTYPES, VECTORS = ("float32", "float16"), ("fixed", "list")
+SAMPLE = 16  # images that are looked at to see if moved ones are those of a job
 FEWEST, MOST, SHARDS = 256, 10_000, 64  # images in a shard, and the number of shards that is aimed at between them
 
 
@@ -35,12 +38,12 @@ FEWEST, MOST, SHARDS = 256, 10_000, 64  # images in a shard, and the number of s
 class Place:
     """A place that a job reads, and the source that reads it."""
 
-    place: str
+    place: str  # an address, or an absolute path; in the record of a job as `stored` has it
     source: str
     distribution: str
     version: str  # of the distribution
     options: Mapping[str, Any] = field(default_factory=dict)
-    given: str = ""  # the place as it was typed
+    given: str = ""  # its name in keys and messages
 
     def __str__(self) -> str:
         return self.given
@@ -68,7 +71,7 @@ class JobRecord:
     manifest: str  # sha256
     settings: Settings
     tlkit: str
-    graph: str  # file of the graph, to embed queries with
+    graph: str  # file of the graph, to embed queries with, as `stored` has it
     identity: str = ""
     format: int = FORMAT
 
@@ -118,6 +121,16 @@ class Job:
         return read_rows(self.manifest, *self.bounds(shard))
 
     @property
+    def places(self) -> tuple[Place, ...]:
+        """The places that the job reads, if they lie to its folder as they did when it was made."""
+        return tuple(replace(each, place=located(each.place, self.folder)) for each in self.record.places)
+
+    @property
+    def graph(self) -> str:
+        """The file of the graph, as for `places`."""
+        return located(self.record.graph, self.folder)
+
+    @property
     def manifest(self) -> Path:
         """The manifest, on this machine."""
         return self.folder.kept(manifest_name(self.record.manifest), self.record.manifest)
@@ -141,6 +154,30 @@ class Job:
     def share(self, number: int, of: int) -> range:
         """Return the shards of task `number`, 1 to `of`: contiguous and of equal number but for one."""
         return range((number - 1) * self.shards // of, number * self.shards // of)
+
+
+def stored(place: str, folder: Folder) -> str:
+    """Return a place as a job in a folder records it, so that both can be moved and no home directory is named.
+
+    A path is relative to the folder or, if only one of them is below it, to the home directory. Addresses, and paths
+    that have no folder in common with the job's, stay as they are.
+    """
+    if is_address(place):
+        return place
+    path, home = Path(place), Path(os.path.expanduser("~"))
+    root = None if is_address(folder.place) else Path(folder.place).absolute()
+    if path.is_relative_to(home) and not (root and root.is_relative_to(home)):
+        return f"~/{path.relative_to(home).as_posix()}"
+    if root and path.parts[:2] == root.parts[:2]:
+        return Path(os.path.relpath(path, root)).as_posix()
+    return place
+
+
+def located(place: str, folder: Folder) -> str:
+    """Return the place that a job in a folder recorded, as an address or an absolute path."""
+    if is_address(place):
+        return place
+    return os.path.abspath(os.path.join(folder.place, os.path.expanduser(place)))
 
 
 def manifest_name(digest: str) -> str:
@@ -184,7 +221,13 @@ def shard_rows(rows: int) -> int:
     return min(MOST, max(FEWEST, math.ceil(rows / SHARDS)))
 
 
-def check_same(job: Job, model: Mapping[str, str], places: Sequence[Place], given: Mapping[str, object]) -> None:
+def check_same(
+    job: Job,
+    model: Mapping[str, str],
+    places: Sequence[Place],
+    opened: Sequence[Opened],
+    given: Mapping[str, object],
+) -> None:
     """Raise a UsageError that names how the job in a folder differs from what was asked for.
 
     `given` are the settings that were named; the others are those of the job.
@@ -194,13 +237,34 @@ def check_same(job: Job, model: Mapping[str, str], places: Sequence[Place], give
     changed = [names[key] for key in sorted(names) if record.model.get(key) != model.get(key)]
     if changed:
         differing.append(f"another model (its {', '.join(changed)})")
-    if list(record.places) != list(places):
+    if not _same_images(job, places, opened):
         differing.append(f"other images ({', '.join(map(str, record.places))})")
     settings = asdict(record.settings)
     differing += [f"{name} {settings[name]}, not {value}" for name, value in given.items() if settings[name] != value]
     if differing:
         what = f"another job is there, with {' and '.join(differing)}"
         raise UsageError(what, file=job.folder.place, do="choose another -o, or give the command of that job")
+
+
+def _same_images(job: Job, places: Sequence[Place], opened: Sequence[Opened]) -> bool:
+    """Return whether places hold the images of a job: they are its places, or a few images are there, unchanged."""
+
+    def facts(all_of: Sequence[Place]) -> list[object]:
+        return [(each.source, dict(each.options), each.given if len(all_of) > 1 else "") for each in all_of]
+
+    if facts(job.places) != facts(places):
+        return False
+    if [each.place for each in job.places] == [each.place for each in places]:
+        return True
+    chosen = [job.rows(shard)[0] for shard in spread(range(job.shards), SAMPLE)]
+    return any(_is_there(row, opened[row.source]) for row in chosen)
+
+
+def _is_there(row: Row, opened: Opened) -> bool:
+    try:
+        return bool(row.version and not row.problem) and row.size in (-1, len(opened.read(row)))
+    except (DataError, OSError):
+        return False
 
 
 def read_commit(job: Job, shard: int) -> Commit | str:

@@ -22,6 +22,7 @@ from tlkit.plugin.contract import Reader, Record, Source, Tick
 from tlkit.util.files import translate_os_errors
 from tlkit.util.parquet import binaries, numbers, strings
 from tlkit.util.prefetch import chunks
+from tlkit.util.text import utf8
 
 RUN = 8192  # records that are sorted in memory at once
 FILES = 64  # of sorted records, which are merged into a larger one
@@ -61,14 +62,18 @@ class Opened(NamedTuple):
 
 
 def list_images(places: Sequence[Opened], skipped: Counter[str]) -> Iterator[Row]:
-    """Yield a row for each image of some places; the others are counted in `skipped`, by the ends of their names."""
+    """Yield a row for each image of some places; the others are counted in `skipped`, by the ends of their names.
+
+    A key is text, so that every reader of the result has the same one: a name that is none is a problem.
+    """
     for number, opened in enumerate(places):
         for record in opened.source.records(opened.place):
+            key = utf8(record.key)
             if opened.source.only_images or _is_image(record, opened.reader):
-                facts = (record.locator, record.size, record.version, record.problem or "")
-                yield Row(opened.outer(record.key), number, *facts)
+                problem = record.problem or ("" if key == record.key else "its name is not UTF-8")
+                yield Row(opened.outer(key), number, record.locator, record.size, record.version, problem)
             else:
-                skipped[os.path.splitext(record.key)[1].lower() or "without a suffix"] += 1
+                skipped[os.path.splitext(key)[1].lower() or "without a suffix"] += 1
 
 
 def _is_image(record: Record, reader: Reader) -> bool:

@@ -27,6 +27,7 @@ from tlkit.embedding.job import (
     manifest_name,
     open_job,
     shard_rows,
+    stored,
 )
 from tlkit.embedding.local import Executor
 from tlkit.embedding.manifest import Opened, list_images, write_manifest
@@ -121,7 +122,7 @@ def _prepared(model: Model, request: JobRequest, progress: Progress) -> Job:
                 raise
             time.sleep(WAIT)  # another task lists the images
     job = open_job(folder.place)
-    check_same(job, _facts(model), request.places, request.settings)
+    check_same(job, _facts(model), request.places, request.opened, request.settings)
     return job
 
 
@@ -141,13 +142,13 @@ def _make(model: Model, request: JobRequest, progress: Progress) -> None:
     record = JobRecord(
         model=_facts(model),
         width=model.width,
-        places=tuple(request.places),
+        places=tuple(replace(each, place=stored(each.place, folder)) for each in request.places),
         rows=rows,
         skipped=dict(skipped),
         manifest=digest,
         settings=Settings(**given),
         tlkit=__version__,
-        graph=str(model.file.absolute()),
+        graph=stored(str(model.file.absolute()), folder),
     )
     facts = asdict(replace(record, identity=record.digest()))
     folder.create(f"{META}/{RECORD}", json.dumps(facts, indent=1).encode())

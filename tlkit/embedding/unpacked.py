@@ -18,7 +18,7 @@ from tlkit.errors import DataError
 from tlkit.plugin.contract import Record
 from tlkit.plugin.sources import identity
 from tlkit.util.files import atomic_dir, atomic_file, cache_dir, check_writable
-from tlkit.util.text import counted, listed
+from tlkit.util.text import counted, listed, utf8
 
 _LETTERS = re.compile(r'[\x00-\x1f<>:"|?*\\/]')
 
@@ -96,7 +96,7 @@ def _files(places: Sequence[Opened]) -> Iterator[_File]:
     """Yield the images of places, with the names that they get."""
     for opened in places:
         for record in opened.source.records(opened.place):
-            name = opened.outer(record.key)
+            name = utf8(opened.outer(record.key))
             if record.label is not None:
                 folders = [record.split] if record.split else []
                 flat = _LETTERS.sub("-", name)

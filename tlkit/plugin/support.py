@@ -15,7 +15,7 @@ from tlkit.plugin.hooks import hookimpl
 from tlkit.util.files import atomic_dir, atomic_file, cache_dir, is_address, open_regular, sha256, translate_os_errors
 from tlkit.util.remote import file_system, reaching
 from tlkit.util.resources import cores
-from tlkit.util.text import counted, did_you_mean, listed, utf8
+from tlkit.util.text import counted, did_you_mean, listed
 from tlkit.util.walk import walk
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ __all__ = [
     "softmax",
     "take_apart",
     "translate_os_errors",
-    "utf8",
     "walk",
 ]
 

@@ -87,7 +87,7 @@ def embed(
     rejects = out.with_name(out.name + ".rejects.csv")
     _check_csv(REJECTS)(rejects)
     rejected: dict[str, str] = {}
-    rows, width, written = 0, 0, _written(sources or files)
+    rows, width, written = 0, 0, naming(sources or files)
     with translate_os_errors(out), open_writer(out, provenance(model)) as write:
         for batch in model.stream(files, [FEATURES], hashed=True):
             rejected |= {image.name: image.reason for image in batch.images if image.reason is not None}
@@ -104,7 +104,7 @@ def embed(
     return EmbeddingResult(out, rows, width, rejected, device=device)
 
 
-def _written(sources: Sequence[Path]) -> Callable[[str], str]:
+def naming(sources: Sequence[Path]) -> Callable[[str], str]:
     """Return the function that gives the name under which a path is written: as it is given, unless it is absolute."""
     folders = [os.path.dirname(os.path.abspath(source)) for source in sources if source.is_absolute()]
     if not folders:

@@ -30,8 +30,8 @@ def state(place: str) -> FileState:
             return state_of(system.info(path))
     except FileNotFoundError as error:
         raise DataError("no such file", file=place) from error
-    except OSError as error:
-        raise DataError(f"can't be read: {error.strerror or error}", file=place) from error
+    except (OSError, ValueError) as error:  # the latter for a name with a zero byte
+        raise DataError(f"can't be read: {getattr(error, 'strerror', None) or error}", file=place) from error
 
 
 def state_of(info: dict[str, Any]) -> FileState:

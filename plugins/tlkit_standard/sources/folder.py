@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tlkit.plugin.contract import Reader, Record, Source
-from tlkit.plugin.support import DataError, file_system, is_address, reaching, utf8, walk
+from tlkit.plugin.support import DataError, file_system, is_address, reaching, walk
 from tlkit_standard.sources import _reach
 
 
@@ -49,8 +49,8 @@ class FolderReader(Reader):
         self.root = os.path.dirname(place) if single else place.rstrip("/")
 
     def read(self, record: Record) -> bytes:
-        name = record.locator or record.key
-        return _reach.read_file(f"{self.root}/{name}" if self.root else name, record.version)
+        name = f"{self.root}/{record.key}" if self.root else record.key
+        return _reach.read_file(name, record.version)
 
 
 def _local(root: Path) -> Iterator[Record]:
@@ -62,7 +62,7 @@ def _local(root: Path) -> Iterator[Record]:
             if kind == "file":
                 yield _record(root / path, path)
             elif kind != "folder":
-                yield Record(utf8(path), problem=kind)
+                yield Record(path, problem=kind)
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror})", file=error.filename or root) from error
 
@@ -88,6 +88,5 @@ def _record(file: Path, name: str) -> Record:
     try:
         status = file.stat()
     except OSError as error:  # it went while the folder was read
-        return Record(utf8(name), problem=f"can't be read: {(error.strerror or '').lower()}")
-    text = utf8(name)
-    return Record(text, "" if text == name else name, status.st_size, str(status.st_mtime_ns))
+        return Record(name, problem=f"can't be read: {(error.strerror or '').lower()}")
+    return Record(name, "", status.st_size, str(status.st_mtime_ns))

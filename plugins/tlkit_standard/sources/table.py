@@ -55,7 +55,7 @@ class Table(Source):
         with _reach.opened(place) as stream:
             if _reach.ending(place) == ".csv":
                 try:
-                    with io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
+                    with io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
                         yield from csv.DictReader(text)
                 except (ValueError, csv.Error) as error:
                     raise DataError(f"not a CSV table in UTF-8: {error}", file=place) from error

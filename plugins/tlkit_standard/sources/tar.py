@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from tlkit.plugin.contract import Reader, Record, Source, option
-from tlkit.plugin.support import DataError, utf8
+from tlkit.plugin.support import DataError
 from tlkit_standard.sources import _reach
 
 _LONGEST = 1000  # bytes of a label
@@ -64,11 +64,8 @@ class Tar(Source):
                     if member.name.endswith(f".{self.label}") and not cut:
                         read = archive.extractfile(member)
                         label = read.read(_LONGEST).decode("utf-8", "replace").strip() if read else None
-                    key = utf8(member.name)
-                    yield (
-                        Record(key.removeprefix("./"), f"{member.offset_data:015}", member.size, problem=problem),
-                        label,
-                    )
+                    key = member.name.removeprefix("./")
+                    yield Record(key, f"{member.offset_data:015}", member.size, problem=problem), label
                     if cut:
                         return
         except (tarfile.TarError, OSError, EOFError) as error:

@@ -37,7 +37,7 @@ class Zip(Source):
                     numbers = (each.header_offset, each.compress_size, each.compress_type, each.CRC)
                     locator = ":".join(map(str, numbers))
                     yield Record(each.filename, locator, each.file_size, version, problem=problem)
-        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
             raise DataError(f"not a zip archive that can be read: {error}", file=place) from error
 
     def open(self, place: str) -> Reader:

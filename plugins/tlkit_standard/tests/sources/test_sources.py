@@ -92,13 +92,14 @@ def test_planted_faults_in_a_tar(tiny_trunk, images, tmp_path):
         archive.addfile(double, io.BytesIO(b""))
     found = embedded(tiny_trunk, place, tmp_path / "features")
     reasons = {key: reason.partition(":")[0] for key, reason in found.rejected.items()}
-    assert keys(tmp_path / "features") == ["0001.png", "0006.png", "0007.jpg", "caf\\xe9.png"]
+    assert keys(tmp_path / "features") == ["0001.png", "0006.png", "0007.jpg"]
     assert reasons.pop("0005.png").startswith("30000 x 30000 pixels take ")
     assert reasons == {
         "0001.png": "another image has the same key",
         "0002": "its sample has no image",
         "0003.png": "damaged, truncated or of a kind that can't be decoded",
         "0004.png": "is an empty file",
+        "caf\\xe9.png": "its name is not UTF-8",
     }
     assert [record.label for record in BY_NAME["tar-archive"].records(str(place))][:2] == ["3", None]
 
@@ -173,9 +174,16 @@ def test_columns_of_images(tiny_trunk, images, tmp_path):
 def test_a_table_with_a_missing_file(tiny_trunk, images, tmp_path):
     for name, content in images.items():
         (tmp_path / name).write_bytes(content)
-    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{name},x\n" for name in [*images, "gone.png"]))
+    odd = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / odd).write_bytes(images["dark.png"])
+    text = "path,label\n" + "".join(f"{name},x\n" for name in [*images, "gone.png", odd])
+    (tmp_path / "list.csv").write_text(text, errors="surrogateescape")
+    expected = {"gone.png": "no such file", "caf\\xe9.png": "its name is not UTF-8"}
     found = embedded(tiny_trunk, tmp_path / "list.csv", tmp_path / "features")
-    assert (found.rows, found.rejected) == (3, {"gone.png": "no such file"})
+    assert (found.rows, found.rejected) == (3, expected)
+    parquet.write_table(pa.table({"path": [*images, "gone.png", "null\0.png"]}), tmp_path / "list.parquet")
+    found = embedded(tiny_trunk, tmp_path / "list.parquet", tmp_path / "more")
+    assert (found.rows, sorted(found.rejected)) == (3, ["gone.png", "null\0.png"])
 
 
 def test_addresses(tiny_trunk, images, tmp_path):
