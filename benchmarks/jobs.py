@@ -207,6 +207,7 @@ def manifest(args: Any) -> int:
         {"": "keys per second", "value": f"{args.keys / listed['seconds']:,.0f}"},
         {"": "memory above that of the imports, MB", "value": f"{listed['mb']:.0f}"},
         {"": "bytes per key", "value": f"{listed['bytes'] / args.keys:.1f}"},
+        {"": "files of a folder listed per second", "value": f"{args.shards / resumed['list']:,.0f}"},
         {"": "seconds to see which shards are done", "value": f"{resumed['look']:.2f}"},
         {"": "seconds to audit all files", "value": f"{resumed['audit']:.2f}"},
     ]
@@ -247,7 +248,10 @@ def list_keys(keys: int, out: Path) -> None:
 
 
 def _resume(work: Path, shards: int) -> dict[str, float]:
-    """Return the seconds to look at a job of so many shards, and to audit it; its files are links to those of one."""
+    """Return the seconds to list the images of so many shards, to look at their job, and to audit it.
+
+    Its files are links to those of one.
+    """
     from dataclasses import asdict, replace
 
     from tlkit.embedding import audit
@@ -263,8 +267,14 @@ def _resume(work: Path, shards: int) -> dict[str, float]:
         _link(
             work / "photos/light/01.png", work / f"many/{first // 1000:03}/{first:06}.png", place / f"{number:06}.png"
         )
+    from tlkit import places
     from tlkit.embedding import local
+    from tlkit.embedding.manifest import list_images, write_manifest
 
+    opened = places.open_places(places.find_places(work / "many", None, {}))
+    started = time.perf_counter()
+    write_manifest(list_images(opened, Counter()), work / "listed.parquet", lambda *_: None)
+    listing = time.perf_counter() - started
     embed_shard = local.embed_shard
 
     def linked(job: Any, shard: int, *more: Any) -> Any:
@@ -297,7 +307,7 @@ def _resume(work: Path, shards: int) -> dict[str, float]:
     commit.write_text(json.dumps(json.loads(neighbor.read_text()) | {"shard": shards - 1}))
     started = time.perf_counter()
     audit.check(job, range(shards - 1))
-    return {"look": look, "audit": time.perf_counter() - started}
+    return {"list": listing, "look": look, "audit": time.perf_counter() - started}
 
 
 def _link(origin: Path, before: Path, file: Path) -> None:

@@ -187,6 +187,12 @@ def storage(args: Any) -> int:  # noqa: PLR0915 - one scene
             duration = time.perf_counter() - started
             whole = server.content("bucket/whole")
             _expect(len(whole) >= 3, "the clean run wrote no parts")
+            counted = [PYTHON, __file__, "--count-requests", "s3://bucket/counted/"]
+            done = subprocess.run(counted, check=True, env=environment, cwd=work, capture_output=True, text=True)
+            images = len(system.find("bucket/photos"))
+            report.figures["requests"] = requests = json.loads(done.stdout.splitlines()[-1])
+            said = ", ".join(f"{count} {name}" for name, count in requests.items())
+            report.notes.append(f"Requests of a job of {images} images in {len(whole) // 2} shards: {said}.")
             said = _refused([*line, "s3://bucket/no/"], environment, work)
             report.notes.append(f"Wrong credentials: {said}")
             if not said.startswith("exit 5: ") or "\n" in said.strip():
@@ -218,6 +224,19 @@ def storage(args: Any) -> int:  # noqa: PLR0915 - one scene
     report.bars.append(Bar("runs that end wrongly, or with other parts", [len(wrong)], "=", 0, digits=0))
     report.notes.append(f"{finished} jobs came to their end among the kills; a clean run takes {duration:.1f} s.")
     return report.save()
+
+
+def count_requests(out: str) -> None:
+    """Run the job of `storage` in this process, and print how often it called each operation of S3."""
+    import tlkit
+    from tlkit.util.remote import file_system
+
+    counts = Counter[str]()
+    system, _ = file_system(out)
+    system.connect()
+    system.s3.meta.events.register("before-call.s3", lambda model, **_: counts.update([model.name]))
+    tlkit.embed("run", "s3://bucket/photos/", out, settings={"shard_rows": 8})
+    print("\n" + json.dumps(dict(counts.most_common())))
 
 
 def _refused(command: list[str], environment: dict[str, str], work: Path) -> str:
@@ -451,4 +470,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--fit"]:
         fit(sys.argv[2], int(sys.argv[3]))
         sys.exit()
+    if sys.argv[1:2] == ["--count-requests"]:
+        sys.exit(count_requests(sys.argv[2]))
     sys.exit(main())
