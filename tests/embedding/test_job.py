@@ -137,7 +137,7 @@ def test_another_job_in_the_place_is_refused_by_name(tiny_trunk, photos, job, tm
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()
     with pytest.raises(UsageError, match="it is not empty, and holds no embedding job"):
-        tlkit.embed(tiny_trunk, photos, tmp_path / "other")
+        tlkit.embed(tiny_trunk, photos, tmp_path / "other", shard=(1, 2))
     with pytest.raises(UsageError, match="workers is for a job; name a folder"):
         tlkit.embed(tiny_trunk, photos, tmp_path / "f.parquet", workers=2)
 
@@ -171,6 +171,9 @@ def test_the_audit_finds_what_the_hashes_do_not(job):
     content["files"]["part-00000.parquet"] = sha256(file)
     commit.write_text(json.dumps(content))
     with pytest.raises(GateError, match="it has 9 rows and 0 rejects of 10 images"):
+        check(open_job(job))
+    shutil.copy(file, job / "part-00007.parquet")
+    with pytest.raises(GateError, match=r"readers of the folder would take part-00007\.parquet for a part of the job"):
         check(open_job(job))
     commit.write_text(json.dumps(content | {"identity": "0" * 64}))
     assert status(open_job(job)).missing == (0,)

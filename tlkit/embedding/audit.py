@@ -114,8 +114,8 @@ def _state(job: Job, records: Mapping[int, Commit | str]) -> JobStatus:
 def check(job: Job, only: Iterable[int] | None = None, tick: Tick | None = None) -> JobStatus:
     """Return the state of a job, or of `only` some shards, once every file has the hash of its commit.
 
-    Raises GateError that names what is missing, or the equation that does not hold, and ArtifactError for a file that
-    was changed.
+    Raises GateError that names what is missing or no part of the job, or the equation that does not hold, and
+    ArtifactError for a file that was changed.
     """
     shards = range(job.shards) if only is None else tuple(only)
     records = _records(job, shards)
@@ -125,6 +125,10 @@ def check(job: Job, only: Iterable[int] | None = None, tick: Tick | None = None)
         reasons += [f"shard {shard} is missing" for shard in found.missing]
         what = f"{len(reasons)} of {counted(len(shards), 'shard')} are not done: {listed(reasons, separator='; ')}"
         raise GateError(what, file=job.folder.place, do="give the same command again")
+    parts = {job.part(shard) for shard in range(job.shards)}
+    if others := sorted(name for name in job.folder.names() - parts if name[0] not in "._"):
+        what = f"readers of the folder would take {listed(others)} for a part of the job"
+        raise GateError(what, file=job.folder.place, do="move them away and give the same command again")
     for commit in records.values():
         if isinstance(commit, Commit):  # all are: none is failed or missing
             _check_shard(job, commit)

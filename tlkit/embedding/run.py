@@ -99,7 +99,7 @@ def _claimed(request: JobRequest) -> Iterator[None]:
     An object storage has no locks: two runs of one job both write the same bytes there.
     """
     folder, lock = request.folder, None
-    if request.task is None and folder.names() - {META} and not is_job(folder.place):
+    if folder.names() - {META} and not is_job(folder.place):
         raise UsageError("it is not empty, and holds no embedding job", file=folder.place, do="choose another -o")
     if isinstance(folder, LocalFolder):
         task = None if request.task is None else "task-{}-of-{}".format(*request.task)
