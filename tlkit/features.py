@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,11 +39,14 @@ def embed(
     source: str | None = None,
     options: Mapping[str, object] | None = None,
     settings: Mapping[str, object] | None = None,
+    device: str = resolve.CPU,
+    allow_cpu: bool = False,
     progress: Progress | None = None,
 ) -> EmbeddingResult | JobStatus:
     """Write the features of images to the Parquet or npy file `out`, or as a job to the folder `out`.
 
-    `model` is what `load` returned, a bundle or a graph. Unreadable images are in the result and among the rejects.
+    `model` is what `load` returned, or a bundle or a graph that it opens with `device` and `allow_cpu`. Unreadable
+    images are in the result and among the rejects.
 
     A job lists its images once, embeds them in shards and, given again, resumes; `out` may be an address. `images` are
     places of any source: folders, archives, tables; `source` names one where several read a place, and `options` sets
@@ -52,36 +56,24 @@ def embed(
     (float32, float16), `vectors` (fixed, list) and `shard_rows`.
     Raises GateError where an image is neither a row nor a reject at the end.
     """
-    text = os.fspath(out)
-    opened = load(model, graph="trunk") if isinstance(model, str | os.PathLike) else model
-    if os.path.splitext(text)[1]:
-        place = local_path(text)
-        asked = {"workers": workers, "shard": shard, "ray": ray, "source": source, "options": options}
-        asked |= {"settings": settings}
-        if given := [name for name, value in asked.items() if value]:
-            raise UsageError(f"{given[0]} is for a job", file=place, do="name a folder to write to")
-        return _embed_to_file(opened, images, place, progress)
-    from tlkit.embedding.local import in_process, in_processes
-    from tlkit.embedding.run import JobRequest, run_job
-    from tlkit.embedding.storage import folder_at
-
     if workers is not None and workers < 1:
         raise UsageError(f"workers must be at least 1, not {workers}")
-    found = places.find_places(images, source, options or {})
-    readers = places.open_places(found)
-    request = JobRequest(folder := folder_at(out), found, readers, settings or {}, shard)
-    executor = in_process(opened, readers)
-    if ray:
-        from tlkit.embedding.cluster import in_cluster
-        from tlkit.embedding.shard import versions
-        from tlkit.worker import run_shard
+    asked: dict[str, Any] = {"workers": workers, "shard": shard, "ray": ray, "source": source, "options": options}
+    asked["settings"] = settings
+    with ExitStack() as opened:
 
-        start = {**_start(opened, folder.place, 1, found), "versions": versions()}
-        executor = in_cluster(None if ray is True else ray, workers, start, run_shard)
-    elif workers is not None and workers > 1:
-        executor = in_processes(workers, _start(opened, folder.place, workers, found))
-    with shown(progress) as bars:
-        return run_job(opened, request, executor, bars)
+        def open_model() -> Model:
+            if not isinstance(model, str | os.PathLike):
+                return model
+            return opened.enter_context(load(model, graph="trunk", device=device, allow_cpu=allow_cpu))
+
+        bars = opened.enter_context(shown(progress))
+        if not os.path.splitext(out)[1]:
+            return _embed_as_job(open_model, images, os.fspath(out), bars, **asked)
+        place = local_path(out)
+        if given := [name for name, value in asked.items() if value]:
+            raise UsageError(f"{given[0]} is for a job", file=place, do="name a folder to write to")
+        return _embed_to_file(open_model(), images, place, bars)
 
 
 def embedding_status(out: StrPath) -> JobStatus:
@@ -171,15 +163,50 @@ def search(
     return result
 
 
-def _embed_to_file(
-    model: Model, images: Sequence[StrPath] | StrPath, out: Path, progress: Progress | None
-) -> EmbeddingResult:
+def _embed_as_job(
+    open_model: Callable[[], Model],
+    images: Sequence[StrPath] | StrPath,
+    out: str,
+    progress: Progress,
+    *,
+    workers: int | None,
+    shard: tuple[int, int] | None,
+    ray: str | bool,
+    source: str | None,
+    options: Mapping[str, object] | None,
+    settings: Mapping[str, object] | None,
+) -> JobStatus:
+    from tlkit.embedding.local import in_process, in_processes, started
+    from tlkit.embedding.run import JobRequest, run_job
+    from tlkit.embedding.storage import folder_at
+
+    processes = 1 if ray else workers or 1
+    with started(processes if processes > 1 else 0) as ahead:  # they import while the model is opened
+        model = open_model()
+        found = places.find_places(images, source, options or {})
+        readers = places.open_places(found)
+        request = JobRequest(folder := folder_at(out), found, readers, settings or {}, shard)
+        if ray:
+            from tlkit.embedding.cluster import in_cluster
+            from tlkit.embedding.shard import versions
+            from tlkit.worker import run_shard
+
+            start = {**_start(model, folder.place, 1, found), "versions": versions()}
+            executor = in_cluster(None if ray is True else ray, workers, start, run_shard)
+        elif processes > 1:
+            executor = in_processes(processes, _start(model, folder.place, processes, found), ahead)
+        else:
+            executor = in_process(model, readers)
+        return run_job(model, request, executor, progress)
+
+
+def _embed_to_file(model: Model, images: Sequence[StrPath] | StrPath, out: Path, progress: Progress) -> EmbeddingResult:
     from tlkit.runtime.embedding import embed
 
     sources = resolve.local_paths(images)
     found = resolve.image_files(sources)
-    with claim(out), shown(progress) as bars:
-        result = embed(model, found.files, out, bars("embedding", len(found.files)), sources)
+    with claim(out):
+        result = embed(model, found.files, out, progress("embedding", len(found.files)), sources)
     return replace(result, skipped=found.skipped)
 
 

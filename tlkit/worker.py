@@ -77,7 +77,10 @@ def _problem(run: Callable[[], object]) -> dict[str, Any] | None:
 
 
 def _serve(say: Callable[..., None]) -> None:
-    job, model, opened_places = _open(sys.stdin.readline())
+    versions()  # imports what it takes while the parent opens its model and lists the images
+    if not (start := sys.stdin.readline()):
+        return
+    job, model, opened_places = _open(start)
     say(ready=True)
     with model:
         for line in sys.stdin:

@@ -63,16 +63,14 @@ def command(
 
 
 def _embed(model: Path, images: tuple[str, ...], out: Path | str, as_json: bool, **given: Any) -> None:
-    from tlkit.api import load
     from tlkit.data.decoding import check_max_bad
     from tlkit.features import embed
 
-    devices = {name: given[name] for name in ("device", "allow_cpu")}
     settings = {name: given[name] for name in ("dtype", "vectors", "shard_rows") if given[name] is not None}
-    asked = {name: given[name] for name in ("workers", "shard", "ray", "source")}
+    asked = {name: given[name] for name in ("workers", "shard", "ray", "source", "device", "allow_cpu")}
     options = given["options"] | columns(given)
-    with load(model, graph="trunk", **devices) as opened, progress_bars() as progress:
-        result = embed(opened, images, out, **asked, options=options, settings=settings, progress=progress)
+    with progress_bars() as progress:
+        result = embed(model, images, out, **asked, options=options, settings=settings, progress=progress)
     note_files(result)
     then = "tlkit inspect " + quoted(model) if os.path.splitext(out)[1] else "tlkit embed --status " + quoted(out)
     show({**result.to_json(), "next": then}, result, as_json)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tlkit import errors
@@ -22,7 +22,7 @@ from tlkit.embedding.manifest import Opened
 from tlkit.embedding.shard import embed_shard, note_failure
 from tlkit.errors import ResourceError, TlkitError
 from tlkit.runtime.model import Model
-from tlkit.util.resources import own_environment
+from tlkit.util.resources import cores, own_environment
 
 MODULE = "tlkit.worker"
 TRIES = 3  # of a shard whose worker dies
@@ -42,15 +42,36 @@ def in_process(model: Model, places: Sequence[Opened]) -> Executor:
     return run
 
 
-def in_processes(workers: int, start: Mapping[str, Any]) -> Executor:
-    """Return the executor of several processes; `start` is what each of them opens.
+@contextmanager
+def started(workers: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Yield processes that import what workers need meanwhile; those that are in the list at the end are ended."""
+    processes = list[subprocess.Popen[bytes]]()
+    try:
+        with suppress(OSError):  # who needs one that can't be started tries again
+            for _ in range(min(workers, cores())):
+                processes.append(_start())
+        yield processes
+    finally:
+        for process in processes:
+            process.terminate()
+            process.communicate()
+
+
+def _start() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - our own module
+        [sys.executable, "-P", "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=own_environment()
+    )
+
+
+def in_processes(workers: int, start: Mapping[str, Any], ahead: list[subprocess.Popen[bytes]]) -> Executor:
+    """Return the executor of several processes, first those `started` ahead; `start` is what each of them opens.
 
     A shard whose worker dies is given to a new one, three times in all; then it counts as failed, and the others go on.
     An error that a worker reports, such as a full disk, ends the job.
     """
 
     def run(job: Job, shards: Sequence[int], tick: Tick) -> None:
-        pool = _Pool(job, shards, start)
+        pool = _Pool(job, shards, start, ahead)
         threads = [threading.Thread(target=pool.serve, daemon=True) for _ in range(min(workers, len(shards)))]
         for thread in threads:
             thread.start()
@@ -75,8 +96,10 @@ def in_processes(workers: int, start: Mapping[str, Any]) -> Executor:
 class _Pool:
     """State that the threads of an executor share; each of them minds one process."""
 
-    def __init__(self, job: Job, shards: Sequence[int], start: Mapping[str, Any]) -> None:
-        self.job, self.start = job, start
+    def __init__(
+        self, job: Job, shards: Sequence[int], start: Mapping[str, Any], ahead: list[subprocess.Popen[bytes]]
+    ) -> None:
+        self.job, self.start, self._ahead = job, start, ahead
         # Images that were embedded, the error that ends the job, or None: a thread has ended.
         self.events: queue.SimpleQueue[int | TlkitError | None] = queue.SimpleQueue()
         self._left: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()  # shard, and tries of it so far
@@ -118,9 +141,10 @@ class _Pool:
 
     def _open(self) -> subprocess.Popen[bytes] | None:
         """Start a worker; None if it died, which as often as a shard is tried, one after the other, ends the job."""
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-P", "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=own_environment()
-        )
+        try:
+            process = self._ahead.pop()
+        except IndexError:
+            process = _start()
         self._processes.add(process)
         send(process, self.start)
         for said in self._said(process):
