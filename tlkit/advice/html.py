@@ -25,21 +25,17 @@ def write(file: Path, advice: Advice) -> None:
     """Write the page atomically; it does not say where on this machine the images lie."""
     if advice.source.is_absolute():
         advice = replace(advice, source=Path(advice.source.name or "photos"))
-    html.write(file, html.document(_title(advice), _main(advice)))
+    html.write(file, html.document(_title(advice), "\n".join(_body(advice))))
 
 
 def fragment(advice: Advice) -> str:
     """Return the page's content for a notebook, with a style that applies to it alone."""
-    return f'<style>{html.STYLE}</style><div class="page">{_main(advice)}</div>'
+    content = html.main(_title(advice), "\n".join(_body(advice)))
+    return f'<style>{html.asset("page.css")}</style><div class="page">{content}</div>'
 
 
 def _title(advice: Advice) -> str:
     return f"Advice for {advice.source}"
-
-
-def _main(advice: Advice) -> str:
-    body = "\n".join(_body(advice))
-    return f"<main>\n<h1>{html.text(_title(advice))}</h1>\n{body}\n</main>"
 
 
 def _body(advice: Advice) -> Iterator[str]:
@@ -53,7 +49,7 @@ def _body(advice: Advice) -> Iterator[str]:
         elif section.rows and section.title in analyses:
             yield from _depth(analyses[section.title], section.marked)
         if section.rows:
-            yield html.table(section.columns, section.rows, section.marked)
+            yield html.table(section.columns, section.rows, [] if section.marked is None else [section.marked])
     yield from _maps(advice)
     if advice.audit is not None:
         yield from _audit(advice, advice.audit)

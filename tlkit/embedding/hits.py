@@ -13,12 +13,6 @@ from tlkit.pages import html as pages
 from tlkit.pages.svg import thumbnail
 
 SIDE = 160  # pixels of a thumbnail
-STYLE = """
-section { margin: 2rem 0; } ol { display: flex; flex-wrap: wrap; gap: 1rem; list-style: none; padding: 0; }
-figure { margin: 0; width: 160px; } figcaption { overflow-wrap: anywhere; font-size: 12px; }
-img, .none { width: 160px; height: 160px; background: var(--panel); display: block; }
-.query img { outline: 3px solid var(--accent); }
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +55,7 @@ def write_page(file: Path, result: SearchResult, query: Callable[[int], bytes], 
         parts.append(f'<section><ol><li class="query">{own}</li>{items}</ol></section>')
     how = "exact" if result.recall is None else f"approximate, with a recall of {result.recall:.3f}"
     about = f"The most similar of {result.rows:,} images by {result.metric}, {how}."
-    content = "\n".join([f"<main><h1>Search</h1>\n<p>{about}</p>", *parts, "</main>"])
-    pages.write(file, pages.document("Search", content, style=STYLE))
+    pages.write(file, pages.document("Search", "\n".join([f"<p>{about}</p>", *parts]), "search"))
 
 
 def _figure(read: Callable[[], bytes], name: str, said: str) -> str:

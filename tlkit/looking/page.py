@@ -23,28 +23,13 @@ if TYPE_CHECKING:
 
 FILTER, TILE, SMALL, STEP, PICTURE = 56, 72, 60, 84, 224  # sides of pictures in pixels
 PALETTE = np.array([(10, 8, 24), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32)
-STYLE = """
-.page { & .top { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; }
-.top .verdict { flex: 1 1 16rem; min-width: 0; } .top figure { max-width: 224px; } .page img { display: block; }
-img { border-radius: 4px; } .exact { image-rendering: pixelated; }
-.bars { display: grid; grid-template-columns: minmax(0, auto) 1fr auto; gap: .25rem .7rem; align-items: center;
-  font-size: .92rem; font-variant-numeric: tabular-nums; } .bars span { overflow-wrap: anywhere; }
-.bars i { height: .6rem; background: var(--first); border-radius: 2px; min-width: 1px; }
-.tiles { display: flex; flex-wrap: wrap; gap: .35rem; margin: .5rem 0; }
-.steps { display: flex; flex-wrap: wrap; gap: .6rem; margin: .8rem 0; } .steps figure { width: 84px; }
-.steps figcaption, .channel figcaption { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; }
-.channels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: .9rem; }
-.channel { background: var(--panel); border-radius: 6px; padding: .6rem; display: flex; gap: .7rem; margin: 0; }
-.channel figure { flex: 0 0 72px; } .channel .tiles { margin: 0; gap: .25rem; align-content: flex-start; } }
-"""
 
 
 def page(look: Look, preprocessing: Preprocessing) -> str:
     """Return the page."""
     title = f"What the network sees in {html.short(str(look.image))}"
     sections = [_top(look), *_depth(look), *_filters(look), *_stages(look, preprocessing)]
-    content = f"<main>\n<h1>{text(title)}</h1>\n{chr(10).join(sections)}\n</main>"
-    return html.document(title, content, style=STYLE)
+    return html.document(title, "\n".join(sections), "look")
 
 
 def _top(look: Look) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,7 @@ class Look:
         return "\n".join([*lines, f"patches of {counted(self.images, 'image')}" if self.images else "no patches"])
 
     def _repr_html_(self) -> str:
-        style = "width:100%;height:48rem;border:0"
-        return f'<iframe sandbox="" style="{style}" srcdoc="{escape(self.page)}"></iframe>'
+        return pages.frame(self.page)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but pictures, as JSON values."""

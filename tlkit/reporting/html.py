@@ -15,7 +15,6 @@ from tlkit.pages.html import text
 from tlkit.reporting import figures
 from tlkit.reporting.confusions import Comparison, ordered
 from tlkit.reporting.layouts import drawn, layouts
-from tlkit.reporting.script import SCRIPT, STYLE
 from tlkit.runtime.evidence import LEFT_OUT, Evidence, overlay
 from tlkit.runtime.model import Model
 from tlkit.runtime.reference import Reference
@@ -58,11 +57,10 @@ class _Page:
 def page(report: Report, model: Model, reference: Reference | None, pictures: bool) -> str:
     """Return the page, with pictures of the images if they are wanted."""
     made = _Page(report, model, reference, pictures)
-    title = f"{report.model} on {report.source}"
+    title = f"Report: {report.model} on {report.source}"
     sections = [_verdict(report), *_classes(made), *_mistakes(made), *_confidence(report), *_slices(report)]
     sections += [*_map(), *_comparison(made), *_speed(report)]
-    content = f"<main>\n<h1>{text(title)}</h1>\n{chr(10).join(sections)}\n</main>"
-    return html.document(f"Report: {title}", content, style=STYLE, script=SCRIPT, data=_map_data(made))
+    return html.document(title, "\n".join(sections), "report", data=_map_data(made))
 
 
 def _verdict(report: Report) -> str:
@@ -177,18 +175,16 @@ def _confidence(report: Report) -> Iterator[str]:
 
 def _slices(report: Report) -> Iterator[str]:
     yield "<h2>Slices</h2>"
+    shown = report.slices[:MAX_SLICES]
     looked = f"{counted(len(report.slices), 'slice')} looked at"
     yield f"<p>{looked}; the difference to all other images has a 95 % interval corrected for their number.</p>"
-    cells = []
-    for each in report.slices[:MAX_SLICES]:
-        name = f"{each.name}: {each.value}"
+    rows = []
+    for each in shown:
         span = f"{each.low:+.1%} to {each.high:+.1%}"
-        row = [name, f"{each.images:,}", f"{each.accuracy:.1%}", f"{each.difference:+.1%}", span]
-        mark = ' class="worse"' if each.worse else ""
-        cells.append(f"<tr{mark}>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>")
-    columns = ("slice", "images", "accuracy", "difference", "interval")
-    header = "".join(f"<th>{each}</th>" for each in columns)
-    yield f'<div class="wide"><table><tr>{header}</tr>{"".join(cells)}</table></div>'
+        name, accuracy = f"{each.name}: {each.value}", f"{each.accuracy:.1%}"
+        rows.append([name, f"{each.images:,}", accuracy, f"{each.difference:+.1%}", span])
+    worse = [number for number, each in enumerate(shown) if each.worse]
+    yield html.table(["slice", "images", "accuracy", "difference", "interval"], rows, worse, "worse")
 
 
 def _map() -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +96,7 @@ class Report:
         return "\n".join([*lines, f"what to do next: {self.next_step}"])
 
     def _repr_html_(self) -> str:
-        style = "width:100%;height:48rem;border:0"
-        return f'<iframe sandbox="allow-scripts" style="{style}" srcdoc="{escape(self.page)}"></iframe>'
+        return pages.frame(self.page, scripts=True)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but arrays and the page, as JSON values."""

@@ -39,6 +39,8 @@ EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "mo
 UNSUPPORTED = ("systemsharedmemory", "cudasharedmemory", "trace", "logging", "repository")
 OPEN = ("/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json")  # without the token, if there is one
 CLOSED = 499  # the client closed the connection; as nginx has it
+# The rest of the policy is in the page itself.
+PAGE = {"content-security-policy": "frame-ancestors 'none'", "x-content-type-options": "nosniff"}
 SMALL = 1 << 16  # bytes of JSON that are parsed in no time
 Asgi = Callable[..., Any]
 Scope = MutableMapping[str, Any]
@@ -281,6 +283,6 @@ def _refusal(problem: ProtocolError, *, unread: bool) -> Response:
 
 def _html(text: str) -> Callable[[Request], Any]:
     async def endpoint(_request: Request) -> Response:
-        return HTMLResponse(text, headers={"content-security-policy": page.POLICY, "x-content-type-options": "nosniff"})
+        return HTMLResponse(text, headers=PAGE)
 
     return endpoint

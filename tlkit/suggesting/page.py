@@ -12,13 +12,6 @@ if TYPE_CHECKING:
     from tlkit.suggesting.run import Suggestion, Suggestions
 
 PICTURE, MOST = 168, 200  # pixels of a side; suggestions that are shown
-STYLE = """
-.page { & .cards { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 11.5rem), 1fr)); }
-.card { background: var(--panel); border-radius: 6px; padding: .6rem; } .card img { display: block; border-radius: 4px;
-  width: 100%; height: auto; } .card figcaption { color: var(--ink); overflow-wrap: anywhere; }
-.card small { display: block; color: var(--soft); overflow-wrap: anywhere; } }
-"""
 
 
 def page(found: Suggestions) -> str:
@@ -33,13 +26,12 @@ def page(found: Suggestions) -> str:
     rest = f" The first {MOST} are shown; the table has {more:,} more." if more > 0 else ""
     cards = "".join(_card(number, each) for number, each in enumerate(found.suggestions[:MOST], 1))
     content = (
-        f"<main>\n<h1>{text(title)}</h1>\n"
         f'<section class="verdict"><p class="what">{counted(len(found.suggestions), "image")} to label, of '
         f"{found.images:,}</p><p>They stand for most of what the model is uncertain of or takes for no known class, "
         f"and differ from what is labelled and from each other. {known}{rest}</p></section>\n"
-        f'<h2>The most useful first</h2>\n<div class="cards">{cards}</div>\n</main>'
+        f'<h2>The most useful first</h2>\n<div class="cards">{cards}</div>'
     )
-    return html.document(title, content, style=STYLE)
+    return html.document(title, content, "suggest")
 
 
 def _card(number: int, each: Suggestion) -> str:

@@ -6,7 +6,6 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from tlkit.data.scan import FileCounts
 from tlkit.errors import DataError, UsageError
 from tlkit.graph import metadata
+from tlkit.pages.html import frame
 from tlkit.plugin.contract import FEATURES, PROBABILITIES, Progress, silent
 from tlkit.plugin.detection import NOVELTY
 from tlkit.runtime.model import Model
@@ -77,7 +77,7 @@ class Suggestions:
         return "\n".join([*lines, f"and {more:,} more"] if more > 0 else lines)
 
     def _repr_html_(self) -> str:
-        return f'<iframe sandbox="" style="width:100%;height:48rem;border:0" srcdoc="{escape(self.page)}"></iframe>'
+        return frame(self.page)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the page, as JSON values."""

@@ -1,35 +1,4 @@
-"""The script and the style of a report's page: the map of the images, with hover and filters.
-
-It builds elements and sets text and attributes; no name ever becomes markup.
-"""
-
-from __future__ import annotations
-
-STYLE = """
-.page { & .findings { list-style: none; padding: 0; margin: .8rem 0 .4rem; }
-.findings li { border-left: 4px solid var(--warn); padding: .2rem .7rem; margin: .4rem 0; background: var(--paper); }
-.findings b { display: block; } svg .right { fill: var(--first); } svg .wrong { fill: var(--warn); }
-svg text.number { fill: var(--ink); font-size: 11px; } .pair { margin: .6rem 0 1rem; }
-.pair img, .mistake img { border-radius: 4px; margin: 0 .3rem .3rem 0; vertical-align: top; }
-.mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1.2rem; }
-.mistake { background: var(--panel); border-radius: 6px; padding: .7rem; overflow-wrap: anywhere; }
-.mistake figcaption { margin: .1rem 0 .5rem; color: var(--ink); }
-.mistake .doubt { color: var(--warn); font-weight: 650; display: block; }
-.mistake small { display: block; color: var(--soft); }
-tr.worse td { color: var(--warn); font-weight: 650; }
-.side { display: flex; flex-wrap: wrap; gap: 1.5rem; } .side > figure { flex: 1 1 20rem; min-width: 0; }
-.side svg { width: 100%; max-width: 24rem; } .scroll > svg { width: auto; min-width: 0; max-width: 100%; }
-.tools { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; margin: .6rem 0; }
-.tools select { font: inherit; max-width: 14rem; background: var(--panel); color: var(--ink);
-  border: 1px solid var(--rule); border-radius: 4px; padding: .15rem .3rem; }
-#map { position: relative; max-width: 40rem; } #map svg { width: 100%; height: auto; }
-#map circle { cursor: pointer; stroke: var(--panel); } #map circle.bad { stroke: var(--ink); stroke-width: 2; }
-#tip { position: absolute; pointer-events: none; background: var(--paper); border: 1px solid var(--soft);
-  border-radius: 6px; padding: .4rem .6rem; font-size: .85rem; max-width: 16rem; overflow-wrap: anywhere; z-index: 2; }
-#tip img { display: block; margin-bottom: .3rem; border-radius: 3px; } [hidden] { display: none !important; } }
-"""
-
-SCRIPT = """
+// The map of the images, with hover and filters. It sets text and attributes; no name ever becomes markup.
 const data = JSON.parse(document.getElementById("data").textContent), one = id => document.getElementById(id);
 if (data.points.length && data.layouts.length) {
   const NS = "http://www.w3.org/2000/svg", side = 460, edge = 14, box = one("map"), tip = one("tip");
@@ -78,4 +47,3 @@ if (data.points.length && data.layouts.length) {
   for (const id of ["method", "class", "which"]) one(id).addEventListener("change", draw);
   draw();
 }
-"""
