@@ -7,6 +7,7 @@ prints one line. Anything else that escapes is a bug in tlkit and ends with exit
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -98,7 +99,13 @@ class PluginError(TlkitError):
 _EXTRAS = dict.fromkeys(("torch", "torchvision", "sklearn", "onnxscript", "threadpoolctl"), "train")
 _EXTRAS |= dict.fromkeys(("uvicorn", "starlette", "prometheus_client"), "serve")
 _EXTRAS |= {"grpc": "serve-grpc", "pyarrow": "parquet", "usearch": "index", "matplotlib": "plot"}
-_EXTRAS |= {"tensorboard": "tensorboard", "ray": "ray"}
+_EXTRAS |= {"huggingface_hub": "card", "tensorboard": "tensorboard", "ray": "ray"}
+
+
+def require(package: str, what: str, file: Path | str | None = None) -> None:
+    """Raise a ResourceError that says what needs a package of an extra, and how to install it, if it is missing."""
+    if find_spec(package) is None:
+        raise ResourceError(f"{what} needs {package}", file=file, do=f'run: pip install "tlkit[{_EXTRAS[package]}]"')
 
 
 def missing_package(error: ModuleNotFoundError, who: str = "this") -> ResourceError:

@@ -8,20 +8,8 @@ from typing import Any
 import click
 
 from tlkit import defaults
-from tlkit.cli.options import (
-    FilePath,
-    budget_option,
-    column_options,
-    columns,
-    complete,
-    draw_options,
-    json_option,
-    max_bad_option,
-    seed_option,
-    set_option,
-    strict_option,
-)
-from tlkit.cli.output import note_files, progress_bars, show, wrote
+from tlkit.cli.options import FilePath, columns, complete, shared
+from tlkit.cli.output import claim_beside, done, progress_bars
 
 
 @click.command()
@@ -34,16 +22,10 @@ from tlkit.cli.output import note_files, progress_bars, show, wrote
     shell_complete=complete("backbone"),
     help="Pretrained network; repeatable, the first one is preferred.",
 )
-@budget_option
+@shared("budget")
 @click.option("--audit", is_flag=True, help="Report duplicates, leakage, label errors and shortcuts as well.")
 @click.option("--html", "page", type=FilePath, help="Write a page with pictures to an .html file as well.")
-@set_option
-@column_options
-@draw_options
-@max_bad_option
-@strict_option
-@seed_option
-@json_option
+@shared("set", "column", "draw", "max_bad", "strict", "seed", "json")
 def command(source: str, page: Path | None, as_json: bool, **options: Any) -> None:
     """Recommend a strategy, a cut and a head for SOURCE, labelled as for training, with the evidence.
 
@@ -59,16 +41,9 @@ def command(source: str, page: Path | None, as_json: bool, **options: Any) -> No
     from tlkit.advice import html
     from tlkit.api import advise
     from tlkit.pages.html import check
-    from tlkit.util.locks import claim
 
-    if page is not None:
-        check(page)
-    click.get_current_context().with_resource(claim(page))
+    claim_beside(page, check)
     options["options"] |= columns(options)
     with progress_bars() as progress:
         advice = advise(source, progress=progress, **options)
-    note_files(advice)
-    show({**advice.to_json(), "next": advice.command}, advice, as_json)
-    if page is not None:
-        html.write(page, advice)
-    wrote(page, then=advice.command)
+    done(advice, as_json, then=advice.command, out=page, save=lambda file: html.write(file, advice))

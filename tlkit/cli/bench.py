@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, device_options, json_option, trust_option
-from tlkit.cli.output import note, progress_bars, show, wrote
+from tlkit.cli.options import FilePath, shared
+from tlkit.cli.output import claim_beside, done, note, progress_bars
 from tlkit.util.text import quoted
 
 NUMBER = click.IntRange(1, 1024)
 
 
-@click.command(short_help="Measure latency and throughput of a bundle's exports.")
+@click.command()
 @click.argument("bundle", type=FilePath)
 @click.option(
     "--target",
@@ -36,9 +36,7 @@ NUMBER = click.IntRange(1, 1024)
 @click.option("--threads", type=NUMBER, multiple=True, help="Cores per call; repeatable; default: all of them.")
 @click.option("--plot", "picture", type=FilePath, help="Draw throughput against latency to a .png, .svg or .pdf.")
 @click.option("--tune", is_flag=True, help="Find and keep the fastest runtime config of the ONNX graphs.")
-@device_options
-@trust_option
-@json_option
+@shared("device", "trust", "json")
 def command(bundle: Path, picture: Path | None, as_json: bool, **options: Any) -> None:
     """Measure the exports of BUNDLE: latency per call, throughput in images per second, memory.
 
@@ -57,22 +55,14 @@ def command(bundle: Path, picture: Path | None, as_json: bool, **options: Any) -
       tlkit bench run/ --plot speed.png
       tlkit bench run/ --tune
     """
-    if picture is not None:
-        from tlkit.evaluation.plot import check_plot
-
-        check_plot(picture)
     from tlkit import api
-    from tlkit.util.locks import claim
+    from tlkit.evaluation.plot import check_plot
 
-    click.get_current_context().with_resource(claim(picture))
-
+    claim_beside(picture, check_plot)
     with progress_bars() as progress:
         result = api.benchmark(bundle, progress=progress, **options)
     note("skipped", result.skipped)
     then = f"tlkit export {quoted(bundle)} --onnx"
     if result.fastest is not None:
         then = f"tlkit predict {quoted(bundle / result.fastest)} IMAGE..."
-    show({**result.to_json(), "next": then}, result, as_json)
-    if picture is not None:
-        result.plot(picture)
-    wrote(picture, then=then)
+    done(result, as_json, then=then, out=picture, save=result.plot)

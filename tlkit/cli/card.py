@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, json_option, split_option, threads_option
-from tlkit.cli.output import progress_bars, show, wrote
+from tlkit.cli.options import FilePath, shared
+from tlkit.cli.output import done, progress_bars
 from tlkit.util.text import quoted
 
 
@@ -16,9 +16,7 @@ from tlkit.util.text import quoted
 @click.argument("bundle", type=FilePath)
 @click.option("-o", "--out", type=FilePath, help="Folder to write README.md to; the bundle by default.")
 @click.option("--data", type=FilePath, help="Labelled images to report on, with BUNDLE's ONNX export.")
-@split_option
-@threads_option
-@json_option
+@shared("split", "threads", "json")
 def command(bundle: Path, out: Path | None, as_json: bool, **options: Any) -> None:
     """Write a model card of BUNDLE in the format of Hugging Face: data, license, metrics with intervals, and limits.
 
@@ -36,5 +34,4 @@ def command(bundle: Path, out: Path | None, as_json: bool, **options: Any) -> No
     with progress_bars() as progress:
         result = card(bundle, place, progress=progress, **options)
     then = f"read {quoted(place / 'README.md')}, name the license of the images, and publish the folder"
-    show({**result.to_json(), "next": then}, result, as_json)
-    wrote(place / "README.md", then=then)
+    done(result, as_json, then=then, out=place / "README.md")

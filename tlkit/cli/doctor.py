@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from tlkit.cli.options import json_option
+from tlkit.cli.options import shared
 from tlkit.cli.output import show, wrote
 from tlkit.errors import ResourceError
 
 
 @click.command()
-@json_option
+@shared("json")
 def command(as_json: bool) -> None:
     """Report what this machine can run, and problems of the installation.
 

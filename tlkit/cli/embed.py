@@ -8,18 +8,8 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import (
-    FilePath,
-    PlacePath,
-    any_device_options,
-    columns,
-    job_options,
-    json_option,
-    max_bad_option,
-    set_option,
-    threads_option,
-)
-from tlkit.cli.output import note_files, progress_bars, show, wrote
+from tlkit.cli.options import FilePath, PlacePath, columns, shared
+from tlkit.cli.output import done, progress_bars, show
 from tlkit.errors import UsageError
 from tlkit.util.text import quoted
 
@@ -29,12 +19,7 @@ from tlkit.util.text import quoted
 @click.argument("images", nargs=-1)
 @click.option("-o", "--out", type=PlacePath, help="File that ends in .parquet or .npy; or a job's folder or address.")
 @click.option("--status", "place", type=PlacePath, help="Print the state of a job, and do nothing else.")
-@job_options
-@set_option
-@max_bad_option
-@any_device_options
-@threads_option
-@json_option
+@shared("job", "set", "max_bad", "any_device", "threads", "json")
 def command(
     model: Path | None, images: tuple[str, ...], out: Path | str, place: Path | str, as_json: bool, **given: Any
 ) -> None:
@@ -71,8 +56,6 @@ def _embed(model: Path, images: tuple[str, ...], out: Path | str, as_json: bool,
     options = given["options"] | columns(given)
     with progress_bars() as progress:
         result = embed(model, images, out, **asked, options=options, settings=settings, progress=progress)
-    note_files(result)
     then = "tlkit inspect " + quoted(model) if os.path.splitext(out)[1] else "tlkit embed --status " + quoted(out)
-    show({**result.to_json(), "next": then}, result, as_json)
-    wrote(out, then=then)
+    done(result, as_json, then=then, out=out)
     check_max_bad(result.rejected, result.images, given["max_bad"], result.rejects)

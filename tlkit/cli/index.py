@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, Number, json_option, threads_option, transform_options
+from tlkit.cli.options import FilePath, Number, shared
 from tlkit.cli.output import show, wrote
 from tlkit.util.text import quoted
 
@@ -15,15 +15,14 @@ from tlkit.util.text import quoted
 @click.command()
 @click.argument("features", type=FilePath)
 @click.option("-k", type=click.IntRange(1), default=10, help="Number of neighbors that the recall is of.")
-@transform_options
+@shared("transform")
 @click.option(
     "--min-recall",
     type=Number(0, 1, min_open=True),
     default=0.95,
     help="Share of the nearest that it must find; with less, nothing is written.",
 )
-@threads_option
-@json_option
+@shared("threads", "json")
 def command(features: Path, as_json: bool, **given: Any) -> None:
     """Index FEATURES, the folder of a job or a Parquet file of `tlkit embed`, for an approximate search.
 

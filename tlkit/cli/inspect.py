@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from tlkit import defaults
-from tlkit.cli.options import FilePath, json_option
+from tlkit.cli.options import FilePath, shared
 from tlkit.cli.output import show, wrote
 from tlkit.util.text import quoted
 
 
 @click.command()
 @click.argument("path", type=FilePath)
-@json_option
+@shared("json")
 def command(path: Path, as_json: bool) -> None:
     """Show the facts about PATH: a bundle, checked as a whole, or an exported graph.
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, json_option, threads_option
-from tlkit.cli.output import progress_bars, show, wrote
+from tlkit.cli.options import FilePath, shared
+from tlkit.cli.output import done, progress_bars
 from tlkit.util.text import quoted
 
 
@@ -19,8 +19,7 @@ from tlkit.util.text import quoted
 @click.option("--data", type=FilePath, help="Images to find patches in; the training images by default.")
 @click.option("--images", type=click.IntRange(1), default=200, help="Number of images to find patches in.")
 @click.option("--channels", type=click.IntRange(1), default=6, help="Number of channels to show of each stage.")
-@threads_option
-@json_option
+@shared("threads", "json")
 def command(bundle: Path, image: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Write a page about what the network of BUNDLE, exported to ONNX, sees in IMAGE.
 
@@ -37,5 +36,4 @@ def command(bundle: Path, image: Path, out: Path, as_json: bool, **options: Any)
     with progress_bars() as progress:
         result = look(bundle, image, out, progress=progress, **options)
     then = f"tlkit report {quoted(bundle)} photos/ -o report.html"
-    show({**result.to_json(), "next": then}, result, as_json)
-    wrote(out, then=then)
+    done(result, as_json, then=then, out=out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,96 +118,12 @@ def together(*decorators: Decorator[Command]) -> Decorator[Command]:
 FilePath = LocalPath()
 PlacePath = Place()
 
-transform_options = together(
-    click.option("--metric", type=click.Choice(["cosine", "dot"]), default="cosine", help="Similarity of two images."),
-    click.option("--power", type=Number(0, 1, min_open=True), default=1.0, help="Exponent that damps features."),
-    click.option("--whiten", type=click.IntRange(0), default=0, help="Principal components to whiten; 0: none."),
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-head_option = click.option("--head", metavar="NAME", help="Head to use of a graph with several.")
-split_option = click.option(
-    "--split", type=click.Choice(["train", "val", "test"]), help="Split to use of a dataset with splits of its own."
-)
-trust_option = click.option(
-    "--trust-engine", is_flag=True, help="Open engines that were built elsewhere: they are executable code."
-)
-set_option = click.option(
-    "--set",
-    "options",
-    multiple=True,
-    callback=_settings,
-    metavar="KIND.OPTION=VALUE",
-    help="Set an option of a component; repeatable.",
-)
-max_bad_option = click.option(
-    "--max-bad",
-    type=Number(0, 1),
-    default=0.01,
-    help="Share of images that may be unreadable before the command fails.",
-)
-draw_options = together(
-    click.option(
-        "--val",
-        type=Number(0, 1, min_open=True, max_open=True),
-        default=0.2,
-        help="Share of images to validate on, if the dataset has no split of its own.",
-    ),
-    click.option(
-        "--group",
-        metavar="REGEX",
-        help="Images in whose paths REGEX finds the same stay in one split and fold: copies, frames, one patient.",
-    ),
-)
-seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of every random number generator."
-)
-strict_option = click.option(
-    "--strict", is_flag=True, help="Refuse a dataset with the same file in two splits or in two classes."
-)
-budget_option = click.option(
-    "--budget", type=Seconds(), help="Time for trial runs that settle close calls, such as 90s or 2m; none by default."
-)
-_allow_cpu_option = click.option(
-    "--allow-cpu", is_flag=True, help="Use the CPU, with a warning, if the device can't be used."
-)
 _DEVICES = ("cpu", "cuda", "tensorrt")
-training_budget_option = click.option(
-    "--budget",
-    type=Seconds("auto", "none"),
-    default="auto",
-    callback=lambda _context, _parameter, given: None if given == "none" else given,
-    help="Time in which auto looks for better than its first bundle, such as 90s or 5m, by trials of every strategy; "
-    "none: as long as it takes; auto: at most 10m on a CPU, for what is advised.",
-)
-device_options = together(
-    click.option(
-        "--device", type=click.Choice(_DEVICES), default="cpu", help="Device to run on; a GPU needs tlkit[gpu]."
-    ),
-    _allow_cpu_option,
-)
-any_device_options = together(
-    click.option(
-        "--device",
-        type=click.Choice(["auto", *_DEVICES]),
-        default="cpu",
-        help="Device to run on; a GPU needs tlkit[gpu]. auto takes the one that was measured to be done first.",
-    ),
-    _allow_cpu_option,
-)
 
 
 def _limit(_context: click.Context, _parameter: click.Parameter, threads: int | None) -> None:
     if threads is not None:
         use_at_most(threads)
-
-
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(1),
-    callback=_limit,
-    expose_value=False,
-    help="Threads to decode and compute with; all processors that this process may use by default.",
-)
 
 
 def _task(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -218,86 +134,187 @@ def _task(_context: click.Context, _parameter: click.Parameter, text: str | None
 
 
 def columns(options: dict[str, Any]) -> dict[str, str]:
-    """Take the options of `column_options` out of a verb's, and return them as options of a source."""
+    """Take the options "column" out of a verb's, and return them as options of a source."""
     given = {f"source.{name}": options.pop(name, None) for name in ("column", "label_column")}
     return {name: value for name, value in given.items() if value is not None}
 
 
-column_options = together(
+_ALLOW_CPU = click.option("--allow-cpu", is_flag=True, help="Use the CPU, with a warning, if the device can't be used.")
+_COLUMNS = together(
     click.option("--column", metavar="NAME", help="Column of a Parquet file with the images; also source.column."),
     click.option("--label-column", metavar="NAME", help="Column with their labels; also source.label_column."),
 )
-job_options = together(
-    click.option("--workers", type=click.IntRange(1), help="Processes of a job, which share the cores; 1 by default."),
-    click.option("--shard", metavar="I/N", callback=_task, help="Do the I-th of N parts of a job, as one of N tasks."),
-    click.option(
-        "--ray",
-        is_flag=False,
-        flag_value="",
-        metavar="[ADDRESS]",
-        callback=lambda _context, _parameter, address: address or address == "",
-        help="Run a job on a Ray cluster: at ADDRESS, or the one that Ray finds or starts here.",
+OPTIONS: Mapping[str, Decorator[Any]] = {
+    "transform": together(
+        click.option(
+            "--metric", type=click.Choice(["cosine", "dot"]), default="cosine", help="Similarity of two images."
+        ),
+        click.option("--power", type=Number(0, 1, min_open=True), default=1.0, help="Exponent that damps features."),
+        click.option("--whiten", type=click.IntRange(0), default=0, help="Principal components to whiten; 0: none."),
     ),
-    click.option("--shard-rows", type=click.IntRange(1), help="Images in a shard of a job; 256 to 10,000 by default."),
-    click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Number format of a job [float32]."),
-    click.option("--vectors", type=click.Choice(["fixed", "list"]), help="Lists in the parts of a job [fixed]."),
-    click.option("--source", metavar="NAME", help="Source that reads the images, where several can."),
-    column_options,
-)
-labels_options = together(
-    click.option("--topk", type=click.IntRange(1), default=1, help="Number of labels per image."),
-    click.option(
-        "--coverage",
-        type=float,
-        help="Print instead the labels of a set that holds the right one at this rate, such as 0.9.",
+    "json": click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    "head": click.option("--head", metavar="NAME", help="Head to use of a graph with several."),
+    "split": click.option(
+        "--split", type=click.Choice(["train", "val", "test"]), help="Split to use of a dataset with splits of its own."
     ),
-    click.option("--unknown", is_flag=True, help="Print unknown for images of no known class, and each one's novelty."),
-)
-trainer_options = together(
-    click.option(
-        "--detector",
-        metavar="NAME",
-        shell_complete=complete("detector"),
-        help="Detector of unknown images; the installed one that tells them best by default.",
+    "trust": click.option(
+        "--trust-engine", is_flag=True, help="Open engines that were built elsewhere: they are executable code."
     ),
-    click.option(
-        "--refit/--no-refit",
-        default=True,
-        help="Solve the head again on a fine-tuned trunk; keep it if it is no worse on the validation images.",
-    ),
-    click.option(
-        "--views",
-        type=click.IntRange(0),
-        default=4,
-        help="Augmented views cached per image while stages are frozen; 0 draws a new view every epoch.",
-    ),
-    click.option("--cache/--no-cache", default=True, help="Cache the output of the frozen stages on disk."),
-    click.option(
-        "--blend",
-        type=NumberOr("auto", 0, 1),
-        default=1.0,
-        help="Share of the fine-tuning in the trunk's weights, 0: the pretrained ones; auto: the best on validation.",
-    ),
-    click.option("--resume", is_flag=True, help="Resume an interrupted training of the same bundle."),
-    click.option("--tensorboard", type=FilePath, help="Folder to write training curves to, for TensorBoard."),
-    click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
-        help="Device to train stages on; auto uses a GPU if there is one.",
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-        default="auto",
-        help="Mixed-precision dtype for training; auto uses bf16 if the GPU supports it.",
-    ),
-    click.option("--compile", is_flag=True, help="Compile the trained modules with torch.compile."),
-    click.option(
-        "--license",
+    "set": click.option(
+        "--set",
+        "options",
         multiple=True,
-        type=click.Choice(LICENSE_CLASSES),
-        help="Refuse pretrained weights whose license is of another class; repeatable.",
+        callback=_settings,
+        metavar="KIND.OPTION=VALUE",
+        help="Set an option of a component; repeatable.",
     ),
-    click.option("--tf32", is_flag=True, help="Allow TF32 in fp32 matrix products and convolutions on a GPU."),
-)
+    "max_bad": click.option(
+        "--max-bad",
+        type=Number(0, 1),
+        default=0.01,
+        help="Share of images that may be unreadable before the command fails.",
+    ),
+    "draw": together(
+        click.option(
+            "--val",
+            type=Number(0, 1, min_open=True, max_open=True),
+            default=0.2,
+            help="Share of images to validate on, if the dataset has no split of its own.",
+        ),
+        click.option(
+            "--group",
+            metavar="REGEX",
+            help="Images in whose paths REGEX finds the same stay in one split and fold: copies, frames, one patient.",
+        ),
+    ),
+    "seed": click.option(
+        "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of every random number generator."
+    ),
+    "strict": click.option(
+        "--strict", is_flag=True, help="Refuse a dataset with the same file in two splits or in two classes."
+    ),
+    "budget": click.option(
+        "--budget",
+        type=Seconds(),
+        help="Time for trial runs that settle close calls, such as 90s or 2m; none by default.",
+    ),
+    "training_budget": click.option(
+        "--budget",
+        type=Seconds("auto", "none"),
+        default="auto",
+        callback=lambda _context, _parameter, given: None if given == "none" else given,
+        help="Time in which auto looks for better than its first bundle, such as 90s or 5m, by trials of every "
+        "strategy; none: as long as it takes; auto: at most 10m on a CPU, for what is advised.",
+    ),
+    "device": together(
+        click.option(
+            "--device", type=click.Choice(_DEVICES), default="cpu", help="Device to run on; a GPU needs tlkit[gpu]."
+        ),
+        _ALLOW_CPU,
+    ),
+    "any_device": together(
+        click.option(
+            "--device",
+            type=click.Choice(["auto", *_DEVICES]),
+            default="cpu",
+            help="Device to run on; a GPU needs tlkit[gpu]. auto takes the one that was measured to be done first.",
+        ),
+        _ALLOW_CPU,
+    ),
+    "threads": click.option(
+        "--threads",
+        type=click.IntRange(1),
+        callback=_limit,
+        expose_value=False,
+        help="Threads to decode and compute with; all processors that this process may use by default.",
+    ),
+    "column": _COLUMNS,
+    "job": together(
+        click.option(
+            "--workers", type=click.IntRange(1), help="Processes of a job, which share the cores; 1 by default."
+        ),
+        click.option(
+            "--shard", metavar="I/N", callback=_task, help="Do the I-th of N parts of a job, as one of N tasks."
+        ),
+        click.option(
+            "--ray",
+            is_flag=False,
+            flag_value="",
+            metavar="[ADDRESS]",
+            callback=lambda _context, _parameter, address: address or address == "",
+            help="Run a job on a Ray cluster: at ADDRESS, or the one that Ray finds or starts here.",
+        ),
+        click.option(
+            "--shard-rows", type=click.IntRange(1), help="Images in a shard of a job; 256 to 10,000 by default."
+        ),
+        click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Number format of a job [float32]."),
+        click.option("--vectors", type=click.Choice(["fixed", "list"]), help="Lists in the parts of a job [fixed]."),
+        click.option("--source", metavar="NAME", help="Source that reads the images, where several can."),
+        _COLUMNS,
+    ),
+    "labels": together(
+        click.option("--topk", type=click.IntRange(1), default=1, help="Number of labels per image."),
+        click.option(
+            "--coverage",
+            type=float,
+            help="Print instead the labels of a set that holds the right one at this rate, such as 0.9.",
+        ),
+        click.option(
+            "--unknown", is_flag=True, help="Print unknown for images of no known class, and each one's novelty."
+        ),
+    ),
+    "trainer": together(
+        click.option(
+            "--detector",
+            metavar="NAME",
+            shell_complete=complete("detector"),
+            help="Detector of unknown images; the installed one that tells them best by default.",
+        ),
+        click.option(
+            "--refit/--no-refit",
+            default=True,
+            help="Solve the head again on a fine-tuned trunk; keep it if it is no worse on the validation images.",
+        ),
+        click.option(
+            "--views",
+            type=click.IntRange(0),
+            default=4,
+            help="Augmented views cached per image while stages are frozen; 0 draws a new view every epoch.",
+        ),
+        click.option("--cache/--no-cache", default=True, help="Cache the output of the frozen stages on disk."),
+        click.option(
+            "--blend",
+            type=NumberOr("auto", 0, 1),
+            default=1.0,
+            help="Share of the fine-tuning in the trunk's weights, 0: the pretrained ones; auto: the best on "
+            "validation.",
+        ),
+        click.option("--resume", is_flag=True, help="Resume an interrupted training of the same bundle."),
+        click.option("--tensorboard", type=FilePath, help="Folder to write training curves to, for TensorBoard."),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            help="Device to train stages on; auto uses a GPU if there is one.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+            default="auto",
+            help="Mixed-precision dtype for training; auto uses bf16 if the GPU supports it.",
+        ),
+        click.option("--compile", is_flag=True, help="Compile the trained modules with torch.compile."),
+        click.option(
+            "--license",
+            multiple=True,
+            type=click.Choice(LICENSE_CLASSES),
+            help="Refuse pretrained weights whose license is of another class; repeatable.",
+        ),
+        click.option("--tf32", is_flag=True, help="Allow TF32 in fp32 matrix products and convolutions on a GPU."),
+    ),
+}
+
+
+def shared(*names: str) -> Decorator[Any]:
+    """Return some of the shared options as one decorator, in this order."""
+    return together(*(OPTIONS[name] for name in names))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,7 +32,28 @@ def wrote(path: Path | str | None, *, then: str) -> None:
     click.echo(f"wrote {'nothing' if path is None else one_line(str(path))}\nnext: {then}", err=True)
 
 
-def note_files(found: HasFiles) -> None:
+def done(
+    found: Any, as_json: bool, *, then: str, out: Any = None, save: Callable[[Any], object] = lambda _out: None
+) -> None:
+    """Close a verb: say which files were not read, print the result with the next command, and `save` it to `out`."""
+    if hasattr(found, "files"):
+        note_files(found)
+    show({**found.to_json(), "next": then}, found, as_json)
+    if out is not None:
+        save(out)
+    wrote(out, then=then)
+
+
+def claim_beside(file: Path | None, check: Callable[[Path], object]) -> None:
+    """Check a file to write beside a result, if there is one, before any work; hold its lock until the verb ends."""
+    from tlkit.util.locks import claim
+
+    if file is not None:
+        check(file)
+    click.get_current_context().with_resource(claim(file))
+
+
+def note_files(found: Any) -> None:
     """Say on stderr which files were not read and why, and the number of all files, unless all were read."""
     for what, reasons in (("skipped", found.skipped), ("rejected", found.rejected)):
         note(what, dict(islice(reasons.items(), SHOWN)))
@@ -52,17 +73,6 @@ def note(what: str, reasons: Mapping[str, object] | Iterable[str]) -> None:
     lines = (f"{name}: {reason}" for name, reason in reasons.items()) if isinstance(reasons, Mapping) else reasons
     for line in lines:
         click.echo(one_line(f"{what} {line}"), err=True)
-
-
-class HasFiles(Protocol):
-    """A result that knows which files of its source were not read."""
-
-    @property
-    def skipped(self) -> Mapping[str, object]: ...
-    @property
-    def rejected(self) -> Mapping[str, str]: ...
-    @property
-    def files(self) -> FileCounts: ...
 
 
 def progress_bars() -> AbstractContextManager[Progress]:

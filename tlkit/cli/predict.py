@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlkit.cli import result
-from tlkit.cli.options import FilePath, any_device_options, head_option, labels_options, threads_option
+from tlkit.cli.options import FilePath, shared
 from tlkit.cli.output import note, note_counts, wrote
 from tlkit.errors import one_line
 from tlkit.util.text import quoted
@@ -24,10 +24,7 @@ MOST_IMAGES = 3  # that are repeated in the next command; more of them would bur
 @click.command()
 @click.argument("model", type=FilePath)
 @click.argument("images", type=FilePath, nargs=-1, required=True)
-@labels_options
-@head_option
-@any_device_options
-@threads_option
+@shared("labels", "head", "any_device", "threads")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image and line.")
 def command(
     model: Path, images: tuple[Path, ...], topk: int, coverage: float | None, unknown: bool, as_json: bool, **on: Any

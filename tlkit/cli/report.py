@@ -7,16 +7,8 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import (
-    FilePath,
-    device_options,
-    head_option,
-    json_option,
-    max_bad_option,
-    split_option,
-    threads_option,
-)
-from tlkit.cli.output import note_files, progress_bars, show, wrote
+from tlkit.cli.options import FilePath, shared
+from tlkit.cli.output import done, progress_bars
 from tlkit.util.text import quoted
 
 
@@ -25,13 +17,9 @@ from tlkit.util.text import quoted
 @click.argument("source", type=FilePath)
 @click.option("-o", "--out", type=FilePath, required=True, help="The .html file to write.")
 @click.option("--against", type=FilePath, help="Another bundle or graph of the same classes to compare with.")
-@split_option
+@shared("split")
 @click.option("--images/--no-images", "pictures", default=True, help="Show the images in the page.")
-@head_option
-@device_options
-@threads_option
-@max_bad_option
-@json_option
+@shared("head", "device", "threads", "max_bad", "json")
 def command(
     model: Path, source: Path, out: Path, against: Path | None, max_bad: float, as_json: bool, **options: Any
 ) -> None:
@@ -57,8 +45,6 @@ def command(
     opened = load(model, **options)
     with progress_bars() as progress:
         result = report(opened, source, out, against=against, progress=progress, **shown)
-    note_files(result)
     then = f"tlkit predict {quoted(model)} {quoted(source) if source.is_dir() else 'IMAGE...'}"
-    show({**result.to_json(), "next": then}, result, as_json)
-    wrote(out, then=then)
+    done(result, as_json, then=then, out=out)
     check_max_bad(result.rejected, result.metrics.images + len(result.rejected), max_bad)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, json_option, threads_option, transform_options
+from tlkit.cli.options import FilePath, shared
 from tlkit.cli.output import show, wrote
 from tlkit.util.text import quoted
 
@@ -16,12 +16,11 @@ from tlkit.util.text import quoted
 @click.argument("features", type=FilePath)
 @click.argument("queries", type=FilePath, nargs=-1, required=True)
 @click.option("-k", type=click.IntRange(1), default=10, help="Number of images to find for each query.")
-@transform_options
+@shared("transform")
 @click.option("--approximate", is_flag=True, help="Search the index that `tlkit index` made: faster, not exact.")
 @click.option("--model", type=FilePath, help="Bundle or graph that made FEATURES; a job knows its own.")
 @click.option("--html", type=FilePath, help="Write a page with the images to this file.")
-@threads_option
-@json_option
+@shared("threads", "json")
 def command(features: Path, queries: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     """Find the images most similar to QUERIES in FEATURES, the folder of a job or a Parquet file of `tlkit embed`.
 

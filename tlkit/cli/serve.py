@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, Number, device_options
+from tlkit.cli.options import FilePath, Number, shared
 
 LIMIT = "Maximum number of {}."
 
@@ -29,7 +29,7 @@ LIMIT = "Maximum number of {}."
 @click.option("--max-body", type=click.IntRange(1), default=64 << 20, help=LIMIT.format("bytes per request"))
 @click.option("--deadline", type=Number(0, min_open=True), default=10.0, help="Seconds until an answer.")
 @click.option("--access-log", is_flag=True, help="Write a line of JSON per request to stderr.")
-@device_options
+@shared("device")
 def command(bundles: tuple[Path, ...], token_file: Path | None, access_log: bool, **options: Any) -> None:
     """Serve BUNDLES, or folders of bundles, over the Open Inference Protocol until SIGTERM or Ctrl-C.
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, device_options, head_option, json_option, max_bad_option, threads_option
-from tlkit.cli.output import note_files, progress_bars, show, wrote
+from tlkit.cli.options import FilePath, shared
+from tlkit.cli.output import done, progress_bars
 from tlkit.util.text import quoted
 
 
@@ -18,11 +18,7 @@ from tlkit.util.text import quoted
 @click.option("-n", "--count", type=click.IntRange(1), default=50, help="Number of images to suggest.")
 @click.option("-o", "--out", type=FilePath, required=True, help="The .csv file to write, with a column for labels.")
 @click.option("--html", type=FilePath, help="Write a page with the images to this file.")
-@head_option
-@device_options
-@threads_option
-@max_bad_option
-@json_option
+@shared("head", "device", "threads", "max_bad", "json")
 def command(
     model: Path,
     images: tuple[Path, ...],
@@ -49,8 +45,6 @@ def command(
 
     with load(model, **options) as opened, progress_bars() as progress:
         result = suggest(opened, images, out, count=count, html=html, progress=progress)
-    note_files(result)
     then = f"fill in the column label of {quoted(out)}, then train on these images as well"
-    show({**result.to_json(), "next": then}, result, as_json)
-    wrote(out, then=then)
+    done(result, as_json, then=then, out=out)
     check_max_bad(result.rejected, result.images + len(result.rejected), max_bad)

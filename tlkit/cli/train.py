@@ -8,21 +8,8 @@ from typing import Any
 import click
 
 from tlkit import defaults
-from tlkit.cli.options import (
-    FilePath,
-    column_options,
-    columns,
-    complete,
-    draw_options,
-    json_option,
-    max_bad_option,
-    seed_option,
-    set_option,
-    strict_option,
-    trainer_options,
-    training_budget_option,
-)
-from tlkit.cli.output import note_files, progress_bars, show, wrote
+from tlkit.cli.options import FilePath, columns, complete, shared
+from tlkit.cli.output import done, progress_bars
 from tlkit.util.text import quoted
 
 
@@ -43,17 +30,10 @@ from tlkit.util.text import quoted
     shell_complete=complete("head"),
     help=f"Classifier on the features; chosen by auto, or {defaults.DEFAULT_HEAD} with another strategy.",
 )
-@set_option
-@column_options
-@draw_options
-@max_bad_option
-@strict_option
+@shared("set", "column", "draw", "max_bad", "strict")
 @click.option("--golden", type=click.IntRange(0), default=8, help="Validation images to copy to the bundle.")
 @click.option("--golden-strip", is_flag=True, help="Keep no names of files, and no golden image with metadata.")
-@seed_option
-@trainer_options
-@training_budget_option
-@json_option
+@shared("seed", "trainer", "training_budget", "json")
 def command(source: str, out: Path, as_json: bool, **options: Any) -> None:
     """Train on SOURCE and write a bundle.
 
@@ -74,7 +54,5 @@ def command(source: str, out: Path, as_json: bool, **options: Any) -> None:
     options["options"] |= columns(options)
     with progress_bars() as progress:
         result = train(source, out, progress=progress, **options)
-    note_files(result)
     then = f"tlkit export {quoted(out)} --{defaults.DEFAULT_TARGET}"
-    show({**result.to_json(), "next": then}, result, as_json)
-    wrote(out, then=then)
+    done(result, as_json, then=then, out=out)

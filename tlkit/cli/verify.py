@@ -7,22 +7,20 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import FilePath, device_options, json_option, split_option, trust_option
+from tlkit.cli.options import FilePath, shared
 from tlkit.cli.output import note, progress_bars, show, wrote
 from tlkit.errors import GateError
 from tlkit.util.text import quoted
 
 
-@click.command(short_help="Replay a bundle's golden images on its exports.")
+@click.command()
 @click.argument("path", type=FilePath, metavar="BUNDLE|GRAPH")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Target to verify; repeatable; default: all.")
 @click.option("--precision", "precisions", multiple=True, help="Precision to verify; repeatable; default: all.")
 @click.option("--data", type=FilePath, help="Also compare with the trained modules on this labelled folder.")
-@split_option
+@shared("split")
 @click.option("--against", type=FilePath, metavar="BUNDLE", help="The bundle that GRAPH is said to come from.")
-@device_options
-@trust_option
-@json_option
+@shared("device", "trust", "json")
 def command(path: Path, against: Path | None, data: Path | None, as_json: bool, **options: Any) -> None:
     """Replay the golden images of BUNDLE, from their bytes to probabilities, on every export.
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from tlkit.embedding.job import is_job
 from tlkit.embedding.search import KEPT, Array, FeatureSet, Neighbors, Transform, check_count
-from tlkit.errors import ArtifactError, GateError, ResourceError, UsageError
+from tlkit.errors import ArtifactError, GateError, UsageError, require
 from tlkit.model.reference_images import spread
 from tlkit.plugin.contract import Progress
 from tlkit.util.files import atomic_dir, sha256
@@ -66,8 +65,7 @@ class IndexRecord:
 
 def require_usearch(file: Path) -> None:
     """Raise a ResourceError that names the command to install usearch, if it is missing."""
-    if find_spec("usearch") is None:
-        raise ResourceError("an index needs usearch", file=file, do='run: pip install "tlkit[index]"')
+    require("usearch", "an index", file)
 
 
 def place_of(features: Path) -> Path:

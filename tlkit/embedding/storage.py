@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -18,7 +16,6 @@ from typing import Any
 from tlkit.errors import ResourceError
 from tlkit.util.files import atomic_file, cache_dir, is_address, sha256, temporary_dir, translate_os_errors
 from tlkit.util.remote import file_system, reaching
-from tlkit.util.temporaries import PART, held, prefix
 
 PATIENCE = 3  # copies of a manifest that are fetched until one has its hash
 
@@ -81,17 +78,8 @@ class LocalFolder(Folder):
         super().__init__(str(root))
         self.root = root
 
-    @contextmanager
-    def scratch(self, inside: str) -> Iterator[Path]:
-        folder = self.root / inside
-        with translate_os_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(dir=folder, prefix=prefix(folder / "temporary"), suffix=PART))
-        try:
-            with held(made):
-                yield made
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+    def scratch(self, inside: str) -> AbstractContextManager[Path]:
+        return temporary_dir(self.root / inside)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -132,10 +120,8 @@ class RemoteFolder(Folder):
         self._system, path = file_system(place)
         self._path = path.rstrip("/")
 
-    @contextmanager
-    def scratch(self, inside: str) -> Iterator[Path]:
-        with temporary_dir() as folder:
-            yield folder
+    def scratch(self, inside: str) -> AbstractContextManager[Path]:
+        return temporary_dir()
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkit.errors import ResourceError, UsageError
+from tlkit.errors import UsageError, require
 from tlkit.evaluation.metrics import Metrics
 from tlkit.util.files import atomic_file, check_own, contains
 
@@ -25,10 +25,7 @@ def check_plot(file: Path) -> None:
     if file.suffix.lower().removeprefix(".") not in FORMATS:
         raise UsageError("not a format of plots", file=file, do=f"end its name in .{', .'.join(FORMATS)}")
     check_own(file, lambda path: contains(path, MARK.encode()))
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ResourceError("drawing needs matplotlib", file=file, do='run: pip install "tlkit[plot]"') from error
+    require("matplotlib", "drawing", file)
 
 
 def plot(metrics: Metrics, labels: Sequence[str], file: Path) -> None:

@@ -12,8 +12,6 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization.calibrate import CalibrationDataReader, TensorData, create_calibrator
 
-from tlkit.data.decoding import UnreadableImage
-from tlkit.data.preprocessing import load
 from tlkit.errors import DataError
 from tlkit.graph import layout
 from tlkit.graph.quantize import layer_names, layers, quantize
@@ -66,13 +64,7 @@ def draw(bundle: Bundle, data: Path | None = None, policy: CalibrationPolicy | N
     """Return evenly spaced images of the training split, the same ones every time; unreadable ones are skipped."""
     policy = policy or CalibrationPolicy()
     place, dataset = reference_images.dataset(bundle, data)
-    names, images = [], []
-    for sample in reference_images.spread(dataset.of("train"), policy.max_images):
-        try:
-            images.append(load(sample.path, bundle.record.preprocessing))
-        except UnreadableImage:
-            continue
-        names.append(sample.name)
+    names, images = reference_images.load_spread(bundle, dataset.of("train"), policy.max_images)
     if len(images) < policy.min_images:
         what = f"{len(images)} images to calibrate int8 on in its training split, at least {policy.min_images} needed"
         raise DataError(what, file=place, do="name a larger folder with --data, or choose --precision fp16")

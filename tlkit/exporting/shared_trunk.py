@@ -146,20 +146,12 @@ def _trunk(bundle: Bundle) -> dict[str, Any]:
 def _describe(graph: onnx.ModelProto, bundle: Bundle, named: Mapping[str, Bundle]) -> None:
     """Write the metadata of a graph; that of the trunk alone says nothing about a head."""
     record = bundle.record
-    metadata.GraphMetadata(
+    heads = {name: metadata.HeadMetadata.of(each) for name, each in named.items()}
+    described = metadata.GraphMetadata(
         preprocessing=record.preprocessing,
         backbone=record.backbone.name,
         cut=record.cut,
         precision=exports.PRECISION,
-        heads={
-            name: metadata.HeadMetadata(
-                each.record.labels,
-                each.digest,
-                each.record.head.name,
-                each.record.activation,
-                each.record.novelty.get("threshold"),
-                each.record.coverage.get("thresholds", ""),
-            )
-            for name, each in named.items()
-        },
-    ).write(graph)
+        heads=heads,
+    )
+    described.write(graph)

@@ -45,19 +45,7 @@ def graphs_of(
     for part in (trunk, head):
         del part.metadata_props[:]  # of graphs that were exported before, in another precision
     graphs = {"trunk": trunk, "head": head, "model": merge_graphs(trunk, head, record.activation)}
-    described = metadata.GraphMetadata(
-        preprocessing=record.preprocessing,
-        labels=record.labels,
-        bundle=bundle.digest,
-        backbone=record.backbone.name,
-        cut=record.cut,
-        head=record.head.name,
-        head_from=head_from,
-        precision=precision,
-        activation=record.activation,
-        novelty=record.novelty.get("threshold"),
-        coverage=record.coverage.get("thresholds", ""),
-    )
+    described = metadata.GraphMetadata.of(bundle, precision, head_from)
     for graph in graphs.values():
         described.write(graph)
     return graphs

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from tlkit.model.bundle import Bundle
+
 PREFIX = "tlkit."
 PREPROCESSING, LABELS, VERSION = PREFIX + "preprocessing", PREFIX + "labels", PREFIX + "version"
 BUNDLE, HEAD, HEAD_FROM = PREFIX + "bundle", PREFIX + "head", PREFIX + "head_from"
@@ -38,6 +40,13 @@ class HeadMetadata(NamedTuple):
     activation: str = SOFTMAX
     novelty: float | None = None
     coverage: str = ""
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> HeadMetadata:
+        """Return that of the head of a bundle."""
+        record = bundle.record
+        novelty, coverage = record.novelty.get("threshold"), record.coverage.get("thresholds", "")
+        return cls(record.labels, bundle.digest, record.head.name, record.activation, novelty, coverage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +68,14 @@ class GraphMetadata:
     novelty: float | None = None  # threshold of the score of that name, if there is one
     coverage: str = ""  # thresholds of sets of labels, as JSON
     heads: Mapping[str, HeadMetadata] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, bundle: Bundle, precision: str = "", head_from: str = "") -> GraphMetadata:
+        """Return that of a graph of a bundle."""
+        record, head = bundle.record, HeadMetadata.of(bundle)._asdict()
+        preprocessing, backbone, cut = record.preprocessing, record.backbone.name, record.cut
+        more = {"precision": precision, "head_from": head_from}
+        return cls(preprocessing=preprocessing, backbone=backbone, cut=cut, **more, **head)
 
     def to_props(self) -> dict[str, str]:
         """Return the metadata as the strings that a graph stores."""

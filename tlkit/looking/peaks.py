@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tlkit.data.dataset import Sample
 from tlkit.plugin.contract import Preprocessing, Session
 from tlkit.runtime.pipeline import stream
+from tlkit.runtime.session import Wrapped
 
 PATCH = 3  # positions of a map that a patch is wide
 MIN_PATCH = 24  # pixels
@@ -32,18 +33,16 @@ class Patch(NamedTuple):
     box: tuple[int, int, int, int]  # left, top, right, bottom
 
 
-class StageMaps(Session):
+class StageMaps(Wrapped):
     """Images to the maps of the stages `(N, h, w, channels)`; stages without positions are left out.
 
     `session` gives the features of every stage, then their maps, in the order of `names`.
     """
 
     def __init__(self, session: Session, names: Sequence[str]) -> None:
-        self._session = session
+        super().__init__(session, names)
         features, maps = (session.outputs[start : start + len(names)] for start in (0, len(names)))
         self._made_of = dict(zip(names, zip(features, maps, strict=True), strict=True))
-        self.input, self.outputs, self.metadata = session.input, tuple(names), session.metadata
-        self.workers, self.batch_size = session.workers, session.batch_size
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         wanted = {name: self._made_of[name] for name in outputs or self.outputs}
@@ -52,18 +51,16 @@ class StageMaps(Session):
         return {name: each for name, each in spread.items() if each is not None}
 
 
-class Peaks(Session):
+class Peaks(Wrapped):
     """Images to the peak of every channel of a stage, and its position in a row of all: each `(N, channels)`."""
 
     def __init__(self, maps: StageMaps, stages: Sequence[str]) -> None:
-        self._maps, self._stages = maps, stages
-        self.input, self.metadata = maps.input, maps.metadata
-        self.workers, self.batch_size = maps.workers, maps.batch_size
-        self.outputs = tuple(name for stage in stages for name in (stage, place(stage)))
+        super().__init__(maps, [name for stage in stages for name in (stage, place(stage))])
+        self._stages = stages
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         found: dict[str, Array] = {}
-        for stage, maps in self._maps.run(array, self._stages).items():
+        for stage, maps in self._session.run(array, self._stages).items():
             flat = maps.reshape(len(maps), -1, maps.shape[-1])
             where = flat.argmax(1)
             found[stage] = np.take_along_axis(flat, where[:, None], 1)[:, 0]

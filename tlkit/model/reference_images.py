@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.data import dataset as folder
-from tlkit.data.dataset import Dataset
+from tlkit.data.dataset import Dataset, Sample
 from tlkit.data.decoding import UnreadableImage
 from tlkit.data.preprocessing import load
 from tlkit.errors import DataError, TlkitError, UsageError
@@ -94,9 +95,11 @@ def parity_images(bundle: Bundle, data: Path | None = None) -> ParityImages:
             if named is not None:
                 raise
             continue
-        images = _load_some(bundle, [sample.path for sample in found.of("val")])
-        if len(images):
-            return ParityImages(images, f"the validation split of {place.absolute().name}")
+        samples = found.of("val")
+        if images := load_spread(bundle, samples, PARITY_IMAGES)[1]:
+            return ParityImages(np.stack(images), f"the validation split of {place.absolute().name}")
+        if samples:
+            raise DataError("none of its validation images can be used", file=samples[0].path.parent)
     if not bundle.record.golden:
         raise UsageError(
             "there are no images to check the export on: the folder it was trained on is not there, and the bundle "
@@ -112,15 +115,11 @@ def golden_pixels(bundle: Bundle) -> NDArray[np.uint8]:
     return np.stack([load(content, bundle.record.preprocessing) for content in bundle.golden_bytes()])
 
 
-def _load_some(bundle: Bundle, paths: Sequence[Path]) -> NDArray[np.uint8]:
-    """Up to `PARITY_IMAGES` of the files, evenly spaced; unreadable ones are skipped."""
-    images = []
-    for file in spread(paths, PARITY_IMAGES):
-        try:
-            images.append(load(file, bundle.record.preprocessing))
-        except UnreadableImage:
-            continue
-    if paths and not images:
-        raise DataError("none of its validation images can be used", file=paths[0].parent)
-    size = bundle.record.preprocessing.size
-    return np.stack(images) if images else np.empty((0, size, size, 3), np.uint8)
+def load_spread(bundle: Bundle, samples: Sequence[Sample], most: int) -> tuple[list[str], list[NDArray[np.uint8]]]:
+    """Return names and images `(S, S, 3)` of up to `most` samples, evenly spaced; unreadable ones are skipped."""
+    names, images = [], []
+    for sample in spread(samples, most):
+        with suppress(UnreadableImage):
+            images.append(load(sample.path, bundle.record.preprocessing))
+            names.append(sample.name)
+    return names, images

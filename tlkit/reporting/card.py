@@ -10,11 +10,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tlkit.errors import ResourceError, one_line
+from tlkit.errors import one_line, require
 from tlkit.evaluation.metrics import Metrics
 from tlkit.model.bundle import Bundle
 from tlkit.reporting import figures
@@ -71,8 +70,7 @@ class Card:
 
 def check(folder: Path | None) -> None:
     """Refuse, before any work, to make a card without the package, or to replace one that somebody edited."""
-    if find_spec("huggingface_hub") is None:
-        raise ResourceError("a model card needs huggingface_hub", do='run: pip install "tlkit[card]"')
+    require("huggingface_hub", "a model card")
     if folder is not None:
         _check(folder / FILE)
 

@@ -19,6 +19,7 @@ from tlkit.evaluation.evaluate import run_samples
 from tlkit.graph.metadata import score_names
 from tlkit.plugin.contract import FEATURES, PROBABILITIES, Session
 from tlkit.runtime.model import Model
+from tlkit.runtime.session import Wrapped
 from tlkit.util.resources import cores
 from tlkit.util.statistics import unit
 
@@ -95,13 +96,11 @@ def pass_over(model: Model, samples: Sequence[Sample], tick: Callable[[int], obj
     return Images(outputs.samples, outputs.arrays, outputs.sha256, outputs.rejected, seconds)
 
 
-class _Watched(Session):
+class _Watched(Wrapped):
     """A session that gives the brightness and the sharpness of its input as outputs of their own."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
-        self.input, self.outputs = session.input, (*session.outputs, BRIGHTNESS, SHARPNESS)
-        self.metadata, self.workers, self.batch_size = session.metadata, session.workers, session.batch_size
+        super().__init__(session, (*session.outputs, BRIGHTNESS, SHARPNESS))
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         names = outputs or self.outputs

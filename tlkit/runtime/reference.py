@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.data.dataset import Sample
-from tlkit.errors import TlkitError
+from tlkit.errors import DataError, TlkitError
+from tlkit.evaluation.evaluate import run_samples
 from tlkit.model import reference_images
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import FEATURES, Progress
@@ -59,12 +60,8 @@ def training_images(model: Model, progress: Progress) -> Reference | None:
     except TlkitError:
         return None
     samples = reference_images.spread(dataset.of("train"), MAX_TRAINING)
-    kept, parts, remaining = list[Sample](), list[NDArray[np.float32]](), iter(samples)
-    tick = progress("training images", len(samples))
-    for batch in model.stream([sample.path for sample in samples], [FEATURES]):
-        kept += [sample for image, sample in zip(batch.images, remaining, strict=False) if image.reason is None]
-        parts += [batch.arrays[FEATURES]] if batch.arrays else []
-        tick(len(batch.images))
-    if not kept:
+    try:
+        outputs = run_samples(model, samples, progress("training images", len(samples)), [FEATURES])
+    except DataError:  # none of them is readable any more
         return None
-    return Reference(tuple(kept), unit(np.concatenate(parts)))
+    return Reference(outputs.samples, unit(outputs.arrays[FEATURES]))

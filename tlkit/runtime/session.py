@@ -105,26 +105,33 @@ class OnnxSession(Session):
         self._bound = None
 
 
-class HeadSession(Session):
+class Wrapped(Session):
+    """A session on another one, whose input, metadata and runtime config it has; `outputs` are its own, if any."""
+
+    def __init__(self, session: Session, outputs: Sequence[str] = ()) -> None:
+        self._session = session
+        self.input, self.outputs, self.metadata = session.input, tuple(outputs or session.outputs), session.metadata
+        self.workers, self.batch_size = session.workers, session.batch_size
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class HeadSession(Wrapped):
     """One head of a graph with several; computes only that head's outputs, under their usual names."""
 
     def __init__(self, session: Session, head: str) -> None:
-        self.metadata = select_head(session.metadata, head)
-        self._session = session
         # Of each output, the name that it has in the graph.
         own = head_output(head, "")
         theirs = [name for name in session.outputs if name.startswith(own)]
         self.names = {FEATURES: FEATURES, **{name.removeprefix(own): name for name in theirs}}
-        self.input, self.outputs = session.input, tuple(self.names)
-        self.workers, self.batch_size = session.workers, session.batch_size
+        super().__init__(session, tuple(self.names))
+        self.metadata = select_head(session.metadata, head)
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         names = list(outputs or self.outputs)
         arrays = self._session.run(array, [self.names[name] for name in names])
         return {name: arrays[self.names[name]] for name in names}
-
-    def close(self) -> None:
-        self._session.close()
 
 
 def head_output(head: str, output: str) -> str:

@@ -10,22 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.plugin.contract import Session
-from tlkit.runtime.session import OnnxSession
+from tlkit.runtime.session import OnnxSession, Wrapped
 
 SPIN = 200  # microseconds: of the time of two cores that spinning for longer takes from others, it gains nothing
 LARGEST = 2**28  # bytes of a graph; beyond it, the memory of a second session is worth more than its speed
 
 
-class AdaptiveSession(Session):
+class AdaptiveSession(Wrapped):
     """A session with a core per call, and one with all cores for a single image while nothing else runs.
 
     A call is taken to be alone if the one before it was: under load, calls overlap.
     """
 
     def __init__(self, shared: Session, alone: Session) -> None:
-        self._shared, self._alone = shared, alone
-        self.input, self.outputs, self.metadata = shared.input, shared.outputs, shared.metadata
-        self.workers, self.batch_size = shared.workers, shared.batch_size
+        super().__init__(shared)
+        self._alone = alone
         self._lock = threading.Lock()
         self._running = 0
         self._quiet = True  # whether no two calls ran at once since the last time that none did
@@ -35,7 +34,7 @@ class AdaptiveSession(Session):
         with self._lock:
             self._running += 1
             self._overlapped |= self._running > 1
-            session = self._alone if self._running == 1 and self._quiet and len(array) == 1 else self._shared
+            session = self._alone if self._running == 1 and self._quiet and len(array) == 1 else self._session
         try:
             return session.run(array, outputs)
         finally:
@@ -45,8 +44,8 @@ class AdaptiveSession(Session):
                     self._quiet, self._overlapped = not self._overlapped, False
 
     def close(self) -> None:
-        for session in (self._shared, self._alone):
-            session.close()
+        super().close()
+        self._alone.close()
 
 
 def adapted(session: Session, images: NDArray[np.uint8]) -> Session:

@@ -19,7 +19,7 @@ from tlkit.model.exports import MANIFEST, TARGET, Exports
 from tlkit.model.reference_images import golden_pixels
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES, Session
 from tlkit.runtime.model import Model
-from tlkit.runtime.session import OnnxSession, head_output, load_graph, on_disk
+from tlkit.runtime.session import OnnxSession, Wrapped, head_output, load_graph, on_disk
 from tlkit.serving.adaptive import adapted
 from tlkit.serving.models import ServedModel, Source, discover, prove
 from tlkit.serving.scheduler import Scheduler
@@ -29,18 +29,16 @@ Signature = tuple[object, ...]
 OpenGraph = Callable[[Path, str], Model]  # the graph "model" or "trunk" of a bundle's export
 
 
-class SharedTrunk(Session):
+class SharedTrunk(Wrapped):
     """One trunk and the heads of several bundles, whose outputs are named `head/output`; a batch may be for several."""
 
     def __init__(self, trunk: Session, heads: Mapping[str, Session]) -> None:
-        self._trunk, self._heads = trunk, heads
-        self.input, self.metadata = trunk.input, trunk.metadata
-        self.workers, self.batch_size = trunk.workers, trunk.batch_size
         own = [head_output(name, output) for name, head in heads.items() for output in head.outputs]
-        self.outputs = (FEATURES, *own)
+        super().__init__(trunk, (FEATURES, *own))
+        self._heads = heads
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
-        arrays = self._trunk.run(array, [FEATURES])
+        arrays = self._session.run(array, [FEATURES])
         names = list(outputs or self.outputs)
         for name, head in self._heads.items():
             own = head_output(name, "")
@@ -50,7 +48,7 @@ class SharedTrunk(Session):
         return arrays
 
     def close(self) -> None:
-        for session in (self._trunk, *self._heads.values()):
+        for session in (self._session, *self._heads.values()):
             session.close()
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tlkit.data.dataset import Sample
 from tlkit.data.scan import FileCounts
-from tlkit.errors import DataError, UsageError
+from tlkit.errors import UsageError
+from tlkit.evaluation.evaluate import run_samples
 from tlkit.graph import metadata
 from tlkit.pages.html import frame
 from tlkit.plugin.contract import FEATURES, PROBABILITIES, Progress, silent
@@ -26,6 +27,7 @@ from tlkit.util.files import atomic_file, check_own
 from tlkit.util.statistics import unit
 from tlkit.util.text import counted
 
+UNLABELED = -1  # the label of an image that has none
 SHOWN = 10  # suggestions that the text lists
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # names may be any bytes
 UNCERTAIN = 0.25  # share of the images that are called uncertain
@@ -116,36 +118,39 @@ def suggest(model: Model, files: Sequence[Path], count: int, progress: Progress 
 
     They are compared with the images that the model was trained on as well, if these are on this machine.
     """
-    seen = _pass_over(model, files, progress)
+    outputs = [FEATURES, PROBABILITIES, *({NOVELTY} & {*model.session.outputs})]
+    samples = [Sample(file, str(file), UNLABELED, "") for file in files]
+    seen = run_samples(model, samples, progress("images", len(files)), outputs)
+    probabilities, novelties = seen.arrays[PROBABILITIES], seen.arrays.get(NOVELTY)
     reference = training_images(model, progress)
-    features = unit(seen.features)
-    margin = margins(seen.probabilities, model.session.metadata.get(metadata.ACTIVATION, metadata.SOFTMAX))
+    features = unit(seen.arrays[FEATURES])
+    margin = margins(probabilities, model.session.metadata.get(metadata.ACTIVATION, metadata.SOFTMAX))
     limit = model.novelty_threshold
-    unknown = None if limit is None or seen.novelty is None else seen.novelty > limit
+    unknown = None if limit is None or novelties is None else novelties > limit
     nearest = None if reference is None else reference.distances(features)
     chosen = choose(features, uncertainty(margin, unknown), nearest, count)
-    order = np.argsort(-seen.probabilities[chosen.rows], axis=1, kind="stable")
+    order = np.argsort(-probabilities[chosen.rows], axis=1, kind="stable")
     found = []
     for number, row in enumerate(chosen.rows.tolist()):
         first, second = order[number, 0], order[number, min(1, order.shape[1] - 1)]
         each = Suggestion(
-            path=seen.files[row],
+            path=seen.samples[row].path,
             why="",
             predicted=model.labels[first],
-            probability=float(seen.probabilities[row, first]),
+            probability=float(probabilities[row, first]),
             second=model.labels[second],
             margin=float(margin[row]),
-            novelty=None if seen.novelty is None else float(seen.novelty[row]),
+            novelty=None if novelties is None else float(novelties[row]),
             distance=float(chosen.distances[number]),
             similar=int(chosen.similar[number]),
         )
         is_unknown = unknown is not None and bool(unknown[row])
         less_sure = float((margin < margin[row]).mean())
-        found.append(replace(each, why=_why(each, is_unknown, less_sure, float(seen.probabilities[row, second]))))
+        found.append(replace(each, why=_why(each, is_unknown, less_sure, float(probabilities[row, second]))))
     result = Suggestions(
         model=model.name,
         suggestions=tuple(found),
-        images=len(seen.files),
+        images=len(seen.samples),
         compared=0 if reference is None else len(reference.samples),
         rejected=seen.rejected,
         skipped={},
@@ -163,38 +168,6 @@ def _why(each: Suggestion, unknown: bool, less_sure: float, runner_up: float) ->
         reason = f"far from what is labelled or listed above it (distance {each.distance:.2f})"
     more = each.similar - 1
     return f"{reason}; stands for {counted(more, 'similar image')}" if more else reason
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """The readable images row by row: what the model gives for each; and the rejected ones, path to reason."""
-
-    files: list[Path]
-    features: NDArray[np.float32]
-    probabilities: NDArray[np.float32]
-    novelty: NDArray[np.float32] | None
-    rejected: dict[str, str]
-
-
-def _pass_over(model: Model, files: Sequence[Path], progress: Progress) -> _Seen:
-    names = [name for name in (FEATURES, PROBABILITIES, NOVELTY) if name != NOVELTY or name in model.session.outputs]
-    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-    kept, rejected, remaining = list[Path](), dict[str, str](), iter(files)
-    tick = progress("images", len(files))
-    for batch in model.stream(files, names):
-        for image, file in zip(batch.images, remaining, strict=False):
-            if image.reason is None:
-                kept.append(file)
-            else:
-                rejected[str(file)] = image.reason
-        for name in names if batch.arrays else ():
-            parts[name].append(batch.arrays[name])
-        tick(len(batch.images))
-    if not kept:
-        name, reason = next(iter(rejected.items()))
-        raise DataError(f"no image can be read; the first: {reason}", file=name)
-    arrays = {name: np.concatenate(each) for name, each in parts.items()}
-    return _Seen(kept, arrays[FEATURES], arrays[PROBABILITIES], arrays.get(NOVELTY), rejected)
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -183,11 +183,13 @@ def atomic_dir(path: Path, *, replace: Callable[[Path], object] | None = None) -
 
 
 @contextmanager
-def temporary_dir() -> Iterator[Path]:
-    """Yield a directory among the system's temporary files; what killed processes left of theirs is removed."""
-    place = Path(tempfile.gettempdir())
-    sweep(place)
-    made = Path(tempfile.mkdtemp(dir=place, prefix=prefix(place / "tlkit"), suffix=PART))
+def temporary_dir(folder: Path | None = None) -> Iterator[Path]:
+    """Yield a directory in a folder, or among the system's temporary files; what killed processes left is removed."""
+    place = folder or Path(tempfile.gettempdir())
+    with translate_os_errors(place):
+        place.mkdir(parents=True, exist_ok=True)
+        sweep(place)
+        made = Path(tempfile.mkdtemp(dir=place, prefix=prefix(place / "tlkit"), suffix=PART))
     try:
         with held(made):
             yield made

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlkit.errors import ResourceError
+from tlkit.errors import require
 from tlkit.util.files import check_own
 
 if TYPE_CHECKING:
@@ -16,9 +15,7 @@ if TYPE_CHECKING:
 
 def require_pyarrow(file: Path | str) -> None:
     """Raise a ResourceError that names the command to install pyarrow, if it is missing."""
-    if find_spec("pyarrow") is None:
-        what = "reading and writing Parquet needs pyarrow"
-        raise ResourceError(what, file=file, do='run: pip install "tlkit[parquet]"')
+    require("pyarrow", "reading and writing Parquet", file)
 
 
 def check_parquet(path: Path, key: str) -> None:

@@ -87,14 +87,7 @@ class TrainedSession(Session):
     def __init__(self, modules: TrainedModules) -> None:
         self._modules, record = modules, modules.bundle.record
         self.outputs = (FEATURES, LOGITS, *record.scores, PROBABILITIES)
-        self.metadata = metadata.GraphMetadata(
-            preprocessing=record.preprocessing,
-            labels=record.labels,
-            bundle=modules.bundle.digest,
-            activation=record.activation,
-            novelty=record.novelty.get("threshold"),
-            coverage=record.coverage.get("thresholds", ""),
-        ).to_props()
+        self.metadata = metadata.GraphMetadata.of(modules.bundle).to_props()
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         got = self._modules.run(array)

@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from tlkit.cli.export.targets import ProfileType, TargetFlags, check_combination
-from tlkit.cli.options import FilePath, Number, json_option, set_option
-from tlkit.cli.output import note, progress_bars, show, wrote
+from tlkit.cli.options import FilePath, Number, shared
+from tlkit.cli.output import done, note, progress_bars
 from tlkit.util.text import quoted
 
 
-@click.command(cls=TargetFlags, short_help="Export a bundle to graphs for deployment, each checked on real images.")
+@click.command(cls=TargetFlags)
 @click.argument("bundles", type=FilePath, nargs=-1, required=True, metavar="BUNDLE...")
 @click.option("--triton", type=FilePath, metavar="DIRECTORY", help="Write a Triton model repository of ONNX graphs.")
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Any installed target; repeatable.")
@@ -36,9 +36,9 @@ from tlkit.util.text import quoted
 @click.option("-o", "--out", type=FilePath, help="Folder for --shared-trunk; an earlier one is replaced.")
 @click.option("--profile", type=ProfileType(), metavar="MIN,OPT,MAX", help="Batch sizes that engines are built for.")
 @click.option("--gpu", metavar="SM,...", help="Compute capabilities to build for, as in sm86,sm89: target.gpu.")
-@set_option
+@shared("set")
 @click.option("--data", type=FilePath, help="Images to check on, labelled as those in training; default: the latter.")
-@json_option
+@shared("json")
 def command(bundles: tuple[Path, ...], triton: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
     """Export BUNDLE as graphs for deployment, each checked on real images.
 
@@ -75,6 +75,5 @@ def command(bundles: tuple[Path, ...], triton: Path | None, out: Path | None, as
             result = api.export(bundles[0], *options.pop("targets"), **common, **options)
             then = f"tlkit predict {quoted(result.folders[-1])} IMAGE..."
             then = f"tlkit verify {quoted(bundles[0])}" if result.golden else then
-    show({**result.to_json(), "next": then}, result, as_json)
     note("wrote", map(str, result.folders[:-1]))
-    wrote(result.folders[-1], then=then)
+    done(result, as_json, then=then, out=result.folders[-1])

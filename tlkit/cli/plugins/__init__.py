@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlkit.cli import Verbs, output
-from tlkit.cli.options import json_option
+from tlkit.cli.options import shared
 from tlkit.plugin import kinds
 from tlkit.plugin.discovery import provenance
 from tlkit.util.text import listed
@@ -27,7 +27,7 @@ SHOWN = 12  # components of one kind and plugin; a library of networks may have 
 
 
 @click.command(cls=Verbs, package=__name__, verbs=COMMANDS, invoke_without_command=True)
-@json_option
+@shared("json")
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:
     """List plugins, where they came from, and their components.

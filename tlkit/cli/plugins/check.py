@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tlkit.cli.options import complete_names, json_option, set_option
+from tlkit.cli.options import complete_names, shared
 from tlkit.cli.output import progress_bars, show, wrote
 from tlkit.cli.plugins import KINDS
 from tlkit.errors import GateError
@@ -19,8 +19,7 @@ from tlkit.errors import GateError
 @click.option(
     "--pretrained", is_flag=True, help="Check backbones with their pretrained weights, which may be downloaded."
 )
-@set_option
-@json_option
+@shared("set", "json")
 def command(name: str, as_json: bool, **how: Any) -> None:
     """Check that components keep the contract; each check passes, fails, is exempt with a reason, or is skipped.
 

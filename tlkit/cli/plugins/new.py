@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tlkit.cli.options import FilePath, json_option
+from tlkit.cli.options import FilePath, shared
 from tlkit.cli.output import show, wrote
 from tlkit.cli.plugins import KINDS
 from tlkit.errors import UsageError
@@ -17,7 +17,7 @@ from tlkit.util.text import quoted
 @click.argument("name")
 @click.option("--kind", type=click.Choice(KINDS), required=True, help="Kind of the new plugin's component.")
 @click.option("-o", "--out", type=FilePath, help="Folder to write, NAME by default; must not exist yet.")
-@json_option
+@shared("json")
 def command(name: str, kind: str, out: Path | None, as_json: bool) -> None:
     """Start a plugin: a package with code, a test and a README that passes its checks as it stands.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from tlkit.cli.options import complete_names, json_option
+from tlkit.cli.options import complete_names, shared
 from tlkit.cli.output import show, wrote
 from tlkit.cli.plugins import KINDS
 
@@ -12,7 +12,7 @@ from tlkit.cli.plugins import KINDS
 @click.command()
 @click.argument("name", shell_complete=complete_names)
 @click.option("--kind", type=click.Choice(KINDS), help="Only components of this kind.")
-@json_option
+@shared("json")
 def command(name: str, kind: str | None, as_json: bool) -> None:
     """Show the options of a component (type, default, choices, help), and for a backbone weights and preprocessing.
 
