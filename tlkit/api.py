@@ -6,7 +6,6 @@ Progress goes to a callable, by default to bars; warnings are `TlkitWarning`s, p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -279,7 +278,7 @@ def evaluate(
 
     images, _ = places.labeled_images(source, options or {})
     with shown(progress) as bars:
-        return evaluate(_model(model, "model"), images, split=split, progress=bars)
+        return evaluate(resolve.opened(model), images, split=split, progress=bars)
 
 
 def benchmark(
@@ -330,7 +329,3 @@ def diagnose() -> Diagnosis:
     plugins = resolve.load_plugins()
     targets = {name: plugins.get("target", name).missing() for name in plugins.names("target")}
     return replace(diagnose(), targets=targets, plugins=plugins.warnings)
-
-
-def _model(model: Model | StrPath, graph: str) -> Model:
-    return load(model, graph=graph) if isinstance(model, str | os.PathLike) else model

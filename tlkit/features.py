@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit import places, resolve
-from tlkit.api import load
 from tlkit.errors import UsageError
 from tlkit.progress import shown
 from tlkit.resolve import StrPath
@@ -143,7 +142,7 @@ def search(
         if found.job is None:
             raise UsageError("a file does not say which graph made it", file=found.place, do="name it with --model")
         model = found.job.graph
-    opened = load(model, graph="trunk") if isinstance(model, str | os.PathLike) else model
+    opened = resolve.opened(model, "trunk")
     found.check_model(provenance(opened), opened.file)
     files = resolve.image_files(queries).files
     nearest: FeatureSet | ApproximateSearch = ApproximateSearch(found) if approximate else found

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tlkit import defaults, resolve
+from tlkit import resolve
 from tlkit.errors import UsageError
 from tlkit.progress import shown
 from tlkit.resolve import CPU, StrPath
@@ -49,8 +48,10 @@ def report(
         check(place)
         predictions.check(predictions.beside(place))
     with claim(place), shown(progress) as bars:
-        other = None if against is None else _model(against)
-        found = report(_model(model), local_path(source), against=other, split=split, pictures=pictures, progress=bars)
+        other = None if against is None else resolve.opened(against)
+        found = report(
+            resolve.opened(model), local_path(source), against=other, split=split, pictures=pictures, progress=bars
+        )
         if place is not None and found.save(place) is None:
             resolve.warn('predictions.parquet needs pyarrow, and is not written; run: pip install "tlkit[parquet]"')
     return found
@@ -85,7 +86,7 @@ def look(
     trained, folder = resolve.trained_modules(bundle), resolve.optional_path(data)
     known = folder is not None or source(trained.bundle) is not None
     samples = spread(dataset(trained.bundle, folder)[1].samples, images) if known else []
-    with _model(bundle) as model, claim(place), shown(progress) as bars:
+    with resolve.opened(bundle) as model, claim(place), shown(progress) as bars:
         found = look(model, *trained.maps_graph(), local_path(image), samples, channels, bars)
         if place is not None:
             found.save(place)
@@ -117,7 +118,7 @@ def card(
     found = None
     with claim(place, inside=place is not None and place.is_dir()), shown(progress) as bars:
         if data is not None:
-            with _model(bundle) as model:
+            with resolve.opened(bundle) as model:
                 found = report(model, local_path(data), split=split, pictures=False, progress=bars)
         with reading_fields(opened.root):
             made = card(opened, found)
@@ -152,7 +153,7 @@ def suggest(
             refuse(file)
     found = resolve.image_files(images)
     with claim(place), shown(progress) as bars:
-        result = replace(suggest(_model(model), found.files, count, bars), skipped=found.skipped)
+        result = replace(suggest(resolve.opened(model), found.files, count, bars), skipped=found.skipped)
         if place is not None:
             result.save(place)
         if page is not None:
@@ -165,13 +166,3 @@ def inspect(path: StrPath) -> Inspection:
     from tlkit.inspection import inspect
 
     return inspect(local_path(path), resolve.opener(CPU, allow_cpu=False, trust=False))
-
-
-def _model(model: Model | StrPath) -> Model:
-    """Return a model, opened if it is a bundle or a graph."""
-    if not isinstance(model, str | os.PathLike):
-        return model
-    opener = resolve.opener(CPU, allow_cpu=False, trust=False)
-    return resolve.open_model(
-        local_path(model), "model", defaults.DEFAULT_TARGET, "fp32", head=None, workers=None, opener=opener
-    )

@@ -266,6 +266,14 @@ def open_model(
     return opener.on_device(lambda device: Model.open(file, graph=graph, workers=workers, head=head, device=device))
 
 
+def opened(model: Model | StrPath, graph: str = "model") -> Model:
+    """Return a model, opened on the CPU if it is a bundle or a graph."""
+    if not isinstance(model, str | os.PathLike):
+        return model
+    on = opener(CPU, allow_cpu=False, trust=False)
+    return open_model(local_path(model), graph, defaults.DEFAULT_TARGET, "fp32", head=None, workers=None, opener=on)
+
+
 def trained_modules(bundle: StrPath) -> TrainedModules:
     """Return the modules of a bundle, which are built when they are needed."""
     from tlkit.verification.trained import TrainedModules

@@ -22,7 +22,9 @@ def props(graph):
 
 
 def test_preprocessing_and_labels_come_back_exactly():
-    written = GraphMetadata(preprocessing=PREPROCESSING, labels=("a", "b"), bundle="0" * 64, cut="third").to_props()
+    written = GraphMetadata(
+        preprocessing=PREPROCESSING, head=HeadMetadata(("a", "b"), "0" * 64), cut="third"
+    ).to_props()
     assert read_metadata(written, FILE) == (PREPROCESSING, ("a", "b"))
     assert written[BUNDLE] == "0" * 64
     assert "tlkit.head" not in written
@@ -40,7 +42,7 @@ def test_writing_replaces_earlier_metadata():
 @pytest.mark.parametrize("key", ["tlkit.preprocessing", "tlkit.labels"])
 @pytest.mark.parametrize("value", [None, "", "{", "3"])
 def test_invalid_metadata_is_an_error_that_names_the_file(key, value):
-    written = GraphMetadata(preprocessing=PREPROCESSING, labels=("a",)).to_props()
+    written = GraphMetadata(preprocessing=PREPROCESSING, head=HeadMetadata(("a",))).to_props()
     damaged = {name: text for name, text in written.items() if name != key} | ({} if value is None else {key: value})
     with pytest.raises(ArtifactError, match=r"model\.onnx: the metadata of the graph is invalid"):
         read_metadata(damaged, FILE)

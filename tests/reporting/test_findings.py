@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def found(seen, **more):
         "pairs": pairs(seen, metrics.confusion),
         "nearest_mean": None,
     }
-    return findings(seen, metrics, LABELS, **facts | more)
+    return findings(SimpleNamespace(images=seen, metrics=metrics, labels=LABELS, **facts | more))
 
 
 def test_without_a_fault_nothing_stands_out():

@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tlkit.errors import ArtifactError, UsageError
+from tlkit.errors import UsageError
+from tlkit.graph.metadata import reading
 from tlkit.util.schema import parse_json, read_as
 from tlkit.util.statistics import wilson
+from tlkit.util.text import span
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99)
 SHOWN = (0.8, 0.9, 0.95)  # of the levels
@@ -43,15 +45,12 @@ class Thresholds:
     @classmethod
     def from_json(cls, text: str, classes: int, file: Path | None = None) -> Thresholds:
         """Return thresholds that a graph of so many classes stores. Raises ArtifactError if they are invalid."""
-        try:
+        with reading(file):
             found: Thresholds = read_as(cls, parse_json(text), "coverage")
             if {len(each) for each in (found.pooled, *found.classes.values())} != {len(found.levels)}:
                 raise ValueError("coverage has not one threshold for each level")
             if not {*found.classes} <= {str(number) for number in range(classes)}:
                 raise ValueError("coverage names a class that does not exist")
-        except ValueError as error:
-            what = f"the metadata of the graph is invalid: {error}"
-            raise ArtifactError(what, file=file, do="export it again") from error
         return found
 
     def sets(self, probabilities: NDArray[np.float32], coverage: float) -> NDArray[np.bool_]:
@@ -82,8 +81,7 @@ class Achieved:
     images: int
 
     def __str__(self) -> str:
-        low, high = self.interval
-        share = f"{self.achieved:.1%} (95 %: {low:.1%} to {high:.1%})"
+        share = f"{self.achieved:.1%} (95 %: {span(self.interval)})"
         return (
             f"sets for a coverage of {self.coverage:.0%} hold the right label for {share}, {self.set_size:.2f} labels"
         )

@@ -31,6 +31,7 @@ from tlkit.runtime.model import Model
 from tlkit.runtime.session import OnnxSession, load_graph, on_disk
 from tlkit.util.resources import cores
 from tlkit.util.statistics import wilson
+from tlkit.util.text import span
 from tlkit.verification.parity import TOLERANCES, compare
 from tlkit.verification.trained import TrainedModules
 
@@ -52,9 +53,8 @@ class CandidateResult:
     in_tolerance: bool = True  # whether the features are within the tolerance of the precision
 
     def __str__(self) -> str:
-        low, high = self.interval
         text = f"accuracy {self.accuracy:.1%}, drop {self.drop:.2f} percentage points ({self.pairs.lost} images lost, "
-        text += f"{self.pairs.gained} gained), label agreement {self.agreement:.1%} (95 %: {low:.1%} to {high:.1%})"
+        text += f"{self.pairs.gained} gained), label agreement {self.agreement:.1%} (95 %: {span(self.interval)})"
         if self.lost_class is not None:
             text += f", class {self.lost_class} lost"
         return text + ("" if self.in_tolerance else ", features out of tolerance")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,11 +33,15 @@ NOVELTY = PREFIX + "novelty"  # the threshold from which on an image is unknown
 
 
 class HeadMetadata(NamedTuple):
-    """One head of a graph with several: its labels, the digest of its bundle, its name and activation."""
+    """The head of a graph: its labels in the order of the logits, the digest of its bundle, its name and activation.
 
-    labels: tuple[str, ...]
-    bundle: str
-    head: str
+    `novelty` is the threshold of the score of that name, if there is one; `coverage` thresholds of sets of labels, as
+    JSON.
+    """
+
+    labels: tuple[str, ...] = ()
+    bundle: str = ""
+    head: str = ""
     activation: str = SOFTMAX
     novelty: float | None = None
     coverage: str = ""
@@ -48,50 +53,41 @@ class HeadMetadata(NamedTuple):
         novelty, coverage = record.novelty.get("threshold"), record.coverage.get("thresholds", "")
         return cls(record.labels, bundle.digest, record.head.name, record.activation, novelty, coverage)
 
+    def to_props(self) -> dict[str, str]:
+        """Return it as the strings that a graph stores, without those that are empty. Nor is softmax written."""
+        props = {LABELS: labels_json(self.labels), BUNDLE: self.bundle, HEAD: self.head, COVERAGE: self.coverage}
+        props[ACTIVATION] = "" if self.activation == SOFTMAX else self.activation
+        props[NOVELTY] = "" if self.novelty is None else json.dumps(self.novelty)
+        return {name: value for name, value in props.items() if value}
+
+
+NO_HEAD = HeadMetadata()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphMetadata:
-    """Everything that is needed to use a graph; empty fields are not written, except labels. Nor is softmax.
-
-    Labels are in the order of the logits; a trunk alone, or a graph with several heads, has none of its own.
-    """
+    """Everything that is needed to use a graph; a trunk alone, or a graph with several heads, has no `head`."""
 
     preprocessing: Preprocessing
-    labels: tuple[str, ...] = ()
-    bundle: str = ""  # digest of the bundle that it was exported from
+    head: HeadMetadata = NO_HEAD
     backbone: str = ""
     cut: str = ""
-    head: str = ""
     head_from: str = ""  # "bundle", or "export" if the head was refitted
     precision: str = ""
-    activation: str = SOFTMAX
-    novelty: float | None = None  # threshold of the score of that name, if there is one
-    coverage: str = ""  # thresholds of sets of labels, as JSON
     heads: Mapping[str, HeadMetadata] = field(default_factory=dict)
 
     @classmethod
     def of(cls, bundle: Bundle, precision: str = "", head_from: str = "") -> GraphMetadata:
         """Return that of a graph of a bundle."""
-        record, head = bundle.record, HeadMetadata.of(bundle)._asdict()
-        preprocessing, backbone, cut = record.preprocessing, record.backbone.name, record.cut
-        more = {"precision": precision, "head_from": head_from}
-        return cls(preprocessing=preprocessing, backbone=backbone, cut=cut, **more, **head)
+        record, more = bundle.record, {"precision": precision, "head_from": head_from}
+        named = {"backbone": record.backbone.name, "cut": record.cut, **more}
+        return cls(preprocessing=record.preprocessing, head=HeadMetadata.of(bundle), **named)
 
     def to_props(self) -> dict[str, str]:
         """Return the metadata as the strings that a graph stores."""
-        props = {
-            PREPROCESSING: preprocessing_json(self.preprocessing),
-            LABELS: labels_json(self.labels),
-            VERSION: __version__,
-        }
-        names = ("bundle", "backbone", "cut", "head", "head_from", "precision")
+        props = {PREPROCESSING: preprocessing_json(self.preprocessing), VERSION: __version__, **self.head.to_props()}
+        names = ("backbone", "cut", "head_from", "precision")
         props |= {PREFIX + name: value for name in names if (value := getattr(self, name))}
-        if self.activation != SOFTMAX:
-            props[ACTIVATION] = self.activation
-        if self.novelty is not None:
-            props[NOVELTY] = json.dumps(self.novelty)
-        if self.coverage:
-            props[COVERAGE] = self.coverage
         if self.heads:
             props[HEADS] = json.dumps({name: head._asdict() for name, head in self.heads.items()})
         return props
@@ -102,16 +98,23 @@ class GraphMetadata:
         graph.producer_name, graph.producer_version = "tlkit", __version__
 
 
+@contextmanager
+def reading(file: Path | None) -> Iterator[None]:
+    """Raise what is missing or invalid in the metadata of a graph as an ArtifactError."""
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        what = f"the metadata of the graph is invalid: {type(error).__name__}: {error}"
+        raise ArtifactError(what, file=file, do="export it again") from error
+
+
 def read_metadata(props: Mapping[str, str], file: Path) -> tuple[Preprocessing, tuple[str, ...]]:
     """Return the preprocessing and the labels of a graph. Raises ArtifactError if they are missing or invalid."""
-    try:
+    with reading(file):
         preprocessing: Preprocessing = read_as(Preprocessing, parse_json(props[PREPROCESSING]), PREPROCESSING)
         labels: tuple[str, ...] = read_as(tuple[str, ...], parse_json(props[LABELS]), LABELS)
         if (activation := props.get(ACTIVATION, SOFTMAX)) not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
-    except (KeyError, ValueError) as error:
-        what = f"the metadata of the graph is invalid: {type(error).__name__}: {error}"
-        raise ArtifactError(what, file=file, do="export it again") from error
     _heads(props, file)
     return preprocessing, labels
 
@@ -135,12 +138,8 @@ def novelty_threshold(props: Mapping[str, str], file: Path | None = None) -> flo
     """Return the novelty from which on an image is unknown; None if the graph has no such score."""
     if NOVELTY not in props:
         return None
-    try:
+    with reading(file):
         threshold: float = read_as(float, parse_json(props[NOVELTY]), NOVELTY)
-    except ValueError as error:
-        raise ArtifactError(
-            f"the metadata of the graph is invalid: {error}", file=file, do="export it again"
-        ) from error
     return threshold
 
 
@@ -168,19 +167,11 @@ def select_head(props: Mapping[str, str], head: str) -> dict[str, str]:
     heads = _heads(props)
     if head not in heads:
         raise UsageError(f"there is no head {head!r}", do=f"choose one of {', '.join(heads)}")
-    own = heads[head]
-    shared = {key: value for key, value in props.items() if key != HEADS}
-    known = {**shared, LABELS: labels_json(own.labels), BUNDLE: own.bundle, HEAD: own.head}
-    known |= {} if own.activation == SOFTMAX else {ACTIVATION: own.activation}
-    known |= {COVERAGE: own.coverage} if own.coverage else {}
-    return known if own.novelty is None else {**known, NOVELTY: json.dumps(own.novelty)}
+    return {**{key: value for key, value in props.items() if key != HEADS}, **heads[head].to_props()}
 
 
 def _heads(props: Mapping[str, str], file: Path | None = None) -> dict[str, HeadMetadata]:
     """Return the heads of a graph with several; raises ArtifactError where they are invalid."""
-    try:
+    with reading(file):
         heads: dict[str, HeadMetadata] = read_as(dict[str, HeadMetadata], parse_json(props.get(HEADS, "{}")), HEADS)
-    except ValueError as error:
-        what = f"the metadata of the graph is invalid: {error}"
-        raise ArtifactError(what, file=file, do="export it again") from error
     return heads

@@ -33,7 +33,6 @@ from tlkit.version import __version__
 
 OPSET = 20
 IR_VERSION = 9  # the least that this opset needs; what older runtimes can read
-MAP = "map"
 LARGEST = 2**31 - 2**26  # bytes of weights in one file; protobuf ends at 2 GiB, with the head and the rest
 
 

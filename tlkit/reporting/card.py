@@ -20,7 +20,7 @@ from tlkit.reporting import figures
 from tlkit.reporting.confusions import ordered
 from tlkit.reporting.run import Report
 from tlkit.util.files import atomic_file, check_own
-from tlkit.util.text import counted, listed
+from tlkit.util.text import counted, listed, span
 
 FILE, PICTURES = "README.md", "card"
 MARK = re.compile(r"\n<!-- tlkit card ([0-9a-f]{64}) -->\n")
@@ -186,15 +186,15 @@ def _results(metrics: Mapping[str, Metrics], report: Report | None) -> Iterator[
     yield "## Results"
     rows = []
     for place, each in metrics.items():
-        accuracy = f"{each.accuracy:.1%} ({_interval(each.interval)})"
-        balanced = f"{each.balanced_accuracy:.1%} ({_interval(each.balanced_interval)})"
+        accuracy = f"{each.accuracy:.1%} ({span(each.interval)})"
+        balanced = f"{each.balanced_accuracy:.1%} ({span(each.balanced_interval)})"
         others = [f"{each.macro_f1:.3f}", f"{each.ece:.3f}", f"{each.majority:.1%}"]
         rows.append([_text(place), f"{each.images:,}", accuracy, balanced, *others])
     columns = ["images of", "number", "accuracy (95 %)", "balanced accuracy (95 %)", "macro-F1"]
     yield _table([*columns, "calibration error", "most frequent class"], rows)
     if report is not None and report.coverage:
         sets = [
-            [f"{e.coverage:.0%}", f"{e.achieved:.1%} ({_interval(e.interval)})", f"{e.set_size:.2f}"]
+            [f"{e.coverage:.0%}", f"{e.achieved:.1%} ({span(e.interval)})", f"{e.set_size:.2f}"]
             for e in report.coverage
         ]
         yield "Sets of labels (split conformal prediction):"
@@ -251,10 +251,6 @@ def _pictures(bundle: Bundle, metrics: Metrics, report: Report | None) -> dict[s
 def _titles(pictures: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     titles = {"confusion": "Confusion matrix", "reliability": "Reliability", "coverage": "Accuracy against coverage"}
     yield from ((file, titles[Path(file).stem]) for file in pictures)
-
-
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:.1%} to {interval[1]:.1%}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tlkit.audit.fingerprints import Fingerprint
 from tlkit.audit.shortcuts import Shortcut, shortcuts
 from tlkit.evaluation.metrics import Metrics
-from tlkit.reporting.confusions import Pair
-from tlkit.reporting.doubts import Doubts
 from tlkit.reporting.images import Images
 from tlkit.reporting.selective import overconfidence
 from tlkit.reporting.slices import Slice
 from tlkit.util.text import counted
+
+if TYPE_CHECKING:
+    from tlkit.reporting.run import Report
 
 MAX_SLICES = 3
 MIN_DOUBTFUL = 0.01  # share of labels
@@ -42,21 +43,12 @@ def file_shortcuts(images: Images, labels: Sequence[str], seed: int = 0) -> list
     return shortcuts(files, images.truth, labels, seed)
 
 
-def findings(
-    images: Images,
-    metrics: Metrics,
-    labels: Sequence[str],
-    *,
-    trained_on: int | None,
-    doubts: Doubts | None,
-    slices: Sequence[Slice],
-    pairs: Sequence[Pair],
-    nearest_mean: float | None,
-) -> list[Finding]:
-    """Return all findings, the most urgent first."""
+def findings(report: Report) -> list[Finding]:
+    """Return all findings about the figures of a report, the most urgent first."""
+    images, metrics, labels, doubts = report.images, report.metrics, report.labels, report.doubts
     found: list[Finding] = []
-    if trained_on:
-        what = f"the model was trained on {trained_on} of these {metrics.images} images"
+    if report.trained_on:
+        what = f"the model was trained on {report.trained_on} of these {metrics.images} images"
         found.append(Finding("leakage", what, "measure on images that it has not seen"))
     if doubts is not None and doubts.doubtful >= max(2, MIN_DOUBTFUL * doubts.judged):
         share = f"{doubts.doubtful} of {doubts.judged} labels look wrong ({doubts.doubtful / doubts.judged:.1%})"
@@ -64,11 +56,11 @@ def findings(
     for shortcut in file_shortcuts(images, labels):
         do = "the model may look at that instead of the content: save all images in the same way, and train again"
         found.append(Finding("shortcut", f"possible shortcut: {shortcut}", do))
-    found += _weak(slices)
-    found += _against_baselines(metrics, nearest_mean)
+    found += _weak(report.slices)
+    found += _against_baselines(metrics, report.nearest_mean)
     found += _calibration(images, metrics)
-    if pairs and not found:
-        pair = pairs[0]
+    if report.pairs and not found:
+        pair = report.pairs[0]
         what = f"most often {labels[pair.true]} is predicted as {labels[pair.predicted]}: {pair.images} of {pair.of}"
         found.append(Finding("confusion", what, "add training images of the two, or look whether they differ at all"))
     return found

@@ -18,7 +18,7 @@ from tlkit.reporting.layouts import drawn, layouts
 from tlkit.runtime.evidence import LEFT_OUT, Evidence, overlay
 from tlkit.runtime.model import Model
 from tlkit.runtime.reference import Reference
-from tlkit.util.text import counted
+from tlkit.util.text import counted, span
 
 if TYPE_CHECKING:
     from tlkit.reporting.run import Report
@@ -65,10 +65,9 @@ def page(report: Report, model: Model, reference: Reference | None, pictures: bo
 
 def _verdict(report: Report) -> str:
     metrics = report.metrics
-    (low, high), (least, most) = metrics.interval, metrics.balanced_interval
     images = f"{counted(metrics.images, 'image')} of {counted(len(report.labels), 'class', 'classes')} ({report.split})"
     details = [
-        f"balanced accuracy {metrics.balanced_accuracy:.1%} (95 %: {least:.1%} to {most:.1%})",
+        f"balanced accuracy {metrics.balanced_accuracy:.1%} (95 %: {span(metrics.balanced_interval)})",
         f"macro-F1 {metrics.macro_f1:.3f}",
         f"expected calibration error {metrics.ece:.3f}, log loss {metrics.log_loss:.3f}",
         f"baselines: most frequent class {metrics.majority:.1%}, nearest class mean "
@@ -81,7 +80,7 @@ def _verdict(report: Report) -> str:
     urgent = any(each.kind != "confusion" for each in report.findings)
     return (
         f'<section class="verdict {"inconclusive" if urgent else ""}">'
-        f'<p class="what">Accuracy {metrics.accuracy:.1%} (95 %: {low:.1%} to {high:.1%}) on {images}</p>'
+        f'<p class="what">Accuracy {metrics.accuracy:.1%} (95 %: {span(metrics.interval)}) on {images}</p>'
         f"<ul>{listed}</ul>{found and f'<ul class={chr(34)}findings{chr(34)}>{found}</ul>'}"
         f"<p>What to do next: {text(report.next_step)}.</p></section>"
     )
@@ -158,15 +157,14 @@ def _confidence(report: Report) -> Iterator[str]:
     )
     rows = []
     for each in report.selective.thresholds:
-        low, high = each.reached
         known = each.confidence is not None
-        reached = [f"{each.confidence:.3f}", f"{each.coverage:.1%}", f"{low:.1%} to {high:.1%}"] if known else []
+        reached = [f"{each.confidence:.3f}", f"{each.coverage:.1%}", span(each.reached)] if known else []
         rows.append([f"{each.accuracy:.0%}", *(reached or ["none reaches it", "", ""])])
     columns = ["accuracy that is wished for", "accept from probability", "of the images", "95 % of the accuracy"]
     yield html.table(columns, rows)
     if report.coverage:
         sets = [
-            [f"{each.coverage:.0%}", f"{each.achieved:.1%}", _interval(each.interval), f"{each.set_size:.2f}"]
+            [f"{each.coverage:.0%}", f"{each.achieved:.1%}", span(each.interval), f"{each.set_size:.2f}"]
             for each in report.coverage
         ]
         yield "<h3>Sets of labels</h3>"
@@ -262,7 +260,3 @@ def _speed(report: Report) -> Iterator[str]:
         f"<p>{speed.latency_ms:.1f} ms for one image, {speed.images_per_second:.0f} images per second from files, "
         f"{speed.megabytes:.1f} MB. tlkit bench measures more.</p>"
     )
-
-
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:.1%} to {interval[1]:.1%}"

@@ -189,12 +189,7 @@ def report(
     metrics = score(images.probabilities, images.truth)
     reference = training_images(model, progress)
     wrong = mistakes(images)
-    doubted = doubts(images, wrong, len(model.labels))
     distances = None if reference is None else reference.distances(images.features)
-    found_slices = slices(images, model.labels, distances, _columns(source))
-    found_pairs = pairs(images, metrics.confusion)
-    known = None if model.bundle is None else count_trained_on(model.bundle, images.sha256)
-    nearest_mean = None if reference is None else reference.nearest_mean(images.features, images.truth)
     result = Report(
         model=model.name,
         source=source.name or "photos",
@@ -202,24 +197,13 @@ def report(
         labels=model.labels,
         images=images,
         metrics=metrics,
-        trained_on=known,
-        nearest_mean=nearest_mean,
-        findings=tuple(
-            findings(
-                images,
-                metrics,
-                model.labels,
-                trained_on=known,
-                doubts=doubted,
-                slices=found_slices,
-                pairs=found_pairs,
-                nearest_mean=nearest_mean,
-            )
-        ),
-        slices=tuple(found_slices),
-        pairs=tuple(found_pairs),
+        trained_on=None if model.bundle is None else count_trained_on(model.bundle, images.sha256),
+        nearest_mean=None if reference is None else reference.nearest_mean(images.features, images.truth),
+        findings=(),
+        slices=tuple(slices(images, model.labels, distances, _columns(source))),
+        pairs=tuple(pairs(images, metrics.confusion)),
         mistakes=tuple(wrong),
-        doubts=doubted,
+        doubts=doubts(images, wrong, len(model.labels)),
         selective=selective(images),
         coverage=_coverage(model, images),
         speed=_speed(model, images),
@@ -229,6 +213,7 @@ def report(
         other_splits=len(dataset.samples) - len(samples),
         facts={**model.session.metadata, metadata.LABELS: metadata.labels_json(model.labels)},
     )
+    result = replace(result, findings=tuple(findings(result)))
     return replace(result, page=page(result, model, reference, pictures))
 
 

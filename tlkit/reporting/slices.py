@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tlkit.reporting.images import BRIGHTNESS, SHARPNESS, Images
 from tlkit.util.statistics import difference_interval, wilson
-from tlkit.util.text import counted
+from tlkit.util.text import counted, span
 
 MIN_IMAGES = 10  # of a slice
 MAX_VALUES = 20  # of a column: those of more are no groups
@@ -42,9 +42,8 @@ class Slice:
         return self.high < 0
 
     def __str__(self) -> str:
-        low, high = self.interval
         share = f"{self.accuracy:.1%} of {counted(self.images, 'image')}"
-        return f"{self.name} {self.value}: {share} (95 %: {low:.1%} to {high:.1%})"
+        return f"{self.name} {self.value}: {share} (95 %: {span(self.interval)})"
 
 
 def slices(

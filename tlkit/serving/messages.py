@@ -59,17 +59,6 @@ RepositoryIndexRequest: repository_name string 1, ready bool 2
 ModelIndex: name string 1, version string 2, state string 3, reason string 4
 RepositoryIndexResponse: models *ModelIndex 1
 """
-_TYPES = {
-    "double": 1,
-    "float": 2,
-    "int64": 3,
-    "uint64": 4,
-    "int32": 5,
-    "bool": 8,
-    "string": 9,
-    "bytes": 12,
-    "uint32": 13,
-}
 _MESSAGE, _OPTIONAL, _REPEATED = 11, 1, 3
 
 
@@ -102,7 +91,7 @@ def _add(message: Any, name: str, kind: str, number: str) -> None:
         _add(entry, "key", "string", "1")
         _add(entry, "value", bare, "2")
         field.type, field.type_name = _MESSAGE, f".{PACKAGE}.{message.name}.{entry.name}"
-    elif bare in _TYPES:
-        field.type = _TYPES[bare]
+    elif bare.islower():
+        field.type = descriptor_pb2.FieldDescriptorProto.Type.Value(f"TYPE_{bare.upper()}")
     else:
         field.type, field.type_name = _MESSAGE, f".{PACKAGE}.{bare}"

@@ -24,6 +24,11 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def span(bounds: tuple[float, float], digits: int = 1) -> str:
+    """Return an interval of shares: "81.2% to 90.1%"."""
+    return " to ".join(f"{each:.{digits}%}" for each in bounds)
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that is most similar to a misspelled one; None if none is similar."""
     matches = difflib.get_close_matches(name, list(known), n=1)

@@ -9,6 +9,7 @@ from typing import Any
 from tlkit.evaluation.evaluate import ModelOutputs
 from tlkit.plugin.contract import FEATURES, LOGITS, PROBABILITIES
 from tlkit.util.statistics import wilson
+from tlkit.util.text import span
 from tlkit.verification.parity import Comparison, HeadOf, Tolerance, compared
 
 OUTPUTS = (FEATURES, LOGITS, PROBABILITIES)
@@ -39,15 +40,13 @@ class DatasetComparison:
 
     def lines(self, name: str) -> Iterator[str]:
         """Yield the figures for people; `name` is that of the export."""
-        figures, (low, high) = self.comparison, self.interval
+        figures, likely = self.comparison, span(self.interval, 2)
         yield f"{name}: {self.images} images against the trained modules: {'same' if self.passed else 'DIFFERS'}"
         yield (
             f"  lowest cosine {figures.cosine:.6f}, largest error of features {figures.feature_error:.3g} and of "
             f"logits {figures.logit_error:.3g}"
         )
-        yield (
-            f"  label agreement {figures.agreement:.2%} (95 %: {low:.2%} to {high:.2%}), flipped labels {figures.flips}"
-        )
+        yield (f"  label agreement {figures.agreement:.2%} (95 %: {likely}), flipped labels {figures.flips}")
         yield f"  accuracy {self.accuracy:.2%}, trained {self.trained_accuracy:.2%}: drop {self.drop:.2f} points"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -59,15 +59,18 @@ class Comparison:
 
     batch_size: int
     images: int
-    cosine: float | None  # the lowest over images, where there are features
-    feature_error: float | None  # the largest, relative
-    logit_error: float | None
-    head_error: float | None  # of the logits, relative, from what the head gives for the features beside them
-    probability_error: float | None  # the largest, from the softmax or sigmoid of its own logits
-    agreement: float | None  # share of images with the same label
     flips: int
     passed: bool
+    cosine: float | None = None  # the lowest over images, where there are features
+    feature_error: float | None = None  # the largest, relative
+    logit_error: float | None = None
+    head_error: float | None = None  # of the logits, relative, from what the head gives for the features beside them
     score_error: float | None = None  # of the head's scores, relative: from the head's own where `head_error` is known
+    probability_error: float | None = None  # the largest, from the softmax or sigmoid of its own logits
+    agreement: float | None = None  # share of images with the same label
+
+
+FIGURES = tuple(each.name for each in fields(Comparison)[4:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +91,7 @@ class Verdict:
     def summary(self) -> str:
         """Return the worst of each figure in one line."""
         parts = [f"{max(c.images for c in self.comparisons)} images"]
-        for name in (
-            "cosine",
-            "feature_error",
-            "logit_error",
-            "head_error",
-            "score_error",
-            "probability_error",
-            "agreement",
-        ):
+        for name in FIGURES:
             worst = max if name.endswith("error") else min
             if known := [value for c in self.comparisons if (value := getattr(c, name)) is not None]:
                 parts.append(f"{name.replace('_', ' ')} {worst(known):.6g}")
@@ -152,46 +147,37 @@ def compared(
     activation: str = "softmax",
 ) -> Comparison:
     """Compare the output of a session for so many images, at one batch size, with what is expected."""
-    cosine = feature_error = logit_error = head_error = probability_error = agreement = score_error = None
-    flips, scores = 0, score_names(expected) if LOGITS in got else ()
+    figures, flips, scores = dict[str, float](), 0, score_names(expected) if LOGITS in got else ()
     if not got.keys() >= set(scores) or any(
         got[name].shape != expected[LOGITS if name == PROBABILITIES else name].shape for name in got
     ):  # a dropped score or row, or another width
-        return Comparison(batch_size, images, None, None, None, None, None, None, flips, passed=False)
+        return Comparison(batch_size, images, flips, passed=False)
     if PROBABILITIES in got:
-        probability_error = float(np.abs(got[PROBABILITIES] - activated(got[LOGITS], activation)).max())
+        figures["probability_error"] = float(np.abs(got[PROBABILITIES] - activated(got[LOGITS], activation)).max())
     if FEATURES in got:
-        cosine = float(cosines(expected[FEATURES], got[FEATURES]).min())
-        feature_error = relative_error(expected[FEATURES], got[FEATURES])
+        figures["cosine"] = float(cosines(expected[FEATURES], got[FEATURES]).min())
+        figures["feature_error"] = relative_error(expected[FEATURES], got[FEATURES])
     if LOGITS in got:
         want, have = expected[LOGITS], got[LOGITS]
-        logit_error = relative_error(want, have)
+        figures["logit_error"] = relative_error(want, have)
         same = want.argmax(1) == have.argmax(1)
-        agreement = float(same.mean())
+        figures["agreement"] = float(same.mean())
         reference = expected
         if head is not None and FEATURES in got:
             reference = head(got[FEATURES])
-            head_error = relative_error(reference[LOGITS], have)
+            figures["head_error"] = relative_error(reference[LOGITS], have)
         if scores:
             least = {NOVELTY: SPREAD}
             errors = [relative_error(reference[name], got[name], least.get(name, 0.0)) for name in scores]
-            score_error = float(np.max(errors))
+            figures["score_error"] = float(np.max(errors))
         flips = int((~same & ~ties(want, 2 * tolerance.error * float(np.abs(want).max()))).sum())
+    own_head = "head_error" in figures
+    limits = {"feature_error": tolerance.error, "score_error": tolerance.error, "probability_error": SOFTMAX_ERROR}
+    limits |= dict.fromkeys(("head_error", "score_error"), HEAD_ERROR) if own_head else {"logit_error": tolerance.error}
     # Written so that a NaN anywhere fails: no comparison with it is true.
-    right = (
-        flips == 0 and (logit_error is None or logit_error <= tolerance.error)
-        if head_error is None
-        else head_error <= HEAD_ERROR
-    )
-    passed = (
-        right
-        and (cosine is None or cosine >= tolerance.cosine)
-        and (feature_error is None or feature_error <= tolerance.error)
-        and (score_error is None or score_error <= (tolerance.error if head_error is None else HEAD_ERROR))
-        and (probability_error is None or probability_error <= SOFTMAX_ERROR)
-    )
-    figures = (cosine, feature_error, logit_error, head_error, probability_error, agreement)
-    return Comparison(batch_size, images, *figures, flips, passed, score_error)
+    passed = all(figures.get(name, 0.0) <= limit for name, limit in limits.items())
+    passed = passed and figures.get("cosine", 1.0) >= tolerance.cosine and (own_head or not flips)
+    return Comparison(batch_size, images, flips, passed, **figures)
 
 
 def head_of(session: Session) -> HeadOf:
