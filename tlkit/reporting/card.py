@@ -16,6 +16,7 @@ from typing import Any
 from tlkit.errors import one_line, require
 from tlkit.evaluation.metrics import Metrics
 from tlkit.model.bundle import Bundle
+from tlkit.pages.html import asset
 from tlkit.reporting import figures
 from tlkit.reporting.confusions import ordered
 from tlkit.reporting.run import Report
@@ -32,11 +33,6 @@ LICENSES = re.compile(
     r"|mpl-2\.0|ms-pl|ncsa|ofl-1\.1|osl-3\.0|postgresql|unlicense|wtfpl|zlib"
 )
 SVG = 'xmlns="http://www.w3.org/2000/svg"'
-STYLE = (
-    "svg{background:#fff}text{fill:#5a6472;font:13px sans-serif}.frame{fill:#f4f6f9;stroke:#d9dee5}polyline,path{"
-    "fill:none}polyline{stroke-width:2}.first{stroke:#1b62b5}circle.first{fill:#1b62b5;stroke:none}.second{"
-    "stroke:#c26a00}rect.right{fill:#1b62b5}rect.wrong{fill:#b36b00}text.number{fill:#1d2430;font-size:11px}"
-)
 
 
 @dataclass(frozen=True)
@@ -242,10 +238,9 @@ def _pictures(bundle: Bundle, metrics: Metrics, report: Report | None) -> dict[s
     }
     if report is not None:
         found["coverage"] = figures.coverage(report.selective)
-    return {
-        f"{PICTURES}/{name}.svg": drawing.replace("<svg", f"<svg {SVG}", 1).replace(">", f"><style>{STYLE}</style>", 1)
-        for name, drawing in found.items()
-    }
+    style = f"><style>{asset('card.css')}</style>"
+    own = {name: drawing.replace("<svg", f"<svg {SVG}", 1).replace(">", style, 1) for name, drawing in found.items()}
+    return {f"{PICTURES}/{name}.svg": drawing for name, drawing in own.items()}
 
 
 def _titles(pictures: Mapping[str, str]) -> Iterator[tuple[str, str]]:

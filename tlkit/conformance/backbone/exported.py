@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 
 from tlkit.conformance.subject import expect_none
 from tlkit.graph import trace as export
-from tlkit.runtime.session import OnnxSession
+from tlkit.runtime.session import OnnxSession, on_disk
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,9 +34,7 @@ def trace(module: nn.Module, example: Tensor, name: str, outputs: Sequence[str])
 
 def open_graph(model: onnx.ModelProto) -> OnnxSession:
     """Return a session of ONNX Runtime."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "graph.onnx")
-        onnx.save_model(model, file)
+    with on_disk(model) as file:
         return OnnxSession(file)
 
 
