@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from tlkit.errors import ResourceError
 from tlkit.serving.http import EXTENSIONS
-from tlkit.serving.inference import Inference
+from tlkit.serving.limits import Front, problem_of
 from tlkit.serving.messages import SERVICE, messages
 from tlkit.serving.protocol import (
     BYTES,
@@ -51,16 +48,8 @@ OPEN = ("ServerLive", "ServerReady")  # without the token, if there is one
 Call = Callable[[Any, Any], Awaitable[Any]]  # of a request and its context
 
 
-@dataclass(frozen=True)
-class Grpc:
-    """The service. `token` is what clients must send as `authorization: Bearer ...`, if it is set.
-
-    `log` takes a line of JSON per request.
-    """
-
-    inference: Inference
-    token: str = ""
-    log: Callable[[str], object] | None = None
+class Grpc(Front):
+    """The service."""
 
     async def start(self, host: str, port: int, tls: Mapping[str, str]) -> tuple[grpc.aio.Server, int]:
         """Return the running server and its port. Raises ResourceError."""
@@ -153,7 +142,9 @@ class Grpc:
         """Return the answer to a request; what goes wrong is a ProtocolError without paths or stacks."""
         started, code, model = time.monotonic(), grpc.StatusCode.OK, ""
         try:
-            self._authorize(name, context)
+            if name not in OPEN:
+                sent = dict(context.invocation_metadata() or ()).get("authorization", "")
+                self.authorize(str(sent).encode())
             request = _parsed(name, await read())
             asked = getattr(request, "model_name", "") or getattr(request, "name", "")
             model = asked if self.inference.repository.has(asked) else ""
@@ -163,20 +154,12 @@ class Grpc:
             self.inference.metrics.rejected("closed")
             raise
         except Exception as error:
-            problem = _problem(error)
+            problem = problem_of(error)
             code = _code(problem)
             self.inference.metrics.rejected(problem.reason)
             raise problem from error
         finally:
-            self._note(name, model, code, time.monotonic() - started, context)
-
-    def _note(self, name: str, model: str, code: grpc.StatusCode, seconds: float, context: Any) -> None:
-        """Count a call, and write its line."""
-        self.inference.metrics.request(model, "grpc", code.name, seconds)
-        if self.log is not None:
-            facts = {"time": round(time.time(), 3), "protocol": "grpc", "method": name, "model": model}
-            facts |= {"status": code.name, "ms": round(1e3 * seconds, 3), "client": context.peer()}
-            self.log(json.dumps(facts))
+            self.note(model, code.name, started, "grpc", method=name, client=context.peer())
 
     async def _read(self, requests: AsyncIterator[bytes]) -> bytes:
         """Return the one request of a call, which the server waits for as long as for a body of HTTP."""
@@ -187,13 +170,6 @@ class Grpc:
             raise ProtocolError(408, "the request came too slowly", reason="slow") from error
         except StopAsyncIteration as error:
             raise ProtocolError(400, "the call holds no request") from error
-
-    def _authorize(self, name: str, context: Any) -> None:
-        if not self.token or name in OPEN:
-            return
-        sent = dict(context.invocation_metadata() or ()).get("authorization", "")
-        if not hmac.compare_digest(str(sent).encode(), b"Bearer " + self.token.encode()):
-            raise ProtocolError(401, "a bearer token is needed", reason="token")
 
     async def _infer(self, request: Any, context: Any) -> Any:
         remaining = context.time_remaining()
@@ -279,11 +255,3 @@ def _parsed(name: str, content: bytes) -> Any:
 
 def _code(problem: ProtocolError) -> grpc.StatusCode:
     return CODES.get(problem.status, grpc.StatusCode.INTERNAL)
-
-
-def _problem(error: Exception) -> ProtocolError:
-    """Return what a client may know of an error; a bug goes to the server's own stderr."""
-    if isinstance(error, ProtocolError):
-        return error
-    sys.stderr.write(f"tlkit: a bug in tlkit serve: {type(error).__name__}: {error}\n")
-    return ProtocolError(500, "internal error", reason="internal")

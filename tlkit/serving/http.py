@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import hmac
-import json
-import sys
 import time
 import zlib
 from collections.abc import Callable, MutableMapping
@@ -20,8 +17,7 @@ from starlette.routing import Route, Router
 
 from tlkit.plugin.contract import IMAGES, PROBABILITIES
 from tlkit.serving import page
-from tlkit.serving.inference import Inference
-from tlkit.serving.limits import Body
+from tlkit.serving.limits import Body, Front, problem_of
 from tlkit.serving.models import LABEL, ServedModel
 from tlkit.serving.protocol import (
     InferRequest,
@@ -47,12 +43,9 @@ Scope = MutableMapping[str, Any]
 
 
 @dataclass
-class Http:
-    """The application. `token` is what clients must send, if it is set; `log` takes a line per request."""
+class Http(Front):
+    """The application."""
 
-    inference: Inference
-    token: str = ""
-    log: Callable[[str], object] | None = None
     _reading: int = 0  # bytes of bodies that are held
 
     def __post_init__(self) -> None:
@@ -119,7 +112,8 @@ class Http:
 
         scope["app"] = self  # the router raises HTTPException instead of answering in plain text
         try:
-            self._authorize(scope)
+            if scope["path"] not in OPEN:
+                self.authorize(next((value for name, value in scope["headers"] if name == b"authorization"), b""))
             await self._router(scope, receive, sending)
         except Exception as error:  # noqa: BLE001 - the last resort of a server
             problem = _problem(error)
@@ -129,24 +123,9 @@ class Http:
             seen.setdefault("status", problem.status)
         finally:
             self._reading -= scope.get("tlkit.held", 0)
-        self._note(scope, seen["status"], time.monotonic() - started)
-
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count a request, and write its line."""
-        model = scope.get("tlkit.model", "")
-        self.inference.metrics.request(model, "http", str(status), seconds)
-        if self.log is not None:
-            facts = {"time": round(time.time(), 3), "protocol": "http", "method": scope["method"]}
-            facts |= {"path": scope["path"], "model": model, "status": status, "ms": round(1e3 * seconds, 3)}
-            client = scope.get("client")
-            self.log(json.dumps({**facts, "client": client[0] if client else "", "bytes": scope.get("tlkit.held", 0)}))
-
-    def _authorize(self, scope: Scope) -> None:
-        if not self.token or scope["path"] in OPEN:
-            return
-        sent = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        if not hmac.compare_digest(sent, b"Bearer " + self.token.encode()):
-            raise ProtocolError(401, "a bearer token is needed", reason="token")
+        client, facts = scope.get("client"), {"method": scope["method"], "path": scope["path"]}
+        facts |= {"client": client[0] if client else "", "bytes": scope.get("tlkit.held", 0)}
+        self.note(scope.get("tlkit.model", ""), seen["status"], started, "http", **facts)
 
     def _model(self, request: Request) -> ServedModel:
         """Return the model that an address names."""
@@ -260,16 +239,12 @@ class Http:
 
 
 def _problem(error: Exception) -> ProtocolError:
-    """Return what a client may know of an error; a bug goes to the server's own stderr."""
     match error:
-        case ProtocolError():
-            return error
         case HTTPException():
             return ProtocolError(error.status_code, "no such route or method", reason="route")
         case ClientDisconnect():
             return ProtocolError(CLOSED, "the client closed the connection", reason="closed")
-    sys.stderr.write(f"tlkit: a bug in tlkit serve: {type(error).__name__}: {error}\n")
-    return ProtocolError(500, "internal error", reason="internal")
+    return problem_of(error)
 
 
 def _refusal(problem: ProtocolError, *, unread: bool) -> Response:

@@ -1,11 +1,20 @@
-"""Limits of what one client may ask for, and decompression that stays within them."""
+"""What HTTP and gRPC have in common: who may ask, limits of what one client may ask for, a line for each request."""
 
 from __future__ import annotations
 
+import hmac
+import json
+import sys
+import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tlkit.serving.protocol import ProtocolError
+
+if TYPE_CHECKING:
+    from tlkit.serving.inference import Inference
 
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
@@ -68,3 +77,36 @@ class Body:
 
     def _too_large(self) -> ProtocolError:
         return ProtocolError(413, f"the body is larger than {self._limit:,} bytes", reason="size")
+
+
+@dataclass
+class Front:
+    """A front of the server: what answers behind it, and who may ask.
+
+    `token` is what clients must send, if it is set; `log` takes a line of JSON per request.
+    """
+
+    inference: Inference
+    token: str = ""
+    log: Callable[[str], object] | None = None
+
+    def authorize(self, sent: bytes) -> None:
+        """Raise a ProtocolError unless a client sent the token as its authorization."""
+        if self.token and not hmac.compare_digest(sent, b"Bearer " + self.token.encode()):
+            raise ProtocolError(401, "a bearer token is needed", reason="token")
+
+    def note(self, model: str, status: str | int, started: float, protocol: str, **facts: object) -> None:
+        """Count a request that started at a time, and write its line."""
+        seconds = time.monotonic() - started
+        self.inference.metrics.request(model, protocol, str(status), seconds)
+        if self.log is not None:
+            known = {"time": round(time.time(), 3), "protocol": protocol, "model": model, "status": status}
+            self.log(json.dumps({**known, "ms": round(1e3 * seconds, 3), **facts}))
+
+
+def problem_of(error: Exception) -> ProtocolError:
+    """Return what a client may know of an error; a bug goes to the server's own stderr."""
+    if isinstance(error, ProtocolError):
+        return error
+    sys.stderr.write(f"tlkit: a bug in tlkit serve: {type(error).__name__}: {error}\n")
+    return ProtocolError(500, "internal error", reason="internal")
