@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.advice.backbone_analysis import BackboneAnalysis, stratified
 from tlkit.pages import svg
+from tlkit.reporting.layouts import Layout, layouts
 from tlkit.util.statistics import power_normalize
 
 if TYPE_CHECKING:
     from tlkit.advice.run import Advice
 
-MAX_POINTS, MAX_THUMBNAILS, MIN_POINTS = 800, 60, 10
-COMPONENTS = 50  # that t-SNE starts from, as its authors do
+MAX_POINTS, MAX_THUMBNAILS = 800, 60
+MAPS = 2  # principal components and t-SNE: UMAP takes seconds to import
 # Of the figure over depth, in pixels: margins, width, heights of its two parts, and the gap between them.
 LEFT, TOP, WIDTH, HEIGHT, GAP, SHIFT_HEIGHT = 64, 14, 560, 220, 26, 100
 SIDE, THUMBNAIL = 460, 30  # of a map, and of a thumbnail in it
-
-
-@dataclass(frozen=True, slots=True)
-class Map:
-    """A map of the images: title, meaning of its axes, and the SVG."""
-
-    title: str
-    axes: str
-    svg: str
 
 
 def depth(analysis: BackboneAnalysis, chosen: str | None) -> str:
@@ -88,36 +80,16 @@ def _shifts(analysis: BackboneAnalysis, places: Sequence[float], top: int) -> It
             yield f'<rect class="third" {box}><title>{escape(stage.name)}: shift {value:.3f}</title></rect>'
 
 
-def maps(advice: Advice, seed: int = 0) -> list[Map]:
-    """Return maps of the training images by their features at the recommended cut: principal components, and t-SNE.
-
-    Van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 2008.
-    """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    analysis = advice.analysis
-    rows = stratified(advice.labels, analysis.features.usable, MAX_POINTS, seed)
-    features = power_normalize(analysis.features.at(advice.recommendation.cut, rows))
-    few = min(COMPONENTS, len(rows) - 1, features.shape[1])
-    if few < 2 or not np.ptp(features, axis=0).any():
-        return []
-    fitted = PCA(few, random_state=seed).fit(features)
-    components = fitted.transform(features)
-    first, second = fitted.explained_variance_ratio_[:2]
-    axes = f"horizontal: the first principal component, {first:.0%} of the variance; vertical: the second, {second:.0%}"
-    found = [Map("Principal components", axes, _map(advice, rows, components[:, :2], "principal components"))]
-    if len(rows) >= MIN_POINTS:
-        perplexity = min(30.0, (len(rows) - 1) / 3)
-        places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(components)
-        axes = f"axes without a unit: images with similar features are close; perplexity {perplexity:.0f}"
-        found.append(Map("t-SNE", axes, _map(advice, rows, places, "t-SNE")))
-    return found
+def maps(advice: Advice, seed: int = 0) -> Iterator[tuple[Layout, str]]:
+    """Yield maps of the training images by their features at the recommended cut, each with its SVG."""
+    rows = stratified(advice.labels, advice.analysis.features.usable, MAX_POINTS, seed)
+    features = power_normalize(advice.analysis.features.at(advice.recommendation.cut, rows))
+    for layout in islice(layouts(features.astype(np.float32), seed), MAPS):
+        yield layout, _map(advice, rows, layout)
 
 
-def _map(advice: Advice, rows: NDArray[np.int64], points: NDArray[Any], method: str) -> str:
-    low, high = points.min(axis=0), points.max(axis=0)
-    places = THUMBNAIL + (SIDE - 2 * THUMBNAIL) * (points - low) / np.maximum(high - low, 1e-12)
+def _map(advice: Advice, rows: NDArray[np.int64], layout: Layout) -> str:
+    places = THUMBNAIL + (SIDE - 2 * THUMBNAIL) * layout.places
     places[:, 1] = SIDE - places[:, 1]
     samples, labels = advice.dataset.of("train"), advice.dataset.labels
     color = svg.colors(len(labels))
@@ -137,7 +109,7 @@ def _map(advice: Advice, rows: NDArray[np.int64], points: NDArray[Any], method: 
             f'<g>{title}<image {box} href="{picture}"/>'
             f'<rect {box} fill="none" stroke="{color[sample.label]}" stroke-width="2.5"/></g>'
         )
-    title = f"{len(rows)} images by {method} of their features, colored by class, {shown} of them as thumbnails"
+    title = f"{len(rows)} images by {layout.method} of their features, colored by class, {shown} of them as thumbnails"
     return svg.svg(SIDE, SIDE, title, parts)
 
 

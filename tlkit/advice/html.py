@@ -86,15 +86,16 @@ def _depth(analysis: BackboneAnalysis, marked: int | None) -> Iterator[str]:
 
 
 def _maps(advice: Advice) -> Iterator[str]:
-    found = figures.maps(advice) if advice.statistics.images >= 3 else []
+    found = list(figures.maps(advice))
     if not found:
         return
     labels = advice.dataset.labels
     yield f"<h2>The images by their features at {escape(advice.recommendation.cut)}</h2>"
     yield svg.legend(dict(zip(labels, svg.colors(len(labels)), strict=True)))
-    maps = "".join(
-        f"<figure><h3>{each.title}</h3>{each.svg}<figcaption>{each.axes}</figcaption></figure>" for each in found
-    )
+    maps = ""
+    for each, drawn in found:
+        title = each.method[0].upper() + each.method[1:]
+        maps += f"<figure><h3>{title}</h3>{drawn}<figcaption>{each.axes}</figcaption></figure>"
     yield f'<div class="maps">{maps}</div>'
 
 

@@ -199,7 +199,7 @@ def _map_data(made: _Page) -> dict[str, Any]:
     """Return the points of the map, a part of the images, and their places by each method."""
     images = made.images
     rows = drawn(images.truth, ~images.correct)
-    found = layouts(images.features[rows])
+    found = list(layouts(images.features[rows]))
     with_picture = set(rows[np.argsort(images.correct[rows], kind="stable")][:MAX_DOTS].tolist())
     points = []
     for row in rows.tolist():

@@ -11,16 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_POINTS = 1000
-MIN_POINTS = 10  # that neighbors can be preserved among
+LEAST, MIN_POINTS = 3, 10  # for principal components; that neighbors can be preserved among
 COMPONENTS = 50  # that t-SNE and UMAP start from
 NEIGHBORS = 10
+WITHOUT_UNIT = "axes without a unit: images with similar features are close"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Places `(N, 2)` in 0..1 of images, by a method; `trustworthiness` (0 to 1) tells how many neighbors are true."""
+    """Places `(N, 2)` in 0..1 of images, by a method; `trustworthiness` (0 to 1) tells how many neighbors are true.
+
+    `axes` says what they mean.
+    """
 
     method: str
+    axes: str
     places: NDArray[np.float64]
     trustworthiness: float
 
@@ -33,37 +38,42 @@ def drawn(truth: NDArray[np.int64], wrong: NDArray[np.bool_], most: int = MAX_PO
     return rows
 
 
-def layouts(features: NDArray[np.float32], seed: int = 0) -> list[Layout]:
-    """Return the maps of images by their features `(N, width)` at norm 1; of too few images there are none."""
+def layouts(features: NDArray[np.float32], seed: int = 0) -> Iterator[Layout]:
+    """Yield the maps of images by their features `(N, width)` at norm 1; of too few images there are none."""
     count = len(features)
     centered = features - features.mean(0)
-    if count < MIN_POINTS or not np.ptp(centered, axis=0).any():
-        return []
+    if count < LEAST or min(features.shape) < 2 or not np.ptp(centered, axis=0).any():
+        return
     left, scale, _ = np.linalg.svd(centered, full_matrices=False)
     components = left[:, :COMPONENTS] * scale[:COMPONENTS]
     distances = _distances(components)
-    found = []
-    for method, make in _methods(components, seed):
+    first, second = scale[:2] ** 2 / (scale**2).sum()
+    axes = f"horizontal: the first principal component, {first:.0%} of the variance; vertical: the second, {second:.0%}"
+    for method, said, make in _methods(components, seed):
         places = np.asarray(make(), np.float64)
         low, high = places.min(0), places.max(0)
         trust = trustworthiness(distances, _distances(places))
-        found.append(Layout(method, (places - low) / np.maximum(high - low, 1e-12), trust))
-    return found
+        yield Layout(method, said or axes, (places - low) / np.maximum(high - low, 1e-12), trust)
 
 
-def _methods(components: NDArray[np.float32], seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield the methods that are installed: PCA; t-SNE (Van der Maaten and Hinton, JMLR 2008); UMAP."""
-    yield "principal components", lambda: components[:, :2]
+def _methods(components: NDArray[np.float32], seed: int) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """Yield the methods that are installed, with what their axes mean: PCA, t-SNE and UMAP.
+
+    Van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 2008.
+    """
+    yield "principal components", "", lambda: components[:, :2]
+    if len(components) < MIN_POINTS:
+        return
     if find_spec("sklearn") is not None:
         from sklearn.manifold import TSNE
 
         perplexity = min(30.0, (len(components) - 1) / 3)
         method = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
-        yield "t-SNE", lambda: method.fit_transform(components)
+        yield "t-SNE", f"{WITHOUT_UNIT}; perplexity {perplexity:.0f}", lambda: method.fit_transform(components)
     if find_spec("umap") is not None:
         from umap import UMAP
 
-        yield "UMAP", lambda: UMAP(random_state=seed, n_jobs=1).fit_transform(components)
+        yield "UMAP", WITHOUT_UNIT, lambda: UMAP(random_state=seed, n_jobs=1).fit_transform(components)
 
 
 def trustworthiness(original: NDArray[Any], placed: NDArray[Any], neighbors: int = NEIGHBORS) -> float:
