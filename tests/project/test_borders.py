@@ -59,7 +59,7 @@ BORDERS = (
     ),
     Border(
         "sklearn",
-        ("tlkit.training", "tlkit.advice", "tlkit.audit", "tlkit.reporting.layouts", "plugins"),
+        ("tlkit.training", "tlkit.advice", "tlkit.audit", "tlkit.pages.layouts", "plugins"),
         "fit in a head's `solve` (a plugin) or in tlkit.training; what is deployed runs without scikit-learn",
     ),
     Border(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tlkit.advice.backbone_analysis import BackboneAnalysis, stratified
 from tlkit.pages import svg
-from tlkit.reporting.layouts import Layout, layouts
+from tlkit.pages.layouts import Layout, layouts
 from tlkit.util.statistics import power_normalize
 
 if TYPE_CHECKING:

@@ -145,8 +145,8 @@ def run_samples(
             parts[name].append(array)
         tick(len(batch.images))
     if not kept:
-        name, reason = next(iter(rejected.items()), (None, "there is none"))
-        raise DataError(f"no image can be read; the first: {reason}", file=name)
+        name, reason = next(iter(rejected.items()), ("", "there is none"))
+        raise DataError(f"no image can be read; the first: {reason}", file=name or None)
     arrays = {name: np.concatenate(part) for name, part in parts.items()}
     truth = np.array([sample.label for sample in kept], np.int64)
     return ModelOutputs(arrays, truth, rejected, tuple(hashes), tuple(kept))

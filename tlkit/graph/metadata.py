@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,9 +79,9 @@ class GraphMetadata:
     @classmethod
     def of(cls, bundle: Bundle, precision: str = "", head_from: str = "") -> GraphMetadata:
         """Return that of a graph of a bundle."""
-        record, more = bundle.record, {"precision": precision, "head_from": head_from}
-        named = {"backbone": record.backbone.name, "cut": record.cut, **more}
-        return cls(preprocessing=record.preprocessing, head=HeadMetadata.of(bundle), **named)
+        record, head = bundle.record, HeadMetadata.of(bundle)
+        graph = cls(preprocessing=record.preprocessing, head=head, backbone=record.backbone.name, cut=record.cut)
+        return replace(graph, precision=precision, head_from=head_from)
 
     def to_props(self) -> dict[str, str]:
         """Return the metadata as the strings that a graph stores."""

@@ -12,9 +12,9 @@ from tlkit.data.decoding import UnreadableImage
 from tlkit.data.preprocessing import load
 from tlkit.pages import html, svg
 from tlkit.pages.html import text
+from tlkit.pages.layouts import drawn, layouts
 from tlkit.reporting import figures
 from tlkit.reporting.confusions import Comparison, ordered
-from tlkit.reporting.layouts import drawn, layouts
 from tlkit.runtime.evidence import LEFT_OUT, Evidence, overlay
 from tlkit.runtime.model import Model
 from tlkit.runtime.reference import Reference

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tlkit.reporting.layouts import _distances, drawn, layouts, trustworthiness
+from tlkit.pages.layouts import _distances, drawn, layouts, trustworthiness
 
 
 def test_trustworthiness_is_that_of_scikit_learn():
