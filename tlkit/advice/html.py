@@ -94,7 +94,7 @@ def _maps(advice: Advice) -> Iterator[str]:
     yield svg.legend(dict(zip(labels, svg.colors(len(labels)), strict=True)))
     maps = ""
     for each, drawn in found:
-        title = each.method[0].upper() + each.method[1:]
+        title = each.method.replace("principal", "Principal")
         maps += f"<figure><h3>{title}</h3>{drawn}<figcaption>{each.axes}</figcaption></figure>"
     yield f'<div class="maps">{maps}</div>'
 

@@ -1,4 +1,4 @@
-"""What HTTP and gRPC have in common: who may ask, limits of what one client may ask for, a line for each request."""
+"""Limits of what one client may ask for, who may ask at all, and a line for each request: the same over HTTP and gRPC."""
 
 from __future__ import annotations
 
