@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkit import places, resolve
+from tlkit.api import load
 from tlkit.errors import UsageError
 from tlkit.progress import shown
 from tlkit.resolve import StrPath

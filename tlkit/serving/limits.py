@@ -1,4 +1,4 @@
-"""Limits of what one client may ask for, who may ask at all, and a line for each request: the same over HTTP and gRPC."""
+"""Limits of what one client may ask for, who may ask at all, and a line for each request: for HTTP and gRPC."""
 
 from __future__ import annotations
 
