@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlkit import places, resolve
 from tlkit.api import load
-from tlkit.errors import UsageError
+from tlkit.errors import DataError, UsageError
 from tlkit.progress import shown
 from tlkit.resolve import StrPath
 from tlkit.util.files import is_address, local_path
@@ -143,6 +143,9 @@ def search(
         if found.job is None:
             raise UsageError("a file does not say which graph made it", file=found.place, do="name it with --model")
         model = found.job.graph
+        if not os.path.exists(model):
+            do = "name it, or its bundle, with --model"
+            raise DataError("the graph that made these features is gone", file=model, do=do)
     opened = resolve.opened(model, "trunk")
     found.check_model(provenance(opened), opened.file)
     files = resolve.image_files(queries).files

@@ -13,7 +13,7 @@ from tlkit.errors import DataError, UsageError
 from tlkit.resolve import StrPath
 from tlkit.util.files import is_address
 from tlkit.util.patterns import is_pattern
-from tlkit.util.text import utf8
+from tlkit.util.text import listed, utf8
 
 if TYPE_CHECKING:
     from tlkit.embedding.hits import Hit
@@ -40,6 +40,10 @@ def find_places(images: Sequence[StrPath] | StrPath, name: str | None, options: 
         facts = (source.name, *resolve.load_plugins().origin(source), to_json(source, local=True))
         place = text if is_address(text) else os.path.abspath(text)
         found.append(Place(place, *facts, name_of(text)))
+    taken = {f"source.{option}" for each in found for option in each.options}
+    if left := sorted({option for option in options if option.startswith("source.")} - taken):
+        what = f"the source {listed(sorted({each.source for each in found}))} has no option {left[0]}"
+        raise UsageError(what, file=listed(texts), do="see: tlkit plugins")
     return found
 
 

@@ -161,6 +161,18 @@ def test_a_changed_file_is_refused(tiny_trunk, photos, job, name, error, says):
         tlkit.embed(tiny_trunk, photos, job)
 
 
+def test_a_manifest_that_is_gone_is_listed_again(tiny_trunk, photos, job, tmp_path):
+    (manifest,) = job.glob("_job/manifest-*")
+    content = manifest.read_bytes()
+    manifest.unlink()
+    assert tlkit.embed(tiny_trunk, photos, job).complete
+    assert manifest.read_bytes() == content
+    manifest.unlink()
+    with pytest.raises(ArtifactError, match="is gone, and the images are not those that were listed"):
+        tlkit.embed(tiny_trunk, write_images(tmp_path / "other", per_class=2), job)
+    assert not [*job.glob("_job/manifest-*")]
+
+
 def test_the_audit_finds_what_the_hashes_do_not(job):
     """Somebody who edits a part and its commit still has to account for every image."""
     from tlkit.util.files import sha256

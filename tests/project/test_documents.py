@@ -8,6 +8,7 @@ backbone in place of the large ones; all in forks of one process. That a shell f
 from __future__ import annotations
 
 import ast
+import os
 import re
 import runpy
 import shlex
@@ -63,7 +64,8 @@ NEEDS = {
     "plugins/tlkit-torchvision/README.md": "torchvision",
     "plugins/tlkit-transformers/README.md": "transformers",
 }
-OPTIONAL = ("duckdb", "polars")  # Python that imports one of them runs where it is installed
+# Python that imports one of them runs where it is installed; the last needs a server with pgvector, which PGHOST names.
+OPTIONAL = ("duckdb", "polars", "datasets", "lancedb", "psycopg")
 PROSE_ONLY = "..."  # in the body of Python that shows a signature
 SERVER = "localhost:8000"  # in Python that tests/serving/test_client.py runs
 STORY = ("README.md", "CONTRIBUTING.md")  # run on real weights, each by a test of its own
@@ -161,6 +163,7 @@ def test_the_commands_and_the_python_of_a_document_run(document, forks, tiny_pla
     run_all(forks, [with_tiny(line) for line in runnable(lines)], root, env)
     python = [block.text for block in blocks(document) if block.language == "python" and PROSE_ONLY not in block.text]
     absent = [f"import {package}\n" for package in OPTIONAL if find_spec(package) is None]
+    absent += [] if "PGHOST" in os.environ else ["import psycopg\n"]
     python = [text for text in python if SERVER not in text and not any(each in text for each in absent)]
     for text in python:
         done = forks.run(["-c", TINY_DEFAULTS + text], cwd=root, env=env)

@@ -158,6 +158,7 @@ def _check_shard(job: Job, commit: Commit) -> None:
             raise ArtifactError("it can't be read", file=place, do=again) from error
     if counts != [commit.rows, commit.rejects] or sum(counts) != job.images(shard):
         what = f"it has {counts[0]} rows and {counts[1]} rejects of {counted(job.images(shard), 'image')}"
+        what += f"; its record says {commit.rows} and {commit.rejects}"
         raise GateError(what, file=job.folder.at(job.part(shard)), do=again)
 
 

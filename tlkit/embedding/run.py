@@ -32,7 +32,7 @@ from tlkit.embedding.job import (
 from tlkit.embedding.local import Executor
 from tlkit.embedding.manifest import Opened, list_images, write_manifest
 from tlkit.embedding.storage import Folder, LocalFolder
-from tlkit.errors import DataError, ResourceError, UsageError
+from tlkit.errors import ArtifactError, DataError, ResourceError, UsageError
 from tlkit.plugin.contract import Progress
 from tlkit.runtime.embedding import provenance
 from tlkit.runtime.model import Model
@@ -121,6 +121,7 @@ def _prepared(model: Model, request: JobRequest, progress: Progress) -> Job:
             if BUSY not in error.what or request.task is None:
                 raise
             time.sleep(WAIT)  # another task lists the images
+    _restore_manifest(request, progress)
     job = open_job(folder.place)
     check_same(job, _facts(model), request.places, request.opened, request.settings)
     return job
@@ -128,16 +129,8 @@ def _prepared(model: Model, request: JobRequest, progress: Progress) -> Job:
 
 def _make(model: Model, request: JobRequest, progress: Progress) -> None:
     """List the images of a job, and write its manifest and then its record."""
-    skipped: Counter[str] = Counter()
     folder = request.folder
-    with folder.scratch(META) as scratch:
-        file = scratch / "manifest.parquet"
-        rows = write_manifest(list_images(request.opened, skipped), file, progress("listing images", 0))
-        if not rows:
-            raise DataError("there is no image", file=", ".join(map(str, request.places)))
-        digest = sha256(file)
-        with folder.writing(manifest_name(digest)) as written:
-            os.replace(file, written)
+    digest, rows, skipped = _list(request, progress)
     given = {"shard_rows": shard_rows(rows), "batch_size": model.session.batch_size, **request.settings}
     record = JobRecord(
         model=_facts(model),
@@ -152,6 +145,33 @@ def _make(model: Model, request: JobRequest, progress: Progress) -> None:
     )
     facts = asdict(replace(record, identity=record.digest()))
     folder.create(f"{META}/{RECORD}", json.dumps(facts, indent=1).encode())
+
+
+def _restore_manifest(request: JobRequest, progress: Progress) -> None:
+    """List the images again if the manifest is gone. Raises ArtifactError if they are not those of the job."""
+    folder = request.folder
+    wanted = open_job(folder.place, checked=False).record.manifest
+    if os.path.basename(manifest_name(wanted)) in folder.names(META):
+        return
+    digest, *_ = _list(request, progress)
+    if digest != wanted:
+        folder.remove(manifest_name(digest))
+        what = "its manifest is gone, and the images are not those that were listed"
+        raise ArtifactError(what, file=folder.place, do="start the job again in another folder")
+
+
+def _list(request: JobRequest, progress: Progress) -> tuple[str, int, Counter[str]]:
+    """Write the manifest of the images as they are now; return its SHA-256, its rows, and the files that are none."""
+    skipped: Counter[str] = Counter()
+    with request.folder.scratch(META) as scratch:
+        file = scratch / "manifest.parquet"
+        rows = write_manifest(list_images(request.opened, skipped), file, progress("listing images", 0))
+        if not rows:
+            raise DataError("there is no image", file=", ".join(map(str, request.places)))
+        digest = sha256(file)
+        with request.folder.writing(manifest_name(digest)) as written:
+            os.replace(file, written)
+    return digest, rows, skipped
 
 
 def _facts(model: Model) -> dict[str, str]:
