@@ -207,7 +207,7 @@ def open_job(place: Path | str, *, checked: bool = True) -> Job:
     if record.format != FORMAT or record.identity != record.digest():
         raise ArtifactError("the record of the job was changed, or is of another version", file=file, do=again)
     job, file = Job(folder, record), folder.at(manifest_name(record.manifest))
-    again = "remove it and give the command of the job again, which lists the images anew"
+    again = "remove it and give the command of the job again, which lists the images again"
     try:
         same = not checked or sha256(job.manifest) == record.manifest
     except OSError as error:
