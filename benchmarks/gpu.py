@@ -1,8 +1,8 @@
 """tlkit on an NVIDIA GPU against the same machine's CPU and what one would write instead; whole processes.
 
-Of three parts: `tlkit embed` of a folder of JPEGs against timm with a worker per core; one graph without files, from
-imports to its steady speed; and `full` with bf16 against a plain PyTorch loop and fastai. Without a GPU the parts that
-need none are measured on the CPU, and the result says so.
+Of four parts: decoding by threads and by processes; `tlkit embed` of a folder of JPEGs against timm with a worker per
+core; one graph without files, from imports to its steady speed; and `full` with bf16 against a plain PyTorch loop and
+fastai. Without a GPU the parts that need none are measured on the CPU, and the result says so.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def main() -> int:
         bundle = exported(work)
         if not SETTINGS.smallest:
             run([TLKIT, "export", str(bundle), "--onnx", "--precision", "fp16"])
+        _decode(report, args.images, args)
         _embed(report, args.images, bundle, devices, args)
         _graph(report, bundle, devices)
         if why is None:
@@ -81,6 +82,19 @@ def no_gpu() -> str | None:
     if not torch.cuda.is_available():
         return "PyTorch finds no GPU"
     return None if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "ONNX Runtime has no CUDA"
+
+
+def _decode(report: Report, images: Path, args: Any) -> None:
+    script = [PYTHON, str(RIVALS / "decode_speed.py"), str(images), "--count", str(args.few), "--workers"]
+    sides = {f"{cores()} {by}": [*script, str(cores()), "--by", by] for by in ("threads", "processes")}
+    sides |= {"1 thread": [*script, "1", "--by", "threads"]}
+    for side, done in interleave(sides, args.repeat).items():
+        found = [json.loads(each.output) for each in done]
+        figures = {name: [each[name] for each in found] for name in found[0]}
+        report.figures[f"decode, {side}"] = figures
+        phases = ", ".join(f"{name} {spread(figures[name])}" for name in figures if name != "images/s")
+        row = {"": f"decode, {side}", "seconds": "", "images/s": spread(figures["images/s"], 0), "phases": phases}
+        report.rows.append(row)
 
 
 def _embed(report: Report, images: Path, bundle: Path, devices: list[str], args: Any) -> None:

@@ -22,6 +22,7 @@ from tlkit.runtime.devices import AutomaticSession, Speed
 from tlkit.runtime.model import Model
 from tlkit.runtime.session import OnnxSession
 from tlkit.training.config import RunOptions
+from tlkit.training.crops import matches_pillow
 from tlkit.training.device import Device, DeviceOptions
 from tlkit.training.heads import fit_head
 from tlkit.training.inputs import Examples
@@ -97,6 +98,17 @@ def test_auto_gives_what_the_cpu_gives_wherever_it_runs(run, pictures, monkeypat
         assert automatic.session.device == device
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_calls_of_one_session_overlap_and_give_what_each_gives_alone(run, precision):
+    session = OnnxSession(export_of(run, precision).file(), device="cuda")
+    given = [images(1 + number % 64) for number in range(MIXES)]
+    expected = [session.run(each)[FEATURES] for each in given]
+    with ThreadPoolExecutor(2 * session.workers) as threads:
+        found = list(threads.map(lambda each: session.run(each)[FEATURES], given))
+    for each, other in zip(found, expected, strict=True):
+        assert np.allclose(each, other, rtol=1e-3, atol=1e-3)
+
+
 def test_sessions_sizes_and_threads_mix(run):
     """Calls of several sessions at once, each closed and opened again at random times."""
     random = Random(0)
@@ -160,6 +172,21 @@ def test_training_there_is_that_of_the_cpu(pictures):
     cpu, gpu = (course(pictures, phases=phases, device=device)[1].history for device in (Device(), on_gpu()))
     for line, other in zip(cpu, gpu, strict=True):
         assert line["val_loss"] == pytest.approx(other["val_loss"], rel=1e-2)
+
+
+@pytest.mark.usefixtures("trainable")
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crops_made_there_are_those_of_pillow(interpolation):
+    assert matches_pillow(torch.device("cuda", 0), interpolation)
+
+
+@pytest.mark.usefixtures("trainable")
+def test_a_training_with_crops_made_there_is_bit_identical_to_one_without(pictures):
+    phase, devices = replace(PHASE, ema=0.0), (on_gpu(), on_gpu())
+    devices[1].crops = False
+    (weights, there), (expected, usual) = (course(pictures, phases=(phase,), device=each, views=0) for each in devices)
+    assert same(weights, expected)
+    assert there.history == usual.history
 
 
 @pytest.mark.usefixtures("trainable")

@@ -104,9 +104,9 @@ def splits(photos: Path, trunk: trunks.Trunk) -> list[Examples]:
 
 
 def as_on_a_gpu() -> Device:
-    """Return a CPU that is used as a GPU is: batches of one shape, and results that are read after some steps."""
+    """Return a CPU that is used as a GPU is: batches of one shape, crops made there, results read after some steps."""
     device = Device()
-    device.fixed_shapes, device.unread_steps = True, 3
+    device.fixed_shapes, device.crops, device.unread_steps = True, True, 3
     return device
 
 

@@ -1,7 +1,8 @@
 """CUDA and an engine as far as `EngineSession` and `BoundSession` use them, on a machine without a GPU.
 
-The memory is the computer's own, and copies and kernels happen when they are asked for, or, while a graph is recorded,
-whenever it is launched. It shows that what is copied is what is computed, in order; what a GPU makes of it, it can't.
+The memory is the computer's own. Copies and kernels happen when an event is waited for, in a random order among those
+that streams and events allow. It shows that what is copied is what is computed, in order; what a GPU makes of it, it
+can't.
 """
 
 # ruff: noqa: N802, N815 - the names are CUDA's
@@ -10,6 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import threading
+from collections import deque
+from functools import partial
+from random import Random
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -31,23 +36,38 @@ class Status(enum.IntEnum):
 
 
 class Cuda:
-    """The functions of `cuda.bindings.runtime`; `done` notes the calls that cost time."""
+    """The functions of `cuda.bindings.runtime`; `done` notes what costs time, `waits` counts waits."""
 
     cudaError_t = Status
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="send", cudaMemcpyDeviceToHost="fetch")
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
-    def __init__(self, *, records=True):
-        self.records, self.done, self.recording = records, [], None
+    def __init__(self, *, records=True, seed=0):
+        self.records, self.done, self.recording, self.waits = records, [], None, 0
         self.memory = {}
+        self.streams, self.lock, self.random = {}, threading.RLock(), Random(seed)
 
-    def enqueue(self, name, work):
-        """Run the work, or record it while a graph is recorded."""
+    def enqueue(self, name, work, stream):
+        """Put work on a stream, or record it while a graph is recorded."""
         if self.recording is not None:
             self.recording.append((name, work))
-        else:
-            self.done.append(name)
-            work()
+            return
+        self.done.append(name)
+        self.put(stream, work)
+
+    def put(self, stream, work, ready=lambda: True):
+        """Put work on a stream, which begins once it is ready."""
+        with self.lock:
+            self.streams[stream].append((ready, work))
+
+    def wait(self, over):
+        """Do what is on the streams, in a random order, until that is over."""
+        self.waits += 1
+        with self.lock:
+            while not over():
+                ready = [pending for pending in self.streams.values() if pending and pending[0][0]()]
+                _, work = self.random.choice(ready).popleft()
+                work()
 
     def cudaGetErrorString(self, status):
         return Status.cudaSuccess, str(status).encode()
@@ -62,18 +82,29 @@ class Cuda:
         return Status.cudaSuccess, SimpleNamespace(name=b"Fake 1000", major=8, minor=6)
 
     def cudaStreamCreate(self):
-        return Status.cudaSuccess, 7
+        stream = 7 + len(self.streams)
+        self.streams[stream] = deque()
+        return Status.cudaSuccess, stream
 
-    def cudaStreamSynchronize(self, _stream):
+    def cudaStreamWaitEvent(self, stream, event, _flags):
+        number = event.recorded
+        self.put(stream, lambda: None, lambda: event.happened >= number)
         return (Status.cudaSuccess,)
 
-    def cudaStreamDestroy(self, _stream):
+    def cudaStreamDestroy(self, stream):
+        self.streams[stream].clear()
         return (Status.cudaSuccess,)
 
     def cudaEventCreate(self):
-        return Status.cudaSuccess, object()
+        return Status.cudaSuccess, SimpleNamespace(recorded=0, happened=0)
 
-    def cudaEventRecord(self, _event, _stream):
+    def cudaEventRecord(self, event, stream):
+        event.recorded += 1
+        self.put(stream, partial(setattr, event, "happened", event.recorded))
+        return (Status.cudaSuccess,)
+
+    def cudaEventSynchronize(self, event):
+        self.wait(lambda: event.happened >= event.recorded)
         return (Status.cudaSuccess,)
 
     def cudaEventElapsedTime(self, _begin, _end):
@@ -95,8 +126,8 @@ class Cuda:
 
     cudaFreeHost = cudaFree
 
-    def cudaMemcpyAsync(self, to, source, size, kind, _stream):
-        self.enqueue(kind, lambda: ctypes.memmove(to, source, size))
+    def cudaMemcpyAsync(self, to, source, size, kind, stream):
+        self.enqueue(kind, lambda: ctypes.memmove(to, source, size), stream)
         return (Status.cudaSuccess,)
 
     def cudaStreamBeginCapture(self, _stream, _mode):
@@ -117,10 +148,8 @@ class Cuda:
 
     cudaGraphExecDestroy = cudaGraphDestroy
 
-    def cudaGraphLaunch(self, graph, _stream):
-        self.done.append("graph")
-        for _, work in graph:
-            work()
+    def cudaGraphLaunch(self, graph, stream):
+        self.enqueue("graph", lambda: [work() for _, work in graph], stream)
         return (Status.cudaSuccess,)
 
 
@@ -136,14 +165,14 @@ class Context:
     def set_input_shape(self, _name, shape):
         self.shapes.append(tuple(shape))
 
-    def execute_async_v3(self, _stream):
+    def execute_async_v3(self, stream):
         rows = self.shapes[-1][0]
 
         def work():
             images = self._array("images", np.uint8, (rows, self.width))
             self._array("features", np.float32, (rows, 1))[:] = images.sum(axis=1, keepdims=True)
 
-        self.cuda.enqueue("kernel", work)
+        self.cuda.enqueue("kernel", work, stream)
         return True
 
     def _array(self, name, dtype, shape):
@@ -186,12 +215,14 @@ class CudaProvider:
     `opened` has the options of each session's providers; `failure` is what every call raises, if set.
     """
 
+    cuda: ClassVar[Cuda]
     opened: ClassVar[list] = []
     failure: ClassVar[str] = ""
     _session = onnxruntime.InferenceSession
 
     def __init__(self, content, sess_options=None, *, providers, **more):
         self.names = [each if isinstance(each, str) else each[0] for each in providers]
+        self.stream = next((int(each[1]["user_compute_stream"]) for each in providers if not isinstance(each, str)), 0)
         self.opened.append(providers)
         self.inner = self._session(content, sess_options, providers=["CPUExecutionProvider"], **more)
 
@@ -209,15 +240,18 @@ class CudaProvider:
             setattr(bound, name, lambda tensor, _cuda, *rest, bind=bind: bind(tensor, "cpu", *rest))
         return bound
 
-    def run_with_iobinding(self, binding):
+    def run_with_iobinding(self, binding, options):
         if self.failure:
             raise RuntimeError(self.failure)
-        self.inner.run_with_iobinding(binding.inner)
+        self.cuda.enqueue("network", partial(self.inner.run_with_iobinding, binding.inner), self.stream)
+        if options.get_run_config_entry("disable_synchronize_execution_providers") != "1":
+            self.cuda.wait(lambda: not self.cuda.streams[self.stream])
 
 
-def replace_cuda(monkeypatch):
+def replace_cuda(monkeypatch, **options):
     """Let `--device cuda` mean the stand-in; return it and the class of ONNX Runtime's sessions there."""
-    cuda, made = Cuda(), type("Session", (CudaProvider,), {"opened": []})
+    cuda = Cuda(**options)
+    made = type("Session", (CudaProvider,), {"opened": [], "cuda": cuda})
     monkeypatch.setattr(onnxruntime, "InferenceSession", made)
     available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)

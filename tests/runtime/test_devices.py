@@ -11,7 +11,7 @@ import pytest
 
 from tests.kit.fake_cuda import replace_cuda
 from tlkit import cli
-from tlkit.runtime import devices
+from tlkit.runtime import cuda, devices
 from tlkit.runtime.devices import AutomaticSession, Speed
 from tlkit.runtime.model import Model
 from tlkit.runtime.pipeline import stream
@@ -80,6 +80,15 @@ def test_the_speed_of_each_run_is_noted_for_the_next(file, pictures):
     noted = opened(file).speeds()
     assert set(noted) == {"cpu", "cuda"}
     assert all(speed.rate > 0 and speed.start > 0 for speed in noted.values())
+
+
+@pytest.mark.usefixtures("provider")
+def test_speeds_are_those_of_a_gpu_and_its_driver(file, monkeypatch, tmp_path):
+    session = opened(file, RECORDED)
+    assert opened(file).speeds() == session.speeds() == RECORDED
+    (tmp_path / "version").write_text("NVRM version: 580.65.06\nGCC version: 12\n")
+    monkeypatch.setattr(cuda, "DRIVER", tmp_path / "version")
+    assert opened(file).speeds() == {}
 
 
 @pytest.mark.usefixtures("provider")

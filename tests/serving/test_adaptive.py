@@ -6,8 +6,10 @@ import threading
 
 import numpy as np
 
+from tests.kit.fake_cuda import replace_cuda
 from tests.kit.serving import PATIENCE, open_graph, until
 from tlkit.plugin.contract import Session
+from tlkit.runtime.session import OnnxSession
 from tlkit.serving import adaptive
 from tlkit.serving.adaptive import AdaptiveSession, adapted
 
@@ -67,3 +69,10 @@ def test_it_is_used_where_it_gives_the_same_to_the_bit(tiny_run, monkeypatch):
         monkeypatch.undo()
         monkeypatch.setattr(np, "array_equal", lambda *_, **__: False)
         assert adapted(model.session, images) is model.session
+
+
+def test_a_gpu_runs_every_call(tiny_run, monkeypatch):
+    replace_cuda(monkeypatch)
+    session = OnnxSession(tiny_run / "onnx/fp32/model.onnx", device="cuda")
+    assert session.workers > 1
+    assert adapted(session, np.zeros((1, 32, 32, 3), np.uint8)) is session

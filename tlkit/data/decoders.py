@@ -8,43 +8,105 @@ Images per second on 16 cores of a Xeon, JPEGs of half a megapixel:
 
     threads      1       4       8      16
     decoded    370   1,252   2,006   1,656      16 processes: 4,283
+
+So threads come first, and are measured: per image, the time in which a thread neither runs nor is ready to. Processes
+take over if that adds up to more than their start. The wait is kept for this machine, so that a later job begins with
+processes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import os
+import platform
 import queue
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from tlkit.data.decoding import UnreadableImage, read_file
 from tlkit.data.memory import PROCESSES_VARIABLE
-from tlkit.data.preprocessing import load
+from tlkit.data.preprocessing import Source, load
 from tlkit.errors import ResourceError
 from tlkit.plugin.contract import Preprocessing
-from tlkit.util.resources import REFUSED, cores, own_environment
+from tlkit.util.files import atomic_file, cache_dir
+from tlkit.util.resources import REFUSED, own_environment, processor_info
+from tlkit.util.schema import parse_json
 
-CORES, IMAGES = 6, 2000  # from which on processes are faster; they need half a second to start
+START = 0.5  # seconds until processes decode, which threads would already do
+PROBED = 256  # images by which the waits of threads are measured, at least
+WAITS = "waits"  # in the cache
 TRIES = 2  # of a task whose decoder dies
 
 Decoded = tuple[str, str | None]  # SHA-256 of a file in hex, "" if not requested; the reason why it is unreadable
 
 
-def faster(images: int) -> bool:
-    """Return True if processes decode so many images sooner than threads do, start included, and can be used."""
-    return cores() >= CORES and images >= IMAGES and hasattr(os, "memfd_create")
+class Waits:
+    """The time that threads which decode wait for each other, per image, as it was last measured on this machine."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads, self._lock, self._images, self._seconds = threads, threading.Lock(), 0, 0.0
+
+    def load(self, source: Source, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+        """Do what `tlkit.data.preprocessing.load` does, and measure the wait."""
+        delayed = _delayed()
+        began = time.perf_counter() - time.thread_time()
+        try:
+            return load(source, preprocessing)
+        finally:
+            idle = time.perf_counter() - time.thread_time() - began
+            with self._lock:
+                self._images += 1
+                self._seconds += max(0.0, idle - (_delayed() - delayed))
+
+    @property
+    def measured(self) -> float:
+        """Seconds per image so far."""
+        return self._seconds / max(1, self._images)
+
+    def keep(self) -> None:
+        """Keep what was measured."""
+        with suppress(ResourceError), atomic_file(self._record) as temporary:
+            temporary.write_text(json.dumps(self.measured), encoding="utf-8")
+
+    def seconds(self) -> float | None:
+        """Return the seconds per image that were kept, or None."""
+        with suppress(OSError, ValueError, TypeError, ResourceError):
+            seconds = float(parse_json(self._record.read_bytes()))
+            return seconds if 0 <= seconds < math.inf else None
+        return None
+
+    def outlast(self, images: int) -> bool:
+        """Return True if threads would wait longer, with so many images, than processes take to start here."""
+        seconds = self.seconds() if hasattr(os, "memfd_create") else None
+        return seconds is not None and seconds * images / self._threads > START
+
+    @cached_property
+    def _record(self) -> Path:
+        facts = (processor_info("model name"), self._threads, platform.python_version(), PIL.__version__)
+        return cache_dir(WAITS) / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
+
+
+def _delayed() -> float:
+    """Return the seconds in which this thread was ready to run and other work had the processors; 0 if not known."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/thread-self/schedstat").read_text("utf-8").split()[1]) / 1e9
+    return 0.0
 
 
 class Decoders:
@@ -57,7 +119,7 @@ class Decoders:
         self.processes = processes
         self._memory = os.memfd_create("tlkit")
         self._slots, self._idle = queue.SimpleQueue[int](), queue.SimpleQueue["subprocess.Popen[bytes]"]()
-        self._all: list[subprocess.Popen[bytes]] = []
+        self.all: list[subprocess.Popen[bytes]] = []
         try:
             os.posix_fallocate(self._memory, 0, int(np.prod(shape)))
             self._arrays = _mapped(self._memory, shape)
@@ -85,7 +147,7 @@ class Decoders:
 
     def close(self) -> None:
         """End all processes, whatever they do."""
-        for process in self._all:
+        for process in self.all:
             process.kill()
             process.wait()
             for stream in (process.stdin, process.stdout):
@@ -121,7 +183,7 @@ class Decoders:
             pass_fds=[self._memory],
             process_group=0,  # Ctrl-C is for the parent, which closes what it does not need
         )
-        self._all.append(process)
+        self.all.append(process)
         send(process, self.start)
         return process
 

@@ -13,7 +13,9 @@ Everything else is decoded in full: `reducing_gap` would save a tenth of the tim
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,8 @@ _NOT_SMOOTH = ("nearest", "box")
 _SHARED = threading.Lock()  # a Pillow image of the caller may be loaded once only, and may be passed twice
 
 Source = Path | bytes | Image.Image | NDArray[np.uint8]
-Decoded = tuple[Image.Image, tuple[float, float] | None]  # an image, and its exact extent if its decode was reduced
+Size, Extent = tuple[int, int], tuple[float, float]  # width, height
+Decoded = tuple[Image.Image, Size, Extent | None]  # an image, its own size, its exact extent if its decode was reduced
 
 
 def load(source: Source, preprocessing: Preprocessing, *, view: View | None = None) -> NDArray[np.uint8]:
@@ -56,18 +59,44 @@ def load(source: Source, preprocessing: Preprocessing, *, view: View | None = No
     deployed. Thread-safe. Raises `UnreadableImage` for an image that is damaged, truncated, not in one of `FORMATS`, or
     takes more memory than `tlkit.data.memory` allows, and UsageError for an array of another dtype or shape.
     """
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise UsageError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so half an image would pass", do="turn it off")
     if isinstance(source, Path):
-        try:
+        with _named(source):
             return load(read_file(source), preprocessing, view=view)
-        except UnreadableImage as problem:
-            raise UnreadableImage(problem.what, file=source) from problem
     if isinstance(source, np.ndarray):
         check_array(source)
         source = Image.fromarray(source)
     with decoding(), ExitStack() as memory:
         return _render(_decode(source, preprocessing, view, memory), preprocessing, view)
+
+
+@dataclass(frozen=True, slots=True)
+class Uncropped:
+    """A decoded image, uint8 `(H, W, 3)`, before it is cropped, and turned after that; its extent in these pixels.
+
+    `size` is (width, height) of the file, more than that of the pixels if the decode was reduced.
+    """
+
+    pixels: NDArray[np.uint8]
+    size: Size
+    extent: Extent
+    turn: Image.Transpose | None
+
+
+def decode(path: Path, preprocessing: Preprocessing, view: View) -> Uncropped:
+    """Return what `load` crops to a view; not for filters that pick pixels. Raises what `load` raises."""
+    with _named(path), decoding(), ExitStack() as memory:
+        image, size, extent = _decode(read_file(path), preprocessing, view, memory)
+        turn, flat = exif_transpose(image), flatten(image)
+        return Uncropped(np.array(flat.convert("RGB")), size, extent or flat.size, turn)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in an `UnreadableImage`."""
+    try:
+        yield
+    except UnreadableImage as problem:
+        raise UnreadableImage(problem.what, file=path) from problem
 
 
 def decoded_size(data: bytes, preprocessing: Preprocessing) -> tuple[int, int]:
@@ -87,11 +116,13 @@ def check_array(array: NDArray[np.uint8]) -> None:
 
 def _decode(source: bytes | Image.Image, preprocessing: Preprocessing, view: View | None, memory: ExitStack) -> Decoded:
     """Return the image with its pixels, and its extent as `_draft` returns it; `memory` is freed with the image."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise UsageError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so half an image would pass", do="turn it off")
     if isinstance(source, Image.Image):
         memory.enter_context(reserved(source, source.size))
         with _SHARED:
             source.load()
-        return source, None
+        return source, source.size, None
     jpeg = Jpeg(source) if format_of(source[:HEAD]) == "JPEG" else None
     try:
         image = open_image(source if jpeg is None else jpeg.complete())
@@ -110,16 +141,16 @@ def _decode(source: bytes | Image.Image, preprocessing: Preprocessing, view: Vie
         _draft(again, preprocessing, view)
         if jpeg.is_cut(image, again):
             raise UnreadableImage("is cut: its last rows are missing")
-    return image, extent
+    return image, size, extent
 
 
 def _render(decoded: Decoded, preprocessing: Preprocessing, view: View | None) -> NDArray[np.uint8]:
-    image, extent = decoded
+    image, _, extent = decoded
     turn = exif_transpose(image)  # after loading, because PNG may keep its EXIF behind the pixels
     flat = flatten(image)
     if turn is not None and preprocessing.interpolation in _NOT_SMOOTH:
         flat, turn = flat.transpose(turn), None
-    box = _box(extent or flat.size, preprocessing, view)
+    box = part(extent or flat.size, preprocessing, view)
     resampling = Image.Resampling[preprocessing.interpolation.upper()]
     small = flat.resize(_resized(box, preprocessing), resampling, box=box)
     if turn is not None:  # the part is centered, so turning the small image is the same, and far cheaper
@@ -135,23 +166,27 @@ def _render(decoded: Decoded, preprocessing: Preprocessing, view: View | None) -
     return np.array(square)
 
 
-def _draft(image: ImageFile.ImageFile, preprocessing: Preprocessing, view: View | None) -> tuple[float, float] | None:
+def _draft(image: ImageFile.ImageFile, preprocessing: Preprocessing, view: View | None) -> Extent | None:
     """Set a large JPEG to be decoded at reduced scale; return its exact extent there, or None if nothing is reduced.
 
     The decoded size is rounded up to whole pixels, of which the last may be only partly covered.
     """
-    if preprocessing.interpolation in _NOT_SMOOTH:
-        return None
-    width, height = image.size
-    left, top, right, bottom = box = _box(image.size, preprocessing, view)
-    columns, rows = _resized(box, preprocessing)
-    spare = min((right - left) / columns, (bottom - top) / rows) / _DRAFT_MARGIN
-    scale = next((scale for scale in (8, 4, 2) if spare >= scale), 1)
+    (width, height), scale = image.size, reduction(image.size, preprocessing, view)
     drafted = image.draft(None, (width // scale, height // scale)) if scale > 1 else None
     return None if drafted is None else drafted[1][2:]
 
 
-def _box(extent: tuple[float, float], preprocessing: Preprocessing, view: View | None) -> Box:
+def reduction(size: Size, preprocessing: Preprocessing, view: View | None) -> int:
+    """Return the divisor, 1, 2, 4 or 8, of the width and height at which a JPEG of a size is decoded for a view."""
+    if preprocessing.interpolation in _NOT_SMOOTH:
+        return 1
+    left, top, right, bottom = box = part(size, preprocessing, view)
+    columns, rows = _resized(box, preprocessing)
+    spare = min((right - left) / columns, (bottom - top) / rows) / _DRAFT_MARGIN
+    return next((scale for scale in (8, 4, 2) if spare >= scale), 1)
+
+
+def part(extent: Extent, preprocessing: Preprocessing, view: View | None) -> Box:
     """Return the part of the image that is resampled: that of the view, or the centered part that is deployed.
 
     Unless the image is cropped to a square, a view is taken from the image squashed to one: its ratio is then relative

@@ -10,6 +10,7 @@ import importlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,17 @@ from numpy.typing import DTypeLike, NDArray
 from tlkit.errors import ResourceError, TlkitError
 
 INSTALL = 'run: pip install "cuda-bindings"'
+DRIVER = Path("/proc/driver/nvidia/version")  # of Linux
 Plan = Callable[[int], Callable[[], None]]  # number of rows -> the work on the stream that computes them
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The GPU in use: its name, and its compute capability, such as 8.9."""
+    """The GPU in use: its name, its compute capability, such as 8.9, and the version of its driver if known."""
 
     name: str
     capability: str
+    driver: str = ""
 
 
 def runtime() -> Any:
@@ -57,7 +60,14 @@ def gpu() -> Gpu:
         raise ResourceError("there is no NVIDIA GPU here", do="see: tlkit doctor")
     facts = checked(cuda, cuda.cudaGetDeviceProperties(0))
     name = facts.name.decode() if isinstance(facts.name, bytes) else facts.name
-    return Gpu(name, f"{facts.major}.{facts.minor}")
+    return Gpu(name, f"{facts.major}.{facts.minor}", _driver())
+
+
+def _driver() -> str:
+    try:
+        return DRIVER.read_text("utf-8").partition("\n")[0]
+    except OSError:
+        return ""
 
 
 class Buffer:
@@ -96,10 +106,17 @@ class Channel:
     def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
         self._lock = threading.Lock()
-        self.stream = checked(cuda, cuda.cudaStreamCreate())
+        self._copying = self.stream = checked(cuda, cuda.cudaStreamCreate())
+        self._turn = threading.Lock()  # to use `stream`
         self.buffers: dict[str, Buffer] = {}
-        self.seconds = 0.0  # GPU time of the last `run`
-        self._events = [checked(cuda, cuda.cudaEventCreate()) for _ in range(2)]
+        self.seconds = 0.0  # that the last `run` took on the GPU, from its copy on
+        self._events = [checked(cuda, cuda.cudaEventCreate()) for _ in range(3)]
+
+    def beside(self) -> Channel:
+        """Return another channel, which takes turns with this one on its stream, and copies to the GPU meanwhile."""
+        other = Channel(self._cuda)
+        other.stream, other._turn = self.stream, self._turn
+        return other
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Buffer:
         """Allocate the buffer of a tensor; the first axis of `shape` is the number of rows that fit."""
@@ -119,15 +136,19 @@ class Channel:
     def _call(
         self, name: str, array: NDArray[Any], outputs: Sequence[str], plan: Plan
     ) -> dict[str, NDArray[np.float32]]:
-        cuda, (start, end) = self._cuda, self._events
-        compute = plan(len(array))
-        checked(cuda, cuda.cudaEventRecord(start, self.stream))
-        self.buffers[name].send(array, self.stream)
-        compute()
-        for output in outputs:
-            self.buffers[output].fetch(len(array), self.stream)
-        checked(cuda, cuda.cudaEventRecord(end, self.stream))
-        checked(cuda, cuda.cudaStreamSynchronize(self.stream))
+        """Copy, compute and copy back; wait once, at the end."""
+        cuda, (start, sent, end) = self._cuda, self._events
+        checked(cuda, cuda.cudaEventRecord(start, self._copying))
+        self.buffers[name].send(array, self._copying)
+        checked(cuda, cuda.cudaEventRecord(sent, self._copying))
+        with self._turn:
+            compute = plan(len(array))
+            checked(cuda, cuda.cudaStreamWaitEvent(self.stream, sent, 0))
+            compute()
+            for output in outputs:
+                self.buffers[output].fetch(len(array), self.stream)
+            checked(cuda, cuda.cudaEventRecord(end, self.stream))
+        checked(cuda, cuda.cudaEventSynchronize(end))
         self.seconds += float(checked(cuda, cuda.cudaEventElapsedTime(start, end))) / 1000
         return {output: self.buffers[output].host[: len(array)].astype(np.float32) for output in outputs}
 
@@ -139,7 +160,7 @@ class Channel:
         for event in self._events:
             self._cuda.cudaEventDestroy(event)
         if self._events:
-            self._cuda.cudaStreamDestroy(self.stream)
+            self._cuda.cudaStreamDestroy(self._copying)
         self._events = []
 
 

@@ -66,7 +66,7 @@ class AutomaticSession(Session):
         with suppress(ResourceError):  # there is no GPU, or it has no kernels for this graph
             if providers.DEVICES[GPU][0] in onnxruntime.get_available_providers():
                 check_kernels(file, GPU)
-                self._machine = f"{config.machine()}, {cuda.gpu().name}"
+                self._machine = f"{config.machine()}, {cuda.gpu()}"
                 self._devices.append(GPU)
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlkit.data.decoders import Decoders, faster
+from tlkit.data.decoders import PROBED, Decoders, Waits
 from tlkit.data.decoding import UnreadableImage, read_file
 from tlkit.data.preprocessing import Source, check_array, load
 from tlkit.errors import TlkitError, UsageError
@@ -63,6 +64,8 @@ class Batch:
 
 Chunk = tuple[tuple[int, "Source | StoredImage"], ...]  # numbers of images, and the images
 Decoded = tuple[tuple[ImageRecord, ...], NDArray[np.uint8]]  # `(N, S, S, 3)` of the readable ones
+Decode = Callable[[Chunk], AbstractContextManager[Decoded]]
+Load = Callable[[Source, Preprocessing], NDArray[np.uint8]]
 
 
 def iter_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[Source]:
@@ -95,7 +98,7 @@ def stream(
     """Yield batches with the outputs of a session for images, in order.
 
     Each worker decodes a batch, or has a process decode it where that is faster, and runs it. If the session gains
-    nothing from concurrent calls (a GPU), its calls are serialized and only the decoding overlaps.
+    nothing from concurrent calls, they are serialized and only the decoding overlaps.
     """
     with ExitStack() as opened:
         tell: Callable[[int], object] | None = None
@@ -103,14 +106,8 @@ def stream(
             tell = opened.enter_context(session.running(len(images)))
         lock = nullcontext() if session.workers > 1 else threading.Lock()
         workers, size = max(session.workers, cores()), batch_size or session.batch_size
-        decode = partial(_decoded_here, preprocessing, hashed)
-        if isinstance(images, Sequence) and faster(len(images)) and all(isinstance(image, Path) for image in images):
-            with suppress(OSError):  # the system has no memory or processes for it
-                decoders = opened.enter_context(closing(Decoders(preprocessing, size, 2 * workers, cores())))
-                decode = partial(_decoded_there, decoders, hashed)
-                workers *= 2  # one runs a batch while a process decodes for the other
 
-        def work(chunk: Chunk) -> Batch:
+        def work(decode: Decode, chunk: Chunk) -> Batch:
             with decode(chunk) as (records, batch):
                 if not len(batch):
                     return Batch(records, {})
@@ -123,10 +120,34 @@ def stream(
             warming = threading.Thread(target=_warm_up, args=(session, rows))
             warming.start()
             opened.callback(warming.join)
-        for batch in prefetch(work, chunks(enumerate(images), size), workers=workers, ahead=2 * workers):
-            yield batch
-            if tell is not None:
-                tell(len(batch.images))
+        decoding = opened.enter_context(closing(_decoding(preprocessing, images, hashed, workers, size)))
+        for decode, some, threads in decoding:
+            for batch in prefetch(partial(work, decode), some, workers=threads, ahead=2 * threads):
+                yield batch
+                if tell is not None:
+                    tell(len(batch.images))
+
+
+def _decoding(
+    preprocessing: Preprocessing, images: Iterable[Source | StoredImage], hashed: bool, workers: int, size: int
+) -> Generator[tuple[Decode, Iterator[Chunk], int]]:
+    """Yield what decodes some of the images, these images, and the number of threads for it.
+
+    Many files are decoded by processes if threads wait for each other too long, which the first of them tell.
+    """
+    left, probed = chunks(enumerate(images), size), -(-max(PROBED, workers * size) // size)
+    here = partial(_decoded_here, preprocessing, hashed)
+    if isinstance(images, Sequence) and len(images) > probed * size and all(isinstance(each, Path) for each in images):
+        waits, remaining = Waits(workers), len(images)
+        if not waits.outlast(remaining):
+            yield partial(here, waits.load), islice(left, probed), workers
+            waits.keep()
+            remaining -= probed * size
+        if waits.outlast(remaining):
+            with suppress(OSError), closing(Decoders(preprocessing, size, 2 * workers, cores())) as decoders:
+                # One runs a batch while a process decodes for the other.
+                yield partial(_decoded_there, decoders, hashed), left, 2 * workers
+    yield partial(here, load), left, workers
 
 
 def _warm_up(session: OnnxSession | AutomaticSession, rows: int) -> None:
@@ -136,8 +157,8 @@ def _warm_up(session: OnnxSession | AutomaticSession, rows: int) -> None:
 
 
 @contextmanager
-def _decoded_here(preprocessing: Preprocessing, hashed: bool, chunk: Chunk) -> Iterator[Decoded]:
-    prepared = [_prepare(index, source, preprocessing, hashed) for index, source in chunk]
+def _decoded_here(preprocessing: Preprocessing, hashed: bool, load: Load, chunk: Chunk) -> Iterator[Decoded]:
+    prepared = [_prepare(index, source, preprocessing, hashed, load) for index, source in chunk]
     arrays = [array for _, array in prepared if array is not None]
     yield tuple(record for record, _ in prepared), np.stack(arrays) if arrays else np.empty(0, np.uint8)
 
@@ -164,7 +185,7 @@ def _finite(records: tuple[ImageRecord, ...], arrays: dict[str, NDArray[np.float
 
 
 def _prepare(
-    index: int, source: Source | StoredImage, preprocessing: Preprocessing, hashed: bool
+    index: int, source: Source | StoredImage, preprocessing: Preprocessing, hashed: bool, load: Load
 ) -> tuple[ImageRecord, NDArray[np.uint8] | None]:
     """Read a file once, for its pixels and its hash; the array is None if the image is unreadable."""
     name = f"image {index}"

@@ -1,17 +1,20 @@
 """ONNX Runtime on an NVIDIA GPU, with its tensors bound to persistent buffers.
 
-Copies go through pinned memory and on the stream that ONNX Runtime computes on, so that a call waits once, at its end.
+Copies go through pinned memory. Of two calls at once one is copied while the other is computed, and each waits once, at
+its end: ONNX Runtime itself does not wait for the stream.
 ONNX Runtime's own CUDA graphs stay off: they gained 4 to 7 % at a batch size of 64 on an H100, and a session that
 captured one beside others in the process failed with an illegal memory access.
 """
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from tlkit.runtime.cuda import Channel
@@ -20,6 +23,7 @@ BATCH = 64  # rows of the buffers; larger batches run in parts
 SHAPES = (1, 8, BATCH)  # rows that are computed, as kernels are prepared for each number; fewer are padded
 MANY = 250_000  # images from which the preparation of `fast` pays, in batches of MANY_BATCH
 MANY_BATCH = 256
+CALLS = 2  # at once
 DEVICES = {  # the providers of each device, the first of which has to start
     "cuda": ("CUDAExecutionProvider",),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
@@ -41,57 +45,61 @@ def provider_options(device: str, stream: int, *, fast: bool = False) -> list[tu
 
 
 class BoundSession:
-    """Calls of a session that has `provider_options`, through the channel that owns its stream.
+    """Calls of a session that has `provider_options`, `CALLS` at once, beside the channel that owns its stream.
 
-    `memory` is ONNX Runtime's name of the device where the buffers lie.
+    `seconds` is the GPU time of the last call.
     """
 
-    def __init__(self, session: Any, channel: Channel, *, memory: str = "cuda", batch_size: int = BATCH) -> None:
-        self._session, self._channel, self._memory, self._batch_size = session, channel, memory, batch_size
-        self._bindings: dict[tuple[int, tuple[str, ...]], Any] = {}
+    def __init__(self, session: Any, owner: Channel, *, batch_size: int = BATCH) -> None:
+        self._session, self.batch_size, self.seconds = session, batch_size, 0.0
+        self._channels = [owner]
+        self._bindings: dict[tuple[Channel, int, tuple[str, ...]], Any] = {}
+        self._options = onnxruntime.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         (given,) = session.get_inputs()
         self._input: str = given.name
-        for tensor in (given, *session.get_outputs()):
-            channel.allocate(tensor.name, (batch_size, *tensor.shape[1:]), _dtype(tensor.type))
+        self._idle = queue.SimpleQueue[Channel]()
+        for _ in range(CALLS):
+            self._channels.append(owner.beside())
+            for tensor in (given, *session.get_outputs()):
+                self._channels[-1].allocate(tensor.name, (batch_size, *tensor.shape[1:]), _dtype(tensor.type))
+            self._idle.put(self._channels[-1])
 
     def __del__(self) -> None:
         self.close()
 
-    @property
-    def batch_size(self) -> int:
-        """Rows of the buffers."""
-        return self._batch_size
-
-    @property
-    def seconds(self) -> float:
-        """GPU time of the last call."""
-        return self._channel.seconds
-
     def close(self) -> None:
-        """Release the session, then its buffers and its stream."""
+        """Release the session, then its buffers and its streams."""
         self._bindings.clear()
         self._session = None
-        self._channel.close()
+        for channel in reversed(self._channels):
+            channel.close()
 
     def run(self, array: NDArray[Any], outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Return the outputs for `array`, as `Session.run` does."""
-        return self._channel.run(self._input, array, outputs, partial(self._plan, tuple(outputs)))
+        channel = self._idle.get()
+        try:
+            arrays = channel.run(self._input, array, outputs, partial(self._plan, channel, tuple(outputs)))
+            self.seconds = channel.seconds
+            return arrays
+        finally:
+            self._idle.put(channel)
 
-    def _plan(self, outputs: tuple[str, ...], rows: int) -> Callable[[], None]:
+    def _plan(self, channel: Channel, outputs: tuple[str, ...], rows: int) -> Callable[[], None]:
         """Return the call for so many rows."""
-        rows = next((shape for shape in SHAPES if rows <= shape < self._batch_size), self._batch_size)
-        key = (rows, outputs)  # behind the rows that were sent the buffer has those of an earlier call
+        rows = next((shape for shape in SHAPES if rows <= shape < self.batch_size), self.batch_size)
+        key = (channel, rows, outputs)  # behind the rows that were sent the buffer has those of an earlier call
         if key not in self._bindings:
-            self._bindings[key] = self._bind(rows, outputs)
-        return partial(self._session.run_with_iobinding, self._bindings[key])
+            self._bindings[key] = self._bind(*key)
+        return partial(self._session.run_with_iobinding, self._bindings[key], self._options)
 
-    def _bind(self, rows: int, outputs: tuple[str, ...]) -> Any:
+    def _bind(self, channel: Channel, rows: int, outputs: tuple[str, ...]) -> Any:
         """Return a binding to the first rows of the buffers."""
         binding = self._session.io_binding()
         for name, bind in {self._input: binding.bind_input, **dict.fromkeys(outputs, binding.bind_output)}.items():
-            buffer = self._channel.buffers[name]
+            buffer = channel.buffers[name]
             shape = (rows, *buffer.host.shape[1:])
-            bind(name, self._memory, 0, buffer.host.dtype.type, shape, buffer.device)
+            bind(name, "cuda", 0, buffer.host.dtype.type, shape, buffer.device)
         return binding
 
 

@@ -75,7 +75,7 @@ class OnnxSession(Session):
         except (UnicodeDecodeError, IndexError) as error:
             what = f"its inputs, outputs or metadata are invalid: {error}"
             raise ArtifactError(what, file=file, do="export it again") from error
-        self.workers = workers if device == "cpu" else 1
+        self.workers = workers if self._bound is None else providers.CALLS
 
     def warm_up(self, rows: int) -> None:
         """Have a GPU prepare its kernels for batches of so many rows; the first call would have to wait for it."""

@@ -53,7 +53,9 @@ def adapted(session: Session, images: NDArray[np.uint8]) -> Session:
 
     Otherwise, for an engine, a GPU or a large graph, it is the session as it was.
     """
-    if not isinstance(session, OnnxSession) or session.workers == 1 or session.file.stat().st_size > LARGEST:
+    if not isinstance(session, OnnxSession) or session.device != "cpu" or session.workers == 1:
+        return session
+    if session.file.stat().st_size > LARGEST:
         return session
     alone = OnnxSession(session.file, level=session.level, spin_us=SPIN)
 

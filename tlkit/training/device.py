@@ -59,6 +59,7 @@ class Device:
         self.dtype = _dtype(options.precision, self.torch_device)
         self.compile, self.tf32 = options.compile, options.tf32 and self.type == "cuda"
         self.fixed_shapes = self.type == "cuda" or self.compile  # each new one takes seconds there
+        self.crops = self.type == "cuda"  # whether images are cropped there
         self.unread_steps = UNREAD_STEPS if self.type == "cuda" else 1
         self.micro_batches = 1  # per batch, one after the other; doubled when memory runs out
         self.scaler = torch.amp.GradScaler(self.type, enabled=self.dtype == torch.float16)

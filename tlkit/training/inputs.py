@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 VAL_BATCH_SIZE = 64
 PREFETCHED_BATCHES = 2  # decoded ahead of the training step
 
+Image = TypeVar("Image")
 Batches = Sequence["NDArray[np.int64]"]  # image indices of each step
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # inputs, labels -> mixed inputs, class probabilities
 
@@ -121,7 +122,14 @@ class DecodedImages:
 
     def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
         """Yield the output of the frozen stages for each batch, float32."""
-        number = self.views.number(epoch) if self.views.varies else 0
+        pixels = self.pixels(batches, self.views.number(epoch) if self.views.varies else 0)
+        for batch, images in zip(batches, pixels, strict=True):
+            with torch.no_grad(), self.device.autocast():
+                output: Tensor = self.frozen(padded(images, self.rows))
+            yield output[: len(batch)].float()
+
+    def pixels(self, batches: Batches, number: int) -> Iterator[Tensor]:
+        """Yield the images of each batch as view `number` has them, uint8 `(N, S, S, 3)`, on the device."""
         known, new = {index for view, index in self.kept if view == number}, list[list[int]]()
         for batch in batches:
             new.append([index for index in dict.fromkeys(map(int, batch)) if index not in known])
@@ -130,18 +138,20 @@ class DecodedImages:
         def decode(index: int) -> NDArray[np.uint8]:
             return self.views.decode(self.examples.paths[index], number, index)
 
-        ahead = cores() + PREFETCHED_BATCHES * max(map(len, batches))
-        images = prefetch(decode, chain.from_iterable(new), workers=cores(), ahead=ahead)
+        images = self.ahead(decode, new)
         for batch, indices in zip(batches, new, strict=True):
             here, keys = dict[tuple[int, int], Tensor](), [(number, int(index)) for index in batch]
             if indices:
                 decoded = self.device.put(torch.from_numpy(np.stack([next(images) for _ in indices])))
                 here = dict(zip([(number, index) for index in indices], decoded, strict=True))
             self.kept.update(here if self.keeps else {})
-            stacked = torch.stack([(here if key in here else self.kept)[key] for key in keys])
-            with torch.no_grad(), self.device.autocast():
-                output: Tensor = self.frozen(padded(stacked, self.rows))
-            yield output[: len(batch)].float()
+            yield torch.stack([(here if key in here else self.kept)[key] for key in keys])
+
+    @staticmethod
+    def ahead(decode: Callable[[int], Image], batches: Sequence[Sequence[int]]) -> Iterator[Image]:
+        """Yield the decoded images of all batches, some batches ahead."""
+        ahead = cores() + PREFETCHED_BATCHES * max(map(len, batches))
+        return prefetch(decode, chain.from_iterable(batches), workers=cores(), ahead=ahead)
 
 
 def split_batches(order: NDArray[np.int64], size: int) -> Batches:
