@@ -14,7 +14,7 @@ from tests.kit.tiny import Tiny
 from tlkit.data.preprocessing import load
 from tlkit.plugin.contract import Augmentation, Phase, Preprocessing
 from tlkit.training import crops, inputs
-from tlkit.training.crops import CroppedImages, crop, decoded_images, matches_pillow
+from tlkit.training.crops import crop, matches_pillow
 from tlkit.training.device import Device
 from tlkit.training.inputs import AugmentedViews, DecodedImages, Examples
 
@@ -44,21 +44,21 @@ def test_a_crop_is_bit_for_bit_that_of_pillow(interpolation, size):
         assert np.array_equal(each, by_pillow(image, box, size, interpolation))
 
 
-def made(kind, files, *, mode="center", interpolation="bilinear", size=32, epochs=3, device=None):
+def made(files, *, mode="center", interpolation="bilinear", size=32, epochs=3, device=None):
     preprocessing = Preprocessing(size, (0.5,) * 3, (0.5,) * 3, crop_mode=mode, interpolation=interpolation)
     examples = Examples(np.zeros((len(files), 1), np.float32), np.zeros(len(files), np.int64), files)
     views = AugmentedViews(preprocessing, 1, crop=True)
-    return kind(examples, views, torch.nn.Identity(), device or as_on_a_gpu(), 0, epochs)
+    return DecodedImages(examples, views, torch.nn.Identity(), device or as_on_a_gpu(), 0, epochs)
 
 
 def assert_same(files, orders, **options):
-    """Compare the pixels of all epochs; return what was cropped on the device."""
-    cropped, plain = made(decoded_images, files, **options), made(DecodedImages, files, **options)
-    assert isinstance(cropped, CroppedImages)
+    """Compare what the device crops with what the CPU does, epoch by epoch; return the images."""
+    images = made(files, **options)
+    assert images.cropped_there
     for epoch, batches in enumerate(orders, 1):
-        for found, expected in zip(cropped.pixels(batches, epoch), plain.pixels(batches, epoch), strict=True):
+        for found, expected in zip(images.batches(batches, epoch), images.pixels(batches, epoch), strict=True):
             assert torch.equal(found, expected)
-    return cropped
+    return images
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +83,10 @@ def odd(tmp_path_factory):
 def test_images_of_all_kinds_give_the_bytes_of_the_cpu(odd, mode, interpolation):
     order = np.random.default_rng(0).permutation(len(odd))
     batches = np.split(order, [5, 10])
-    cropped = assert_same(odd, [batches, [np.array([3, 3, 0])], batches[::-1]], mode=mode, interpolation=interpolation)
-    assert {odd[index].name for index, _ in cropped.large} == {"huge.png"}
-    assert len({index for index, _ in cropped.images}) == len(odd) - 1
-    assert {scale for index, scale in cropped.images if odd[index].name == "large.jpg"} <= {2, 4}
+    images = assert_same(odd, [batches, [np.array([3, 3, 0])], batches[::-1]], mode=mode, interpolation=interpolation)
+    assert {odd[index].name for (index, _), kept in images.uncropped.items() if kept is None} == {"huge.png"}
+    assert {index for index, _ in images.uncropped} == set(range(len(odd)))
+    assert {scale for index, scale in images.uncropped if odd[index].name == "large.jpg"} <= {2, 4}
 
 
 @pytest.mark.parametrize("room", [2**28, 30_000])
@@ -95,12 +95,12 @@ def test_each_is_decoded_once_if_it_fits(pictures, monkeypatch, room):
     monkeypatch.setattr(crops, "decode", lambda path, *given: decoded.append(path) or decode(path, *given))
     monkeypatch.setattr(Device, "room", lambda _: room)
     batches = [np.array([2, 0, 7, 5]), np.array([1, 3, 4, 6])]
-    cropped = assert_same(files, [batches] * 3, size=16)
-    kept = sum(each.planes.numel() for each in cropped.images.values())
+    images = assert_same(files, [batches] * 3, size=16)
+    kept = sum(planes.numel() for planes, *_ in images.uncropped.values())
     assert kept <= room
-    assert cropped.room == [room - kept]
-    assert len(decoded) == len(files) + 2 * (len(files) - len(cropped.images))
-    assert (len(cropped.images) == len(files)) == (room == 2**28)
+    assert images.room == [room - kept]
+    assert len(decoded) == len(files) + 2 * (len(files) - len(images.uncropped))
+    assert (len(images.uncropped) == len(files)) == (room == 2**28)
 
 
 def test_every_nth_picture_of_the_data_sets_gives_the_bytes_of_the_cpu(shared_data):
@@ -115,7 +115,7 @@ def test_every_nth_picture_of_the_data_sets_gives_the_bytes_of_the_cpu(shared_da
     ids=["border", "nearest", "one epoch", "not there"],
 )
 def test_others_are_decoded_in_every_epoch(pictures, change):
-    assert type(made(decoded_images, sorted(pictures.rglob("*.png"))[:2], **change)) is DecodedImages
+    assert not made(sorted(pictures.rglob("*.png"))[:2], **change).cropped_there
 
 
 def test_a_device_that_computes_another_byte_is_not_used(pictures, monkeypatch):
@@ -123,7 +123,7 @@ def test_a_device_that_computes_another_byte_is_not_used(pictures, monkeypatch):
     monkeypatch.setattr(crops, "BITS", 21)
     matches_pillow.cache_clear()
     assert not matches_pillow(torch.device("cpu"), "bilinear")
-    assert type(made(decoded_images, files)) is DecodedImages
+    assert not made(files).cropped_there
     matches_pillow.cache_clear()
 
 

@@ -46,7 +46,8 @@ _NOT_SMOOTH = ("nearest", "box")
 _SHARED = threading.Lock()  # a Pillow image of the caller may be loaded once only, and may be passed twice
 
 Source = Path | bytes | Image.Image | NDArray[np.uint8]
-Size, Extent = tuple[int, int], tuple[float, float]  # width, height
+Size = tuple[int, int]  # width, height
+Extent = tuple[float, float]
 Decoded = tuple[Image.Image, Size, Extent | None]  # an image, its own size, its exact extent if its decode was reduced
 
 

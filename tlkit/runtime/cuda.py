@@ -113,7 +113,7 @@ class Channel:
         self._events = [checked(cuda, cuda.cudaEventCreate()) for _ in range(3)]
 
     def beside(self) -> Channel:
-        """Return another channel, which takes turns with this one on its stream, and copies to the GPU meanwhile."""
+        """Return another channel, which computes on this one's stream, and copies to the GPU on its own."""
         other = Channel(self._cuda)
         other.stream, other._turn = self.stream, self._turn
         return other

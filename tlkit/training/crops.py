@@ -8,10 +8,9 @@ any device gives the same sums.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL
@@ -21,14 +20,19 @@ from PIL import Image
 from torch import Tensor
 
 from tlkit.data.augmentation import Box, View, random_view
-from tlkit.data.preprocessing import Extent, Size, Uncropped, decode, part, reduction
-from tlkit.training.inputs import Batches, DecodedImages
+from tlkit.data.preprocessing import Extent, Uncropped, decode, part, reduction
+from tlkit.plugin.contract import Preprocessing
+from tlkit.training.device import Device
+
+if TYPE_CHECKING:
+    from tlkit.training.inputs import Batches, DecodedImages
 
 BITS = 22  # of a weight's fraction
 TALL_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 TOGETHER = 16  # images that are resampled at once, which bounds the memory
 LARGEST = 32  # times the pixels of a crop: images with more are cropped on the CPU
 
+Kept = tuple[Tensor, Extent, Image.Transpose | None]  # uint8 `(3, H, W)` on the device; see `Uncropped`
 Turn = Callable[[Tensor], Tensor]  # of `(S, S, 3)`
 _TURNS: Mapping[Image.Transpose, Turn] = {
     Image.Transpose.FLIP_LEFT_RIGHT: lambda image: image.flip(1),
@@ -136,100 +140,75 @@ def matches_pillow(device: torch.device, interpolation: str) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A decoded image on the device, uint8 `(3, H, W)`; see `Uncropped`."""
+def usable(images: DecodedImages) -> bool:
+    """Return True if each epoch sees new views, and the device makes them as Pillow does."""
+    views, preprocessing = images.views, images.views.preprocessing
+    if not (images.device.crops and views.crop and not views.magnitude and images.epochs > 1) or images.keeps:
+        return False
+    if preprocessing.crop_mode == "border" or preprocessing.interpolation not in _FILTERS:
+        return False
+    return matches_pillow(images.device.torch_device, preprocessing.interpolation)
 
-    planes: Tensor
-    extent: Extent
-    turn: Image.Transpose | None
 
+def pixels(images: DecodedImages, batches: Batches, number: int) -> Iterator[Tensor]:
+    """Yield what `DecodedImages.pixels` yields, cropped on the device from images that are kept there if they fit."""
+    preprocessing, paths = images.views.preprocessing, images.examples.paths
+    views = {index: random_view(images.views.seed, number, index) for index in set(map(int, chain(*batches)))}
 
-@dataclass(frozen=True)
-class CroppedImages(DecodedImages):
-    """Images that are decoded once, as many as fit on the device, and cropped there in every epoch."""
+    def key(index: int) -> tuple[int, int]:
+        size = images.sizes.get(index)
+        return index, 0 if size is None else reduction(size, preprocessing, views[index])
 
-    images: dict[tuple[int, int], Kept] = field(default_factory=dict)  # by index and reduction of the decode
-    sizes: dict[int, Size] = field(default_factory=dict)  # by index
-    large: set[tuple[int, int]] = field(default_factory=set)  # of those that the CPU crops
+    def decoded(index: int) -> Uncropped | NDArray[np.uint8]:
+        if key(index) not in images.uncropped or images.uncropped[key(index)]:
+            image = decode(paths[index], preprocessing, views[index])
+            images.sizes[index] = image.size
+            if image.pixels.size <= LARGEST * 3 * preprocessing.size**2:
+                return image
+            images.uncropped[key(index)] = None  # too large
+        return images.views.decode(paths[index], number, index)
 
-    @cached_property
-    def room(self) -> list[int]:
-        """Bytes on the device that are left for images."""
-        return [self.device.room()]
-
-    @property
-    def usable(self) -> bool:
-        """True if each epoch sees new views, and the device makes them as Pillow does."""
-        views, preprocessing = self.views, self.views.preprocessing
-        if not (self.device.crops and views.crop and not views.magnitude and self.epochs > 1) or self.keeps:
-            return False
-        if preprocessing.crop_mode == "border" or preprocessing.interpolation not in _FILTERS:
-            return False
-        return matches_pillow(self.device.torch_device, preprocessing.interpolation)
-
-    def pixels(self, batches: Batches, number: int) -> Iterator[Tensor]:
-        preprocessing = self.views.preprocessing
-        views = {index: random_view(self.views.seed, number, index) for index in set(map(int, chain(*batches)))}
-
-        def key(index: int) -> tuple[int, int]:
-            size = self.sizes.get(index)
-            return index, 0 if size is None else reduction(size, preprocessing, views[index])
-
-        def decoded(index: int) -> Uncropped | NDArray[np.uint8]:
-            if key(index) not in self.large:
-                image = decode(self.examples.paths[index], preprocessing, views[index])
-                self.sizes[index] = image.size
-                if image.pixels.size <= LARGEST * 3 * preprocessing.size**2:
-                    return image
-                self.large.add(key(index))
-            return self.views.decode(self.examples.paths[index], number, index)
-
-        new = [
-            [index for index in dict.fromkeys(map(int, batch)) if key(index) not in self.images] for batch in batches
-        ]
-        images = self.ahead(decoded, new)
-        for batch, indices in zip(batches, new, strict=True):
-            decodes = zip(indices, images, strict=False)  # those of the batches behind follow
-            here = {index: self._put(key(index), image) for index, image in decodes}
-            found = [here[index] if index in here else self.images[key(index)] for index in map(int, batch)]
-            yield self._cropped(found, [views[index] for index in map(int, batch)])
-
-    def _put(self, key: tuple[int, int], image: Uncropped | NDArray[np.uint8]) -> Kept | Tensor:
-        """Return an image on the device, where it is kept if there is room."""
+    def put(index: int, image: Uncropped | NDArray[np.uint8]) -> Kept | Tensor:
         if isinstance(image, np.ndarray):
-            return self.device.put(torch.from_numpy(image))
-        planes = self.device.put(torch.from_numpy(image.pixels)).permute(2, 0, 1).contiguous()
-        kept = Kept(planes, image.extent, image.turn)
-        if planes.numel() <= self.room[0]:
-            self.room[0] -= planes.numel()
-            self.images[key] = kept
+            return images.device.put(torch.from_numpy(image))
+        planes = images.device.put(torch.from_numpy(image.pixels)).permute(2, 0, 1).contiguous()
+        kept = planes, image.extent, image.turn
+        if planes.numel() <= images.room[0]:
+            images.room[0] -= planes.numel()
+            images.uncropped[key(index)] = kept
         return kept
 
-    def _cropped(self, images: Sequence[Kept | Tensor], views: Sequence[View]) -> Tensor:
-        """Return the views `(N, S, S, 3)` of images, some of which the CPU has cropped."""
-        preprocessing, device = self.views.preprocessing, self.device.torch_device
-        size = preprocessing.size
-        stacked = torch.empty((len(images), size, size, 3), dtype=torch.uint8, device=device)
-        kept = [(number, image) for number, image in enumerate(images) if isinstance(image, Kept)]
-        for start in range(0, len(kept), TOGETHER):
-            some = kept[start : start + TOGETHER]
-            boxes = [part(image.extent, preprocessing, views[number]) for number, image in some]
-            planes = [image.planes for _, image in some]
-            small = crop(planes, boxes, size, preprocessing.interpolation, self.device.put)
-            for (_, image), pixels in zip(some, small, strict=True):
-                if image.turn is not None:
-                    pixels.copy_(_TURNS[image.turn](pixels).clone())
-            mirrored = self.device.put(torch.tensor([views[number].mirrored for number, _ in some]))
-            small = torch.where(mirrored[:, None, None, None], small.flip(2), small)
-            stacked[self.device.put(torch.tensor([number for number, _ in some]))] = small
-        for number, image in enumerate(images):
-            if isinstance(image, Tensor):
-                stacked[number] = image
-        return stacked
+    new = [
+        [each for each in dict.fromkeys(map(int, batch)) if not images.uncropped.get(key(each))] for batch in batches
+    ]
+    waiting = images.ahead(decoded, new)
+    for batch, indices in zip(batches, new, strict=True):
+        here = {index: put(index, next(waiting)) for index in indices}
+        found = [
+            (here[index] if index in here else images.uncropped[key(index)], views[index]) for index in map(int, batch)
+        ]
+        yield _cropped(found, preprocessing, images.device)
 
 
-def decoded_images(*given: Any) -> DecodedImages:
-    """Return images that are decoded in every epoch, or cropped on the device if it can; takes what they take."""
-    cropped = CroppedImages(*given)
-    return cropped if cropped.usable else DecodedImages(*given)
+def _cropped(
+    images: Sequence[tuple[Kept | Tensor | None, View]], preprocessing: Preprocessing, device: Device
+) -> Tensor:
+    """Return views of images, uint8 `(N, S, S, 3)`; of tensors the CPU has made them."""
+    size = preprocessing.size
+    stacked = torch.empty((len(images), size, size, 3), dtype=torch.uint8, device=device.torch_device)
+    kept = [(number, image, view) for number, (image, view) in enumerate(images) if isinstance(image, tuple)]
+    for start in range(0, len(kept), TOGETHER):
+        numbers, some, views = zip(*kept[start : start + TOGETHER], strict=True)
+        planes, extents, turns = zip(*some, strict=True)
+        boxes = [part(extent, preprocessing, view) for extent, view in zip(extents, views, strict=True)]
+        small = crop(planes, boxes, size, preprocessing.interpolation, device.put)
+        for turn, each in zip(turns, small, strict=True):
+            if turn is not None:
+                each.copy_(_TURNS[turn](each).clone())
+        mirrored = device.put(torch.tensor([view.mirrored for view in views]))
+        small = torch.where(mirrored[:, None, None, None], small.flip(2), small)
+        stacked[device.put(torch.tensor(numbers))] = small
+    for number, (image, _) in enumerate(images):
+        if isinstance(image, Tensor):
+            stacked[number] = image
+    return stacked

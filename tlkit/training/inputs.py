@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlkit.data.augmentation import randaugment, random_view, transforms
-from tlkit.data.preprocessing import load
+from tlkit.data.preprocessing import Size, load
 from tlkit.plugin.contract import Phase, Preprocessing
+from tlkit.training import crops
 from tlkit.training.device import Device
 from tlkit.training.history import Line
 from tlkit.util.prefetch import prefetch
@@ -97,7 +98,8 @@ class AugmentedViews:
 class DecodedImages:
     """Output of the frozen stages for images that are decoded in every epoch, or kept on the device if they fit there.
 
-    The stages see batches of so many `rows`, the last one padded; 0: as many as each has.
+    They are kept as views, or, for new views in every epoch, before they are cropped, which the device does then. The
+    stages see batches of so many `rows`, the last one padded; 0: as many as each has.
     """
 
     examples: Examples
@@ -107,6 +109,8 @@ class DecodedImages:
     rows: int = 0
     epochs: int = 1
     kept: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # uint8 `(S, S, 3)` by view and index
+    uncropped: dict[tuple[int, int], crops.Kept | None] = field(default_factory=dict)  # by index and reduction
+    sizes: dict[int, Size] = field(default_factory=dict)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -120,9 +124,20 @@ class DecodedImages:
         size = views * len(self.labels) * 3 * self.views.preprocessing.size**2
         return views < self.epochs and size <= self.device.room()
 
+    @cached_property
+    def room(self) -> list[int]:
+        """Bytes that are left on the device for images before they are cropped."""
+        return [self.device.room()]
+
+    @cached_property
+    def cropped_there(self) -> bool:
+        """True if the device crops the images."""
+        return crops.usable(self)
+
     def batches(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
         """Yield the output of the frozen stages for each batch, float32."""
-        pixels = self.pixels(batches, self.views.number(epoch) if self.views.varies else 0)
+        number = self.views.number(epoch) if self.views.varies else 0
+        pixels = crops.pixels(self, batches, number) if self.cropped_there else self.pixels(batches, number)
         for batch, images in zip(batches, pixels, strict=True):
             with torch.no_grad(), self.device.autocast():
                 output: Tensor = self.frozen(padded(images, self.rows))

@@ -23,7 +23,6 @@ from tlkit.plugin.contract import Backbone, Phase
 from tlkit.training.activation_cache import ActivationCache, open_cache
 from tlkit.training.batchnorm import training_batch_norms
 from tlkit.training.checkpoint import Checkpoint, Checkpoints, load_optimizer_state, optimizer_state
-from tlkit.training.crops import decoded_images
 from tlkit.training.device import Device
 from tlkit.training.freezing import Network, Preparation, Prepare, Tensors, pull_to_origin, update_average
 from tlkit.training.gradients import fast_gradients
@@ -222,7 +221,7 @@ class Trainer:
             self.train, self.val = self.inputs
             return
         if self.cache_dir is None or not repeats or not 0 < first < len(trunk.names):
-            self.train, self.val = (decoded_images(*each, frozen, device, self.rows, phase.epochs) for each in splits)
+            self.train, self.val = (DecodedImages(*each, frozen, device, self.rows, phase.epochs) for each in splits)
             return
         stages = trunk.upto(trunk.names[first - 1])
         self.train, self.val = open_cache(self.cache_dir, stages, frozen, *splits, device, self.monitor.progress)
