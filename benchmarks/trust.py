@@ -22,7 +22,7 @@ class Trial(NamedTuple):
     tests: tuple[str, ...]
 
 
-HOSTILE, STANDARD = "tests/hostile/", "plugins/tlkit_standard/tests/targets/test_nvidia.py::"
+HOSTILE, STANDARD = "tests/hostile/", "plugins/tlkit_standard/tests/targets/test_rtx.py::"
 SYSTEM = HOSTILE + "test_system.py::"
 TRIALS = (
     Trial(
