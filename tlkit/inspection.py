@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.evaluation.conformal import Achieved
-from tlkit.evaluation.metrics import metric_lines
+from tlkit.evaluation.metrics import Metrics, metric_lines
 from tlkit.graph.metadata import PREFIX
 from tlkit.model.bundle import ORIGINAL, RECORD, open_bundle, reading_fields
 from tlkit.model.exports import MANIFEST, Exports
@@ -138,7 +138,10 @@ def _bundle_sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[st
     phases = {f"phase {number}": phase for number, phase in enumerate(facts["phases"], 1)}
     advice = facts.get("advice", {}).get("reasons", ())
     yield "Training", {"strategy": _component(facts["strategy"]), **phases, "seed": facts["seed"], "advice": advice}
-    measured = [*metric_lines(facts["metrics"], labels), *(str(Achieved(**each)) for each in facts["coverage"])]
+    measured = [
+        *metric_lines(Metrics.from_json(facts["metrics"]), labels),
+        *(str(Achieved(**each)) for each in facts["coverage"]),
+    ]
     yield f"Validation ({facts['metrics']['images']} images)", measured
     yield "Exports", facts["exports"] or ["none"]
 

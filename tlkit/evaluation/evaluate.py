@@ -69,7 +69,7 @@ class EvaluationResult:
         return FileCounts.of(self.metrics.images, self.rejected, self.skipped, self.other_splits)
 
     def __repr__(self) -> str:
-        lines = metric_lines(self.metrics.to_json(), self.labels)
+        lines = metric_lines(self.metrics, self.labels)
         known = trained_on_line(self.trained_on, self.metrics.images)
         return "\n".join([f"{counted(self.metrics.images, 'image')} ({self.split})", *known, *lines])
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.util.statistics import balanced_interval, wilson
-from tlkit.util.text import table
+from tlkit.util.text import span, table
 
 ECE_BINS = 15
 MAX_MATRIX = 12  # classes; the confusion of more is printed as its most frequent pairs
@@ -59,7 +59,7 @@ class Metrics:
         return cls(**{each.name: facts[each.name] for each in fields(cls)} | arrays)
 
     def __repr__(self) -> str:
-        return "\n".join(metric_lines(self.to_json()))
+        return "\n".join(metric_lines(self))
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON values, with the recall of each class and the share of the most frequent one."""
@@ -109,19 +109,16 @@ def calibration_error(bins: NDArray[np.float64]) -> float:
     return float((images * np.abs(confidence - accuracy)).sum() / images.sum())
 
 
-def metric_lines(metrics: Mapping[str, Any], labels: Sequence[str] = ()) -> list[str]:
-    """Return metrics, as `Metrics.to_json` gives them, as text; with labels the confusion matrix too."""
-    low, high = metrics["interval"]
-    confusion = np.array(metrics["confusion"], np.int64)
-    balanced = balanced_interval(confusion.diagonal(), confusion.sum(1))
+def metric_lines(metrics: Metrics, labels: Sequence[str] = ()) -> list[str]:
+    """Return metrics as text; with labels the confusion matrix too."""
     return [
-        f"accuracy           {metrics['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})",
-        f"most frequent class {confusion.sum(1).max() / confusion.sum():.1%} of the images",
-        f"balanced accuracy  {metrics['balanced_accuracy']:.1%} (95 % interval {balanced[0]:.1%} to {balanced[1]:.1%})",
-        f"macro-F1           {metrics['macro_f1']:.3f}",
-        f"ECE                {metrics['ece']:.3f}",
-        f"log loss           {metrics['log_loss']:.3f}",
-        *(confusion_lines(confusion, labels) if labels else ()),
+        f"accuracy           {metrics.accuracy:.1%} (95 % interval {span(metrics.interval)})",
+        f"most frequent class {metrics.majority:.1%} of the images",
+        f"balanced accuracy  {metrics.balanced_accuracy:.1%} (95 % interval {span(metrics.balanced_interval)})",
+        f"macro-F1           {metrics.macro_f1:.3f}",
+        f"ECE                {metrics.ece:.3f}",
+        f"log loss           {metrics.log_loss:.3f}",
+        *(confusion_lines(metrics.confusion, labels) if labels else ()),
     ]
 
 

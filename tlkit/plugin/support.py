@@ -77,32 +77,20 @@ __all__ = [
     "walk",
 ]
 
-# Module and name of what is imported at its first use: the rooms above this one, and what needs NumPy.
-_LATER = {
-    "IMAGE_SUFFIXES": ("tlkit.data.decoding", "SUFFIXES"),
-    "CapturedGraph": ("tlkit.runtime.cuda", "CapturedGraph"),
-    "Channel": ("tlkit.runtime.cuda", "Channel"),
-    "ChannelsLastPool": ("tlkit.model.trunk", "ChannelsLastPool"),
-    "MeanPool": ("tlkit.model.trunk", "MeanPool"),
-    "Normalize": ("tlkit.model.trunk", "Normalize"),
-    "NotAChain": ("tlkit.model.stages", "NotAChain"),
-    "OnnxSession": ("tlkit.runtime.session", "OnnxSession"),
-    "TokenPool": ("tlkit.model.trunk", "TokenPool"),
-    "cuda_runtime": ("tlkit.runtime.cuda", "runtime"),
-    "fit_temperature": ("tlkit.util.statistics", "fit_temperature"),
-    "gpu": ("tlkit.runtime.cuda", "gpu"),
-    "gpus": ("tlkit.doctor", "gpus"),
-    "load_tensors": ("tlkit.model.trunk", "load_tensors"),
-    "load_weights": ("tlkit.model.weights", "load_weights"),
-    "processor_kind": ("tlkit.model.exports", "processor_kind"),
-    "log_sum_exp": ("tlkit.util.statistics", "log_sum_exp"),
-    "quiet_options": ("tlkit.runtime.session", "quiet_options"),
-    "read_graph": ("tlkit.runtime.session", "read_graph"),
-    "read_weights": ("tlkit.model.weights", "read_weights"),
-    "reading_weights": ("tlkit.model.weights", "reading_weights"),
-    "softmax": ("tlkit.util.statistics", "softmax"),
-    "take_apart": ("tlkit.model.stages", "take_apart"),
+# What is imported at its first use, by module, as its name there:ours: the rooms above, and what needs NumPy.
+_MODULES = {
+    "tlkit.data.decoding": "SUFFIXES:IMAGE_SUFFIXES",
+    "tlkit.doctor": "gpus",
+    "tlkit.model.exports": "processor_kind",
+    "tlkit.model.stages": "NotAChain take_apart",
+    "tlkit.model.trunk": "ChannelsLastPool MeanPool Normalize TokenPool load_tensors",
+    "tlkit.model.weights": "load_weights read_weights reading_weights",
+    "tlkit.runtime.cuda": "CapturedGraph Channel gpu runtime:cuda_runtime",
+    "tlkit.runtime.session": "OnnxSession quiet_options read_graph",
+    "tlkit.util.statistics": "fit_temperature log_sum_exp softmax",
 }
+_NAMES = [(module, *each.split(":")) for module, names in _MODULES.items() for each in names.split()]
+_LATER = {names[-1]: (module, names[0]) for module, *names in _NAMES}
 
 
 def __getattr__(name: str) -> Any:

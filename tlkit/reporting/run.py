@@ -87,7 +87,7 @@ class Report:
 
     def __repr__(self) -> str:
         lines = [f"{self.model} on {counted(self.metrics.images, 'image')} ({self.split})"]
-        lines += metric_lines(self.metrics.to_json())
+        lines += metric_lines(self.metrics)
         if self.nearest_mean is not None:
             lines.append(f"nearest class mean {self.nearest_mean:.1%}")
         lines += ["findings:", *(f"  {each}" for each in self.findings)] if self.findings else []
