@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from tlkit.errors import ResourceError
-from tlkit.util.files import atomic_file, cache_dir, is_address, sha256, temporary_dir, translate_os_errors
+from tlkit.util.files import (
+    atomic_file,
+    cache_dir,
+    is_address,
+    read_regular,
+    sha256,
+    temporary_dir,
+    translate_os_errors,
+)
 from tlkit.util.remote import file_system, reaching
 
 PATIENCE = 3  # copies of a manifest that are fetched until one has its hash
@@ -98,8 +106,7 @@ class LocalFolder(Folder):
         return self.root / name
 
     def read(self, name: str) -> bytes:
-        with open(self.at(name), "rb") as file:  # a job has many records, and paths cost more than reading
-            return file.read()
+        return read_regular(self.at(name))  # a job has many records, and paths cost more than reading
 
     def remove(self, name: str) -> None:
         with suppress(OSError):

@@ -24,7 +24,8 @@ def parse_json(text: str | bytes) -> Any:
     except RecursionError:
         value = deep = True
     else:
-        deep = _is_deeper(value, DEEPEST)
+        opened = str(text, "utf-8", "replace") if isinstance(text, bytes) else text
+        deep = opened.count("[") + opened.count("{") > DEEPEST and _is_deeper(value, DEEPEST)
     if deep:
         raise ValueError(f"it is nested more than {DEEPEST} times")
     return value
