@@ -56,6 +56,7 @@ def main() -> int:
     options.add_argument(
         "--tunings", nargs="*", type=int, help="for regret: which of FINE_TUNING, by number (default: all)"
     )
+    options.add_argument("--draws", type=int, default=1, help="of so many images from each set, for regret")
     args = parsed(options, sets=list(NAMES[:1]), counts=[24])
     if args.tunings is not None:
         FINE_TUNING[:] = [FINE_TUNING[number] for number in args.tunings]
@@ -74,7 +75,7 @@ def main() -> int:
                 "rules": lambda: rules(root, args.work),
                 "joined": lambda: joined(root, args.work),
                 "audit": lambda: audits(root, args.repeat),
-                "regret": lambda: regret(root, args.work, args.sets, args.counts),
+                "regret": lambda: regret(root, args.work, args.sets, args.counts, args.draws),
             }[part]()
         )
     return max(codes)

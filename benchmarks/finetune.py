@@ -1,6 +1,7 @@
 """Fine-tuning: the activation cache, tlkit against fastai and plain timm, strategies compared.
 
-    boundary   time of an epoch with the deepest 1 to 4 stages trainable, with and without the cache, and with all
+    boundary   time of an epoch with the deepest 1 to 4 stages trainable, with and without the cache, and with all,
+               against a plain loop with timm
     rivals     `tlkit train` against fastai's `fine_tune` and a plain loop with timm, same weights, images and epochs
     probe      `probe-then-tune` against `full`
     scratch    `scratch` against `full` with few and with more images of another kind
@@ -43,7 +44,9 @@ from _bench import (
     workspace,
 )
 
-LIMITS = {1: 30, 2: 12, 3: 5, 4: 3}  # times as fast as `full`, by the number of trainable stages
+LIMITS = {1: 100, 2: 40, 3: 12, 4: 8}  # times as fast as the plain loop, by the number of trainable stages
+LIMIT_FULL = 2  # with all trainable
+PLAIN = "timm, channels last"
 CPU = ("--device", "cpu")
 SUBSETS: dict[str, tuple[int | None, int | None]] = {
     "ants_bees": (None, None),
@@ -60,7 +63,7 @@ def main() -> int:
     options.add_argument("--sets", nargs="+", default=list(SUBSETS), help="those to use, for rivals and probe")
     options.add_argument("--epochs", type=int, default=4, help="epochs of fine-tuning (default: 4)")
     options.add_argument("--views", type=int, default=4, help="views of each image, for boundary (default: 4)")
-    options.add_argument("--images", type=int, default=400, help="to train and to validate on, for boundary")
+    options.add_argument("--images", type=int, default=300, help="to train and to validate on, for boundary")
     options.add_argument("--counts", type=int, nargs="+", default=[500, 6000], help="images to train on, for scratch")
     options.add_argument("--size", type=int, help="pixels a side, but for boundary (default: by the set of images)")
     options.add_argument("--strategy", default="probe-then-tune", help="for rivals")
@@ -106,35 +109,50 @@ def boundary(args: Any, work: Path) -> int:
             options = ["--strategy", "partial", *chosen(trainable=trainable, epochs=epochs), "--views", str(args.views)]
         return lambda: train(data, *options, *more, *CPU, "--seed", next(seeds[trainable, more]))
 
+    def plain() -> Run:
+        options = ["--epochs", "1", "--channels-last", "--seed", str(next(plain_seeds))]
+        return run([PYTHON, str(RIVALS / "timm_finetune.py"), str(data), str(file), *options])
+
+    lacking, plain_seeds = missing("timm", "torchvision"), iter(range(args.repeat))
+    file = None if lacking else weights(work)
     cases: list[tuple[int | None, tuple[str, ...]]] = [(None, ())]
     cases += [(trainable, more) for trainable in LIMITS for more in ((), ("--no-cache",))]
     seeds = {case: iter(range(args.repeat)) for case in cases}
     names = {case: _case(*case) for case in cases}
-    runs = interleave({names[case]: strategy(case[0], *case[1]) for case in cases}, args.repeat)
+    sides = {names[case]: strategy(case[0], *case[1]) for case in cases}
+    runs = interleave(sides if lacking else {PLAIN: plain, **sides}, args.repeat)
     report = Report(
         "finetune-boundary",
         "The time of an epoch, validation included, from the second on, with the deepest stages of EfficientNet-Lite0 "
-        "trainable: with the activations of the frozen stages cached, without the cache, and with all trainable.",
+        "trainable: with the activations of the frozen stages cached, without the cache, and with all trainable; and "
+        "that of a plain loop with timm (`rivals/timm_finetune.py`), which trains all, with the channels last.",
         {"data": shown(args.data / "sign_digits"), "images": f"{args.images} + {args.images}", "views": args.views}
         | {"epochs": epochs, "turns": args.repeat},
     )
-    times = {case: [_later_epochs(each) for each in runs[names[case]]] for case in cases}
-    right = {case: [100 * _accuracy(each) for each in runs[names[case]]] for case in cases}
-    for case in cases:
-        firsts = [json.loads(each.output)["epochs"][0]["seconds"] for each in runs[names[case]]]
-        report.figures[names[case]] = {"epoch": times[case], "first epoch": firsts, "accuracy": right[case]}
-        row = {"": names[case], "seconds per epoch": spread(times[case]), "first epoch": spread(firsts, 1)}
-        row["times as fast as full"] = spread(ratios(times[None, ()], times[case]), 1)
-        report.rows.append(row | {"accuracy on val": spread(right[case], 1, " %")})
-    for trainable, limit in LIMITS.items():
-        kept = (trainable, ())
-        report.bars.append(
-            Bar(f"{names[kept]}, against full", ratios(times[None, ()], times[kept]), "≥", limit, "x", 1)
+    times = {names[case]: [_later_epochs(each) for each in runs[names[case]]] for case in cases}
+    firsts = {name: [json.loads(each.output)["epochs"][0]["seconds"] for each in runs[name]] for name in times}
+    right = {name: [100 * _accuracy(each) for each in runs[name]] for name in times}
+    if not lacking:
+        lines = [json.loads(each.output) for each in runs[PLAIN]]
+        times[PLAIN], firsts[PLAIN], right[PLAIN] = (
+            [each[1]["seconds"] for each in lines],
+            [each[0]["seconds"] for each in lines],
+            [100 * each[1]["accuracy"] for each in lines],
         )
+    for name in runs:
+        report.figures[name] = {"epoch": times[name], "first epoch": firsts[name], "accuracy": right[name]}
+        row = {"": name, "seconds per epoch": spread(times[name]), "first epoch": spread(firsts[name], 1)}
+        row["times as fast as full"] = spread(ratios(times[names[None, ()]], times[name]), 1)
+        row["as timm"] = "" if lacking else spread(ratios(times[PLAIN], times[name]), 1)
+        report.rows.append(row | {"accuracy on val": spread(right[name], 1, " %")})
+    for trainable, limit in {**LIMITS, None: LIMIT_FULL}.items() if not lacking else ():
+        name = names[trainable, ()]
+        report.bars.append(Bar(f"{name}, against {PLAIN}", ratios(times[PLAIN], times[name]), "≥", limit, "x", 1))
     for trainable in LIMITS:
-        lost = _mean(right[trainable, ("--no-cache",)]) - _mean(right[trainable, ()])
+        lost = _mean(right[names[trainable, ("--no-cache",)]]) - _mean(right[names[trainable, ()]])
         report.bars.append(Bar(f"{trainable} trainable: mean accuracy lost by the cache", [lost], "≤", 0.5, " points"))
-    report.notes.append("With the cache, the first epoch computes all views; with `full`, it is the first of two.")
+    report.notes += [f"timm: {lacking}"] if lacking else []
+    report.notes.append("With the cache, the first epoch computes all views; `full` and timm have two epochs.")
     return report.save()
 
 
@@ -180,7 +198,8 @@ def rivals(args: Any, work: Path) -> int:
         runs = interleave({side: sides[side] for side in ("tlkit", *others)}, args.repeat)
         right = {"tlkit": [100 * _accuracy(each) for each in runs["tlkit"]]}
         for side in others:
-            right[side] = [100 * json.loads(each.output)[-1] for each in runs[side]]
+            lasts = [json.loads(each.output)[-1] for each in runs[side]]
+            right[side] = [100 * (last["accuracy"] if side == "timm" else last) for last in lasts]
         for side, done in runs.items():
             report.figures[f"{name}, {side}"] = {"seconds": seconds(done), "accuracy": right[side]}
             means = f"{_mean(right[side]):.1f} %"

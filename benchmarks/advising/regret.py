@@ -81,7 +81,7 @@ class Cell:
         return table(room / "set.csv", self.data, all=self.data.draw(self.count, self.seed))
 
 
-def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequence[int] = COUNTS, seed: int = 0) -> int:
+def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequence[int] = COUNTS, draws: int = 1) -> int:
     report = Report(
         "advise-regret",
         "The accuracy on held-out images of what `tlkit train --strategy auto` made of so many images, against the "
@@ -94,11 +94,11 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
             "heads": ", ".join(HEADS),
             "fine-tuning": "; ".join(f"{_named(*each)} (up to {most} images)" for *each, most in FINE_TUNING),
         }
-        | {"pixels": ", ".join(f"{name} {size}" for name, size in SIZES.items()), "seed": seed},
+        | {"pixels": ", ".join(f"{name} {size}" for name, size in SIZES.items()), "draws": draws},
     )
     known, lost, corrected = Known(work / "exhaustive.jsonl"), [], []
     gains, errors, covered, worse = list[float](), list[float](), list[float](), 0
-    for cell in _cells(root, names, counts, seed):
+    for cell in _cells(root, names, counts, draws):
         right = {name: known.get(cell, name, make) for name, make in _options(cell)}
         started = time.perf_counter()
         made = _auto(cell)
@@ -175,16 +175,17 @@ def _error(one: np.ndarray, other: np.ndarray, cell: Cell) -> float:
     return paired_difference(one, other, cell.truth).standard_error
 
 
-def _cells(root: Path, names: Sequence[str], counts: Sequence[int], seed: int) -> Iterator[Cell]:
+def _cells(root: Path, names: Sequence[str], counts: Sequence[int], draws: int) -> Iterator[Cell]:
     """Small ones first. A set with fewer images than asked for is taken whole, once."""
     taken = set()
     for count in counts:
         for name in names:
             data = load_set(root, name)
             images = min(count, len(data.pool))
-            if (name, images) not in taken:
-                taken.add((name, images))
-                yield Cell(data, images, seed)
+            for seed in range(draws if images < len(data.pool) else 1):
+                if (name, images, seed) not in taken:
+                    taken.add((name, images, seed))
+                    yield Cell(data, images, seed)
 
 
 class Known:
