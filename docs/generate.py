@@ -1,6 +1,7 @@
 """Write a page for each kind of component: those of the standard plugin, the contract and the checks.
 
-Run `python docs/generate.py` after changing one of them. A test renders the pages again and compares.
+Run `python docs/generate.py` after changing one of them. A test renders the pages again and compares. The graphs that
+the standard backbones come with are written again if they are not those of their stages.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tlkit_standard.backbones import BACKBONES
+
 from tlkit.conformance import requirements
+from tlkit.graph.trace import shipped_graph, write_graph
+from tlkit.model.trunk import build
 from tlkit.plugin import contract, phases
 from tlkit.plugin.contract import Component, option
 from tlkit.plugin.kinds import KINDS, Kind
@@ -153,3 +158,6 @@ def _signature(function: Any) -> str:
 if __name__ == "__main__":
     for file, text in pages(load()).items():
         (HERE / file).write_text(text)
+    for backbone in BACKBONES:
+        if backbone.graph is not None and shipped_graph(build(backbone, pretrained=False)) is None:
+            write_graph(backbone, backbone.graph)

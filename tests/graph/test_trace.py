@@ -117,3 +117,15 @@ def test_the_graph_of_a_cut_has_its_stages(tiny):
     graph = onnx.load(trace.stage_graph(tiny.upto("second")))
     assert [o.name for o in graph.graph.output] == [stage_output("first"), stage_output("second")]
     onnx.checker.check_model(graph, full_check=True)
+
+
+def test_a_backbone_that_comes_with_its_graph_is_not_traced(tiny, traced, tmp_path, monkeypatch):
+    file, expected = tmp_path / "tiny.onnx.gz", trace.stage_graph(tiny).read_bytes()
+    trace.write_graph(Tiny(), file)
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Tiny, "graph", file)
+    traced.clear()
+    assert trace.stage_graph(trunks.build(Tiny())).read_bytes() == expected
+    assert not traced
+    monkeypatch.setattr(TinyVit, "graph", file)
+    assert trace.shipped_graph(trunks.build(TinyVit())) is None

@@ -1,8 +1,9 @@
 """`--strategy auto`: train what the advice recommends; a fine-tuned trunk is kept only if it beats the best before it.
 
-A bundle of frozen features is written within seconds. Trials and fine-tuning take long: they run in the run directory
-of the bundle (see `training.run_directory`), one part after the other, and each that is better takes its place. So
-there is always a valid bundle, none is worse on the validation images than the one before, and a run can be resumed.
+A bundle of the best frozen features is in place within seconds. Trials and fine-tuning take long: they run in the run
+directory of the bundle (see `training.run_directory`), one part after the other, and each that is better takes its
+place. So there is always a valid bundle, none is worse on the validation images than the one before, and a run can be
+resumed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +23,7 @@ from tlkit.advice.quick_trial import quick_trial
 from tlkit.advice.recommendation import recommend
 from tlkit.advice.run import Advice, AdviceRequest, advise
 from tlkit.advice.selection import FineTuning, available
-from tlkit.advice.trials import Trial, Trials, run_trial, training_config, was_begun
+from tlkit.advice.trials import Trial, Trials, run_trial, was_begun
 from tlkit.defaults import FROZEN
 from tlkit.errors import DataError, UsageError
 from tlkit.evaluation.disturbed import Comparison
@@ -35,13 +37,12 @@ from tlkit.runtime.feature_cache import environment
 from tlkit.training.config import RunOptions, dataset_statistics
 from tlkit.training.device import Device
 from tlkit.training.result import TrainingResult
-from tlkit.training.run import train
+from tlkit.training.run import warn_among_images
 from tlkit.training.run_directory import (
     DONE,
     MACHINE,
     best_so_far,
     check_output,
-    folder_of,
     machine,
     once,
     run_directory,
@@ -70,16 +71,17 @@ def train_auto(
 ) -> tuple[TrainingResult, Advice]:
     """Train what the advice recommends, and write the bundle `out` with the advice in it.
 
-    If there is more to try than frozen features, their bundle is written first, and replaced by each better one. After
-    `budget` seconds the best so far stays, and a resumed run goes on; within a budget that is given every candidate of
-    the installed strategies is tried. "auto" is `BUDGET` on a CPU, and only what the advice recommends. Without a
-    budget, and with one that suffices, the same data and seed give the same bundle.
+    The bundle of the best frozen features is written first, and replaced by each better one. After `budget` seconds the
+    best so far stays, and a resumed run goes on; within a budget that is given every candidate of the installed
+    strategies is tried. "auto" is `BUDGET` on a CPU, and only what the advice recommends. Without a budget, and with
+    one that suffices, the same data and seed give the same bundle.
     """
     options = replace(options or RunOptions(), announce=False)  # the advice begins with the classes
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         what = f"{NAME} compares and decides in one process, not under torchrun"
         raise UsageError(what, do="ask `tlkit advise` first, and give torchrun the --strategy that it names")
     check_output(out, resume=options.resume)
+    warn_among_images(source, out, options.warn)
     if request.cut is not None:
         cut = check_cut(request.cut, trunks.build(request.backbones[0]).names)
         request = replace(request, cut=cut)
@@ -88,15 +90,16 @@ def train_auto(
     seconds = math.inf if budget is None else budget
     if seconds == "auto":
         seconds = BUDGET if Device(options.device).type == "cpu" else math.inf
-    end = time.monotonic() + seconds
-    advice = advise(source, request, progress, strict=options.strict, learnable=True)
-    undecided = advice.recommendation.trainable > 0 or _to_try(advice, request) is not None
-    if not (undecided or exhaustive or (options.resume and folder_of(out).exists())):
-        return _train(out, request, advice, progress, options), advice
-    kept = _Kept(out, advice, progress, seconds, end)
+    kept = _Kept(out, request, options, progress, seconds, time.monotonic() + seconds)
     try:
-        with run_directory(out, _conditions(advice, request, options), resume=options.resume) as folder:
-            _improve(kept, folder, request, options, exhaustive=exhaustive)
+        with ExitStack() as entered:
+
+            def begin(draft: Advice) -> None:
+                identity = _conditions(draft, request, options)
+                kept.begin(entered.enter_context(run_directory(out, identity, resume=options.resume)), draft)
+
+            advice = advise(source, request, progress, strict=options.strict, learnable=True, begin=begin)
+            _improve(kept, advice, exhaustive=exhaustive)
     except BudgetUsed as end_of_budget:
         progress(str(end_of_budget), 0)
     return kept.result()
@@ -107,17 +110,28 @@ class _Kept:
     """The best so far, which is in place of the output, with the advice that led to it; and the time to improve it."""
 
     out: Path
-    advice: Advice
+    request: AdviceRequest
+    options: RunOptions
     progress: Progress
     seconds: float
     end: float  # of these, by `time.monotonic`
+    folder: Path = field(init=False)
+    advice: Advice = field(init=False)
+    frozen: Trial = field(init=False)
     best: Trial | None = None
     digest: str | None = None  # None while a resumed run has not come to what is in place
     decoded: int = 0  # images, for all that was kept
 
+    def begin(self, folder: Path, draft: Advice) -> None:
+        """Put the best frozen features in place, whatever the budget."""
+        self.folder, self.decoded = folder, draft.analysis.features.decoded
+        frozen, aside = draft.recommendation.frozen(), replace(self.options, tensorboard=None)
+        self.frozen = run_trial(draft.source, folder / FROZEN, self.request, frozen, self.progress, aside)
+        self.put(self.frozen, draft)
+
     def put(self, trial: Trial, advice: Advice) -> None:
         """Put a trial in place, and say so if it is another."""
-        self.digest = in_place.put(trial.trained.bundle, self.out, _report(advice), folder_of(self.out))
+        self.digest = in_place.put(trial.trained.bundle, self.out, _report(advice), self.folder)
         if trial is not self.best:
             self.decoded += trial.trained.decoded
             if self.digest is not None:
@@ -128,8 +142,7 @@ class _Kept:
         assert self.best is not None  # noqa: S101 - frozen features come first, whatever the budget
         assert self.digest is not None  # noqa: S101 - the verdicts of the interrupted run were kept
         remember(self.digest, self.advice.source)
-        decoded = self.advice.analysis.features.decoded + self.decoded
-        trained = replace(self.best.trained, bundle=self.out, digest=self.digest, decoded=decoded)
+        trained = replace(self.best.trained, bundle=self.out, digest=self.digest, decoded=self.decoded)
         return replace(trained, advice=self.advice), self.advice
 
     def left(self) -> float:
@@ -148,25 +161,24 @@ class _Kept:
         return checked
 
 
-def _improve(kept: _Kept, folder: Path, request: AdviceRequest, options: RunOptions, *, exhaustive: bool) -> None:
-    """Put frozen features in place, and then each better trial; raises `BudgetUsed` if not all could be tried."""
-    advice, progress = kept.advice, kept.limited
-    frozen, aside = advice.recommendation.frozen(), replace(options, tensorboard=None)
-    baseline = run_trial(advice.source, folder / FROZEN, request, frozen, kept.progress, aside)
-    kept.put(baseline, replace(advice, recommendation=frozen))
-    if kept.seconds < math.inf:
+def _improve(kept: _Kept, advice: Advice, *, exhaustive: bool) -> None:
+    """Put each trial that is better in place; raises `BudgetUsed` if not all could be tried."""
+    request, progress, baseline = kept.request, kept.limited, kept.frozen
+    kept.put(baseline, replace(advice, recommendation=advice.recommendation.frozen()))
+    undecided = exhaustive or advice.recommendation.trainable > 0 or _to_try(advice, request) is not None
+    if undecided and kept.seconds < math.inf:
         progress(f"what is better within {format_seconds(kept.seconds)} takes its place (see --budget)", 0)
-    advice = _tried(advice, request, folder / QUICK, progress)
+    advice = _tried(advice, request, kept.folder / QUICK, progress)
     chosen = advice.recommendation
     installed = available(request.heads, request.strategies, dataset_statistics(advice.dataset))
     every = [] if installed.fine_tuning is None or request.cut is not None else [installed.fine_tuning]
     every += [plan for plan in installed.candidates if every and plan not in every]
     wanted = len(every) if exhaustive else int(chosen.trainable > 0)
-    places = [folder / f"candidate-{number + 1}" for number in range(len(every))]
+    places = [kept.folder / f"candidate-{number + 1}" for number in range(len(every))]
     plans = {place: every[n] for n, place in enumerate(places) if n < wanted or was_begun(place)}
     if chosen.trainable and chosen.seconds is not None:
         progress("fine-tuning, {} to {}".format(*map(format_seconds, chosen.seconds)), 0)
-    trials = Trials(request, kept.left, progress, options, kept.put)
+    trials = Trials(request, kept.left, progress, kept.options, kept.put)
     advice, skipped = trials.improve(advice, baseline, plans)
     kept.put(kept.best or baseline, advice)
     if skipped:
@@ -206,15 +218,6 @@ def _tried(advice: Advice, request: AdviceRequest, folder: Path, progress: Progr
     evidence = replace(advice.evidence, trial=Comparison.from_json(found))
     installed = available(request.heads, request.strategies, evidence.known)
     return replace(advice, recommendation=recommend(evidence, installed, request.policy.fine_tuning))
-
-
-def _train(
-    out: Path, request: AdviceRequest, advice: Advice, progress: Progress, options: RunOptions
-) -> TrainingResult:
-    """Train what is recommended, with the advice in the bundle."""
-    config = replace(training_config(request, advice.recommendation), advice=_report(advice))
-    trained = train(advice.source, out, config, progress, options, within=True)
-    return replace(trained, decoded=trained.decoded + advice.analysis.features.decoded, advice=advice)
 
 
 def _report(advice: Advice) -> Mapping[str, Any]:

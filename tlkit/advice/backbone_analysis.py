@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tlkit.advice.domain_shift import (
     ShiftPolicy,
     classifier_confidence,
     shift_at,
+    unknown,
 )
 from tlkit.advice.probes import Probe, nearest_mean, ridge
 from tlkit.advice.scores import h_score, logme
@@ -99,23 +100,30 @@ class BackboneAnalysis:
         }
 
 
-def analyze(
-    backbone: Backbone, size: int | None, samples: Sequence[Sample], seed: int, policy: ShiftPolicy, tick: Tick
-) -> BackboneAnalysis:
-    """Run the images through all stages, and some of them through the graph that measures the domain shift."""
+def analyze(backbone: Backbone, size: int | None, samples: Sequence[Sample], tick: Tick) -> BackboneAnalysis:
+    """Run the images through all stages; their domain shift is not measured yet."""
     trunk = trunks.build(backbone, preprocessing=None if size is None else trunks.resized(backbone, size))
     graph = trace.stage_graph(trace.traceable(trunk, trunk.names[-1]))
-    paths = [sample.path for sample in samples]
     started = time.perf_counter()
+    paths = [sample.path for sample in samples]
     features = extract(paths, graph, trunk.preprocessing, trunk.names, None, tick)
     seconds = time.perf_counter() - started
-    shift = _shift(trunk, graph, paths, features, seed, policy)
+    return BackboneAnalysis(backbone, trunk, features, unknown("it is not measured"), None, seconds, features.decoded)
+
+
+def with_shift(
+    analysis: BackboneAnalysis, samples: Sequence[Sample], seed: int, policy: ShiftPolicy
+) -> BackboneAnalysis:
+    """Run some of the images through the graph that measures the domain shift, and return the analysis with it."""
+    backbone, trunk, features = analysis.backbone, analysis.trunk, analysis.features
+    graph = trace.stage_graph(trace.traceable(trunk, trunk.names[-1]))
+    shift = _shift(trunk, graph, [sample.path for sample in samples], features, seed, policy)
     rows = np.flatnonzero(features.usable)
     rows = rows[:: max(1, len(rows) // MAX_CLASSIFIED)]
     confidence = classifier_confidence(backbone.classifier(), features.at(trunk.cut)[rows])
     if shift.domain == "unknown" and confidence is not None:
         shift = confidence.shift(policy)
-    return BackboneAnalysis(backbone, trunk, features, shift, confidence, seconds, features.decoded)
+    return replace(analysis, shift=shift, confidence=confidence)
 
 
 def _shift(

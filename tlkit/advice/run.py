@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.advice import html, page
-from tlkit.advice.backbone_analysis import BackboneAnalysis, analyze, stage_evidence, stratified
+from tlkit.advice.backbone_analysis import BackboneAnalysis, analyze, stage_evidence, stratified, with_shift
 from tlkit.advice.dataset_statistics import ImageStatistics, SizePolicy, gather
 from tlkit.advice.domain_shift import ShiftPolicy
 from tlkit.advice.recommendation import Evidence, FineTuningPolicy, Recommendation, cautious, recommend
@@ -141,12 +141,14 @@ def advise(
     audit: bool = False,
     strict: bool = False,
     learnable: bool = False,
+    begin: Callable[[Advice], object] = lambda _draft: None,
 ) -> Advice:
     """Analyze the training images through each backbone and recommend a training.
 
-    Validation and test images are not read, except for trials (if there is a `budget` in seconds) and an audit. Raises
-    `DataError` for a source without images or with more unreadable ones than allowed; if it must be `learnable`, also
-    for one that nothing can be trained on, and if `strict`, for one with the same file in two splits or classes.
+    Validation and test images are not read, except for trials (if there is a `budget` in seconds) and an audit. As soon
+    as the best frozen features are known, `begin` is called with the advice to take these. Raises `DataError` for a
+    source without images or with more unreadable ones than allowed; if it must be `learnable`, also for one that
+    nothing can be trained on, and if `strict`, for one with the same file in two splits or classes.
     """
     dataset = datasets.read(source, val=request.val, group=request.group, learnable=learnable)
     duplicates = find_duplicates(dataset)
@@ -159,7 +161,7 @@ def advise(
     for backbone in request.backbones:
         tick = progress(backbone.name, len(samples))
         size = request.options.get("size")
-        analyses.append(analyze(backbone, size, samples, request.seed, request.policy.shift, tick))
+        analyses.append(analyze(backbone, size, samples, tick))
     counted = (*samples, *dataset.of("val")) if learnable else samples  # those that a training then counts
     features = analyses[0].features
     check_rejected(features, [sample.path for sample in counted], request.max_bad)
@@ -180,8 +182,9 @@ def advise(
         learnable=learnable or datasets.is_learnable(source, request.val, request.group),
     )
     if not shortcomings:
-        advice = _recommended(advice, request)
-    advice = _cut_as_requested(advice, request.cut)
+        advice = _compared(advice, request)
+    begin(_cut_as_requested(advice, request.cut))
+    advice = _cut_as_requested(_recommended(advice, request), request.cut)
     if budget is not None:
         advice = run_trials(advice, request, budget, progress)
     if audit:
@@ -191,8 +194,8 @@ def advise(
     return advice
 
 
-def _recommended(advice: Advice, request: AdviceRequest) -> Advice:
-    """Return the advice with the evidence of stages and heads, and the recommendation that follows from it."""
+def _compared(advice: Advice, request: AdviceRequest) -> Advice:
+    """Return the advice with the evidence of stages and heads, and its best frozen features."""
     dataset, statistics, labels, policy = advice.dataset, advice.statistics, advice.labels, request.policy
     classes = len(dataset.labels)
     rows = stratified(labels, advice.analyses[0].features.usable, policy.max_probed, request.seed)
@@ -204,14 +207,30 @@ def _recommended(advice: Advice, request: AdviceRequest) -> Advice:
     best, installed = best_backbone(analyses), available(request.heads, request.strategies, known)
     if request.cut is not None:
         best = replace(best, stages=tuple(each for each in best.stages if each.name in blocks_of(request.cut)))
-        installed = replace(installed, fine_tuning=None)
     heads = compare_heads(
         best, request.heads, labels, known, request.seed, groups, most=policy.max_compared, cut=request.cut
     )
     large, val = statistics.is_large(policy.size), len(dataset.of("val"))
     evidence = Evidence(statistics, large, best, heads, known, val)
-    recommendation = recommend(evidence, installed, policy.fine_tuning)
+    recommendation = recommend(evidence, replace(installed, fine_tuning=None), policy.fine_tuning)
     return replace(advice, analyses=analyses, heads=heads, evidence=evidence, recommendation=recommendation)
+
+
+def _recommended(advice: Advice, request: AdviceRequest) -> Advice:
+    """Return the advice with the domain shift and, if there is evidence, what it recommends."""
+    samples, policy, evidence = advice.dataset.of("train"), request.policy, advice.evidence
+    advice = replace(
+        advice, analyses=[with_shift(each, samples, request.seed, policy.shift) for each in advice.analyses]
+    )
+    if evidence is None:
+        return advice
+    analysis = advice.analysis
+    best = replace(evidence.analysis, shift=analysis.shift, confidence=analysis.confidence)
+    installed = available(request.heads, request.strategies, evidence.known)
+    if request.cut is not None:
+        installed = replace(installed, fine_tuning=None)
+    evidence = replace(evidence, analysis=best)
+    return replace(advice, evidence=evidence, recommendation=recommend(evidence, installed, policy.fine_tuning))
 
 
 def _cut_as_requested(advice: Advice, cut: str | None) -> Advice:

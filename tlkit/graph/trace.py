@@ -7,6 +7,7 @@ decides what it computes. `compose` cuts it and merges it with a head.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,15 +25,25 @@ from tlkit.graph.cache import cached_graph
 from tlkit.graph.compose import extract_graph, import_once, put_weights, remove_weights, stage_output
 from tlkit.model.cut import JOINT, blocks_of
 from tlkit.model.modules import ScoredHead
-from tlkit.model.trunk import HalfPrecision, StageOutputs, Trunk, architecture_hash, fingerprint, tensors
+from tlkit.model.trunk import (
+    HalfPrecision,
+    StageOutputs,
+    Trunk,
+    architecture_hash,
+    build,
+    fingerprint,
+    structure_hash,
+    tensors,
+)
 from tlkit.plugin.blame import attributed, owner_of, summary
-from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS
+from tlkit.plugin.contract import BATCH, FEATURES, IMAGES, LOGITS, Backbone
 from tlkit.util.resources import is_refused
 from tlkit.util.text import format_bytes
 from tlkit.version import __version__
 
 OPSET = 20
 IR_VERSION = 9  # the least that this opset needs; what older runtimes can read
+STRUCTURE = "structure"  # in the metadata of a graph that a backbone comes with: what it was traced from
 LARGEST = 2**31 - 2**26  # bytes of weights in one file; protobuf ends at 2 GiB, with the head and the rest
 
 
@@ -71,6 +82,30 @@ def map_graph(trunk: Trunk) -> Path:
 def maps_graph(trunk: Trunk) -> Path:
     """Return the cached file of the graph that outputs the features of every stage, then their maps, channels last."""
     return _cached(trunk, "-maps", _all_outputs(trunk))
+
+
+def write_graph(backbone: Backbone, file: Path) -> None:
+    """Write the graph of a backbone's stages, without weights, to the file that it comes with as its `graph`.
+
+    So nobody has to trace it, which takes PyTorch longer than all else in a first training. A graph of other stages, or
+    for images of another size, is not used.
+    """
+    trunk = build(backbone, pretrained=False)
+    trunk.graph = None
+    graph = _architecture(trunk)
+    graph.metadata_props.add(key=STRUCTURE, value=structure_hash(trunk))
+    file.write_bytes(gzip.compress(graph.SerializeToString(deterministic=True), mtime=0))
+
+
+def shipped_graph(trunk: Trunk) -> onnx.ModelProto | None:
+    """Return the graph that a trunk's backbone comes with, if it is that of its stages."""
+    if trunk.graph is None or not trunk.graph.is_file():
+        return None
+    graph = onnx.load_model_from_string(gzip.decompress(trunk.graph.read_bytes()))
+    known = {each.key: each.value for each in graph.metadata_props}
+    if known.get(STRUCTURE) != structure_hash(trunk):
+        return None
+    return _cleaned(graph)
 
 
 def half_precision_graph(trunk: Trunk) -> onnx.ModelProto:
@@ -160,9 +195,10 @@ def _architecture(trunk: Trunk) -> onnx.ModelProto:
     """Return the graph without weights of every output of `StageOutputs`; those of all cuts are cached with it."""
 
     def make() -> onnx.ModelProto:
-        module = StageOutputs(trunk)
-        graph = _export(module, example_images(trunk), IMAGES, _all_outputs(trunk), optimize=False)
-        graph = remove_weights(graph, module)
+        module, graph = StageOutputs(trunk), shipped_graph(trunk)
+        if graph is None:
+            traced = _export(module, example_images(trunk), IMAGES, _all_outputs(trunk), optimize=False)
+            graph = remove_weights(traced, module)
         for cut in trunk.names[:-1]:
             part = trunk.upto(cut)
             _cached_architecture(part, "", partial(extract_graph, graph, _all_outputs(part)))

@@ -83,7 +83,8 @@ class Trunk(nn.Module):
     """Images, uint8 `(N, S, S, 3)`, to features, float32 `(N, width)`.
 
     `backbone` identifies the component that it was built from, see `fingerprint`. `blocks` are the stages whose
-    features are joined, shallow to deep; without them it is the last stage alone.
+    features are joined, shallow to deep; without them it is the last stage alone. `graph` is the file of the graph that
+    the backbone comes with, if there is one.
     """
 
     def __init__(
@@ -93,9 +94,10 @@ class Trunk(nn.Module):
         pool: nn.Module,
         backbone: str = "",
         blocks: Sequence[str] = (),
+        graph: Path | None = None,
     ) -> None:
         super().__init__()
-        self.preprocessing, self.backbone = preprocessing, backbone
+        self.preprocessing, self.backbone, self.graph = preprocessing, backbone, graph
         self.blocks = tuple(blocks) or (*stages,)[-1:]
         self.normalize = Normalize(preprocessing)
         self.stages = nn.ModuleDict(stages)
@@ -195,7 +197,8 @@ def build(backbone: Backbone, *, pretrained: bool = True, preprocessing: Preproc
         wrong = f"stages can't be named {', '.join(map(repr, bad))}" if bad else "it has no stages"
         raise UsageError(f"backbone {backbone.name!r}: {wrong}", do="the author of the plugin has to fix this")
     made_from = json.dumps(identity(backbone), sort_keys=True)
-    return Trunk(preprocessing or backbone.preprocessing, stages, backbone.pool() or MeanPool(), made_from).eval()
+    pool, graph = backbone.pool() or MeanPool(), backbone.graph
+    return Trunk(preprocessing or backbone.preprocessing, stages, pool, made_from, graph=graph).eval()
 
 
 def resized(backbone: Backbone, size: int) -> Preprocessing:
@@ -259,6 +262,17 @@ def misfits(shapes: Mapping[str, tuple[int, ...]], module: nn.Module) -> list[st
 def fingerprint(trunk: Trunk) -> str:
     """Return a hash (hex) of everything that decides what a trunk computes: its architecture and its weights."""
     return hashlib.sha256(f"{architecture_hash(trunk)} {hash_tensors(trunk.state_dict())}".encode()).hexdigest()
+
+
+def structure_hash(trunk: Trunk) -> str:
+    """Return a hash (hex) of what decides on a trunk's graph whatever the versions of the libraries.
+
+    That is its preprocessing, its modules with the code of their classes, and names, types and shapes of its weights.
+    """
+    classes = {type(module) for module in trunk.modules() if not type(module).__module__.startswith("torch.")}
+    code = sorted(f"{each.__qualname__} {inspect.getsource(each)}" for each in classes)
+    weights = [(name, tensor.dtype, tensor.shape) for name, tensor in trunk.state_dict().items()]
+    return hashlib.sha256(" ".join(map(str, [trunk.preprocessing, trunk, weights, code])).encode()).hexdigest()
 
 
 def architecture_hash(trunk: Trunk) -> str:

@@ -127,6 +127,7 @@ class Backbone(Component):
     kind = "backbone"
     preprocessing: Preprocessing
     weights: Weights
+    graph: ClassVar[Path | None] = None  # file of the stages as an ONNX graph, see `tlkit.graph.trace.write_graph`
 
     @abstractmethod
     def stages(self, *, pretrained: bool) -> Mapping[str, nn.Module]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,8 +76,7 @@ def train(
     if options.announce:
         for line in (str(plan.dataset), *plan.duplicates.lines()):
             progress(line, 0)
-    if out.resolve().is_relative_to(source.resolve()):
-        options.warn(f"{out} will lie among the images; tlkit does not read bundles as images")
+        warn_among_images(source, out, options.warn)
     if options.strict:
         plan.duplicates.check()
     if not plan.trainable:
@@ -92,6 +92,12 @@ def train(
         what = f"{result.diverged}; the bundle holds the best weights before that"
         raise DataError(what, file=result.bundle, do="train again with smaller learning rates")
     return result
+
+
+def warn_among_images(source: Path, out: Path, warn: Callable[[str], object]) -> None:
+    """Warn of an output inside the folder of the images."""
+    if out.resolve().is_relative_to(source.resolve()):
+        warn(f"{out} will lie among the images; tlkit does not read bundles as images")
 
 
 def make_plan(source: Path, out: Path, config: TrainingConfig) -> Plan:

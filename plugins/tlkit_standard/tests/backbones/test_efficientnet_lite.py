@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tlkit_standard.backbones import BACKBONES, _efficientnet_lite
 
 from tlkit.data.preprocessing import load
 from tlkit.errors import ArtifactError, ResourceError
+from tlkit.graph.trace import shipped_graph
 from tlkit.model import trunk as trunks
 
 STAGES = ("stem", *(f"stage{number}" for number in range(1, 8)), "last")
@@ -88,3 +90,11 @@ def test_other_weights_than_the_published_are_refused():
 def test_listing_the_backbones_imports_no_framework():
     code = "import sys, tlkit_standard.backbones; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@each
+def test_it_comes_with_the_graph_of_its_stages_at_its_own_size(backbone):
+    assert backbone.graph is not None
+    assert shipped_graph(trunks.build(backbone, pretrained=False)) is not None, "run: python docs/generate.py"
+    smaller = replace(backbone.preprocessing, size=96)
+    assert shipped_graph(trunks.build(backbone, pretrained=False, preprocessing=smaller)) is None
