@@ -13,6 +13,7 @@ from email import message_from_bytes
 
 import pytest
 from packaging.requirements import Requirement
+from tlkit_standard.backbones import BACKBONES
 
 import tlkit
 from tests.kit.fixtures import alone
@@ -75,6 +76,7 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel, checkout):
         f"{facts}/WHEEL",
         f"{facts}/entry_points.txt",
         f"{facts}/licenses/LICENSE",
+        *(f"tlkit_standard/backbones/{backbone.graph.name}" for backbone in BACKBONES),
     }
     assert wheel.stat().st_size < 800_000  # no weights, no data
 
