@@ -87,7 +87,7 @@ def no_gpu() -> str | None:
 def _decode(report: Report, images: Path, args: Any) -> None:
     script = [PYTHON, str(RIVALS / "decode_speed.py"), str(images), "--count", str(args.few), "--workers"]
     sides = {f"{cores()} {by}": [*script, str(cores()), "--by", by] for by in ("threads", "processes")}
-    sides |= {"1 thread": [*script, "1", "--by", "threads"]}
+    sides |= {} if SETTINGS.smallest else {"1 thread": [*script, "1", "--by", "threads"]}
     for side, done in interleave(sides, args.repeat).items():
         found = [json.loads(each.output) for each in done]
         figures = {name: [each[name] for each in found] for name in found[0]}

@@ -140,6 +140,9 @@ def test_kernels_are_prepared_while_the_first_images_are_decoded(file, pictures)
     list(stream(session, preprocessing, sorted(pictures.rglob("*.png"))[:3], batch_size=2))
     assert sorted(len(array) for array in calls) == [1, 2, 2]
     assert [len(array) for array in calls if not array.any()] == [2]
+    assert {rows for _, rows, _ in session._bound._bindings} == {8}  # the last one is padded to what is prepared
+    session.warm_up(1)
+    assert {rows for _, rows, _ in session._bound._bindings} == {1, 8}
 
 
 def test_much_work_in_fp16_is_worth_a_preparation(tiny_run, provider, tmp_path):
