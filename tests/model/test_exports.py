@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 
 import pytest
@@ -12,7 +11,8 @@ from tests.kit.exporting import export_of
 from tlkit.errors import ArtifactError, DataError, UsageError
 from tlkit.model import exports
 from tlkit.model.bundle import open_bundle
-from tlkit.model.exports import Exports, graph_file, open_export, processor_kind, read_manifest
+from tlkit.model.exports import Exports, graph_file, open_export, read_manifest
+from tlkit.util.resources import processor_kind
 
 
 def change(file, **facts):
@@ -99,23 +99,6 @@ class TestManifest:
 
     def test_the_kind_of_processor_is_in_it(self, own_run):
         assert read_manifest(own_run / "onnx/fp32", "")["processor"] == processor_kind()
-
-    @pytest.mark.parametrize(
-        ("flags", "kind"),
-        [
-            ("sse4 avx2 avx512f avx512_vnni", "x86-64 VNNI"),
-            ("avx2 avx_vnni", "x86-64 VNNI"),
-            ("avx2 avx512f", "x86-64 AVX-512"),
-            ("avx2", "x86-64 AVX2"),
-            ("sse4", "x86-64"),
-        ],
-    )
-    def test_kinds_differ_where_int8_sums_do(self, monkeypatch, flags, kind):
-        monkeypatch.setattr(exports, "processor_info", {"flags": flags}.get)
-        monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-        assert processor_kind() == kind
-        monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-        assert processor_kind() == "aarch64"
 
 
 class TestReplaced:

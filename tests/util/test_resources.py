@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tlkit.util import resources
-from tlkit.util.resources import keep_freed_memory, resident_memory
+from tlkit.util.resources import keep_freed_memory, processor_kind, resident_memory
 
 LARGE = 64 * 2**20  # bytes
 
@@ -75,3 +75,21 @@ def test_cores_are_those_of_affinity_quota_and_option(monkeypatch):
     assert resources.cores() == 3
     monkeypatch.setattr(resources, "_at_most", [2])
     assert resources.cores() == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ("sse4 avx2 avx512f avx512_vnni", "x86-64 VNNI"),
+        ("avx2 avx_vnni", "x86-64 VNNI"),
+        ("avx2 avx512f", "x86-64 AVX-512"),
+        ("avx2", "x86-64 AVX2"),
+        ("sse4", "x86-64"),
+    ],
+)
+def test_kinds_of_processors_differ_where_int8_sums_do(monkeypatch, flags, kind):
+    monkeypatch.setattr(resources, "processor_info", {"flags": flags}.get)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert processor_kind() == kind
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert processor_kind() == "aarch64"

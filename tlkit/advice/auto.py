@@ -34,7 +34,7 @@ from tlkit.model.reference_images import remember
 from tlkit.plugin.contract import Component, Progress, Tick, silent
 from tlkit.plugin.sources import identity
 from tlkit.runtime.feature_cache import environment
-from tlkit.training.config import RunOptions, dataset_statistics
+from tlkit.training.config import RunOptions
 from tlkit.training.device import Device
 from tlkit.training.result import TrainingResult
 from tlkit.training.run import warn_among_images
@@ -170,7 +170,7 @@ def _improve(kept: _Kept, advice: Advice, *, exhaustive: bool) -> None:
         progress(f"what is better within {format_seconds(kept.seconds)} takes its place (see --budget)", 0)
     advice = _tried(advice, request, kept.folder / QUICK, progress)
     chosen = advice.recommendation
-    installed = available(request.heads, request.strategies, dataset_statistics(advice.dataset))
+    installed = available(request.heads, request.strategies, advice.dataset.statistics)
     every = [] if installed.fine_tuning is None or request.cut is not None else [installed.fine_tuning]
     every += [plan for plan in installed.candidates if every and plan not in every]
     wanted = len(every) if exhaustive else int(chosen.trainable > 0)

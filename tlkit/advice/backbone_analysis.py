@@ -31,14 +31,13 @@ from tlkit.graph import trace
 from tlkit.graph.moments import moments_graph
 from tlkit.model import trunk as trunks
 from tlkit.model.batchnorm import pretraining_statistics
-from tlkit.model.exports import processor_kind
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Backbone, Tick
 from tlkit.runtime.feature_cache import environment
 from tlkit.runtime.features import Features, extract
 from tlkit.training.run_directory import once
 from tlkit.util.files import cache_dir
-from tlkit.util.resources import cores
+from tlkit.util.resources import cores, processor_kind
 
 Labels = NDArray[np.int64]
 

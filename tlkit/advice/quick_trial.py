@@ -30,7 +30,6 @@ from tlkit.plugin.contract import Head, Phase, Progress, silent
 from tlkit.plugin.options import configure
 from tlkit.plugin.phases import trainable_stages
 from tlkit.training.activation_cache import ActivationCache, open_cache
-from tlkit.training.config import dataset_statistics
 from tlkit.training.device import Device
 from tlkit.training.freezing import Network, prepare_stages
 from tlkit.training.heads import fit_head
@@ -60,7 +59,7 @@ def quick_trial(
     trainable stages, see the same folds; the best epoch is chosen on the held-out images, as in any training. `folder`
     is for activations. None if the cut leaves no stage to freeze, or a fold would lack a class.
     """
-    dataset, seed, known = advice.dataset, request.seed, dataset_statistics(advice.dataset)
+    dataset, seed, known = advice.dataset, request.seed, advice.dataset.statistics
     trunk = advice.analysis.trunk.upto(cut)
     phases = _tried(plan.strategy.phases(trunk.names, known), trunk.names)
     rehearsal = Network(nn.Identity(), copy.deepcopy(trunk))

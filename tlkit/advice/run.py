@@ -29,7 +29,6 @@ from tlkit.plugin.contract import Backbone, Component, Head, Progress, Strategy,
 from tlkit.plugin.detection import Detector
 from tlkit.plugin.options import changed
 from tlkit.runtime.features import check_rejected
-from tlkit.training.config import dataset_statistics
 from tlkit.util.text import quoted
 
 
@@ -169,7 +168,7 @@ def advise(
     seen = [gather(dataset, samples, features.usable, each.features.at(each.trunk.cut)) for each in analyses]
     statistics = max(seen, key=lambda each: each.distinct)
     shortcomings = statistics.shortcomings(request.policy.size)
-    head = available(request.heads, request.strategies, dataset_statistics(dataset)).head
+    head = available(request.heads, request.strategies, dataset.statistics).head
     advice = Advice(
         source,
         dataset,
@@ -199,7 +198,7 @@ def _compared(advice: Advice, request: AdviceRequest) -> Advice:
     dataset, statistics, labels, policy = advice.dataset, advice.statistics, advice.labels, request.policy
     classes = len(dataset.labels)
     rows = stratified(labels, advice.analyses[0].features.usable, policy.max_probed, request.seed)
-    groups, known = datasets.groups_of(dataset.of("train")), dataset_statistics(dataset.without(advice.rejected))
+    groups, known = datasets.groups_of(dataset.of("train")), dataset.without(advice.rejected).statistics
     own = None if groups is None else groups[rows]
     analyses = [
         replace(each, stages=stage_evidence(each, rows, labels[rows], classes, own)) for each in advice.analyses

@@ -31,7 +31,7 @@ from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Component, Progress, silent
 from tlkit.plugin.options import configure, to_json
 from tlkit.runtime.session import OnnxSession
-from tlkit.training.config import RunOptions, TrainingConfig, dataset_statistics
+from tlkit.training.config import RunOptions, TrainingConfig
 from tlkit.training.result import TrainingResult
 from tlkit.training.run import train
 from tlkit.training.run_directory import DONE, once
@@ -161,7 +161,7 @@ def run_trials(advice: Advice, request: AdviceRequest, budget: float, progress: 
     if advice.recommendation.inconclusive or advice.evidence is None:
         return advice
     end = time.monotonic() + budget
-    plans = available(request.heads, request.strategies, dataset_statistics(advice.dataset)).candidates
+    plans = available(request.heads, request.strategies, advice.dataset.statistics).candidates
     with temporary_dir() as folder:
         baseline = run_trial(advice.source, folder / FROZEN, request, advice.recommendation.frozen(), progress, None)
         places = {folder / f"candidate-{number}": plan for number, plan in enumerate(plans)}
@@ -198,7 +198,7 @@ class Trials:
         """
         if (evidence := advice.evidence) is None or not plans:
             return advice, 0
-        known, asked, best, skipped = dataset_statistics(advice.dataset), advice.recommendation, baseline, 0
+        known, asked, best, skipped = advice.dataset.statistics, advice.recommendation, baseline, 0
         head = available(self.request.heads, self.request.strategies, known).head
         val = advice.dataset.without(baseline.trained.rejected).of("val")
         # A quick trial was as strict as it has to be.
@@ -268,7 +268,7 @@ def _epochs(advice: Advice, request: AdviceRequest, candidate: FineTuning, cut: 
     if budget == math.inf:
         return policy.epochs
     per_image = 1 / (advice.analysis.throughput or TYPICAL_THROUGHPUT)
-    seconds = max(whole.seconds(trunk, dataset_statistics(advice.dataset), len(advice.dataset.of("val")), per_image))
+    seconds = max(whole.seconds(trunk, advice.dataset.statistics, len(advice.dataset.of("val")), per_image))
     if seconds <= budget:
         return policy.epochs
     epochs = to_json(whole.strategy).get("epochs")

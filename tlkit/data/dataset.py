@@ -17,6 +17,7 @@ from tlkit.data.layout import Stated, read_folders
 from tlkit.data.scan import scan
 from tlkit.data.split import assign_splits, grouped, val_groups
 from tlkit.errors import DataError, UsageError
+from tlkit.plugin.contract import DatasetStatistics
 from tlkit.util.text import counted, listed
 
 SHOWN = 20  # classes that are named in text for people
@@ -66,6 +67,12 @@ class Dataset:
         for sample in self.of(split):
             numbers[sample.label] += 1
         return dict(zip(self.labels, numbers, strict=True))
+
+    @property
+    def statistics(self) -> DatasetStatistics:
+        """The counts over the training split that a strategy may look at."""
+        counts = self.counts("train").values()
+        return DatasetStatistics(sum(counts), len(counts), min(counts), max(counts))
 
     def without(self, unreadable: Collection[str]) -> Dataset:
         """Return the dataset without the samples of these names.

@@ -15,10 +15,11 @@ from tlkit.exporting.gate import ExportResult, Gate, check_half_precision
 from tlkit.exporting.precision_search import PrecisionSearch, PrecisionSearchResult
 from tlkit.exporting.targets import build_target, graphs_for, graphs_of, write_graphs
 from tlkit.model import exports
-from tlkit.model.exports import Exports, processor_kind
+from tlkit.model.exports import Exports
 from tlkit.model.reference_images import ParityImages, parity_images
 from tlkit.plugin.contract import FEATURES, OptimizationProfile, Progress, Target, silent
 from tlkit.runtime.session import OnnxSession
+from tlkit.util.resources import processor_kind
 from tlkit.verification.trained import TrainedModules
 
 LAYERS_SHOWN = 10  # all of them are in the manifest and in the JSON

@@ -9,7 +9,6 @@ manifests of a bundle once; whoever needs an export is handed that object.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from tlkit.defaults import DEFAULT_TARGET
 from tlkit.errors import ArtifactError, DataError, TlkitError, UsageError
 from tlkit.model.bundle import RECORD, Bundle, Tensors, read_record, read_tensors
 from tlkit.util import files
-from tlkit.util.resources import processor_info
+from tlkit.util.resources import processor_kind
 from tlkit.util.schema import parse_json
 from tlkit.util.temporaries import sweep
 from tlkit.util.text import listed, quoted
@@ -37,7 +36,6 @@ SYMMETRIC = "int8-symmetric"  # int8 graphs as TensorRT wants them; whoever asks
 GRAPHS = ("trunk", "head", "model")
 
 _JUNK = {".DS_Store", "Thumbs.db", "desktop.ini"}  # that systems leave where a folder was looked at
-_VECTORS = {"avx512_vnni": "VNNI", "avx_vnni": "VNNI", "avx512f": "AVX-512", "avx2": "AVX2"}  # the best first
 
 
 def plain(precision: str) -> str:
@@ -308,16 +306,6 @@ def read_manifest(folder: Path, rebuild: str) -> dict[str, Any]:
     if not isinstance(content, dict) or "bundle" not in content or not isinstance(content.get("files"), dict):
         raise ArtifactError("not the manifest of an export", file=folder / MANIFEST, do=rebuild)
     return content
-
-
-def processor_kind() -> str:
-    """Return the kind of processor that int8 sums depend on: "x86-64 VNNI", "x86-64 AVX2", ..., or the machine type."""
-    machine = platform.machine() or "unknown"
-    if machine.lower() not in ("x86_64", "amd64"):
-        return machine
-    flags = processor_info("flags").split()
-    best = next((kind for flag, kind in _VECTORS.items() if flag in flags), None)
-    return "x86-64" + (f" {best}" if best else "")
 
 
 @contextmanager

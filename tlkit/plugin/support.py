@@ -14,14 +14,13 @@ from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, Us
 from tlkit.plugin.hooks import hookimpl
 from tlkit.util.files import atomic_dir, atomic_file, cache_dir, is_address, open_regular, sha256, translate_os_errors
 from tlkit.util.remote import file_system, reaching
-from tlkit.util.resources import cores
+from tlkit.util.resources import cores, processor_kind
 from tlkit.util.text import counted, did_you_mean, listed
 from tlkit.util.walk import walk
 
 if TYPE_CHECKING:
     from tlkit.data.decoding import SUFFIXES as IMAGE_SUFFIXES
     from tlkit.doctor import gpus
-    from tlkit.model.exports import processor_kind
     from tlkit.model.stages import NotAChain, take_apart
     from tlkit.model.trunk import ChannelsLastPool, MeanPool, Normalize, TokenPool, load_tensors
     from tlkit.model.weights import load_weights, read_weights, reading_weights
@@ -81,7 +80,6 @@ __all__ = [
 _MODULES = {
     "tlkit.data.decoding": "SUFFIXES:IMAGE_SUFFIXES",
     "tlkit.doctor": "gpus",
-    "tlkit.model.exports": "processor_kind",
     "tlkit.model.stages": "NotAChain take_apart",
     "tlkit.model.trunk": "ChannelsLastPool MeanPool Normalize TokenPool load_tensors",
     "tlkit.model.weights": "load_weights read_weights reading_weights",

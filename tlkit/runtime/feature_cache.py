@@ -27,9 +27,9 @@ import PIL
 from numpy.typing import NDArray
 
 from tlkit.errors import ResourceError, TlkitWarning
-from tlkit.model.exports import processor_kind
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util.files import cache_dir
+from tlkit.util.resources import processor_kind
 
 TIMEOUT = 60  # seconds to wait for another process that writes
 SCHEMA = """

@@ -17,7 +17,7 @@ from tlkit.errors import DataError, PluginError, UsageError
 from tlkit.graph import trace
 from tlkit.model.trunk import Trunk, fingerprint
 from tlkit.plugin.blame import summary
-from tlkit.plugin.contract import Backbone, DatasetStatistics, Head, Phase, Strategy, Tick
+from tlkit.plugin.contract import Backbone, Head, Phase, Strategy, Tick
 from tlkit.plugin.detection import Detector
 from tlkit.plugin.phases import phase_problems, trainable_stages
 from tlkit.plugin.sources import identity
@@ -164,13 +164,6 @@ class Plan:
                 for sample, sha256 in zip(self.samples, features.sha256, strict=True)
             },
         }
-
-
-def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
-    """Return the counts over the training split that a strategy may look at."""
-    samples = dataset.of("train")
-    counts = np.bincount([sample.label for sample in samples], minlength=len(dataset.labels))
-    return DatasetStatistics(len(samples), len(dataset.labels), int(counts.min()), int(counts.max()))
 
 
 def identical(features: Features, samples: Sequence[Sample], labels: Sequence[str]) -> list[str]:

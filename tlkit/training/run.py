@@ -35,7 +35,6 @@ from tlkit.training.config import (
     TrainingConfig,
     check_batches,
     check_phases,
-    dataset_statistics,
     identical,
 )
 from tlkit.training.device import Device, rank_and_world_size
@@ -106,7 +105,7 @@ def make_plan(source: Path, out: Path, config: TrainingConfig) -> Plan:
     torch.manual_seed(config.seed)
     preprocessing = None if config.size is None else trunks.resized(config.backbone, config.size)
     full_trunk = trunks.build(config.backbone, preprocessing=preprocessing)
-    statistics = dataset_statistics(dataset)
+    statistics = dataset.statistics
     cut = config.cut or config.strategy.cut(full_trunk.names, statistics)
     cut = check_cut(cut, full_trunk.names, "" if config.cut else f"{described(config.strategy)} cuts elsewhere: ")
     full_trunk = trace.traceable(full_trunk, cut)

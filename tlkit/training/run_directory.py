@@ -20,8 +20,8 @@ from typing import Any
 from tlkit.errors import TlkitWarning, UsageError
 from tlkit.model import in_place
 from tlkit.model.bundle import RECORD
-from tlkit.model.exports import processor_kind
 from tlkit.util.files import atomic_file, check_new, check_writable, translate_os_errors
+from tlkit.util.resources import processor_kind
 from tlkit.util.schema import parse_json
 from tlkit.util.temporaries import PART, prefix
 from tlkit.util.text import listed, quoted

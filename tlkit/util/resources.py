@@ -19,6 +19,7 @@ _NEVER_TRIM = 2**31 - 1  # bytes of free memory at the end of the heap that are 
 _DEFAULT_MMAP_MAX = 65536
 _MAX_MMAP_THRESHOLD = 32 * 2**20  # glibc reaches it by itself in a process that frees large blocks
 
+_VECTORS = {"avx512_vnni": "VNNI", "avx_vnni": "VNNI", "avx512f": "AVX-512", "avx2": "AVX2"}  # the best first
 REFUSED = "free some memory, raise the limits of memory and threads, or use fewer images or a smaller model"
 _REFUSALS = re.compile(  # by the loader, C++, ONNX Runtime, PyTorch and Python, in errors that they share with others
     r"bad[_ ]alloc|failed to allocate|can't allocate memory|cannot allocate memory|DefaultCPUAllocator|out of memory"
@@ -88,6 +89,16 @@ def processor_info(name: str) -> str:
     except OSError:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
+def processor_kind() -> str:
+    """Return the kind of processor that int8 sums depend on: "x86-64 VNNI", "x86-64 AVX2", ..., or the machine type."""
+    machine = platform.machine() or "unknown"
+    if machine.lower() not in ("x86_64", "amd64"):
+        return machine
+    flags = processor_info("flags").split()
+    best = next((kind for flag, kind in _VECTORS.items() if flag in flags), None)
+    return "x86-64" + (f" {best}" if best else "")
 
 
 def own_environment() -> dict[str, str]:
