@@ -15,6 +15,7 @@ import fnmatch
 import os
 import shutil
 import sys
+import time
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -204,14 +205,14 @@ def attempted(network: Network, column: str) -> Row:
     from tlkit.errors import TlkitError
 
     steps: dict[str, Callable[[Network], Row]] = {"frozen": frozen, "full": tuned}
+    started = time.process_time()
     try:
-        if column in steps:
-            return {"state": "pass", **steps[column](network)}
-        return exported(network, *column.split())
+        row = {"state": "pass", **steps[column](network)} if column in steps else exported(network, *column.split())
     except TlkitError as refusal:
-        return {"state": "refused", "reason": str(refusal).replace(f"{network.work}/", "")}
+        row = {"state": "refused", "reason": str(refusal).replace(f"{network.work}/", "")}
     except Exception as error:  # noqa: BLE001 - whatever it is, it belongs in the table
-        return {"state": "failed", "reason": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+        row = {"state": "failed", "reason": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+    return row | {"seconds": time.process_time() - started}
 
 
 def frozen(network: Network) -> Row:

@@ -120,7 +120,8 @@ def open_places(places: Sequence[Place]) -> list[Opened]:
 
     opened = []
     for each in places:
-        source = resolve.load_plugins().require("source", each.source, each.distribution, each.version, each.options)
+        made_with = each.source, each.distribution, each.version, each.options
+        source = resolve.load_plugins().require("source", *made_with, local=True)
         given = utf8(each.given) if len(places) > 1 else ""
         opened.append(Opened(source, each.place, source.open(each.place), given))
     return opened

@@ -10,7 +10,7 @@ from tlkit_standard.heads.linear import Logistic, NearestMean
 
 from tlkit.advice.backbone_analysis import StageEvidence
 from tlkit.advice.probes import Probe
-from tlkit.advice.selection import HeadEvidence, best_cut, best_head, best_stage, compare_heads
+from tlkit.advice.selection import HeadEvidence, best_cut, best_head, best_stage, compare_heads, cross_validated
 from tlkit.plugin.contract import DatasetStatistics
 from tlkit.runtime.features import Features
 
@@ -110,3 +110,11 @@ def test_class_weights_are_tried_where_classes_are_imbalanced():
     assert found[0].images == round(4 / (1 / 190 + 1 / 24))
     even = compare_heads(analysis, [head], labels, DatasetStatistics(214, 2, 107, 107), 0, most=300)
     assert len(even) == 1
+
+
+def test_heads_are_compared_by_what_the_contract_names():
+    assert cross_validated({"cv_balanced_accuracy": 0.8, "cv_log_loss": 1}) == (0.8, 1.0)
+    assert cross_validated({"cv_accuracy": 0.7, "cv_log_loss": 0.5, "folds": 5}) == (0.7, 0.5)
+    for wrong in ({}, {"cv_accuracy": 0.7}, {"cv_log_loss": 0.5}, {"cv_accuracy": 70, "cv_log_loss": 0.5}):
+        assert cross_validated(wrong) is None
+    assert cross_validated({"cv_accuracy": "0.7", "cv_log_loss": 0.5}) is None

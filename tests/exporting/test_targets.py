@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -143,8 +143,21 @@ def test_executable_files_open_where_they_were_built_alone(run, tmp_path, monkey
     with pytest.raises(IncompatibleEngine, match="without a manifest"):
         OPENER.open_path(tmp_path / "alone.folded")
     monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "of another machine"))
-    with pytest.raises(IncompatibleEngine, match="executable code"):
+    with pytest.raises(
+        IncompatibleEngine, match=r"executable code.* if you trust it, verify it once with --trust-engine"
+    ):
         OPENER.open_path(run / "folded/fp32")
+    assert replace(OPENER, trust=True).open_path(run / "folded/fp32") is not None
+    assert OPENER.open_path(run / "folded/fp32") is not None  # by now it is trusted
+
+
+def test_options_of_another_version_of_the_plugin_are_no_reason_to_fail_late(own_run, monkeypatch):
+    monkeypatch.setattr(Folded, "machine", lambda _self: {"processor": "this one"})
+    place = exporting.built(own_run, Folded(), modules=exporting.modules(own_run, Tiny(), Line())).folder
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps({**manifest, "options": {"renamed": 3}}))
+    with pytest.raises(IncompatibleEngine, match=r"renamed: no such option.*; run: tlkit export .* --folded"):
+        OPENER.open_path(place)
 
 
 def test_a_target_that_writes_nothing_is_named(own_run):

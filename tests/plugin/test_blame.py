@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import functools
 import inspect
 import os
 import sys
@@ -11,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import pytest
@@ -37,7 +37,7 @@ class Toy(Backbone):
     def stages(self, *, pretrained: bool) -> Any:
         return self.act()
 
-    @cached_property
+    @functools.cached_property
     def weights(self) -> Weights:  # type: ignore[override]
         return self.act()
 
@@ -189,6 +189,30 @@ class TestEveryKind:
         with pytest.raises(PluginError, match=f"failed in {method}"):
             called(broken(kind, method, lambda *_args, **_more: given), kind, method)
 
+    def test_records_of_other_types(self) -> None:
+        for wrong in ("a.png", Record(3), Record("a.png", size="9"), Record("a.png", label=1)):  # type: ignore[arg-type]
+            records = broken(Source, "records", lambda *_args, wrong=wrong: [wrong]).records("place")
+            with pytest.raises(
+                PluginError, match=r"^source 'odd' failed in records\(\): TypeError: it yielded .*Record"
+            ):
+                next(records)
+
+    @pytest.mark.parametrize("form", [classmethod, staticmethod, functools.cache, functools.partialmethod, "mixed in"])
+    def test_a_method_in_any_form(self, form: Any) -> None:
+        def phases(*_args: Any) -> Any:
+            raise KeyError("x")
+
+        mixin = type("Mixin", (), {"phases": phases})
+        own = {"name": "odd"} | ({} if form == "mixed in" else {"phases": form(phases)})
+        bases = (mixin, Strategy) if form == "mixed in" else (Strategy,)
+        for kind in (odd := type("Odd", bases, own), type("Heir", (odd,), {"name": "odd"})):
+            with pytest.raises(PluginError, match=r"^strategy 'odd' failed in phases\(\): KeyError: 'x'"):
+                kind().phases((), None)
+
+    def test_what_is_no_method(self) -> None:
+        with pytest.raises(PluginError, match=r"^strategy 'odd' failed in phases\(\): TypeError: .int. object is not"):
+            type("Odd", (Strategy,), {"name": "odd", "phases": 3})().phases((), None)
+
     def test_records_that_come_to_an_end_early(self) -> None:
         def records(*_args: Any) -> Iterator[Record]:
             yield Record("one.png")
@@ -217,11 +241,10 @@ class TestEveryKind:
         with pytest.raises(PluginError, match=r"^target 'odd' failed in run\(\): KeyError: 'features'"):
             session.run([1, 2], ["features"])
 
-        class Silent(Short):
-            outputs = None  # type: ignore[assignment]
-
-        with pytest.raises(PluginError, match="it returned Silent, not a Session with its input, outputs"):
-            broken(Target, "open", lambda *_args: Silent()).open("place")
+        for wrong in ({"outputs": None}, {"outputs": "logits"}, {"input": ""}, {"metadata": ()}, {"batch_size": 0}):
+            silent = type("Silent", (Short,), wrong)
+            with pytest.raises(PluginError, match="it returned Silent, not a Session with its input, outputs"):
+                broken(Target, "open", lambda *_args, silent=silent: silent()).open("place")
 
     def test_its_own_check_of_options(self) -> None:
         @dataclass(frozen=True)
@@ -315,6 +338,12 @@ class TestPutsBack:
         assert torch.get_default_dtype() is torch.float32
         assert "gradient mode" in self.changed(lambda: torch.set_grad_enabled(False))
         assert torch.is_grad_enabled()
+
+    def test_the_default_device(self) -> None:
+        import torch
+
+        assert "default device" in self.changed(lambda: torch.set_default_device("meta"))
+        assert torch.zeros(1).device.type == "cpu"
 
     def test_after_a_failure_too(self) -> None:
         before = os.getcwd()

@@ -124,7 +124,7 @@ CASES = {
     "unprepared": Case(
         network("unprepared-toy").replace("Preprocessing(64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))", "64"),
         "ok",
-        "its preprocessing is int, not tlkit.Preprocessing",
+        "its preprocessing is 64, not tlkit.Preprocessing",
     ),
     "dated": Case(
         network("dated-toy").replace("*, pretrained", ""),

@@ -242,3 +242,7 @@ def test_an_option_that_can_t_be_set_is_explained_to_its_author() -> None:
     assert "can't be resolved (name 'Decimal' is not defined)" in str(option_fault(Unresolved()))
     assert "its type tuple[int, ...] can't be set; use bool, int" in str(option_fault(Tuple()))
     assert option_fault(Endless()) == "option rate: its default must be float, not inf"
+    for name, wrong in {"help": None, "minimum": "0", "maximum": (1,), "choices": 3}.items():
+        field = option(**{"default": 1, "help": "rate", name: wrong})
+        odd = dataclass(frozen=True)(type("Odd", (Bare,), {"__annotations__": {"rate": "int"}, "rate": field}))
+        assert str(option_fault(odd())).startswith(f"option rate: its {name} is {wrong!r}, not ")

@@ -102,6 +102,17 @@ def test_options_of_an_older_version_are_migrated() -> None:
         host.require("strategy", "plain", "tlkit-toys", "1.1", {"rounds": 9})
 
 
+def test_local_options_come_back_where_they_hold() -> None:
+    @dataclass(frozen=True)
+    class Lying(Plain):
+        place: str = option("", "folder of this machine", local=True)
+
+    host = Host([found("toys", strategies=[Lying()])])
+    recorded = {"place": "/there", "epochs": 8}
+    assert host.require("strategy", "plain", "tlkit-toys", "1.2", recorded).place == ""
+    assert host.require("strategy", "plain", "tlkit-toys", "1.2", recorded, local=True).place == "/there"
+
+
 def test_nothing_installed_of_a_kind_is_said(host: Host) -> None:
     with pytest.raises(UsageError, match="there is no head 'ridge'; installed: none; plugin 'bad'"):
         host.get("head", "ridge")

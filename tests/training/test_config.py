@@ -58,6 +58,11 @@ class Focal(Loss):
         ({"reinit": 1, "parameters": ("*bias",)}, "reinitializes 1 stages and trains a part of their parameters"),
         ({"parameters": ()}, r"has the parameters \(\), not a tuple of globs"),
         ({"optimizer": "adamw"}, "asks for 'adamw', which is not in the contract's Optimizer"),
+        ({"head_lr": "0.1"}, "has the head_lr '0.1', not of type float"),
+        ({"patience": None}, "has the patience None, not of type int"),
+        ({"epochs": True}, "has the epochs True, not of type int"),
+        ({"augmentation": Augmentation(crop="yes")}, "has the crop 'yes', not of type bool"),
+        ({"optimizer": Optimizer(gradient_clipping=float("inf"))}, "clips gradients to inf"),
         ({"loss": Focal()}, "asks for gamma, which is not in the contract's Loss"),
     ],
 )

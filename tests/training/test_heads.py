@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from tests.kit.tiny import Line
-from tlkit.errors import DataError, UsageError
+from tlkit.errors import DataError, PluginError, UsageError
 from tlkit.model.modules import head_logits
 from tlkit.plugin.contract import Phase
-from tlkit.training.heads import calibrate, refit_head, solve_or_fit
+from tlkit.training.heads import calibrate, head_report, refit_head, solve_or_fit
 from tlkit.training.inputs import Examples
 from tlkit.util.statistics import softmax
 
@@ -120,3 +120,13 @@ def test_a_head_without_a_solution_is_trained_by_gradient():
     head, fitted = solve_or_fit(Line(), [Phase(3, 0.1)], EXAMPLES, EXAMPLES, 2, seed=0)
     assert [line["epoch"] for line in fitted.history] == [1, 2, 3]
     assert not head.training
+
+
+@pytest.mark.parametrize("report", [{"loss": float("nan")}, {"folds": (1, 2)}, {"score": np.float32(1)}, {1: "one"}])
+def test_what_a_head_reports_is_json(report):
+    fitted = linear(1)
+    fitted.report = {"folds": [1, 2]}
+    assert head_report(Line(), fitted) == fitted.report
+    fitted.report = report
+    with pytest.raises(PluginError, match=r"^head 'line' failed in report\(\): it is no JSON: "):
+        head_report(Line(), fitted)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +15,14 @@ from numpy.typing import NDArray
 
 from tlkit.advice.backbone_analysis import BackboneAnalysis, StageEvidence, stratified
 from tlkit.defaults import DEFAULT_HEAD, FINE_TUNING
-from tlkit.errors import TlkitError
+from tlkit.errors import PluginError, TlkitError, TlkitWarning
 from tlkit.model.cut import JOINT, check_cut
 from tlkit.model.modules import solve_head
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import DatasetStatistics, Head, Strategy
 from tlkit.plugin.options import configure, differences, to_json
 from tlkit.training.device import seconds_per_image
+from tlkit.training.heads import head_report
 from tlkit.util.statistics import effective_images, paired_difference
 
 Labels = NDArray[np.int64]
@@ -127,16 +131,14 @@ def compare_heads(
     def evidence(head: Head, candidate: Head, stage: str) -> Iterator[HeadEvidence]:
         started = time.perf_counter()
         features = np.ascontiguousarray(analysis.features.at(stage, rows))
-        try:
+        compared = None
+        with _left_out(TlkitError):
             solved = solve_head(candidate, features, labels[rows], known.classes, seed, own)
-        except TlkitError:
-            return
-        report = {} if solved is None else candidate.report(solved)
-        if report.get("cv_accuracy") is not None:
-            accuracy, log_loss = report.get("cv_balanced_accuracy", report["cv_accuracy"]), report["cv_log_loss"]
+            compared = None if solved is None else cross_validated(head_report(candidate, solved))
+        if compared is not None:
             seconds, images = time.perf_counter() - started, round(effective_images(labels[rows]))
             settings = differences(head, candidate)
-            yield HeadEvidence(stage, head.name, float(accuracy), float(log_loss), images, seconds, settings)
+            yield HeadEvidence(stage, head.name, *compared, images, seconds, settings)
 
     first, *others = sorted(heads, key=lambda head: head.name != DEFAULT_HEAD)
     if cut is None:
@@ -148,9 +150,23 @@ def compare_heads(
         stage = best_cut(analysis.stages, found)
     else:
         stage, found = cut, [*evidence(first, first, cut)]
-    rest = [*((first, each) for each in first.candidates(known))]
-    rest += [(head, each) for head in others for each in (head, *head.candidates(known))]
+    rest = list[tuple[Head, Head]]()
+    for head in (first, *others):
+        rest += [(head, head)] if head is not first else []
+        with _left_out():
+            rest += [(head, each) for each in head.candidates(known)]
     return found + [one for head, candidate in rest for one in evidence(head, candidate, stage)]
+
+
+@contextmanager
+def _left_out(silent: type[TlkitError] = PluginError) -> Iterator[None]:
+    """Leave a component out that fails, as it was not asked for by name; say so if that is its plugin's fault."""
+    try:
+        yield
+    except PluginError as fault:
+        warnings.warn(f"{fault.what}; it is left out", TlkitWarning, stacklevel=2)
+    except silent:
+        pass
 
 
 def _best(stages: Sequence[StageEvidence], heads: Sequence[HeadEvidence], most: int) -> list[str]:
@@ -160,6 +176,14 @@ def _best(stages: Sequence[StageEvidence], heads: Sequence[HeadEvidence], most: 
         best.append(best_stage(left, [each for each in heads if each.stage not in best]).name)
         left = [stage for stage in left if stage.name != best[-1]]
     return best
+
+
+def cross_validated(report: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the accuracy and the log loss that heads are compared by, of a head's report; None if it has not both."""
+    found = report.get("cv_balanced_accuracy", report.get("cv_accuracy")), report.get("cv_log_loss")
+    if not all(type(each) in (int, float) for each in found) or not 0 <= found[0] <= 1 or not 0 <= found[1] < math.inf:
+        return None
+    return float(found[0]), float(found[1])
 
 
 def best_head(found: Sequence[HeadEvidence], stage: str) -> HeadEvidence | None:
@@ -225,6 +249,7 @@ def available(heads: Sequence[Head], strategies: Sequence[Strategy], known: Data
         return Available(head.name, None)
     candidates = []
     for strategy in strategies:
-        candidates += [FineTuning(each, differences(strategy, each)) for each in strategy.candidates(known)]
+        with _left_out():
+            candidates += [FineTuning(each, differences(strategy, each)) for each in strategy.candidates(known)]
     preferred = sorted(candidates, key=lambda each: each.strategy.name != FINE_TUNING)[:1]
     return Available(head.name, preferred[0] if preferred else None, candidates)

@@ -158,7 +158,7 @@ OPTIONS: Mapping[str, Decorator[Any]] = {
         "--split", type=click.Choice(["train", "val", "test"]), help="Split to use of a dataset with splits of its own."
     ),
     "trust": click.option(
-        "--trust-engine", is_flag=True, help="Open engines that were built elsewhere: they are executable code."
+        "--trust-engine", is_flag=True, help="Open engines built elsewhere, now and later: they are executable code."
     ),
     "set": click.option(
         "--set",

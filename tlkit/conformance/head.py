@@ -233,13 +233,18 @@ def state_is_finite(subject: HeadSubject) -> None:
 
 
 def report_is_json(subject: HeadSubject) -> None:
-    """The report of its fit is JSON: the bundle stores it."""
+    """The report of its fit is JSON, which the bundle stores; a cross-validation has all that heads are compared by."""
     report = subject.component.report(subject.module)
     try:
         again = json.loads(json.dumps(report, allow_nan=False))
     except (TypeError, ValueError) as problem:
         again = problem
     expect(again == report, f"its report is no JSON: {again!r}", do="report plain numbers and texts, by name")
+    from tlkit.advice.selection import cross_validated
+
+    given = {name: value for name, value in report.items() if name.startswith("cv_")}
+    do = "report cv_accuracy or cv_balanced_accuracy, from 0 to 1, and cv_log_loss, in nats; or none of them"
+    expect(not given or cross_validated(report) is not None, f"it can't be compared by {given}", do=do)
 
 
 def stand_in_learns(subject: HeadSubject) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import sys
 import textwrap
@@ -16,6 +15,7 @@ import traceback
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from tlkit.errors import PluginError, TlkitError, TlkitWarning, missing_package
 _MESSAGE = 300  # characters of what a plugin raised; libraries put whole shapes and configurations there
 _OURS = "tlkit"
 _CONTRACT = "tlkit.plugin."  # modules with base classes of components
-_TOLD = ("input", "outputs", "metadata")  # attributes that a session sets
+_STREAMS = ("stdout", "stderr")
+# Attributes of a session.
+_TOLD = {"input": str, "outputs": (tuple, list), "metadata": Mapping, "workers": int, "batch_size": int}
 _POOL = "ThreadPoolExecutor"  # whose threads end with the process
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -37,26 +39,17 @@ _GIVES: dict[str, tuple[str, tuple[type | str, ...], str]] = {
     "preprocessing": ("a Preprocessing", ("Preprocessing",), ""),
     "weights": ("Weights", ("Weights",), ""),
     "stages": ("a mapping from names to modules", (Mapping,), "Module"),
-    "pool": ("a module or None", ("Module", _NONE), ""),
-    "classifier": ("a module or None", ("Module", _NONE), ""),
-    "module": ("a module", ("Module",), ""),
-    "restore": ("a module", ("Module",), ""),
-    "solve": ("a module or None", ("Module", _NONE), ""),
-    "solve_grouped": ("a module or None", ("Module", _NONE), ""),
-    "fit": ("a module", ("Module",), ""),
+    **dict.fromkeys(("module", "restore", "fit"), ("a module", ("Module",), "")),
+    **dict.fromkeys(("pool", "classifier", "solve", "solve_grouped"), ("a module or None", ("Module", _NONE), "")),
     "stand_in": ("a head or None", ("Head", _NONE), ""),
     "phases": ("a sequence of phases", (Sequence,), "Phase"),
     "cut": ("the name of a stage", (str,), ""),
     "prepare": ("a function or None", (Callable, _NONE), ""),  # type: ignore[dict-item]
     "candidates": ("a sequence of components", (Sequence,), "Component"),
-    "report": ("a mapping", (Mapping,), ""),
-    "missing": ("a text or None", (str, _NONE), ""),
-    "incompatible": ("a text or None", (str, _NONE), ""),
-    "machine": ("a mapping", (Mapping,), ""),
-    "migrate": ("a mapping", (Mapping,), ""),
+    **dict.fromkeys(("report", "machine", "migrate"), ("a mapping", (Mapping,), "")),
+    **dict.fromkeys(("missing", "incompatible", "example"), ("a text or None", (str, _NONE), "")),
     "accepts": ("True or False", (bool,), ""),
     "records": ("an iterator of records", (Iterable,), ""),
-    "example": ("a text or None", (str, _NONE), ""),
     "open": ("a Session with its input, outputs and metadata, or a Reader", ("Session", "Reader"), ""),
     "read": ("bytes", (bytes,), ""),
 }
@@ -209,25 +202,33 @@ def guard(cls: type) -> None:
         return
     context = calling if any(hasattr(base, "kind") for base in bases) else _named
     names = {name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", ()))}
-    for name in (names & set(vars(cls))) - {"kind", "name"}:
-        value = vars(cls)[name]
-        if name.startswith("_"):
+    for name in {name for name in names if not name.startswith("_")} - {"kind", "name"}:
+        owner = next((base for base in cls.__mro__ if name in vars(base)), bases[0])
+        value = vars(owner).get(name)  # the class's own, or that of a class it is mixed with
+        if owner in bases or getattr(value, "guarded", False):
             continue
-        if isinstance(value, types.FunctionType):
-            guarded = _guarded_run(value) if name == "run" else _guarded(value, context, f"{name}()")
-            setattr(cls, name, guarded)
+        if isinstance(value, cached_property):
+            value.func = _guarded(value.func, context, name)
         elif isinstance(value, property) and value.fget is not None:
             setattr(cls, name, property(_guarded(value.fget, context, name), value.fset, value.fdel, value.__doc__))
-        elif isinstance(value, functools.cached_property):
-            value.func = _guarded(value.func, context, name)
+        elif any(isinstance(vars(base).get(name), types.FunctionType) for base in bases):
+            method = value if isinstance(value, types.FunctionType) else _method(value)
+            setattr(cls, name, _guarded_run(method) if name == "run" else _guarded(method, context, f"{name}()"))
+
+
+def _method(value: Any) -> Callable[..., Any]:
+    """Return what a class has in place of a method, such as a class method, as a function of the instance."""
+    bind = getattr(value, "__get__", lambda *_: value)
+    return lambda self, *args, **kwargs: bind(self, type(self))(*args, **kwargs)
 
 
 def _guarded(function: Callable[..., Any], context: Callable[[object, str], Any], where: str) -> Callable[..., Any]:
-    if getattr(function, "guarded", False):  # a dataclass with slots is made twice
+    if getattr(function, "guarded", False):  # that of a base class; and a dataclass with slots is made twice
         return function
-    words, kinds, of = _GIVES.get(function.__name__, ("", (object,), ""))
+    name = where.removesuffix("()")
+    words, kinds, of = _GIVES.get(name, ("", (object,), ""))
 
-    @functools.wraps(function)
+    @wraps(function)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         with context(self, where):
@@ -235,7 +236,7 @@ def _guarded(function: Callable[..., Any], context: Callable[[object, str], Any]
         if not _fits(value, kinds, of):
             returned = f"it returned {type(value).__name__}, not {words}"
             raise PluginError(f"{described(self)} failed in {where}: {returned}")
-        return _owned(self, function.__name__, value) if context is calling else value
+        return _owned(self, name, value) if context is calling else value
 
     call.guarded = True  # type: ignore[attr-defined]
     return call
@@ -246,15 +247,17 @@ def _fits(value: Any, kinds: Sequence[type | str], of: str = "") -> bool:
     bases = {base.__name__ for base in type(value).__mro__ if base.__module__.startswith((_CONTRACT, "torch.nn."))}
     if not any(kind in bases if isinstance(kind, str) else isinstance(value, kind) for kind in kinds):
         return False
-    told = [getattr(value, name, None) for name in _TOLD] if "Session" in bases else []
+    told = {name: getattr(value, name, None) for name in _TOLD} if "Session" in bases else {}
+    if not all(isinstance(given, _TOLD[name]) and given not in (0, "", ()) for name, given in told.items()):
+        return False
     elements = value.values() if isinstance(value, Mapping) else value
-    return None not in told and all(_fits(each, (of,)) for each in (elements if of else ()))
+    return all(_fits(each, (of,)) for each in (elements if of else ()))
 
 
 def _guarded_run(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the `run` of a session, which has to give what it is asked for, a row for each that it is given."""
 
-    @functools.wraps(function)
+    @wraps(function)
     def run(self: Any, array: Any, outputs: Sequence[str] | None = None) -> Any:
         __tracebackhide__ = True
         with _named(self, "run()"):
@@ -264,6 +267,7 @@ def _guarded_run(function: Callable[..., Any]) -> Callable[..., Any]:
                 raise ValueError(f"it gives {rows[wrong[0]]} rows of {wrong[0]} for {len(array)}")
         return found
 
+    run.guarded = True  # type: ignore[attr-defined]
     return run
 
 
@@ -272,7 +276,7 @@ def _owned(component: object, method: str, value: Any) -> Any:
     if method == "records":
         return _iterated(component, value)
     if method == "prepare" and value is not None:
-        return _merging(component, value)
+        return calling(component, "the function of prepare()")(value)
     if method == "open":
         with contextlib.suppress(AttributeError):  # it may be frozen, or have slots
             setattr(value, _OWNER, described(component))
@@ -283,16 +287,13 @@ def _owned(component: object, method: str, value: Any) -> Any:
 
 
 def _iterated(component: object, records: Iterable[Any]) -> Iterator[Any]:
+    from tlkit.plugin.component import is_record
+
     with _named(component, "records()"):
-        yield from records
-
-
-def _merging(component: object, merge: Callable[[], object]) -> Callable[[], None]:
-    def call() -> None:
-        with calling(component, "the function of prepare()"):
-            merge()
-
-    return call
+        for each in records:
+            if not is_record(each):
+                raise TypeError(f"it yielded {each!r}, which is no Record with fields of the types of the contract")
+            yield each
 
 
 def owner_of(module: Any) -> str:
@@ -300,41 +301,37 @@ def owner_of(module: Any) -> str:
     return next((vars(each)[_OWNER] for each in module.modules() if _OWNER in vars(each)), "")
 
 
-def _surroundings() -> dict[str, Any]:
+_Settings = dict[str, tuple[Any, Callable[[Any], object]]]  # values by name, in words, with what sets them
+
+
+def _surroundings() -> _Settings:
     """Return what a plugin's code may change for the whole process."""
-    found = {"stdout": sys.stdout, "stderr": sys.stderr, **_torch_settings()}
+    found: _Settings = {f"sys.{name}": (getattr(sys, name), partial(setattr, sys, name)) for name in _STREAMS}
     with contextlib.suppress(OSError):  # the folder may be gone
-        found["cwd"] = os.getcwd()
+        found["the working directory"] = os.getcwd(), os.chdir
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_default_device"):  # else half imported
+        found["PyTorch's default dtype"] = torch.get_default_dtype(), torch.set_default_dtype
+        found["PyTorch's gradient mode"] = torch.is_grad_enabled(), torch.set_grad_enabled
+        found["PyTorch's default device"] = torch.get_default_device(), partial(_set_device, torch)
     return found
 
 
-def _torch_settings() -> dict[str, Any]:
-    torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "get_default_dtype"):  # or half imported
-        return {}
-    return {"dtype": torch.get_default_dtype(), "gradients": torch.is_grad_enabled()}
+def _set_device(torch: Any, device: Any) -> None:
+    torch.set_default_device(None if device.type == "cpu" else device)  # a CPU that is set slows every call down
 
 
-def _put_back(before: Mapping[str, Any]) -> Iterator[str]:
+def _put_back(before: _Settings) -> Iterator[str]:
     """Undo what was changed; yields it in words."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is not before[name]:
-            setattr(sys, name, before[name])
-            yield f"sys.{name}"
-    if "cwd" in before:
-        with contextlib.suppress(OSError):
-            if os.getcwd() != before["cwd"]:
-                os.chdir(before["cwd"])
-                yield "the working directory"
-    now, torch = _torch_settings(), sys.modules.get("torch")
-    if torch is not None and now:
-        dtype, gradients = before.get("dtype", torch.float32), before.get("gradients", True)
-        if now["dtype"] is not dtype:
-            torch.set_default_dtype(dtype)
-            yield "PyTorch's default dtype"
-        if now["gradients"] is not gradients:
-            torch.set_grad_enabled(gradients)
-            yield "PyTorch's gradient mode"
+    torch, after = sys.modules.get("torch"), _surroundings()
+    known = {name: value for name, (value, _) in before.items()}
+    if torch is not None and len(after) > len(known):  # it was imported
+        known = {"PyTorch's default dtype": torch.float32, "PyTorch's gradient mode": True} | known
+    for name, (value, put) in after.items():
+        if known.get(name, value) != value:
+            with contextlib.suppress(OSError):  # the folder may be gone
+                put(known[name])
+                yield name
 
 
 def _package_of(frame: types.FrameType) -> str:

@@ -31,6 +31,19 @@ def option(
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
+_PLAIN = {"bool": bool, "int": int, "float": int | float, "str": str, "str | None": str | None}
+
+
+def mistyped(part: Any) -> dict[str, str]:
+    """Return the plain fields of a dataclass of the contract that have a value of another type, each with that type."""
+    values = [(each.name, getattr(part, each.name), str(each.type)) for each in dataclasses.fields(part)]
+    return {
+        name: wanted
+        for name, value, wanted in values
+        if (kind := _PLAIN.get(wanted)) and not (isinstance(value, kind) and isinstance(value, bool) <= (kind is bool))
+    }
+
+
 class Tick(Protocol):
     """Callable that reports `more` completed units and, optionally, a short status text."""
 
@@ -81,6 +94,23 @@ class Record:
     label: str | None = None  # class of the image, where the source states it
     split: str | None = None  # "train", "val" or "test", where the source states it
     problem: str | None = None  # reason why it can't be read, where the listing tells
+
+
+_OPTIONAL = str | None
+
+
+def is_record(value: object) -> bool:
+    """Return whether a value is a record with fields of their types; there may be millions."""
+    return (
+        isinstance(value, Record)
+        and isinstance(value.key, str)
+        and isinstance(value.locator, str)
+        and isinstance(value.size, int)
+        and isinstance(value.version, str)
+        and isinstance(value.label, _OPTIONAL)
+        and isinstance(value.split, _OPTIONAL)
+        and isinstance(value.problem, _OPTIONAL)
+    )
 
 
 class Reader(ABC):

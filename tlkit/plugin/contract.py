@@ -11,6 +11,7 @@ declares the contract in its group of entry points, `[project.entry-points."tlki
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from tlkit.plugin.component import Reader as Reader
 from tlkit.plugin.component import Record as Record
 from tlkit.plugin.component import Source as Source
 from tlkit.plugin.component import Tick as Tick
+from tlkit.plugin.component import mistyped
 from tlkit.plugin.component import option as option
 from tlkit.plugin.component import option_fields as option_fields
 from tlkit.plugin.component import silent as silent
@@ -59,6 +61,11 @@ CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
 
 
+def _is_color(value: object) -> bool:
+    numbers = value if isinstance(value, tuple) and len(value) == 3 else (math.nan,)
+    return all(isinstance(each, int | float) and math.isfinite(each) for each in numbers)
+
+
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
     """Preprocessing from a decoded image to a network's input, as timm names it.
@@ -77,7 +84,9 @@ class Preprocessing:
     interpolation: str = "bicubic"  # one of INTERPOLATIONS
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = [f"{name} must be {wanted}" for name, wanted in mistyped(self).items()]
+        if problems:
+            raise ValueError(f"preprocessing: {'; '.join(problems)}")
         if self.size < 1:
             problems.append(f"size must be at least 1 pixel, not {self.size}")
         if not 0.0 < self.crop_pct <= 1.0:
@@ -86,8 +95,8 @@ class Preprocessing:
             problems.append(f"crop_mode must be one of {', '.join(CROP_MODES)}, not {self.crop_mode!r}")
         if self.interpolation not in INTERPOLATIONS:
             problems.append(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {self.interpolation!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0.0:
-            problems.append("mean and std must have three entries, std above 0")
+        if not all(map(_is_color, (self.mean, self.std))) or min(self.std) <= 0.0:
+            problems.append("mean and std must be tuples of three finite numbers, std above 0")
         if problems:
             raise ValueError("preprocessing: " + "; ".join(problems))
 
@@ -100,6 +109,10 @@ class Weights:
     license: str  # SPDX expression; a license that SPDX doesn't list is named `LicenseRef-...`
     sha256: str | None = None  # of the file, in hex
     license_class: str | None = None  # of a license that SPDX doesn't list: one of LICENSE_CLASSES
+
+    def __post_init__(self) -> None:
+        if problems := mistyped(self):
+            raise ValueError(f"weights: {'; '.join(f'{name} must be {wanted}' for name, wanted in problems.items())}")
 
 
 @dataclass(frozen=True, slots=True)

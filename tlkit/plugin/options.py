@@ -13,7 +13,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -111,6 +111,16 @@ def describe(component: Component) -> tuple[Option, ...]:
 
 def option_fault(component: Component) -> str | None:
     """Return why an option of `component` can't be set or stored, for the plugin's author, or None."""
+    expected = {
+        "help": str,
+        "choices": Sequence | None,
+        "minimum": float | int | None,
+        "maximum": float | int | None,
+    }
+    for field in option_fields(component):
+        for name, kind in expected.items():
+            if not isinstance(value := field.metadata.get(name), kind):
+                return f"option {field.name}: its {name} is {value!r}, not {getattr(kind, '__name__', kind)}"
     try:
         options = describe(component)
     except TypeError as problem:
@@ -191,14 +201,15 @@ def changed(component: Component) -> dict[str, str]:
     }
 
 
-def from_json(component: AnyComponent, values: Mapping[str, object]) -> AnyComponent:
+def from_json(component: AnyComponent, values: Mapping[str, object], *, local: bool = False) -> AnyComponent:
     """Return `component` with the option values that a bundle recorded. Raises ArtifactError for unknown ones.
 
-    Local options keep their defaults: a value from another machine means nothing here.
+    Local options keep their defaults, as a value from another machine means nothing here; unless `local` says that it
+    does.
     """
-    local = {each.name for each in describe(component) if each.local}
+    left_out = set[str]() if local else {each.name for each in describe(component) if each.local}
     try:
-        return configure(component, {name: value for name, value in values.items() if name not in local})
+        return configure(component, {name: value for name, value in values.items() if name not in left_out})
     except UsageError as problem:
         raise ArtifactError(problem.what) from problem
 

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 
+from tlkit.plugin.component import mistyped
+
 OPTIMIZERS = ("adamw", "sgd")
 BALANCES = ("none", "weights", "sampling")
 BATCHNORMS = ("freeze", "update")
@@ -92,13 +94,16 @@ Rules = dict[str, tuple[bool, str]]
 
 
 def _foreign(phase: Phase) -> Iterator[tuple[str, str]]:
-    """Yield the fields of a subclass, and the parts of another class, which training would drop."""
+    """Yield the fields of a subclass and the parts of another class, which training would drop, and mistyped values."""
     parts = {"phase": (phase, Phase), "optimizer": (phase.optimizer, Optimizer), "loss": (phase.loss, Loss)}
     for name, (part, kind) in (parts | {"augmentation": (phase.augmentation, Augmentation)}).items():
         if type(part) is not kind:
             names = {each.name for each in fields(part)} if is_dataclass(part) else set()
             unknown = ", ".join(sorted(names - {each.name for each in fields(kind)})) or repr(part)
             yield name, f"asks for {unknown}, which is not in the contract's {kind.__name__}"
+            continue
+        for field, wanted in mistyped(part).items():
+            yield field, f"has the {field} {getattr(part, field)!r}, not of type {wanted}"
 
 
 def _about_stages(phase: Phase, stages: Sequence[str]) -> Rules:
@@ -118,15 +123,15 @@ def _about_stages(phase: Phase, stages: Sequence[str]) -> Rules:
     globs = phase.parameters
     named = isinstance(globs, tuple) and bool(globs) and all(isinstance(glob, str) and glob for glob in globs)
     count = phase.reinit
-    reinitialized = stages[len(stages) - count :] if type(count) is int and 0 < count <= len(stages) else ()
-    known = type(count) is int and 0 <= count <= len(stages) and set(reinitialized) <= set(learning)
+    reinitialized = stages[len(stages) - count :] if 0 < count <= len(stages) else ()
+    known = 0 <= count <= len(stages) and set(reinitialized) <= set(learning)
     part = "trains a part of their parameters" if known else "does not train them"
     return {
         "trainable": (fits, problem),
         "parameters": (named, f"has the parameters {globs!r}, not a tuple of globs"),
         "reinit": (
             known and (globs == ("*",) or not count),
-            f"reinitializes {count!r} stages and {part}",
+            f"reinitializes {count} stages and {part}",
         ),
         "anchor": (
             0.0 <= phase.anchor < math.inf and (bool(learning) or not phase.anchor),
@@ -139,15 +144,12 @@ def _about_numbers(phase: Phase, _stages: Sequence[str]) -> Rules:
     optimizer, augmentation, loss = phase.optimizer, phase.augmentation, phase.loss
     rates = [phase.head_lr, phase.trunk_lr] if phase.trainable else [phase.head_lr]
     rules: Rules = {
-        "epochs": (type(phase.epochs) is int and phase.epochs >= 1, f"has {phase.epochs!r} epochs"),
+        "epochs": (phase.epochs >= 1, f"has {phase.epochs} epochs"),
         "head_lr": (all(0.0 < rate < math.inf for rate in rates), f"has a learning rate of {min(rates):g}"),
         "lr_decay": (0.0 < phase.lr_decay <= 1.0, f"has an lr_decay of {phase.lr_decay:g}, not in (0, 1]"),
-        "batch_size": (
-            type(phase.batch_size) is int and phase.batch_size >= 1,
-            f"has a batch size of {phase.batch_size!r}",
-        ),
+        "batch_size": (phase.batch_size >= 1, f"has a batch size of {phase.batch_size}"),
         "gradient_clipping": (
-            optimizer.gradient_clipping >= 0.0,
+            0.0 <= optimizer.gradient_clipping < math.inf,
             f"clips gradients to {optimizer.gradient_clipping:g}",
         ),
         "patience": (phase.patience >= 0, f"has a patience of {phase.patience} epochs"),

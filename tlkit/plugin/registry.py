@@ -93,11 +93,20 @@ class Host:
         registered = same[0] if same else registered
         return registered.distribution, registered.version
 
-    def require(self, kind: str, name: str, distribution: str, version: str, settings: Mapping[str, object]) -> Any:
+    def require(
+        self,
+        kind: str,
+        name: str,
+        distribution: str,
+        version: str,
+        settings: Mapping[str, object],
+        *,
+        local: bool = False,
+    ) -> Any:
         """Return the component that a bundle was made with, its options set from the bundle's JSON.
 
-        Another version of the distribution is accepted, as verification replays the bundle's golden images. Raises
-        ArtifactError.
+        With `local`, as for jobs, those of the machine that recorded them are set as well. Another version of the
+        distribution is accepted, as verification replays the bundle's golden images. Raises ArtifactError.
         """
         if not _REQUIREMENT.fullmatch(f"{distribution}=={version}"):  # it would end in a command to be copied
             raise ArtifactError(f"the {kind}'s plugin can't be called {distribution!r}, version {version!r}")
@@ -108,7 +117,7 @@ class Host:
         if registered.version != version:
             settings = registered.component.migrate(settings, version)
         try:
-            return from_json(registered.component, settings)
+            return from_json(registered.component, settings, local=local)
         except ArtifactError as problem:
             if registered.version == version:
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+from typing import Any
 
 from tlkit.plugin.contract import (
     ACTIVATIONS,
@@ -22,9 +23,13 @@ from tlkit.plugin.contract import (
 from tlkit.plugin.options import option_fault
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[./]|[-_]+)[a-z0-9]+)*")
-
 _OUTPUT = re.compile(r"[a-z][a-z0-9_]*")
-_TYPES: dict[str, type] = {"Preprocessing": Preprocessing, "Weights": Weights}
+_TYPES: dict[str, tuple[type[Any], str]] = {
+    "Preprocessing": (Preprocessing, "tlkit.Preprocessing"),
+    "Weights": (Weights, "tlkit.Weights"),
+    **{f"ClassVar[{kind.__name__}]": (kind, kind.__name__) for kind in (str, bool)},
+    "ClassVar[tuple[str, ...]]": (tuple, "a tuple of str"),
+}
 _EXAMPLES = {
     "preprocessing": "Preprocessing(size, mean, std)",
     "weights": "Weights(origin, license)",
@@ -42,9 +47,8 @@ def kind_fault(component: object, contract: type[Component]) -> str | None:
 def name_fault(component: object) -> str | None:
     """Return what is wrong with the name of `component`, or None."""
     name = getattr(component, "name", None)
-    if isinstance(name, str) and _NAME.fullmatch(name):
-        return None
-    return "its name isn't lower-case words joined by '-', '_', '.' or '/'"
+    fits = isinstance(name, str) and _NAME.fullmatch(name)
+    return None if fits else "its name isn't lower-case words joined by '-', '_', '.' or '/'"
 
 
 def frozen_fault(component: object) -> str | None:
@@ -62,9 +66,10 @@ def lacking_fault(component: object, contract: type[Component]) -> str | None:
             found = _declared(component, name)
             if found is None and name not in vars(base):
                 return f"it has no {name}; declare: {name} = {_EXAMPLES.get(name, '...')}"
-            expected = _TYPES.get(str(annotation))
-            if expected and not isinstance(found, expected) and not hasattr(found, "__get__"):  # as properties have
-                return f"its {name} is {type(found).__name__}, not tlkit.{expected.__name__}"
+            kind, words = _TYPES.get(str(annotation), (object, ""))
+            fits = isinstance(found, kind) and not (kind is tuple and {*map(type, found)} - {str})
+            if not fits and not hasattr(found, "__get__"):  # as properties have
+                return f"its {name} is {found!r}, not {words}"
     return None
 
 

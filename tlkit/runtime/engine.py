@@ -18,7 +18,7 @@ from tlkit.runtime.session import OnnxSession
 from tlkit.util import files
 
 CPU = "cpu"
-MADE_HERE = "engines"  # in the cache: the hashes of executable files that were built on this machine
+MADE_HERE = "engines"  # in the cache: the hashes of executable files that were built on this machine, or are trusted
 T = TypeVar("T")
 
 
@@ -111,14 +111,21 @@ class Opener:
 def open_target(target: Target, export: Export, graph: str = "model", *, trust: bool = False) -> Session:
     """Open a graph of an export, whose manifest says which machine it was built for.
 
-    An engine is executable code: unless it was built on this machine, `trust` says that it may run.
+    An engine is executable code: unless it was built on this machine, `trust` says that it may run, now and later.
     """
     file, manifest = export.file(graph), export.manifest
-    if target.executable and not trust and not _note(export, graph).exists():
+    if trust:
+        remember(target, export)
+    elif target.executable and not _note(export, graph).exists():
         what = f"a file of {target.name} is executable code, and this one was not built on this machine"
-        raise IncompatibleEngine(what, file=file, do=f"{export.rebuild}; or, if you trust it, add --trust-engine")
+        do = f"{export.rebuild}; or, if you trust it, verify it once with --trust-engine"
+        raise IncompatibleEngine(what, file=file, do=do)
     built_on: Mapping[str, str] = manifest.get("machine", {})
-    if built_on and (why := from_json(target, manifest.get("options", {})).incompatible(built_on)) is not None:
+    try:
+        why = from_json(target, manifest.get("options", {})).incompatible(built_on) if built_on else None
+    except ArtifactError as problem:  # another version of the plugin wrote it
+        why = problem.what
+    if why is not None:
         raise IncompatibleEngine(why, file=file, do=export.rebuild)
     session = target.open(file)
     if not session.metadata:  # a format that keeps none: the metadata of the graph that it was built from
@@ -127,13 +134,13 @@ def open_target(target: Target, export: Export, graph: str = "model", *, trust: 
 
 
 def remember(target: Target, export: Export) -> None:
-    """Note that the executable files of an export were built on this machine."""
+    """Note that the executable files of an export were built on this machine, or are trusted there."""
     if target.executable:
         for graph in exports.GRAPHS:
             _note(export, graph).touch()
 
 
 def _note(export: Export, graph: str) -> Path:
-    """Return the file that says that a graph of an export was built here; its name follows from the content."""
+    """Return the file that says that a graph of an export may run here; its name follows from the content."""
     digest = hashlib.sha256(json.dumps(sorted(export.hashes(graph).items())).encode())
     return files.cache_dir(MADE_HERE) / digest.hexdigest()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from textwrap import shorten
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tlkit.errors import DataError, UsageError
+from tlkit.errors import DataError, PluginError, UsageError
 from tlkit.evaluation.metrics import score
 from tlkit.model.modules import head_logits, solve_head
+from tlkit.plugin.blame import described
 from tlkit.plugin.contract import Head, Phase
 from tlkit.training.device import Device
 from tlkit.training.freezing import Network
@@ -43,7 +47,7 @@ def solve_or_fit(
     """Return the head, solved if it can be, otherwise trained by gradient, and its history."""
     solved = solve_head(head, train.features, train.labels, classes, seed, train.groups)
     if solved is not None:
-        return solved.eval(), FitResult([{"phase": 1, "solved": head.name, **head.report(solved)}])
+        return solved.eval(), FitResult([{"phase": 1, "solved": head.name, **head_report(head, solved)}])
     return fit_head(head.module(train.features.shape[1], classes), phases, train, val, seed=seed, monitor=monitor)
 
 
@@ -84,7 +88,7 @@ def refit_head(
     if stand_in is not None:
         if solved is None:
             raise UsageError(f"the head {head.name!r} names a stand-in, and was not solved", do=_TO_AUTHOR)
-        return solved.eval(), [{"solved": head.name, "trained": stand_in.name, **head.report(solved)}]
+        return solved.eval(), [{"solved": head.name, "trained": stand_in.name, **head_report(head, solved)}]
     if solved is None:
         temperature = calibrate(trained, val, head.activation)
         return trained, [] if temperature == 1.0 else [{"trained": head.name, VAL_TEMPERATURE: temperature}]
@@ -97,7 +101,19 @@ def refit_head(
         line |= {f"{prefix}_balanced_accuracy": metrics.balanced_accuracy}
     if not kept:
         line[VAL_TEMPERATURE] = calibrate(trained, val, head.activation)
-    return solved if kept else trained, [{**line, **head.report(solved)}]
+    return solved if kept else trained, [{**line, **head_report(head, solved)}]
+
+
+def head_report(head: Head, solved: nn.Module) -> dict[str, Any]:
+    """Return what a head reports of its fit. Raises PluginError for what is no JSON: history and bundle store it."""
+    report = dict(head.report(solved))
+    try:
+        same = json.loads(json.dumps(report, allow_nan=False)) == report
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise PluginError(f"{described(head)} failed in report(): it is no JSON: {shorten(repr(report), 200)}")
+    return report
 
 
 def _is_worse(one: Probabilities, other: Probabilities, labels: NDArray[np.int64]) -> bool:

@@ -39,7 +39,7 @@ from tlkit.training.config import (
 )
 from tlkit.training.device import Device, rank_and_world_size
 from tlkit.training.freezing import Network, prepare_stages
-from tlkit.training.heads import probabilities, refit_head, solve_or_fit
+from tlkit.training.heads import head_report, probabilities, refit_head, solve_or_fit
 from tlkit.training.history import LOG, Line, Monitor
 from tlkit.training.result import TrainingResult, write_bundle
 from tlkit.training.run_directory import check_output, check_unfinished, run_directory
@@ -198,7 +198,7 @@ def _deployed(
         if alpha != 1.0:
             solved = solve_head(config.head, train.features, train.labels, plan.classes, config.seed, train.groups)
             head = trained if solved is None else solved.eval()
-            lines = [{"solved": config.head.name, "blend": alpha, **config.head.report(head)}]
+            lines = [{"solved": config.head.name, "blend": alpha, **head_report(config.head, head)}]
         elif config.refit or config.head.stand_in() is not None:
             head, lines = refit_head(config.head, trained, train, val, plan.classes, config.seed)
         metrics = score(probabilities(head, val.features, config.head.activation), val.labels)

@@ -28,15 +28,14 @@ class TensorRT(NvidiaTarget):
     version_compatible: bool = option(False, "engines that later versions of TensorRT can open")
     refit: bool = option(False, "engines whose weights can be replaced without a new build")
     hardware_compatible: bool = option(False, "engines for every GPU from Ampere on, with lower throughput")
-    timing_cache: str | None = option(None, "file for layer timings, which make the next build faster")
+    timing_cache: Path | None = option(None, "file for layer timings, which make the next build faster", local=True)
 
     @contextmanager
     def timed(self, trt: Any, config: Any) -> Iterator[None]:
         """Build with the timings of earlier builds, and store those of this one."""
-        if self.timing_cache is None:
+        if (file := self.timing_cache) is None:
             yield
             return
-        file = Path(self.timing_cache)
         with translate_os_errors(file):
             known = file.read_bytes() if file.exists() else b""
         if not config.set_timing_cache(config.create_timing_cache(known), False):
