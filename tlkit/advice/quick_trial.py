@@ -32,7 +32,7 @@ from tlkit.plugin.phases import trainable_stages
 from tlkit.training.activation_cache import ActivationCache, open_cache
 from tlkit.training.device import Device
 from tlkit.training.freezing import Network, prepare_stages
-from tlkit.training.heads import fit_head
+from tlkit.training.heads import fit_head, new_module
 from tlkit.training.inputs import AugmentedViews, Examples
 from tlkit.training.trainer import Trainer
 
@@ -85,7 +85,7 @@ def quick_trial(
         solved = solve_head(head, features[fitted], labels[fitted], classes, seed, own)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            learner, tuned = (head.stand_in() or head).module(trunk.width, classes), copy.deepcopy(trunk)
+            learner, tuned = new_module(head.stand_in() or head, trunk.width, classes), copy.deepcopy(trunk)
         if solved is None:
             own_phases = named(request.strategies, FROZEN).phases(trunk.names, known)
             parts = examples.rows(fitted), examples.rows(held)

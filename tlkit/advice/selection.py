@@ -17,12 +17,11 @@ from tlkit.advice.backbone_analysis import BackboneAnalysis, StageEvidence, stra
 from tlkit.defaults import DEFAULT_HEAD, FINE_TUNING
 from tlkit.errors import PluginError, TlkitError, TlkitWarning
 from tlkit.model.cut import JOINT, check_cut
-from tlkit.model.modules import solve_head
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import DatasetStatistics, Head, Strategy
 from tlkit.plugin.options import configure, differences, to_json
 from tlkit.training.device import seconds_per_image
-from tlkit.training.heads import head_report
+from tlkit.training.heads import head_report, solve
 from tlkit.util.statistics import effective_images, paired_difference
 
 Labels = NDArray[np.int64]
@@ -133,7 +132,7 @@ def compare_heads(
         features = np.ascontiguousarray(analysis.features.at(stage, rows))
         compared = None
         with _left_out(TlkitError):
-            solved = solve_head(candidate, features, labels[rows], known.classes, seed, own)
+            solved = solve(candidate, features, labels[rows], known.classes, seed, own)
             compared = None if solved is None else cross_validated(head_report(candidate, solved))
         if compared is not None:
             seconds, images = time.perf_counter() - started, round(effective_images(labels[rows]))
@@ -180,10 +179,10 @@ def _best(stages: Sequence[StageEvidence], heads: Sequence[HeadEvidence], most: 
 
 def cross_validated(report: Mapping[str, Any]) -> tuple[float, float] | None:
     """Return the accuracy and the log loss that heads are compared by, of a head's report; None if it has not both."""
-    found = report.get("cv_balanced_accuracy", report.get("cv_accuracy")), report.get("cv_log_loss")
-    if not all(type(each) in (int, float) for each in found) or not 0 <= found[0] <= 1 or not 0 <= found[1] < math.inf:
+    accuracy, log_loss = report.get("cv_balanced_accuracy", report.get("cv_accuracy")), report.get("cv_log_loss")
+    if not (isinstance(accuracy, int | float) and isinstance(log_loss, int | float)):
         return None
-    return float(found[0]), float(found[1])
+    return (float(accuracy), float(log_loss)) if 0 <= accuracy <= 1 and 0 <= log_loss < math.inf else None
 
 
 def best_head(found: Sequence[HeadEvidence], stage: str) -> HeadEvidence | None:

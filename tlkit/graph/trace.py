@@ -197,6 +197,7 @@ def _architecture(trunk: Trunk) -> onnx.ModelProto:
     def make() -> onnx.ModelProto:
         module, graph = StageOutputs(trunk), shipped_graph(trunk)
         if graph is None:
+            _check_outputs(trunk)
             traced = _export(module, example_images(trunk), IMAGES, _all_outputs(trunk), optimize=False)
             graph = remove_weights(traced, module)
         for cut in trunk.names[:-1]:
@@ -205,6 +206,28 @@ def _architecture(trunk: Trunk) -> onnx.ModelProto:
         return graph
 
     return onnx.load_model(_cached_architecture(trunk, "", make))
+
+
+def _check_outputs(trunk: Trunk) -> None:
+    """Raise PluginError for a stage whose output, or pooled output, is not float32 with a row for each image."""
+    with torch.no_grad():
+        x = trunk.normalize(example_images(trunk))
+        for name, stage in trunk.stages.items():
+            x = stage(x)
+            _check_output(f"the output of stage {name!r}", x, stage)
+            _check_output(f"the pooled output of stage {name!r}", trunk.pool(x), stage, axes=2)
+
+
+def _check_output(what: str, output: object, stage: nn.Module, axes: int = 0) -> None:
+    shown = type(output).__name__
+    if isinstance(output, torch.Tensor):
+        fits = output.ndim == axes if axes else output.ndim > 1
+        if fits and len(output) == 2 and output.dtype == torch.float32 and output.numel():
+            return
+        shown = f"{output.dtype} {tuple(output.shape)}"
+    asked = "features torch.float32 (2, width)" if axes else "a tensor torch.float32 (2, ...)"
+    do = "see: tlkit plugins check"
+    raise PluginError(f"{owner_of(stage) or 'the backbone'}: {what} for two images is {shown}, not {asked}", do=do)
 
 
 def _cached_architecture(trunk: Trunk, suffix: str, make: Callable[[], onnx.ModelProto]) -> Path:

@@ -229,7 +229,7 @@ def resized(backbone: Backbone, size: int) -> Preprocessing:
 def bad_names(stages: Iterable[str]) -> list[str]:
     """Return the names that no stage can have: not of the form `[a-z0-9_]+`, or used by `nn.ModuleDict` itself."""
     reserved = nn.ModuleDict()
-    return [name for name in stages if not STAGE_NAME.fullmatch(name) or hasattr(reserved, name)]
+    return [name for name in stages if not STAGE_NAME.fullmatch(str(name)) or hasattr(reserved, str(name))]
 
 
 def tensors(module: nn.Module) -> dict[str, NDArray[np.generic]]:

@@ -26,7 +26,7 @@ _OURS = "tlkit"
 _CONTRACT = "tlkit.plugin."  # modules with base classes of components
 _STREAMS = ("stdout", "stderr")
 # Attributes of a session.
-_TOLD = {"input": str, "outputs": (tuple, list), "metadata": Mapping, "workers": int, "batch_size": int}
+_TOLD: dict[str, Any] = {"input": str, "outputs": (tuple, list), "metadata": Mapping, "workers": int, "batch_size": int}
 _POOL = "ThreadPoolExecutor"  # whose threads end with the process
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -35,7 +35,7 @@ _OWNER = "tlkit_component"  # attribute of modules, sessions and readers: the co
 # What methods and properties of the contract give, where something else would be met far from the component: words,
 # classes (those of the contract and PyTorch by name), and the class of the elements.
 _NONE: type = type(None)
-_GIVES: dict[str, tuple[str, tuple[type | str, ...], str]] = {
+_GIVES: dict[str, tuple[str, tuple[type | str, ...], type | str]] = {
     "preprocessing": ("a Preprocessing", ("Preprocessing",), ""),
     "weights": ("Weights", ("Weights",), ""),
     "stages": ("a mapping from names to modules", (Mapping,), "Module"),
@@ -46,7 +46,8 @@ _GIVES: dict[str, tuple[str, tuple[type | str, ...], str]] = {
     "cut": ("the name of a stage", (str,), ""),
     "prepare": ("a function or None", (Callable, _NONE), ""),  # type: ignore[dict-item]
     "candidates": ("a sequence of components", (Sequence,), "Component"),
-    **dict.fromkeys(("report", "machine", "migrate"), ("a mapping", (Mapping,), "")),
+    **dict.fromkeys(("report", "migrate"), ("a mapping", (Mapping,), "")),
+    "machine": ("a mapping from names to texts", (Mapping,), str),
     **dict.fromkeys(("missing", "incompatible", "example"), ("a text or None", (str, _NONE), "")),
     "accepts": ("True or False", (bool,), ""),
     "records": ("an iterator of records", (Iterable,), ""),
@@ -119,7 +120,12 @@ def _named(component: object, where: str) -> Iterator[None]:
     except BaseException as error:  # also SystemExit: a plugin that exits must not end the command
         if isinstance(error, OSError) and error.errno in _FULL:
             raise
-        raise failure(described(component), where, error) from error
+        who = described(component)
+        frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        owners = [owner for each in frames if (owner := getattr(each, "__dict__", {}).get(_OWNER))]
+        if owners and owners[-1] != who:  # a module of another, that it was given
+            who, where = owners[-1], f"{where} of {who}"
+        raise failure(who, where, error) from error
 
 
 def failure(who: str, where: str, error: BaseException) -> TlkitError:
@@ -242,7 +248,7 @@ def _guarded(function: Callable[..., Any], context: Callable[[object, str], Any]
     return call
 
 
-def _fits(value: Any, kinds: Sequence[type | str], of: str = "") -> bool:
+def _fits(value: Any, kinds: Sequence[type | str], of: type | str = "") -> bool:
     """Return whether a value is of one of these kinds, and its elements of another."""
     bases = {base.__name__ for base in type(value).__mro__ if base.__module__.startswith((_CONTRACT, "torch.nn."))}
     if not any(kind in bases if isinstance(kind, str) else isinstance(value, kind) for kind in kinds):
@@ -262,9 +268,13 @@ def _guarded_run(function: Callable[..., Any]) -> Callable[..., Any]:
         __tracebackhide__ = True
         with _named(self, "run()"):
             found = function(self, array, outputs)
-            rows = {name: len(found[name]) for name in (self.outputs if outputs is None else outputs)}
-            if wrong := [name for name, count in rows.items() if count != len(array)]:
-                raise ValueError(f"it gives {rows[wrong[0]]} rows of {wrong[0]} for {len(array)}")
+            for name in self.outputs if outputs is None else outputs:
+                if getattr(found[name], "dtype", None) != "float32":
+                    raise TypeError(
+                        f"it gives {name} of {getattr(found[name], 'dtype', type(found[name]))}, not float32"
+                    )
+                if len(found[name]) != len(array):
+                    raise ValueError(f"it gives {len(found[name])} rows of {name} for {len(array)}")
         return found
 
     run.guarded = True  # type: ignore[attr-defined]
@@ -282,7 +292,7 @@ def _owned(component: object, method: str, value: Any) -> Any:
             setattr(value, _OWNER, described(component))
     for given in value.values() if method == "stages" else (value,):
         for module in given.modules() if _fits(given, ("Module",)) else ():
-            module.__dict__[_OWNER] = described(component)
+            module.__dict__.setdefault(_OWNER, described(component))  # it may hold those of another
     return value
 
 

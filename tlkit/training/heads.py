@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import zip_longest
 from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from tlkit.errors import DataError, PluginError, UsageError
 from tlkit.evaluation.metrics import score
-from tlkit.model.modules import head_logits, solve_head
-from tlkit.plugin.blame import described
+from tlkit.model.modules import ScoredHead, head_logits, solve_head
+from tlkit.plugin.blame import calling, described
 from tlkit.plugin.contract import Head, Phase
 from tlkit.training.device import Device
 from tlkit.training.freezing import Network
@@ -23,6 +24,7 @@ from tlkit.training.history import Line, Monitor
 from tlkit.training.inputs import Examples
 from tlkit.training.trainer import FitResult, Trainer
 from tlkit.util.statistics import activated, fit_temperature, log_sum_exp, paired_difference
+from tlkit.util.text import counted
 
 SIGNIFICANT = 1.96  # standard errors
 MIN_LOSS = 1e-3  # nats; a difference below is none
@@ -30,6 +32,7 @@ CALIBRATED = 10  # images per class from which a temperature is fitted to them
 TEMPERATURE, THRESHOLDS = slice(0, None, 2), slice(1, None, 2)  # of them: those for it, and those for sets of labels
 VAL_TEMPERATURE = "val_temperature"  # in the history
 Probabilities = NDArray[np.float32]
+Groups = NDArray[np.int64] | None
 
 _TO_AUTHOR = "report this to the author of the head: solve() has to return a module"
 
@@ -45,10 +48,57 @@ def solve_or_fit(
     monitor: Monitor | None = None,
 ) -> tuple[nn.Module, FitResult]:
     """Return the head, solved if it can be, otherwise trained by gradient, and its history."""
-    solved = solve_head(head, train.features, train.labels, classes, seed, train.groups)
+    solved = solve(head, train.features, train.labels, classes, seed, train.groups)
     if solved is not None:
         return solved.eval(), FitResult([{"phase": 1, "solved": head.name, **head_report(head, solved)}])
-    return fit_head(head.module(train.features.shape[1], classes), phases, train, val, seed=seed, monitor=monitor)
+    module = new_module(head, train.features.shape[1], classes)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise PluginError(f"{described(head)} failed in module(): it has no parameters to train, and was not solved")
+    return fit_head(module, phases, train, val, seed=seed, monitor=monitor)
+
+
+def solve(
+    head: Head, features: NDArray[np.float32], labels: NDArray[np.int64], classes: int, seed: int, groups: Groups = None
+) -> nn.Module | None:
+    """Return a head fitted as by `solve_head`. Raises PluginError for a module that does not give what a head gives."""
+    solved = solve_head(head, features, labels, classes, seed, groups)
+    return None if solved is None else _checked(head, "solve()", solved, features[:2], classes)
+
+
+def new_module(head: Head, width: int, classes: int) -> nn.Module:
+    """Return the untrained module of a head. Raises PluginError for one that does not give what a head gives."""
+    features = np.random.default_rng(0).standard_normal((2, width), np.float32)
+    return _checked(head, "module()", head.module(width, classes), features, classes)
+
+
+def check_restored(head: Head, fitted: nn.Module, features: NDArray[np.float32], classes: int) -> None:
+    """Raise PluginError if a head does not come back from its state, as it has to where a bundle is opened."""
+    again = head.restore(features.shape[1], classes, fitted.state_dict()).eval()
+    given, expected = (
+        head_logits(_checked(head, "restore()", each, features, classes), features) for each in (again, fitted)
+    )
+    if not np.allclose(given, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max())):
+        raise PluginError(f"{described(head)} failed in restore(): its module gives other logits than the fitted one")
+
+
+def _checked(head: Head, where: str, module: nn.Module, features: NDArray[np.float32], classes: int) -> nn.Module:
+    """Return a module of a head. Raises PluginError unless it gives float32 logits and scores for these rows."""
+    modes = [(each, each.training) for each in module.modules()]
+    with torch.no_grad(), calling(head, f"the module of {where}"):
+        given = ScoredHead(module.eval(), head.scores)(torch.from_numpy(np.array(features)))
+    for each, training in modes:
+        each.training = training
+    outputs, rows = given if isinstance(given, tuple) else (given,), len(features)
+    wanted = [("logits", (rows, classes)), *((name, (rows,)) for name in head.scores)]
+    for (name, shape), output in zip_longest(wanted, outputs, fillvalue=("another output", ())):
+        shown = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        if shown != f"torch.float32 {shape}" or not torch.isfinite(output).all():
+            what = "values that are not finite" if shown == f"torch.float32 {shape}" else shown
+            raise PluginError(
+                f"{described(head)} failed in {where}: its module gives {name} {what} for {rows} rows of "
+                f"{counted(classes, 'class', 'classes')}, not torch.float32 {shape}"
+            )
+    return module
 
 
 def fit_head(
@@ -78,7 +128,7 @@ def refit_head(
     """
     stand_in = head.stand_in()
     try:
-        solved = solve_head(head, train.features, train.labels, classes, seed, train.groups)
+        solved = solve(head, train.features, train.labels, classes, seed, train.groups)
     except DataError as problem:
         if stand_in is not None:
             raise

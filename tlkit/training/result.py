@@ -32,7 +32,7 @@ from tlkit.plugin.options import to_json
 from tlkit.runtime.features import Features
 from tlkit.training.config import Plan, TrainingConfig
 from tlkit.training.freezing import provenance
-from tlkit.training.heads import THRESHOLDS, VAL_TEMPERATURE, head_report, probabilities
+from tlkit.training.heads import THRESHOLDS, VAL_TEMPERATURE, check_restored, head_report, probabilities
 from tlkit.training.history import draw_curves
 from tlkit.training.trainer import FitResult
 from tlkit.util.text import counted, listed, table
@@ -160,6 +160,7 @@ def write_bundle(
     `settings` are those of the fine-tuning. The folder of the images is remembered on this machine, not in the bundle.
     """
     train, val = plan.examples(features)
+    check_restored(plan.config.head, head, val.features[:2], plan.classes)
     record = _record(plan, features, head_report(plan.config.head, head))
     config = plan.config
     head, novelty = with_novelty(config.detectors, config.head, head, train, val, config.seed)

@@ -23,7 +23,6 @@ from tlkit.evaluation.metrics import score
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.model.cut import check_cut
-from tlkit.model.modules import solve_head
 from tlkit.plugin.blame import described
 from tlkit.plugin.contract import Head, Progress, silent
 from tlkit.runtime.features import Features
@@ -39,7 +38,7 @@ from tlkit.training.config import (
 )
 from tlkit.training.device import Device, rank_and_world_size
 from tlkit.training.freezing import Network, prepare_stages
-from tlkit.training.heads import head_report, probabilities, refit_head, solve_or_fit
+from tlkit.training.heads import head_report, new_module, probabilities, refit_head, solve, solve_or_fit
 from tlkit.training.history import LOG, Line, Monitor
 from tlkit.training.result import TrainingResult, write_bundle
 from tlkit.training.run_directory import check_output, check_unfinished, run_directory
@@ -118,7 +117,7 @@ def make_plan(source: Path, out: Path, config: TrainingConfig) -> Plan:
         raise UsageError(what, do="take --strategy frozen, or name one stage to cut at")
     learner = (plan.trainable and config.head.stand_in()) or config.head
     if plan.trainable or type(learner).solve is Head.solve:  # a head that can't be solved is trained by gradient
-        check_batches(phases, learner.module(trunk.width, plan.classes), trunk)
+        check_batches(phases, new_module(learner, trunk.width, plan.classes), trunk)
     if plan.trainable:
         check_blend(config.blend, config.head, phases, refit=config.refit)
         rehearsal = Network(nn.Identity(), copy.deepcopy(trunk))  # parameters that don't exist are refused at once
@@ -142,7 +141,7 @@ def _fine_tune(plan: Plan, options: RunOptions, device: Device, progress: Progre
     """Train the head and the deepest stages of the trunk; then score them on the features of the new trunk."""
     config, phases = plan.config, plan.phases
     learner = config.head.stand_in() or config.head
-    head = learner.module(plan.trunk.width, plan.classes)  # one without gradients is refused at once
+    head = new_module(learner, plan.trunk.width, plan.classes)  # one without gradients is refused at once
     if not device.is_main_process:
         device.barrier()  # the main process fills the cache of features
     plan, features = plan.read(progress("features", len(plan.samples)))
@@ -196,7 +195,7 @@ def _deployed(
         features = plan.extract(plan.trunk, progress("features of the fine-tuned trunk", len(plan.samples)))
         (train, val), head, lines = plan.examples(features), trained, list[Line]()
         if alpha != 1.0:
-            solved = solve_head(config.head, train.features, train.labels, plan.classes, config.seed, train.groups)
+            solved = solve(config.head, train.features, train.labels, plan.classes, config.seed, train.groups)
             head = trained if solved is None else solved.eval()
             lines = [{"solved": config.head.name, "blend": alpha, **head_report(config.head, head)}]
         elif config.refit or config.head.stand_in() is not None:
