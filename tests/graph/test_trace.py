@@ -9,7 +9,7 @@ import torch
 
 from tests.kit.tiny import Tiny
 from tests.kit.vit import TinyVit
-from tlkit.errors import UsageError
+from tlkit.errors import PluginError, UsageError
 from tlkit.graph import trace
 from tlkit.graph.compose import stage_output
 from tlkit.model import trunk as trunks
@@ -129,3 +129,41 @@ def test_a_backbone_that_comes_with_its_graph_is_not_traced(tiny, traced, tmp_pa
     assert not traced
     monkeypatch.setattr(TinyVit, "graph", file)
     assert trace.shipped_graph(trunks.build(TinyVit())) is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "pool", "said"),
+    [
+        (lambda x: x.double(), None, r"the output of stage 'odd' for two images is torch.float64 \(2, 8, 8, 8\)"),
+        (
+            lambda x: x[:1],
+            None,
+            r"the output of stage 'odd' for two images is torch.float32 \(1, 8, 8, 8\), not a tensor",
+        ),
+        (lambda x: (x, x), None, "the output of stage 'odd' for two images is tuple"),
+        (lambda x: x[:, :0], None, r"the output of stage 'odd' for two images is torch.float32 \(2, 0, 8, 8\)"),
+        (
+            None,
+            lambda x: x,
+            r"the pooled output of stage 'first' for two images is .* not features torch.float32 \(2, wid",
+        ),
+        (None, lambda _x: None, "the pooled output of stage 'first' for two images is NoneType"),
+    ],
+)
+def test_what_gives_no_features_is_named_before_it_is_traced(stage, pool, said):
+    def made(forward):
+        module = torch.nn.Identity()
+        module.forward = forward
+        return module
+
+    class Odd(Tiny):
+        def stages(self, *, pretrained):
+            first = dict(super().stages(pretrained=pretrained)).popitem()[1]
+            given = {"first": torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 4, padding=1)).eval()}
+            return given if stage is None else {"first": torch.nn.Conv2d(3, 8, 4, 4), "odd": made(stage), "last": first}
+
+        def pool(self):
+            return None if pool is None else made(pool)
+
+    with pytest.raises(PluginError, match=f"^backbone 'tiny'.*: {said}"):
+        trace.stage_graph(trunks.build(Odd()))

@@ -18,7 +18,7 @@ from torch import nn
 from tests.kit.exporting import modules, replayed
 from tests.kit.tiny import Line, Scored, resign
 from tlkit import cli
-from tlkit.errors import DataError
+from tlkit.errors import DataError, PluginError
 from tlkit.model.bundle import open_bundle
 from tlkit.model.novelty import DetectingHead, choose, raw_scores, with_novelty
 from tlkit.runtime.model import Model
@@ -234,3 +234,32 @@ def test_the_scores_of_the_head_come_first():
     assert torch.equal(energy, head.scores(rows)[0])
     assert torch.equal(margin, head.scores(rows)[1])
     assert torch.allclose(novelty * wrapped.scale + wrapped.middle, energy)
+
+
+@pytest.mark.parametrize(
+    ("fitted", "said"),
+    [
+        (
+            lambda x: x,
+            r"failed in the module of fit\(\): ValueError: it gives torch.float32 \(2, 16\), not torch.float32",
+        ),
+        (lambda x: x.double().mean(1), r"fit\(\): ValueError: it gives torch.float64 \(2,\)"),
+        (lambda x: x.mean(1) / 0, r"fit\(\): ValueError: it gives values that are not finite"),
+        (lambda x: x.mean(1), r"failed in restore\(\): its module gives other scores than the fitted one"),
+    ],
+)
+def test_a_detector_that_does_not_give_scores_is_named_and_not_stored(fitted, said):
+    class Odd(NearestNeighbor):
+        def fit(self, features, labels, head, seed):
+            module = nn.Identity()
+            module.forward = fitted
+            return module
+
+        def restore(self, tensors, head):
+            module = nn.Identity()
+            module.forward = lambda x: -x.mean(1)
+            return module
+
+    train, _ = clusters(40, 2)
+    with pytest.raises(PluginError, match=f"^detector 'nearest-neighbor'.*{said}"):
+        with_novelty({Odd(): ORIGIN}, Means(), linear(train, 2), train, train, 0)

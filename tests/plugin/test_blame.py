@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tlkit.errors import DataError, PluginError, ResourceError, TlkitWarning, UsageError
@@ -233,11 +234,17 @@ class TestEveryKind:
             input, outputs, metadata = "images", ("logits",), {}  # type: ignore[assignment]
 
             def run(self, array: Any, outputs: Any = None) -> Any:
-                return {"logits": array[1:]}
+                return {"logits": np.zeros((len(array) - 1, 2), np.float32)}
+
+        class Listing(Short):
+            def run(self, array: Any, outputs: Any = None) -> Any:
+                return {"logits": [0.5] * len(array)}
 
         session = broken(Target, "open", lambda *_args: Short()).open("place")
         with pytest.raises(PluginError, match=r"^target 'odd' failed in run\(\): .*it gives 1 rows of logits for 2"):
             session.run([1, 2])
+        with pytest.raises(PluginError, match=r"it gives logits of <class 'list'>, not float32"):
+            broken(Target, "open", lambda *_args: Listing()).open("place").run([1, 2])
         with pytest.raises(PluginError, match=r"^target 'odd' failed in run\(\): KeyError: 'features'"):
             session.run([1, 2], ["features"])
 
@@ -307,6 +314,33 @@ class TestModules:
         said = self.named(self.trunk(Own().eval()))
         assert said.startswith("backbone 'toy' (tlkit-toy 1.2) failed in helped() (test_blame.py, line ")
         assert said.endswith("RuntimeError: no such layer")
+
+    def test_a_module_that_another_component_was_given(self) -> None:
+        (stage,) = Toy(lambda: {"first": _raising()}).stages(pretrained=False).values()
+        strategy = broken(Strategy, "prepare", lambda *_: stage(None))
+        with pytest.raises(
+            PluginError, match=r"^backbone 'toy' failed in prepare\(\) of strategy 'odd': KeyError: 'x'"
+        ):
+            strategy.prepare({})
+
+    def test_layers_that_call_tlkit_for_a_function_of_theirs(self) -> None:
+        from torch import nn
+
+        from tlkit.training.gradients import fast_gradients
+
+        trunk = self.trunk(nn.Conv2d(8, 4, 3).eval())
+        with fast_gradients(__import__("torch").device("cpu"), trunk.pool):
+            assert self.named(trunk).startswith("backbone 'toy' failed in forward() of Conv2d: RuntimeError")
+
+
+def _raising() -> Any:
+    from torch import nn
+
+    class Raising(nn.Module):
+        def forward(self, _x: Any) -> Any:
+            raise KeyError("x")
+
+    return Raising().eval()
 
 
 class TestPutsBack:

@@ -223,6 +223,16 @@ class TestPreparation:
         with pytest.raises(GateError, match=f"{problem}.*author of the strategy"):
             preparation.finish()
 
+    def test_prepared_stages_still_give_features(self, network):
+        def prepare(stages):
+            stages["third"].append(torch.nn.Flatten(0))
+            return lambda: None
+
+        with pytest.raises(
+            GateError, match=r"prepared stages give features \(\d+,\) for two images.*author of the strat"
+        ):
+            Preparation(network, [SHIFT], prepare, 0)
+
     def test_stages_can_not_be_prepared_and_reinitialized(self, network):
         with pytest.raises(UsageError, match="a phase reinitializes stages that the strategy prepares"):
             Preparation(network, [replace(PLAIN, reinit=1)], shifted, 0)

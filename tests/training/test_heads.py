@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.kit.tiny import Line
+from tests.kit.tiny import Line, Scored
 from tlkit.errors import DataError, PluginError, UsageError
 from tlkit.model.modules import head_logits
 from tlkit.plugin.contract import Phase
-from tlkit.training.heads import calibrate, head_report, refit_head, solve_or_fit
+from tlkit.training.heads import calibrate, check_restored, head_report, new_module, refit_head, solve, solve_or_fit
 from tlkit.training.inputs import Examples
 from tlkit.util.statistics import softmax
 
@@ -130,3 +130,71 @@ def test_what_a_head_reports_is_json(report):
     fitted.report = report
     with pytest.raises(PluginError, match=r"^head 'line' failed in report\(\): it is no JSON: "):
         head_report(Line(), fitted)
+
+
+def gives(output):
+    """A module that gives what a function makes of the features."""
+    module = nn.Linear(2, 2)
+    module.forward = output
+    return module
+
+
+class Given(Line):
+    """A head whose module, solved or restored, is a given one."""
+
+    def __init__(self, given):
+        self.given = given
+
+    def module(self, width, classes):
+        return self.given
+
+    def solve(self, features, labels, classes, seed):
+        return self.given
+
+    def restore(self, width, classes, tensors):
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (lambda x: x[:, :1], r"its module gives torch.float32 \(2, 1\), not logits: torch.float32 \(2, 2\)"),
+        (lambda x: x[:1], r"its module gives torch.float32 \(1, 2\)"),
+        (lambda x: x.double(), r"its module gives torch.float64 \(2, 2\)"),
+        (lambda x: (x, x), r"its module gives torch.float32 \(2, 2\), torch.float32 \(2, 2\)"),
+        (lambda _x: None, "its module gives NoneType"),
+        (lambda x: x / 0, "its module gives values that are not finite"),
+        (lambda x: x @ x, "RuntimeError: .*shapes cannot be multiplied"),
+    ],
+)
+def test_a_module_that_does_not_give_logits_is_named_before_anything_uses_it(output, said):
+    head = Given(gives(output))
+    features = np.ones((4, 2), np.float32)
+    for where, call in {
+        "module": lambda: new_module(head, 3 if "shapes" in said else 2, 2),
+        "solve": lambda: solve(head, features[:, [0, 1, 1]] if "shapes" in said else features, LABELS, 2, 0),
+    }.items():
+        with pytest.raises(PluginError, match=rf"^head 'line' failed in (the module of )?{where}\(\): .*{said}"):
+            call()
+
+
+def test_scores_are_looked_at_too():
+    assert new_module(Scored(), 2, 2).training
+    head = Scored()
+    object.__setattr__(head, "scores", ("energy", "margin", "third"))
+    with pytest.raises(PluginError, match=r"\(2,\), not logits, energy, margin and 1 more: "):
+        new_module(head, 2, 2)
+
+
+def test_a_head_that_does_not_come_back_is_not_stored():
+    features = np.eye(2, dtype=np.float32)
+    check_restored(Given(linear(2.0)), linear(2.0), features, 2)
+    with pytest.raises(PluginError, match=r"^head 'line' failed in restore\(\): its module gives other logits"):
+        check_restored(Given(linear(1.0)), linear(2.0), features, 2)
+
+
+def test_a_head_without_parameters_is_not_trained():
+    identity = Given(nn.Identity())
+    identity.solve = lambda *_: None
+    with pytest.raises(PluginError, match=r"failed in module\(\): it has no parameters to train, and was not solved"):
+        solve_or_fit(identity, [Phase(1, 0.1)], EXAMPLES, EXAMPLES, 2, seed=0)

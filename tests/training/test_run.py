@@ -62,8 +62,9 @@ class ThirdIsNaN(Line):
             evaluations = 0
 
             def forward(self, x):
-                self.evaluations += not self.training
-                return super().forward(x) * (torch.nan if self.evaluations == 3 and not self.training else 1)
+                counts = not self.training and len(x) > 2  # two rows only show that it is a head
+                self.evaluations += counts
+                return super().forward(x) * (torch.nan if counts and self.evaluations == 3 else 1)
 
         return Module(width, classes)
 

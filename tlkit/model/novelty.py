@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlkit import defaults
-from tlkit.errors import ArtifactError, DataError
+from tlkit.errors import ArtifactError, DataError, PluginError
 from tlkit.model.trunk import tensors
+from tlkit.plugin.blame import calling, described
 from tlkit.plugin.contract import Head
 from tlkit.plugin.detection import NOVELTY, ROUNDING, Detector
 from tlkit.plugin.options import to_json
@@ -140,18 +141,35 @@ def head_tensors(head: nn.Module) -> dict[str, NDArray[np.generic]]:
     """Return the state of a head, and of a detector beside it; the tensors of a head that this holds are there once."""
     if not isinstance(head, NovelHead):
         return tensors(head)
-    held = tuple(f"{name}." for name, module in head.detector.named_modules() if module is head.head)
-    state = tensors(head.detector).items()
-    beside = {DETECTOR + name: tensor for name, tensor in state if not (held and name.startswith(held))}
+    beside = {DETECTOR + name: tensor for name, tensor in _of_detector(head).items()}
     return {**tensors(head.head), **beside, MIDDLE: head.middle.numpy().copy(), SCALE: head.scale.numpy().copy()}
+
+
+def _of_detector(head: NovelHead) -> dict[str, NDArray[np.generic]]:
+    """Return the state of the detector beside a head, without that of the head."""
+    held = tuple(f"{name}." for name, module in head.detector.named_modules() if module is head.head)
+    return {name: each for name, each in tensors(head.detector).items() if not (held and name.startswith(held))}
 
 
 def fit(
     detector: Detector, features: NDArray[np.float32], labels: NDArray[np.int64], head: nn.Module, seed: int
 ) -> nn.Module:
-    """Return a detector fitted on an even draw of training images."""
+    """Return a detector fitted on an even draw of training images. Raises PluginError unless it gives scores `(N,)`."""
     rows = evenly(labels, MAX_KEPT, seed)
-    return detector.fit(features[rows], labels[rows], head, seed).eval()
+    fitted = detector.fit(features[rows], labels[rows], head, seed).eval()
+    _scores(detector, "fit()", fitted, features[:2])
+    return fitted
+
+
+def _scores(detector: Detector, where: str, module: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    with torch.no_grad(), calling(detector, f"the module of {where}"):
+        given = module(torch.from_numpy(np.array(features)))
+        shown = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        if shown == (expected := f"torch.float32 ({len(features)},)"):
+            shown = shown if given.isfinite().all() else "values that are not finite"
+        if shown != expected:
+            raise ValueError(f"it gives {shown}, not {expected}")
+        return np.asarray(given.numpy())
 
 
 def raw_scores(detector: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -181,6 +199,13 @@ def with_novelty(
     detector, report = choose(detectors, component, train, seed)
     fitted = fit(detector, train.features, train.labels, head, seed)
     novel = NovelHead(head, fitted, scored=bool(component.scores)).scaled(held_out.features)
+    stored = {name: torch.from_numpy(each) for name, each in _of_detector(novel).items()}
+    restored, few = detector.restore(stored, head).eval(), held_out.features[:2]
+    given, expected = _scores(detector, "restore()", restored, few), _scores(detector, "fit()", fitted, few)
+    if not np.allclose(given, expected, rtol=1e-3, atol=ROUNDING):
+        raise PluginError(
+            f"{described(detector)} failed in restore(): its module gives other scores than the fitted one"
+        )
     distribution, version = detectors[detector]
     facts = {
         "name": detector.name,

@@ -229,7 +229,11 @@ def resized(backbone: Backbone, size: int) -> Preprocessing:
 def bad_names(stages: Iterable[str]) -> list[str]:
     """Return the names that no stage can have: not of the form `[a-z0-9_]+`, or used by `nn.ModuleDict` itself."""
     reserved = nn.ModuleDict()
-    return [name for name in stages if not STAGE_NAME.fullmatch(str(name)) or hasattr(reserved, str(name))]
+    return [name for name in stages if not _is_stage_name(name) or hasattr(reserved, name)]
+
+
+def _is_stage_name(name: object) -> bool:
+    return isinstance(name, str) and STAGE_NAME.fullmatch(name) is not None
 
 
 def tensors(module: nn.Module) -> dict[str, NDArray[np.generic]]:

@@ -121,11 +121,9 @@ def _named(component: object, where: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _FULL:
             raise
         who = described(component)
-        frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-        owners = [owner for each in frames if (owner := getattr(each, "__dict__", {}).get(_OWNER))]
-        if owners and owners[-1] != who:  # a module of another, that it was given
-            who, where = owners[-1], f"{where} of {who}"
-        raise failure(who, where, error) from error
+        selves = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        made_by = [owner for each in selves if (owner := getattr(each, "__dict__", {}).get(_OWNER))] or [who]
+        raise failure(made_by[-1], where if made_by[-1] == who else f"{where} of {who}", error) from error  # a module's
 
 
 def failure(who: str, where: str, error: BaseException) -> TlkitError:
@@ -160,7 +158,7 @@ def attributed(error: BaseException) -> TlkitError | None:
                 who, where = (owner, f"{name} ({_line(frame, line)})") if owner else (place, name)
             elif made_by:
                 who, where = owner, f"forward() of {type(module).__name__}"
-            elif _package_of(frame) == _OURS:
+            elif _package_of(frame) == _OURS and name != "__torch_function__()":  # which runs inside of the module
                 owner = who = ""
         if who:
             return failure(who, where, each)
@@ -269,10 +267,8 @@ def _guarded_run(function: Callable[..., Any]) -> Callable[..., Any]:
         with _named(self, "run()"):
             found = function(self, array, outputs)
             for name in self.outputs if outputs is None else outputs:
-                if getattr(found[name], "dtype", None) != "float32":
-                    raise TypeError(
-                        f"it gives {name} of {getattr(found[name], 'dtype', type(found[name]))}, not float32"
-                    )
+                if (kind := getattr(found[name], "dtype", type(found[name]))) != "float32":
+                    raise TypeError(f"it gives {name} of {kind}, not float32")
                 if len(found[name]) != len(array):
                     raise ValueError(f"it gives {len(found[name])} rows of {name} for {len(array)}")
         return found
@@ -335,7 +331,7 @@ def _put_back(before: _Settings) -> Iterator[str]:
     """Undo what was changed; yields it in words."""
     torch, after = sys.modules.get("torch"), _surroundings()
     known = {name: value for name, (value, _) in before.items()}
-    if torch is not None and len(after) > len(known):  # it was imported
+    if torch is not None and len(after) > len(known):
         known = {"PyTorch's default dtype": torch.float32, "PyTorch's gradient mode": True} | known
     for name, (value, put) in after.items():
         if known.get(name, value) != value:

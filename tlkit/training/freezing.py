@@ -213,8 +213,7 @@ class Preparation:
         """
         if self.merge is not None:
             _proven(self.trunk, self.prepared, self.changing)
-            shape = (2, *[self.trunk.preprocessing.size] * 2, 3)
-            images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+            images = _images(self.trunk)
             with torch.inference_mode():
                 expected = self.trunk.eval()(images)
             self.merge()
@@ -244,6 +243,11 @@ def prepare_stages(network: Network, phases: Sequence[Phase], prepare: Prepare, 
         torch.manual_seed(seed)
         merge = prepare(dict(network.trunk.stages.items()))
     network.trunk.to(device)
+    if merge is not None:
+        with torch.no_grad():
+            features = network.trunk(_images(network.trunk).to(device))
+        if features.ndim != 2 or len(features) != len(_images(network.trunk)):
+            raise GateError(f"the prepared stages give features {tuple(features.shape)} for two images", do=_TO_AUTHOR)
     if merge is not None and any(phase.reinit for phase in phases):
         raise UsageError("a phase reinitializes stages that the strategy prepares", do="leave out one of the two")
     for number, phase in enumerate(phases, start=1):
@@ -254,6 +258,12 @@ def prepare_stages(network: Network, phases: Sequence[Phase], prepare: Prepare, 
                 what = f"phase {number}: no parameter of {', '.join(there) or 'its stages'} matches {glob!r}"
                 raise UsageError(what, do=f"choose among {listed(names, limit=20)}")
     return merge
+
+
+def _images(trunk: Trunk) -> Tensor:
+    """Return two images of noise."""
+    shape = (2, *[trunk.preprocessing.size] * 2, 3)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def tensor_hashes(trunk: Trunk) -> dict[str, str]:

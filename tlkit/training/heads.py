@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import zip_longest
 from textwrap import shorten
 from typing import Any
 
@@ -24,7 +23,7 @@ from tlkit.training.history import Line, Monitor
 from tlkit.training.inputs import Examples
 from tlkit.training.trainer import FitResult, Trainer
 from tlkit.util.statistics import activated, fit_temperature, log_sum_exp, paired_difference
-from tlkit.util.text import counted
+from tlkit.util.text import listed
 
 SIGNIFICANT = 1.96  # standard errors
 MIN_LOSS = 1e-3  # nats; a difference below is none
@@ -89,16 +88,16 @@ def _checked(head: Head, where: str, module: nn.Module, features: NDArray[np.flo
     for each, training in modes:
         each.training = training
     outputs, rows = given if isinstance(given, tuple) else (given,), len(features)
-    wanted = [("logits", (rows, classes)), *((name, (rows,)) for name in head.scores)]
-    for (name, shape), output in zip_longest(wanted, outputs, fillvalue=("another output", ())):
-        shown = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        if shown != f"torch.float32 {shape}" or not torch.isfinite(output).all():
-            what = "values that are not finite" if shown == f"torch.float32 {shape}" else shown
-            raise PluginError(
-                f"{described(head)} failed in {where}: its module gives {name} {what} for {rows} rows of "
-                f"{counted(classes, 'class', 'classes')}, not torch.float32 {shape}"
-            )
-    return module
+    wanted = {"logits": (rows, classes), **dict.fromkeys(head.scores, (rows,))}
+    shown = [
+        f"{each.dtype} {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__ for each in outputs
+    ]
+    expected = [f"torch.float32 {shape}" for shape in wanted.values()]
+    if shown == expected and all(torch.isfinite(each).all() for each in outputs):
+        return module
+    what = ", ".join(shown) if shown != expected else "values that are not finite"
+    said = f"for {rows} rows its module gives {what}, not {listed(wanted)}: {', '.join(expected)}"
+    raise PluginError(f"{described(head)} failed in {where}: {said}")
 
 
 def fit_head(
