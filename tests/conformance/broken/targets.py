@@ -105,7 +105,7 @@ class ScalingHeads(Copy):
         return session
 
 
-@breaks("arrays-are-float32", "for 1 images, features is")
+@breaks("arrays-are-float32", "it gives features of float64, not float32")
 class Double(Copy):
     def open(self, file):
         return Changed(file, each(lambda array: array.astype(np.float64)))
