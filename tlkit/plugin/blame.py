@@ -26,7 +26,7 @@ _OURS = "tlkit"
 _CONTRACT = "tlkit.plugin."  # modules with base classes of components
 _STREAMS = ("stdout", "stderr")
 # Attributes of a session.
-_TOLD: dict[str, Any] = {"input": str, "outputs": (tuple, list), "metadata": Mapping, "workers": int, "batch_size": int}
+_TOLD: dict[str, Any] = {"input": str, "outputs": (tuple, list), "metadata": Mapping, "batch_size": int}
 _POOL = "ThreadPoolExecutor"  # whose threads end with the process
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
