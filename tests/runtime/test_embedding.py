@@ -71,7 +71,7 @@ def test_npy_and_its_table(model, pictures, files, tmp_path):
     ],
 )
 def test_no_absolute_path_is_written(given, written):
-    name = embedding._written([Path(each) for each in given])
+    name = embedding.naming([Path(each) for each in given])
     assert {path: name(path) for path in written} == written
 
 
