@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BITS = 22  # of a weight's fraction
 TALL_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
-TOGETHER = 16  # images that are resampled at once, which bounds the memory
+TOGETHER = 32  # images that are resampled at once, which bounds the memory
 LARGEST = 32  # times the pixels of a crop: images with more are cropped on the CPU
 
 Kept = tuple[Tensor, Extent, Image.Transpose | None]  # uint8 `(3, H, W)` on the device; see `Uncropped`
@@ -45,36 +45,38 @@ _TURNS: Mapping[Image.Transpose, Turn] = {
 }
 
 
-def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(x < 1, 1 - x, 0.0)
+def _triangle(x: Tensor) -> Tensor:
+    return torch.where(x < 1, 1 - x, 0.0)
 
 
-def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, (((x - 5) * x + 8) * x - 4) * -0.5, 0.0))
+def _cubic(x: Tensor) -> Tensor:
+    return torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, torch.where(x < 2, (((x - 5) * x + 8) * x - 4) * -0.5, 0.0))
 
 
 _FILTERS = {"bilinear": (1.0, _triangle), "bicubic": (2.0, _cubic)}  # width on one side, weight at a distance
 
 
-def weights(
-    ends: NDArray[np.float64], lengths: NDArray[np.int64], size: int, interpolation: str
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Return the first neighbor of each of `size` pixels `(N, size)`, and the weights of all `(N, size, K)`.
+def _weights(
+    start: Tensor, scale: Tensor, lengths: Tensor, taps: int, size: int, interpolation: str
+) -> tuple[Tensor, Tensor]:
+    """Return the first neighbor of each of `size` pixels `(N, size)`, and the weights of all `(N, size, taps)`.
 
-    `ends` `(N, 2)` are where the crops begin and end on one axis, `lengths` the pixels that the images have there.
+    On one axis the boxes begin at `start`, a pixel is `scale` pixels of the image, and that has so many; all `(N, 1)`.
+    In this order the operations, all in double precision, are those of Pillow.
     """
     width, weigh = _FILTERS[interpolation]
-    start, end = ends.astype(np.float32).T
-    scale = (end - start).astype(np.float64) / size
-    stretch = np.maximum(scale, 1.0)[:, None]
-    center = start.astype(np.float64)[:, None] + (np.arange(size) + 0.5) * scale[:, None]
-    first = np.maximum((center - width * stretch + 0.5).astype(np.int64), 0)
-    last = np.minimum((center + width * stretch + 0.5).astype(np.int64), lengths[:, None])
-    neighbors = first[..., None] + np.arange((last - first).max())
-    distance = np.abs((neighbors - center[..., None] + 0.5) * (1 / stretch[..., None]))
-    found = np.where(neighbors < last[..., None], weigh(distance), 0.0)
-    found /= np.add.accumulate(found, axis=-1)[..., -1:]  # in their order, as Pillow adds them
-    return first, np.trunc(found * 2**BITS + np.copysign(0.5, found)).astype(np.int32)
+    stretch = scale.clamp(min=1)
+    center = start + (torch.arange(size, device=start.device) + 0.5) * scale
+    first = (center - width * stretch + 0.5).long().clamp_(min=0)
+    last = torch.minimum((center + width * stretch + 0.5).long(), lengths)
+    neighbors = first[..., None] + torch.arange(taps, device=start.device)
+    distance = ((neighbors - center[..., None] + 0.5) * (1 / stretch)[..., None]).abs()
+    found = torch.where(neighbors < last[..., None], weigh(distance), 0.0)
+    total = torch.zeros_like(center)
+    for weight in found.unbind(-1):
+        total = total + weight
+    found = found / total[..., None]
+    return first, (found * 2**BITS + torch.copysign(torch.full_like(found, 0.5), found)).int()
 
 
 def crop(
@@ -84,35 +86,33 @@ def crop(
 
     `put` puts a tensor where the images are.
     """
-
-    def there(array: NDArray[np.integer]) -> Tensor:
-        return put(torch.from_numpy(np.ascontiguousarray(array)))
-
     tall = [_is_tall(image, size) for image in images]
     images = [image.mT if turned else image for image, turned in zip(images, tall, strict=True)]
-    edges = np.array(
-        [(box[1], box[0], box[3], box[2]) if turned else box for box, turned in zip(boxes, tall, strict=True)]
-    )
-    heights, widths = np.array([image.shape[1:] for image in images]).T
-    column, across = weights(edges[:, [0, 2]], widths, size, interpolation)
-    line, down = weights(edges[:, [1, 3]], heights, size, interpolation)
-    top = line[:, :1]
-    needed = int((np.minimum(line[:, -1:] + down.shape[2], heights[:, None]) - top).max())
-    lines = np.minimum(top + np.arange(needed), heights[:, None] - 1)
-    begins = np.cumsum([0, *(image.numel() for image in images[:-1])])
-    planes = begins[:, None] + np.arange(3) * (heights * widths)[:, None]
-    rows = there((planes[..., None] + (lines * widths[:, None])[:, None])[..., None])  # `(N, 3, needed, 1)`
+    given = [(box[1], box[0], box[3], box[2]) if turned else box for box, turned in zip(boxes, tall, strict=True)]
+    ends, lengths = np.array(given, np.float32), np.array([(image.shape[2], image.shape[1]) for image in images])
+    start, scale = ends[:, :2].astype(np.float64), (ends[:, 2:] - ends[:, :2]).astype(np.float64) / size
+    reach = _FILTERS[interpolation][0] * np.maximum(scale, 1.0)
+    (across, down), planes = np.ceil(2 * reach.max(0)).astype(int), [image.numel() // 3 for image in images]
+    needed = int(np.minimum(np.ceil((size - 1) * scale + 2 * reach) + 1, lengths)[:, 1].max())  # rows
+    starts, scales = (put(torch.from_numpy(each)).T[..., None] for each in (start, scale))
+    widths, heights = put(torch.from_numpy(lengths)).T[..., None]
+    column, horizontal = _weights(starts[0], scales[0], widths, across, size, interpolation)
+    line, vertical = _weights(starts[1], scales[1], heights, down, size, interpolation)
     pixels = torch.cat([image.reshape(-1) for image in images])
-    columns, right = there(column[:, None, None]), there((widths - 1)[:, None, None, None])
+    begins = put(
+        torch.from_numpy(np.cumsum([0, *(3 * each for each in planes[:-1])])[:, None] + np.outer(planes, range(3)))
+    )
+    lines = torch.minimum(line[:, :1] + torch.arange(needed, device=pixels.device), heights - 1) * widths
+    rows = (begins[..., None] + lines[:, None])[..., None]  # `(N, 3, needed, 1)`
     total = _rounding((len(images), 3, needed, size), pixels.device)
-    for number, weight in enumerate(there(across[:, None, None]).unbind(-1)):
-        total += pixels[rows + torch.minimum(columns + number, right)] * weight
-    wide = (total >> BITS).clamp_(0, 255)
-    chosen, total = there((line - top)[:, None, :, None]), _rounding((len(images), 3, size, size), pixels.device)
-    for number, weight in enumerate(there(down[:, None, :, None]).unbind(-1)):
-        total += wide.gather(2, (chosen + number).clamp_(max=needed - 1).expand_as(total)) * weight
+    for number, weight in enumerate(horizontal[:, None, None].unbind(-1)):
+        total += pixels[rows + torch.minimum(column + number, widths - 1)[:, None, None]] * weight
+    wide, total = (total >> BITS).clamp_(0, 255), _rounding((len(images), 3, size, size), pixels.device)
+    for number, weight in enumerate(vertical[:, None, :, None].unbind(-1)):
+        chosen = (line - line[:, :1] + number).clamp_(max=needed - 1)
+        total += wide.gather(2, chosen[:, None, :, None].expand_as(total)) * weight
     made = (total >> BITS).clamp_(0, 255).to(torch.uint8)
-    return torch.where(there(np.array(tall))[:, None, None, None], made.mT, made).permute(0, 2, 3, 1)
+    return torch.where(put(torch.tensor(tall))[:, None, None, None], made.mT, made).permute(0, 2, 3, 1)
 
 
 def _is_tall(image: Tensor, size: int) -> bool:
@@ -202,9 +202,9 @@ def _cropped(
         planes, extents, turns = zip(*some, strict=True)
         boxes = [part(extent, preprocessing, view) for extent, view in zip(extents, views, strict=True)]
         small = crop(planes, boxes, size, preprocessing.interpolation, device.put)
-        for turn, each in zip(turns, small, strict=True):
+        for index, turn in enumerate(turns):
             if turn is not None:
-                each.copy_(_TURNS[turn](each).clone())
+                small[index] = _TURNS[turn](small[index]).clone()
         mirrored = device.put(torch.tensor([view.mirrored for view in views]))
         small = torch.where(mirrored[:, None, None, None], small.flip(2), small)
         stacked[device.put(torch.tensor(numbers))] = small
