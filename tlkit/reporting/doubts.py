@@ -30,7 +30,7 @@ class Doubts:
     doubtful: int
 
 
-def doubts(images: Images, shown: Sequence[int], classes: int, seed: int = 0) -> Doubts | None:
+def doubts(images: Images, shown: Sequence[int], classes: int) -> Doubts | None:
     """Return the doubtful labels among an even draw of images and the rows `shown`.
 
     None without scikit-learn, or with too few images of a class. The model itself is no judge of its own mistakes.
@@ -47,6 +47,6 @@ def doubts(images: Images, shown: Sequence[int], classes: int, seed: int = 0) ->
     if len(rows) < 5 * classes or np.bincount(truth).max() < 5 or len(np.unique(truth)) < 2:
         return None
     same_file = np.unique([images.sha256[row] for row in rows], return_inverse=True)[1]
-    probabilities = cross_validated_probabilities(images.arrays[FEATURES][rows], truth, classes, seed, same_file)
+    probabilities = cross_validated_probabilities(images.arrays[FEATURES][rows], truth, classes, 0, same_file)
     likely = {int(rows[index]): label for index, label in suspects(probabilities, truth)}
     return Doubts(likely, len(drawn), len(set(drawn) & likely.keys()))

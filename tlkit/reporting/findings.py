@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tlkit.audit.fingerprints import Fingerprint
-from tlkit.audit.shortcuts import Shortcut, shortcuts
+from tlkit.audit.shortcuts import shortcuts
 from tlkit.evaluation.metrics import Metrics
 from tlkit.reporting.images import Images
 from tlkit.reporting.selective import overconfidence
@@ -36,13 +36,6 @@ class Finding:
         return f"{self.what}; {self.do}"
 
 
-def file_shortcuts(images: Images, labels: Sequence[str], seed: int = 0) -> list[Shortcut]:
-    """Return the properties of the files alone that predict the class."""
-    blank = images.features[0][:0]
-    files = [Fingerprint("", header, blank) for header in images.headers]
-    return shortcuts(files, images.truth, labels, seed)
-
-
 def findings(report: Report) -> list[Finding]:
     """Return all findings about the figures of a report, the most urgent first."""
     images, metrics, labels, doubts = report.images, report.metrics, report.labels, report.doubts
@@ -53,7 +46,8 @@ def findings(report: Report) -> list[Finding]:
     if doubts is not None and doubts.doubtful >= max(2, MIN_DOUBTFUL * doubts.judged):
         share = f"{doubts.doubtful} of {doubts.judged} labels look wrong ({doubts.doubtful / doubts.judged:.1%})"
         found.append(Finding("labels", share, "look at the marked mistakes below, and correct them first"))
-    for shortcut in file_shortcuts(images, labels):
+    files = [Fingerprint("", header, images.features[0][:0]) for header in images.headers]  # not how images look
+    for shortcut in shortcuts(files, images.truth, labels, 0):
         do = "the model may look at that instead of the content: save all images in the same way, and train again"
         found.append(Finding("shortcut", f"possible shortcut: {shortcut}", do))
     found += _weak(report.slices)

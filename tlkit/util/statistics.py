@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Float = TypeVar("Float", bound="np.floating[Any]")
 
+Z_95 = 1.959964  # standard errors of a 95 % interval
 IMAGINED_ROWS = 2  # with labels evenly spread, that a temperature is fitted with
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e4  # scores in votes and in squared distances both fit inside
 
@@ -65,7 +66,7 @@ def balanced_interval(hits: NDArray[np.int64], sizes: NDArray[np.int64]) -> tupl
     return max(0.0, middle - below), min(1.0, middle + above)
 
 
-def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
     """Return the 95 % interval of a proportion (Wilson 1927); it stays in 0..1 and is valid for small samples."""
     share, spread = correct / total, z * z / total
     middle = (share + spread / 2) / (1 + spread)
@@ -73,18 +74,18 @@ def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))  # despite rounding
 
 
-def paired_interval(lost: int, gained: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def paired_interval(lost: int, gained: int, total: int) -> tuple[float, float]:
     """Return the 95 % interval of (lost - gained) / total over paired images (Agresti and Min 2005).
 
     `lost` and `gained` are the images that only the first, or only the second of two classifiers classifies correctly.
     """
     count, lost_more, gained_more = total + 2, lost + 0.5, gained + 0.5
     difference = lost_more - gained_more
-    half = z * math.sqrt(lost_more + gained_more - difference**2 / count) / count
+    half = Z_95 * math.sqrt(lost_more + gained_more - difference**2 / count) / count
     return max(-1.0, difference / count - half), min(1.0, difference / count + half)
 
 
-def difference_interval(hits: int, total: int, others: int, rest: int, z: float = 1.959964) -> tuple[float, float]:
+def difference_interval(hits: int, total: int, others: int, rest: int, z: float = Z_95) -> tuple[float, float]:
     """Return the interval of hits / total - others / rest of two independent groups (Newcombe 1998, method 10)."""
     one, other = hits / total, others / rest
     (low, high), (least, most) = wilson(hits, total, z), wilson(others, rest, z)
