@@ -191,7 +191,13 @@ class TestEveryKind:
             called(broken(kind, method, lambda *_args, **_more: given), kind, method)
 
     def test_records_of_other_types(self) -> None:
-        for wrong in ("a.png", Record(3), Record("a.png", size="9"), Record("a.png", label=1)):  # type: ignore[arg-type]
+        for wrong in (
+            "a.png",
+            Record(3),
+            Record("a.png", size="9"),
+            Record("a.png", size=2**63),
+            Record("a.png", label=1),
+        ):  # type: ignore[arg-type]
             records = broken(Source, "records", lambda *_args, wrong=wrong: [wrong]).records("place")
             with pytest.raises(
                 PluginError, match=r"^source 'odd' failed in records\(\): TypeError: it yielded .*Record"

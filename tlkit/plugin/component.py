@@ -106,6 +106,7 @@ def is_record(value: object) -> bool:
         and isinstance(value.key, str)
         and isinstance(value.locator, str)
         and isinstance(value.size, int)
+        and -1 <= value.size < 2**63
         and isinstance(value.version, str)
         and isinstance(value.label, _OPTIONAL)
         and isinstance(value.split, _OPTIONAL)
