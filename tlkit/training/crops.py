@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BITS = 22  # of a weight's fraction
 TALL_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
-TOGETHER = 32  # images that are resampled at once, which bounds the memory
+TOGETHER = 16  # images that are resampled at once, which bounds the memory
 LARGEST = 32  # times the pixels of a crop: images with more are cropped on the CPU
 
 Kept = tuple[Tensor, Extent, Image.Transpose | None]  # uint8 `(3, H, W)` on the device; see `Uncropped`
