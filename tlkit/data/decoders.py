@@ -212,7 +212,8 @@ def main(memory: int) -> None:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what native code prints is no answer
     start = json.loads(sys.stdin.readline())
-    facts = {name: tuple(value) if isinstance(value, list) else value for name, value in start["preprocessing"].items()}
+    facts: dict[str, Any] = start["preprocessing"]
+    facts |= {name: tuple(value) for name, value in facts.items() if isinstance(value, list)}
     arrays, preprocessing = _mapped(memory, start["shape"]), Preprocessing(**facts)
     for line in sys.stdin:
         task = json.loads(line)
