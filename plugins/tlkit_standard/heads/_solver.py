@@ -77,6 +77,8 @@ def solve(
 
     Raises what `check` raises. The result does not depend on the number of threads (default: cores).
     """
+    import scipy.linalg  # noqa: F401 - its BLAS is limited below only if it is loaded before
+
     check(features, labels, classes)
     power = default_power(features) if head.power is None else head.power
     front, images = Front(power, head.l2), len(labels)
