@@ -124,7 +124,7 @@ class _Kept:
 
     def begin(self, folder: Path, draft: Advice) -> None:
         """Put the best frozen features in place, whatever the budget."""
-        self.folder, self.decoded = folder, draft.analysis.features.decoded
+        self.folder, self.decoded = folder, draft.decoded
         frozen, aside = draft.recommendation.frozen(), replace(self.options, tensorboard=None)
         self.frozen = run_trial(draft.source, folder / FROZEN, self.request, frozen, self.progress, aside)
         self.put(self.frozen, draft)

@@ -110,6 +110,13 @@ def analyze(backbone: Backbone, size: int | None, samples: Sequence[Sample], tic
     return BackboneAnalysis(backbone, trunk, features, unknown("it is not measured"), None, seconds, features.decoded)
 
 
+def read_ahead(analysis: BackboneAnalysis, samples: Sequence[Sample]) -> int:
+    """Run other images through all stages, into the cache, and return how many were decoded."""
+    trunk, paths = analysis.trunk, [sample.path for sample in samples]
+    graph = trace.stage_graph(trace.traceable(trunk, trunk.names[-1]))
+    return extract(paths, graph, trunk.preprocessing, trunk.names, None, lambda _more: None).decoded if paths else 0
+
+
 def with_shift(
     analysis: BackboneAnalysis, samples: Sequence[Sample], seed: int, policy: ShiftPolicy
 ) -> BackboneAnalysis:

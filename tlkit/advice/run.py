@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.advice import html, page
-from tlkit.advice.backbone_analysis import BackboneAnalysis, analyze, stage_evidence, stratified, with_shift
+from tlkit.advice.backbone_analysis import (
+    BackboneAnalysis,
+    analyze,
+    read_ahead,
+    stage_evidence,
+    stratified,
+    with_shift,
+)
 from tlkit.advice.dataset_statistics import ImageStatistics, SizePolicy, gather
 from tlkit.advice.domain_shift import ShiftPolicy
 from tlkit.advice.recommendation import Evidence, FineTuningPolicy, Recommendation, cautious, recommend
@@ -30,6 +38,8 @@ from tlkit.plugin.detection import Detector
 from tlkit.plugin.options import changed
 from tlkit.runtime.features import check_rejected
 from tlkit.util.text import quoted
+
+AHEAD = 256  # validation images that a training is sure to need, and that are read while heads are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +91,7 @@ class Advice:
     trials: Sequence[Mapping[str, Any]] = ()
     audit: Audit | None = None
     learnable: bool = True  # a training could use the dataset
+    decoded: int = 0  # images, of which the features are cached now
 
     @property
     def skipped(self) -> Mapping[str, str]:
@@ -180,8 +191,11 @@ def advise(
         rejected={samples[index].name: reason for index, reason in features.rejected.items()},
         learnable=learnable or datasets.is_learnable(source, request.val, request.group),
     )
-    if not shortcomings:
-        advice = _compared(advice, request)
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(read_ahead, analyses[0], dataset.of("val")[:AHEAD] if learnable else ())
+        if not shortcomings:
+            advice = _compared(advice, request)
+    advice = replace(advice, decoded=features.decoded + (0 if ahead.exception() else ahead.result()))
     begin(_cut_as_requested(advice, request.cut))
     advice = _cut_as_requested(_recommended(advice, request), request.cut)
     if budget is not None:
