@@ -188,9 +188,9 @@ def storage(args: Any) -> int:  # noqa: PLR0915 - one scene
             whole = server.content("bucket/whole")
             _expect(len(whole) >= 3, "the clean run wrote no parts")
             counted = [PYTHON, __file__, "--count-requests", "s3://bucket/counted/"]
-            done = subprocess.run(counted, check=True, env=environment, cwd=work, capture_output=True, text=True)
-            images = len(system.find("bucket/photos"))
-            report.figures["requests"] = requests = json.loads(done.stdout.splitlines()[-1])
+            counting = subprocess.run(counted, check=True, env=environment, cwd=work, capture_output=True, text=True)
+            requests, images = json.loads(counting.stdout.splitlines()[-1]), len(system.find("bucket/photos"))
+            report.figures["requests"] = requests
             said = ", ".join(f"{count} {name}" for name, count in requests.items())
             report.notes.append(f"Requests of a job of {images} images in {len(whole) // 2} shards: {said}.")
             said = _refused([*line, "s3://bucket/no/"], environment, work)
