@@ -12,7 +12,7 @@ from tlkit.embedding.manifest import Row, read_rows, write_manifest
 
 @pytest.mark.parametrize(("run", "files"), [(10**6, 100), (40, 100), (40, 2)])
 def test_rows_are_sorted_in_runs_that_are_merged(tmp_path, monkeypatch, run, files):
-    for name, value in (("ROW_GROUP", 16), ("MERGED", 5), ("RUN", run), ("FILES", files)):
+    for name, value in (("ROW_GROUP", 16), ("STORED", 7), ("BATCH", 5), ("RUN", run), ("FILES", files)):
         monkeypatch.setattr(manifest, name, value)
     keys = [f"{number:03}/é{number % 7}.png" for number in range(300)]
     rows = [Row(key, 0, "", number, "v", "") for number, key in enumerate(keys)]

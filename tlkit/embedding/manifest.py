@@ -25,8 +25,9 @@ from tlkit.util.prefetch import chunks
 from tlkit.util.text import utf8
 
 RUN = 8192  # records that are sorted in memory at once
-FILES = 64  # of sorted records, which are merged into a larger one
-MERGED = 512  # rows of each file that are in memory while files are merged
+FILES = 32  # of sorted records, which are merged into a larger one
+STORED = 1024  # rows of each of them that are decompressed at once while they are merged
+BATCH = 64  # rows of a file that are Python objects at once
 ROW_GROUP = 8192  # rows of the manifest that are read at once, at the least
 
 
@@ -93,11 +94,13 @@ def write_manifest(rows: Iterable[Row], out: Path, tick: Tick) -> int:
     The others stay in the manifest, with that as the problem. Beside `out` are files with what does not fit in memory.
     `tick` is called with the number of rows listed.
     """
+    import pyarrow as pa
+
     small, large, last, number = list[Path](), list[Path](), list[Row](), count()
 
     def store(rows: Iterable[Row]) -> Path:
         file = out.with_name(f"{next(number)}.parquet")
-        _write(rows, file, MERGED)
+        _write(rows, file, STORED)
         return file
 
     for run in chunks(rows, RUN):
@@ -110,7 +113,9 @@ def write_manifest(rows: Iterable[Row], out: Path, tick: Tick) -> int:
             small.clear()
         last = sorted(run)
         tick(len(run))
-    return _write(_unique(heapq.merge(*map(_read, [*large, *small]), last)), out, ROW_GROUP)
+    written = _write(_unique(heapq.merge(*map(_read, [*large, *small]), last)), out, ROW_GROUP)
+    pa.default_memory_pool().release_unused()
+    return written
 
 
 def _unique(rows: Iterable[Row]) -> Iterator[Row]:
@@ -160,7 +165,7 @@ def _read(file: Path, first: int = 0, last: int | None = None) -> Iterator[Row]:
             for group, end in enumerate(ends):
                 begin = int(end) - counts[group]
                 if begin < last and end > first:
-                    for batch in opened.iter_batches(MERGED, row_groups=[group]):
+                    for batch in opened.iter_batches(BATCH, row_groups=[group], use_threads=False):
                         low, high = max(0, first - begin), min(len(batch), last - begin)
                         if low < high:
                             yield from _rows(batch.slice(low, high - low))
