@@ -166,6 +166,7 @@ def _judge(
     report.bars += [
         Bar("sets on which auto is significantly worse than last, logistic", [float(worse)], "=", 0),
         Bar("mean ECE on held-out images", [statistics.mean(errors)], "≤", 0.05, "", 3),
+        Bar("worst ECE on held-out images", [max(errors)], "≤", 0.05, "", 3),
         Bar("expected ranges that hold the accuracy, share", [statistics.mean(covered)], "≥", 0.9),
     ]
     report.save()
