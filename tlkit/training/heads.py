@@ -66,7 +66,7 @@ def solve(
 
 def new_module(head: Head, width: int, classes: int) -> nn.Module:
     """Return the untrained module of a head. Raises PluginError for one that does not give what a head gives."""
-    features = np.random.default_rng(0).standard_normal((2, width), np.float32)
+    features = np.random.default_rng(0).random((2, width), np.float32)  # above 0, as behind a ReLU
     return _checked(head, "module()", head.module(width, classes), features, classes)
 
 
