@@ -11,6 +11,7 @@ from tlkit_standard.heads.linear import Logistic, NearestMean
 from tlkit.advice.backbone_analysis import StageEvidence
 from tlkit.advice.probes import Probe
 from tlkit.advice.selection import HeadEvidence, best_cut, best_head, best_stage, compare_heads, cross_validated
+from tlkit.errors import TlkitWarning
 from tlkit.plugin.contract import DatasetStatistics
 from tlkit.runtime.features import Features
 
@@ -110,6 +111,33 @@ def test_class_weights_are_tried_where_classes_are_imbalanced():
     assert found[0].images == round(4 / (1 / 190 + 1 / 24))
     even = compare_heads(analysis, [head], labels, DatasetStatistics(214, 2, 107, 107), 0, most=300)
     assert len(even) == 1
+
+
+def test_heads_that_fail_are_left_out_and_named():
+    def fail(*_args):
+        raise KeyError("x")
+
+    class Solving(NearestMean):
+        name, solve = "solving", fail
+
+    class Offering(NearestMean):
+        name, candidates = "offering", fail
+
+    labels = np.arange(20) % 2
+    features = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32) + labels[:, None]
+    analysis = SimpleNamespace(
+        features=Features(features.astype(np.float32), np.ones(20, bool), {}, 0, stages=("deep",), widths=(3,)),
+        trunk=SimpleNamespace(names=["deep"]),
+        stages=[stage("deep", 15, 0.6)],
+    )
+    given = [Solving(), Offering(), NearestMean()]
+    with pytest.warns(TlkitWarning) as warned:
+        found = compare_heads(analysis, given, labels, DatasetStatistics(20, 2, 10, 10), 0, most=20, cut="deep")
+    assert [each.head for each in found] == ["offering", "nearest-mean"]
+    assert sorted(str(each.message) for each in warned) == [
+        "head 'offering' failed in candidates(): KeyError: 'x'; it is left out",
+        "head 'solving' failed in solve(): KeyError: 'x'; it is left out",
+    ]
 
 
 def test_heads_are_compared_by_what_the_contract_names():
