@@ -155,10 +155,11 @@ def advise(
 ) -> Advice:
     """Analyze the training images through each backbone and recommend a training.
 
-    Validation and test images are not read, except for trials (if there is a `budget` in seconds) and an audit. As soon
-    as the best frozen features are known, `begin` is called with the advice to take these. Raises `DataError` for a
-    source without images or with more unreadable ones than allowed; if it must be `learnable`, also for one that
-    nothing can be trained on, and if `strict`, for one with the same file in two splits or classes.
+    Validation and test images are not read, except for trials (if there is a `budget` in seconds) and an audit, and
+    ahead for a training if the source must be `learnable`. As soon as the best frozen features are known, `begin` is
+    called with the advice to take these. Raises `DataError` for a source without images or with more unreadable ones
+    than allowed; if it must be `learnable`, also for one that nothing can be trained on, and if `strict`, for one with
+    the same file in two splits or classes.
     """
     dataset = datasets.read(source, val=request.val, group=request.group, learnable=learnable)
     duplicates = find_duplicates(dataset)
@@ -166,12 +167,8 @@ def advise(
         progress(line, 0)
     if strict:
         duplicates.check()
-    samples = dataset.of("train")
-    analyses = []
-    for backbone in request.backbones:
-        tick = progress(backbone.name, len(samples))
-        size = request.options.get("size")
-        analyses.append(analyze(backbone, size, samples, tick))
+    samples, size = dataset.of("train"), request.options.get("size")
+    analyses = [analyze(each, size, samples, progress(each.name, len(samples))) for each in request.backbones]
     counted = (*samples, *dataset.of("val")) if learnable else samples  # those that a training then counts
     features = analyses[0].features
     check_rejected(features, [sample.path for sample in counted], request.max_bad)
