@@ -248,7 +248,7 @@ def check_same(
 
 
 def _same_images(job: Job, places: Sequence[Place], opened: Sequence[Opened]) -> bool:
-    """Return whether places hold the images of a job: they are its places, or a few images are there, unchanged."""
+    """Return whether places hold the images of a job: they are its places, or a few of it are all there, unchanged."""
 
     def facts(all_of: Sequence[Place]) -> list[object]:
         return [(each.source, dict(each.options), each.given if len(all_of) > 1 else "") for each in all_of]
@@ -258,12 +258,13 @@ def _same_images(job: Job, places: Sequence[Place], opened: Sequence[Opened]) ->
     if [each.place for each in job.places] == [each.place for each in places]:
         return True
     chosen = [job.rows(shard)[0] for shard in spread(range(job.shards), SAMPLE)]
-    return any(_is_there(row, opened[row.source]) for row in chosen)
+    readable = [row for row in chosen if not row.problem]
+    return bool(readable) and all(_is_there(row, opened[row.source]) for row in readable)
 
 
 def _is_there(row: Row, opened: Opened) -> bool:
     try:
-        return bool(row.version and not row.problem) and row.size in (-1, len(opened.read(row)))
+        return bool(row.version) and row.size in (-1, len(opened.read(row)))
     except (DataError, OSError):
         return False
 
