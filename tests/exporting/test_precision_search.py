@@ -155,6 +155,12 @@ class TestWritten:
         search("int8")
         assert (own_run / "onnx/int8/trunk.onnx").read_bytes() == before
 
+    def test_a_correction_that_takes_features_away_from_those_of_fp32_is_left_out(self, own_run, search, monkeypatch):
+        real = made_by.correct_biases
+        monkeypatch.setattr(made_by, "correct_biases", lambda *given, **more: blind(real(*given, **more)))
+        _, found = search("int8", max_drop=0.5)
+        assert [candidate.name for candidate in found.candidates] == ["int8"]
+
     def test_fp16_keeps_pixels_and_outputs_in_float32(self, own_run, search):
         search("fp16")
         graph = onnx.load(own_run / "onnx/fp16/model.onnx").graph

@@ -91,6 +91,22 @@ def test_a_trained_head_is_calibrated_on_enough_images_without_a_change_of_its_p
     assert np.allclose(head_logits(behind, val.features), unscaled, rtol=1e-5)
 
 
+class Overconfident(Line):
+    """A head that knows the images it is solved on too well."""
+
+    def solve(self, features, labels, classes, seed):
+        return linear(9.0)
+
+
+def test_a_head_solved_on_images_that_the_trunk_knows_is_calibrated_on_others():
+    val = many(100)
+    val.features[:25] = val.features[:25, ::-1]
+    kept, (line,) = refit_head(Overconfident(), linear(1.0), EXAMPLES, val, 2, 0)
+    assert line["kept"]
+    assert line["val_temperature"] > 5
+    assert softmax(head_logits(kept, val.features)).max(1).mean() == pytest.approx(0.75, abs=0.02)
+
+
 class Replaced(Worse):
     """A head that is trained as another, and solved in any case."""
 
@@ -109,7 +125,7 @@ class Dishonest(Replaced):
 def test_in_place_of_a_stand_in_the_head_is_solved_whatever_that_loses():
     kept, (line,) = refit_head(Replaced(), linear(1.0), EXAMPLES, EXAMPLES, 2, 0)
     assert torch.equal(kept.weight, linear(-3.0).weight)
-    assert line == {"solved": "line", "trained": "line"}
+    assert line == {"solved": "line", "trained": "line", "val_temperature": 1.0}
     with pytest.raises(UsageError, match=r"names a stand-in, and was not solved; .*author of the head"):
         refit_head(Dishonest(), linear(1.0), EXAMPLES, EXAMPLES, 2, 0)
 

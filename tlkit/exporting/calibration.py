@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,12 @@ def sensitivity(
             measured.append(Layer(names[node], node, float(np.sqrt(np.square(error).mean())) / scale))
             tick(1)
     return tuple(sorted(measured, key=lambda layer: -layer.error))
+
+
+def nearest(graph: onnx.ModelProto, trunks: Sequence[onnx.ModelProto], images: NDArray[np.uint8]) -> onnx.ModelProto:
+    """Return the first of the trunks whose features of images differ least from those of a graph, by mean square."""
+    expected = _features(graph, images).astype(np.float64)
+    return min(trunks, key=lambda trunk: float(np.square(_features(trunk, images) - expected).mean()))
 
 
 def normalized(graph: onnx.ModelProto) -> str:

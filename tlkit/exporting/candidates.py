@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from tlkit.exporting.calibration import Calibration, CalibrationPolicy, Layer, draw, ranges, sensitivity
+from tlkit.exporting.calibration import Calibration, CalibrationPolicy, Layer, draw, nearest, ranges, sensitivity
 from tlkit.exporting.correction import correct_biases
 from tlkit.exporting.head_refit import RefittedHead
 from tlkit.graph.quantize import FLAVORS, OPERATORS, layers, quantize
@@ -77,13 +77,15 @@ class Candidates:
         images = self.calibration.images
         found = ranges(self.fp32, images, bundle.record.preprocessing, OPERATORS)
         some = np.stack(spread(list(images), policy.correction_images))
+        others = images[~np.isin(np.arange(len(images)), spread(range(len(images)), policy.correction_images))]
         count = len(layers(self.fp32))
 
         def made(kept: tuple[Layer, ...]) -> Candidate:
             keep = [layer.node for layer in kept]
             tick = self.progress("bias correction", count)
             corrected = correct_biases(self.fp32, found, some, tick, flavor=flavor, keep=keep)
-            trunk = quantize(corrected, found, flavor=flavor, keep=keep)
+            either = [quantize(biases, found, flavor=flavor, keep=keep) for biases in (corrected, self.fp32)]
+            trunk = nearest(self.fp32, either, others if len(others) else some)
             return Candidate(flavor, trunk, tuple(layer.name for layer in kept))
 
         yield made(())

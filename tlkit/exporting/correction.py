@@ -6,6 +6,9 @@ over calibration images, where the layers before are int8 and corrected already 
 Welling, "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2, with measured
 means). Their equalization of weights (4.1) gained nothing on top of it, and made the features of photographs worse:
 scales by channel do the same for the weights.
+
+Where a mean is not that of what follows, as in a window that is mostly padding, a correction can take features away
+from those of fp32; `calibration.nearest` leaves it out then.
 """
 
 from __future__ import annotations

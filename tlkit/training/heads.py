@@ -122,8 +122,9 @@ def refit_head(
     """Return the head solved on the features of the deployed trunk, unless that is significantly worse on `val`.
 
     It is if either its balanced accuracy or its log loss is worse by more than twice the standard error, both heads at
-    their best temperature. Otherwise, and if it can't be solved, the trained one, calibrated on `val`; and the lines to
-    add to the history. In place of a stand-in the head is solved in any case.
+    their best temperature. Otherwise, and if it can't be solved, the trained one; and the lines to add to the history.
+    In place of a stand-in the head is solved in any case. Each is calibrated on `val`: the trunk knows the images that
+    a head is solved on, whose features are easier to tell apart than those of others.
     """
     stand_in = head.stand_in()
     try:
@@ -137,7 +138,8 @@ def refit_head(
     if stand_in is not None:
         if solved is None:
             raise UsageError(f"the head {head.name!r} names a stand-in, and was not solved", do=_TO_AUTHOR)
-        return solved.eval(), [{"solved": head.name, "trained": stand_in.name, **head_report(head, solved)}]
+        line = {"solved": head.name, "trained": stand_in.name, **head_report(head, solved)}
+        return solved, [{**line, VAL_TEMPERATURE: calibrate(solved, val, head.activation)}]
     if solved is None:
         temperature = calibrate(trained, val, head.activation)
         return trained, [] if temperature == 1.0 else [{"trained": head.name, VAL_TEMPERATURE: temperature}]
@@ -148,9 +150,9 @@ def refit_head(
         metrics = score(given, val.labels)
         line |= {f"{prefix}_loss": metrics.log_loss, f"{prefix}_accuracy": metrics.accuracy}
         line |= {f"{prefix}_balanced_accuracy": metrics.balanced_accuracy}
-    if not kept:
-        line[VAL_TEMPERATURE] = calibrate(trained, val, head.activation)
-    return solved if kept else trained, [{**line, **head_report(head, solved)}]
+    line |= head_report(head, solved)
+    chosen = solved if kept else trained
+    return chosen, [{**line, VAL_TEMPERATURE: calibrate(chosen, val, head.activation)}]
 
 
 def head_report(head: Head, solved: nn.Module) -> dict[str, Any]:
@@ -180,7 +182,7 @@ def _is_worse(one: Probabilities, other: Probabilities, labels: NDArray[np.int64
 
 
 def calibrate(head: nn.Module, val: Examples, activation: str) -> float:
-    """Divide the logits of a trained head by the temperature that suits half of `val`, in its last layer; return it.
+    """Divide the logits of a head by the temperature that suits half of `val`, in its last layer; return it.
 
     The other half is left for the thresholds of sets of labels. 1.0, and the head as it was, if there are too few
     images to tell, no linear layer at its end, or classes overlap.
