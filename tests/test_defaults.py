@@ -30,6 +30,7 @@ EXEMPT = {
     ("tlkit/reporting/card.py", "replace"): "Python's handling of text that can't be decoded",
     ("tlkit/runtime/model.py", "replace"): "Python's handling of text that can't be decoded",
     ("tlkit/serving/protocol.py", "replace"): "Python's handling of text that can't be decoded",
+    ("tlkit/util/schema.py", "replace"): "Python's handling of text that can't be decoded",
     ("tlkit/runtime/feature_cache.py", "replace"): "Python's handling of text that can't be decoded",
 }
 

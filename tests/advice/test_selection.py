@@ -120,8 +120,8 @@ def test_heads_that_fail_are_left_out_and_named():
     class Solving(NearestMean):
         name, solve = "solving", fail
 
-    class Offering(NearestMean):
-        name, candidates = "offering", fail
+    class Proposing(NearestMean):
+        name, candidates = "proposing", fail
 
     labels = np.arange(20) % 2
     features = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32) + labels[:, None]
@@ -130,12 +130,12 @@ def test_heads_that_fail_are_left_out_and_named():
         trunk=SimpleNamespace(names=["deep"]),
         stages=[stage("deep", 15, 0.6)],
     )
-    given = [Solving(), Offering(), NearestMean()]
+    given = [Solving(), Proposing(), NearestMean()]
     with pytest.warns(TlkitWarning) as warned:
         found = compare_heads(analysis, given, labels, DatasetStatistics(20, 2, 10, 10), 0, most=20, cut="deep")
-    assert [each.head for each in found] == ["offering", "nearest-mean"]
+    assert [each.head for each in found] == ["proposing", "nearest-mean"]
     assert sorted(str(each.message) for each in warned) == [
-        "head 'offering' failed in candidates(): KeyError: 'x'; it is left out",
+        "head 'proposing' failed in candidates(): KeyError: 'x'; it is left out",
         "head 'solving' failed in solve(): KeyError: 'x'; it is left out",
     ]
 

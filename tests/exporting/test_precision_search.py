@@ -19,6 +19,7 @@ from tests.kit.exporting import built, export_of, exported, modules, replayed, s
 from tests.kit.tiny import Line, Tiny, forget_source, resign
 from tlkit.errors import ArtifactError, DataError, GateError, UsageError
 from tlkit.exporting import candidates as made_by
+from tlkit.exporting import precision_search
 from tlkit.exporting import run as running
 from tlkit.exporting.candidates import Candidate, SearchPolicy
 from tlkit.exporting.gate import check_half_precision
@@ -104,6 +105,25 @@ class TestFirst:
         trunk = onnx.load(tiny_run / "onnx/fp32/trunk.onnx")
         with pytest.raises(GateError, match=r"drop of 0\.5 perc.*int8, 2 layers in float: \d\d\.\d\d.*--max-drop"):
             self.search(tiny_run).first([Candidate("int8", blind(trunk), ("a", "b"))], 0.5)
+
+    @pytest.mark.parametrize("images", ["all", "some"])
+    def test_a_trunk_that_gives_nan_is_broken(self, tiny_run, images, monkeypatch):
+        trunk = onnx.load(tiny_run / "onnx/fp32/trunk.onnx")
+        search, real = self.search(tiny_run), precision_search.run_samples
+
+        def run(model, samples, *more):
+            if model.file == search.model:
+                return real(model, samples, *more)
+            if images == "all":
+                raise DataError("no image can be read; the first: makes the network's output NaN")
+            got = real(model, samples[1:], *more)
+            return replace(got, rejected={str(samples[0].path): "makes the network's output NaN"})
+
+        monkeypatch.setattr(precision_search, "run_samples", run)
+        with pytest.raises(GateError, match="fp16 gives NaN or infinity for images that fp32 has outputs for"):
+            search.first([Candidate("fp16", trunk)], None)
+        with pytest.raises(GateError, match=r"\(drops: fp16: \d\d+\.\d\d, broken\)"):
+            search.first([Candidate("fp16", trunk)], 0.5)
 
     def test_without_a_budget_the_first_is_taken(self, tiny_run):
         trunk = onnx.load(tiny_run / "onnx/fp32/trunk.onnx")

@@ -47,7 +47,9 @@ def spoiled(name, change):
 
 FAULTS = {
     "a scaled feature": spoiled(FEATURES, lambda x: x * 1.01),
-    "one feature of one row": spoiled(FEATURES, lambda x: x + 0.1 * (np.arange(x.size).reshape(x.shape) == 3)),
+    "one feature of one row": spoiled(
+        FEATURES, lambda x: x + np.float32(0.1) * (np.arange(x.size).reshape(x.shape) == 3)
+    ),
     "two features exchanged": spoiled(FEATURES, lambda x: x[:, [1, 0, 2, 3, 4, 5]]),
     "labels exchanged": spoiled(LOGITS, lambda x: x[:, [1, 0, 2]]),
     "a shifted logit": spoiled(LOGITS, lambda x: x + np.array([0.1, 0, 0], np.float32)),

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tlkit.data.dataset import Sample, groups_of
 from tlkit.errors import DataError, GateError
 from tlkit.evaluation.evaluate import ModelOutputs, run_samples
@@ -144,9 +146,14 @@ class PrecisionSearch:
             self.training = self._cross_validation()
         results: list[CandidateResult] = []
         for candidate in candidates:
-            best, result = self.measure(candidate, reference)
+            try:
+                best, result = self.measure(candidate, reference)
+            except GateError:  # it gives no numbers for some images
+                if max_drop is None:
+                    raise
+                best, result = candidate, _broken(candidate, reference)
             within = max_drop is None or not (result.pairs.exceeds(max_drop) or result.lost_class is not None)
-            if max_drop is not None and within:
+            if max_drop is not None and within and result.in_tolerance:
                 result = replace(result, in_tolerance=self._in_tolerance(candidate))
             results.append(result)
             if within and result.in_tolerance:
@@ -161,19 +168,20 @@ class PrecisionSearch:
     def measure(self, candidate: Candidate, reference: ModelOutputs) -> tuple[Candidate, CandidateResult]:
         """Return a candidate with the better head, and its accuracy and label agreement with the fp32 outputs.
 
-        A refitted head is compared on the validation split alone: it was fitted to the training split.
+        A refitted head is compared on the validation split alone: it was fitted to the training split. Raises
+        GateError if an output is NaN or infinite where that of fp32 is not.
         """
         head, comparison, training = None, None, None
         graphs = graphs_of(self.modules.bundle, candidate.trunk, self.head, candidate.precision)
         with on_disk(graphs["model"]) as file:
             if self.refit_head and candidate.precision in FLAVORS:
-                own = self._outputs(file, candidate.name, (FEATURES, PROBABILITIES))
+                own = self._outputs(file, candidate.name, (FEATURES, PROBABILITIES), reference)
                 train = self._features(file, self.train, candidate.name)
                 groups = groups_of([each for each in self.train if str(each.path) not in train.rejected])
                 refitted = refit(self.modules, train.arrays[FEATURES], train.truth, groups)
                 head, comparison, got = better(own, refitted)
             else:
-                got = self._outputs(file, candidate.name)
+                got = self._outputs(file, candidate.name, reference=reference)
             if head is None and self.training is not None:
                 training = self._training_pairs(self.training, file, candidate.name)
         pairs = Pairs.of(reference.predicted, got.predicted, reference.truth)
@@ -220,13 +228,24 @@ class PrecisionSearch:
         names = () if calibration is None else calibration.names
         rows = training.rows(self.policy.paired_images - len(self.val), names)
         got = self._features(file, [training.samples[row] for row in rows], name) if len(rows) else None
-        return Pairs(0, 0, 0, 0) if got is None else training.pairs(rows, got.arrays[FEATURES])
+        return Pairs(0, 0, 0, 0) if got is None or got.rejected else training.pairs(rows, got.arrays[FEATURES])
 
     def _features(self, file: Path, samples: Sequence[Sample], name: str) -> ModelOutputs:
         return run_samples(self._open(file), samples, self.progress(f"features of {name}", len(samples)), [FEATURES])
 
-    def _outputs(self, file: Path, name: str, outputs: Sequence[str] = (PROBABILITIES,)) -> ModelOutputs:
-        return run_samples(self._open(file), self.val, self.progress(f"accuracy of {name}", len(self.val)), outputs)
+    def _outputs(
+        self, file: Path, name: str, outputs: Sequence[str] = (PROBABILITIES,), reference: ModelOutputs | None = None
+    ) -> ModelOutputs:
+        tick, got = self.progress(f"accuracy of {name}", len(self.val)), None
+        try:
+            got = run_samples(self._open(file), self.val, tick, outputs)
+        except DataError:  # no image has an output
+            if reference is None:
+                raise
+        if got is None or (reference is not None and got.rejected.keys() != reference.rejected.keys()):
+            what = f"{name} gives NaN or infinity for images that fp32 has outputs for"
+            raise GateError(what, file=self.modules.bundle.root, do="choose a higher precision, or give --max-drop")
+        return got
 
     @staticmethod
     def _open(file: Path) -> Model:
@@ -245,3 +264,11 @@ class PrecisionSearch:
             except GateError:
                 return False
         return True
+
+
+def _broken(candidate: Candidate, reference: ModelOutputs) -> CandidateResult:
+    """Return the result of a candidate without outputs for some images, as if it classified none correctly."""
+    count = len(reference.truth)
+    pairs = Pairs.of(reference.predicted, np.full(count, -1), reference.truth)
+    shares = (0.0, pairs.drop, 0.0, wilson(0, count), pairs)
+    return CandidateResult(candidate.name, candidate.kept, count, *shares, in_tolerance=False)
