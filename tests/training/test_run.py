@@ -135,7 +135,12 @@ class TestFineTuning:
     def test_a_head_that_is_solved_learns_by_its_stand_in(self, pictures, config, tmp_path):
         trained = train(pictures, tmp_path / "run", replace(config, head=Knn(k=3), refit=False))
         assert (trained.head, trained.report["k"]) == ("knn", 3)
-        assert history(tmp_path / "run")[-1] == {"solved": "knn", "trained": "logistic", **trained.report, "val_temperature": 1.0}
+        assert history(tmp_path / "run")[-1] == {
+            "solved": "knn",
+            "trained": "logistic",
+            **trained.report,
+            "val_temperature": 1.0,
+        }
         assert trained.provenance["third"] == "fine-tuned"
         assert trained.metrics.accuracy > 0.8
 
