@@ -67,12 +67,17 @@ class JobStatus:
 
 def status(job: Job, only: Iterable[int] | None = None) -> JobStatus:
     """Return the state of a job by its records, without reading parts; `only` some shards are looked at."""
-    return _state(job, _records(job, range(job.shards) if only is None else only))
+    there = _names(job)
+    return _state(job, _records(job, range(job.shards) if only is None else only, there), there)
 
 
-def _records(job: Job, shards: Iterable[int]) -> dict[int, Commit | str]:
-    """Return the commit of each shard, or the reason why it does not count."""
-    there = job.folder.names() | {f"{META}/{name}" for name in job.folder.names(META)}
+def _names(job: Job) -> set[str]:
+    """Return the names of all files of a job, those of its records below `META`."""
+    return job.folder.names() | {f"{META}/{name}" for name in job.folder.names(META)}
+
+
+def _records(job: Job, shards: Iterable[int], there: set[str]) -> dict[int, Commit | str]:
+    """Return the commit of each shard, or the reason why it does not count, where these files are there."""
     found: dict[int, Commit | str] = {}
     for shard in shards:
         found[shard] = read_commit(job, shard) if job.commit(shard) in there else "missing"
@@ -81,15 +86,14 @@ def _records(job: Job, shards: Iterable[int]) -> dict[int, Commit | str]:
     return found
 
 
-def _state(job: Job, records: Mapping[int, Commit | str]) -> JobStatus:
+def _state(job: Job, records: Mapping[int, Commit | str], there: set[str]) -> JobStatus:
     commits: list[Commit] = []
     failed: dict[int, str] = {}
     missing: list[int] = []
-    noted = {f"{META}/{name}" for name in job.folder.names(META)}
     for shard, found in records.items():
         if isinstance(found, Commit):
             commits.append(found)
-        elif job.failed(shard) in noted:
+        elif job.failed(shard) in there:
             failed[shard] = _reason(job, shard)
         else:
             missing.append(shard)
@@ -118,15 +122,16 @@ def check(job: Job, only: Iterable[int] | None = None, tick: Tick | None = None)
     ArtifactError for a file that was changed.
     """
     shards = range(job.shards) if only is None else tuple(only)
-    records = _records(job, shards)
-    found = _state(job, records)
+    there = _names(job)
+    records = _records(job, shards, there)
+    found = _state(job, records, there)
     if found.failed or found.missing:
         reasons = [f"shard {shard}: {reason}" for shard, reason in found.failed.items()]
         reasons += [f"shard {shard} is missing" for shard in found.missing]
         what = f"{len(reasons)} of {counted(len(shards), 'shard')} are not done: {listed(reasons, separator='; ')}"
         raise GateError(what, file=job.folder.place, do="give the same command again")
     parts = {job.part(shard) for shard in range(job.shards)}
-    if others := sorted(name for name in job.folder.names() - parts if name[0] not in "._"):
+    if others := sorted(name for name in there - parts if name[0] not in "._"):
         what = f"readers of the folder would take {listed(others)} for a part of the job"
         raise GateError(what, file=job.folder.place, do="move them away and give the same command again")
     for commit in records.values():
