@@ -104,7 +104,7 @@ def sensitivity(
         session = OnnxSession(file)
 
         def centered(trunk: onnx.ModelProto) -> NDArray[np.float64]:
-            logits = session.run(_features(trunk, images), [LOGITS])[LOGITS].astype(np.float64)
+            logits = session.run(features(trunk, images), [LOGITS])[LOGITS].astype(np.float64)
             result: NDArray[np.float64] = logits - logits.mean(0)
             return result
 
@@ -117,10 +117,11 @@ def sensitivity(
     return tuple(sorted(measured, key=lambda layer: -layer.error))
 
 
-def nearest(graph: onnx.ModelProto, trunks: Sequence[onnx.ModelProto], images: NDArray[np.uint8]) -> onnx.ModelProto:
-    """Return the first of the trunks whose features of images differ least from those of a graph, by mean square."""
-    expected = _features(graph, images).astype(np.float64)
-    return min(trunks, key=lambda trunk: float(np.square(_features(trunk, images) - expected).mean()))
+def nearest(
+    expected: NDArray[np.float32], trunks: Sequence[onnx.ModelProto], images: NDArray[np.uint8]
+) -> onnx.ModelProto:
+    """Return the first of the trunks whose features of images differ least from those expected, by mean square."""
+    return min(trunks, key=lambda trunk: float(np.square(features(trunk, images).astype(np.float64) - expected).mean()))
 
 
 def normalized(graph: onnx.ModelProto) -> str:
@@ -140,7 +141,8 @@ def pixel_range(preprocessing: Preprocessing) -> tuple[float, float]:
     return low, high
 
 
-def _features(graph: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def features(graph: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return what a trunk's graph gives for images, `(N, width)`."""
     with on_disk(graph) as file:
         return OnnxSession(file).run(images, [FEATURES])[FEATURES]
 

@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from tlkit.exporting.calibration import Calibration, CalibrationPolicy, Layer, draw, nearest, ranges, sensitivity
+from tlkit.exporting.calibration import (
+    Calibration,
+    CalibrationPolicy,
+    Layer,
+    draw,
+    features,
+    nearest,
+    ranges,
+    sensitivity,
+)
 from tlkit.exporting.correction import correct_biases
 from tlkit.exporting.head_refit import RefittedHead
 from tlkit.graph.quantize import FLAVORS, OPERATORS, layers, quantize
@@ -76,8 +85,10 @@ class Candidates:
         self.calibration = draw(bundle, self.data, policy)
         images = self.calibration.images
         found = ranges(self.fp32, images, bundle.record.preprocessing, OPERATORS)
-        some = np.stack(spread(list(images), policy.correction_images))
-        others = images[~np.isin(np.arange(len(images)), spread(range(len(images)), policy.correction_images))]
+        rows = spread(range(len(images)), policy.correction_images)
+        some, others = images[rows], np.delete(images, rows, axis=0)
+        others = others if len(others) else some
+        expected = features(self.fp32, others)
         count = len(layers(self.fp32))
 
         def made(kept: tuple[Layer, ...]) -> Candidate:
@@ -85,7 +96,7 @@ class Candidates:
             tick = self.progress("bias correction", count)
             corrected = correct_biases(self.fp32, found, some, tick, flavor=flavor, keep=keep)
             either = [quantize(biases, found, flavor=flavor, keep=keep) for biases in (corrected, self.fp32)]
-            trunk = nearest(self.fp32, either, others if len(others) else some)
+            trunk = nearest(expected, either, others)
             return Candidate(flavor, trunk, tuple(layer.name for layer in kept))
 
         yield made(())
