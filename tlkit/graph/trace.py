@@ -32,6 +32,7 @@ from tlkit.model.trunk import (
     architecture_hash,
     build,
     fingerprint,
+    shape_of,
     structure_hash,
     tensors,
 )
@@ -219,12 +220,11 @@ def _check_outputs(trunk: Trunk) -> None:
 
 
 def _check_output(what: str, output: object, stage: nn.Module, axes: int = 0) -> None:
-    shown = type(output).__name__
     if isinstance(output, torch.Tensor):
         fits = output.ndim == axes if axes else output.ndim > 1
         if fits and len(output) == 2 and output.dtype == torch.float32 and output.numel():
             return
-        shown = f"{output.dtype} {tuple(output.shape)}"
+    shown = shape_of(output)
     asked = "features torch.float32 (2, width)" if axes else "a tensor torch.float32 (2, ...)"
     do = "see: tlkit plugins check"
     raise PluginError(f"{owner_of(stage) or 'the backbone'}: {what} for two images is {shown}, not {asked}", do=do)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tlkit import defaults
 from tlkit.errors import ArtifactError, DataError, PluginError
-from tlkit.model.trunk import tensors
+from tlkit.model.trunk import shape_of, tensors
 from tlkit.plugin.blame import calling, described
 from tlkit.plugin.contract import Head
 from tlkit.plugin.detection import NOVELTY, ROUNDING, Detector
@@ -164,8 +164,7 @@ def fit(
 def _scores(detector: Detector, where: str, module: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
     with torch.no_grad(), calling(detector, f"the module of {where}"):
         given = module(torch.from_numpy(np.array(features)))
-        shown = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
-        if shown == (expected := f"torch.float32 ({len(features)},)"):
+        if (shown := shape_of(given)) == (expected := f"torch.float32 ({len(features)},)"):
             shown = shown if given.isfinite().all() else "values that are not finite"
         if shown != expected:
             raise ValueError(f"it gives {shown}, not {expected}")

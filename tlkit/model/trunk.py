@@ -268,6 +268,11 @@ def fingerprint(trunk: Trunk) -> str:
     return hashlib.sha256(f"{architecture_hash(trunk)} {hash_tensors(trunk.state_dict())}".encode()).hexdigest()
 
 
+def shape_of(value: object) -> str:
+    """Return the dtype and shape of a tensor in words, and of anything else its type."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def structure_hash(trunk: Trunk) -> str:
     """Return a hash (hex) of what decides on a trunk's graph whatever the versions of the libraries.
 

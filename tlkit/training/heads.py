@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from tlkit.errors import DataError, PluginError, UsageError
 from tlkit.evaluation.metrics import score
 from tlkit.model.modules import ScoredHead, head_logits, solve_head
+from tlkit.model.trunk import shape_of
 from tlkit.plugin.blame import calling, described
 from tlkit.plugin.contract import Head, Phase
 from tlkit.training.device import Device
@@ -89,9 +90,7 @@ def _checked(head: Head, where: str, module: nn.Module, features: NDArray[np.flo
         each.training = training
     outputs, rows = given if isinstance(given, tuple) else (given,), len(features)
     wanted = {"logits": (rows, classes), **dict.fromkeys(head.scores, (rows,))}
-    shown = [
-        f"{each.dtype} {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__ for each in outputs
-    ]
+    shown = [shape_of(each) for each in outputs]
     expected = [f"torch.float32 {shape}" for shape in wanted.values()]
     if shown == expected and all(torch.isfinite(each).all() for each in outputs):
         return module
