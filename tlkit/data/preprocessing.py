@@ -151,7 +151,7 @@ def _render(decoded: Decoded, preprocessing: Preprocessing, view: View | None) -
     flat = flatten(image)
     if turn is not None and preprocessing.interpolation in _NOT_SMOOTH:
         flat, turn = flat.transpose(turn), None
-    box = part(extent or flat.size, preprocessing, view)
+    box = crop_box(extent or flat.size, preprocessing, view)
     resampling = Image.Resampling[preprocessing.interpolation.upper()]
     small = flat.resize(_resized(box, preprocessing), resampling, box=box)
     if turn is not None:  # the part is centered, so turning the small image is the same, and far cheaper
@@ -181,13 +181,13 @@ def reduction(size: Size, preprocessing: Preprocessing, view: View | None) -> in
     """Return the divisor, 1, 2, 4 or 8, of the width and height at which a JPEG of a size is decoded for a view."""
     if preprocessing.interpolation in _NOT_SMOOTH:
         return 1
-    left, top, right, bottom = box = part(size, preprocessing, view)
+    left, top, right, bottom = box = crop_box(size, preprocessing, view)
     columns, rows = _resized(box, preprocessing)
     spare = min((right - left) / columns, (bottom - top) / rows) / _DRAFT_MARGIN
     return next((scale for scale in (8, 4, 2) if spare >= scale), 1)
 
 
-def part(extent: Extent, preprocessing: Preprocessing, view: View | None) -> Box:
+def crop_box(extent: Extent, preprocessing: Preprocessing, view: View | None) -> Box:
     """Return the part of the image that is resampled: that of the view, or the centered part that is deployed.
 
     Unless the image is cropped to a square, a view is taken from the image squashed to one: its ratio is then relative

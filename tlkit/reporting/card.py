@@ -239,8 +239,10 @@ def _pictures(bundle: Bundle, metrics: Metrics, report: Report | None) -> dict[s
     if report is not None:
         found["coverage"] = figures.coverage(report.selective)
     style = f"><style>{asset('card.css')}</style>"
-    own = {name: drawing.replace("<svg", f"<svg {SVG}", 1).replace(">", style, 1) for name, drawing in found.items()}
-    return {f"{PICTURES}/{name}.svg": drawing for name, drawing in own.items()}
+    return {
+        f"{PICTURES}/{name}.svg": drawing.replace("<svg", f"<svg {SVG}", 1).replace(">", style, 1)
+        for name, drawing in found.items()
+    }
 
 
 def _titles(pictures: Mapping[str, str]) -> Iterator[tuple[str, str]]:

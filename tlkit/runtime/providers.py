@@ -47,12 +47,12 @@ def provider_options(device: str, stream: int, *, fast: bool = False) -> list[tu
 class BoundSession:
     """Calls of a session that has `provider_options`, `CALLS` at once, beside the channel that owns its stream.
 
-    `seconds` is the GPU time of the last call. Calls with fewer rows than `least` are padded: its kernels are prepared,
-    and those of another shape would take seconds.
+    `seconds` is the GPU time of the last call. Calls with fewer rows than `min_rows` are padded: its kernels are
+    prepared, and those of another shape would take seconds.
     """
 
     def __init__(self, session: Any, owner: Channel, *, batch_size: int = BATCH) -> None:
-        self._session, self.batch_size, self.seconds, self.least = session, batch_size, 0.0, 1
+        self._session, self.batch_size, self.seconds, self.min_rows = session, batch_size, 0.0, 1
         self._channels = [owner]
         self._bindings: dict[tuple[Channel, int, tuple[str, ...]], Any] = {}
         self._options = onnxruntime.RunOptions()
@@ -88,7 +88,7 @@ class BoundSession:
 
     def _plan(self, channel: Channel, outputs: tuple[str, ...], rows: int) -> Callable[[], None]:
         """Return the call for so many rows."""
-        rows = max(rows, self.least)
+        rows = max(rows, self.min_rows)
         rows = next((shape for shape in SHAPES if rows <= shape < self.batch_size), self.batch_size)
         key = (channel, rows, outputs)  # behind the rows that were sent the buffer has those of an earlier call
         if key not in self._bindings:

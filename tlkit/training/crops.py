@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from tlkit.data.augmentation import Box, View, random_view
-from tlkit.data.preprocessing import Extent, Uncropped, decode, part, reduction
+from tlkit.data.preprocessing import Extent, Uncropped, crop_box, decode, reduction
 from tlkit.plugin.contract import Preprocessing
 from tlkit.training.device import Device
 
@@ -200,7 +200,7 @@ def _cropped(
     for start in range(0, len(kept), TOGETHER):
         numbers, some, views = zip(*kept[start : start + TOGETHER], strict=True)
         planes, extents, turns = zip(*some, strict=True)
-        boxes = [part(extent, preprocessing, view) for extent, view in zip(extents, views, strict=True)]
+        boxes = [crop_box(extent, preprocessing, view) for extent, view in zip(extents, views, strict=True)]
         small = crop(planes, boxes, size, preprocessing.interpolation, device.put)
         for index, turn in enumerate(turns):
             if turn is not None:
