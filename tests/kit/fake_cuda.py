@@ -41,6 +41,7 @@ class Cuda:
     cudaError_t = Status
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="send", cudaMemcpyDeviceToHost="fetch")
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+    cudaStreamNonBlocking = 1
 
     def __init__(self, *, records=True, seed=0):
         self.records, self.done, self.recording, self.waits = records, [], None, 0
@@ -81,7 +82,8 @@ class Cuda:
     def cudaGetDeviceProperties(self, _number):
         return Status.cudaSuccess, SimpleNamespace(name=b"Fake 1000", major=8, minor=6)
 
-    def cudaStreamCreate(self):
+    def cudaStreamCreateWithFlags(self, flags):
+        assert flags == self.cudaStreamNonBlocking
         stream = 7 + len(self.streams)
         self.streams[stream] = deque()
         return Status.cudaSuccess, stream

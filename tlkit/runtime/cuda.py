@@ -83,8 +83,9 @@ class Buffer:
 
     def send(self, array: NDArray[Any], stream: Any) -> None:
         """Start copying an array to the GPU."""
-        self.host[: len(array)] = array
-        self._copy(self.device, self._pinned, array.nbytes, self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, stream)
+        rows = self.host[: len(array)]
+        rows[:] = array
+        self._copy(self.device, self._pinned, rows.nbytes, self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, stream)
 
     def fetch(self, rows: int, stream: Any) -> None:
         """Start copying so many rows back."""
@@ -106,7 +107,8 @@ class Channel:
     def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
         self._lock = threading.Lock()
-        self._copying = self.stream = checked(cuda, cuda.cudaStreamCreate())
+        # Not ordered with CUDA's default stream: its use by other threads would fail while a graph is captured.
+        self._copying = self.stream = checked(cuda, cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
         self._turn = threading.Lock()  # to use `stream`
         self.buffers: dict[str, Buffer] = {}
         self.seconds = 0.0  # that the last `run` took on the GPU, from its copy on
@@ -191,14 +193,13 @@ class CapturedGraph:
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         checked(cuda, cuda.cudaStreamBeginCapture(self._stream, mode))
         try:
-            self._work()
+            try:
+                self._work()
+            finally:
+                status, graph = cuda.cudaStreamEndCapture(self._stream)
+            checked(cuda, (status,))
         except TlkitError:  # work that fails under capture may succeed without
-            cuda.cudaStreamEndCapture(self._stream)
             cuda.cudaGetLastError()  # clears the error, which later calls would report
-            return None
-        status, graph = cuda.cudaStreamEndCapture(self._stream)
-        if status != cuda.cudaError_t.cudaSuccess:
-            cuda.cudaGetLastError()
             return None
         ready = checked(cuda, cuda.cudaGraphInstantiate(graph, 0))
         cuda.cudaGraphDestroy(graph)

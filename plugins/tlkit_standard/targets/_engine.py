@@ -74,14 +74,13 @@ class EngineSession(Session):
             context.set_tensor_address(name, buffer.device)
         return context
 
-    def __del__(self) -> None:
-        self.close()
-
     def close(self) -> None:
         for captured in getattr(self, "_captured", {}).values():
             captured.close()
         if (channel := getattr(self, "_channel", None)) is not None:
             channel.close()
+
+    __del__ = close
 
 
 def _execute(context: Any, stream: Any, file: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tlkit_standard.targets import _engine
 
-from tests.kit.fake_cuda import Cuda, Engine, library
+from tests.kit.fake_cuda import Context, Cuda, Engine, library
 from tlkit.errors import ArtifactError
 from tlkit.plugin.contract import FEATURES
 
@@ -68,6 +68,21 @@ class TestEngine:
             got = session.run(images[:4])[FEATURES]
             assert got.tolist() == images[:4].sum(axis=1, keepdims=True).tolist()
         assert "graph" not in cuda.done
+
+    def test_a_recording_ends_whatever_stops_it(self, opened, images, monkeypatch):
+        session, _, cuda = opened()
+        session.run(images[:4])
+
+        def stopped(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Context, "execute_async_v3", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                session.run(images[:4])
+        assert cuda.recording is None
+        for _ in range(2):
+            assert session.run(images[:4])[FEATURES].tolist() == images[:4].sum(axis=1, keepdims=True).tolist()
 
     def test_its_memory_is_given_back(self, opened, images):
         session, _, cuda = opened()
