@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tlkit.plugin.discovery import damaged
+from tlkit.runtime.providers import load_libraries
 from tlkit.runtime.session import quiet_options
 
 # These packages write the same files; the last one installed wins, until one is removed together with the files.
@@ -261,6 +262,7 @@ _FIXES = {
 
 def fault(provider: str) -> str | None:
     """Return the reason why a provider does not run a graph; None if it does. ONNX Runtime falls back silently."""
+    load_libraries()
     try:  # with its fallback, ONNX Runtime would print a banner to stdout where a provider fails
         session = onnxruntime.InferenceSession(_tiny_graph(), quiet_options(), providers=[provider], enable_fallback=0)
         if provider not in session.get_providers():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnxruntime
 import pytest
 
-from tests.kit.fake_cuda import replace_cuda
+from tests.kit.fake_cuda import Cuda, Status, replace_cuda
+from tlkit import doctor
 from tlkit.plugin.contract import FEATURES, LOGITS
 from tlkit.runtime.cuda import Channel
 from tlkit.runtime.providers import CALLS, BoundSession, provider_options
@@ -88,6 +91,43 @@ class TestBoundSession:
         one, _ = make(file)
         with pytest.raises(ValueError, match="broadcast"):
             one.run(np.zeros((2, 8, 8, 3), np.uint8), [FEATURES])
+
+
+def test_a_buffer_is_filled_with_what_fits_its_type(monkeypatch):
+    cuda, sizes = Cuda(), []
+    channel = Channel(cuda)
+    buffer = channel.allocate("images", (4, 2), np.uint8)
+    monkeypatch.setattr(cuda, "cudaMemcpyAsync", lambda _to, _source, size, *_: sizes.append(size) or (Status(0),))
+    buffer.send(np.ones((3, 2), np.int64), channel.stream)
+    assert sizes == [6]
+    assert buffer.host[:3].all()
+
+
+def test_a_session_that_is_dropped_goes_before_its_streams(monkeypatch, tiny_run):
+    cuda, provider = replace_cuda(monkeypatch)
+    order, destroy = [], cuda.cudaStreamDestroy
+    monkeypatch.setattr(provider, "__del__", lambda _: order.append("session"), raising=False)
+    monkeypatch.setattr(cuda, "cudaStreamDestroy", lambda stream: order.append("stream") or destroy(stream))
+    session = OnnxSession(tiny_run / "onnx/fp32/model.onnx", device="cuda")
+    session.run(np.zeros((1, 32, 32, 3), np.uint8))
+    del session
+    assert order == ["session", *["stream"] * (1 + CALLS)]
+
+
+def test_libraries_of_python_packages_are_loaded_before_it_starts_without_a_word(monkeypatch, tiny_run, capfd):
+    _, provider = replace_cuda(monkeypatch)
+    opened = []
+
+    def preload():
+        sys.stdout.write("Failed to load libcufft.so.12")
+        opened.append(len(provider.opened))
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
+    OnnxSession(tiny_run / "onnx/fp32/model.onnx", device="cuda")
+    assert opened == [0]
+    assert doctor.fault("CUDAExecutionProvider") is None
+    assert opened == [0, 1]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_all_providers_share_the_stream_and_none_captures_graphs_or_rounds_to_tf32():

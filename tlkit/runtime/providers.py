@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,14 @@ def provider_options(device: str, stream: int, *, fast: bool = False) -> list[tu
     return [(name, shared | own.get(name, {})) for name in DEVICES[device]]
 
 
+def load_libraries() -> None:
+    """Load NVIDIA's libraries from Python packages, such as those of PyTorch; ONNX Runtime finds the system's only."""
+    load = getattr(onnxruntime, "preload_dlls", None)  # new in 1.21
+    if load is not None:
+        with redirect_stdout(StringIO()):  # it prints what is missing, and without that the provider does not start
+            load()
+
+
 class BoundSession:
     """Calls of a session that has `provider_options`, `CALLS` at once, beside the channel that owns its stream.
 
@@ -66,15 +76,14 @@ class BoundSession:
                 self._channels[-1].allocate(tensor.name, (batch_size, *tensor.shape[1:]), _dtype(tensor.type))
             self._idle.put(self._channels[-1])
 
-    def __del__(self) -> None:
-        self.close()
-
     def close(self) -> None:
         """Release the session, then its buffers and its streams."""
         self._bindings.clear()
         self._session = None
         for channel in reversed(self._channels):
             channel.close()
+
+    __del__ = close
 
     def run(self, array: NDArray[Any], outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Return the outputs for `array`, as `Session.run` does."""

@@ -39,6 +39,8 @@ class OnnxSession(Session):
     """
 
     batch_size = 2  # the maps of two images stay in a core's cache; with 8, EfficientNet-Lite0 takes a tenth longer
+    _session: Any = None
+    _bound: providers.BoundSession | None = None
 
     def __init__(
         self,
@@ -60,8 +62,6 @@ class OnnxSession(Session):
         if spin_us is not None:
             options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, name)
-        self._session: Any
-        self._bound: providers.BoundSession | None = None
         with _checked(file) as source:
             if device == "cpu":
                 self._session = _start(source, options, ["CPUExecutionProvider"], file, device)
@@ -103,6 +103,8 @@ class OnnxSession(Session):
         if self._bound is not None:
             self._bound.close()
         self._bound = None
+
+    __del__ = close
 
 
 class Wrapped(Session):
@@ -190,6 +192,7 @@ def _start_on_gpu(
     if first not in onnxruntime.get_available_providers():
         what = f"this ONNX Runtime has no {first}"
         raise ResourceError(what, do='run: pip uninstall -y onnxruntime && pip install "tlkit[gpu]"')
+    providers.load_libraries()
     try:
         cuda.gpu()
         channel = cuda.Channel(cuda.runtime())
