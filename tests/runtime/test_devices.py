@@ -51,6 +51,18 @@ def test_from_one_image_to_many_the_better_device_is_taken(file, images, recwarn
     assert told == ([] if session.device == "cpu" else [f"device cuda: {images:,} images take about {spoken(seconds)}"])
 
 
+@pytest.mark.usefixtures("provider")
+def test_a_few_images_are_done_before_a_gpu_is_looked_for(file, monkeypatch):
+    session, found, gpu = opened(file), [], cuda.gpu
+    monkeypatch.setattr(cuda, "gpu", lambda: found.append(1) or gpu())
+    for _ in range(devices.FEW):
+        with session.running(1):
+            assert session.device == "cpu"
+    assert not found
+    with session.running(1):
+        assert found
+
+
 def spoken(seconds):
     return " and ".join(f"{each:.1f} s on {name}" for name, each in seconds.items())
 

@@ -33,6 +33,7 @@ from tlkit.util.schema import parse_json
 AUTO, CPU, GPU = "auto", "cpu", "cuda"
 SPEEDS = "speeds"  # in the cache
 NOTED = 64  # images from which a speed is noted, besides the first batch
+FEW = 8  # images that a CPU is done with before a GPU is found, let alone started
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,6 @@ class AutomaticSession(Session):
         self._use(CPU, 0)
         opened = self._opened[CPU]
         self.input, self.outputs, self.metadata = opened.input, opened.outputs, opened.metadata
-        self._devices = [CPU]
-        with suppress(ResourceError):  # there is no GPU, or it has no kernels for this graph
-            if providers.DEVICES[GPU][0] in onnxruntime.get_available_providers():
-                check_kernels(file, GPU)
-                self._machine = f"{config.machine()}, {cuda.gpu()}"
-                self._devices.append(GPU)
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         return self._opened[self.device].run(array, outputs)
@@ -82,6 +77,16 @@ class AutomaticSession(Session):
     def close(self) -> None:
         for session in self._opened.values():
             session.close()
+
+    @cached_property
+    def _devices(self) -> list[str]:
+        """Devices that can run the graph."""
+        with suppress(ResourceError):  # there is no GPU, or it has no kernels for this graph
+            if providers.DEVICES[GPU][0] in onnxruntime.get_available_providers():
+                check_kernels(self.file, GPU)
+                cuda.gpu()
+                return [CPU, GPU]
+        return [CPU]
 
     def _use(self, device: str, images: int) -> None:
         if device not in self._opened:
@@ -95,10 +100,12 @@ class AutomaticSession(Session):
 
         What was done before counts as much as what is to come: a job of many parts is worth a start as well.
         """
-        if len(self._devices) == 1:
+        self._images += images
+        work = self._images
+        if work <= FEW or len(self._devices) == 1:
             yield lambda _images: None
             return
-        speeds, work = unmeasured() | self.speeds(), self._images + images
+        speeds = unmeasured() | self.speeds()
         seconds = {name: speeds[name].seconds(work, started=name in self._opened) for name in self._devices}
         best, began = min(seconds, key=seconds.__getitem__), time.perf_counter()
         started = best in self._opened
@@ -112,7 +119,6 @@ class AutomaticSession(Session):
                 self._devices.remove(best)
         done = [(0, began)]
         yield lambda more: done.append((more, time.perf_counter()))
-        self._images += images
         later = sum(more for more, _ in done[2:])
         if later >= NOTED and self.device == best:
             start = speeds[best].start if started else done[1][1] - began
@@ -133,5 +139,6 @@ class AutomaticSession(Session):
 
     @cached_property
     def _record(self) -> Path:
-        key = hashlib.sha256(f"{files.sha256(self.file)} {self._machine}".encode()).hexdigest()[:32]
+        facts = f"{files.sha256(self.file)} {config.machine()}, {cuda.gpu()}"
+        key = hashlib.sha256(facts.encode()).hexdigest()[:32]
         return files.cache_dir(SPEEDS) / f"{key}.json"
