@@ -9,6 +9,7 @@ import numpy as np
 from tests.kit.fake_cuda import replace_cuda
 from tests.kit.serving import PATIENCE, open_graph, until
 from tlkit.plugin.contract import Session
+from tlkit.runtime.providers import SHAPES
 from tlkit.runtime.session import OnnxSession
 from tlkit.serving import adaptive
 from tlkit.serving.adaptive import AdaptiveSession, adapted
@@ -71,8 +72,10 @@ def test_it_is_used_where_it_gives_the_same_to_the_bit(tiny_run, monkeypatch):
         assert adapted(model.session, images) is model.session
 
 
-def test_a_gpu_runs_every_call(tiny_run, monkeypatch):
+def test_a_gpu_runs_every_call_and_is_prepared_for_each_number_of_rows(tiny_run, monkeypatch):
     replace_cuda(monkeypatch)
     session = OnnxSession(tiny_run / "onnx/fp32/model.onnx", device="cuda")
     assert session.workers > 1
     assert adapted(session, np.zeros((1, 32, 32, 3), np.uint8)) is session
+    assert {rows for _, rows, _ in session._bound._bindings} == set(SHAPES)
+    assert session._bound.min_rows == 1

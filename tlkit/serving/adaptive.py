@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkit.plugin.contract import Session
+from tlkit.runtime.providers import SHAPES
 from tlkit.runtime.session import OnnxSession, Wrapped
 
 SPIN = 200  # microseconds: of the time of two cores that spinning for longer takes from others, it gains nothing
@@ -51,9 +52,14 @@ class AdaptiveSession(Wrapped):
 def adapted(session: Session, images: NDArray[np.uint8]) -> Session:
     """Return a session that uses all cores for a call that is alone, if that gives the same for each image, to the bit.
 
-    Otherwise, for an engine, a GPU or a large graph, it is the session as it was.
+    Otherwise, for an engine, a GPU or a large graph, it is the session as it was; a GPU prepares its kernels for each
+    number of rows that it computes, or a request would wait for them.
     """
-    if not isinstance(session, OnnxSession) or session.device != "cpu" or session.workers == 1:
+    if not isinstance(session, OnnxSession) or session.workers == 1:
+        return session
+    if session.device != "cpu":
+        for rows in reversed(SHAPES):
+            session.warm_up(rows)
         return session
     if session.file.stat().st_size > LARGEST:
         return session
