@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections import namedtuple
 from dataclasses import replace
@@ -16,7 +17,7 @@ from tests.kit.tiny import WIDTHS, Line, Seeded, Tiny
 from tlkit.errors import ResourceError, TlkitWarning
 from tlkit.model import trunk as trunks
 from tlkit.plugin.contract import Augmentation, Phase
-from tlkit.training import activation_cache
+from tlkit.training import activation_cache, inputs
 from tlkit.training.activation_cache import ActivationCache, check_space, open_cache
 from tlkit.training.device import Device
 from tlkit.training.freezing import Network
@@ -80,6 +81,32 @@ def test_epochs_use_the_views_in_rotation_and_each_is_computed_once(cache, views
     assert torch.equal(second, fourth)
     assert not torch.equal(first, second)
     assert views.decoded == 2 * len(cache.labels)
+
+
+def test_a_gpu_sees_batches_of_one_shape_while_all_cores_decode(cache, train, frozen, monkeypatch, tmp_path):
+    together, shapes, put = threading.Barrier(3), [], []
+
+    class Waiting(AugmentedViews):
+        def decode(self, path, number, index):
+            together.wait(timeout=60)
+            return super().decode(path, number, index)
+
+    class Noted(Device):
+        def put(self, tensor):
+            put.append(tensor)
+            return super().put(tensor)
+
+    def noted(x):
+        shapes.append(len(x))
+        return frozen(x)
+
+    monkeypatch.setattr(inputs, "cores", lambda: 3)
+    views = Waiting(Tiny.preprocessing, 0, crop=True, views=2)
+    gpu = ActivationCache(tmp_path / "gpu", "train", train, views, noted, None, "key", Noted())
+    for output, expected in zip(gpu.batches(ROWS, 1), cache.batches(ROWS, 1), strict=True):
+        assert torch.allclose(output, expected, atol=1e-2)
+    assert set(shapes) == {activation_cache.GPU_BATCH_SIZE}
+    assert [each.tolist() for each in put if each.dtype == torch.int64] == [rows.tolist() for rows in ROWS]
 
 
 def test_it_takes_the_space_that_it_states(cache, tmp_path):

@@ -29,7 +29,7 @@ from tlkit.model.trunk import Trunk, fingerprint
 from tlkit.plugin.contract import Progress, Tick, silent
 from tlkit.runtime.session import OnnxSession
 from tlkit.training.device import Device
-from tlkit.training.inputs import AugmentedViews, Batches, Examples
+from tlkit.training.inputs import AugmentedViews, Batches, DecodedImages, Examples, padded
 from tlkit.util.files import NpyWriter, atomic_file, translate_os_errors
 from tlkit.util.prefetch import prefetch
 from tlkit.util.resources import cores
@@ -79,7 +79,9 @@ class ActivationCache:
         view = self._open(self.views.number(epoch) if self.views.varies else 0)
         fold = np.arange(len(self.examples.labels)) if self.fold is None else self.fold
         for rows in batches:
-            output = self.device.put(view[torch.from_numpy(fold[rows]).to(view.device)]).float()
+            index = torch.from_numpy(fold[rows])
+            here = view.device == self.device.torch_device
+            output = self.device.put(view[self.device.put(index) if here else index]).float()
             yield output.permute(0, 3, 1, 2) if output.ndim == 4 else output
 
     def compute(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -88,7 +90,7 @@ class ActivationCache:
             (output,) = self.session.run(images).values()
             return output
         with torch.no_grad(), self.device.autocast():
-            maps: Tensor = self.frozen(self.device.put(torch.from_numpy(images)))
+            maps: Tensor = self.frozen(padded(self.device.put(torch.from_numpy(images)), GPU_BATCH_SIZE))[: len(images)]
             return (maps.permute(0, 2, 3, 1) if maps.ndim == 4 else maps).float().cpu().numpy()
 
     @property
@@ -142,15 +144,22 @@ class ActivationCache:
         """Write one view; raises an OverflowError if half precision can't hold a value."""
         rows, paths = range(len(self.examples.labels)), self.examples.paths
         size = GPU_BATCH_SIZE if self.session is None else self.session.batch_size
-        workers = 1 if self.session is None else max(self.session.workers, 1)
+        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+
+        def decode(row: int) -> NDArray[np.uint8]:
+            return self.views.decode(paths[row], number, row)
 
         def output(chunk: range) -> NDArray[np.float32]:
-            return self.compute(np.stack([self.views.decode(paths[row], number, row) for row in chunk]))
+            return self.compute(np.stack([decode(row) for row in chunk]))
 
-        chunks = (rows[start : start + size] for start in range(0, len(rows), size))
+        if self.session is not None:
+            outputs = prefetch(output, chunks, workers=self.session.workers, ahead=2 * self.session.workers)
+        else:
+            images = DecodedImages.ahead(decode, chunks)
+            outputs = (self.compute(np.stack([next(images) for _ in chunk])) for chunk in chunks)
         with atomic_file(file) as temporary, translate_os_errors(file), temporary.open("wb") as stream:
             writer, checksum = NpyWriter(stream, self.shape, self.dtype), 0
-            for maps in prefetch(output, chunks, workers=workers, ahead=2 * workers):
+            for maps in outputs:
                 with np.errstate(over="ignore"):
                     kept = maps.astype(self.dtype)
                 if np.isinf(kept).any() and not np.isinf(maps).any():
