@@ -103,6 +103,16 @@ def test_each_is_decoded_once_if_it_fits(pictures, monkeypatch, room):
     assert (len(images.uncropped) == len(files)) == (room == 2**28)
 
 
+@pytest.mark.parametrize(("room", "together"), [(2**24, [8, 8]), (3 * 3 * 16 * 48, [3, 3, 2, 3, 3, 2]), (1, [1] * 16)])
+def test_images_are_resampled_together_as_far_as_the_memory_goes(pictures, monkeypatch, room, together):
+    files, found, made_at_once = sorted(pictures.rglob("*.png"))[:8], [], crops.crop
+    monkeypatch.setattr(crops, "matches_pillow", lambda *_: True)
+    monkeypatch.setattr(crops, "TOGETHER", room)
+    monkeypatch.setattr(crops, "crop", lambda images, *given: found.append(len(images)) or made_at_once(images, *given))
+    assert_same(files, [[np.arange(8)]] * 2, size=16)
+    assert found == together
+
+
 def test_every_nth_picture_of_the_data_sets_gives_the_bytes_of_the_cpu(shared_data):
     files = sorted(chain.from_iterable(shared_data.rglob(f"*.{suffix}") for suffix in ("jpg", "png")))
     files = files[:: max(1, len(files) // 20)]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BITS = 22  # of a weight's fraction
 TALL_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
-TOGETHER = 16  # images that are resampled at once, which bounds the memory
+TOGETHER = 2**24  # pixels that are taken from images at once, with an address of 8 bytes each
 LARGEST = 32  # times the pixels of a crop: images with more are cropped on the CPU
 
 Kept = tuple[Tensor, Extent, Image.Transpose | None]  # uint8 `(3, H, W)` on the device; see `Uncropped`
@@ -105,12 +105,13 @@ def crop(
     lines = torch.minimum(line[:, :1] + torch.arange(needed, device=pixels.device), heights - 1) * widths
     rows = (begins[..., None] + lines[:, None])[..., None]  # `(N, 3, needed, 1)`
     total = _rounding((len(images), 3, needed, size), pixels.device)
-    for number, weight in enumerate(horizontal[:, None, None].unbind(-1)):
-        total += pixels[rows + torch.minimum(column + number, widths - 1)[:, None, None]] * weight
+    columns = torch.minimum(column[..., None] + torch.arange(across, device=pixels.device), widths[..., None] - 1)
+    for chosen, weight in zip(*(each[:, None, None].unbind(-1) for each in (columns, horizontal)), strict=True):
+        total += pixels[rows + chosen] * weight
     wide, total = (total >> BITS).clamp_(0, 255), _rounding((len(images), 3, size, size), pixels.device)
-    for number, weight in enumerate(vertical[:, None, :, None].unbind(-1)):
-        chosen = (line - line[:, :1] + number).clamp_(max=needed - 1)
-        total += wide.gather(2, chosen[:, None, :, None].expand_as(total)) * weight
+    below = ((line - line[:, :1])[..., None] + torch.arange(down, device=pixels.device)).clamp_(max=needed - 1)
+    for chosen, weight in zip(*(each[:, None, :, None].unbind(-1) for each in (below, vertical)), strict=True):
+        total += wide.gather(2, chosen.expand_as(total)) * weight
     made = (total >> BITS).clamp_(0, 255).to(torch.uint8)
     return torch.where(put(torch.tensor(tall))[:, None, None, None], made.mT, made).permute(0, 2, 3, 1)
 
@@ -197,8 +198,10 @@ def _cropped(
     size = preprocessing.size
     stacked = torch.empty((len(images), size, size, 3), dtype=torch.uint8, device=device.torch_device)
     kept = [(number, image, view) for number, (image, view) in enumerate(images) if isinstance(image, tuple)]
-    for start in range(0, len(kept), TOGETHER):
-        numbers, some, views = zip(*kept[start : start + TOGETHER], strict=True)
+    longest = max((max(planes.shape) for _, (planes, *_), _ in kept), default=1)
+    count = max(1, TOGETHER // (3 * size * longest))
+    for start in range(0, len(kept), count):
+        numbers, some, views = zip(*kept[start : start + count], strict=True)
         planes, extents, turns = zip(*some, strict=True)
         boxes = [crop_box(extent, preprocessing, view) for extent, view in zip(extents, views, strict=True)]
         small = crop(planes, boxes, size, preprocessing.interpolation, device.put)
