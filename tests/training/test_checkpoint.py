@@ -48,6 +48,15 @@ def test_interrupted_after_any_epoch_it_reaches_the_same_weights(pictures, whole
     assert fitted.history == whole[1].history
 
 
+def test_batches_that_did_not_fit_are_split_from_the_first_step_on(pictures, work):
+    devices = Device(), Device()
+    devices[0].micro_batches = 2
+    with pytest.raises(Stopped):
+        course(pictures, work, monitor=Stops(5), device=devices[0])
+    course(pictures, work, device=devices[1])
+    assert devices[1].micro_batches == 2
+
+
 def test_so_does_one_with_batches_of_one_shape(pictures, work):
     expected, unbroken = course(pictures, work.parent, device=as_on_a_gpu())
     with pytest.raises(Stopped):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -71,6 +73,21 @@ class TestMemory:
         what = r"not enough memory to train on 1 image\(s\) at once; use a smaller"
         with pytest.raises(ResourceError, match=what):
             fitted(Phase(1, 0.1, batch_size=16), 20, head=Limited(0, torch.OutOfMemoryError))
+
+    def test_what_a_failed_step_held_is_free_before_memory_is_released(self, monkeypatch):
+        held, free, device = [], [], Device()
+        device.type = "cuda"
+
+        def step(parts):
+            if parts == 1:
+                maps = torch.zeros(1)
+                held.append(weakref.ref(maps))
+                raise torch.OutOfMemoryError
+            return parts
+
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(held[0]() is None))
+        assert device.within_memory(step, 8) == 2
+        assert free == [True]
 
     def test_other_errors_are_not_mistaken_for_it(self):
         def wrong(_parts):
@@ -151,6 +168,19 @@ class TestSteps:
         assert reads.count == 0
         assert sums == 3 * [3, 1]  # the four steps of an epoch
 
+    def test_a_step_lists_the_weights_for_their_average_alone(self, pictures, monkeypatch):
+        step, listed, trained = Trainer._step, [], Trainer._trained
+
+        def counted(trainer, *args):
+            with monkeypatch.context() as patch:
+                patch.setattr(Trainer, "_trained", lambda this: listed.append(1) or trained(this))
+                return step(trainer, *args)
+
+        monkeypatch.setattr(Trainer, "_step", counted)
+        for ema, times in ((0.0, 0), (0.5, 12)):
+            course(pictures, phases=(replace(self.phase, ema=ema),))
+            assert len(listed) == times
+
     def test_eager_training_does_not_import_what_compiles(self, pictures, checkout):
         code = "import sys; from pathlib import Path; from tests.kit.course import *; "
         code += "course(Path(sys.argv[1]), phases=PHASES[2:], cache=False); print('torch._dynamo' in sys.modules)"
@@ -173,6 +203,18 @@ class TestPrecision:
     def test_auto_is_single_precision_on_a_cpu(self):
         assert Device(DeviceOptions("cpu")).dtype == torch.float32
 
+    def test_every_phase_is_compiled_for_training_and_validation(self, pictures, monkeypatch):
+        compiled, compile_with = [], nn.Module.compile
+
+        def noted(graph, _inputs):
+            compiled.append(graph)
+            return graph.forward
+
+        monkeypatch.setattr(nn.Module, "compile", lambda module: compile_with(module, backend=noted))
+        phases = tuple(Phase(1, 0.01, trunk_lr=0.01, trainable=1 + number % 3, batch_size=8) for number in range(5))
+        course(pictures, phases=phases, device=Device(DeviceOptions("cpu", "fp32", compile=True)))
+        assert len(compiled) == 2 * len(phases)
+
     @pytest.mark.slow
     def test_compiled_it_learns_the_same(self, pictures):
         plain, compiled = (
@@ -189,6 +231,29 @@ def test_a_missing_gpu_is_named_with_the_remedy(monkeypatch):
         Device(DeviceOptions("cuda"))
     with pytest.raises(UsageError, match="fp16 needs a GPU; use --precision bf16 or fp32"):
         Device(DeviceOptions("cpu", "fp16"))
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_gpu_computes_the_same_every_time_and_fp32_unless_told(monkeypatch, tf32):
+    cudnn, cublas = torch.backends.cudnn, torch.backends.cuda.matmul
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _device: None)
+    before = cudnn.deterministic, cudnn.allow_tf32, cublas.allow_tf32
+    try:
+        cudnn.deterministic, cudnn.allow_tf32, cublas.allow_tf32 = False, not tf32, not tf32
+        Device(DeviceOptions("cuda", "fp32", tf32=tf32))
+        assert (cudnn.deterministic, cudnn.allow_tf32, cublas.allow_tf32) == (True, tf32, tf32)
+    finally:
+        cudnn.deterministic, cudnn.allow_tf32, cublas.allow_tf32 = before
+
+
+def test_processes_wait_for_each_other_for_days(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = {}
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda _backend, **more: given.update(more))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with Device().process_group():
+        assert given["timeout"] >= timedelta(days=1)
 
 
 def test_the_speed_is_measured_on_a_copy():

@@ -45,9 +45,10 @@ class Checkpoint:
     average: Tensors = field(default_factory=dict)
     optimizer: Tensors = field(default_factory=dict)  # "0.exp_avg", …: its state for each parameter
     scaler: dict[str, Any] = field(default_factory=dict)
+    micro_batches: int = 1  # per batch, see `Device`
 
     GROUPS: ClassVar = ("weights", "best", "average", "optimizer")  # of tensors
-    FACTS: ClassVar = ("phase", "epoch", "stale_epochs", "best_loss", "history", "scaler")
+    FACTS: ClassVar = ("phase", "epoch", "stale_epochs", "best_loss", "history", "scaler", "micro_batches")
 
 
 def optimizer_state(optimizer: Optimizer) -> Tensors:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class Device:
         if self.type == "cuda":
             torch.cuda.set_device(self.torch_device)
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
+            torch.backends.cudnn.deterministic = True
 
     @property
     def is_main_process(self) -> bool:
@@ -92,6 +94,7 @@ class Device:
             # Buffers are equal anyway: each process sees the statistics of the whole batch.
             model = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
         if self.compile:
+            torch.compiler.reset()  # else what earlier phases compiled counts, and after eight this one would be eager
             model.compile()
         return model
 
@@ -130,8 +133,8 @@ class Device:
                     do = "use a smaller batch size, a smaller network or fewer trainable stages"
                     raise ResourceError(what, do=do) from error
                 self.micro_batches *= 2
-                if self.type == "cuda":
-                    torch.cuda.empty_cache()
+            if self.type == "cuda":  # the error, which held the memory of the step, is gone
+                torch.cuda.empty_cache()
 
     @contextmanager
     def process_group(self) -> Iterator[None]:
@@ -139,7 +142,8 @@ class Device:
         if self.world_size == 1:
             yield
             return
-        distributed.init_process_group("nccl" if self.type == "cuda" else "gloo")
+        # Others wait while the main process fills a cache, NCCL for ten minutes by default.
+        distributed.init_process_group("nccl" if self.type == "cuda" else "gloo", timeout=timedelta(days=7))
         try:
             yield
         finally:

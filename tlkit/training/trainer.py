@@ -164,8 +164,7 @@ class Trainer:
             self.monitor.end_epoch(line)
             self._save_checkpoint()
         self.monitor.tick((self.phase.epochs - self.epoch) * images)
-        if self.best:
-            self.network.load(self.best)
+        self.network.load(self.best)
 
     def _trained(self) -> Tensors:
         """Return the tensors that the phases may change."""
@@ -201,6 +200,7 @@ class Trainer:
         if checkpoint is not None:
             self.average = {name: self.device.put(tensor) for name, tensor in checkpoint.average.items()}
             load_optimizer_state(self.optimizer, checkpoint.optimizer)
+            self.device.micro_batches = checkpoint.micro_batches
             self.device.scaler.load_state_dict(checkpoint.scaler)
 
     def _set_model_and_inputs(self) -> None:
@@ -291,7 +291,7 @@ class Trainer:
         device.scaler.step(self.optimizer)
         device.scaler.update()
         pull_to_origin(self.optimizer, self.origin, self.phase.anchor)
-        update_average(self.average, self._trained(), self.phase.ema)
+        update_average(self.average, self._trained() if self.average else {}, self.phase.ema)
         return result
 
     def _backward(self, x: Tensor, target: Tensor, weight: float, parts: int) -> Tensor:
@@ -331,9 +331,8 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         """Write a checkpoint if one is due or the phase is over."""
-        if self.checkpoints is None or not self.device.is_main_process:
-            return
-        if not self._is_over() and not self.checkpoints.due():
+        checkpoints = self.checkpoints if self.device.is_main_process else None
+        if checkpoints is None or not (self._is_over() or checkpoints.due()):
             return
         checkpoint = Checkpoint(
             phase=self.number,
@@ -346,5 +345,6 @@ class Trainer:
             average=self.average,
             optimizer=optimizer_state(self.optimizer),
             scaler=self.device.scaler.state_dict(),
+            micro_batches=self.device.micro_batches,
         )
-        self.checkpoints.save(checkpoint)
+        checkpoints.save(checkpoint)
