@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from random import Random
@@ -17,7 +19,7 @@ from tests.kit.course import Stopped, Stops, course, same
 from tests.kit.exporting import export_of, exported
 from tlkit import cli, doctor
 from tlkit.model.bundle import open_bundle
-from tlkit.plugin.contract import FEATURES, Augmentation, Phase
+from tlkit.plugin.contract import FEATURES, Augmentation, Optimizer, Phase
 from tlkit.runtime.devices import AutomaticSession, Speed
 from tlkit.runtime.model import Model
 from tlkit.runtime.session import OnnxSession
@@ -27,6 +29,7 @@ from tlkit.training.device import Device, DeviceOptions
 from tlkit.training.heads import fit_head
 from tlkit.training.inputs import Examples
 from tlkit.training.run import train
+from tlkit.training.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -67,6 +70,13 @@ def test_every_verb_runs_there(run, pictures, tmp_path, precision):
     assert cli.run(["embed", model, str(pictures), "-o", str(tmp_path / "features.npy"), *here]) == code
     assert cli.run(["eval", model, str(pictures), *here]) == code
     assert cli.run(["verify", str(run), "--precision", precision, *here]) == 0
+
+
+def test_a_process_without_pytorch_finds_the_libraries_of_its_packages(run, pictures):
+    code = "import sys; from tlkit import cli; code = cli.run(sys.argv[1:]); sys.exit(code or 'torch' in sys.modules)"
+    predict = ["predict", export_of(run).file(), pictures / "dark", "--device", "cuda"]
+    done = subprocess.run([sys.executable, "-c", code, *predict], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_all_precisions_are_verified_and_timed_in_one_process(run, capfd):
@@ -195,6 +205,33 @@ def test_cached_activations_there_give_what_decoded_images_give(pictures, tmp_pa
     cached, decoded = (course(pictures, work, phases=phases, device=on_gpu())[1] for work in (tmp_path, None))
     for line, other in zip(cached.history, decoded.history, strict=True):
         assert line["val_loss"] == pytest.approx(other["val_loss"], rel=1e-2)
+
+
+@pytest.mark.usefixtures("trainable")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("stages", "views"), [(3, 0), (1, 2)], ids=["cropped there", "cached activations"])
+def test_from_the_second_epoch_on_nothing_waits_for_it_but_reading_the_loss(
+    pictures, tmp_path, monkeypatch, precision, stages, views
+):
+    epoch, read = Trainer._train_epoch, Trainer._read
+
+    def strict(trainer):
+        torch.cuda.set_sync_debug_mode("error" if trainer.epoch > 1 else "default")
+        try:
+            return epoch(trainer)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def reading(trainer, *given):
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("default")
+        read(trainer, *given)
+        torch.cuda.set_sync_debug_mode(mode)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", strict)
+    monkeypatch.setattr(Trainer, "_read", reading)
+    phase = replace(PHASE, trainable=stages, optimizer=Optimizer(gradient_clipping=1.0))
+    course(pictures, tmp_path, phases=(phase,), device=on_gpu(precision), views=views)
 
 
 class Large(nn.Linear):
