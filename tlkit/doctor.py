@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tlkit.plugin.discovery import damaged
-from tlkit.runtime.providers import load_libraries
+from tlkit.runtime.providers import cause, load_libraries
 from tlkit.runtime.session import quiet_options
 
 # These packages write the same files; the last one installed wins, until one is removed together with the files.
@@ -269,7 +269,7 @@ def fault(provider: str) -> str | None:
             return "its libraries can't be loaded, so ONNX Runtime runs on the CPU instead"
         got = session.run(None, {"x": np.ones((1, 2), np.float32)})[0]
     except Exception as error:  # noqa: BLE001 - onnxruntime has an exception class for each status
-        return str(error).strip().split("\n")[0]
+        return cause(error).strip().split("\n")[0]
     return None if np.array_equal(got, np.full((1, 2), 2, np.float32)) else f"it computes 1 + 1 = {got.flat[0]}"
 
 

@@ -182,11 +182,14 @@ class TestOnTheStandIn:
         assert {options[0] for (options,) in provider.opened} == {"CUDAExecutionProvider"}
 
     def test_a_device_that_fails_is_a_resource_and_named(self, provider, tiny_run, pictures, capsys):
-        provider.failure = "CUDA failure 700: an illegal memory access was encountered ; file=cuda_graph.cc"
+        wrapped = "CudaCall(ERRTYPE) CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=vm ;"
+        provider.failure = wrapped
         for command in (["verify", tiny_run], ["predict", tiny_run, pictures / "dark"], ["bench", tiny_run]):
             assert cli.run([*map(str, command), "--device", "cuda"]) == 5
             err = capsys.readouterr().err
-            assert re.search(r"fails on the device cuda: CUDA failure 700.*tlkit doctor.*--device cpu", err), command
+            assert re.search(r"device cuda: CUDA failure 700.*encountered; see: tlkit doctor.*--device cpu", err), (
+                command
+            )
 
     def test_a_device_that_fails_at_the_start_is_a_resource_too(self, provider, tiny_run, monkeypatch):
         def fail(*_arguments, **_options):

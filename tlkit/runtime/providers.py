@@ -9,6 +9,7 @@ captured one beside others in the process failed with an illegal memory access.
 from __future__ import annotations
 
 import queue
+import re
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from functools import partial
@@ -52,6 +53,12 @@ def load_libraries() -> None:
     if load is not None:
         with redirect_stdout(StringIO()):  # it prints what is missing, and without that the provider does not start
             load()
+
+
+def cause(error: Exception) -> str:
+    """Return why a call of CUDA failed, or all of another error: ONNX Runtime wraps it in names of its functions."""
+    found = re.search(r"\w+ failure \d+: [^;]*\w", str(error))
+    return found[0] if found else str(error)
 
 
 class BoundSession:

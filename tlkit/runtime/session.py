@@ -167,7 +167,7 @@ def _explained(what: str, error: Exception, file: Path, device: str) -> TlkitErr
         return ResourceError(f"{what}: {error}", file=file, do=REFUSED)
     if device != "cpu" and _DEVICE_FAILURES.search(str(error)):
         do = "see: tlkit doctor; or run it on the CPU with --device cpu"
-        return ResourceError(f"{what} on the device {device}: {error}", file=file, do=do)
+        return ResourceError(f"{what} on the device {device}: {providers.cause(error)}", file=file, do=do)
     return ArtifactError(f"{what}: {error}", file=file, do="export it again")
 
 
