@@ -135,3 +135,5 @@ def test_all_providers_share_the_stream_and_none_captures_graphs_or_rounds_to_tf
     on_cuda = ("CUDAExecutionProvider", {**shared, "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
     assert provider_options("cuda", 7) == [on_cuda]
     assert provider_options("tensorrt", 7) == [("TensorrtExecutionProvider", shared), on_cuda]
+    in_half = ("TensorrtExecutionProvider", {**shared, "trt_fp16_enable": "1"})
+    assert provider_options("tensorrt", 7, half=True) == [in_half, on_cuda]

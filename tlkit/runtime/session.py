@@ -200,7 +200,8 @@ def _start_on_gpu(
         raise ResourceError(f"{first} does not start here: {error.what}", do=error.do) from error
     try:
         many = images >= providers.MANY
-        settings = providers.provider_options(device, int(channel.stream), fast=many and _is_half(source))
+        half = (many or device == "tensorrt") and _is_half(source)
+        settings = providers.provider_options(device, int(channel.stream), half=half, many=many)
         session = _start(source, options, settings, file, device)
         if session.get_providers()[0] == first:
             size = providers.MANY_BATCH if many else providers.BATCH
