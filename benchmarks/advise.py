@@ -1,4 +1,4 @@
-"""Quality and cost of `tlkit advise`: `python benchmarks/advise.py shift cost scores rules joined audit regret`.
+"""Quality and cost of `tlkit advise`: `python benchmarks/advise.py shift cost scores rules joined audit ways regret`.
 
 - `shift`: the domain (similar, different) of each data set by each backbone, and from how many images on.
 - `cost`: the time of advice in passes over the images, a pass being the features of all stages through the runtime.
@@ -7,6 +7,7 @@
 - `rules`: what rules for cut and head lose against the best of all, each rule chosen on the other sets.
 - `joined`: what frozen features of two stages joined gain over those of the best one.
 - `audit`: planted duplicates, re-encoded near duplicates, wrong labels and a planted shortcut.
+- `ways`: what other ways to fine-tune, and blended weights, gain over the one that `auto` uses.
 - `regret`: accuracy on held-out images of the best of all strategies, cuts and heads, less that of what `auto` made.
 
 Each part writes results of its own. Features are kept between runs in the cache, but for `cost`.
@@ -31,8 +32,9 @@ from advising.rules import DRAWS, rules
 from advising.scores import scores
 from advising.sets import BACKBONES, NAMES
 from advising.shift import shift
+from advising.ways import WAYS, ways
 
-PARTS = ("shift", "cost", "scores", "rules", "joined", "audit", "regret")
+PARTS = ("shift", "cost", "scores", "rules", "joined", "audit", "ways", "regret")
 
 
 def smallest(args: argparse.Namespace) -> None:
@@ -41,6 +43,8 @@ def smallest(args: argparse.Namespace) -> None:
     atexit.register(shutil.rmtree, args.work, ignore_errors=True)
     BACKBONES[:], NAMES[:], SIZES[:] = [SETTINGS.backbone], NAMES[:2], [("ants_bees", 500)]
     DRAWS[:] = JOINED[:] = [(40, 1)]
+    for name in [*WAYS][2:]:
+        del WAYS[name]
     HEADS[:], FINE_TUNING[:] = ["logistic"], [("full", {"epochs": 1}, SETTINGS.cut, 2000)]
 
 
@@ -51,12 +55,12 @@ def main() -> int:
     )
     options.add_argument("--data", type=Path, default=DATA, help="the folder of the four data sets")
     options.add_argument("--work", type=Path, default=Path("build/advise"), help="where what takes long is kept")
-    options.add_argument("--sets", nargs="+", default=NAMES, choices=NAMES, help="for regret")
-    options.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="images to learn from, for regret")
+    options.add_argument("--sets", nargs="+", default=NAMES, choices=NAMES, help="for regret and ways")
+    options.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="images to learn from, for these")
     options.add_argument(
         "--tunings", nargs="*", type=int, help="for regret: which of FINE_TUNING, by number (default: all)"
     )
-    options.add_argument("--draws", type=int, default=1, help="of so many images from each set, for regret")
+    options.add_argument("--draws", type=int, default=1, help="of so many images from each set, for these")
     args = parsed(options, sets=list(NAMES[:1]), counts=[24])
     if args.tunings is not None:
         FINE_TUNING[:] = [FINE_TUNING[number] for number in args.tunings]
@@ -75,6 +79,7 @@ def main() -> int:
                 "rules": lambda: rules(root, args.work),
                 "joined": lambda: joined(root, args.work),
                 "audit": lambda: audits(root, args.repeat),
+                "ways": lambda: ways(root, args.work, args.sets, args.counts, args.draws),
                 "regret": lambda: regret(root, args.work, args.sets, args.counts, args.draws),
             }[part]()
         )

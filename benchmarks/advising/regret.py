@@ -19,7 +19,7 @@ import tlkit
 from advising.sets import BACKBONES, MAX_TESTED, NAMES, Set, backbone, quiet, seen_in_part, table
 from advising.sets import load as load_set
 from tlkit.data import dataset as datasets
-from tlkit.evaluation.metrics import Metrics, score
+from tlkit.evaluation.metrics import score
 from tlkit.graph import trace
 from tlkit.model import trunk as trunks
 from tlkit.model.bundle import open_bundle
@@ -92,19 +92,17 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
         {
             "backbone": BACKBONES[0],
             "heads": ", ".join(HEADS),
-            "fine-tuning": "; ".join(f"{_named(*each)} (up to {most} images)" for *each, most in FINE_TUNING),
+            "fine-tuning": "; ".join(f"{named(*each)} (up to {most} images)" for *each, most in FINE_TUNING),
         }
         | {"pixels": ", ".join(f"{name} {size}" for name, size in SIZES.items()), "draws": draws},
     )
-    known, lost, corrected = Known(work / "exhaustive.jsonl"), [], []
+    known, lost, corrected = Known(work / "exhaustive.jsonl"), list[float](), list[float]()
     gains, errors, covered, worse = list[float](), list[float](), list[float](), 0
-    for cell in _cells(root, names, counts, draws):
-        right = {name: known.get(cell, name, make) for name, make in _options(cell)}
-        started = time.perf_counter()
-        made = _auto(cell)
-        seconds, chosen = time.perf_counter() - started, made.right
-        low, high = made.expected
-        right["auto"] = chosen  # with options that none of the others has
+    for cell in cells(root, names, counts, draws):
+        right = {name: known.right(cell, name, make) for name, make in _options(cell)}
+        made = known.get(cell, "auto", lambda cell=cell: _auto(cell))
+        right["auto"] = chosen = _array(made["right"])  # with options that none of the others has
+        low, high = made["expected"]
         best = max(right, key=lambda option: right[option].mean())
         frozen = max(right[option].mean() for option in right if option.startswith("frozen"))
         lost.append(100 * float(right[best].mean() - chosen.mean()))
@@ -112,27 +110,21 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
         simple = right[[name for name in right if name.startswith("frozen") and name.endswith(", logistic")][-1]]
         gains.append(100 * float(chosen.mean() - simple.mean()))
         worse += paired_difference(simple, chosen, cell.truth).difference > SIGNIFICANT * _error(simple, chosen, cell)
-        errors.append(made.metrics.ece)
-        covered.append(float(low <= made.metrics.balanced_accuracy <= high))
+        errors.append(made["ECE"])
+        covered.append(float(low <= made["balanced accuracy"] <= high))
         report.figures["/".join(map(str, cell.key))] = {
             "options": {name: float(each.mean()) for name, each in right.items()},
-            "auto": {
-                "what": made.what,
-                "accuracy": float(chosen.mean()),
-                "balanced accuracy": made.metrics.balanced_accuracy,
-                "expected": made.expected,
-                "ECE": made.metrics.ece,
-                "seconds": seconds,
-            },
+            "auto": {name: value for name, value in made.items() if name != "right"},
         }
         report.rows.append(
             {
                 "data": cell.data.name,
                 "images": str(cell.count),
-                "auto": made.what,
+                "draw": str(cell.seed + 1),
+                "auto": made["what"],
                 "accuracy": f"{chosen.mean():.1%}",
                 "expected": f"{low:.1%} to {high:.1%}",
-                "ECE": f"{made.metrics.ece:.3f}",
+                "ECE": f"{made['ECE']:.3f}",
                 "last, logistic": f"{simple.mean():.1%}",
                 "best frozen": f"{frozen:.1%}",
                 "best of all": f"{best}: {right[best].mean():.1%}",
@@ -176,7 +168,7 @@ def _error(one: np.ndarray, other: np.ndarray, cell: Cell) -> float:
     return paired_difference(one, other, cell.truth).standard_error
 
 
-def _cells(root: Path, names: Sequence[str], counts: Sequence[int], draws: int) -> Iterator[Cell]:
+def cells(root: Path, names: Sequence[str], counts: Sequence[int], draws: int) -> Iterator[Cell]:
     """Small ones first. A set with fewer images than asked for is taken whole, once."""
     taken = set()
     for count in counts:
@@ -190,23 +182,37 @@ def _cells(root: Path, names: Sequence[str], counts: Sequence[int], draws: int) 
 
 
 class Known:
-    """Correct images of each option, kept in a file, as each takes minutes."""
+    """What is known of each option, kept in a file, as each takes minutes; "right" has a 1 for each correct image."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = file.read_text().splitlines() if file.exists() else []
-        self.marks = {json.dumps(entry["key"]): entry["right"] for entry in map(json.loads, lines)}
+        self.known: dict[str, dict[str, Any]] = {
+            json.dumps(entry.pop("key")): entry for entry in map(json.loads, lines)
+        }
 
-    def get(self, cell: Cell, option: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    def get(self, cell: Cell, option: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """As it was, or as it is made now."""
         key = json.dumps([*cell.key, option])
-        if key not in self.marks:
-            self.marks[key] = "".join("1" if one else "0" for one in make())
+        if key not in self.known:
+            self.known[key] = make()
             with self.file.open("a") as text:
-                text.write(json.dumps({"key": json.loads(key), "right": self.marks[key]}) + "\n")
-            print(key, self.marks[key].count("1") / len(self.marks[key]), file=sys.stderr, flush=True)
-        return np.array([mark == "1" for mark in self.marks[key]])
+                text.write(json.dumps({"key": json.loads(key), **self.known[key]}) + "\n")
+            print(key, f"{_array(self.known[key]['right']).mean():.1%}", file=sys.stderr, flush=True)
+        return self.known[key]
+
+    def right(self, cell: Cell, option: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Correct held-out images `(N,)` of an option."""
+        return _array(self.get(cell, option, lambda: {"right": _marks(make())})["right"])
+
+
+def _marks(right: np.ndarray) -> str:
+    return "".join("1" if one else "0" for one in right)
+
+
+def _array(marks: str) -> np.ndarray:
+    return np.array([mark == "1" for mark in marks])
 
 
 def _options(cell: Cell) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
@@ -216,10 +222,10 @@ def _options(cell: Cell) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
             yield f"frozen, {stage}, {head}", lambda stage=stage, head=head: _solved(cell, stage, head)
     for *way, most in FINE_TUNING:
         if cell.count <= most:
-            yield _named(*way), lambda way=way: _trained(cell, *way)
+            yield named(*way), lambda way=way: trained(cell, *way)
 
 
-def _named(strategy: str, settings: Mapping[str, Any], cut: str) -> str:
+def named(strategy: str, settings: Mapping[str, Any], cut: str) -> str:
     return ", ".join([strategy, cut, *(f"{name} {value}" for name, value in settings.items())])
 
 
@@ -238,7 +244,9 @@ def _solved(cell: Cell, stage: str, head: str) -> np.ndarray:
     return head_logits(solved, tested).argmax(1) == cell.truth
 
 
-def _trained(cell: Cell, strategy: str, settings: Mapping[str, Any], cut: str, head: str = "logistic") -> np.ndarray:
+def trained(
+    cell: Cell, strategy: str, settings: Mapping[str, Any], cut: str, head: str = "logistic", **more: Any
+) -> np.ndarray:
     """Correct held-out images `(N,)` of a bundle that one strategy trains."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "run")
@@ -252,34 +260,31 @@ def _trained(cell: Cell, strategy: str, settings: Mapping[str, Any], cut: str, h
             size=cell.size,
             options={f"strategy.{name}": value for name, value in settings.items()},
             device="cpu",
+            **more,
         )
-        return _correct(cell, out)
+        return _logits(cell, out).argmax(1) == cell.truth
 
 
-@dataclass(frozen=True)
-class Made:
-    """Result of `auto`: correct held-out images `(N,)`, its choice, metrics on them, and the range said in advance."""
-
-    right: np.ndarray
-    what: str
-    metrics: Metrics
-    expected: tuple[float, float]
-
-
-def _auto(cell: Cell) -> Made:
+def _auto(cell: Cell) -> dict[str, Any]:
+    """Correct held-out images of `auto`, its choice, its metrics on them, and the range said in advance."""
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out, source = Path(folder, "run"), cell.source(Path(folder))
         made = tlkit.train(
             source, out, backbone=BACKBONES[0], strategy="auto", size=cell.size, device="cpu", budget=None
         )
-        metrics = score(softmax(_logits(cell, out)), cell.truth)
-        what = f"{made.strategy}, {made.cut}, {made.head}"
-        return Made(_correct(cell, out), what, metrics, made.advice.recommendation.accuracy or (0.0, 1.0))
-
-
-def _correct(cell: Cell, bundle: Path) -> np.ndarray:
-    """True for each held-out image that a bundle classifies correctly."""
-    return _logits(cell, bundle).argmax(1) == cell.truth
+        seconds, logits = time.perf_counter() - started, _logits(cell, out)
+        metrics, recommendation = score(softmax(logits), cell.truth), made.advice.recommendation
+        return {
+            "right": _marks(logits.argmax(1) == cell.truth),
+            "what": f"{made.strategy}, {made.cut}, {made.head}",
+            "accuracy": metrics.accuracy,
+            "balanced accuracy": metrics.balanced_accuracy,
+            "expected": recommendation.accuracy or (0.0, 1.0),
+            "ECE": metrics.ece,
+            "seconds": seconds,
+            "reasons": list(recommendation.reasons),
+        }
 
 
 def _logits(cell: Cell, bundle: Path) -> np.ndarray:

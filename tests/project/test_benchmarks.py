@@ -21,6 +21,7 @@ RESULTS = {
         "advise-scores",
         "advise-shift",
         "advise-shift-images",
+        "advise-ways",
     ),
     "embed": ("embed",),
     "faults": ("faults-alarms", "faults-planted"),

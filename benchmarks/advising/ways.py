@@ -1,0 +1,71 @@
+"""What other ways to fine-tune, and blended weights, gain over the one that `auto` uses, at the cut that it uses."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from _bench import SETTINGS, Report
+
+import tlkit
+from advising.regret import Cell, Known, cells, trained
+from advising.sets import BACKBONES, NAMES
+from tlkit.util.statistics import class_shares
+
+EMA = {"ema": 0.9}
+PLAIN = "probe-then-tune"  # as auto runs it
+WAYS: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
+    PLAIN: ("probe-then-tune", {"trunk_lr": 1e-3, **EMA}, {}),
+    "blended": ("probe-then-tune", {"trunk_lr": 1e-3, **EMA}, {"blend": "auto"}),
+    "l2-sp": ("l2-sp", {"trunk_lr": 1e-3, **EMA}, {}),
+    "bias-norm": ("bias-norm", EMA, {}),
+    "lora": ("lora", EMA, {}),
+    "surgical": ("surgical", EMA, {}),
+}  # name: strategy, its options, other arguments of `tlkit.train`
+
+
+def ways(
+    root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequence[int] = (100, 500), draws: int = 1
+) -> int:
+    """Train each way once for every cell; what is done is kept in `work`."""
+    report = Report(
+        "advise-ways",
+        "The balanced accuracy on held-out images of ways to fine-tune a trunk up to the stage at which `auto` would "
+        f"cut it, against that of `{PLAIN}` with the options of `auto`, in percentage points. Blended: with "
+        "`--blend auto`.",
+        {"backbone": BACKBONES[0], "head": "logistic", "draws": draws}
+        | {name: f"{way} {dict(options)}" for name, (way, options, _) in WAYS.items()},
+    )
+    head = "line" if SETTINGS.smallest else "logistic"  # the tiny head that learns by gradient
+    known = Known(work / "ways.jsonl")
+    gains: dict[str, list[float]] = {name: [] for name in WAYS if name != PLAIN}
+    for cell in cells(root, names, counts, draws):
+        cut = _cut(cell)
+        found = {name: _balanced(cell, known, name, cut, head) for name in WAYS}
+        row = {"data": cell.data.name, "images": str(cell.count), "draw": str(cell.seed + 1), "cut": cut}
+        for name, each in gains.items():
+            each.append(found[name] - found[PLAIN])
+        report.figures["/".join(map(str, cell.key))] = {"cut": cut, **found}
+        more = {name: f"{each[-1]:+.2f}" for name, each in gains.items()}
+        report.rows.append({**row, PLAIN: f"{found[PLAIN]:.1f} %", **more})
+    for name, each in gains.items():
+        said = f"{statistics.mean(each):+.2f} points on average, {min(each):+.2f} to {max(each):+.2f}"
+        report.notes.append(f"{name}: {said}, more in {sum(gain > 0 for gain in each)} of {len(each)} rows.")
+    return report.save()
+
+
+def _cut(cell: Cell) -> str:
+    """Return the stage up to which `auto` would fine-tune."""
+    options = {} if cell.size is None else {"backbone.size": cell.size}
+    with tempfile.TemporaryDirectory() as folder:
+        advice = tlkit.advise(cell.source(Path(folder)), backbones=BACKBONES[0], options=options)
+    return advice.recommendation.cut if advice.evidence is None else advice.evidence.cut.name
+
+
+def _balanced(cell: Cell, known: Known, name: str, cut: str, head: str) -> float:
+    strategy, options, more = WAYS[name]
+    right = known.right(cell, f"{name}, {cut}", lambda: trained(cell, strategy, options, cut, head, **more))
+    return 100 * float((right * class_shares(cell.truth)).sum())
