@@ -39,8 +39,9 @@ from tlkit.training.trainer import Trainer
 if TYPE_CHECKING:
     from tlkit.advice.run import Advice, AdviceRequest
 
-TRIED_IMAGES, TRIED_FOLDS = 600, 3
-TRIED_STAGES, TRIED_EPOCHS, TRIED_VIEWS = 2, 6, 2
+TRIED_IMAGES, TRIED_FOLDS, TRIED_VIEWS = 600, 3, 2
+TRIED_STAGES, TRIED_EPOCHS = 2, 6
+FEW, FEW_STAGES, FEW_EPOCHS = 200, 4, 10  # up to so many images: of fewer steps a trial says little
 
 
 class _Copies(AugmentedViews):
@@ -56,16 +57,17 @@ def quick_trial(
     """Return the comparison of frozen features with a few fine-tuned stages, cross-validated over training images.
 
     Both end at the stage `cut`. Its best head on frozen features, and the phases of a plan with fewer epochs and
-    trainable stages, see the same folds; the best epoch is chosen on the held-out images, as in any training. `folder`
-    is for activations. None if the cut leaves no stage to freeze, or a fold would lack a class.
+    trainable stages, see the same folds; the best epoch is chosen on the held-out images and the head solved again, as
+    in any training. `folder` is for activations. None if the cut leaves no stage to freeze, or a fold would lack a
+    class.
     """
     dataset, seed, known = advice.dataset, request.seed, advice.dataset.statistics
     trunk = advice.analysis.trunk.upto(cut)
-    phases = _tried(plan.strategy.phases(trunk.names, known), trunk.names)
+    rows = stratified(advice.labels, advice.analysis.features.usable, TRIED_IMAGES, seed)
+    phases = _tried(plan.strategy.phases(trunk.names, known), trunk.names, len(rows))
     rehearsal = Network(nn.Identity(), copy.deepcopy(trunk))
     prepare_stages(rehearsal, phases, plan.strategy.prepare, seed)
     first = rehearsal.split(phases)[-1]
-    rows = stratified(advice.labels, advice.analysis.features.usable, TRIED_IMAGES, seed)
     samples, labels = [dataset.of("train")[row] for row in rows], advice.labels[rows]
     folds, groups, classes = folds_of(samples, TRIED_FOLDS), groups_of(samples), len(dataset.labels)
     split = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(TRIED_FOLDS)]
@@ -81,8 +83,8 @@ def quick_trial(
     tick = progress(f"trial with {len(trunk.names) - first} trainable stages", len(rows))
     for fitted, held in split:
         train, val, copies = (replace(each, fold=part) for each, part in zip(inputs, (fitted, held, held), strict=True))
-        own = None if groups is None else groups[fitted]
-        solved = solve_head(head, features[fitted], labels[fitted], classes, seed, own)
+        fold = labels[fitted], classes, seed, None if groups is None else groups[fitted]
+        solved = solve_head(head, features[fitted], *fold)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             learner, tuned = new_module(head.stand_in() or head, trunk.width, classes), copy.deepcopy(trunk)
@@ -90,9 +92,6 @@ def quick_trial(
             own_phases = named(request.strategies, FROZEN).phases(trunk.names, known)
             parts = examples.rows(fitted), examples.rows(held)
             solved, _ = fit_head(copy.deepcopy(learner), own_phases, *parts, seed=seed)
-        deepest = nn.Sequential(*list(trunk.stages.values())[first:], trunk.pool)
-        logits[0, 0, held] = head_logits(solved, features[held])
-        logits[0, 1, held] = head_logits(solved, _run(deepest, copies))
         Trainer(
             Network(learner, tuned),
             phases,
@@ -104,17 +103,21 @@ def quick_trial(
             views=TRIED_VIEWS,
             inputs=(train, val),
         ).fit()
-        model = nn.Sequential(*list(tuned.stages.values())[first:], tuned.pool, learner).eval()
-        logits[1, 0, held], logits[1, 1, held] = _run(model, val), _run(model, copies)
+        again = solve_head(head, _run(tuned, first, replace(val, fold=fitted)), *fold)
+        classifiers = (trunk, solved), (tuned, learner.eval() if again is None else again)
+        for side, (network, classifier) in enumerate(classifiers):
+            for part, each in enumerate((val, copies)):
+                logits[side, part, held] = head_logits(classifier, _run(network, first, each))
         tick(len(held))
-    return Comparison.of(logits[0], logits[1], labels, strict=advice.analysis.shift.domain == "similar")
+    return Comparison.of(logits[0], logits[1], labels, strict=False)
 
 
-def _tried(phases: Sequence[Phase], stages: Sequence[str]) -> list[Phase]:
+def _tried(phases: Sequence[Phase], stages: Sequence[str], images: int) -> list[Phase]:
     """Return the phases of a quick trial: those of the head, and the last one with a few of its trainable stages."""
+    deepest, epochs = (FEW_STAGES, FEW_EPOCHS) if images <= FEW else (TRIED_STAGES, TRIED_EPOCHS)
     last = next(phase for phase in reversed(phases) if phase.trainable)
-    kept = trainable_stages(last, stages)[-TRIED_STAGES:]
-    few = replace(last, trainable=kept, reinit=0, epochs=min(TRIED_EPOCHS, last.epochs), patience=0)
+    kept = trainable_stages(last, stages)[-deepest:]
+    few = replace(last, trainable=kept, reinit=0, epochs=min(epochs, last.epochs), patience=0)
     return [*(phase for phase in phases if not phase.trainable), few]
 
 
@@ -130,8 +133,9 @@ def _activations(
     return train, val, replace(val, split="copies", views=_Copies(trunk.preprocessing, seed), opened={})
 
 
-def _run(model: nn.Module, inputs: ActivationCache) -> NDArray[np.float32]:
-    """Return the output of a module for each image of a fold."""
+def _run(trunk: Trunk, first: int, inputs: ActivationCache) -> NDArray[np.float32]:
+    """Return the features of the stages from `first` on, for each image of a fold."""
+    model = nn.Sequential(*list(trunk.stages.values())[first:], trunk.pool).eval()
     rows = np.arange(len(inputs.labels))
     with torch.inference_mode():
         parts = [model(maps) for maps in inputs.batches(np.split(rows, range(64, len(rows), 64)), 0)]

@@ -128,8 +128,8 @@ def compared(
 ) -> Comparison:
     """Return the comparison of two bundles on validation samples and on disturbed copies of them.
 
-    It is `strict` for data that is similar to the pretraining data, of which few images often promise what they don't
-    keep: of two classes of insects all evidence on 100 images was for fine-tuning, which lost four points.
+    It is `strict` for data that is similar to the pretraining data without a quick trial for it: few images to validate
+    on often promise what they don't keep.
     """
     labels, both = np.array([sample.label for sample in samples], np.int64), []
     for trained in (frozen, fine_tuned):
@@ -201,7 +201,7 @@ class Trials:
         known, asked, best, skipped = advice.dataset.statistics, advice.recommendation, baseline, 0
         head = available(self.request.heads, self.request.strategies, known).head
         val = advice.dataset.without(baseline.trained.rejected).of("val")
-        # A quick trial was as strict as it has to be.
+        # A quick trial sees more images than there are to validate on.
         strict = advice.analysis.shift.domain == "similar" and not (evidence.trial and evidence.trial.better)
         trials, chosen = [baseline.to_json()], asked.frozen()
         # Those that an interrupted run began come first, in its order.
