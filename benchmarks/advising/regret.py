@@ -96,8 +96,7 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
         }
         | {"pixels": ", ".join(f"{name} {size}" for name, size in SIZES.items()), "draws": draws},
     )
-    known, lost, corrected = Known(work / "exhaustive.jsonl"), list[float](), list[float]()
-    gains, errors, covered, worse = list[float](), list[float](), list[float](), 0
+    known, judged = Known(work / "exhaustive.jsonl"), list[Judged]()
     for cell in cells(root, names, counts, draws):
         right = {name: known.right(cell, name, make) for name, make in _options(cell)}
         made = known.get(cell, "auto", lambda cell=cell: _auto(cell))
@@ -105,13 +104,17 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
         low, high = made["expected"]
         best = max(right, key=lambda option: right[option].mean())
         frozen = max(right[option].mean() for option in right if option.startswith("frozen"))
-        lost.append(100 * float(right[best].mean() - chosen.mean()))
-        corrected.append(_corrected(right, chosen))
         simple = right[[name for name in right if name.startswith("frozen") and name.endswith(", logistic")][-1]]
-        gains.append(100 * float(chosen.mean() - simple.mean()))
-        worse += paired_difference(simple, chosen, cell.truth).difference > SIGNIFICANT * _error(simple, chosen, cell)
-        errors.append(made["ECE"])
-        covered.append(float(low <= made["balanced accuracy"] <= high))
+        found = Judged(
+            cell,
+            regret=100 * float(right[best].mean() - chosen.mean()),
+            corrected=_corrected(right, chosen),
+            gain=100 * float(chosen.mean() - simple.mean()),
+            worse=paired_difference(simple, chosen, cell.truth).difference > SIGNIFICANT * _error(simple, chosen, cell),
+            error=made["ECE"],
+            covered=low <= made["balanced accuracy"] <= high,
+        )
+        judged.append(found)
         report.figures["/".join(map(str, cell.key))] = {
             "options": {name: float(each.mean()) for name, each in right.items()},
             "auto": {name: value for name, value in made.items() if name != "right"},
@@ -124,42 +127,66 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
                 "auto": made["what"],
                 "accuracy": f"{chosen.mean():.1%}",
                 "expected": f"{low:.1%} to {high:.1%}",
-                "ECE": f"{made['ECE']:.3f}",
+                "ECE": f"{found.error:.3f}",
                 "last, logistic": f"{simple.mean():.1%}",
                 "best frozen": f"{frozen:.1%}",
                 "best of all": f"{best}: {right[best].mean():.1%}",
-                "regret, points": f"{lost[-1]:.2f}",
-                "corrected": f"{corrected[-1]:.2f}",
+                "regret, points": f"{found.regret:.2f}",
+                "corrected": f"{found.corrected:.2f}",
                 "one held-out image": f"{100 / len(chosen):.2f}",
             }
         )
         print(report.rows[-1], file=sys.stderr, flush=True)
-        _judge(report, lost, corrected, gains, errors, covered, worse)
+        _judge(report, judged)
     return report.save()
 
 
-def _judge(
-    report: Report,
-    lost: list[float],
-    corrected: list[float],
-    gains: list[float],
-    errors: list[float],
-    covered: list[float],
-    worse: int,
-) -> None:
+@dataclass(frozen=True)
+class Judged:
+    """What `auto` made of a cell: regrets and gain in points, and the calibration error."""
+
+    cell: Cell
+    regret: float
+    corrected: float
+    gain: float
+    worse: bool
+    error: float
+    covered: bool
+
+
+def _judge(report: Report, judged: Sequence[Judged]) -> None:
     """Fill in what the cells so far show, and write it: each takes minutes, and there are many."""
-    report.figures |= {"regret": lost, "corrected regret": corrected}
+    gains = [each.gain for each in judged]
     report.bars.clear()
     mean = f"{statistics.mean(gains):+.2f} points on average ({min(gains):+.2f} to {max(gains):+.2f})"
     report.notes[:] = [f"Against frozen features of the last stage with a logistic head: {mean}."]
-    for what, values in (("regret", lost), ("corrected regret", corrected)):
-        report.bars.append(Bar(f"mean {what}, points", [statistics.mean(values)], "≤", 0.5))
-        report.bars.append(Bar(f"worst {what}, points", [max(values)], "≤", 2.0))
+    for what in ("regret", "corrected"):
+        values = [getattr(each, what) for each in judged]
+        draws = dict[tuple[str, int], list[float]]()
+        for each, value in zip(judged, values, strict=True):
+            draws.setdefault((each.cell.data.name, each.cell.count), []).append(value)
+        said = "regret" if what == "regret" else "corrected regret"
+        report.figures[said] = values
+        report.bars.append(Bar(f"mean {said}, points", [statistics.mean(values)], "≤", 0.5))
+        worst = max(map(statistics.mean, draws.values()))
+        report.bars.append(Bar(f"worst {said}, points, mean over the draws of a set", [worst], "≤", 2.0))
+        report.notes.append(f"The worst {said} of a single draw is {max(values):.2f} points.")
+    errors = [each.error for each in judged]
     report.bars += [
-        Bar("sets on which auto is significantly worse than last, logistic", [float(worse)], "=", 0),
+        Bar(
+            "draws on which auto is significantly worse than last, logistic",
+            [sum(each.worse for each in judged)],
+            "=",
+            0,
+        ),
         Bar("mean ECE on held-out images", [statistics.mean(errors)], "≤", 0.05, "", 3),
         Bar("worst ECE on held-out images", [max(errors)], "≤", 0.05, "", 3),
-        Bar("expected ranges that hold the accuracy, share", [statistics.mean(covered)], "≥", 0.9),
+        Bar(
+            "expected ranges that hold the accuracy, share",
+            [statistics.mean(each.covered for each in judged)],
+            "≥",
+            0.9,
+        ),
     ]
     report.save()
 

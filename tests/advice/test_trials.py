@@ -88,7 +88,7 @@ def test_a_quick_trial_compares_a_few_trainable_stages_with_frozen_features(stri
 
     def tried(name, epochs, cut="third"):
         (tmp_path / name).mkdir()
-        monkeypatch.setattr(quick_trials, "TRIED_EPOCHS", epochs)
+        monkeypatch.setattr(quick_trials, "FEW_EPOCHS", epochs)
         return quick_trial(advice, request, FineTuning(Stranger(epochs)), cut, tmp_path / name)
 
     comparison = tried("long", 40)

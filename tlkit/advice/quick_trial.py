@@ -78,13 +78,14 @@ def quick_trial(
     inputs = _activations(trunk, first, examples, phases[-1], folder, seed, progress)
     best, default = best_head(advice.heads, cut), available(request.heads, request.strategies, known).head
     name, settings = (default, {}) if best is None else (best.head, best.settings)
-    head: Head = configure(named(request.heads, name), settings)
+    frozen: Head = configure(named(request.heads, name), settings)
+    head: Head = named(request.heads, default)  # of the fine-tuned stages, as in a whole training
     logits = np.zeros((2, 2, len(rows), classes), np.float32)  # of (frozen, fine-tuned) for (images, copies)
     tick = progress(f"trial with {len(trunk.names) - first} trainable stages", len(rows))
     for fitted, held in split:
         train, val, copies = (replace(each, fold=part) for each, part in zip(inputs, (fitted, held, held), strict=True))
         fold = labels[fitted], classes, seed, None if groups is None else groups[fitted]
-        solved = solve_head(head, features[fitted], *fold)
+        solved = solve_head(frozen, features[fitted], *fold)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             learner, tuned = new_module(head.stand_in() or head, trunk.width, classes), copy.deepcopy(trunk)
@@ -116,7 +117,7 @@ def _tried(phases: Sequence[Phase], stages: Sequence[str], images: int) -> list[
     """Return the phases of a quick trial: those of the head, and the last one with a few of its trainable stages."""
     deepest, epochs = (FEW_STAGES, FEW_EPOCHS) if images <= FEW else (TRIED_STAGES, TRIED_EPOCHS)
     last = next(phase for phase in reversed(phases) if phase.trainable)
-    kept = trainable_stages(last, stages)[-deepest:]
+    kept = tuple(name for name in trainable_stages(last, stages) if name != stages[0])[-deepest:]
     few = replace(last, trainable=kept, reinit=0, epochs=min(epochs, last.epochs), patience=0)
     return [*(phase for phase in phases if not phase.trainable), few]
 
