@@ -352,7 +352,7 @@ def train(args: Any) -> int:
 
         os.environ.update(environment(work / "site"))
         table = _table(work / "small", args.many)
-        options = "--backbone tiny --head line --strategy frozen --max-bad 1 --golden 0"
+        options = "--backbone tiny --head line --strategy frozen --max-bad 1 --golden 0 --set strategy.epochs=2"
         sides = {"tlkit train": [TLKIT, "train", str(table), "-o", str(work / "large"), *options.split()]}
         for head in ("logistic",) if SETTINGS.smallest else ("logistic", "knn"):
             sides[f"head {head}"] = [PYTHON, __file__, "--fit", head, str(args.rows)]
