@@ -157,3 +157,21 @@ def test_a_quick_trial_decides_whether_to_fine_tune(with_label_errors, tmp_path,
     assert tuple(advised) == recommendation.accuracy
     if better:  # the validation images say more than the trial
         assert recommendation.accuracy == trained.metrics.balanced_interval
+
+
+@pytest.mark.parametrize(
+    ("on_val", "kept"),
+    [
+        ({"accuracy": (0.7, 0.7), "disturbed": (0.7, 0.65)}, True),
+        ({"accuracy": (0.7, 0.65), "disturbed": (0.7, 0.9)}, False),
+    ],
+)
+def test_the_images_of_the_quick_trial_count_but_none_worse_on_val_is_kept(
+    with_label_errors, tmp_path, monkeypatch, on_val, kept
+):
+    monkeypatch.setattr(auto, "quick_trial", lambda *_: comparison(better=True, images=40))
+    monkeypatch.setattr(trials, "compared", lambda *_, **__: comparison(better=False, **on_val))
+    policy = replace(eager(1), fine_tuning=FineTuningPolicy(epochs=1))
+    trained, advice = train_auto(with_label_errors, tmp_path / "run", ask(policy=policy))
+    assert trained.strategy == ("probe-then-tune" if kept else "frozen")
+    assert ("on 56 held-out images" in advice.recommendation.reasons[-1]) is kept

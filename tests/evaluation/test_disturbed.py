@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -65,3 +65,15 @@ def test_a_strict_comparison_asks_for_a_significant_gain(fine_tuned, better):
     comparison = Comparison.of(logits(30), fine_tuned, LABELS, strict=True)
     assert comparison.better is better
     assert "only a significant gain counts" in str(comparison)
+
+
+def test_two_comparisons_are_pooled_by_their_images():
+    """Of both together, accuracy and log loss are those of all images, and the errors what these would have."""
+    better, same = (Comparison.of(logits(20), each, LABELS, strict=False) for each in (logits(24), logits(20)))
+    pooled = better.pooled(same)
+    assert pooled.images == 80
+    assert pooled.accuracy == pytest.approx((0.5, 0.55))
+    assert pooled.disturbed == pytest.approx(np.mean([better.disturbed, same.disturbed], axis=0))
+    assert pooled.log_loss == pytest.approx(np.mean([better.log_loss, same.log_loss], axis=0))
+    assert pooled.errors == pytest.approx([each / 2 for each in better.errors])
+    assert pooled == replace(same.pooled(better), interval=better.interval)

@@ -217,7 +217,8 @@ def _tried(advice: Advice, request: AdviceRequest, folder: Path, progress: Progr
         return advice
     evidence = replace(advice.evidence, trial=Comparison.from_json(found))
     installed = available(request.heads, request.strategies, evidence.known)
-    return replace(advice, recommendation=recommend(evidence, installed, request.policy.fine_tuning))
+    recommendation = recommend(evidence, installed, request.policy.fine_tuning)
+    return replace(advice, evidence=evidence, recommendation=recommendation)
 
 
 def _report(advice: Advice) -> Mapping[str, Any]:

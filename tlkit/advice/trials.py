@@ -199,7 +199,7 @@ class Trials:
         if (evidence := advice.evidence) is None or not plans:
             return advice, 0
         known, asked, best, skipped = advice.dataset.statistics, advice.recommendation, baseline, 0
-        head = available(self.request.heads, self.request.strategies, known).head
+        installed = available(self.request.heads, self.request.strategies, known)
         val = advice.dataset.without(baseline.trained.rejected).of("val")
         # A quick trial sees more images than there are to validate on.
         strict = advice.analysis.shift.domain == "similar" and not (evidence.trial and evidence.trial.better)
@@ -213,22 +213,25 @@ class Trials:
                 chosen = chosen.with_reasons(f"the budget is too small for {plan.strategy.name}")
                 continue
             stages = advice.analysis.trunk.names
-            tuned = asked.fine_tuned(plan.limited(epochs), head, evidence.cut.name, stages, known)
+            tuned = asked.fine_tuned(plan.limited(epochs), installed.head, evidence.cut.name, stages, known)
             try:
                 trial = run_trial(advice.source, place, self.request, tuned, self.progress, self.options)
             except DataError as problem:  # the images are good: the baseline was trained on them
                 chosen = chosen.with_reasons(f"{name_of(tuned)} failed: {problem.what}")
                 continue
             trials.append(trial.to_json())
-            comparison = self._compared(val, best, trial, strict=strict)
-            # Whatever its copies say, none takes the place of one that is better on the images themselves.
-            if comparison.better and comparison.accuracy[1] >= comparison.accuracy[0]:
-                reason = f"{trial.name} is better than {best.name}: {comparison}"
+            found = on_val = self._compared(val, best, trial, strict=strict)
+            if evidence.trial is not None and best is baseline and plan == installed.fine_tuning:
+                found = on_val.pooled(evidence.trial)
+            # Whatever else says, none takes the place of one that is better on the validation images themselves.
+            if found.better and on_val.accuracy[1] >= on_val.accuracy[0]:
+                reason = f"{trial.name} is better than {best.name}: {found}"
                 tuned = replace(tuned, accuracy=trial.trained.metrics.balanced_interval, reasons=chosen.reasons)
                 best, chosen = trial, tuned.with_reasons(reason)
                 self.keep(trial, replace(advice, trials=list(trials), recommendation=chosen))
             else:
-                chosen = chosen.with_reasons(f"{trial.name} is not better than {best.name}: {comparison}")
+                evident = on_val if found.better else found
+                chosen = chosen.with_reasons(f"{trial.name} is not better than {best.name}: {evident}")
         return replace(advice, trials=trials, recommendation=chosen), skipped
 
     def _compared(self, val: Sequence[Sample], best: Trial, trial: Trial, *, strict: bool) -> Comparison:

@@ -6,8 +6,9 @@ Perturbations", ICLR 2019, at a middle severity. They are applied to an image as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
@@ -99,6 +100,24 @@ class Comparison:
             errors=(_error(differences[0], shares), _error(differences.mean(axis=0), shares)),
             interval=balanced_interval(np.bincount(labels, correct[1][0]).astype(np.int64), sizes),
             strict=strict,
+        )
+
+    def pooled(self, other: Comparison) -> Comparison:
+        """Return the comparison on the images of both; the interval stays."""
+        images = self.images + other.images
+        one, two = self.images / images, other.images / images
+
+        def mean(ours: tuple[float, float], theirs: tuple[float, float]) -> tuple[float, float]:
+            return one * ours[0] + two * theirs[0], one * ours[1] + two * theirs[1]
+
+        errors = (math.hypot(one * ours, two * theirs) for ours, theirs in zip(self.errors, other.errors, strict=True))
+        return replace(
+            self,
+            images=images,
+            accuracy=mean(self.accuracy, other.accuracy),
+            disturbed=mean(self.disturbed, other.disturbed),
+            log_loss=mean(self.log_loss, other.log_loss),
+            errors=(next(errors), next(errors)),
         )
 
     @property
