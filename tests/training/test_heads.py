@@ -66,11 +66,15 @@ def test_one_image_more_or_less_does_not_decide_on_the_solved_head():
 
 
 def test_a_head_that_can_not_be_solved_keeps_its_trained_weights_and_says_why():
-    trained = linear(1.0)
-    assert refit_head(Line(), trained, EXAMPLES, EXAMPLES, 2, 0) == (trained, [])
-    kept, (line,) = refit_head(Unsolvable(), trained, EXAMPLES, EXAMPLES, 2, 0)
-    assert kept is trained
-    assert line == {"solved": "line", "kept": False, "because": "a class has one image", "val_temperature": 1.0}
+    for head, said in (
+        (Line(), {"trained": "line"}),
+        (Unsolvable(), {"solved": "line", "kept": False, "because": "a class has one image"}),
+    ):
+        trained = linear(1.0)
+        kept, (line,) = refit_head(head, trained, EXAMPLES, EXAMPLES, 2, 0)
+        assert kept is trained
+        assert line.pop("val_temperature") < 1  # it is always right
+        assert line == said
 
 
 def test_a_trained_head_is_calibrated_on_enough_images_without_a_change_of_its_predictions():
@@ -83,12 +87,19 @@ def test_a_trained_head_is_calibrated_on_enough_images_without_a_change_of_its_p
     after = head_logits(head, val.features)
     assert np.allclose(after * temperature, before, rtol=1e-4)
     assert softmax(after).max(1).mean() == pytest.approx(0.75, abs=0.02)
-    assert calibrate(linear(9.0), val, "sigmoid") == calibrate(linear(9.0), EXAMPLES, "softmax") == 1.0
+    assert calibrate(linear(9.0), val, "sigmoid") == 1.0
     val.features[25:40] = val.features[25:40, ::-1]
     behind = nn.Sequential(linear(9.0), nn.Tanh())  # logits that its linear layer does not scale
     unscaled = head_logits(behind, val.features)
     assert calibrate(behind, val, "softmax") == 1.0
     assert np.allclose(head_logits(behind, val.features), unscaled, rtol=1e-5)
+
+
+def test_of_few_images_the_temperature_stays_near_1():
+    few, many_more = many(8), many(400)
+    for val in (few, many_more):
+        val.features[::4] = val.features[::4, ::-1]
+    assert 1.2 < calibrate(linear(9.0), few, "softmax") < calibrate(linear(9.0), many_more, "softmax") / 2
 
 
 class Overconfident(Line):
@@ -124,8 +135,10 @@ class Dishonest(Replaced):
 
 def test_in_place_of_a_stand_in_the_head_is_solved_whatever_that_loses():
     kept, (line,) = refit_head(Replaced(), linear(1.0), EXAMPLES, EXAMPLES, 2, 0)
-    assert torch.equal(kept.weight, linear(-3.0).weight)
-    assert line == {"solved": "line", "trained": "line", "val_temperature": 1.0}
+    temperature = line.pop("val_temperature")
+    assert temperature > 1  # it is always wrong
+    assert torch.allclose(kept.weight * temperature, linear(-3.0).weight)
+    assert line == {"solved": "line", "trained": "line"}
     with pytest.raises(UsageError, match=r"names a stand-in, and was not solved; .*author of the head"):
         refit_head(Dishonest(), linear(1.0), EXAMPLES, EXAMPLES, 2, 0)
 

@@ -28,7 +28,8 @@ from tlkit.util.text import listed
 
 SIGNIFICANT = 1.96  # standard errors
 MIN_LOSS = 1e-3  # nats; a difference below is none
-CALIBRATED = 10  # images per class from which a temperature is fitted to them
+CALIBRATED = 10  # images per class, of fewer of which the temperature stays near 1
+PRIOR = 0.5  # standard deviation of its logarithm then, before any image is seen
 TEMPERATURE, THRESHOLDS = slice(0, None, 2), slice(1, None, 2)  # of them: those for it, and those for sets of labels
 VAL_TEMPERATURE = "val_temperature"  # in the history
 Probabilities = NDArray[np.float32]
@@ -183,14 +184,15 @@ def _is_worse(one: Probabilities, other: Probabilities, labels: NDArray[np.int64
 def calibrate(head: nn.Module, val: Examples, activation: str) -> float:
     """Divide the logits of a head by the temperature that suits half of `val`, in its last layer; return it.
 
-    The other half is left for the thresholds of sets of labels. 1.0, and the head as it was, if there are too few
-    images to tell, no linear layer at its end, or classes overlap.
+    The other half is left for the thresholds of sets of labels. 1.0, and the head as it was, if it does not end in a
+    linear layer, or classes overlap.
     """
     logits = head_logits(head.eval(), val.features)
     layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
-    if activation != "softmax" or len(val.labels) < CALIBRATED * logits.shape[1] or not layers:
+    if activation != "softmax" or not layers:
         return 1.0
-    temperature = fit_temperature(logits[TEMPERATURE].astype(np.float64), val.labels[TEMPERATURE])[0]
+    prior = PRIOR if len(val.labels) < CALIBRATED * logits.shape[1] else None
+    temperature = fit_temperature(logits[TEMPERATURE].astype(np.float64), val.labels[TEMPERATURE], prior)[0]
     _divide(layers[-1], temperature)
     if np.allclose(head_logits(head, val.features) * temperature, logits, rtol=1e-3, atol=1e-3):
         return temperature

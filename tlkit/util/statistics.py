@@ -179,23 +179,27 @@ def unit(rows: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
-def fit_temperature(scores: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> tuple[float, float]:
+def fit_temperature(
+    scores: NDArray[np.floating[Any]], labels: NDArray[np.int64], prior: float | None = None
+) -> tuple[float, float]:
     """Return the temperature T that minimizes the log loss of softmax(scores / T), and that log loss.
 
     `scores` `(n, classes)` must be of held-out rows. Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural
     Networks", ICML 2017, section 4.2, with the targets of Platt 1999, two imagined rows that are spread evenly over the
     classes: if every row is classified right, the bare likelihood has no optimum but T = 0. A row for each class would
-    make the probabilities of few images in many classes far too low.
+    make the probabilities of few images in many classes far too low. In place of these rows, a `prior` is the standard
+    deviation that log T has before any row is seen, around 0.
     """
     from scipy.optimize import minimize_scalar
 
     rows, classes = scores.shape
     right = scores[np.arange(rows), labels]
-    expected = float(np.mean(rows * right + IMAGINED_ROWS / classes * scores.sum(axis=1))) / (rows + IMAGINED_ROWS)
+    imagined, penalty = (IMAGINED_ROWS, 0.0) if prior is None else (0, 0.5 / (rows * prior**2))
+    expected = float(np.mean(rows * right + imagined / classes * scores.sum(axis=1))) / (rows + imagined)
 
     def smoothed(log_beta: float) -> float:
         beta = np.exp(log_beta)
-        return float(np.mean(log_sum_exp(beta * scores)) - beta * expected)
+        return float(np.mean(log_sum_exp(beta * scores)) - beta * expected) + penalty * log_beta**2
 
     bounds = (-np.log(MAX_TEMPERATURE), -np.log(MIN_TEMPERATURE))
     beta = float(np.exp(minimize_scalar(smoothed, bounds=bounds, method="bounded").x))
