@@ -60,14 +60,14 @@ def main() -> int:
     options.add_argument(
         "--tunings", nargs="*", type=int, help="for regret: which of FINE_TUNING, by number (default: all)"
     )
-    options.add_argument("--draws", type=int, default=1, help="of so many images from each set, for these")
+    options.add_argument("--draws", nargs="+", type=int, default=[1], help="of so many images from each set, by count")
     args = parsed(options, sets=list(NAMES[:1]), counts=[24])
     if args.tunings is not None:
         FINE_TUNING[:] = [FINE_TUNING[number] for number in args.tunings]
     if args.smallest:
         smallest(args)
-    root = existing(args.data, "--data")
-    codes = []
+    draws = (args.draws + args.draws[-1:] * len(args.counts))[: len(args.counts)]
+    root, codes = existing(args.data, "--data"), []
     for part in args.parts:
         if part not in PARTS:
             sys.exit(f"there is no part {part!r}; choose of {', '.join(PARTS)}")
@@ -79,8 +79,8 @@ def main() -> int:
                 "rules": lambda: rules(root, args.work),
                 "joined": lambda: joined(root, args.work),
                 "audit": lambda: audits(root, args.repeat),
-                "ways": lambda: ways(root, args.work, args.sets, args.counts, args.draws),
-                "regret": lambda: regret(root, args.work, args.sets, args.counts, args.draws),
+                "ways": lambda: ways(root, args.work, args.sets, args.counts, draws),
+                "regret": lambda: regret(root, args.work, args.sets, args.counts, draws),
             }[part]()
         )
     return max(codes)

@@ -16,7 +16,7 @@ import numpy as np
 from _bench import SIZES, Bar, Report
 
 import tlkit
-from advising.sets import BACKBONES, MAX_TESTED, NAMES, Set, backbone, quiet, seen_in_part, table
+from advising.sets import BACKBONES, MAX_TESTED, Set, backbone, quiet, seen_in_part, table
 from advising.sets import load as load_set
 from tlkit.data import dataset as datasets
 from tlkit.evaluation.metrics import score
@@ -81,7 +81,7 @@ class Cell:
         return table(room / "set.csv", self.data, all=self.data.draw(self.count, self.seed))
 
 
-def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequence[int] = COUNTS, draws: int = 1) -> int:
+def regret(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], draws: Sequence[int]) -> int:
     report = Report(
         "advise-regret",
         "The accuracy on held-out images of what `tlkit train --strategy auto` made of so many images, against the "
@@ -94,7 +94,7 @@ def regret(root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequenc
             "heads": ", ".join(HEADS),
             "fine-tuning": "; ".join(f"{named(*each)} (up to {most} images)" for *each, most in FINE_TUNING),
         }
-        | {"pixels": ", ".join(f"{name} {size}" for name, size in SIZES.items()), "draws": draws},
+        | {"pixels": ", ".join(f"{name} {size}" for name, size in SIZES.items()), "draws": ", ".join(map(str, draws))},
     )
     known, judged = Known(work / "exhaustive.jsonl"), list[Judged]()
     for cell in cells(root, names, counts, draws):
@@ -195,14 +195,14 @@ def _error(one: np.ndarray, other: np.ndarray, cell: Cell) -> float:
     return paired_difference(one, other, cell.truth).standard_error
 
 
-def cells(root: Path, names: Sequence[str], counts: Sequence[int], draws: int) -> Iterator[Cell]:
+def cells(root: Path, names: Sequence[str], counts: Sequence[int], draws: Sequence[int]) -> Iterator[Cell]:
     """Small ones first. A set with fewer images than asked for is taken whole, once."""
     taken = set()
-    for count in counts:
+    for count, most in zip(counts, draws, strict=True):
         for name in names:
             data = load_set(root, name)
             images = min(count, len(data.pool))
-            for seed in range(draws if images < len(data.pool) else 1):
+            for seed in range(most if images < len(data.pool) else 1):
                 if (name, images, seed) not in taken:
                     taken.add((name, images, seed))
                     yield Cell(data, images, seed)

@@ -12,7 +12,7 @@ from _bench import SETTINGS, Report
 
 import tlkit
 from advising.regret import Cell, Known, cells, trained
-from advising.sets import BACKBONES, NAMES
+from advising.sets import BACKBONES
 from tlkit.util.statistics import class_shares
 
 EMA = {"ema": 0.9}
@@ -27,16 +27,14 @@ WAYS: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
 }  # name: strategy, its options, other arguments of `tlkit.train`
 
 
-def ways(
-    root: Path, work: Path, names: Sequence[str] = NAMES, counts: Sequence[int] = (100, 500), draws: int = 1
-) -> int:
+def ways(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], draws: Sequence[int]) -> int:
     """Train each way once for every cell; what is done is kept in `work`."""
     report = Report(
         "advise-ways",
         "The balanced accuracy on held-out images of ways to fine-tune a trunk up to the stage at which `auto` would "
         f"cut it, against that of `{PLAIN}` with the options of `auto`, in percentage points. Blended: with "
         "`--blend auto`.",
-        {"backbone": BACKBONES[0], "head": "logistic", "draws": draws}
+        {"backbone": BACKBONES[0], "head": "logistic", "draws": ", ".join(map(str, draws))}
         | {name: f"{way} {dict(options)}" for name, (way, options, _) in WAYS.items()},
     )
     head = "line" if SETTINGS.smallest else "logistic"  # the tiny head that learns by gradient
