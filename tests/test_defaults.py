@@ -17,6 +17,7 @@ EXEMPT = {
     ("tlkit/advice/backbone_analysis.py", "energy"): "a figure of the confidence of a classifier",
     ("tlkit/cli/options.py", "tensorrt"): "a device: ONNX Runtime's execution provider",
     ("tlkit/runtime/providers.py", "tensorrt"): "a device: ONNX Runtime's execution provider",
+    ("tlkit/runtime/session.py", "tensorrt"): "a device: ONNX Runtime's execution provider",
     ("tlkit/cli/serve.py", "onnx"): "what is served unless another target is named",
     ("tlkit/cli/serve.py", "replace"): "Python's handling of text that can't be decoded",
     ("tlkit/conformance/declare.py", "onnx"): "a distribution on PyPI",

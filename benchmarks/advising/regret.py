@@ -143,7 +143,7 @@ def regret(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], 
 
 @dataclass(frozen=True)
 class Judged:
-    """What `auto` made of a cell: regrets and gain in points, and the calibration error."""
+    """Result of `auto` on a cell: regrets and gain in points, and the calibration error."""
 
     cell: Cell
     regret: float
@@ -209,7 +209,7 @@ def cells(root: Path, names: Sequence[str], counts: Sequence[int], draws: Sequen
 
 
 class Known:
-    """What is known of each option, kept in a file, as each takes minutes; "right" has a 1 for each correct image."""
+    """Results of options, kept in a file, as each takes minutes; "right" has a 1 for each correct image."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -1,4 +1,4 @@
-"""What other ways to fine-tune, and blended weights, gain over the one that `auto` uses, at the cut that it uses."""
+"""Gain of other ways to fine-tune, and of blended weights, over the one that `auto` uses, at the cut that it uses."""
 
 from __future__ import annotations
 

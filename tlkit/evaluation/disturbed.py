@@ -6,7 +6,6 @@ Perturbations", ICLR 2019, at a middle severity. They are applied to an image as
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -105,20 +104,13 @@ class Comparison:
     def pooled(self, other: Comparison) -> Comparison:
         """Return the comparison on the images of both; the interval stays."""
         images = self.images + other.images
-        one, two = self.images / images, other.images / images
-
-        def mean(ours: tuple[float, float], theirs: tuple[float, float]) -> tuple[float, float]:
-            return one * ours[0] + two * theirs[0], one * ours[1] + two * theirs[1]
-
-        errors = (math.hypot(one * ours, two * theirs) for ours, theirs in zip(self.errors, other.errors, strict=True))
-        return replace(
-            self,
-            images=images,
-            accuracy=mean(self.accuracy, other.accuracy),
-            disturbed=mean(self.disturbed, other.disturbed),
-            log_loss=mean(self.log_loss, other.log_loss),
-            errors=(next(errors), next(errors)),
-        )
+        shares = np.array([self.images, other.images]) / images
+        means: dict[str, Any] = {
+            name: tuple((shares @ [getattr(self, name), getattr(other, name)]).tolist())
+            for name in ("accuracy", "disturbed", "log_loss")
+        }
+        plain, both = np.hypot(*(shares[:, None] * [self.errors, other.errors])).tolist()
+        return replace(self, images=images, errors=(plain, both), **means)
 
     @property
     def better(self) -> bool:
