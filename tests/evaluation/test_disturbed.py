@@ -37,6 +37,7 @@ def test_a_copy_differs_by_its_turn_and_keeps_its_shape():
         (logits(30), logits(30, copies=36), True, "disturbed copies"),
         (logits(30), logits(30, copies=20), False, "disturbed copies"),
         (logits(30), logits(30), False, "disturbed copies"),  # of equals the frozen one
+        (logits(30), logits(30, margin=4.0), False, "disturbed copies"),  # nor by rounding
     ],
 )
 def test_the_accuracy_decides_and_within_its_error_copies_and_log_loss(frozen, fine_tuned, better, decided):

@@ -18,6 +18,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from tlkit.util.statistics import balanced_interval, class_shares, fit_temperature, log_loss
 
 SIGNIFICANT = 1.96  # standard errors
+MIN_GAIN = 0.005  # a difference below is none
 
 BLUR = 1 / 64  # standard deviation, as a share of the image's side
 BRIGHTNESS = 0.5
@@ -132,7 +133,7 @@ class Comparison:
             return significant, f"similar to the pretraining data, where only a significant gain counts: {found}"
         if abs(gain) > self.errors[0]:
             return gain > 0, "the accuracy on held-out images decided"
-        better = both - (self.log_loss[1] - self.log_loss[0]) / 2 > 0
+        better = both - (self.log_loss[1] - self.log_loss[0]) / 2 > max(self.errors[1], MIN_GAIN)
         return better, "the accuracy could be chance; disturbed copies and the log loss decided"
 
     def __str__(self) -> str:
