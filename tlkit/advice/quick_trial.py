@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tlkit.advice.backbone_analysis import stratified
-from tlkit.advice.selection import FineTuning, available, best_head
+from tlkit.advice.selection import FineTuning, available
 from tlkit.advice.trials import named
 from tlkit.data.dataset import folds_of, groups_of
 from tlkit.data.preprocessing import load
@@ -27,7 +27,6 @@ from tlkit.evaluation.disturbed import Comparison, disturbed
 from tlkit.model.modules import head_logits, solve_head
 from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Head, Phase, Progress, silent
-from tlkit.plugin.options import configure
 from tlkit.plugin.phases import trainable_stages
 from tlkit.training.activation_cache import ActivationCache, open_cache
 from tlkit.training.device import Device
@@ -56,10 +55,10 @@ def quick_trial(
 ) -> Comparison | None:
     """Return the comparison of frozen features with a few fine-tuned stages, cross-validated over training images.
 
-    Both end at the stage `cut`. Its best head on frozen features, and the phases of a plan with fewer epochs and
-    trainable stages, see the same folds; the best epoch is chosen on the held-out images and the head solved again, as
-    in any training. `folder` is for activations. None if the cut leaves no stage to freeze, or a fold would lack a
-    class.
+    Both end at the stage `cut`, under the head of fine-tuned trunks: one found best on these images would seem better
+    than it is. Frozen features, and the phases of a plan with fewer epochs and trainable stages, see the same folds.
+    The best epoch is chosen on the held-out images and the head solved again, as in any training. `folder` is for
+    activations. None if the cut leaves no stage to freeze, or a fold would lack a class.
     """
     dataset, seed, known = advice.dataset, request.seed, advice.dataset.statistics
     trunk = advice.analysis.trunk.upto(cut)
@@ -76,16 +75,13 @@ def quick_trial(
     features = np.ascontiguousarray(advice.analysis.features.at(cut)[rows])
     examples = Examples(features, labels, [sample.path for sample in samples], groups)
     inputs = _activations(trunk, first, examples, phases[-1], folder, seed, progress)
-    best, default = best_head(advice.heads, cut), available(request.heads, request.strategies, known).head
-    name, settings = (default, {}) if best is None else (best.head, best.settings)
-    frozen: Head = configure(named(request.heads, name), settings)
-    head: Head = named(request.heads, default)  # of the fine-tuned stages, as in a whole training
+    head: Head = named(request.heads, available(request.heads, request.strategies, known).head)
     logits = np.zeros((2, 2, len(rows), classes), np.float32)  # of (frozen, fine-tuned) for (images, copies)
     tick = progress(f"trial with {len(trunk.names) - first} trainable stages", len(rows))
     for fitted, held in split:
         train, val, copies = (replace(each, fold=part) for each, part in zip(inputs, (fitted, held, held), strict=True))
         fold = labels[fitted], classes, seed, None if groups is None else groups[fitted]
-        solved = solve_head(frozen, features[fitted], *fold)
+        solved = solve_head(head, features[fitted], *fold)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             learner, tuned = new_module(head.stand_in() or head, trunk.width, classes), copy.deepcopy(trunk)
