@@ -10,9 +10,10 @@ from typing import Any
 
 from _bench import SETTINGS, Report
 
-import tlkit
 from advising.regret import Cell, Known, cells, trained
-from advising.sets import BACKBONES
+from advising.sets import BACKBONES, backbone
+from tlkit import resolve
+from tlkit.advice.run import advise
 from tlkit.util.statistics import class_shares
 
 EMA = {"ema": 0.9}
@@ -57,9 +58,11 @@ def ways(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], dr
 
 def _cut(cell: Cell) -> str:
     """Return the stage up to which `auto` would fine-tune."""
-    options = {} if cell.size is None else {"backbone.size": cell.size}
+    request = resolve.advice_request(
+        [backbone(BACKBONES[0])], val=0.2, group=None, max_bad=0.01, seed=0, size=cell.size
+    )
     with tempfile.TemporaryDirectory() as folder:
-        advice = tlkit.advise(cell.source(Path(folder)), backbones=BACKBONES[0], options=options)
+        advice = advise(cell.source(Path(folder)), request)
     return advice.recommendation.cut if advice.evidence is None else advice.evidence.cut.name
 
 
