@@ -20,11 +20,11 @@ EMA = {"ema": 0.9}
 PLAIN = "probe-then-tune"  # as auto runs it
 WAYS: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     PLAIN: ("probe-then-tune", {"trunk_lr": 1e-3, **EMA}, {}),
-    "blended": ("probe-then-tune", {"trunk_lr": 1e-3, **EMA}, {"blend": "auto"}),
     "l2-sp": ("l2-sp", {"trunk_lr": 1e-3, **EMA}, {}),
     "bias-norm": ("bias-norm", EMA, {}),
     "lora": ("lora", EMA, {}),
     "surgical": ("surgical", EMA, {}),
+    "blended": ("probe-then-tune", {"trunk_lr": 1e-3, **EMA}, {"blend": "auto"}),
 }  # name: strategy, its options, other arguments of `tlkit.train`
 
 

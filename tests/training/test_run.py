@@ -25,6 +25,7 @@ from tlkit.model.bundle import HASH_BYTES, TRAINED_ON, count_trained_on, open_bu
 from tlkit.model.modules import run_modules
 from tlkit.plugin.contract import FEATURES, LOGITS, Augmentation, DatasetStatistics, Phase, Strategy
 from tlkit.runtime.model import Model
+from tlkit.training import heads
 from tlkit.training.config import RunOptions
 from tlkit.training.run import train
 from tlkit.training.run_directory import folder_of, is_unfinished
@@ -94,8 +95,8 @@ def changed_stages(bundle, original):
     return {stage_of(name) for name, tensor in bundle.trunk.items() if not np.array_equal(tensor, before[name])}
 
 
-def test_a_second_head_decodes_no_image(pictures, tiny_config, tiny_run, tmp_path):
-    assert tiny_run.exists()
+def test_a_second_head_decodes_no_image(pictures, tiny_config, tmp_path):
+    train(pictures, tmp_path / "first", tiny_config)
     assert train(pictures, tmp_path / "run", replace(tiny_config, cut="third")).decoded == 0
 
 
@@ -105,6 +106,12 @@ def test_weights_that_fit_are_used_at_another_size(pictures, tiny_config, tmp_pa
     assert bundle.record.preprocessing == replace(Tiny.preprocessing, size=48)
     exported(bundle.root, tiny_config.backbone, tiny_config.head)
     assert replayed(bundle.root).passed
+
+
+@pytest.fixture
+def uncalibrated(monkeypatch):
+    """The temperature of a head stays 1."""
+    monkeypatch.setattr(heads, "PRIOR", 1e-6)
 
 
 class TestFineTuning:
@@ -170,11 +177,12 @@ class TestFineTuning:
         original = run_modules(trunks.build(Tiny()), nn.Identity(), images)[FEATURES]
         assert not np.allclose(expected[FEATURES], original, atol=1e-2)
 
+    @pytest.mark.usefixtures("uncalibrated")
     def test_the_metrics_are_those_of_the_deployed_graph(self, pictures, config, tmp_path):
         trained = train(pictures, tmp_path / "run", config)
         bundle = open_bundle(tmp_path / "run")
         exported(bundle.root, config.backbone, config.head)
-        best = min(line["val_loss"] for line in history(tmp_path / "run"))
+        best = min(line["val_loss"] for line in history(tmp_path / "run") if "val_loss" in line)
         assert trained.metrics.log_loss == pytest.approx(best, rel=1e-3)
         assert bundle.record.metrics["val"]["log_loss"] == trained.metrics.log_loss
 
@@ -183,7 +191,7 @@ class TestFineTuning:
         strategy = replace(BY_NAME[name], epochs=4, head_lr=0.05, trunk_lr=0.01, batch_size=8)
         config = replace(tiny_config, backbone=Seeded(), strategy=strategy, cut="third")
         trained = train(pictures, tmp_path / "run", config)
-        losses = [line["train_loss"] for line in history(tmp_path / "run")]
+        losses = [line["train_loss"] for line in history(tmp_path / "run") if "train_loss" in line]
         assert losses[-1] < losses[0]
         assert trained.metrics.log_loss < np.log(3)
         exported(tmp_path / "run", tiny_config.backbone, tiny_config.head)
@@ -224,6 +232,7 @@ class TestRefit:
         head = next(head for head in HEADS if head.name == "logistic")
         return replace(config, head=replace(head, calibrate=False))
 
+    @pytest.mark.usefixtures("uncalibrated")
     def test_a_head_that_can_be_solved_is_solved_again_unless_it_is_significantly_worse(
         self, pictures, logistic, tmp_path
     ):
@@ -233,7 +242,7 @@ class TestRefit:
         loses = line["val_loss"] > line["trained_val_loss"] or line["val_accuracy"] < line["trained_val_accuracy"]
         assert line["kept"] or loses
         kept = "val_loss" if line["kept"] else "trained_val_loss"
-        assert trained.metrics.log_loss == pytest.approx(line[kept], rel=1e-6)
+        assert trained.metrics.log_loss == pytest.approx(line[kept], rel=1e-4)
 
     def test_it_can_be_left_out(self, pictures, logistic, tmp_path):
         train(pictures, tmp_path / "run", replace(logistic, refit=False))
@@ -284,10 +293,11 @@ class TestDivergence:
             train(pictures, tmp_path / "run", replace(config, **fine_tuning(Phase(2, 0.05), ruinous)))
         assert set(open_bundle(tmp_path / "run").record.provenance.values()) == {"original"}
 
+    @pytest.mark.usefixtures("uncalibrated")
     def test_the_bundle_holds_the_best_weights_before_it(self, pictures, config, tmp_path):
         with pytest.raises(DataError, match=r"run: the validation loss is nan .* epoch 3; the bundle holds"):
             train(pictures, tmp_path / "run", replace(config, head=ThirdIsNaN()))
-        lines = history(tmp_path / "run")
+        lines = [line for line in history(tmp_path / "run") if "val_loss" in line]
         assert len(lines) == 2
         log_loss = open_bundle(tmp_path / "run").record.metrics["val"]["log_loss"]
         assert log_loss == pytest.approx(min(line["val_loss"] for line in lines), rel=1e-3)
