@@ -24,6 +24,7 @@ from tlkit.model import trunk as trunks
 from tlkit.model.bundle import HASH_BYTES, TRAINED_ON, count_trained_on, open_bundle
 from tlkit.model.modules import run_modules
 from tlkit.plugin.contract import FEATURES, LOGITS, Augmentation, DatasetStatistics, Phase, Strategy
+from tlkit.runtime import feature_cache
 from tlkit.runtime.model import Model
 from tlkit.training import heads
 from tlkit.training.config import RunOptions
@@ -95,7 +96,8 @@ def changed_stages(bundle, original):
     return {stage_of(name) for name, tensor in bundle.trunk.items() if not np.array_equal(tensor, before[name])}
 
 
-def test_a_second_head_decodes_no_image(pictures, tiny_config, tmp_path):
+def test_a_second_head_decodes_no_image(pictures, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "RECENT_NS", 0)  # the pictures were written just now
     train(pictures, tmp_path / "first", tiny_config)
     assert train(pictures, tmp_path / "run", replace(tiny_config, cut="third")).decoded == 0
 
