@@ -101,10 +101,11 @@ def quick_trial(
             inputs=(train, val),
         ).fit()
         again = solve_head(head, _run(tuned, first, replace(val, fold=fitted)), *fold)
-        classifiers = (trunk, solved), (tuned, learner.eval() if again is None else again)
-        for side, (network, classifier) in enumerate(classifiers):
-            for part, each in enumerate((val, copies)):
-                logits[side, part, held] = head_logits(classifier, _run(network, first, each))
+        best = learner.eval() if again is None else again
+        logits[0, 0, held] = head_logits(solved, features[held])
+        logits[0, 1, held] = head_logits(solved, _run(trunk, first, copies))
+        logits[1, 0, held] = head_logits(best, _run(tuned, first, val))
+        logits[1, 1, held] = head_logits(best, _run(tuned, first, copies))
         tick(len(held))
     return Comparison.of(logits[0], logits[1], labels, strict=False)
 
