@@ -92,7 +92,7 @@ def regret(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], 
         {
             "backbone": BACKBONES[0],
             "heads": ", ".join(HEADS),
-            "fine-tuning": "; ".join(f"{named(*each)} (up to {most} images)" for *each, most in FINE_TUNING),
+            "fine-tuning": "; ".join(f"{_named(*each)} (up to {most} images)" for *each, most in FINE_TUNING),
         }
         | {"pixels": ", ".join(f"{name} {size}" for name, size in SIZES.items()), "draws": ", ".join(map(str, draws))},
     )
@@ -160,17 +160,16 @@ def _judge(report: Report, judged: Sequence[Judged]) -> None:
     report.bars.clear()
     mean = f"{statistics.mean(gains):+.2f} points on average ({min(gains):+.2f} to {max(gains):+.2f})"
     report.notes[:] = [f"Against frozen features of the last stage with a logistic head: {mean}."]
-    for what in ("regret", "corrected"):
-        values = [getattr(each, what) for each in judged]
+    regrets = {"regret": [each.regret for each in judged], "corrected regret": [each.corrected for each in judged]}
+    report.figures |= regrets
+    for what, values in regrets.items():
         draws = dict[tuple[str, int], list[float]]()
         for each, value in zip(judged, values, strict=True):
             draws.setdefault((each.cell.data.name, each.cell.count), []).append(value)
-        said = "regret" if what == "regret" else "corrected regret"
-        report.figures[said] = values
-        report.bars.append(Bar(f"mean {said}, points", [statistics.mean(values)], "≤", 0.5))
+        report.bars.append(Bar(f"mean {what}, points", [statistics.mean(values)], "≤", 0.5))
         worst = max(map(statistics.mean, draws.values()))
-        report.bars.append(Bar(f"worst {said}, points, mean over the draws of a set", [worst], "≤", 2.0))
-        report.notes.append(f"The worst {said} of a single draw is {max(values):.2f} points.")
+        report.bars.append(Bar(f"worst {what}, points, mean over the draws of a set", [worst], "≤", 2.0))
+        report.notes.append(f"The worst {what} of a single draw is {max(values):.2f} points.")
     errors = [each.error for each in judged]
     report.bars += [
         Bar(
@@ -249,10 +248,10 @@ def _options(cell: Cell) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
             yield f"frozen, {stage}, {head}", lambda stage=stage, head=head: _solved(cell, stage, head)
     for *way, most in FINE_TUNING:
         if cell.count <= most:
-            yield named(*way), lambda way=way: trained(cell, *way)
+            yield _named(*way), lambda way=way: trained(cell, *way)
 
 
-def named(strategy: str, settings: Mapping[str, Any], cut: str) -> str:
+def _named(strategy: str, settings: Mapping[str, Any], cut: str) -> str:
     return ", ".join([strategy, cut, *(f"{name} {value}" for name, value in settings.items())])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from _bench import SETTINGS, Report
+from tlkit_standard.strategies.plans import AUTO
 
 from advising.regret import Cell, Known, cells, trained
 from advising.sets import BACKBONES, backbone
@@ -16,15 +17,15 @@ from tlkit import resolve
 from tlkit.advice.run import advise
 from tlkit.util.statistics import class_shares
 
-EMA = {"ema": 0.9}
+AVERAGED = {"ema": AUTO["ema"]}
 PLAIN = "probe-then-tune"  # as auto runs it
 WAYS: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
-    PLAIN: ("probe-then-tune", {"trunk_lr": 1e-3, **EMA}, {}),
-    "l2-sp": ("l2-sp", {"trunk_lr": 1e-3, **EMA}, {}),
-    "bias-norm": ("bias-norm", EMA, {}),
-    "lora": ("lora", EMA, {}),
-    "surgical": ("surgical", EMA, {}),
-    "blended": ("probe-then-tune", {"trunk_lr": 1e-3, **EMA}, {"blend": "auto"}),
+    PLAIN: ("probe-then-tune", AUTO, {}),
+    "l2-sp": ("l2-sp", AUTO, {}),
+    "bias-norm": ("bias-norm", AVERAGED, {}),
+    "lora": ("lora", AVERAGED, {}),
+    "surgical": ("surgical", AVERAGED, {}),
+    "blended": ("probe-then-tune", AUTO, {"blend": "auto"}),
 }  # name: strategy, its options, other arguments of `tlkit.train`
 
 
