@@ -139,6 +139,6 @@ class AutomaticSession(Session):
 
     @cached_property
     def _record(self) -> Path:
-        facts = f"{files.sha256(self.file)} {config.machine()}, {cuda.gpu()}"
-        key = hashlib.sha256(facts.encode()).hexdigest()[:32]
+        identity = f"{files.sha256(self.file)} {config.machine()}, {cuda.gpu()}"
+        key = hashlib.sha256(identity.encode()).hexdigest()[:32]
         return files.cache_dir(SPEEDS) / f"{key}.json"
