@@ -65,7 +65,6 @@ def base_install(bench: Workbench) -> Verdict:
         "export {cut} --triton {out}",
         f"report {{cut}} {{test}} -o {bench.place('page')}.html",
         f"suggest {model} {{test}} -n 2 -o {bench.place('next')}.csv",
-        f"card {{cut}} -o {bench.place('card')}",
         "plugins",
         "plugins show logistic",
         "plugins new tlkit-new --kind head",
@@ -89,6 +88,7 @@ def base_install(bench: Workbench) -> Verdict:
         f"search {rows} {{test}} --model {{cut}}",
         f"search {rows} {{test}} --model {{cut}} --approximate",
         f"eval {model} {{test}} --plot {bench.place('plot')}.png",
+        f"card {{cut}} -o {bench.place('card')}",
         "bench {cut} --target onnx --batch-size 1",
         "serve {cut} --port 0",
     )
