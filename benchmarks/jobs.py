@@ -270,14 +270,14 @@ def _resume(work: Path, shards: int) -> dict[str, float]:
             work / "photos/light/01.png", work / f"many/{first // 1000:03}/{first:06}.png", place / f"{number:06}.png"
         )
     from tlkit import places
-    from tlkit.embedding import local
+    from tlkit.embedding import shard as sharding
     from tlkit.embedding.manifest import list_images, write_manifest
 
     opened = places.open_places(places.find_places(work / "many", None, {}))
     used = time.process_time()
     write_manifest(list_images(opened, Counter()), work / "listed.parquet", lambda *_: None)
     listing = time.process_time() - used
-    embed_shard = local.embed_shard
+    embed_shard = sharding.embed_shard
 
     def linked(job: Any, shard: int, *more: Any) -> Any:
         """Embed the first shard; the others have the same image, and get its files under their names."""
@@ -292,13 +292,13 @@ def _resume(work: Path, shards: int) -> dict[str, float]:
         facts = asdict(replace(first, shard=shard, files=dict(zip(names, first.files.values(), strict=True))))
         (out / job.commit(shard)).write_text(json.dumps(facts))
 
-    local.embed_shard = linked
+    sharding.embed_shard = linked
     try:
         embed(
             work / "run", work / "many", work / "out", settings={"shard_rows": 1}, progress=lambda *_: lambda *_: None
         )
     finally:
-        local.embed_shard = embed_shard
+        sharding.embed_shard = embed_shard
     job = open_job(work / "out")
     commit, neighbor = (work / "out" / job.commit(shard) for shard in (shards - 1, shards - 2))
     commit.unlink()

@@ -18,7 +18,7 @@ from tlkit.defaults import DEFAULT_TARGET
 from tlkit.embedding.job import Job, Place, open_job
 from tlkit.embedding.local import facts_of
 from tlkit.embedding.manifest import Opened
-from tlkit.embedding.shard import embed_shard, versions
+from tlkit.embedding.shard import embed_shards, versions
 from tlkit.errors import ResourceError, TlkitError
 from tlkit.runtime.model import Model
 from tlkit.util.resources import REFUSED, is_refused, use_at_most
@@ -49,7 +49,8 @@ def run_shard(start: Mapping[str, Any], shard: int) -> dict[str, Any]:
     def run() -> None:
         check_versions(start["versions"])
         job, model, opened_places = _open(json.dumps(dict(start)))
-        done.update(asdict(embed_shard(job, shard, model, opened_places, lambda _images: None)))
+        (commit,) = embed_shards(job, [shard], model, opened_places, lambda _images: None)
+        done.update(asdict(commit))
 
     error = _problem(run)
     return done if error is None else {"error": error}
@@ -86,7 +87,7 @@ def _serve(say: Callable[..., None]) -> None:
         for line in sys.stdin:
             shard = json.loads(line)["shard"]
             report = _Report(say)
-            embed_shard(job, shard, model, opened_places, report.add)
+            embed_shards(job, [shard], model, opened_places, report.add)
             report.flush()
             say(done=shard)
 

@@ -49,7 +49,7 @@ def by_threads(batches: Batches, workers: int) -> dict:
 
 def by_processes(batches: Batches, workers: int) -> dict:
     def work(batch: Sequence[Path]) -> None:
-        with decoders.decoded(batch, hashed=False):
+        with decoders.decoded([(str(path), None) for path in batch], hashed=False):
             pass
 
     def spent() -> float:

@@ -54,9 +54,16 @@ def decoders():
         yield made
 
 
-def test_pixels_hashes_and_reasons_are_those_of_this_process(decoders, files):
+def named(files):
+    return [(str(file), None) for file in files]
+
+
+@pytest.mark.parametrize("read", ["there", "here", "some here"])
+def test_pixels_hashes_and_reasons_are_those_of_this_process(decoders, files, read):
     for chunk in (files[:6], files[6:], files[2:3]):
-        with decoders.decoded(chunk, hashed=True) as (found, array):
+        here = [read != "there" and file.exists() and (read == "here" or n % 2) for n, file in enumerate(chunk)]
+        given = [(str(file), file.read_bytes() if own else None) for file, own in zip(chunk, here, strict=True)]
+        with decoders.decoded(given, hashed=True) as (found, array):
             good = [file for file, (_, reason) in zip(chunk, found, strict=True) if reason is None]
             assert len(array) == len(good) == len(chunk) - sum("broken" in str(file) for file in chunk)
             for file, pixels in zip(good, array, strict=True):
@@ -66,9 +73,11 @@ def test_pixels_hashes_and_reasons_are_those_of_this_process(decoders, files):
                 assert reason in (None, "no such file") or reason.startswith("is not an image")
 
 
-def test_a_process_that_was_killed_is_replaced_and_its_task_done_again(decoders, files):
+@pytest.mark.parametrize("size", [0, 2**22], ids=["files", "more than a pipe holds"])
+def test_a_process_that_was_killed_is_replaced_and_its_task_done_again(decoders, files, size):
     os.kill(decoders.all[-1].pid, signal.SIGKILL)
-    with decoders.decoded(files[:2], hashed=False) as (found, array):
+    given = [(str(file), file.read_bytes() + bytes(size) if size else None) for file in files[:2]]
+    with decoders.decoded(given, hashed=False) as (found, array):
         assert found == [("", None)] * 2
         assert np.array_equal(array[1], load(files[1], PREPROCESSING))
 
@@ -76,7 +85,7 @@ def test_a_process_that_was_killed_is_replaced_and_its_task_done_again(decoders,
 def test_one_that_dies_again_is_an_error_that_names_the_file(files, monkeypatch):
     monkeypatch.setattr(decoders_module.sys, "executable", "/bin/false")
     with closing(Decoders(PREPROCESSING, 2, 1, 1)) as made, pytest.raises(ResourceError) as caught:
-        made._run("{}", files[:2])
+        made._run("{}", named(files[:2]))
     assert "ended 2 times with exit code 1" in caught.value.what
     assert caught.value.file == str(files[0])
 

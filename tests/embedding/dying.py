@@ -4,18 +4,20 @@ import os
 from pathlib import Path
 
 from tlkit import worker
-from tlkit.embedding.shard import embed_shard
+from tlkit.embedding import shard as sharding
+
+embed_shard = sharding.embed_shard
 
 
-def dying(job, shard, model, places, tick):
+def dying(job, shard, batches, tick):
     flag = Path(os.environ["DIE"])
     if shard == 2 and not flag.exists():
         if flag.name != "always":
             flag.touch()
         os._exit(9)
-    return embed_shard(job, shard, model, places, tick)
+    return embed_shard(job, shard, batches, tick)
 
 
-worker.embed_shard = dying
+sharding.embed_shard = dying
 if __name__ == "__main__":
     worker.main()

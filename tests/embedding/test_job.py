@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,10 +14,14 @@ from pyarrow import parquet
 
 import tlkit
 from tests.kit.tiny import write_images
+from tlkit.data import decoders as decoders_module
+from tlkit.data.decoders import Decoders, Waits
 from tlkit.embedding import local, run
+from tlkit.embedding import shard as sharding
 from tlkit.embedding.audit import check, status
 from tlkit.embedding.job import open_job, shard_rows
 from tlkit.errors import ArtifactError, DataError, GateError, ResourceError, UsageError
+from tlkit.runtime import pipeline
 
 SHARDS = {"shard_rows": 10}
 
@@ -71,9 +76,9 @@ def test_the_same_command_resumes(tiny_trunk, photos, job, monkeypatch):
     (job / "part-00001.parquet").unlink()
     assert tlkit.embedding_status(job).missing == (1, 2)
     done = []
-    embed_shard = local.embed_shard
+    embed_shard = sharding.embed_shard
     monkeypatch.setattr(
-        local, "embed_shard", lambda job, shard, *more: done.append(shard) or embed_shard(job, shard, *more)
+        sharding, "embed_shard", lambda job, shard, *more: done.append(shard) or embed_shard(job, shard, *more)
     )
     tlkit.embed(tiny_trunk, photos, job)
     assert done == [1, 2]
@@ -106,6 +111,56 @@ def test_a_worker_that_dies_costs_a_try(tiny_trunk, photos, clean, tmp_path, mon
     monkeypatch.setenv("DIE", str(tmp_path / "died"))
     tlkit.embed(tiny_trunk, photos, tmp_path / "f", workers=2, settings=SHARDS)
     assert (tmp_path / "died").exists()
+    assert parts(tmp_path / "f") == parts(clean)
+
+
+@pytest.fixture
+def decoders(monkeypatch):
+    """Processes that decode all images of jobs; the list gets one for each time that they are started."""
+    started, starts = [], Decoders.__init__
+    monkeypatch.setattr(pipeline, "PROBED", 1)
+    monkeypatch.setattr(pipeline, "cores", lambda: 1)
+    monkeypatch.setattr(Waits, "seconds", lambda _: 1e3)
+    monkeypatch.setattr(Decoders, "__init__", lambda made, *given: started.append(made) or starts(made, *given))
+    return started
+
+
+def test_processes_decode_for_all_shards_of_a_job(tiny_trunk, photos, clean, tmp_path, decoders, monkeypatch):
+    monkeypatch.setattr(pipeline, "load", None)  # nothing is decoded here
+    tlkit.embed(tiny_trunk, photos, tmp_path / "f", settings=SHARDS)
+    assert parts(tmp_path / "f") == parts(clean)
+    assert len(decoders) == 1
+    assert all(process.returncode is not None for process in decoders[0].all)
+
+
+def test_threads_decode_for_a_job_where_processes_get_no_memory(
+    tiny_trunk, photos, clean, tmp_path, decoders, monkeypatch
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    tlkit.embed(tiny_trunk, photos, tmp_path / "f", settings=SHARDS)
+    assert parts(tmp_path / "f") == parts(clean)
+    assert len(decoders) == 1
+
+
+@pytest.mark.usefixtures("decoders")
+def test_a_job_whose_decoders_die_names_the_image_and_resumes(tiny_trunk, photos, clean, tmp_path, monkeypatch):
+    answer = decoders_module._answer
+
+    def dying(process, task, contents):
+        if any("light/09" in name for name, _ in task["images"]):
+            process.kill()
+        return answer(process, task, contents)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoders_module, "_answer", dying)
+        with pytest.raises(ResourceError, match="ended 2 times with exit code -9") as caught:
+            tlkit.embed(tiny_trunk, photos, tmp_path / "f", settings=SHARDS)
+    assert "light/0" in caught.value.file
+    assert tlkit.embedding_status(tmp_path / "f").done in (1, 2)
+    tlkit.embed(tiny_trunk, photos, tmp_path / "f", settings=SHARDS)
     assert parts(tmp_path / "f") == parts(clean)
 
 

@@ -1,8 +1,9 @@
 """Processes that decode images, where threads would wait for Python's lock.
 
-A decoder reads a JSON line per task from its stdin, the paths of some images, and writes their pixels into memory that
-it shares with its parent. The memory has no name, so nothing is left of it when both have ended, however that was; nor
-does /dev/shm limit it, which has 64 MB in a container. A decoder ends when its stdin does.
+A decoder reads a JSON line per task from its stdin, the names of some images, and the bytes of those that are no files.
+It writes their pixels into memory that it shares with its parent. The memory has no name, so nothing is left of it when
+both have ended, however that was; nor does /dev/shm limit it, which has 64 MB in a container. A decoder ends when its
+stdin does.
 
 Images per second on 16 cores of a Xeon, JPEGs of half a megapixel:
 
@@ -53,7 +54,8 @@ PROBED = 256  # images by which the waits of threads are measured, at least
 WAITS = "waits"  # in the cache
 TRIES = 2  # of a task whose decoder dies
 
-Decoded = tuple[str, str | None]  # SHA-256 of a file in hex, "" if not requested; the reason why it is unreadable
+Given = tuple[str, bytes | None]  # path of a file, or the name and the content of an image
+Decoded = tuple[str, str | None]  # SHA-256 of the content in hex, "" if not requested; the reason why it is unreadable
 
 
 class Waits:
@@ -132,15 +134,16 @@ class Decoders:
             self._slots.put(slot)
 
     @contextmanager
-    def decoded(self, paths: Sequence[Path], *, hashed: bool) -> Iterator[tuple[list[Decoded], NDArray[np.uint8]]]:
+    def decoded(self, images: Sequence[Given], *, hashed: bool) -> Iterator[tuple[list[Decoded], NDArray[np.uint8]]]:
         """Yield what is known of some images, at most a batch, and uint8 `(N, S, S, 3)` of those that are readable.
 
         The array is valid inside the context. Raises ResourceError if the process dies of them again.
         """
         slot = self._slots.get()
         try:
-            task = {"slot": slot, "hashed": hashed, "paths": list(map(os.fspath, paths))}
-            found: list[Decoded] = [(digest, reason) for digest, reason in self._run(task, paths)]
+            sizes = [(name, None if content is None else len(content)) for name, content in images]
+            task = {"slot": slot, "hashed": hashed, "images": sizes}
+            found: list[Decoded] = [(digest, reason) for digest, reason in self._run(task, images)]
             yield found, self._arrays[slot, : sum(reason is None for _, reason in found)]
         finally:
             self._slots.put(slot)
@@ -155,11 +158,11 @@ class Decoders:
                     stream.close()  # type: ignore[union-attr]  # both are pipes
         os.close(self._memory)
 
-    def _run(self, task: Mapping[str, Any], paths: Sequence[Path]) -> list[Any]:
-        process, code = self._idle.get(), 0
+    def _run(self, task: Mapping[str, Any], images: Sequence[Given]) -> list[Any]:
+        process, code, contents = self._idle.get(), 0, [content for _, content in images if content]
         try:
             for _ in range(TRIES):
-                if (answer := _answer(process, task)) is not None:
+                if (answer := _answer(process, task, contents)) is not None:
                     return answer
                 code = process.wait()
                 process = self._open()
@@ -168,7 +171,7 @@ class Decoders:
         finally:
             self._idle.put(process)
         what = f"a process that decodes images ended {TRIES} times with exit code {code}, at this file or the next"
-        raise ResourceError(what, file=paths[0], do="free some memory, use fewer --threads, or remove the image")
+        raise ResourceError(what, file=images[0][0], do="free some memory, use fewer --threads, or remove the image")
 
     def _open(self) -> subprocess.Popen[bytes]:
         variables = {
@@ -188,18 +191,18 @@ class Decoders:
         return process
 
 
-def _answer(process: subprocess.Popen[bytes], task: Mapping[str, Any]) -> list[Any] | None:
+def _answer(process: subprocess.Popen[bytes], task: Mapping[str, Any], contents: Sequence[bytes]) -> list[Any] | None:
     """Return what a decoder says of a task; None if it died."""
-    send(process, task)
+    send(process, task, contents)
     line = process.stdout.readline() if process.stdout else b""
     return json.loads(line) if line.endswith(b"\n") else None
 
 
-def send(process: subprocess.Popen[bytes], facts: Mapping[str, Any]) -> None:
-    """Write facts as a line of JSON to the stdin of a process; that it died is told by reading from it."""
+def send(process: subprocess.Popen[bytes], facts: Mapping[str, Any], contents: Sequence[bytes] = ()) -> None:
+    """Write facts as a line of JSON, and contents, to the stdin of a process; that it died is told by its answer."""
     with suppress(BrokenPipeError):
         if process.stdin is not None:
-            process.stdin.write(json.dumps(facts).encode() + b"\n")
+            process.stdin.writelines([json.dumps(facts).encode() + b"\n", *contents])
             process.stdin.flush()
 
 
@@ -211,17 +214,19 @@ def main(memory: int) -> None:
     """Decode what comes on stdin."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what native code prints is no answer
-    start = json.loads(sys.stdin.readline())
+    given = sys.stdin.buffer
+    start = json.loads(given.readline())
     facts: dict[str, Any] = start["preprocessing"]
     facts |= {name: tuple(value) for name, value in facts.items() if isinstance(value, list)}
     arrays, preprocessing = _mapped(memory, start["shape"]), Preprocessing(**facts)
-    for line in sys.stdin:
+    for line in given:
         task = json.loads(line)
         answer, slot, row = list[Decoded](), arrays[task["slot"]], 0
-        for path in task["paths"]:
+        for name, size in task["images"]:
             digest, reason = "", None
+            content = given.read(size or 0)
             try:
-                content = read_file(Path(path))
+                content = read_file(Path(name)) if size is None else content
                 digest = hashlib.sha256(content).hexdigest() if task["hashed"] else ""
                 slot[row] = load(content, preprocessing)
                 row += 1

@@ -19,7 +19,7 @@ from tlkit import errors
 from tlkit.data.decoders import send
 from tlkit.embedding.job import Job
 from tlkit.embedding.manifest import Opened
-from tlkit.embedding.shard import embed_shard, note_failure
+from tlkit.embedding.shard import embed_shards, note_failure
 from tlkit.errors import ResourceError, TlkitError
 from tlkit.runtime.model import Model
 from tlkit.util.resources import cores, own_environment
@@ -36,8 +36,7 @@ def in_process(model: Model, places: Sequence[Opened]) -> Executor:
     """Return the executor that runs every shard here, with all threads."""
 
     def run(job: Job, shards: Sequence[int], tick: Tick) -> None:
-        for shard in shards:
-            embed_shard(job, shard, model, places, tick)
+        embed_shards(job, shards, model, places, tick)
 
     return run
 

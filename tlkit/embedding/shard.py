@@ -1,12 +1,14 @@
-"""One shard of a job: the same function whoever calls it, and as often as it is called."""
+"""Shards of a job: the same functions whoever calls them, and as often as they are called."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ from tlkit.errors import DataError, ResourceError, TlkitError
 from tlkit.plugin.contract import FEATURES
 from tlkit.runtime.embedding import PLAIN, row_groups
 from tlkit.runtime.model import Model
-from tlkit.runtime.pipeline import ImageRecord, StoredImage
+from tlkit.runtime.pipeline import Batch, ImageRecord, Parts, StoredImage
 from tlkit.util.files import sha256
 from tlkit.util.parquet import strings, vectors
 from tlkit.version import __version__
@@ -33,27 +35,36 @@ class Reject(NamedTuple):
     reason: str
 
 
-def embed_shard(job: Job, shard: int, model: Model, places: Sequence[Opened], tick: Callable[[int], object]) -> Commit:
-    """Write the features of one shard, its rejected images and, last of all, its commit.
+def embed_shards(
+    job: Job, shards: Sequence[int], model: Model, places: Sequence[Opened], tick: Callable[[int], object]
+) -> list[Commit]:
+    """Embed shards one after the other; images of the next are decoded while the last ones of another are computed.
 
-    Rows are in the order of the manifest, in batches that begin with the shard, so that it gives the same bytes again
-    on the same machine. `tick` is called with the number of images of each batch.
+    Batches begin with each shard, so that it gives the same bytes again on the same machine. `tick` is called with the
+    number of images of each batch.
     """
-    start = time.perf_counter()
-    rows, rejects = job.rows(shard), list[Reject]()
-    images = [StoredImage(row.key, partial(_read, row, places[row.source])) for row in rows]
-    left, hashes = iter(rows), dict[str, str]()
+    size = job.record.settings.batch_size
+    rows = ((StoredImage(row.key, partial(_read, row, places[row.source])) for row in job.rows(n)) for n in shards)
+    images = Parts(rows, sum(map(job.images, shards)))
+    with closing(model.stream(images, [FEATURES], hashed=True, batch_size=size)) as batches:
+        return [embed_shard(job, n, islice(batches, math.ceil(job.images(n) / size)), tick) for n in shards]
+
+
+def embed_shard(job: Job, shard: int, batches: Iterable[Batch], tick: Callable[[int], object]) -> Commit:
+    """Write the features of one shard, its rejected images and, last of all, its commit, in the manifest's order."""
+    start, hashes, images, reasons = time.perf_counter(), dict[str, str](), 0, dict[int, str]()
     with _part(job, shard, hashes) as write:
-        for batch in model.stream(images, [FEATURES], hashed=True, batch_size=job.record.settings.batch_size):
-            for image, row in zip(batch.images, left, strict=False):
-                if image.reason is not None:
-                    rejects.append(Reject(row.key, row.locator, image.reason))
+        for batch in batches:
+            reasons |= {n: image.reason for n, image in enumerate(batch.images, images) if image.reason is not None}
             if readable := batch.readable():
                 write(readable, batch.arrays[FEATURES])
+            images += len(batch.images)
             tick(len(batch.images))
+    rows = job.rows(shard) if reasons else []
+    rejects = [Reject(rows[n].key, rows[n].locator, reason) for n, reason in reasons.items()]
     _write_rejects(job, shard, rejects, hashes)
     seconds = round(time.perf_counter() - start, 3)
-    done = Commit(shard, job.record.identity, len(rows) - len(rejects), len(rejects), hashes, seconds, versions())
+    done = Commit(shard, job.record.identity, images - len(rejects), len(rejects), hashes, seconds, versions())
     job.folder.write_json(job.commit(shard), asdict(done))
     job.folder.remove(job.failed(shard))
     return done

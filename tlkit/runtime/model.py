@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from tlkit.plugin.detection import NOVELTY
 from tlkit.progress import shown
 from tlkit.runtime import config
 from tlkit.runtime.devices import AUTO, CPU, AutomaticSession
-from tlkit.runtime.pipeline import Batch, ImageInput, StoredImage, iter_images, stream
+from tlkit.runtime.pipeline import Batch, ImageInput, Parts, iter_images, stream
 from tlkit.runtime.session import HeadSession, OnnxSession, check_kernels
 from tlkit.util.files import local_path
 from tlkit.util.resources import cores
@@ -237,12 +237,12 @@ class Model:
 
     def stream(
         self,
-        images: Iterable[Source | StoredImage],
+        images: Iterable[Source] | Parts,
         outputs: Sequence[str],
         *,
         hashed: bool = False,
         batch_size: int | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         """Yield batches of images in order, with the named outputs and, if requested, the hashes of the files.
 
         `batch_size` is by default that of the session, with the best throughput.

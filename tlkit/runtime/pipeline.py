@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,14 @@ class StoredImage:
 
     name: str
     read: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Images of any storage in parts that no batch crosses, listed as they are needed; `count` is that of all."""
+
+    parts: Iterable[Iterable[StoredImage]]
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,7 @@ def iter_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[Source]:
 def stream(
     session: Session,
     preprocessing: Preprocessing,
-    images: Iterable[Source | StoredImage],
+    images: Iterable[Source] | Parts,
     outputs: Sequence[str] | None = None,
     *,
     hashed: bool = False,
@@ -100,10 +108,11 @@ def stream(
     Each worker decodes a batch, or has a process decode it where that is faster, and runs it. If the session gains
     nothing from concurrent calls, they are serialized and only the decoding overlaps.
     """
+    count = images.count if isinstance(images, Parts) else len(images) if isinstance(images, Sequence) else 0
     with ExitStack() as opened:
         tell: Callable[[int], object] | None = None
-        if isinstance(session, AutomaticSession) and isinstance(images, Sequence):
-            tell = opened.enter_context(session.running(len(images)))
+        if isinstance(session, AutomaticSession) and count:
+            tell = opened.enter_context(session.running(count))
         lock = nullcontext() if session.workers > 1 else threading.Lock()
         workers, size = max(session.workers, cores()), batch_size or session.batch_size
 
@@ -116,11 +125,10 @@ def stream(
             return _finite(records, results)
 
         if isinstance(session, OnnxSession | AutomaticSession) and session.device != CPU:
-            rows = min(size, len(images)) if isinstance(images, Sequence) else size
-            warming = threading.Thread(target=_warm_up, args=(session, rows))
+            warming = threading.Thread(target=_warm_up, args=(session, min(size, count or size)))
             warming.start()
             opened.callback(warming.join)
-        decoding = opened.enter_context(closing(_decoding(preprocessing, images, hashed, workers, size)))
+        decoding = opened.enter_context(closing(_decoding(preprocessing, images, count, hashed, workers, size)))
         for decode, some, threads in decoding:
             for batch in prefetch(partial(work, decode), some, workers=threads, ahead=2 * threads):
                 yield batch
@@ -129,16 +137,19 @@ def stream(
 
 
 def _decoding(
-    preprocessing: Preprocessing, images: Iterable[Source | StoredImage], hashed: bool, workers: int, size: int
+    preprocessing: Preprocessing, images: Iterable[Source] | Parts, count: int, hashed: bool, workers: int, size: int
 ) -> Generator[tuple[Decode, Iterator[Chunk], int]]:
     """Yield what decodes some of the images, these images, and the number of threads for it.
 
     Many files are decoded by processes if threads wait for each other too long, which the first of them tell.
     """
-    left, probed = chunks(enumerate(images), size), -(-max(PROBED, workers * size) // size)
+    parts: Iterable[Iterable[Source | StoredImage]] = images.parts if isinstance(images, Parts) else [images]
+    left = chain.from_iterable(chunks(enumerate(part), size) for part in parts)
+    probed = -(-max(PROBED, workers * size) // size)
     here = partial(_decoded_here, preprocessing, hashed)
-    if isinstance(images, Sequence) and len(images) > probed * size and all(isinstance(each, Path) for each in images):
-        waits, remaining = Waits(workers), len(images)
+    stored = isinstance(images, Parts) or (count > probed * size and all(isinstance(each, Path) for each in images))
+    if stored and count > probed * size:
+        waits, remaining = Waits(workers), count
         if not waits.outlast(remaining):
             yield partial(here, waits.load), islice(left, probed), workers
             waits.keep()
@@ -165,9 +176,11 @@ def _decoded_here(preprocessing: Preprocessing, hashed: bool, load: Load, chunk:
 
 @contextmanager
 def _decoded_there(decoders: Decoders, hashed: bool, chunk: Chunk) -> Iterator[Decoded]:
-    paths = [source for _, source in chunk if isinstance(source, Path)]
-    with decoders.decoded(paths, hashed=hashed) as (found, batch):
-        yield tuple(ImageRecord(str(path), *facts) for path, facts in zip(paths, found, strict=True)), batch
+    images = [_read(index, source) for index, source in chunk]
+    given = [(each.name, data if isinstance(data, bytes) else None) for each, data in images if not each.reason]
+    with decoders.decoded(given, hashed=hashed) as (found, batch):
+        facts = iter(found)
+        yield tuple(each if each.reason else ImageRecord(each.name, *next(facts)) for each, _ in images), batch
 
 
 def _finite(records: tuple[ImageRecord, ...], arrays: dict[str, NDArray[np.float32]]) -> Batch:
@@ -188,15 +201,23 @@ def _prepare(
     index: int, source: Source | StoredImage, preprocessing: Preprocessing, hashed: bool, load: Load
 ) -> tuple[ImageRecord, NDArray[np.uint8] | None]:
     """Read a file once, for its pixels and its hash; the array is None if the image is unreadable."""
-    name = f"image {index}"
-    if isinstance(source, Path | StoredImage):
-        name = source.name if isinstance(source, StoredImage) else str(source)
-    digest = ""
+    (record, content), digest = _read(index, source), ""
+    if record.reason:
+        return record, None
     try:
-        content = source.read() if isinstance(source, StoredImage) else source
         content = read_file(content) if isinstance(content, Path) else content
         if hashed and isinstance(content, bytes):
             digest = hashlib.sha256(content).hexdigest()
-        return ImageRecord(name, digest), load(content, preprocessing)
+        return replace(record, sha256=digest), load(content, preprocessing)
     except UnreadableImage as error:
-        return ImageRecord(name, digest, error.what), None
+        return ImageRecord(record.name, digest, error.what), None
+
+
+def _read(index: int, source: Source | StoredImage) -> tuple[ImageRecord, Source]:
+    """Return the name of an image, and its bytes if it is in a storage, or the reason why they can't be read."""
+    if isinstance(source, StoredImage):
+        try:
+            return ImageRecord(source.name), source.read()
+        except UnreadableImage as error:
+            return ImageRecord(source.name, reason=error.what), b""
+    return ImageRecord(str(source) if isinstance(source, Path) else f"image {index}"), source
