@@ -262,7 +262,7 @@ _FIXES = {
 
 def fault(provider: str) -> str | None:
     """Return the reason why a provider does not run a graph; None if it does. ONNX Runtime falls back silently."""
-    load_libraries()
+    load_libraries(provider)
     try:  # with its fallback, ONNX Runtime would print a banner to stdout where a provider fails
         session = onnxruntime.InferenceSession(_tiny_graph(), quiet_options(), providers=[provider], enable_fallback=0)
         if provider not in session.get_providers():

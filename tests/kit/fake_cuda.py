@@ -24,6 +24,7 @@ import pytest
 from tlkit_standard.targets.tensorrt_rtx import TensorRTRTX
 
 from tlkit.runtime import cuda as cuda_module
+from tlkit.runtime import tensorrt
 
 needs_rtx = pytest.mark.skipif(
     TensorRTRTX().missing() is not None, reason="needs tensorrt-rtx: pip install 'tlkit[tensorrt-rtx]'"
@@ -251,11 +252,12 @@ class CudaProvider:
 
 
 def replace_cuda(monkeypatch, **options):
-    """Let `--device cuda` mean the stand-in; return it and the class of ONNX Runtime's sessions there."""
+    """Let the devices of ONNX Runtime mean the stand-in; return it and the class of ONNX Runtime's sessions there."""
     cuda = Cuda(**options)
     made = type("Session", (CudaProvider,), {"opened": [], "cuda": cuda})
     monkeypatch.setattr(onnxruntime, "InferenceSession", made)
-    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    available = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setenv(tensorrt.TF32, "0")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
     monkeypatch.setattr(cuda_module, "runtime", lambda: cuda)
     return cuda, made

@@ -157,9 +157,7 @@ def test_kernels_are_prepared_while_the_first_images_are_decoded(file, pictures)
     assert {rows for _, rows, _ in session._bound._bindings} == {1, 8}
 
 
-def test_much_work_in_fp16_is_worth_a_preparation_and_tensorrt_is_told_of_fp16(
-    tiny_run, provider, tmp_path, monkeypatch
-):
+def test_much_work_in_fp16_is_worth_a_preparation_and_tensorrt_is_told_of_fp16(tiny_run, provider, tmp_path):
     file = tiny_run / "onnx/fp32/model.onnx"
     half = tmp_path / "half.onnx"
     graph = onnx.load(file)
@@ -172,7 +170,6 @@ def test_much_work_in_fp16_is_worth_a_preparation_and_tensorrt_is_told_of_fp16(
         assert options["cudnn_conv_algo_search"] == "HEURISTIC"
         assert ("prefer_nhwc" in options) == ("fuse_conv_bias" in options) == (path == half and images > 0)
         assert session.batch_size == (256 if images else 64)
-    monkeypatch.setattr(devices.onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
     for path in (file, half):
         OnnxSession(path, device="tensorrt")
         assert provider.opened[-1][0][1].get("trt_fp16_enable") == (None if path == file else "1")

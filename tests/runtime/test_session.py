@@ -204,8 +204,9 @@ class TestOnTheStandIn:
     @pytest.mark.usefixtures("provider")
     def test_int8_is_refused_but_by_verify(self, quantized, pictures, capsys):
         image = str(next((pictures / "dark").iterdir()))
-        assert cli.run(["predict", str(quantized), image, "--device", "cuda"]) == 5
-        assert re.search(r"no int8 kernels.*fp16.*tensorrt.*CPU", capsys.readouterr().err)
+        for device in ("cuda", "tensorrt"):
+            assert cli.run(["predict", str(quantized), image, "--device", device]) == 5
+            assert re.search(rf"no int8 kernels.*{device}.*fp16.*--tensorrt.*CPU", capsys.readouterr().err)
         assert cli.run(["predict", str(quantized), image, "--device", "cuda", "--allow-cpu"]) == 0
         assert "the CPU is used instead" in capsys.readouterr().err
         with OnnxSession(quantized, device="cuda") as opened:  # as verify does

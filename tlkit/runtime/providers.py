@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from tlkit.runtime import tensorrt
 from tlkit.runtime.cuda import Channel
 
 BATCH = 64  # rows of the buffers; larger batches run in parts
@@ -29,7 +30,7 @@ MANY_BATCH = 256
 CALLS = 2  # at once
 DEVICES = {  # the providers of each device, the first of which has to start
     "cuda": ("CUDAExecutionProvider",),
-    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
+    "tensorrt": (tensorrt.PROVIDER, "CUDAExecutionProvider"),
 }
 
 
@@ -46,13 +47,15 @@ def provider_options(
     shared = {"device_id": "0", "user_compute_stream": str(stream)}
     own = {"CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}}
     if half:
-        own["TensorrtExecutionProvider"] = {"trt_fp16_enable": "1"}
+        own[tensorrt.PROVIDER] = {"trt_fp16_enable": "1"}
         own["CUDAExecutionProvider"] |= {"prefer_nhwc": "1", "fuse_conv_bias": "1"} if many else {}
     return [(name, shared | own.get(name, {})) for name in DEVICES[device]]
 
 
-def load_libraries() -> None:
+def load_libraries(provider: str) -> None:
     """Load NVIDIA's libraries from Python packages, such as those of PyTorch; ONNX Runtime finds the system's only."""
+    if provider == tensorrt.PROVIDER:
+        tensorrt.load()
     load = getattr(onnxruntime, "preload_dlls", None)  # new in 1.21
     if load is not None:
         with redirect_stdout(StringIO()):  # it prints what is missing, and without that the provider does not start

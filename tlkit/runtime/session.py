@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, UsageError
 from tlkit.graph.metadata import select_head
 from tlkit.plugin.contract import FEATURES, Session
-from tlkit.runtime import cuda, providers
+from tlkit.runtime import cuda, providers, tensorrt
 from tlkit.util.files import open_regular, temporary_dir
 from tlkit.util.resources import REFUSED, cores, is_refused
 
@@ -172,16 +172,16 @@ def _explained(what: str, error: Exception, file: Path, device: str) -> TlkitErr
 
 
 def check_kernels(file: Path, device: str) -> None:
-    """Raise ResourceError for an int8 graph on CUDA: ONNX Runtime has no integer kernels there and computes in float.
+    """Raise ResourceError for an int8 graph on a GPU: ONNX Runtime's CUDA has no integer kernels and computes in float.
 
-    With Q/DQ between the layers it is slower than fp32, for the errors of int8.
+    With Q/DQ between the layers it is slower than fp32, for the errors of int8. TensorRT takes no zero points.
     """
-    if device != "cuda":
+    if device not in providers.DEVICES:
         return
     graph = onnx.load_model_from_string(read_graph(file)).graph
     if any(node.op_type == "QuantizeLinear" for node in graph.node):
-        what = "ONNX Runtime has no int8 kernels for the device cuda, where this graph would be slower than fp32"
-        raise ResourceError(what, file=file, do="take --precision fp16, or --device tensorrt, or the CPU")
+        what = f"ONNX Runtime has no int8 kernels for this graph on the device {device}: it would be slower than fp32"
+        raise ResourceError(what, file=file, do="take --precision fp16, or export it for --tensorrt, or the CPU")
 
 
 def _start_on_gpu(
@@ -192,7 +192,7 @@ def _start_on_gpu(
     if first not in onnxruntime.get_available_providers():
         what = f"this ONNX Runtime has no {first}"
         raise ResourceError(what, do='run: pip uninstall -y onnxruntime && pip install "tlkit[gpu]"')
-    providers.load_libraries()
+    providers.load_libraries(first)
     try:
         cuda.gpu()
         channel = cuda.Channel(cuda.runtime())
@@ -200,11 +200,13 @@ def _start_on_gpu(
         raise ResourceError(f"{first} does not start here: {error.what}", do=error.do) from error
     try:
         many = images >= providers.MANY
-        half = (many or device == "tensorrt") and _is_half(source)
-        settings = providers.provider_options(device, int(channel.stream), half=half, many=many)
-        session = _start(source, options, settings, file, device)
+        size = providers.MANY_BATCH if many else providers.BATCH
+        graph = _graph(source) if many or device == "tensorrt" else onnx.GraphProto()
+        settings = providers.provider_options(device, int(channel.stream), half=_is_half(graph), many=many)
+        if device == "tensorrt":
+            settings[0][1].update(tensorrt.options(source, graph, size))
+        session = tensorrt.started(lambda: _start(source, options, settings, file, device), settings[0][1])
         if session.get_providers()[0] == first:
-            size = providers.MANY_BATCH if many else providers.BATCH
             return session, providers.BoundSession(session, channel, batch_size=size)
     except TlkitError:
         channel.close()
@@ -213,10 +215,13 @@ def _start_on_gpu(
     raise ResourceError(f"{first} does not start here", do="see why with: tlkit doctor")
 
 
-def _is_half(source: bytes | str) -> bool:
+def _graph(source: bytes | str) -> onnx.GraphProto:
+    return (onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load_model(source)).graph
+
+
+def _is_half(graph: onnx.GraphProto) -> bool:
     """Return whether a graph has weights in fp16."""
-    graph = onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load_model(source)
-    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.graph.initializer)
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
 
 
 @contextmanager
