@@ -22,7 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _bench import DATA, SETTINGS, existing, parsed, parser
+from _bench import DATA, SETS, SETTINGS, existing, parsed, parser
 from advising.cost import SIZES, cost
 from advising.faults import audits
 from advising.joined import DRAWS as JOINED
@@ -53,24 +53,30 @@ def main() -> int:
     options.add_argument(
         "parts", nargs="*", default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (default: all)"
     )
-    options.add_argument("--data", type=Path, default=DATA, help="the folder of the four data sets")
+    options.add_argument("--data", type=Path, default=DATA, help="a folder whose subfolders are data sets")
     options.add_argument("--work", type=Path, default=Path("build/advise"), help="where what takes long is kept")
-    options.add_argument("--sets", nargs="+", default=NAMES, choices=NAMES, help="for regret and ways")
-    options.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="images to learn from, for these")
+    options.add_argument("--sets", nargs="+", metavar="SET", help="those to use (default: all subfolders of --data)")
+    options.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="to learn from, for regret and ways")
     options.add_argument(
         "--tunings", nargs="*", type=int, help="for regret: which of FINE_TUNING, by number (default: all)"
     )
     options.add_argument("--draws", nargs="+", type=int, default=[1], help="of so many images from each set, by count")
-    args = parsed(options, sets=list(NAMES[:1]), counts=[24])
+    args = parsed(options, counts=[24])
     if args.tunings is not None:
         FINE_TUNING[:] = [FINE_TUNING[number] for number in args.tunings]
+    root, codes = existing(args.data, "--data"), []
+    NAMES[:] = args.sets or sorted(each.name for each in root.iterdir() if each.is_dir())
+    for name in NAMES:
+        existing(root / name, "--sets")
     if args.smallest:
         smallest(args)
+    names = NAMES[:1] if args.smallest else NAMES
     draws = (args.draws + args.draws[-1:] * len(args.counts))[: len(args.counts)]
-    root, codes = existing(args.data, "--data"), []
     for part in args.parts:
         if part not in PARTS:
             sys.exit(f"there is no part {part!r}; choose of {', '.join(PARTS)}")
+        if part in ("shift", "cost") and not set(NAMES) <= set(SETS):
+            sys.exit(f"{part} is measured on {', '.join(SETS)} alone; choose other parts")
         codes.append(
             {
                 "shift": lambda: shift(root, args.repeat),
@@ -79,8 +85,8 @@ def main() -> int:
                 "rules": lambda: rules(root, args.work),
                 "joined": lambda: joined(root, args.work),
                 "audit": lambda: audits(root, args.repeat),
-                "ways": lambda: ways(root, args.work, args.sets, args.counts, draws),
-                "regret": lambda: regret(root, args.work, args.sets, args.counts, draws),
+                "ways": lambda: ways(root, args.work, names, args.counts, draws),
+                "regret": lambda: regret(root, args.work, names, args.counts, draws),
             }[part]()
         )
     return max(codes)

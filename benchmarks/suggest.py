@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from _bench import DATA, SETS, SETTINGS, SIZES, Bar, Report, existing, parsed, parser, workspace
+from _bench import DATA, SETS, SETTINGS, Bar, Report, existing, parsed, parser, workspace
 from advising.sets import Set, backbone, load, quiet
 from tlkit_standard.heads import HEADS
 
@@ -47,8 +47,8 @@ def main() -> int:
 def seen(data: Set) -> Seen:
     """The features at the size of input that suits the set."""
     print(data.name, len(data.files), file=sys.stderr, flush=True)
-    component, size = backbone(SETTINGS.backbone), SIZES.get(data.name)
-    trunk = trunks.build(component, preprocessing=None if size is None else trunks.resized(component, size))
+    component = backbone(SETTINGS.backbone)
+    trunk = trunks.build(component, preprocessing=None if data.size is None else trunks.resized(component, data.size))
     found = extract(data.files, trace.stage_graph(trunk), trunk.preprocessing, trunk.names, trunk.names[-1], quiet)
     return Seen(data, found.array)
 

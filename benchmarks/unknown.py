@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from _bench import DATA, SETS, SETTINGS, SIZES, Bar, Report, existing, parsed, parser, workspace
+from _bench import DATA, SETS, SETTINGS, Bar, Report, existing, parsed, parser, workspace
 from advising.sets import Set, backbone, load, quiet
 from tlkit_standard.detectors import DETECTORS
 from tlkit_standard.heads import HEADS
@@ -70,8 +70,8 @@ class Seen(NamedTuple):
 def seen(data: Set, others: list[Set]) -> Seen:
     """The features at the size of input that suits the set."""
     print(data.name, len(data.files), file=sys.stderr, flush=True)
-    component, size = backbone(SETTINGS.backbone), SIZES.get(data.name)
-    trunk = trunks.build(component, preprocessing=None if size is None else trunks.resized(component, size))
+    component = backbone(SETTINGS.backbone)
+    trunk = trunks.build(component, preprocessing=None if data.size is None else trunks.resized(component, data.size))
     strangers = [path for other in others for path in spread(list(other.files), STRANGERS // len(others))]
     found = extract(
         [*data.files, *strangers], trace.stage_graph(trunk), trunk.preprocessing, trunk.names, trunk.names[-1], quiet

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _bench import SIZES, Bar, Report
+from _bench import Bar, Report
 
 import tlkit
 from advising.sets import BACKBONES, MAX_TESTED, Set, backbone, quiet, seen_in_part, table
@@ -57,12 +57,7 @@ class Cell:
 
     @property
     def key(self) -> list[Any]:
-        return [self.data.name, self.count, self.seed, self.size]
-
-    @property
-    def size(self) -> int | None:
-        """Pixels of the input's side, where the images are smaller than what the backbone was pretrained on."""
-        return SIZES.get(self.data.name)
+        return [self.data.name, self.count, self.seed, self.data.size]
 
     @property
     def held_out(self) -> np.ndarray:
@@ -82,6 +77,7 @@ class Cell:
 
 
 def regret(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], draws: Sequence[int]) -> int:
+    sizes = [(name, load_set(root, name).size) for name in names]
     report = Report(
         "advise-regret",
         "The accuracy on held-out images of what `tlkit train --strategy auto` made of so many images, against the "
@@ -94,7 +90,7 @@ def regret(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], 
             "heads": ", ".join(HEADS),
             "fine-tuning": "; ".join(f"{_named(*each)} (up to {most} images)" for *each, most in FINE_TUNING),
         }
-        | {"pixels": ", ".join(f"{name} {size}" for name, size in SIZES.items()), "draws": ", ".join(map(str, draws))},
+        | {"pixels": ", ".join(f"{name} {size}" for name, size in sizes if size), "draws": ", ".join(map(str, draws))},
     )
     known, judged = Known(work / "exhaustive.jsonl"), list[Judged]()
     for cell in cells(root, names, counts, draws):
@@ -283,7 +279,7 @@ def trained(
             strategy=strategy,
             head=head,
             cut=cut,
-            size=cell.size,
+            size=cell.data.size,
             options={f"strategy.{name}": value for name, value in settings.items()},
             device="cpu",
             **more,
@@ -297,7 +293,7 @@ def _auto(cell: Cell) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out, source = Path(folder, "run"), cell.source(Path(folder))
         made = tlkit.train(
-            source, out, backbone=BACKBONES[0], strategy="auto", size=cell.size, device="cpu", budget=None
+            source, out, backbone=BACKBONES[0], strategy="auto", size=cell.data.size, device="cpu", budget=None
         )
         seconds, logits = time.perf_counter() - started, _logits(cell, out)
         metrics, recommendation = score(softmax(logits), cell.truth), made.advice.recommendation

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
-from _bench import SIZES
+from _bench import SETS, SIZES
+from PIL import Image
 
 from tlkit.data.split import hash_fraction
 from tlkit.graph import trace
@@ -18,7 +19,9 @@ from tlkit.plugin.contract import Backbone
 from tlkit.plugin.registry import load as load_plugins
 from tlkit.runtime.features import Features, extract
 
-NAMES = ["ants_bees", "sign_digits", "cifar10", "fashion_mnist"]
+NAMES = [*SETS]
+SMALL = 160  # pixels of the shorter side, in the median image of a set that is shown at `SHOWN`
+SHOWN = 96
 MAX_TESTED = 1000
 PER_CLASS = 200  # images to learn from of the large sets, by the hash of their names
 
@@ -34,6 +37,13 @@ class Set:
     pool: np.ndarray
     test: np.ndarray
 
+    @cached_property
+    def size(self) -> int | None:
+        """Pixels of the input's side, where the images are smaller than what a backbone was pretrained on."""
+        if self.name in SETS:
+            return SIZES.get(self.name)
+        return SHOWN if np.median([_shorter_side(path) for path in self.files]) < SMALL else None
+
     def draw(self, count: int, seed: int) -> np.ndarray:
         """`count` of the pool's indices, as many of each class as there are, at random."""
         random = np.random.default_rng([seed, count])
@@ -45,7 +55,7 @@ class Set:
 
 @cache
 def load(root: Path, name: str) -> Set:
-    """One of the shared data sets."""
+    """A folder of classes, a quarter of the images held out by the hash of their names, or one of `train` and `val`."""
     folder = root / name
     if (folder / "train").is_dir():
         found = [(path, "train" in path.parts[-3:-1]) for path in _images(folder / "train")]
@@ -57,6 +67,11 @@ def load(root: Path, name: str) -> Set:
     labels = np.array([classes.index(path.parent.name) for path, _ in found])
     pool = np.array([learn for _, learn in found])
     return Set(name, [path for path, _ in found], labels, classes, np.flatnonzero(pool), np.flatnonzero(~pool))
+
+
+def _shorter_side(path: Path) -> int:
+    with Image.open(path) as image:
+        return min(image.size)
 
 
 def _images(folder: Path) -> list[Path]:
@@ -101,8 +116,8 @@ def seen_in_part(name: str, data: Set) -> tuple[trunks.Trunk, Features, np.ndarr
 
     With them, the row of each image of the set, and the indices of those to test on.
     """
-    component, size = backbone(name), SIZES.get(data.name)
-    trunk = trunks.build(component, preprocessing=None if size is None else trunks.resized(component, size))
+    component = backbone(name)
+    trunk = trunks.build(component, preprocessing=None if data.size is None else trunks.resized(component, data.size))
     test = data.test[np.random.default_rng(0).permutation(len(data.test))[:MAX_TESTED]]
     kept = np.union1d(data.pool, test)
     paths = [data.files[index] for index in kept]

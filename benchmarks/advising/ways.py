@@ -60,7 +60,7 @@ def ways(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], dr
 def _cut(cell: Cell) -> str:
     """Return the stage up to which `auto` would fine-tune."""
     request = resolve.advice_request(
-        [backbone(BACKBONES[0])], val=0.2, group=None, max_bad=0.01, seed=0, size=cell.size
+        [backbone(BACKBONES[0])], val=0.2, group=None, max_bad=0.01, seed=0, size=cell.data.size
     )
     with tempfile.TemporaryDirectory() as folder:
         advice = advise(cell.source(Path(folder)), request)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
+from PIL import Image
+
+from tests.kit.tiny import write_images
 
 # Script and arguments → the results that it writes.
 RESULTS = {
@@ -74,3 +78,53 @@ def test_it_writes_a_result(line, checkout, forks, tmp_path):
         text = (tmp_path / "results" / f"{result}.md").read_text()
         assert text.startswith(f"# {result}\n")
         assert "**failed**" not in text  # a cell of a matrix
+
+
+@pytest.fixture
+def sets(checkout, monkeypatch):
+    """The module that loads data sets for `advise.py`."""
+    monkeypatch.syspath_prepend(checkout / "benchmarks")
+    return importlib.import_module("advising.sets")
+
+
+def test_advice_is_measured_on_each_subfolder(checkout, forks, tmp_path):
+    for name in ("birds", "cats"):
+        write_images(tmp_path / "data" / name)
+    command = [checkout / "benchmarks/advise.py", "rules", "--smallest", "--data", tmp_path / "data"]
+    done = forks.run([*command, "--results", tmp_path / "results"], cwd=checkout, env={"TMPDIR": str(tmp_path)})
+    assert done.code == 0, done.err
+    written = json.loads((tmp_path / "results" / "advise-rules.json").read_text())
+    assert set(written["figures"]["last, logistic"]) == {"birds", "cats"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("rules", "--sets", "dogs"), "there is no folder"), (("shift",), "shift is measured on ants_bees")],
+)
+def test_advice_refuses_what_it_cannot_measure(arguments, said, checkout, forks, tmp_path):
+    write_images(tmp_path / "data" / "cats")
+    done = forks.run([checkout / "benchmarks/advise.py", *arguments, "--data", tmp_path / "data"], cwd=checkout)
+    assert done.code == 1
+    assert said in done.err
+
+
+def test_a_quarter_of_a_set_is_held_out_or_what_is_in_val(sets, tmp_path):
+    write_images(tmp_path / "plain", 40)
+    plain = sets.load(tmp_path, "plain")
+    assert sorted([*plain.pool, *plain.test]) == list(range(120))
+    assert 15 <= len(plain.test) <= 45
+    for split, count in (("train", 8), ("val", 5)):
+        write_images(tmp_path / "parted" / split, count)
+    parted = sets.load(tmp_path, "parted")
+    assert parted.classes == plain.classes == ["dark", "light", "middle"]
+    assert {parted.files[row].parts[-3] for row in parted.pool} == {"train"}
+    assert {parted.files[row].parts[-3] for row in parted.test} == {"val"}
+
+
+@pytest.mark.parametrize(("name", "side", "size"), [("new", 159, 96), ("new", 160, None), ("fashion_mnist", 300, 64)])
+def test_small_images_are_shown_at_96_pixels(name, side, size, sets, tmp_path):
+    for number, shorter in enumerate((10, side, 500)):  # the median counts
+        file = tmp_path / name / "one" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (600, shorter)).save(file)
+    assert sets.load(tmp_path, name).size == size
