@@ -39,6 +39,7 @@ def advise(
     *,
     backbones: Sequence[str] | str | None = None,
     options: Mapping[str, object] | None = None,
+    size: int | None = None,
     budget: float | None = None,
     audit: bool = False,
     strict: bool = False,
@@ -51,15 +52,15 @@ def advise(
     """Return the strategy, cut and head that fit a labelled dataset, with the evidence.
 
     `backbones` names pretrained networks, the first one preferred; `options` sets theirs: `{"backbone.size": 128}`. A
-    `budget` in seconds is for trial trainings; `audit` adds duplicates, leakage, label errors and shortcuts. `val`,
-    `group` and `strict` are as for `train`; images to validate or test on are not looked at.
+    `budget` in seconds is for trial trainings; `audit` adds duplicates, leakage, label errors and shortcuts. `size`,
+    `val`, `group` and `strict` are as for `train`; images to validate or test on are not looked at.
     """
     images, options = places.labeled_images(source, options or {})
     named = resolve.several(backbones or defaults.DEFAULT_BACKBONE)
     chosen = [resolve.configured({"backbone": name}, options)["backbone"] for name in named]
     from tlkit.advice.run import advise
 
-    request = resolve.advice_request(chosen, val=val, group=group, max_bad=max_bad, seed=seed)
+    request = resolve.advice_request(chosen, val=val, group=group, max_bad=max_bad, seed=seed, size=size)
     with shown(progress) as bars:
         return advise(images, request, bars, budget=budget, audit=audit, strict=strict)
 

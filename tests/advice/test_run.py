@@ -163,6 +163,7 @@ def test_it_prints_a_page_and_shows_itself_in_a_notebook(pictures):
 def test_the_command_follows_the_recommendation(pictures, tmp_path):
     advice = advise(pictures, ask())
     assert advice.command == f"tlkit train {pictures} -o run/ " + " ".join(advice.recommendation.arguments())
+    assert advise(pictures, ask(options={"size": 48})).command.endswith(" --size 48")
     one_class = noise(tmp_path / "photos", {"a": 40})
     assert advise(one_class, ask()).command == f"tlkit advise {one_class}"
 

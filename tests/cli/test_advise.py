@@ -120,6 +120,12 @@ def test_options_of_the_backbone_are_advised_on_and_trained_with(place, env, tlk
         assert reason in refused.err
 
 
+def test_advice_at_another_size_leads_to_a_training_at_that_size(place, env, tlkit):
+    said = tlkit("advise", "photos/", *TINY, "--size", "40", "--json", cwd=place, env=env)
+    assert said.code == 0, said.err
+    assert said.json["next"].endswith(" --size 40")
+
+
 def noise(place, count, seed=0):
     """So many pictures, each another."""
     place.mkdir(parents=True)

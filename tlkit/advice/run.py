@@ -115,9 +115,11 @@ class Advice:
         """Command that follows the recommendation; asks for advice again if nothing can be trained on the dataset."""
         if not self.learnable:
             return f"tlkit advise {quoted(self.source)}"
-        options = changed(self.analysis.backbone)
-        settings = [f"--set backbone.{name}={shlex.quote(text)}" for name, text in options.items()]
-        return " ".join(["tlkit train", quoted(self.source), "-o run/", *self.recommendation.arguments(), *settings])
+        backbone, own = self.analysis.backbone, self.analysis.trunk.preprocessing.size
+        settings = [f"--set backbone.{name}={shlex.quote(text)}" for name, text in changed(backbone).items()]
+        size = [] if own == backbone.preprocessing.size else [f"--size {own}"]
+        words = ["-o run/", *self.recommendation.arguments(), *size, *settings]
+        return " ".join(["tlkit train", quoted(self.source), *words])
 
     def to_json(self) -> dict[str, Any]:
         statistics = self.statistics

@@ -22,7 +22,7 @@ from tlkit.cli.output import claim_beside, done, progress_bars
     shell_complete=complete("backbone"),
     help="Pretrained network; repeatable, the first one is preferred.",
 )
-@shared("budget")
+@shared("size", "budget")
 @click.option("--audit", is_flag=True, help="Report duplicates, leakage, label errors and shortcuts as well.")
 @click.option("--html", "page", type=FilePath, help="Write a page with pictures to an .html file as well.")
 @shared("set", "column", "draw", "max_bad", "strict", "seed", "json")

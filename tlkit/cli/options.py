@@ -187,6 +187,7 @@ OPTIONS: Mapping[str, Decorator[Any]] = {
             help="Images in whose paths REGEX finds the same stay in one split and fold: copies, frames, one patient.",
         ),
     ),
+    "size": click.option("--size", type=click.IntRange(1), help="Input size in pixels; the backbone's own by default."),
     "seed": click.option(
         "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of every random number generator."
     ),

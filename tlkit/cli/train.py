@@ -17,7 +17,7 @@ from tlkit.util.text import quoted
 @click.argument("source")
 @click.option("-o", "--out", type=FilePath, required=True, help="Bundle to write; must not exist yet.")
 @click.option("--backbone", default=defaults.DEFAULT_BACKBONE, shell_complete=complete("backbone"), help="Network.")
-@click.option("--size", type=click.IntRange(1), help="Input size in pixels; the backbone's own by default.")
+@shared("size")
 @click.option("--cut", help="Last stage to keep, or stages to join, as stage4+last. With auto, it stays frozen.")
 @click.option(
     "--strategy",
