@@ -108,7 +108,9 @@ def solve(
         if len(candidates.values) == 1 and not head.calibrate:
             selection = Selection(candidates.expected)
         else:
-            selection = select(candidates, open_fold, raw, labels, seed, groups=groups, threads=threads)
+            # Rows that are rotated, and nothing else, leave each fold less to rotate.
+            given = raw if head.standardize or head.pca or head.whiten else rows
+            selection = select(candidates, open_fold, given, labels, seed, groups=groups, threads=threads)
         temperature = selection.temperature if head.calibrate else 1.0
         module, report = head.fit(front, affine, rows, labels, selection.choice, temperature)
     evidence = {} if selection.evidence is None else asdict(selection.evidence)

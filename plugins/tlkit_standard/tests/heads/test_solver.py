@@ -196,6 +196,13 @@ def test_a_rotation_keeps_every_angle_and_length_among_the_rows_it_was_made_for(
     np.testing.assert_allclose(turned @ turned.T, image @ image.T, atol=1e-7)
 
 
+def test_rows_are_rotated_from_their_full_width_once(monkeypatch):
+    rows, widths = np.random.default_rng(0).normal(size=(30, 200)).astype(np.float32), []
+    monkeypatch.setattr(_solver, "rotate", lambda affine, of: widths.append(of.shape[1]) or rotate(affine, of))
+    solve(BY_NAME["logistic"], rows, labelled(15, 15), 2, seed=0)
+    assert widths == [200] + [30] * FOLDS
+
+
 @pytest.mark.parametrize("whiten", [False, True])
 def test_directions_without_variance_are_not_components(whiten):
     seen = rows(30, 4, 0) @ np.random.default_rng(1).normal(size=(4, 50))  # 50 columns of rank 4
