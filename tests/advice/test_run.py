@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
+import scipy.linalg  # noqa: F401 - so that its BLAS is loaded, and limited, in any order of the tests
 from PIL import Image
+from threadpoolctl import threadpool_info, threadpool_limits
 from tlkit_standard.heads import HEADS
 from tlkit_standard.strategies import STRATEGIES
 
@@ -59,6 +62,31 @@ def test_the_same_data_and_seed_give_the_same_advice(pictures):
         return content
 
     assert timeless(advise(pictures, ask())) == timeless(advise(pictures, ask()))
+
+
+def test_the_domain_shift_is_measured_beside_the_heads_with_one_thread_for_each_product(pictures, monkeypatch):
+    measure, compare, begun, seen = run.measure_shift, run.compare_heads, threading.Event(), []
+
+    def products():
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    def measured(*args):
+        begun.set()
+        seen.append(products())
+        return measure(*args)
+
+    def compared(*args, **options):
+        assert begun.wait(60)
+        seen.append(products())
+        return compare(*args, **options)
+
+    monkeypatch.setattr(run, "measure_shift", measured)
+    monkeypatch.setattr(run, "compare_heads", compared)
+    with threadpool_limits(3, user_api="blas"):
+        advice = advise(pictures, ask())
+        assert products() == {3}
+    assert seen == [{1}, {1}]
+    assert advice.analysis.shift.overall is not None
 
 
 def test_it_is_json(pictures):

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,28 +116,23 @@ def read_ahead(analysis: BackboneAnalysis, samples: Sequence[Sample]) -> int:
     return extract(paths, graph, trunk.preprocessing, trunk.names, None, lambda _more: None).decoded if paths else 0
 
 
-def with_shift(
-    analysis: BackboneAnalysis, samples: Sequence[Sample], seed: int, policy: ShiftPolicy
-) -> BackboneAnalysis:
-    """Run some of the images through the graph that measures the domain shift, and return the analysis with it."""
-    backbone, trunk, features = analysis.backbone, analysis.trunk, analysis.features
-    graph = trace.stage_graph(trace.traceable(trunk, trunk.names[-1]))
-    shift = _shift(trunk, graph, [sample.path for sample in samples], features, seed, policy)
-    rows = np.flatnonzero(features.usable)
-    rows = rows[:: max(1, len(rows) // MAX_CLASSIFIED)]
-    confidence = classifier_confidence(backbone.classifier(), features.at(trunk.cut)[rows])
+def with_shift(analysis: BackboneAnalysis, shift: DomainShift, policy: ShiftPolicy) -> BackboneAnalysis:
+    """Return the analysis with its domain shift, of which the classifier's confidence tells where nothing else does."""
+    trunk, features = analysis.trunk, analysis.features
+    rows = np.flatnonzero(features.usable)[:: max(1, features.usable.sum() // MAX_CLASSIFIED)]
+    confidence = classifier_confidence(analysis.backbone.classifier(), features.at(trunk.cut)[rows])
     if shift.domain == "unknown" and confidence is not None:
         shift = confidence.shift(policy)
     return replace(analysis, shift=shift, confidence=confidence)
 
 
-def _shift(
-    trunk: Trunk, graph: Path, paths: Sequence[Path], features: Features, seed: int, policy: ShiftPolicy
-) -> DomainShift:
-    """Return the domain shift of some of the images, cached for the same images and seed."""
+def measure_shift(analysis: BackboneAnalysis, samples: Sequence[Sample], seed: int, policy: ShiftPolicy) -> DomainShift:
+    """Run some of the images through a graph that measures their domain shift, cached for the same images and seed."""
+    trunk, features, paths = analysis.trunk, analysis.features, [sample.path for sample in samples]
     remembered = pretraining_statistics(trunk)
     if not remembered:
         return ActivationMoments(remembered).shift(seed, policy)
+    graph = trace.stage_graph(trace.traceable(trunk, trunk.names[-1]))
     drawn = np.random.default_rng(seed).permutation(len(paths))[: policy.measured(len(paths))]
 
     def measure() -> dict[str, Any]:
@@ -162,14 +156,13 @@ def stage_evidence(
 
     def evidence(name: str) -> StageEvidence:
         features = analysis.features.at(name)[rows]
-        few = slice(MAX_SCORED)
         return StageEvidence(
             name=name,
             width=features.shape[1],
             probe=ridge(features, labels, classes, groups),
             nearest_mean=nearest_mean(features, labels, classes, groups),
-            logme=logme(features[few], labels[few], classes),
-            h_score=h_score(features[few], labels[few]),
+            logme=logme(features[:MAX_SCORED], labels[:MAX_SCORED], classes),
+            h_score=h_score(features[:MAX_SCORED], labels[:MAX_SCORED]),
         )
 
     # One thread per stage, and one for its products, as in the heads: waiting BLAS threads spin.

@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from tlkit.advice import html, page
 from tlkit.advice.backbone_analysis import (
     BackboneAnalysis,
     analyze,
+    measure_shift,
     read_ahead,
     stage_evidence,
     stratified,
     with_shift,
 )
 from tlkit.advice.dataset_statistics import ImageStatistics, SizePolicy, gather
-from tlkit.advice.domain_shift import ShiftPolicy
+from tlkit.advice.domain_shift import DomainShift, ShiftPolicy
 from tlkit.advice.recommendation import Evidence, FineTuningPolicy, Recommendation, cautious, recommend
 from tlkit.advice.selection import HeadEvidence, available, best_backbone, compare_heads
 from tlkit.advice.trials import run_trials
@@ -178,7 +180,6 @@ def advise(
     seen = [gather(dataset, samples, features.usable, each.features.at(each.trunk.cut)) for each in analyses]
     statistics = max(seen, key=lambda each: each.distinct)
     shortcomings = statistics.shortcomings(request.policy.size)
-    head = available(request.heads, request.strategies, dataset.statistics).head
     advice = Advice(
         source,
         dataset,
@@ -186,17 +187,18 @@ def advise(
         analyses,
         np.array([sample.label for sample in samples], np.int64),
         duplicates,
-        cautious(analyses[0], head, shortcomings),
+        cautious(analyses[0], available(request.heads, request.strategies, dataset.statistics).head, shortcomings),
         rejected={samples[index].name: reason for index, reason in features.rejected.items()},
         learnable=learnable or datasets.is_learnable(source, request.val, request.group),
     )
-    with ThreadPoolExecutor(1) as pool:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as pool:  # limits of two threads undo each other
         ahead = pool.submit(read_ahead, analyses[0], dataset.of("val")[:AHEAD] if learnable else ())
+        shifts = [pool.submit(measure_shift, each, samples, request.seed, request.policy.shift) for each in analyses]
         if not shortcomings:
             advice = _compared(advice, request)
     advice = replace(advice, decoded=features.decoded + (0 if ahead.exception() else ahead.result()))
     begin(_cut_as_requested(advice, request.cut))
-    advice = _cut_as_requested(_recommended(advice, request), request.cut)
+    advice = _cut_as_requested(_recommended(advice, request, [each.result() for each in shifts]), request.cut)
     if budget is not None:
         advice = run_trials(advice, request, budget, progress)
     if audit:
@@ -228,12 +230,11 @@ def _compared(advice: Advice, request: AdviceRequest) -> Advice:
     return replace(advice, analyses=analyses, heads=heads, evidence=evidence, recommendation=recommendation)
 
 
-def _recommended(advice: Advice, request: AdviceRequest) -> Advice:
-    """Return the advice with the domain shift and, if there is evidence, what it recommends."""
-    samples, policy, evidence = advice.dataset.of("train"), request.policy, advice.evidence
-    advice = replace(
-        advice, analyses=[with_shift(each, samples, request.seed, policy.shift) for each in advice.analyses]
-    )
+def _recommended(advice: Advice, request: AdviceRequest, shifts: Sequence[DomainShift]) -> Advice:
+    """Return the advice with the domain shifts and, if there is evidence, what it recommends."""
+    policy, evidence = request.policy, advice.evidence
+    both = zip(advice.analyses, shifts, strict=True)
+    advice = replace(advice, analyses=[with_shift(each, shift, policy.shift) for each, shift in both])
     if evidence is None:
         return advice
     analysis = advice.analysis
