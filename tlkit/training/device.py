@@ -31,7 +31,7 @@ from tlkit.util.resources import keep_freed_memory
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 UNREAD_STEPS = 16  # of a GPU, which works on while the results of so many steps are not read
 KEPT = 2**28  # bytes of inputs that stay in memory
-PROBE_BATCH_SIZE, PROBE_STEPS = 8, 2  # of the training whose time is said in advance
+PROBE_BATCH_SIZE, PROBE_STEPS = 4, 2  # of the training whose time is said in advance
 
 
 @dataclass(frozen=True, slots=True)
