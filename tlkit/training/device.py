@@ -95,6 +95,8 @@ class Device:
             model = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
         if self.compile:
             torch.compiler.reset()  # else what earlier phases compiled counts, and after eight this one would be eager
+            # Not as CUDA graphs (mode="reduce-overhead"): gradients would lie in their memory, where those of a batch
+            # that memory splits are overwritten by its next part, or refused (pytorch issue 169545).
             model.compile()
         return model
 
