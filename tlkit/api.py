@@ -279,7 +279,7 @@ def evaluate(
 
     images, _ = places.labeled_images(source, options or {})
     with shown(progress) as bars:
-        return evaluate(resolve.opened(model), images, split=split, progress=bars)
+        return evaluate(resolve.opened(model, device=resolve.AUTO), images, split=split, progress=bars)
 
 
 def benchmark(

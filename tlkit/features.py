@@ -39,14 +39,15 @@ def embed(
     source: str | None = None,
     options: Mapping[str, object] | None = None,
     settings: Mapping[str, object] | None = None,
-    device: str = resolve.CPU,
+    device: str = resolve.AUTO,
     allow_cpu: bool = False,
     progress: Progress | None = None,
 ) -> EmbeddingResult | JobStatus:
     """Write the features of images to the Parquet or npy file `out`, or as a job to the folder `out`.
 
-    `model` is what `load` returned, or a bundle or a graph that it opens with `device` and `allow_cpu`. Unreadable
-    images are in the result and among the rejects.
+    `model` is what `load` returned, or a bundle or a graph that it opens with `device` and `allow_cpu`; "auto" takes
+    the device that is done first, and the CPU for a job of several processes. Unreadable images are in the result and
+    among the rejects.
 
     A job lists its images once, embeds them in shards and, given again, resumes; `out` may be an address. `images` are
     places of any source: folders, archives, tables; `source` names one where several read a place, and `options` sets
@@ -65,7 +66,9 @@ def embed(
         def open_model() -> Model:
             if not isinstance(model, str | os.PathLike):
                 return model
-            return opened.enter_context(load(model, graph="trunk", device=device, allow_cpu=allow_cpu))
+            several = device == resolve.AUTO and (ray or (workers or 1) > 1)
+            on = resolve.CPU if several else device
+            return opened.enter_context(load(model, graph="trunk", device=on, allow_cpu=allow_cpu))
 
         bars = opened.enter_context(shown(progress))
         if not os.path.splitext(out)[1]:

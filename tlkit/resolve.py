@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 StrPath = str | os.PathLike[str]
 
-AUTO = "auto"  # the strategy that follows the advice
+AUTO = "auto"  # the strategy that follows the advice, the time that suits it, the device that is done first
 CPU = "cpu"
 
 
@@ -266,11 +266,11 @@ def open_model(
     return opener.on_device(lambda device: Model.open(file, graph=graph, workers=workers, head=head, device=device))
 
 
-def opened(model: Model | StrPath, graph: str = "model") -> Model:
-    """Return a model, opened on the CPU if it is a bundle or a graph."""
+def opened(model: Model | StrPath, graph: str = "model", device: str = CPU) -> Model:
+    """Return a model, opened on a device if it is a bundle or a graph."""
     if not isinstance(model, str | os.PathLike):
         return model
-    on = opener(CPU, allow_cpu=False, trust=False)
+    on = opener(device, allow_cpu=False, trust=False)
     return open_model(local_path(model), graph, defaults.DEFAULT_TARGET, "fp32", head=None, workers=None, opener=on)
 
 

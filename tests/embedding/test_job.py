@@ -13,6 +13,7 @@ import pytest
 from pyarrow import parquet
 
 import tlkit
+from tests.kit.fake_cuda import replace_cuda
 from tests.kit.tiny import write_images
 from tlkit.data import decoders as decoders_module
 from tlkit.data.decoders import Decoders, Waits
@@ -21,7 +22,8 @@ from tlkit.embedding import shard as sharding
 from tlkit.embedding.audit import check, status
 from tlkit.embedding.job import open_job, shard_rows
 from tlkit.errors import ArtifactError, DataError, GateError, ResourceError, UsageError
-from tlkit.runtime import pipeline
+from tlkit.runtime import devices, pipeline
+from tlkit.runtime.devices import Speed
 
 SHARDS = {"shard_rows": 10}
 
@@ -162,6 +164,28 @@ def test_a_job_whose_decoders_die_names_the_image_and_resumes(tiny_trunk, photos
     assert tlkit.embedding_status(tmp_path / "f").done in (1, 2)
     tlkit.embed(tiny_trunk, photos, tmp_path / "f", settings=SHARDS)
     assert parts(tmp_path / "f") == parts(clean)
+
+
+@pytest.mark.filterwarnings("ignore::tlkit.errors.TlkitNote")
+def test_all_shards_are_embedded_on_the_device_that_was_taken_for_the_first(
+    tiny_run, photos, tmp_path, own_cache, monkeypatch
+):
+    assert own_cache.is_dir()
+    _, provider = replace_cuda(monkeypatch)
+    speeds = {"cpu": Speed(0.0, 1.0), "cuda": Speed(2.0, 100.0)}  # 36 and 2.4 seconds
+    monkeypatch.setattr(devices, "assumed", lambda _: speeds)
+    file = tiny_run / "onnx/fp32/trunk.onnx"
+    tlkit.embed(file, photos, tmp_path / "f", settings=SHARDS)
+    record = open_job(tmp_path / "f").record
+    assert (record.device, record.settings.batch_size) == ("cuda", 64)
+    speeds["cuda"] = Speed(99.0, 100.0)  # the CPU would be faster now
+    expected, used = parts(tmp_path / "f"), len(provider.opened)
+    (tmp_path / "f/_job/part-00002.json").unlink()
+    tlkit.embed(file, photos, tmp_path / "f")
+    assert parts(tmp_path / "f") == expected
+    assert any(("CUDAExecutionProvider" in str(each)) for each in provider.opened[used:])
+    tlkit.embed(file, photos, tmp_path / "several", workers=2, settings=SHARDS)
+    assert open_job(tmp_path / "several").record.device == "cpu"
 
 
 def test_a_shard_whose_workers_all_die_is_named(tiny_trunk, photos, tmp_path, monkeypatch):

@@ -217,7 +217,7 @@ OPTIONS: Mapping[str, Decorator[Any]] = {
         click.option(
             "--device",
             type=click.Choice(["auto", *_DEVICES]),
-            default="cpu",
+            default="auto",
             help="Device to run on; a GPU needs tlkit[gpu]. auto takes the one that was measured to be done first.",
         ),
         _ALLOW_CPU,

@@ -72,6 +72,7 @@ class JobRecord:
     settings: Settings
     tlkit: str
     graph: str  # file of the graph, to embed queries with, as `stored` has it
+    device: str = ""  # that was taken for the first shard
     identity: str = ""
     format: int = FORMAT
 

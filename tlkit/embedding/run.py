@@ -34,6 +34,7 @@ from tlkit.embedding.manifest import Opened, list_images, write_manifest
 from tlkit.embedding.storage import Folder, LocalFolder
 from tlkit.errors import ArtifactError, DataError, ResourceError, UsageError
 from tlkit.plugin.contract import Progress
+from tlkit.runtime.devices import AutomaticSession
 from tlkit.runtime.embedding import provenance
 from tlkit.runtime.model import Model
 from tlkit.util.files import sha256
@@ -73,6 +74,8 @@ def run_job(model: Model, request: JobRequest, executor: Executor, progress: Pro
         tick = progress("embedding", images)
         tick(images - sum(map(job.images, missing)))
         if missing:
+            if isinstance(model.session, AutomaticSession):  # all shards on one device, as others give other bytes
+                model.session.settle(images, job.record.device)
             executor(job, missing, _rated(tick, sum(map(job.images, missing))))
         found = audit.check(job, only, progress("checking", len(only)))
     if not found.rows and found.rejects:
@@ -129,9 +132,10 @@ def _prepared(model: Model, request: JobRequest, progress: Progress) -> Job:
 
 def _make(model: Model, request: JobRequest, progress: Progress) -> None:
     """List the images of a job, and write its manifest and then its record."""
-    folder = request.folder
+    folder, session = request.folder, model.session
     digest, rows, skipped = _list(request, progress)
-    given = {"shard_rows": shard_rows(rows), "batch_size": model.session.batch_size, **request.settings}
+    device = session.settle(rows) if isinstance(session, AutomaticSession) else getattr(session, "device", "")
+    given = {"shard_rows": shard_rows(rows), "batch_size": session.batch_size, **request.settings}
     record = JobRecord(
         model=_facts(model),
         width=model.width,
@@ -142,6 +146,7 @@ def _make(model: Model, request: JobRequest, progress: Progress) -> None:
         settings=Settings(**given),
         tlkit=__version__,
         graph=stored(str(model.file.absolute()), folder),
+        device=device,
     )
     facts = asdict(replace(record, identity=record.digest()))
     folder.create(f"{META}/{RECORD}", json.dumps(facts, indent=1).encode())

@@ -33,7 +33,10 @@ from tlkit.util.schema import parse_json
 AUTO, CPU, GPU = "auto", "cpu", "cuda"
 SPEEDS = "speeds"  # in the cache
 NOTED = 64  # images from which a speed is noted, besides the first batch
-FEW = 8  # images that a CPU is done with before a GPU is found, let alone started
+FEW = 8  # images that a CPU is done with before its speed is measured
+WORTH = 1.5  # seconds of a CPU's work from which a GPU is looked for; none starts in less
+DECODED = 268.0  # images per second and core
+H100 = 150.0  # times what a core of a Xeon computes, in fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,18 @@ class Speed:
         return (0.0 if started else self.start) + images / self.rate
 
 
-def unmeasured() -> dict[str, Speed]:
-    """Return speeds to begin with: those of EfficientNet-Lite0 in fp32 on a Xeon, per core, and on an H100.
+def assumed(seconds: float) -> dict[str, Speed]:
+    """Return speeds where none is known: a core computes an image in so many seconds, and the GPU is an H100.
 
-    The GPU computes more than the cores decode, so that they limit the rate.
+    A GPU may compute more than the cores decode, so that they limit the rate.
     """
-    return {CPU: Speed(0.2, 48.0 * cores()), GPU: Speed(4.5, min(268.0 * cores(), 8281.0))}
+    gpu = min(DECODED * cores(), H100 / seconds)
+    return {CPU: Speed(0.2, cores() / (seconds + 1 / DECODED)), GPU: Speed(4.5, gpu)}
+
+
+def available() -> bool:
+    """Return whether this ONNX Runtime is one for a GPU."""
+    return providers.DEVICES[GPU][0] in onnxruntime.get_available_providers()
 
 
 class AutomaticSession(Session):
@@ -61,14 +70,21 @@ class AutomaticSession(Session):
 
     def __init__(self, file: Path, open_on: Callable[[str, int], OnnxSession]) -> None:
         """Open it on the CPU; `open_on` opens it on a device for so many images. Raises what that raises."""
-        self.file, self._open_on, self._images = file, open_on, 0
+        self.file, self._open_on, self._images, self._settled = file, open_on, 0, False
         self._opened = {CPU: open_on(CPU, 0)}
         self._use(CPU, 0)
         opened = self._opened[CPU]
         self.input, self.outputs, self.metadata = opened.input, opened.outputs, opened.metadata
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
-        return self._opened[self.device].run(array, outputs)
+        device = self.device
+        try:
+            return self._opened[device].run(array, outputs)
+        except ResourceError as error:
+            if device == CPU:
+                raise
+            self._give_up(error)
+            return self._opened[CPU].run(array, outputs)
 
     def warm_up(self, rows: int) -> None:
         """Prepare the device (see `OnnxSession.warm_up`)."""
@@ -78,21 +94,11 @@ class AutomaticSession(Session):
         for session in self._opened.values():
             session.close()
 
-    @cached_property
-    def _devices(self) -> list[str]:
-        """Devices that can run the graph."""
-        with suppress(ResourceError):  # there is no GPU, or it has no kernels for this graph
-            if providers.DEVICES[GPU][0] in onnxruntime.get_available_providers():
-                check_kernels(self.file, GPU)
-                cuda.gpu()
-                return [CPU, GPU]
-        return [CPU]
-
-    def _use(self, device: str, images: int) -> None:
-        if device not in self._opened:
-            self._opened[device] = self._open_on(device, images)
-        self.device, self.workers = device, self._opened[device].workers
-        self.batch_size = self._opened[device].batch_size
+    def settle(self, images: int, device: str = "") -> str:
+        """Take the device that has so many images done first, or the one that is named, for good; return its name."""
+        self._take(device or self._best(images), images)
+        self._settled = True
+        return self.device
 
     @contextmanager
     def running(self, images: int) -> Iterator[Callable[[int], object]]:
@@ -101,44 +107,87 @@ class AutomaticSession(Session):
         What was done before counts as much as what is to come: a job of many parts is worth a start as well.
         """
         self._images += images
-        work = self._images
-        if work <= FEW or len(self._devices) == 1:
-            yield lambda _images: None
-            return
-        speeds = unmeasured() | self.speeds()
-        seconds = {name: speeds[name].seconds(work, started=name in self._opened) for name in self._devices}
-        best, began = min(seconds, key=seconds.__getitem__), time.perf_counter()
+        work, began = self._images, time.perf_counter()
+        best = self.device if self._settled else self._best(work)
         started = best in self._opened
-        if best != self.device:
-            expected = " and ".join(f"{each:.1f} s on {name}" for name, each in seconds.items())
-            warnings.warn(f"device {best}: {images:,} images take about {expected}", TlkitNote, stacklevel=2)
-            try:
-                self._use(best, images)
-            except ResourceError as error:
-                warnings.warn(f"{error.what}; the CPU is used", TlkitNote, stacklevel=2)
-                self._devices.remove(best)
+        self._take(best, work)
         done = [(0, began)]
         yield lambda more: done.append((more, time.perf_counter()))
         later = sum(more for more, _ in done[2:])
         if later >= NOTED and self.device == best:
-            start = speeds[best].start if started else done[1][1] - began
-            self._note(Speed(start, later / max(done[-1][1] - done[1][1], 1e-6)))
+            start = self._speed(best).start if started or work >= providers.MANY else done[1][1] - began
+            self._note(best, Speed(start, later / max(done[-1][1] - done[1][1], 1e-6)))
 
-    def speeds(self) -> dict[str, Speed]:
-        """Return the speeds that were noted for this graph, by device."""
-        with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):  # none, or another version's
-            found = parse_json(self._record.read_bytes()).items()
-            speeds = {name: Speed(float(facts["start"]), float(facts["rate"])) for name, facts in found}
-            return {name: speed for name, speed in speeds.items() if speed.start >= 0 and 0 < speed.rate < math.inf}
-        return {}
+    def _use(self, device: str, images: int) -> None:
+        if device not in self._opened:
+            self._opened[device] = self._open_on(device, images)
+        self.device, self.workers = device, self._opened[device].workers
+        self.batch_size = self._opened[device].batch_size
 
-    def _note(self, speed: Speed) -> None:
-        facts = {name: asdict(each) for name, each in (self.speeds() | {self.device: speed}).items()}
-        with suppress(ResourceError), files.atomic_file(self._record) as temporary:  # the next run measures again
-            temporary.write_text(json.dumps(facts), encoding="utf-8")
+    def _take(self, device: str, images: int) -> None:
+        """Use a device, or the CPU if it can't be used."""
+        try:
+            self._use(device, images)
+        except ResourceError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: ResourceError) -> None:
+        if self._gpu:
+            warnings.warn(f"{error.what}; the CPU is used", TlkitNote, stacklevel=2)
+        self._gpu = False
+        self._use(CPU, 0)
+
+    def _best(self, images: int) -> str:
+        """Return the device that has so many images done first; a GPU is looked for if it may be worth it."""
+        if images <= FEW:
+            return CPU
+        seconds = {CPU: self._speed(CPU).seconds(images, started=True)}
+        if (seconds[CPU] >= WORTH or GPU in self._opened) and self._gpu:
+            seconds[GPU] = self._speed(GPU).seconds(images, started=GPU in self._opened)
+        best = min(seconds, key=seconds.__getitem__)
+        if best != self.device:
+            expected = " and ".join(f"{each:.1f} s on {name}" for name, each in seconds.items())
+            warnings.warn(f"device {best}: {images:,} images take about {expected}", TlkitNote, stacklevel=2)
+        return best
 
     @cached_property
-    def _record(self) -> Path:
-        identity = f"{files.sha256(self.file)} {config.machine()}, {cuda.gpu()}"
-        key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-        return files.cache_dir(SPEEDS) / f"{key}.json"
+    def _gpu(self) -> bool:
+        """True if there is a GPU with kernels for the graph, which starts as far as is known."""
+        with suppress(ResourceError):
+            cuda.gpu()
+            check_kernels(self.file, GPU)
+            return True
+        return False
+
+    def _speed(self, device: str) -> Speed:
+        return self.noted(device) or self._assumed[device]
+
+    @cached_property
+    def _assumed(self) -> dict[str, Speed]:
+        """The speeds where none is known, by the time of one black image on the CPU."""
+        session, began = self._opened[CPU], time.perf_counter()
+        session.run(session.black(1))
+        return assumed((time.perf_counter() - began) * cores() / session.workers)
+
+    def noted(self, device: str) -> Speed | None:
+        """Return the speed on a device that was noted for this graph, or None."""
+        with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):  # none, or another version's
+            facts = parse_json(self._record(device).read_bytes())
+            speed = Speed(float(facts["start"]), float(facts["rate"]))
+            return speed if speed.start >= 0 and 0 < speed.rate < math.inf else None
+        return None
+
+    def _note(self, device: str, speed: Speed) -> None:
+        with suppress(ResourceError), files.atomic_file(self._record(device)) as temporary:  # else it is measured again
+            temporary.write_text(json.dumps(asdict(speed)), encoding="utf-8")
+
+    @cached_property
+    def _digest(self) -> str:
+        return files.sha256(self.file)
+
+    def _record(self, device: str) -> Path:
+        """Return the file with a speed, which holds for the graph, the machine and the versions."""
+        identity = f"{self._digest} {config.machine()}"
+        if device == GPU:
+            identity += f", {cuda.gpu()}, CUDA {getattr(onnxruntime, 'cuda_version', '')}"
+        return files.cache_dir(SPEEDS) / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"

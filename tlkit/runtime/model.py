@@ -23,7 +23,7 @@ from tlkit.plugin.contract import FEATURES, IMAGES, PROBABILITIES, Progress, Ses
 from tlkit.plugin.detection import NOVELTY
 from tlkit.progress import shown
 from tlkit.runtime import config
-from tlkit.runtime.devices import AUTO, CPU, AutomaticSession
+from tlkit.runtime.devices import AUTO, CPU, AutomaticSession, available
 from tlkit.runtime.pipeline import Batch, ImageInput, Parts, iter_images, stream
 from tlkit.runtime.session import HeadSession, OnnxSession, check_kernels
 from tlkit.util.files import local_path
@@ -104,6 +104,7 @@ class Model:
         `device` is "auto" (see `AutomaticSession`), "cpu", "cuda" or "tensorrt"; raises ResourceError if it is
         unavailable or has no kernels for int8.
         """
+        device = CPU if device == AUTO and not available() else device
         file = graph_file(local_path(path), graph)
         check_kernels(file, device)
         tuned = config.read(file) if workers is None else None

@@ -81,7 +81,11 @@ class OnnxSession(Session):
         """Have a GPU prepare its kernels for batches of at most so many rows; the first call would have to wait."""
         if self._bound is not None:
             self._bound.min_rows = min(rows, self.batch_size)
-            self.run(np.zeros((self._bound.min_rows, *self._session.get_inputs()[0].shape[1:]), np.uint8))
+            self.run(self.black(self._bound.min_rows))
+
+    def black(self, rows: int) -> NDArray[np.uint8]:
+        """Return so many black images."""
+        return np.zeros((rows, *self._session.get_inputs()[0].shape[1:]), np.uint8)
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         names = list(outputs or self.outputs)
