@@ -181,6 +181,19 @@ class TestWritten:
         _, found = search("int8", max_drop=0.5)
         assert [candidate.name for candidate in found.candidates] == ["int8"]
 
+    def test_int8_has_the_weights_that_were_rounded_by_their_inputs(self, own_run, search, monkeypatch):
+        real, given = made_by.round_weights, {}
+
+        def shifted(*arguments):
+            given.update({name: np.minimum(levels, 126) + 1 for name, levels in real(*arguments).items()})
+            return given
+
+        monkeypatch.setattr(made_by, "round_weights", shifted)
+        search("int8")
+        stored = {each.name: each for each in onnx.load(own_run / "onnx/int8/model.onnx").graph.initializer}
+        last = list(given)[-1]
+        assert np.array_equal(numpy_helper.to_array(stored[f"{last}_quantized"]), given[last])
+
     def test_fp16_keeps_pixels_and_outputs_in_float32(self, own_run, search):
         search("fp16")
         graph = onnx.load(own_run / "onnx/fp16/model.onnx").graph

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,11 @@ def sensitivity(
     images: NDArray[np.uint8],
     tick: Callable[[int], object],
     flavor: str,
+    rounded: Mapping[str, NDArray[np.int8]] | None = None,
 ) -> tuple[Layer, ...]:
     """Return every layer of a trunk's graph with its sensitivity over images, the most sensitive first.
 
-    `found` are the `ranges`; `tick(1)` is called after each layer.
+    `found` are the `ranges`, `rounded` the weights of `correction.round_weights`; `tick(1)` is called after each layer.
     """
     names, measured = layer_names(graph), []
     with on_disk(head) as file:
@@ -111,7 +112,7 @@ def sensitivity(
         expected = centered(graph)
         scale = float(np.sqrt(np.square(expected).mean())) or 1.0
         for node in layers(graph):
-            error = centered(quantize(graph, found, flavor=flavor, only=[node])) - expected
+            error = centered(quantize(graph, found, flavor=flavor, only=[node], rounded=rounded)) - expected
             measured.append(Layer(names[node], node, float(np.sqrt(np.square(error).mean())) / scale))
             tick(1)
     return tuple(sorted(measured, key=lambda layer: -layer.error))

@@ -20,7 +20,7 @@ from tlkit.exporting.calibration import (
     ranges,
     sensitivity,
 )
-from tlkit.exporting.correction import correct_biases
+from tlkit.exporting.correction import correct_biases, round_weights
 from tlkit.exporting.head_refit import RefittedHead
 from tlkit.graph.quantize import FLAVORS, OPERATORS, layers, quantize
 from tlkit.model import exports
@@ -90,18 +90,21 @@ class Candidates:
         others = others if len(others) else some
         expected = features(self.fp32, others)
         count = len(layers(self.fp32))
+        rounded = round_weights(self.fp32, some, self.progress("weight rounding", len(some)))
 
         def made(kept: tuple[Layer, ...]) -> Candidate:
             keep = [layer.node for layer in kept]
             tick = self.progress("bias correction", count)
-            corrected = correct_biases(self.fp32, found, some, tick, flavor=flavor, keep=keep)
-            either = [quantize(biases, found, flavor=flavor, keep=keep) for biases in (corrected, self.fp32)]
+            corrected = correct_biases(self.fp32, found, some, tick, flavor=flavor, keep=keep, rounded=rounded)
+            either = [
+                quantize(biases, found, flavor=flavor, keep=keep, rounded=rounded) for biases in (corrected, self.fp32)
+            ]
             trunk = nearest(expected, either, others)
             return Candidate(flavor, trunk, tuple(layer.name for layer in kept))
 
         yield made(())
         few = np.stack(spread(list(images), policy.sensitivity_images))
         tick = self.progress("layer sensitivity", count)
-        self.sensitivity = sensitivity(self.fp32, self.head, found, few, tick, flavor)
+        self.sensitivity = sensitivity(self.fp32, self.head, found, few, tick, flavor, rounded)
         for most in sorted({math.ceil(share * count) for share in self.policy.float_shares}):
             yield made(self.sensitivity[:most])

@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from tlkit.graph import layout
 
@@ -99,11 +100,13 @@ def quantize(
     flavor: str = "int8",
     keep: Collection[str] = (),
     only: Collection[str] = (),
+    rounded: Mapping[str, NDArray[np.int8]] | None = None,
     merge: bool = True,
 ) -> onnx.ModelProto:
     """Return a graph in int8, except for the nodes named in `keep`; or with the nodes named in `only` in int8 alone.
 
-    `ranges` are those of `calibration.ranges`. Without `merge`, the first layer keeps its channels (see `layout`).
+    `ranges` are those of `calibration.ranges`, `rounded` weights those of `correction.round_weights`; others go to the
+    nearest level. Without `merge`, the first layer keeps its channels (see `layout`).
     """
     wanted = FLAVORS[flavor]
     if wanted.channels_last:
@@ -122,6 +125,10 @@ def quantize(
     )
     quantizer.quantize_model()
     made: onnx.ModelProto = quantizer.model.model
+    for tensor in made.graph.initializer:
+        name = tensor.name.removesuffix(TENSOR_NAME_QUANT_SUFFIX)
+        if rounded and name != tensor.name and name in rounded:
+            tensor.CopyFrom(numpy_helper.from_array(rounded[name], tensor.name))
     _shield(made.graph)
     if wanted.channels_last and merge:
         made = layout.merge_columns(made)
@@ -174,7 +181,7 @@ def weight_scales(graph: onnx.ModelProto, only: Collection[str] = ()) -> dict[st
     scales = {}
     for node in graph.graph.node:
         if node.op_type in WEIGHTED and node.input[1] in constants and (not only or node.name in only):
-            axis, rows, pairs = _summed(node, numpy_helper.to_array(constants[node.input[1]]))
+            axis, rows, pairs = summed(node, numpy_helper.to_array(constants[node.input[1]]))
             largest = np.abs(rows).max(1, initial=0)
             if pairs and rows.shape[1] > 1:
                 largest = np.maximum(largest, np.abs(rows[:, 1:] + rows[:, :-1]).max(1))
@@ -185,8 +192,8 @@ def weight_scales(graph: onnx.ModelProto, only: Collection[str] = ()) -> dict[st
     return scales
 
 
-def _summed(node: onnx.NodeProto, weights: NDArray[np.float32]) -> tuple[int, NDArray[np.float32], bool]:
-    """The axis of a layer's output channels, its weights `(channels, K)` as they are summed, and whether by pairs."""
+def summed(node: onnx.NodeProto, weights: NDArray[Any]) -> tuple[int, NDArray[Any], bool]:
+    """Return the axis of a layer's outputs, its weights `(outputs, K)` as they are summed, and whether by pairs."""
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if node.op_type == "Conv":
         outputs, inputs = weights.shape[:2]
