@@ -15,6 +15,13 @@ CPU = Provider("CPUExecutionProvider", starts=True)
 GPU = Gpu("NVIDIA H200", "570.1", "9.0", "143771 MiB")
 
 
+@pytest.fixture
+def hidden(monkeypatch):
+    """No provider of a GPU is expected to start, as tests hide it."""
+    monkeypatch.setattr(doctor, "_INSTALLED_FOR", {})
+
+
+@pytest.mark.usefixtures("hidden")
 def test_this_machine_is_sound():
     found = diagnose()
     assert found.problems == ()
@@ -177,6 +184,7 @@ class TestProblems:
 
 
 class TestCommand:
+    @pytest.mark.usefixtures("hidden")
     def test_a_sound_machine(self, capsys):
         assert cli.run(["doctor"]) == 0
         out, err = capsys.readouterr()

@@ -67,7 +67,8 @@ def test_every_verb_runs_there(run, pictures, tmp_path, precision):
     model, here = str(export_of(run, precision).file()), ["--device", "cuda"]
     code = 5 if precision == "int8" else 0  # refused, as there are no kernels
     assert cli.run(["predict", model, str(pictures / "dark"), *here]) == code
-    assert cli.run(["embed", model, str(pictures), "-o", str(tmp_path / "features.npy"), *here]) == code
+    for out in ("features.npy", "job"):
+        assert cli.run(["embed", model, str(pictures), "-o", str(tmp_path / out), *here]) == code
     assert cli.run(["eval", model, str(pictures), *here]) == code
     assert cli.run(["verify", str(run), "--precision", precision, *here]) == 0
 
@@ -90,6 +91,20 @@ def test_features_are_those_of_the_cpu(run, precision, limit):
     file = export_of(run, precision).file()
     cpu, gpu = (OnnxSession(file, device=device).run(images(70))[FEATURES] for device in ("cpu", "cuda"))
     assert np.abs(gpu - cpu).max() <= limit * max(1.0, np.abs(cpu).max())
+
+
+def test_tensorrt_gives_the_features_of_the_cpu_and_keeps_its_engine(run, own_cache):
+    if (why := doctor.fault("TensorrtExecutionProvider")) is not None:
+        pytest.skip(f"the TensorRT provider does not start: {why}")
+    file, kept = export_of(run, "fp32").file(), []
+    for _ in range(2):
+        with OnnxSession(file, device="tensorrt") as session:
+            for size in (1, 64, 51, 2):
+                expected = OnnxSession(file).run(images(size))[FEATURES]
+                assert np.abs(session.run(images(size))[FEATURES] - expected).max() <= 1e-5 * np.abs(expected).max()
+        kept.append({engine: engine.stat().st_mtime_ns for engine in own_cache.glob("tensorrt/*/*/*.engine")})
+    assert kept[0]
+    assert kept[1] == kept[0]
 
 
 def test_much_work_prepares_more_and_gives_the_same(run):

@@ -176,6 +176,7 @@ def test_what_fails_on_a_gpu_is_done_on_the_cpu(file, provider, pictures, recwar
 
 
 def test_without_a_gpu_it_is_the_cpu_without_a_word(tiny_run, pictures, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(cuda, "gpu", None)  # it is not looked for
     monkeypatch.setattr(devices, "AutomaticSession", None)
     plain = [cli.run(["predict", str(tiny_run), str(pictures), "--device", "cpu"]), capsys.readouterr()]

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import onnx
+import onnxruntime
 import pytest
 
 from tests.kit.fake_cuda import replace_cuda
@@ -41,6 +42,7 @@ def installed(monkeypatch, tmp_path):
     (tmp_path / "tensorrt_libs/__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     loaded, library = [], SimpleNamespace(getInferLibVersion=lambda: 101303)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)  # those of CUDA
     monkeypatch.setattr(ctypes, "CDLL", lambda path: loaded.append(path) or library)
     return loaded
 
