@@ -1,4 +1,4 @@
-"""Quality and cost of `tlkit advise`: `python benchmarks/advise.py shift cost scores rules joined audit ways regret`.
+"""Quality and cost of `tlkit advise`: `python benchmarks/advise.py PART...`.
 
 - `shift`: the domain (similar, different) of each data set by each backbone, and from how many images on.
 - `cost`: the time of advice in passes over the images, a pass being the features of all stages through the runtime.
@@ -8,6 +8,7 @@
 - `joined`: what frozen features of two stages joined gain over those of the best one.
 - `audit`: planted duplicates, re-encoded near duplicates, wrong labels and a planted shortcut.
 - `ways`: what other ways to fine-tune, and blended weights, gain over the one that `auto` uses.
+- `soup`: what the average of several fine-tuned trunks gains over one of them.
 - `regret`: accuracy on held-out images of the best of all strategies, cuts and heads, less that of what `auto` made.
 
 Each part writes results of its own. Features are kept between runs in the cache, but for `cost`.
@@ -32,9 +33,10 @@ from advising.rules import DRAWS, rules
 from advising.scores import scores
 from advising.sets import BACKBONES, NAMES
 from advising.shift import shift
+from advising.soup import soup
 from advising.ways import WAYS, ways
 
-PARTS = ("shift", "cost", "scores", "rules", "joined", "audit", "ways", "regret")
+PARTS = ("shift", "cost", "scores", "rules", "joined", "audit", "ways", "soup", "regret")
 
 
 def smallest(args: argparse.Namespace) -> None:
@@ -56,7 +58,7 @@ def main() -> int:
     options.add_argument("--data", type=Path, default=DATA, help="a folder whose subfolders are data sets")
     options.add_argument("--work", type=Path, default=Path("build/advise"), help="where what takes long is kept")
     options.add_argument("--sets", nargs="+", metavar="SET", help="those to use (default: all subfolders of --data)")
-    options.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="to learn from, for regret and ways")
+    options.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="to learn from, not for all parts")
     options.add_argument(
         "--tunings", nargs="*", type=int, help="for regret: which of FINE_TUNING, by number (default: all)"
     )
@@ -86,6 +88,7 @@ def main() -> int:
                 "joined": lambda: joined(root, args.work),
                 "audit": lambda: audits(root, args.repeat),
                 "ways": lambda: ways(root, args.work, names, args.counts, draws),
+                "soup": lambda: soup(root, args.work, names, args.counts, draws),
                 "regret": lambda: regret(root, args.work, names, args.counts, draws),
             }[part]()
         )

@@ -271,7 +271,12 @@ def trained(
 ) -> np.ndarray:
     """Correct held-out images `(N,)` of a bundle that one strategy trains."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "run")
+        return correct(cell, train(cell, Path(folder, "run"), strategy, settings, cut, head, **more))
+
+
+def train(cell: Cell, out: Path, strategy: str, settings: Mapping[str, Any], cut: str, head: str, **more: Any) -> Path:
+    """The bundle `out`, trained by one strategy."""
+    with tempfile.TemporaryDirectory() as folder:
         tlkit.train(
             cell.source(Path(folder)),
             out,
@@ -284,7 +289,12 @@ def trained(
             device="cpu",
             **more,
         )
-        return _logits(cell, out).argmax(1) == cell.truth
+    return out
+
+
+def correct(cell: Cell, bundle: Path) -> np.ndarray:
+    """Correct held-out images `(N,)` of a bundle."""
+    return _logits(cell, bundle).argmax(1) == cell.truth
 
 
 def _auto(cell: Cell) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from _bench import SETTINGS, Report
 from tlkit_standard.strategies.plans import AUTO
 
@@ -43,7 +44,7 @@ def ways(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], dr
     known = Known(work / "ways.jsonl")
     gains: dict[str, list[float]] = {name: [] for name in WAYS if name != PLAIN}
     for cell in cells(root, names, counts, draws):
-        cut = _cut(cell)
+        cut = cut_of(cell)
         found = {name: _balanced(cell, known, name, cut, head) for name in WAYS}
         row = {"data": cell.data.name, "images": str(cell.count), "draw": str(cell.seed + 1), "cut": cut}
         for name, each in gains.items():
@@ -57,7 +58,7 @@ def ways(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], dr
     return report.save()
 
 
-def _cut(cell: Cell) -> str:
+def cut_of(cell: Cell) -> str:
     """Return the stage up to which `auto` would fine-tune."""
     request = resolve.advice_request(
         [backbone(BACKBONES[0])], val=0.2, group=None, max_bad=0.01, seed=0, size=cell.data.size
@@ -70,4 +71,9 @@ def _cut(cell: Cell) -> str:
 def _balanced(cell: Cell, known: Known, name: str, cut: str, head: str) -> float:
     strategy, options, more = WAYS[name]
     right = known.right(cell, f"{name}, {cut}", lambda: trained(cell, strategy, options, cut, head, **more))
+    return balanced(cell, right)
+
+
+def balanced(cell: Cell, right: np.ndarray) -> float:
+    """The balanced accuracy in percent, from the correct held-out images `(N,)`."""
     return 100 * float((right * class_shares(cell.truth)).sum())

@@ -25,6 +25,7 @@ RESULTS = {
         "advise-scores",
         "advise-shift",
         "advise-shift-images",
+        "advise-soup",
         "advise-ways",
     ),
     "embed": ("embed",),
