@@ -13,7 +13,7 @@ from tlkit_standard.strategies import STRATEGIES
 from tests.advice.asking import ask, eager
 from tlkit.advice import quick_trial as quick_trials
 from tlkit.advice import recommendation, selection
-from tlkit.advice.auto import train_auto
+from tlkit.advice.auto import BudgetUsed, train_auto
 from tlkit.advice.quick_trial import quick_trial
 from tlkit.advice.recommendation import FineTuningPolicy
 from tlkit.advice.run import AdvicePolicy, advise
@@ -21,6 +21,7 @@ from tlkit.advice.selection import FineTuning
 from tlkit.advice.trials import _DoesNotFit, _epochs, compared, run_trials
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import Phase, Strategy, option
+from tlkit.training.history import Monitor
 
 
 def test_a_budget_is_spent_on_trials(pictures):
@@ -97,6 +98,23 @@ def test_a_quick_trial_compares_a_few_trainable_stages_with_frozen_features(stri
     assert comparison.better
     assert tried("short", 2) == tried("same", 2)
     assert tried("none", 2, cut="first") is None
+
+
+def test_a_quick_trial_ends_in_the_middle_of_a_training_where_the_budget_does(stripes, tmp_path, monkeypatch):
+    request, steps = ask(heads=[head for head in HEADS if head.name == "logistic"]), []
+    advice = advise(stripes, request)
+    monkeypatch.setattr(Monitor, "step", lambda *_: steps.append(1))
+
+    def progress(what, _total):
+        def tick(*_):
+            if what.startswith("trial with"):
+                raise BudgetUsed
+
+        return tick
+
+    with pytest.raises(BudgetUsed):
+        quick_trial(advice, request, FineTuning(Stranger(2)), "third", tmp_path, progress)
+    assert not steps
 
 
 def test_two_bundles_are_compared_on_the_same_images_and_copies(pictures, tmp_path):
