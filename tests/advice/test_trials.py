@@ -120,7 +120,7 @@ def test_a_quick_trial_ends_in_the_middle_of_a_training_where_the_budget_does(st
 def test_two_bundles_are_compared_on_the_same_images_and_copies(pictures, tmp_path):
     trained, advice = train_auto(pictures, tmp_path / "run", ask())
     val = advice.dataset.of("val")
-    same = compared(ask(), val, trained, trained, strict=False)
+    same = compared(ask(), val, trained, trained)
     assert (same.images, same.errors) == (len(val), (0, 0))
     assert same.accuracy == pytest.approx((trained.metrics.balanced_accuracy,) * 2)
     assert not same.better

@@ -40,9 +40,12 @@ from tlkit.util.prefetch import prefetch
 from tlkit.util.resources import cores
 
 if TYPE_CHECKING:
+    from tlkit.advice.domain_shift import DomainShift
     from tlkit.advice.run import Advice, AdviceRequest
 
 Named = TypeVar("Named", bound=Component)
+
+SIMILAR, UNTRIED = 1.0, 1.96  # standard errors to gain on data like the pretraining data; without a quick trial for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,19 +121,19 @@ def name_of(recommendation: Recommendation) -> str:
     return f"{recommendation.strategy} up to {recommendation.cut}, {recommendation.head} head{options}"
 
 
+def margin_for(shift: DomainShift, errors: float) -> float:
+    """Return by how many standard errors fine-tuning must gain; on data unlike the pretraining data it mostly does."""
+    return errors if shift.domain == "similar" else 0.0
+
+
 def compared(
     request: AdviceRequest,
     samples: Sequence[Sample],
     frozen: TrainingResult,
     fine_tuned: TrainingResult,
-    *,
-    strict: bool,
+    margin: float = 0.0,
 ) -> Comparison:
-    """Return the comparison of two bundles on validation samples and on disturbed copies of them.
-
-    It is `strict` for data that is similar to the pretraining data without a quick trial for it: few images to validate
-    on often promise what they don't keep.
-    """
+    """Return the comparison of two bundles on validation samples and on disturbed copies of them."""
     labels, both = np.array([sample.label for sample in samples], np.int64), []
     for trained in (frozen, fine_tuned):
         bundle = open_bundle(trained.bundle)
@@ -149,7 +152,7 @@ def compared(
 
         rows = prefetch(logits, range(len(samples)), workers=cores(), ahead=2 * cores())
         both.append(np.stack(list(rows), axis=1))
-    return Comparison.of(both[0], both[1], labels, strict=strict)
+    return Comparison.of(both[0], both[1], labels, margin)
 
 
 def run_trials(advice: Advice, request: AdviceRequest, budget: float, progress: Progress = silent) -> Advice:
@@ -201,8 +204,9 @@ class Trials:
         known, asked, best, skipped = advice.dataset.statistics, advice.recommendation, baseline, 0
         installed = available(self.request.heads, self.request.strategies, known)
         val = advice.dataset.without(baseline.trained.rejected).of("val")
-        # A quick trial sees more images than there are to validate on.
-        strict = advice.analysis.shift.domain == "similar" and not (evidence.trial and evidence.trial.better)
+        # A quick trial sees more images than there are to validate on: these alone often promise what they don't keep.
+        promising = evidence.trial is not None and evidence.trial.better
+        margin = margin_for(advice.analysis.shift, SIMILAR if promising else UNTRIED)
         trials, chosen = [baseline.to_json()], asked.frozen()
         # Those that an interrupted run began come first, in its order.
         for turn, place in enumerate(sorted(plans, key=lambda each: not was_begun(each))):
@@ -220,7 +224,7 @@ class Trials:
                 chosen = chosen.with_reasons(f"{name_of(tuned)} failed: {problem.what}")
                 continue
             trials.append(trial.to_json())
-            found = on_val = self._compared(val, best, trial, strict=strict)
+            found = on_val = self._compared(val, best, trial, margin)
             if evidence.trial is not None and best is baseline and plan == installed.fine_tuning:
                 found = on_val.pooled(evidence.trial)
             # Whatever else says, none takes the place of one that is better on the validation images themselves.
@@ -234,11 +238,11 @@ class Trials:
                 chosen = chosen.with_reasons(f"{trial.name} is not better than {best.name}: {evident}")
         return replace(advice, trials=trials, recommendation=chosen), skipped
 
-    def _compared(self, val: Sequence[Sample], best: Trial, trial: Trial, *, strict: bool) -> Comparison:
+    def _compared(self, val: Sequence[Sample], best: Trial, trial: Trial, margin: float) -> Comparison:
         """Return the comparison of two trials, as a run before found it."""
 
         def compare() -> dict[str, Any]:
-            return asdict(compared(self.request, val, best.trained, trial.trained, strict=strict))
+            return asdict(compared(self.request, val, best.trained, trial.trained, margin))
 
         place = trial.trained.bundle
         return Comparison.from_json(once(place.with_name(f"{place.name}.compared.json"), compare)[0])

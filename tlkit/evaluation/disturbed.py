@@ -17,7 +17,6 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from tlkit.util.statistics import balanced_interval, class_shares, fit_temperature, log_loss
 
-SIGNIFICANT = 1.96  # standard errors
 MIN_GAIN = 0.005  # a difference below is none
 
 BLUR = 1 / 64  # standard deviation, as a share of the image's side
@@ -66,7 +65,7 @@ class Comparison:
 
     Pairs are (frozen, fine-tuned): balanced accuracies, and mean log losses in nats over images and copies, at the best
     temperature of each. `errors` are the standard errors of the difference in accuracy, on the images and on images and
-    copies together. With `strict`, fine-tuning is better only if it is significantly so.
+    copies together. To be the better one, fine-tuning must gain more than `margin` of the latter.
     """
 
     images: int
@@ -75,11 +74,15 @@ class Comparison:
     log_loss: tuple[float, float]
     errors: tuple[float, float]
     interval: tuple[float, float]  # 95 %, of the fine-tuned accuracy on the images
-    strict: bool = False
+    margin: float = 0.0
 
     @classmethod
     def of(
-        cls, frozen: NDArray[np.float32], fine_tuned: NDArray[np.float32], labels: NDArray[np.int64], *, strict: bool
+        cls,
+        frozen: NDArray[np.float32],
+        fine_tuned: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        margin: float = 0.0,
     ) -> Comparison:
         """Compare logits `(2, N, classes)`, of images and of their copies, with the labels `(N,)`."""
         shares, twice = class_shares(labels), np.concatenate([labels, labels])
@@ -99,7 +102,7 @@ class Comparison:
             log_loss=(losses[0], losses[1]),
             errors=(_error(differences[0], shares), _error(differences.mean(axis=0), shares)),
             interval=balanced_interval(np.bincount(labels, correct[1][0]).astype(np.int64), sizes),
-            strict=strict,
+            margin=margin,
         )
 
     def pooled(self, other: Comparison) -> Comparison:
@@ -114,35 +117,26 @@ class Comparison:
         return replace(self, images=images, errors=(plain, both), **means)
 
     @property
-    def better(self) -> bool:
-        """Return whether the fine-tuned classifier is the better one: see `decided`."""
-        return self._verdict()[0]
+    def gain(self) -> float:
+        """Gain in balanced accuracy, as a mean over images and copies, and half the decrease of the log loss."""
+        accuracy, copies = (pair[1] - pair[0] for pair in (self.accuracy, self.disturbed))
+        return (accuracy + copies - (self.log_loss[1] - self.log_loss[0])) / 2
 
     @property
-    def decided(self) -> str:
-        """Return which evidence decided, in words."""
-        return self._verdict()[1]
+    def better(self) -> bool:
+        """Return whether the fine-tuned classifier is the better one.
 
-    def _verdict(self) -> tuple[bool, str]:
-        """Return whether fine-tuning is better, and what decided."""
-        gain, copies = (pair[1] - pair[0] for pair in (self.accuracy, self.disturbed))
-        both = (gain + copies) / 2
-        if self.strict:
-            significant = gain > SIGNIFICANT * self.errors[0] or both > SIGNIFICANT * self.errors[1]
-            found = "a significant gain" if significant else "no significant gain"
-            return significant, f"similar to the pretraining data, where only a significant gain counts: {found}"
-        if abs(gain) > self.errors[0]:
-            return gain > 0, "the accuracy on held-out images decided"
-        better = both - (self.log_loss[1] - self.log_loss[0]) / 2 > max(self.errors[1], MIN_GAIN)
-        return better, "the accuracy could be chance; disturbed copies and the log loss decided"
+        Without a margin, the likelier one is, however uncertain: of 14 data sets with 100 images, on 11 of which
+        fine-tuning gained (4 points on average) and on one lost, that rule lost least.
+        """
+        return self.gain > max(self.margin * self.errors[1], MIN_GAIN)
 
     def __str__(self) -> str:
         pairs = self.accuracy, self.disturbed
         plain, copies = (f"{fine_tuned:.1%} against {frozen:.1%}" for frozen, fine_tuned in pairs)
         losses = f"log loss {self.log_loss[1]:.2f} against {self.log_loss[0]:.2f}"
-        return (
-            f"{plain} frozen on {self.images} held-out images, {copies} on disturbed copies, {losses}: {self.decided}"
-        )
+        needed = f", where a gain must exceed {self.margin:g} standard errors" if self.margin else ""
+        return f"{plain} frozen on {self.images} held-out images, {copies} on disturbed copies, {losses}{needed}"
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Comparison:
