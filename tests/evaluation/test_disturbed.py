@@ -62,9 +62,9 @@ def test_between_equally_accurate_ones_the_one_that_knows_its_errors_wins():
     [(logits(31), False), (logits(36), True), (logits(30, copies=40), True), (logits(20), False)],
 )
 def test_with_a_margin_a_gain_must_exceed_its_error(fine_tuned, better):
-    comparison = Comparison.of(logits(30), fine_tuned, LABELS, 1.5)
+    comparison = Comparison.of(logits(30), fine_tuned, LABELS, 1.96)
     assert comparison.better is better
-    assert "where a gain must exceed 1.5 standard errors" in str(comparison)
+    assert "where a gain must exceed 1.96 standard errors" in str(comparison)
 
 
 def test_two_comparisons_are_pooled_by_their_images():
