@@ -30,20 +30,21 @@ def test_a_copy_differs_by_its_turn_and_keeps_its_shape():
 
 
 @pytest.mark.parametrize(
-    ("frozen", "fine_tuned", "better"),
+    ("frozen", "fine_tuned", "better", "decided"),
     [
-        (logits(20), logits(30), True),
-        (logits(30), logits(20), False),
-        (logits(30), logits(31), True),  # whatever its error
-        (logits(30), logits(30, copies=36), True),
-        (logits(30), logits(31, copies=25), False),
-        (logits(30), logits(30), False),  # of equals the frozen one
-        (logits(30), logits(30, margin=4.0), False),  # nor by rounding
+        (logits(20), logits(30), True, "held-out images"),
+        (logits(30), logits(20), False, "held-out images"),
+        (logits(30), logits(31), True, "held-out images"),  # whatever its error
+        (logits(30), logits(30, copies=36), True, "disturbed copies"),
+        (logits(30), logits(31, copies=25), False, "disturbed copies"),
+        (logits(30), logits(30), False, "held-out images"),  # of equals the frozen one
+        (logits(30), logits(30, margin=4.0), False, "held-out images"),  # nor by rounding
     ],
 )
-def test_the_likelier_one_is_better_by_images_and_copies(frozen, fine_tuned, better):
+def test_the_likelier_one_is_better_by_images_and_copies(frozen, fine_tuned, better, decided):
     comparison = Comparison.of(frozen, fine_tuned, LABELS)
     assert comparison.better is better
+    assert comparison.decided == f"the {decided} decided"
     assert f"on {len(LABELS)} held-out images" in str(comparison)
     assert Comparison.from_json(json.loads(json.dumps(asdict(comparison)))) == comparison
 
@@ -54,6 +55,7 @@ def test_between_equally_accurate_ones_the_one_that_knows_its_errors_wins():
     comparison = Comparison.of(overconfident, knowing, LABELS)
     assert comparison.log_loss[1] < comparison.log_loss[0]
     assert comparison.better
+    assert comparison.decided == "the log loss decided"
     assert not Comparison.of(knowing, overconfident, LABELS).better
 
 
@@ -62,9 +64,9 @@ def test_between_equally_accurate_ones_the_one_that_knows_its_errors_wins():
     [(logits(31), False), (logits(36), True), (logits(30, copies=40), True), (logits(20), False)],
 )
 def test_with_a_margin_a_gain_must_exceed_its_error(fine_tuned, better):
-    comparison = Comparison.of(logits(30), fine_tuned, LABELS, 1.96)
+    comparison, without = (Comparison.of(logits(30), fine_tuned, LABELS, margin) for margin in (1.96, 0.0))
     assert comparison.better is better
-    assert "where a gain must exceed 1.96 standard errors" in str(comparison)
+    assert (comparison.decided == "the gain does not exceed 1.96 standard errors") is (without.better and not better)
 
 
 def test_two_comparisons_are_pooled_by_their_images():

@@ -131,12 +131,23 @@ class Comparison:
         """
         return self.gain > max(self.margin * self.errors[1], MIN_GAIN)
 
+    @property
+    def decided(self) -> str:
+        """Return which evidence decided, in words: the first that alone says the same, or the error."""
+        accuracy, copies = (pair[1] - pair[0] for pair in (self.accuracy, self.disturbed))
+        if not self.better and self.gain > MIN_GAIN:
+            return f"the gain does not exceed {self.margin:g} standard errors"
+        evidence = {"held-out images": accuracy, "disturbed copies": (accuracy + copies) / 2}
+        says = (name for name, gain in evidence.items() if (gain > MIN_GAIN) == self.better)
+        return f"the {next(says, 'log loss')} decided"
+
     def __str__(self) -> str:
         pairs = self.accuracy, self.disturbed
         plain, copies = (f"{fine_tuned:.1%} against {frozen:.1%}" for frozen, fine_tuned in pairs)
         losses = f"log loss {self.log_loss[1]:.2f} against {self.log_loss[0]:.2f}"
-        needed = f", where a gain must exceed {self.margin:g} standard errors" if self.margin else ""
-        return f"{plain} frozen on {self.images} held-out images, {copies} on disturbed copies, {losses}{needed}"
+        return (
+            f"{plain} frozen on {self.images} held-out images, {copies} on disturbed copies, {losses}: {self.decided}"
+        )
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Comparison:
