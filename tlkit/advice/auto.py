@@ -2,8 +2,8 @@
 
 A bundle of the best frozen features is in place within seconds. Trials and fine-tuning take long: they run in the run
 directory of the bundle (see `training.run_directory`), one part after the other, and each that is better takes its
-place. So there is always a valid bundle, none is worse on the validation images than the one before, and a run can be
-resumed.
+place. So there is always a valid bundle, none is worse on the validation images than the one before by more than the
+standard error, and a run can be resumed.
 """
 
 from __future__ import annotations
