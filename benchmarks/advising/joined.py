@@ -17,7 +17,6 @@ from advising.sets import load as load_set
 from tlkit.advice.backbone_analysis import BackboneAnalysis, stage_evidence
 from tlkit.advice.selection import best_cut, best_stage, compare_heads
 from tlkit.evaluation.metrics import score
-from tlkit.model.cut import JOINT
 from tlkit.model.modules import head_logits
 from tlkit.plugin.contract import DatasetStatistics
 from tlkit.plugin.registry import load as load_plugins
@@ -30,34 +29,28 @@ DRAWS = [(100, 5), (500, 3)]  # images of a draw, and draws
 def joined(root: Path, work: Path) -> int:
     report = Report(
         "advise-joined",
-        "The balanced accuracy on held-out images that frozen features of two stages joined gain over those of the "
-        "best stage, in percentage points, mean over draws, and how often `auto` joins two. The stages are the best "
-        "ones on the images to learn from; whether it joins them, `auto` decides by cross-validation on these.",
+        "The balanced accuracy on held-out images that frozen features of the two best stages, joined, gain over those "
+        "of the best stage, in percentage points, mean over draws. The stages are the best ones on the images to learn "
+        "from.",
         {"head": HEAD, "draws": ", ".join(f"{n} x {m}" for m, n in DRAWS), "backbones": ", ".join(BACKBONES[:2])},
     )
-    gains: dict[str, list[float]] = {"always": [], "auto": []}
+    gains = list[float]()
     for name, (count, draws), each in product(BACKBONES[:2], DRAWS, NAMES):
         found = [_kept(root, work / "joined.jsonl", (name, each, count, seed)) for seed in range(draws)]
-        single, always, chosen = (np.array([one[key] for one in found]) for key in ("single", "joined", "auto"))
-        means = {"always": 100 * float((always - single).mean()), "auto": 100 * float((chosen - single).mean())}
-        for rule, gain in means.items():
-            gains[rule].append(gain)
+        single, both = (np.array([one[key] for one in found]) for key in ("single", "joined"))
+        gains.append(100 * float((both - single).mean()))
         report.rows.append(
             {
                 "backbone": name,
                 "set": each,
                 "images": str(count),
                 "best stage": f"{100 * single.mean():.1f} %",
-                "joined, gain": f"{means['always']:+.2f}",
-                "auto, gain": f"{means['auto']:+.2f}",
-                "draws joined": f"{sum(one['joins'] for one in found)} of {draws}",
+                "joined, gain": f"{gains[-1]:+.2f}",
             }
         )
     report.figures = {"gains": gains}
-    report.bars = [
-        Bar("mean gain of auto, points", [float(np.mean(gains["auto"]))], "≥", 0.0),
-        Bar("least mean gain of auto in a row, points", [min(gains["auto"])], "≥", -0.5),
-    ]
+    report.bars = [Bar("mean gain, points", [float(np.mean(gains))], "≥", 0.0)]
+    report.notes = [f"The least mean gain of a row is {min(gains):+.2f} points, the greatest {max(gains):+.2f}."]
     return report.save()
 
 
@@ -87,13 +80,11 @@ def _measured(data: Set, name: str, _: str, count: int, seed: int) -> dict[str, 
     known = DatasetStatistics(len(rows), classes, int(counts.min()), int(counts.max()))
     head = load_plugins().get("head", HEAD)
     found = compare_heads(analysis, [head], labels, known, 0, most=len(rows))
-    single, chosen = best_stage(stages, found).name, best_cut(stages, found)
-    both = next((each.stage for each in found if JOINT in each.stage), single)
+    single, both = best_stage(stages, found).name, best_cut(stages, found)
 
     def accuracy(cut: str) -> float:
         solved = head.solve(np.ascontiguousarray(drawn.at(cut)), labels, classes, 0)
         rest = np.ascontiguousarray(features.at(cut)[place[test]])
         return score(softmax(head_logits(solved, rest)), data.labels[test]).balanced_accuracy
 
-    at = {cut: accuracy(cut) for cut in {single, chosen, both}}
-    return {"single": at[single], "joined": at[both], "auto": at[chosen], "joins": chosen != single, "cut": chosen}
+    return {"single": accuracy(single), "joined": accuracy(both), "cut": both}

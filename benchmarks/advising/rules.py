@@ -38,7 +38,7 @@ class Rule:
 
     images: str = "all"  # or FEW, that heads are compared on
     stages: int = 3
-    margin: float = 0.75
+    margin: float = 1.5
 
     def __str__(self) -> str:
         return f"{self.images} images, {self.stages} stages, margin {self.margin:g}"

@@ -184,7 +184,7 @@ def cross_validated(report: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def best_head(found: Sequence[HeadEvidence], stage: str) -> HeadEvidence | None:
-    """Return the head to use at a stage: the default, unless another is more accurate by more than 1.5 standard errors."""
+    """Return the head to use at a stage: the default, unless one is more accurate by more than 1.5 standard errors."""
     here = [each for each in found if each.stage == stage]
     if not here:
         return None

@@ -227,7 +227,7 @@ class Trials:
             found = on_val = self._compared(val, best, trial, margin)
             if evidence.trial is not None and best is baseline and plan == installed.fine_tuning:
                 found = on_val.pooled(evidence.trial)
-            # Whatever else says, none takes the place of one that is better on the validation images by more than chance.
+            # Whatever else says, none takes the place of one that is better on the validation images beyond chance.
             if found.better and on_val.accuracy[1] - on_val.accuracy[0] >= -on_val.errors[0]:
                 reason = f"{trial.name} is better than {best.name}: {found}"
                 tuned = replace(tuned, accuracy=trial.trained.metrics.balanced_interval, reasons=chosen.reasons)
