@@ -149,7 +149,7 @@ def test_a_budget_keeps_the_best_so_far_and_a_resumed_run_goes_on(pictures, tmp_
 
 
 def test_what_is_worse_on_the_validation_images_takes_no_place(pictures, tmp_path, monkeypatch, request_):
-    worse = comparison(better=True, accuracy=(0.9, 0.89), errors=(0.1, 0.1), log_loss=(1.0, 0.1))
+    worse = comparison(better=True, accuracy=(0.9, 0.79), errors=(0.1, 0.1), log_loss=(1.0, 0.1))
     assert worse.better
     monkeypatch.setattr(trials, "compared", lambda *_, **__: worse)
     trained, advice = auto.train_auto(pictures, tmp_path / "run", request_)
