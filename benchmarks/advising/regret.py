@@ -27,7 +27,7 @@ from tlkit.model.modules import head_logits, load_modules, solve_head
 from tlkit.plugin.contract import Head
 from tlkit.plugin.registry import load as load_plugins
 from tlkit.runtime.features import extract
-from tlkit.util.statistics import paired_difference, softmax
+from tlkit.util.statistics import class_shares, paired_difference, softmax
 
 SIGNIFICANT = 1.96  # standard errors
 HEADS = ["logistic", "svm", "rbf-svm", "knn", "nearest-mean"]
@@ -80,7 +80,7 @@ def regret(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], 
     sizes = [(name, load_set(root, name).size) for name in names]
     report = Report(
         "advise-regret",
-        "The accuracy on held-out images of what `tlkit train --strategy auto` made of so many images, against the "
+        "The balanced accuracy on held-out images of what `tlkit train --strategy auto` made of so many images, against the "
         "best of all that could have been made of them: every cut with every head on frozen features, and every "
         "strategy that fine-tunes the trunk. The best of so many, on the images that it is chosen on, is too good by "
         "chance: the corrected regret takes the best of one half of the held-out images and compares on the other, "
@@ -98,21 +98,23 @@ def regret(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], 
         made = known.get(cell, "auto", lambda cell=cell: _auto(cell))
         right["auto"] = chosen = _array(made["right"])  # with options that none of the others has
         low, high = made["expected"]
-        best = max(right, key=lambda option: right[option].mean())
-        frozen = max(right[option].mean() for option in right if option.startswith("frozen"))
-        simple = right[[name for name in right if name.startswith("frozen") and name.endswith(", logistic")][-1]]
-        found = Judged(
+        found = {option: _accuracy(each, cell.truth) for option, each in right.items()}
+        best = max(found, key=found.__getitem__)
+        frozen = max(found[option] for option in found if option.startswith("frozen"))
+        plain = [name for name in right if name.startswith("frozen") and name.endswith(", logistic")][-1]
+        simple = right[plain]
+        result = Judged(
             cell,
-            regret=100 * float(right[best].mean() - chosen.mean()),
-            corrected=_corrected(right, chosen),
-            gain=100 * float(chosen.mean() - simple.mean()),
+            regret=100 * (found[best] - found["auto"]),
+            corrected=_corrected(right, chosen, cell.truth),
+            gain=100 * (found["auto"] - found[plain]),
             worse=paired_difference(simple, chosen, cell.truth).difference > SIGNIFICANT * _error(simple, chosen, cell),
             error=made["ECE"],
             covered=low <= made["balanced accuracy"] <= high,
         )
-        judged.append(found)
+        judged.append(result)
         report.figures["/".join(map(str, cell.key))] = {
-            "options": {name: float(each.mean()) for name, each in right.items()},
+            "options": found,
             "auto": {name: value for name, value in made.items() if name != "right"},
         }
         report.rows.append(
@@ -121,14 +123,14 @@ def regret(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], 
                 "images": str(cell.count),
                 "draw": str(cell.seed + 1),
                 "auto": made["what"],
-                "accuracy": f"{chosen.mean():.1%}",
+                "accuracy": f"{found['auto']:.1%}",
                 "expected": f"{low:.1%} to {high:.1%}",
-                "ECE": f"{found.error:.3f}",
-                "last, logistic": f"{simple.mean():.1%}",
+                "ECE": f"{result.error:.3f}",
+                "last, logistic": f"{found[plain]:.1%}",
                 "best frozen": f"{frozen:.1%}",
-                "best of all": f"{best}: {right[best].mean():.1%}",
-                "regret, points": f"{found.regret:.2f}",
-                "corrected": f"{found.corrected:.2f}",
+                "best of all": f"{best}: {found[best]:.1%}",
+                "regret, points": f"{result.regret:.2f}",
+                "corrected": f"{result.corrected:.2f}",
                 "one held-out image": f"{100 / len(chosen):.2f}",
             }
         )
@@ -329,13 +331,18 @@ def _logits(cell: Cell, bundle: Path) -> np.ndarray:
     return head_logits(module, features.array)
 
 
-def _corrected(right: Mapping[str, np.ndarray], chosen: np.ndarray, seed: int = 0) -> float:
+def _accuracy(right: np.ndarray, truth: np.ndarray) -> float:
+    """Balanced accuracy of marks `(N,)`."""
+    return float((right * class_shares(truth)).sum())
+
+
+def _corrected(right: Mapping[str, np.ndarray], chosen: np.ndarray, truth: np.ndarray, seed: int = 0) -> float:
     """The mean over 20 halvings of the held-out images: the best on one half, less the chosen, on the other; points."""
     random = np.random.default_rng(seed)
     lost = []
     for _ in range(10):
         half = random.permutation(len(chosen)) < len(chosen) // 2
         for one, other in ((half, ~half), (~half, half)):
-            best = max(right.values(), key=lambda each: each[one].mean())
-            lost.append(100 * (best[other].mean() - chosen[other].mean()))
+            best = max(right.values(), key=lambda each: _accuracy(each[one], truth[one]))
+            lost.append(100 * (_accuracy(best[other], truth[other]) - _accuracy(chosen[other], truth[other])))
     return float(np.mean(lost))
