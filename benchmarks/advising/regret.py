@@ -80,8 +80,8 @@ def regret(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], 
     sizes = [(name, load_set(root, name).size) for name in names]
     report = Report(
         "advise-regret",
-        "The balanced accuracy on held-out images of what `tlkit train --strategy auto` made of so many images, against the "
-        "best of all that could have been made of them: every cut with every head on frozen features, and every "
+        "The balanced accuracy on held-out images of what `tlkit train --strategy auto` made of so many images, beside "
+        "the best of all that could have been made of them: every cut with every head on frozen features, and every "
         "strategy that fine-tunes the trunk. The best of so many, on the images that it is chosen on, is too good by "
         "chance: the corrected regret takes the best of one half of the held-out images and compares on the other, "
         "both ways.",

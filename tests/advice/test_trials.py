@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tlkit.advice.quick_trial import quick_trial
 from tlkit.advice.recommendation import FineTuningPolicy
 from tlkit.advice.run import AdvicePolicy, advise
 from tlkit.advice.selection import FineTuning
-from tlkit.advice.trials import _DoesNotFit, _epochs, compared, run_trials
+from tlkit.advice.trials import SIMILAR, _DoesNotFit, _epochs, compared, margin_for, run_trials
 from tlkit.model.bundle import open_bundle
 from tlkit.plugin.contract import Phase, Strategy, option
 from tlkit.training.history import Monitor
@@ -150,3 +151,12 @@ def test_a_quick_trial_is_run_on_cached_activations_and_leaves_nothing(stripes, 
     assert trained.strategy in ("stranger", "frozen")
     assert "held-out images" in " ".join(advice.recommendation.reasons)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("domain", "error", "margin"),
+    [("similar", 0.05, 1.0), ("similar", 0.3, 0.0), ("unclear", 0.05, 0.0), ("different", 0.3, 0.0)],
+)
+def test_a_gain_must_exceed_its_error_where_little_is_left_of_similar_data(domain, error, margin):
+    evidence = SimpleNamespace(error=error, analysis=SimpleNamespace(shift=SimpleNamespace(domain=domain)))
+    assert margin_for(evidence, ask(), SIMILAR) == margin

@@ -23,7 +23,7 @@ from tlkit.advice.quick_trial import quick_trial
 from tlkit.advice.recommendation import recommend
 from tlkit.advice.run import Advice, AdviceRequest, advise
 from tlkit.advice.selection import FineTuning, available
-from tlkit.advice.trials import Trial, Trials, run_trial, was_begun
+from tlkit.advice.trials import SIMILAR, Trial, Trials, margin_for, run_trial, was_begun
 from tlkit.defaults import FROZEN
 from tlkit.errors import DataError, UsageError
 from tlkit.evaluation.disturbed import Comparison
@@ -215,7 +215,8 @@ def _tried(advice: Advice, request: AdviceRequest, folder: Path, progress: Progr
     found, _ = once(folder.with_name(f"{folder.name}{DONE}"), trial)
     if found is None:
         return advice
-    evidence = replace(advice.evidence, trial=Comparison.from_json(found))
+    margin = margin_for(advice.evidence, request, SIMILAR)
+    evidence = replace(advice.evidence, trial=replace(Comparison.from_json(found), margin=margin))
     installed = available(request.heads, request.strategies, evidence.known)
     recommendation = recommend(evidence, installed, request.policy.fine_tuning)
     return replace(advice, evidence=evidence, recommendation=recommendation)

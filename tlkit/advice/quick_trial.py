@@ -19,7 +19,7 @@ from torch import nn
 
 from tlkit.advice.backbone_analysis import stratified
 from tlkit.advice.selection import FineTuning, available
-from tlkit.advice.trials import SIMILAR, margin_for, named
+from tlkit.advice.trials import named
 from tlkit.data.dataset import folds_of, groups_of
 from tlkit.data.preprocessing import load
 from tlkit.defaults import FROZEN
@@ -109,7 +109,7 @@ def quick_trial(
         logits[1, 0, held] = head_logits(best, _run(tuned, first, val))
         logits[1, 1, held] = head_logits(best, _run(tuned, first, copies))
         tick(len(held))
-    return Comparison.of(logits[0], logits[1], labels, margin_for(advice.analysis.shift, SIMILAR))
+    return Comparison.of(logits[0], logits[1], labels)
 
 
 def _tried(phases: Sequence[Phase], stages: Sequence[str], images: int) -> list[Phase]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tlkit.advice.recommendation import TYPICAL_THROUGHPUT, Recommendation
+from tlkit.advice.recommendation import TYPICAL_THROUGHPUT, Evidence, Recommendation
 from tlkit.advice.selection import FineTuning, available
 from tlkit.data.dataset import Sample
 from tlkit.data.preprocessing import load
@@ -40,7 +40,6 @@ from tlkit.util.prefetch import prefetch
 from tlkit.util.resources import cores
 
 if TYPE_CHECKING:
-    from tlkit.advice.domain_shift import DomainShift
     from tlkit.advice.run import Advice, AdviceRequest
 
 Named = TypeVar("Named", bound=Component)
@@ -121,9 +120,13 @@ def name_of(recommendation: Recommendation) -> str:
     return f"{recommendation.strategy} up to {recommendation.cut}, {recommendation.head} head{options}"
 
 
-def margin_for(shift: DomainShift, errors: float) -> float:
-    """Return by how many standard errors fine-tuning must gain; on data unlike the pretraining data it mostly does."""
-    return errors if shift.domain == "similar" else 0.0
+def margin_for(evidence: Evidence, request: AdviceRequest, errors: float) -> float:
+    """Return by how many standard errors fine-tuning must gain: none where it mostly does.
+
+    It often loses on data similar to the pretraining data of which frozen features misclassify little.
+    """
+    little = evidence.error <= request.policy.fine_tuning.min_error_small_similar
+    return errors if little and evidence.analysis.shift.domain == "similar" else 0.0
 
 
 def compared(
@@ -206,7 +209,7 @@ class Trials:
         val = advice.dataset.without(baseline.trained.rejected).of("val")
         # A quick trial sees more images than there are to validate on: these alone often promise what they don't keep.
         promising = evidence.trial is not None and evidence.trial.better
-        margin = margin_for(advice.analysis.shift, SIMILAR if promising else UNTRIED)
+        margin = margin_for(evidence, self.request, SIMILAR if promising else UNTRIED)
         trials, chosen = [baseline.to_json()], asked.frozen()
         # Those that an interrupted run began come first, in its order.
         for turn, place in enumerate(sorted(plans, key=lambda each: not was_begun(each))):
