@@ -40,13 +40,15 @@ def test_a_dataset_is_large_by_its_images_and_by_those_of_its_median_class(per_c
     ("per_class", "reasons"),
     [
         ({"a": 10, "b": 10}, []),
+        ({"a": 10, "b": 9, "c": 1}, []),
+        ({"a": 19, "b": 1}, ["classes with at most one training image: b"]),
         ({"a": 20}, ["there is only one class"]),
         ({"a": 10, "b": 9}, ["19 training images, at least 20 are needed"]),
         (
             {"a": 40, "b": 1, "c": 0, "d": 1, "e": 1},
             [
                 "classes with at most one training image: b, c, d and 1 more",
-                "half of the classes have at most 1 distinct images, 5 are needed",
+                "half of the classes have at most 1 distinct images, 2 are needed",
             ],
         ),
     ],

@@ -23,13 +23,13 @@ Span = tuple[int, int, int]  # minimum, median, maximum
 
 @dataclass(frozen=True, slots=True)
 class SizePolicy:
-    """Sizes that decide: below the minima the interval of any accuracy spans most of what is possible.
+    """Sizes that decide: below the minima too little can be held out to compare anything.
 
     From `large` images on, fine-tuning a few million weights gains more than it forgets.
     """
 
     min_images: int = 20
-    min_per_class: int = 5
+    min_per_class: int = 2
     large: int = 1000
     large_per_class: int = 100
 
@@ -74,7 +74,8 @@ class ImageStatistics:
         if self.distinct < policy.min_images:
             repeated = f"distinct images of {self.images}" if self.distinct < self.images else "training images"
             yield f"{self.distinct} {repeated}, at least {policy.min_images} are needed"
-        if single := [label for label, count in self.distinct_per_class.items() if count < 2]:
+        single = [label for label, count in self.distinct_per_class.items() if count < 2]
+        if single and (self.classes - len(single) < 2 or 0 in self.distinct_per_class.values()):
             yield f"classes with at most one training image: {listed(single)}"
         if (median := self.median_per_class) < policy.min_per_class:
             yield f"half of the classes have at most {median:g} distinct images, {policy.min_per_class} are needed"
