@@ -130,6 +130,16 @@ def test_the_speed_of_each_run_is_noted_for_the_next(file, pictures, device, mon
 
 
 @pytest.mark.usefixtures("provider")
+def test_a_job_that_is_settled_on_another_device_notes_no_speed(file, pictures):
+    session, files = opened(file), sorted(pictures.rglob("*.png")) * 6
+    assert session.settle(len(files), "tensorrt") == "tensorrt"
+    preprocessing = Model.from_session(session, file).preprocessing
+    assert sum(len(batch.images) for batch in stream(session, preprocessing, files)) == len(files)
+    assert session.device == "tensorrt"
+    assert noted(opened(file)) == {}
+
+
+@pytest.mark.usefixtures("provider")
 def test_speeds_are_those_of_a_gpu_its_driver_and_the_versions(file, monkeypatch, tmp_path):
     session = opened(file, RECORDED)
     assert noted(opened(file)) == noted(session) == RECORDED

@@ -114,7 +114,7 @@ class AutomaticSession(Session):
         done = [(0, began)]
         yield lambda more: done.append((more, time.perf_counter()))
         later = sum(more for more, _ in done[2:])
-        if later >= NOTED and self.device == best:
+        if later >= NOTED and self.device == best and best in (CPU, GPU):
             start = self._speed(best).start if started or work >= providers.MANY else done[1][1] - began
             self._note(best, Speed(start, later / max(done[-1][1] - done[1][1], 1e-6)))
 
