@@ -57,7 +57,7 @@ HEADS = ("logistic", "svm", "knn")
 BATCHES = (1, 16)
 TRAIN, HELD = 720, 2000  # images of a set at the most
 FEW = 400  # held-out images; with fewer, those that were trained on are held out in a second turn
-WEB, FIRST = "onnxruntime-web", 50  # compared with this processor instead of fp32, on so many held-out images
+WEB, FIRST = "onnxruntime-web", 25  # compared with this processor instead of fp32, on so many held-out images
 MAX_DROP, WITHIN = 0.5, 1.0  # percentage points: the budget, and what a single head may lose on other images
 CONFIDENCE = 0.95  # that no cell of all is called worse by chance
 

@@ -17,6 +17,7 @@ from tests.kit.exporting import exported, searched
 from tests.kit.tiny import Line
 from tlkit.data.dataset import Sample
 from tlkit.errors import DataError
+from tlkit.exporting.candidates import SearchPolicy
 from tlkit.exporting.evidence import FOLDS, RISK, CrossValidation, Pairs, comparable, lost_class
 from tlkit.training.run import train
 from tlkit.util.statistics import binomial_tail, paired_interval
@@ -66,6 +67,16 @@ class TestPairs:
         below[-1] = 1  # four of five may be chance
         assert lost_class(fp32, below, truth) is None
         assert lost_class(below, fp32, truth) is None
+
+    def test_images_are_enough_to_refuse_a_drop_of_two_points_nine_times_of_ten(self):
+        count, random = SearchPolicy().paired_images, np.random.default_rng(0)
+
+        def refused(lost, gained):
+            draws = random.multinomial(count, [lost, gained, 1 - lost - gained], 400)
+            return np.mean([Pairs(count, lost, gained, lost + gained).exceeds(0.5) for lost, gained, _ in draws])
+
+        assert refused(0.05, 0.03) > 0.9
+        assert refused(0.021, 0.02) < 0.1
 
 
 class TestStatistics:

@@ -35,8 +35,7 @@ class SearchPolicy:
     """Limits of a precision search: images, and shares of the layers that int8 leaves in float, rising."""
 
     max_images: int = 5000  # of the validation split; half a percentage point is 25 of them
-    paired_images: int = 400  # where the validation split has fewer, images of the training split are counted as well
-    max_fitted: int = 1500  # images of the training split that heads are fitted to for that
+    paired_images: int = 1500  # where the validation split has fewer, images of the training split are counted as well
     float_shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     calibration: CalibrationPolicy = field(default_factory=CalibrationPolicy)
 

@@ -212,7 +212,7 @@ class PrecisionSearch:
 
     def _cross_validation(self) -> CrossValidation | None:
         """Return predictions for the training split, if the validation split is small and they can be had."""
-        samples = reference_images.spread(self.train, self.policy.max_fitted)
+        samples = reference_images.spread(self.train, self.policy.paired_images)
         if len(self.val) >= self.policy.paired_images or not comparable(self.modules, samples):
             return None
         got = self._features(self.model, samples, "fp32")
