@@ -4,8 +4,8 @@ A head is fitted to fp32 features of two thirds of the training images. The othe
 ones of the first two where `tlkit export --max-drop 0.5` would count them too, whether int8 is taken; what it loses is
 counted on held-out images, with its standard error. Where a set has few of these, the two sides change places once. The
 same file is opened by processes that see a processor with VNNI, with AVX-512 alone and with AVX2 alone, by ONNX Runtime
-in a default session, by OpenVINO where it is installed, and on some images by onnxruntime-web in Node. Trunks and
-features are shared among heads.
+in a default session, by OpenVINO where it is installed, as it comes and in f32, and on some images by onnxruntime-web
+in Node. Trunks and features are shared among heads.
 
 `--speed` measures the speed of int8 against fp32 instead, on each of these processors.
 """
@@ -285,7 +285,8 @@ def _runtimes(work: Path) -> dict[str, list[str]]:
     if SETTINGS.smallest:
         return found
     if find_spec("openvino"):
-        found["openvino"] = [*script, "--openvino"]
+        found["openvino"] = [*script, "--openvino", ""]
+        found["openvino-f32"] = [*script, "--openvino", "f32"]
     if shutil.which("npm"):
         install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(work), WEB]
         if not subprocess.run(install, capture_output=True, check=False).returncode:

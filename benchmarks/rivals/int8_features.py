@@ -1,8 +1,9 @@
 """Features of the graphs of a folder for its `images.npy`, as somebody without tlkit gets them: a default session.
 
-python int8_features.py FOLDER NAME [--openvino]
+python int8_features.py FOLDER NAME [--openvino [PRECISION]]
 
-Writes `<graph>.<NAME>.npy` for each `<graph>.onnx`, in batches of eight.
+Writes `<graph>.<NAME>.npy` for each `<graph>.onnx`, in batches of eight. Where the processor has bfloat16, OpenVINO
+computes in it what is not int8, unless another precision is given.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 
 
-def opened(file: Path, openvino: bool) -> Callable[[np.ndarray], np.ndarray]:
+def opened(file: Path, openvino: str | None) -> Callable[[np.ndarray], np.ndarray]:
     """Return the function from images to features."""
-    if openvino:
+    if openvino is not None:
         from openvino import Core
 
-        compiled: Any = Core().compile_model(str(file), "CPU")
+        settings = {"INFERENCE_PRECISION_HINT": openvino} if openvino else {}
+        compiled: Any = Core().compile_model(str(file), "CPU", settings)
         return lambda images: np.asarray(compiled(images)[0])
     import onnxruntime
 
@@ -31,7 +33,7 @@ def opened(file: Path, openvino: bool) -> Callable[[np.ndarray], np.ndarray]:
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", type=Path)
 parser.add_argument("name")
-parser.add_argument("--openvino", action="store_true")
+parser.add_argument("--openvino", nargs="?", const="", metavar="PRECISION")
 args = parser.parse_args()
 images = np.load(args.folder / "images.npy")
 for file in sorted(args.folder.glob("*.onnx")):
