@@ -15,8 +15,9 @@ from _bench import Bar, Report
 from advising.sets import BACKBONES, NAMES, Set, backbone, seen_in_part
 from advising.sets import load as load_set
 from tlkit.advice.backbone_analysis import BackboneAnalysis, stage_evidence
-from tlkit.advice.selection import best_cut, best_stage, compare_heads
+from tlkit.advice.selection import best_stage, compare_heads
 from tlkit.evaluation.metrics import score
+from tlkit.model.cut import JOINT
 from tlkit.model.modules import head_logits
 from tlkit.plugin.contract import DatasetStatistics
 from tlkit.plugin.registry import load as load_plugins
@@ -80,7 +81,8 @@ def _measured(data: Set, name: str, _: str, count: int, seed: int) -> dict[str, 
     known = DatasetStatistics(len(rows), classes, int(counts.min()), int(counts.max()))
     head = load_plugins().get("head", HEAD)
     found = compare_heads(analysis, [head], labels, known, 0, most=len(rows))
-    single, both = best_stage(stages, found).name, best_cut(stages, found)
+    single = best_stage(stages, found).name
+    both = next((each.stage for each in found if JOINT in each.stage), single)
 
     def accuracy(cut: str) -> float:
         solved = head.solve(np.ascontiguousarray(drawn.at(cut)), labels, classes, 0)
