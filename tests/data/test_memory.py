@@ -126,8 +126,8 @@ def test_a_picture_that_is_decoded_again_gives_back_what_it_took(monkeypatch: py
     damaged = data[:33] + struct.pack(">I", len(chunk) - 4) + chunk + b"\0\0\0\0" + data[33:]  # its checksum is wrong
     monkeypatch.setattr(memory, "LIMIT", 40e6 / 2**30)
     taken = []
-    whole = preprocessing._render
-    monkeypatch.setattr(preprocessing, "_render", lambda *given: (taken.append(memory._taken[0]), whole(*given))[1])
+    whole = preprocessing.render
+    monkeypatch.setattr(preprocessing, "render", lambda *given: (taken.append(memory._taken[0]), whole(*given))[1])
     assert (load(damaged, PREPROCESSING) == load(data, PREPROCESSING)).all()
     assert taken == [18_000_000, 18_000_000]
     assert memory._taken == [0]

@@ -123,7 +123,9 @@ def decoders(monkeypatch):
     monkeypatch.setattr(pipeline, "PROBED", 1)
     monkeypatch.setattr(pipeline, "cores", lambda: 1)
     monkeypatch.setattr(Waits, "seconds", lambda _: 1e3)
-    monkeypatch.setattr(Decoders, "__init__", lambda made, *given: started.append(made) or starts(made, *given))
+    monkeypatch.setattr(
+        Decoders, "__init__", lambda made, *given, **more: started.append(made) or starts(made, *given, **more)
+    )
     return started
 
 

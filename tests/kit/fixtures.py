@@ -236,6 +236,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Images of all kinds."""
+    return tiny.write_odd_images(tmp_path_factory.mktemp("odd") / "photos")
+
+
+@pytest.fixture(scope="session")
 def tiny_config() -> TrainingConfig:
     """The tiny backbone, cut at its second stage, with a head that learns by gradient."""
     from tlkit_standard.strategies import STRATEGIES

@@ -103,6 +103,23 @@ def write_images(root: Path, per_class: int = 12, classes: Sequence[str] = ("dar
     return root
 
 
+def write_odd_images(root: Path) -> list[Path]:
+    """Images turned by their EXIF, gray, transparent, narrow; large JPEGs, a huge PNG."""
+    root.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (30, 47, 3), dtype=np.uint8)
+    pixels = Image.fromarray(noise).resize((145, 90))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        pixels.save(root / f"turned {orientation}.jpg", exif=exif)
+    pixels.convert("L").save(root / "gray.png")
+    pixels.convert("LA").save(root / "transparent.png")
+    pixels.resize((400, 300)).save(root / "large.jpg")
+    pixels.resize((640, 640)).save(root / "huge.png")
+    pixels.crop((0, 0, 9, 300)).save(root / "narrow.png")
+    return sorted(root.iterdir())
+
+
 def resign(run: Path, name: str, precision: str = "fp32") -> None:
     """Record a changed graph of a bundle as if it had been exported so."""
     place = run / "onnx" / precision

@@ -61,23 +61,6 @@ def assert_same(files, orders, **options):
     return images
 
 
-@pytest.fixture(scope="module")
-def odd(tmp_path_factory):
-    """Images of all kinds: turned by their EXIF, gray, transparent, damaged metadata, large JPEGs, a huge PNG."""
-    folder, random = tmp_path_factory.mktemp("odd"), np.random.default_rng(0)
-    pixels = Image.fromarray(random.integers(0, 256, (30, 47, 3), dtype=np.uint8)).resize((145, 90))
-    for orientation in range(1, 9):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        pixels.save(folder / f"turned {orientation}.jpg", exif=exif)
-    pixels.convert("L").save(folder / "gray.png")
-    pixels.convert("LA").save(folder / "transparent.png")
-    pixels.resize((400, 300)).save(folder / "large.jpg")
-    pixels.resize((640, 640)).save(folder / "huge.png")
-    pixels.crop((0, 0, 9, 300)).save(folder / "narrow.png")
-    return sorted(folder.iterdir())
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_images_of_all_kinds_give_the_bytes_of_the_cpu(odd, mode, interpolation):

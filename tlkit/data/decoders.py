@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 from tlkit.data.decoding import UnreadableImage, read_file
 from tlkit.data.memory import PROCESSES_VARIABLE
 from tlkit.data.preprocessing import Source, load
+from tlkit.data.resampling import layout, pack
 from tlkit.errors import ResourceError
 from tlkit.plugin.contract import Preprocessing
 from tlkit.util.files import atomic_file, cache_dir
@@ -112,11 +113,14 @@ def _delayed() -> float:
 
 
 class Decoders:
-    """Processes that decode, and memory for `slots` batches of `batch_size` images."""
+    """Processes that decode, and memory for `slots` batches of `batch_size` images, or of rows that `pack` makes."""
 
-    def __init__(self, preprocessing: Preprocessing, batch_size: int, slots: int, processes: int) -> None:
+    def __init__(
+        self, preprocessing: Preprocessing, batch_size: int, slots: int, processes: int, *, packed: bool = False
+    ) -> None:
         """Start them. Raises OSError if the system has no memory or no processes for it."""
-        shape = (slots, batch_size, preprocessing.size, preprocessing.size, 3)
+        self._shape = (preprocessing.size, preprocessing.size, 3)
+        shape = (slots, batch_size, layout(preprocessing).length if packed else math.prod(self._shape))
         self.start = {"shape": shape, "preprocessing": asdict(preprocessing)}
         self.processes = processes
         self._memory = os.memfd_create("tlkit")
@@ -134,17 +138,21 @@ class Decoders:
             self._slots.put(slot)
 
     @contextmanager
-    def decoded(self, images: Sequence[Given], *, hashed: bool) -> Iterator[tuple[list[Decoded], NDArray[np.uint8]]]:
+    def decoded(
+        self, images: Sequence[Given], *, hashed: bool, packed: bool = False
+    ) -> Iterator[tuple[list[Decoded], NDArray[np.uint8]]]:
         """Yield what is known of some images, at most a batch, and uint8 `(N, S, S, 3)` of those that are readable.
 
-        The array is valid inside the context. Raises ResourceError if the process dies of them again.
+        Packed, they are rows. The array is valid inside the context. Raises ResourceError if the process dies of them
+        again.
         """
         slot = self._slots.get()
         try:
             sizes = [(name, None if content is None else len(content)) for name, content in images]
-            task = {"slot": slot, "hashed": hashed, "images": sizes}
+            task = {"slot": slot, "hashed": hashed, "packed": packed, "images": sizes}
             found: list[Decoded] = [(digest, reason) for digest, reason in self._run(task, images)]
-            yield found, self._arrays[slot, : sum(reason is None for _, reason in found)]
+            rows = self._arrays[slot, : sum(reason is None for _, reason in found)]
+            yield found, rows if packed else rows[:, : math.prod(self._shape)].reshape(-1, *self._shape)
         finally:
             self._slots.put(slot)
 
@@ -228,7 +236,8 @@ def main(memory: int) -> None:
             try:
                 content = read_file(Path(name)) if size is None else content
                 digest = hashlib.sha256(content).hexdigest() if task["hashed"] else ""
-                slot[row] = load(content, preprocessing)
+                pixels = (pack if task["packed"] else load)(content, preprocessing).reshape(-1)
+                slot[row, : len(pixels)] = pixels
                 row += 1
             except UnreadableImage as error:
                 reason = error.what

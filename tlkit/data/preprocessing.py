@@ -60,14 +60,22 @@ def load(source: Source, preprocessing: Preprocessing, *, view: View | None = No
     deployed. Thread-safe. Raises `UnreadableImage` for an image that is damaged, truncated, not in one of `FORMATS`, or
     takes more memory than `tlkit.data.memory` allows, and UsageError for an array of another dtype or shape.
     """
+    with decoded(source, preprocessing, view) as image:
+        return render(image, preprocessing, view)
+
+
+@contextmanager
+def decoded(source: Source, preprocessing: Preprocessing, view: View | None = None) -> Iterator[Decoded]:
+    """Yield an image that `load` would crop; inside, too, what `load` raises is raised."""
     if isinstance(source, Path):
-        with _named(source):
-            return load(read_file(source), preprocessing, view=view)
+        with _named(source), decoded(read_file(source), preprocessing, view) as image:
+            yield image
+        return
     if isinstance(source, np.ndarray):
         check_array(source)
         source = Image.fromarray(source)
     with decoding(), ExitStack() as memory:
-        return _render(_decode(source, preprocessing, view, memory), preprocessing, view)
+        yield _decode(source, preprocessing, view, memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +93,7 @@ class Uncropped:
 
 def decode(path: Path, preprocessing: Preprocessing, view: View) -> Uncropped:
     """Return what `load` crops to a view; not for filters that pick pixels. Raises what `load` raises."""
-    with _named(path), decoding(), ExitStack() as memory:
-        image, size, extent = _decode(read_file(path), preprocessing, view, memory)
+    with decoded(path, preprocessing, view) as (image, size, extent):
         turn, flat = exif_transpose(image), flatten(image)
         return Uncropped(np.array(flat.convert("RGB")), size, extent or flat.size, turn)
 
@@ -102,8 +109,8 @@ def _named(path: Path) -> Iterator[None]:
 
 def decoded_size(data: bytes, preprocessing: Preprocessing) -> tuple[int, int]:
     """Decode an image as `load` does, without cropping or resizing it, to time the steps separately."""
-    with decoding(), ExitStack() as memory:
-        return _decode(data, preprocessing, None, memory)[0].size
+    with decoded(data, preprocessing) as (image, *_):
+        return image.size
 
 
 def check_array(array: NDArray[np.uint8]) -> None:
@@ -145,8 +152,9 @@ def _decode(source: bytes | Image.Image, preprocessing: Preprocessing, view: Vie
     return image, size, extent
 
 
-def _render(decoded: Decoded, preprocessing: Preprocessing, view: View | None) -> NDArray[np.uint8]:
-    image, _, extent = decoded
+def render(found: Decoded, preprocessing: Preprocessing, view: View | None = None) -> NDArray[np.uint8]:
+    """Return what `load` returns of a decoded image."""
+    image, _, extent = found
     turn = exif_transpose(image)  # after loading, because PNG may keep its EXIF behind the pixels
     flat = flatten(image)
     if turn is not None and preprocessing.interpolation in _NOT_SMOOTH:

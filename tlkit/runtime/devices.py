@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from tlkit.errors import ResourceError, TlkitNote
 from tlkit.plugin.contract import Session
 from tlkit.runtime import config, cuda, providers
+from tlkit.runtime.resizing import resize
 from tlkit.runtime.session import OnnxSession, check_kernels
 from tlkit.util import files
 from tlkit.util.resources import cores
@@ -77,18 +78,18 @@ class AutomaticSession(Session):
         self.input, self.outputs, self.metadata = opened.input, opened.outputs, opened.metadata
 
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
-        device = self.device
-        try:
-            return self._opened[device].run(array, outputs)
-        except ResourceError as error:
-            if device == CPU:
-                raise
-            self._give_up(error)
-            return self._opened[CPU].run(array, outputs)
+        if (device := self.device) != CPU:
+            try:
+                return self._opened[device].run(array, outputs)
+            except ResourceError as error:
+                self._give_up(error)
+        its = self._opened[GPU].layout if array.ndim == 2 else None  # of rows that were meant for a GPU, which failed
+        return self._opened[CPU].run(array if its is None else resize(array, its), outputs)
 
-    def warm_up(self, rows: int) -> None:
-        """Prepare the device (see `OnnxSession.warm_up`)."""
-        self._opened[self.device].warm_up(rows)
+    @property
+    def opened(self) -> OnnxSession:
+        """The graph on the device in use."""
+        return self._opened[self.device]
 
     def close(self) -> None:
         for session in self._opened.values():

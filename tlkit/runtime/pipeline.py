@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -19,9 +20,12 @@ from PIL import Image
 from tlkit.data.decoders import PROBED, Decoders, Waits
 from tlkit.data.decoding import UnreadableImage, read_file
 from tlkit.data.preprocessing import Source, check_array, load
+from tlkit.data.resampling import Layout, is_known, layout, pack
 from tlkit.errors import TlkitError, UsageError
 from tlkit.plugin.contract import Preprocessing, Session
 from tlkit.runtime.devices import CPU, AutomaticSession
+from tlkit.runtime.providers import CALLS
+from tlkit.runtime.resizing import FROM
 from tlkit.runtime.session import OnnxSession
 from tlkit.util.files import local_path
 from tlkit.util.prefetch import chunks, prefetch
@@ -70,6 +74,23 @@ class Batch:
         return [image for image in self.images if image.reason is None]
 
 
+@dataclass(slots=True)
+class _Pace:
+    """The number of images that are done since the first batch was, and the time of that."""
+
+    images: int = 0
+    began: float = 0.0
+
+    def add(self, images: int) -> None:
+        if self.began:
+            self.images += images
+        self.began = self.began or time.perf_counter()
+
+    def rate(self) -> float:
+        """Return the images per second."""
+        return self.images / max(time.perf_counter() - self.began, 1e-6)
+
+
 Chunk = tuple[tuple[int, "Source | StoredImage"], ...]  # numbers of images, and the images
 Decoded = tuple[tuple[ImageRecord, ...], NDArray[np.uint8]]  # `(N, S, S, 3)` of the readable ones
 Decode = Callable[[Chunk], AbstractContextManager[Decoded]]
@@ -106,7 +127,7 @@ def stream(
     """Yield batches with the outputs of a session for images, in order.
 
     Each worker decodes a batch, or has a process decode it where that is faster, and runs it. If the session gains
-    nothing from concurrent calls, they are serialized and only the decoding overlaps.
+    nothing from concurrent calls, they are serialized and only the decoding overlaps. A GPU may crop and resize.
     """
     count = images.count if isinstance(images, Parts) else len(images) if isinstance(images, Sequence) else 0
     with ExitStack() as opened:
@@ -124,24 +145,35 @@ def stream(
                     results = session.run(batch, outputs)
             return _finite(records, results)
 
-        if isinstance(session, OnnxSession | AutomaticSession) and session.device != CPU:
-            warming = threading.Thread(target=_warm_up, args=(session, min(size, count or size)))
+        there, resizes, pace = _on_gpu(session), None, _Pace()
+        if there is not None:
+            resizes = partial(_resizes, session, layout(preprocessing), pace) if is_known(preprocessing) else None
+            many = preprocessing if count >= FROM and resizes is not None else None
+            warming = threading.Thread(target=_warm_up, args=(there, min(size, count or size), many))
             warming.start()
             opened.callback(warming.join)
-        decoding = opened.enter_context(closing(_decoding(preprocessing, images, count, hashed, workers, size)))
-        for decode, some, threads in decoding:
+        decoding = _decoding(preprocessing, images, count, hashed, workers, size, resizes)
+        for decode, some, threads in opened.enter_context(closing(decoding)):
             for batch in prefetch(partial(work, decode), some, workers=threads, ahead=2 * threads):
                 yield batch
+                pace.add(len(batch.images))
                 if tell is not None:
                     tell(len(batch.images))
 
 
 def _decoding(
-    preprocessing: Preprocessing, images: Iterable[Source] | Parts, count: int, hashed: bool, workers: int, size: int
+    preprocessing: Preprocessing,
+    images: Iterable[Source] | Parts,
+    count: int,
+    hashed: bool,
+    workers: int,
+    size: int,
+    resizes: Callable[[], bool] | None,
 ) -> Generator[tuple[Decode, Iterator[Chunk], int]]:
     """Yield what decodes some of the images, these images, and the number of threads for it.
 
-    Many files are decoded by processes if threads wait for each other too long, which the first of them tell.
+    Many files are decoded by processes if threads wait for each other too long, which the first of them tell. Once the
+    session `resizes`, if it ever may, images are packed for it.
     """
     parts: Iterable[Iterable[Source | StoredImage]] = images.parts if isinstance(images, Parts) else [images]
     left = chain.from_iterable(chunks(enumerate(part), size) for part in parts)
@@ -151,34 +183,61 @@ def _decoding(
     if stored and count > probed * size:
         waits, remaining = Waits(workers), count
         if not waits.outlast(remaining):
-            yield partial(here, waits.load), islice(left, probed), workers
+            yield partial(here, lambda: waits.load), islice(left, probed), workers
             waits.keep()
             remaining -= probed * size
         if waits.outlast(remaining):
-            with suppress(OSError), closing(Decoders(preprocessing, size, 2 * workers, cores())) as decoders:
-                # One runs a batch while a process decodes for the other.
-                yield partial(_decoded_there, decoders, hashed), left, 2 * workers
-    yield partial(here, load), left, workers
+            # One runs a batch while a process decodes for the other; rows are large, so fewer wait.
+            slots = 2 * workers if resizes is None else workers + 2 * CALLS
+            with (
+                suppress(OSError),
+                closing(Decoders(preprocessing, size, slots, cores(), packed=resizes is not None)) as decoders,
+            ):
+                yield partial(_decoded_there, decoders, hashed, resizes), left, 2 * workers
+    yield partial(here, lambda: pack if resizes is not None and resizes() else load), left, workers
 
 
-def _warm_up(session: OnnxSession | AutomaticSession, rows: int) -> None:
-    """Have the device prepare its kernels while the first images are decoded."""
+def _on_gpu(session: Session) -> OnnxSession | None:
+    opened = session.opened if isinstance(session, AutomaticSession) else session
+    return opened if isinstance(opened, OnnxSession) and opened.device != CPU else None
+
+
+def _resizes(session: Session, its: Layout, pace: _Pace) -> bool:
+    """Return True if a session takes rows, and faster than images are done: otherwise the GPU has enough to do."""
+    there = _on_gpu(session)
+    return there is not None and there.layout == its and pace.rate() < there.resizing_rate
+
+
+def _warm_up(session: OnnxSession, rows: int, many: Preprocessing | None) -> None:
+    """Have the device prepare its kernels while the first images are decoded, and for many images to resize."""
     with suppress(TlkitError):  # which the first call raises as well
         session.warm_up(rows)
+        if many is not None:
+            session.prepare_resizing(many)
 
 
 @contextmanager
-def _decoded_here(preprocessing: Preprocessing, hashed: bool, load: Load, chunk: Chunk) -> Iterator[Decoded]:
-    prepared = [_prepare(index, source, preprocessing, hashed, load) for index, source in chunk]
-    arrays = [array for _, array in prepared if array is not None]
-    yield tuple(record for record, _ in prepared), np.stack(arrays) if arrays else np.empty(0, np.uint8)
+def _decoded_here(
+    preprocessing: Preprocessing, hashed: bool, choose: Callable[[], Load], chunk: Chunk
+) -> Iterator[Decoded]:
+    load, records, rows, readable = choose(), list[ImageRecord](), np.empty(0, np.uint8), 0
+    for index, source in chunk:
+        record, array = _prepare(index, source, preprocessing, hashed, load)
+        records.append(record)
+        if array is not None:
+            rows = rows if readable else np.empty((len(chunk), *array.shape), np.uint8)
+            rows[readable] = array
+            readable += 1
+    yield tuple(records), rows[:readable]
 
 
 @contextmanager
-def _decoded_there(decoders: Decoders, hashed: bool, chunk: Chunk) -> Iterator[Decoded]:
+def _decoded_there(
+    decoders: Decoders, hashed: bool, resizes: Callable[[], bool] | None, chunk: Chunk
+) -> Iterator[Decoded]:
     images = [_read(index, source) for index, source in chunk]
     given = [(each.name, data if isinstance(data, bytes) else None) for each, data in images if not each.reason]
-    with decoders.decoded(given, hashed=hashed) as (found, batch):
+    with decoders.decoded(given, hashed=hashed, packed=resizes is not None and resizes()) as (found, batch):
         facts = iter(found)
         yield tuple(each if each.reason else ImageRecord(each.name, *next(facts)) for each, _ in images), batch
 

@@ -20,8 +20,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from tlkit.data.resampling import Layout
+from tlkit.errors import ResourceError
 from tlkit.runtime import tensorrt
 from tlkit.runtime.cuda import Channel
+from tlkit.runtime.resizing import RESIZED, ROWS, WORDS
 
 BATCH = 64  # rows of the buffers; larger batches run in parts
 SHAPES = (1, 8, BATCH)  # rows that are computed, as kernels are prepared for each number; fewer are padded
@@ -77,6 +80,8 @@ class BoundSession:
 
     def __init__(self, session: Any, owner: Channel, *, batch_size: int = BATCH) -> None:
         self._session, self.batch_size, self.seconds, self.min_rows = session, batch_size, 0.0, 1
+        self._resizing: Any = None
+        self.layout: Layout | None = None  # of rows that can be run
         self._channels = [owner]
         self._bindings: dict[tuple[Channel, int, tuple[str, ...]], Any] = {}
         self._options = onnxruntime.RunOptions()
@@ -93,30 +98,72 @@ class BoundSession:
     def close(self) -> None:
         """Release the session, then its buffers and its streams."""
         self._bindings.clear()
-        self._session = None
+        self._session = self._resizing = self.layout = None
         for channel in reversed(self._channels):
             channel.close()
 
     __del__ = close
 
+    @property
+    def stream(self) -> int:
+        """The stream that it computes on."""
+        return int(self._channels[0].stream)
+
+    def resize_by(self, session: Any, its: Layout, rows: NDArray[np.uint8], images: NDArray[np.uint8]) -> None:
+        """Run rows of a layout through `session` first, on the same stream, if it makes these images of these rows.
+
+        Raises ResourceError if it makes others, or if the GPU has no memory for them.
+        """
+        self._resizing, held = session, [self._idle.get() for _ in range(CALLS)]
+        try:
+            for channel in held:
+                channel.allocate(ROWS, (self.batch_size, its.length), np.uint8)
+                for count in {*SHAPES, self.batch_size}:
+                    found = channel.run(ROWS, rows[:count], [self._input], partial(self._resize, channel, its))
+                    if not np.array_equal(found[self._input], images[:count]):
+                        raise ResourceError("it gives other pixels than Pillow")
+            self.layout = its
+        finally:
+            for channel in held:
+                if self.layout is None and ROWS in channel.buffers:
+                    channel.buffers.pop(ROWS).free()
+                self._idle.put(channel)
+            self._resizing = None if self.layout is None else session
+
     def run(self, array: NDArray[Any], outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Return the outputs for `array`, as `Session.run` does."""
+        """Return the outputs for images `(N, S, S, 3)` or, if it has a layout, for rows, as `Session.run` does."""
         channel = self._idle.get()
         try:
-            arrays = channel.run(self._input, array, outputs, partial(self._plan, channel, tuple(outputs)))
+            its = self.layout if array.ndim == 2 else None
+            plan = partial(self._plan, channel, tuple(outputs), its)
+            arrays = channel.run(self._input if its is None else ROWS, array, outputs, plan)
             self.seconds = channel.seconds
             return arrays
         finally:
             self._idle.put(channel)
 
-    def _plan(self, channel: Channel, outputs: tuple[str, ...], rows: int) -> Callable[[], None]:
+    def _plan(self, channel: Channel, outputs: tuple[str, ...], its: Layout | None, rows: int) -> Callable[[], None]:
         """Return the call for so many rows."""
         rows = max(rows, self.min_rows)
         rows = next((shape for shape in SHAPES if rows <= shape < self.batch_size), self.batch_size)
         key = (channel, rows, outputs)  # behind the rows that were sent the buffer has those of an earlier call
         if key not in self._bindings:
             self._bindings[key] = self._bind(*key)
-        return partial(self._session.run_with_iobinding, self._bindings[key], self._options)
+        calls = [] if its is None else [self._resize(channel, its, rows)]
+        return partial(_do, [*calls, partial(self._session.run_with_iobinding, self._bindings[key], self._options)])
+
+    def _resize(self, channel: Channel, its: Layout, rows: int) -> Callable[[], None]:
+        """Return the call that makes images of so many rows, `BATCH` at a time."""
+        given, images, calls = channel.buffers[ROWS], channel.buffers[self._input], list[Callable[[], None]]()
+        for start in range(0, rows, BATCH):
+            count, binding = min(BATCH, rows - start), self._resizing.io_binding()
+            place = given.device + start * its.length
+            binding.bind_input(ROWS, "cuda", 0, np.uint8, (count, its.length), place)
+            binding.bind_input(WORDS, "cuda", 0, np.int32, (count, its.length // 4), place)
+            shape = (count, *images.host.shape[1:])
+            binding.bind_output(RESIZED, "cuda", 0, np.uint8, shape, images.device + start * images.host[0].nbytes)
+            calls.append(partial(self._resizing.run_with_iobinding, binding, self._options))
+        return partial(_do, calls)
 
     def _bind(self, channel: Channel, rows: int, outputs: tuple[str, ...]) -> Any:
         """Return a binding to the first rows of the buffers."""
@@ -126,6 +173,11 @@ class BoundSession:
             shape = (rows, *buffer.host.shape[1:])
             bind(name, "cuda", 0, buffer.host.dtype.type, shape, buffer.device)
         return binding
+
+
+def _do(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
 
 
 def _dtype(text: str) -> type[np.generic]:

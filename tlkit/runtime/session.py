@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,10 +16,11 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, UsageError
+from tlkit.data.resampling import Layout, layout
+from tlkit.errors import ArtifactError, DataError, ResourceError, TlkitError, TlkitNote, UsageError
 from tlkit.graph.metadata import select_head
-from tlkit.plugin.contract import FEATURES, Session
-from tlkit.runtime import cuda, providers, tensorrt
+from tlkit.plugin.contract import FEATURES, Preprocessing, Session
+from tlkit.runtime import cuda, providers, resizing, tensorrt
 from tlkit.util.files import open_regular, temporary_dir
 from tlkit.util.resources import REFUSED, cores, is_refused
 
@@ -41,6 +44,7 @@ class OnnxSession(Session):
     batch_size = 2  # the maps of two images stay in a core's cache; with 8, EfficientNet-Lite0 takes a tenth longer
     _session: Any = None
     _bound: providers.BoundSession | None = None
+    resizing_rate = 0.0  # images per second that a GPU resizes and computes
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class OnnxSession(Session):
             what = f"its inputs, outputs or metadata are invalid: {error}"
             raise ArtifactError(what, file=file, do="export it again") from error
         self.workers = workers if self._bound is None else providers.CALLS
+        self._untried = threading.Semaphore()  # of a preparation
 
     def warm_up(self, rows: int) -> None:
         """Have a GPU prepare its kernels for batches of at most so many rows; the first call would have to wait."""
@@ -87,16 +92,43 @@ class OnnxSession(Session):
         """Return so many black images."""
         return np.zeros((rows, *self._session.get_inputs()[0].shape[1:]), np.uint8)
 
+    def prepare_resizing(self, preprocessing: Preprocessing) -> None:
+        """Have a GPU crop and resize images from now on, if it gives what Pillow gives and has the memory; try once."""
+        if self._bound is None or not self._untried.acquire(blocking=False):
+            return
+        try:
+            with self._explaining():
+                its = layout(preprocessing)
+                options = providers.provider_options("cuda", self._bound.stream)
+                made = _start(resizing.graph(its), quiet_options(1), options, self.file, self.device)
+                rows, images = resizing.examples(preprocessing, self.batch_size)
+                self._bound.resize_by(made, its, rows, images)
+                for _ in range(2):  # the first chooses kernels
+                    self._bound.run(rows, self.outputs[:1])
+                self.resizing_rate = len(rows) / self._bound.seconds
+        except TlkitError as error:
+            warnings.warn(f"the CPU resizes images, as {self.device} can't: {error.what}", TlkitNote, stacklevel=2)
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout of the rows of `tlkit.data.resampling` that `run` takes, too; None if it takes none."""
+        return None if self._bound is None else self._bound.layout
+
     def run(self, array: NDArray[Any], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         names = list(outputs or self.outputs)
         if self._session is None:
             raise UsageError("the session is closed", file=self.file)
-        try:
+        with self._explaining():
             if self._bound is not None:
                 arrays = self._bound.run(array, names)
                 self.gpu_seconds = self._bound.seconds
                 return arrays
             return dict(zip(names, self._session.run(names, {self.input: array}), strict=True))
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
         except TlkitError:
             raise
         except Exception as error:  # see `_start`

@@ -13,7 +13,6 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
-import PIL
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -21,14 +20,13 @@ from torch import Tensor
 
 from tlkit.data.augmentation import Box, View, random_view
 from tlkit.data.preprocessing import Extent, Uncropped, crop_box, decode, reduction
+from tlkit.data.resampling import BITS, is_tall
 from tlkit.plugin.contract import Preprocessing
 from tlkit.training.device import Device
 
 if TYPE_CHECKING:
     from tlkit.training.inputs import Batches, DecodedImages
 
-BITS = 22  # of a weight's fraction
-TALL_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 TOGETHER = 2**24  # pixels that are taken from images at once, with an address of 8 bytes each
 LARGEST = 32  # times the pixels of a crop: images with more are cropped on the CPU
 
@@ -86,7 +84,7 @@ def crop(
 
     `put` puts a tensor where the images are.
     """
-    tall = [_is_tall(image, size) for image in images]
+    tall = [is_tall((image.shape[2], image.shape[1]), size) for image in images]
     images = [image.mT if turned else image for image, turned in zip(images, tall, strict=True)]
     given = [(box[1], box[0], box[3], box[2]) if turned else box for box, turned in zip(boxes, tall, strict=True)]
     ends, lengths = np.array(given, np.float32), np.array([(image.shape[2], image.shape[1]) for image in images])
@@ -114,12 +112,6 @@ def crop(
         total += wide.gather(2, chosen.expand_as(total)) * weight
     made = (total >> BITS).clamp_(0, 255).to(torch.uint8)
     return torch.where(put(torch.tensor(tall))[:, None, None, None], made.mT, made).permute(0, 2, 3, 1)
-
-
-def _is_tall(image: Tensor, size: int) -> bool:
-    """Return True if Pillow resamples an image along its columns first, whatever the box: they shrink far more."""
-    height, width = image.shape[1:]
-    return TALL_FIRST and height > size and height - size > 2 * (width - size)
 
 
 def _rounding(shape: tuple[int, ...], device: torch.device) -> Tensor:
