@@ -18,10 +18,13 @@ from torch import nn
 from tests.kit.course import Stopped, Stops, course, same
 from tests.kit.exporting import export_of, exported
 from tlkit import cli, doctor
+from tlkit.data.resampling import layout
 from tlkit.model.bundle import open_bundle
-from tlkit.plugin.contract import FEATURES, Augmentation, Optimizer, Phase
+from tlkit.plugin.contract import FEATURES, Augmentation, Optimizer, Phase, Preprocessing
+from tlkit.runtime import resizing
 from tlkit.runtime.devices import AutomaticSession, Speed
 from tlkit.runtime.model import Model
+from tlkit.runtime.providers import provider_options
 from tlkit.runtime.session import OnnxSession
 from tlkit.training.config import RunOptions
 from tlkit.training.crops import matches_pillow
@@ -105,6 +108,30 @@ def test_tensorrt_gives_the_features_of_the_cpu_and_keeps_its_engine(run, own_ca
         kept.append({engine: engine.stat().st_mtime_ns for engine in own_cache.glob("tensorrt/*/*/*.engine")})
     assert kept[0]
     assert kept[1] == kept[0]
+
+
+@pytest.mark.parametrize("images", [64, 256])
+def test_images_resized_there_give_the_bits_of_those_resized_by_the_cpu(run, pictures, odd, images):
+    """The device proves its pixels to itself before; here are those of files, in features."""
+    files, many = [*odd, *sorted(pictures.rglob("*.png"))] * 6, images // 256 * 10**9
+    session = OnnxSession(export_of(run, "fp32").file(), device="cuda", images=many)
+    with Model.from_session(session, export_of(run, "fp32").file()) as model:
+        expected = model.embed(files)
+        session.prepare_resizing(model.preprocessing)
+        assert session.layout is not None
+        assert np.array_equal(model.embed(files), expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "hamming", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [32, 224])
+def test_each_filter_gives_the_pixels_of_pillow_there(run, interpolation, size):
+    preprocessing = Preprocessing(size, (0.5,) * 3, (0.5,) * 3, interpolation=interpolation)
+    session = OnnxSession(export_of(run, "fp32").file(), device="cuda")
+    options = provider_options("cuda", session._bound.stream)
+    graph = onnxruntime.InferenceSession(resizing.graph(layout(preprocessing)), providers=options)
+    rows, expected = resizing.examples(preprocessing, 24)
+    (found,) = graph.run([resizing.RESIZED], {resizing.ROWS: rows, resizing.WORDS: rows.view(np.int32)})
+    assert np.array_equal(found, expected)
 
 
 def test_much_work_prepares_more_and_gives_the_same(run):
