@@ -1,9 +1,9 @@
 """tlkit on an NVIDIA GPU against the same machine's CPU and what one would write instead; whole processes.
 
 Of five parts: trainings, the first ones with an empty cache, against a plain PyTorch loop and fastai; decoding by
-threads and by processes; `tlkit embed` of a folder of JPEGs against timm with a worker per core; `tlkit predict` of one
-picture; and one graph without files, from imports to its steady speed. Without a GPU the parts that need none are
-measured on the CPU, and the result says so.
+threads and by processes, with and without resizing; `tlkit embed` of a folder of JPEGs against timm with a worker per
+core, and of more with and without resizing on the GPU; `tlkit predict` of one picture; and one graph without files,
+from imports to its steady speed. Without a GPU the parts that need none are measured on the CPU, as the result says.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ from _bench import (
 from tlkit.util.resources import cores
 
 OURS = "tlkit"
+LONG = 4  # times as many images, for the speed of resizing
+BY_CPU = """import sys; from tlkit import cli; from tlkit.runtime import pipeline
+pipeline.FROM = sys.maxsize; sys.exit(cli.run(sys.argv[1:]))"""  # tlkit without resizing on the GPU
 
 
 def main() -> int:
@@ -68,6 +71,8 @@ def main() -> int:
             run([TLKIT, "export", str(bundle), "--onnx", "--precision", precision])
         _decode(report, args.images, args)
         _embed(report, args.images, bundle, args)
+        if SETTINGS.gpu:
+            _resize(report, args.images, bundle, args)
         _predict(report, args.images, bundle, args)
         _graph(report, bundle)
         if SETTINGS.gpu:
@@ -163,6 +168,7 @@ def _fastai(report: Report, images: Path, args: Any, work: Path) -> None:
 def _decode(report: Report, images: Path, args: Any) -> None:
     script = [PYTHON, str(RIVALS / "decode_speed.py"), str(images), "--count", str(args.few), "--workers"]
     sides = {by: [*script, str(cores()), "--by", by] for by in ("threads", "processes")}
+    sides |= {f"{by}, resized elsewhere": [*each, "--packed"] for by, each in sides.items()}
     for side, done in interleave(sides, args.repeat).items():
         found = [json.loads(each.output) for each in done]
         figures = {name: [each[name] for each in found] for name in found[0]}
@@ -220,6 +226,30 @@ def _embed(report: Report, images: Path, bundle: Path, args: Any) -> None:
         _auto(report, f"embed of {count}", {device: found[f"fp32, {device}"] for device in ("cpu", "cuda", "auto")})
 
 
+def _resize(report: Report, images: Path, bundle: Path, args: Any) -> None:
+    """Embed many, resized on the GPU and on the CPU, to the bit the same."""
+    place, graph = bundle.parent / "embed", str(bundle / "onnx/fp16/trunk.onnx")
+    sides = {"resized there": [TLKIT], "resized by the CPU": [PYTHON, "-c", BY_CPU]}
+    commands, files = {}, {}
+    for count in (args.count, LONG * args.count):
+        folder = str(repeated(images, place / str(count), count))
+        for side, start in sides.items():
+            files[side, count] = place / f"{side}-{count}.npy"
+            commands[f"{side}, {count}"] = [*start, "embed", graph, folder, "-o", str(files[side, count])]
+            commands[f"{side}, {count}"] += ["--device", "cuda"]
+    runs, steady = interleave(commands, args.repeat), {}
+    for side in sides:
+        whole, long = (seconds(runs[f"{side}, {count}"]) for count in (args.count, LONG * args.count))
+        steady[side] = [(LONG - 1) * args.count / (b - a) for a, b in zip(whole, long, strict=True)]
+        report.figures[f"embed {LONG * args.count}, {side}"] = {"seconds": long, "images/s": steady[side]}
+        _row(report, f"embed {LONG * args.count}, fp16, cuda, {side}", long, steady[side])
+    same = {files[side, LONG * args.count].read_bytes() for side in sides}
+    report.bars += [
+        Bar("images/s in fp16 on the GPU, resized there", steady["resized there"], "≥", 6000, digits=0),
+        Bar("results of images resized there and by the CPU", [len(same)], "=", 1, digits=0),
+    ]
+
+
 def _predict(report: Report, images: Path, bundle: Path, args: Any) -> None:
     """Label one picture, with the device that each side has."""
     image = str(min(images.rglob("*.jpg")))
@@ -245,6 +275,7 @@ def _graph(report: Report, bundle: Path) -> None:
     if SETTINGS.gpu:
         on = ["--device", "cuda"]
         sides |= {"fp32, cuda": ["fp32", *on], "fp16, cuda": ["fp16", *on], "fp16, cuda, many": ["fp16", *on, "--many"]}
+        sides |= {"fp16, cuda, resized there": ["fp16", *on, "--resized"]}
     for side, (precision, *more) in sides.items():
         script = [PYTHON, str(RIVALS / "graph_phases.py"), str(bundle / "onnx" / precision / "trunk.onnx"), *more]
         few = ["--seconds", "0.02"] if SETTINGS.smallest else []

@@ -19,6 +19,8 @@ from pathlib import Path  # noqa: E402 - it is timed
 
 import numpy as np  # noqa: E402 - it is timed
 
+from tlkit.graph.metadata import read_metadata  # noqa: E402 - it is timed
+from tlkit.runtime import resizing  # noqa: E402 - it is timed
 from tlkit.runtime.session import OnnxSession  # noqa: E402 - it is timed
 
 imported = time.perf_counter()
@@ -29,6 +31,7 @@ parser.add_argument("--device", default="cpu")
 parser.add_argument("--batch-size", type=int, default=64)
 parser.add_argument("--seconds", type=float, default=1.0)
 parser.add_argument("--many", action="store_true")
+parser.add_argument("--resized", action="store_true", help="crop and resize the images there, too")
 args = parser.parse_args()
 
 session = OnnxSession(args.graph, device=args.device, images=10**9 if args.many else 0)
@@ -38,6 +41,11 @@ side = json.loads(session.metadata["tlkit.preprocessing"])["size"]
 images = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), dtype=np.uint8)
 features = session.run(images, ["features"])["features"]
 called = time.perf_counter()
+expected = OnnxSession(args.graph).run(images, ["features"])["features"]
+if args.resized:
+    preprocessing = read_metadata(session.metadata, args.graph)[0]
+    session.prepare_resizing(preprocessing)  # or the rows would be refused
+    images = resizing.examples(preprocessing, size)[0]
 
 
 def repeat(_worker: int = 0) -> tuple[int, float]:
@@ -58,6 +66,5 @@ steady = time.perf_counter() - began_again
 found = {"imports": imported - began, "opening": opened - imported, "first call": called - opened}
 found |= {"images/s": at_once * size / steady}
 found |= {"images/s on the GPU": alone * size / gpu_seconds if gpu_seconds else 0.0}
-expected = OnnxSession(args.graph).run(images, ["features"])["features"]
 found |= {"error": float(np.abs(features - expected).max() / np.abs(expected).max())}
 print(json.dumps(found))
