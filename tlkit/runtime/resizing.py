@@ -1,7 +1,8 @@
 """The graph that makes images of the rows of `tlkit.data.resampling` on any device, bit for bit as Pillow does.
 
 A pass along an axis is the product of a matrix of weights and the pixels. Weights of 23 bits are split into pieces of
-12 and 11: all sums are then whole numbers below 2^24, which float32 holds, in whatever order a device adds them.
+12 and 11, the latter divided by 2^11: all sums then have at most 24 bits, which float32 holds, in whatever order a
+device adds them.
 """
 
 from __future__ import annotations
@@ -27,14 +28,13 @@ _ALONG = """
     {a}_pixels = Reshape({a}_image, flat_shape)
     {a}_sums = MatMul({a}_weights, {a}_pixels)
     {a}_high, {a}_low = Split<axis = 1>({a}_sums)
-    {a}_fraction = Mul({a}_low, down)
-    {a}_rounded = Add({a}_fraction, half)
+    {a}_rounded = Add({a}_low, half)
     {a}_carried = Floor({a}_rounded)
     {a}_total = Add({a}_high, {a}_carried)
     {a}_mean = Mul({a}_total, down)
-    {a}_whole = Floor({a}_mean)
-    {a}_clipped = Clip({a}_whole, black, white)
-    {a}_resized = Reshape({a}_clipped, image_shape)
+    {a}_clipped = Clip({a}_mean, black, white)
+    {a}_bytes = Cast<to = 2>({a}_clipped)
+    {a}_resized = Reshape({a}_bytes, image_shape)
 """
 _GRAPH = """
 <ir_version: 8, opset_import: ["": 17]>
@@ -49,17 +49,18 @@ resizing (uint8[N, {length}] rows, int32[N, {numbers}] words) => (uint8[N, {size
     distance = Sub(places, before)
     right = Max(distance, outside)
     index = Min(right, behind)
-    integers = GatherElements<axis = 2>(taps, index)
-    weights = Cast<to = 1>(integers)
+    integers = Cast<to = 1>(taps)
+    scaled = Mul(integers, scales)
+    weights = GatherElements<axis = 2>(scaled, index)
     x_weights, y_weights = Split<axis = 1>(weights)
     {x}
-    y_image = Transpose<perm = [0, 2, 1, 3]>(x_resized)
+    lines = Transpose<perm = [0, 2, 1, 3]>(x_resized)
+    y_image = Cast<to = 1>(lines)
     {y}
-    small = Cast<to = 2>(y_resized)
-    transposed = Transpose<perm = [0, 2, 1, 3]>(small)
+    transposed = Transpose<perm = [0, 2, 1, 3]>(y_resized)
     mark = Gather<axis = 1>(marks, first)
     turned = Cast<to = 9>(mark)
-    resized = Where(turned, transposed, small)
+    resized = Where(turned, transposed, y_resized)
 }}
 """
 
@@ -70,6 +71,7 @@ def graph(its: Layout) -> bytes:
     axes = {axis: _ALONG.format(a=axis) for axis in "xy"}
     model = parser.parse_model(_GRAPH.format(length=its.length, numbers=numbers, size=its.size, **axes))
     float32: dict[str, Any] = {"down": 2**-11, "half": 2**10, "black": 0, "white": 255}
+    float32 |= {"scales": np.tile(np.repeat([1, 2**-11], its.size), 2)[:, None]}
     int32: dict[str, Any] = {"outside": 0, "behind": its.taps + 1, "places": np.arange(its.side)}
     int64: dict[str, Any] = {"zero": [0], "one": [1], "first": [[0]], "bytes": [its.pixels], "begin": [its.pixels // 4]}
     int64 |= {"end": [numbers], "widths": [1, 1, width - 2], "table_shape": [-1, 4 * its.size, width]}
