@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _bench import Bar, Report
+from _bench import SETS, Bar, Report
 
 import tlkit
 from advising.sets import BACKBONES, MAX_TESTED, Set, backbone, quiet, seen_in_part, table
@@ -79,7 +79,7 @@ class Cell:
 def regret(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], draws: Sequence[int]) -> int:
     sizes = [(name, load_set(root, name).size) for name in names]
     report = Report(
-        "advise-regret",
+        "advise-regret" if set(names) <= set(SETS) else "advise-regret-further",
         "The balanced accuracy on held-out images of what `tlkit train --strategy auto` made of so many images, beside "
         "the best of all that could have been made of them: every cut with every head on frozen features, and every "
         "strategy that fine-tunes the trunk. The best of so many, on the images that it is chosen on, is too good by "
