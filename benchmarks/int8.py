@@ -142,7 +142,7 @@ def main() -> int:
         runtimes = _runtimes(work)
         for name in sets:
             for backbone in args.backbones.split(","):
-                kept = (work if args.smallest else args.work) / _key(name, backbone, cuts, runtimes)
+                kept = (work if args.smallest else args.work) / _key(name, backbone, cuts, sorted(runtimes))
                 if not kept.exists():
                     measured = _trunks(data / name, backbone, cuts, runtimes, work)
                     kept.parent.mkdir(parents=True, exist_ok=True)
