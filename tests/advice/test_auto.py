@@ -176,3 +176,18 @@ def test_the_images_of_the_quick_trial_count_but_none_worse_on_val_beyond_its_er
     trained, advice = train_auto(with_label_errors, tmp_path / "run", ask(policy=policy))
     assert trained.strategy == ("probe-then-tune" if kept else "frozen")
     assert ("on 56 held-out images" in advice.recommendation.reasons[-1]) is kept
+
+
+@pytest.mark.parametrize("is_better", [True, False])
+def test_within_a_budget_that_is_given_the_best_is_averaged_with_other_seeds(
+    pictures, tmp_path, monkeypatch, is_better
+):
+    def judge(_request, _samples, best, _trial, _margin):
+        return comparison(better=best.bundle.name == "frozen" or is_better)
+
+    monkeypatch.setattr(trials, "compared", judge)
+    trained, advice = train_auto(pictures, tmp_path / "run", ask(policy=eager(1)), budget=1e6)
+    assert trained.strategy != "frozen"
+    assert open_bundle(tmp_path / "run").record.training.get("averaged") == (3 if is_better else None)
+    said = "better than one" if is_better else "not better than one"
+    assert f"the average of 3 trainings is {said}" in advice.recommendation.reasons[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -11,17 +12,18 @@ from PIL import Image
 from tlkit_standard.heads import HEADS
 from tlkit_standard.strategies import STRATEGIES
 
-from tests.advice.asking import ask, eager
+from tests.advice.asking import ask, comparison, eager
+from tests.kit.tiny import Line
 from tlkit.advice import quick_trial as quick_trials
-from tlkit.advice import recommendation, selection
+from tlkit.advice import recommendation, selection, trials
 from tlkit.advice.auto import BudgetUsed, train_auto
 from tlkit.advice.quick_trial import quick_trial
 from tlkit.advice.recommendation import FineTuningPolicy
 from tlkit.advice.run import AdvicePolicy, advise
 from tlkit.advice.selection import FineTuning
-from tlkit.advice.trials import SIMILAR, _DoesNotFit, _epochs, compared, margin_for, run_trials
+from tlkit.advice.trials import SIMILAR, Trials, _DoesNotFit, _epochs, compared, margin_for, run_trial, run_trials
 from tlkit.model.bundle import open_bundle
-from tlkit.plugin.contract import Phase, Strategy, option
+from tlkit.plugin.contract import Phase, Strategy, option, silent
 from tlkit.training.history import Monitor
 
 
@@ -125,6 +127,21 @@ def test_two_bundles_are_compared_on_the_same_images_and_copies(pictures, tmp_pa
     assert (same.images, same.errors) == (len(val), (0, 0))
     assert same.accuracy == pytest.approx((trained.metrics.balanced_accuracy,) * 2)
     assert not same.better
+
+
+@pytest.mark.parametrize(("left", "head"), [(29.0, "logistic"), (math.inf, "line")])
+def test_no_average_is_trained_without_time_or_under_a_head_that_is_not_solved(
+    pictures, tmp_path, monkeypatch, left, head
+):
+    monkeypatch.setattr(trials, "compared", lambda *_, **__: comparison(better=True))
+    heads = [each for each in (*HEADS, Line()) if each.name == head]
+    request, tried = ask(heads=heads, policy=eager(1)), []
+    advice = advise(pictures, request)
+    assert advice.recommendation.trainable
+    trial = run_trial(pictures, tmp_path / "one", request, advice.recommendation, silent, None)
+    monkeypatch.setattr(trials, "run_trial", lambda *args: tried.append(args))
+    assert Trials(request, lambda: left).average(advice, replace(trial, seconds=10.0)) is advice
+    assert not tried
 
 
 @pytest.mark.parametrize(("budget", "epochs"), [(1000.0, 50), (15.0, 50), (7.0, 7), (1.9, None)])

@@ -181,6 +181,9 @@ def _improve(kept: _Kept, advice: Advice, *, exhaustive: bool) -> None:
     trials = Trials(request, kept.left, progress, kept.options, kept.put)
     advice, skipped = trials.improve(advice, baseline, plans)
     kept.put(kept.best or baseline, advice)
+    if exhaustive and kept.best not in (None, baseline):
+        advice = trials.average(advice, kept.best)
+        kept.put(kept.best, advice)
     if skipped:
         what = f"the budget of {format_seconds(kept.seconds)} is too small for {counted(skipped, 'training')}"
         raise BudgetUsed(f"{what}; the same command with --resume and a larger --budget goes on")

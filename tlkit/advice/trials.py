@@ -20,7 +20,7 @@ from tlkit.advice.selection import FineTuning, available
 from tlkit.data.dataset import Sample
 from tlkit.data.preprocessing import load
 from tlkit.defaults import FROZEN
-from tlkit.errors import DataError
+from tlkit.errors import DataError, UsageError
 from tlkit.evaluation.disturbed import Comparison, disturbed
 from tlkit.graph import trace
 from tlkit.graph.compose import stage_output
@@ -31,6 +31,8 @@ from tlkit.model.trunk import Trunk
 from tlkit.plugin.contract import Component, Progress, silent
 from tlkit.plugin.options import configure, to_json
 from tlkit.runtime.session import OnnxSession
+from tlkit.training.averaging import average
+from tlkit.training.blending import check_blend
 from tlkit.training.config import RunOptions, TrainingConfig
 from tlkit.training.result import TrainingResult
 from tlkit.training.run import train
@@ -42,6 +44,7 @@ from tlkit.util.resources import cores
 if TYPE_CHECKING:
     from tlkit.advice.run import Advice, AdviceRequest
 
+AVERAGED = 3  # trainings of the best, of which the average may be better
 Named = TypeVar("Named", bound=Component)
 
 SIMILAR, UNTRIED = 1.0, 1.96  # standard errors to gain on data like the pretraining data; without a quick trial for it
@@ -66,19 +69,25 @@ def run_trial(
     recommendation: Recommendation,
     progress: Progress,
     options: RunOptions | None,
+    bundles: Sequence[Path] = (),
     **kept: Any,
 ) -> Trial:
     """Train to `out` what is recommended, with more fields of its configuration, and measure it.
 
-    The result is noted beside `out` and found there by a later run; an interrupted training is resumed. The folder of
-    `out` must not be used for anything else (see `training.run_directory`).
+    With `bundles`, which were trained like this, their average is taken instead. The result is noted beside `out` and
+    found there by a later run; an interrupted training is resumed. The folder of `out` must not be used for anything
+    else (see `training.run_directory`).
     """
     config = replace(training_config(request, recommendation), **kept)
 
     def trial() -> dict[str, Any]:
         shutil.rmtree(out, ignore_errors=True)  # written, but interrupted before the note
         started = time.perf_counter()
-        trained = train(source, out, config, progress, replace(options or RunOptions(), resume=True, announce=False))
+        if bundles:
+            trained = average(source, out, config, bundles, progress)
+        else:
+            how = replace(options or RunOptions(), resume=True, announce=False)
+            trained = train(source, out, config, progress, how)
         seconds = time.perf_counter() - started
         arrays = {"correct": trained.correct.tolist(), "truth": trained.truth.tolist()}
         return {"trained": trained.to_json(), **arrays, "seconds": seconds}
@@ -206,10 +215,6 @@ class Trials:
             return advice, 0
         known, asked, best, skipped = advice.dataset.statistics, advice.recommendation, baseline, 0
         installed = available(self.request.heads, self.request.strategies, known)
-        val = advice.dataset.without(baseline.trained.rejected).of("val")
-        # A quick trial sees more images than there are to validate on: these alone often promise what they don't keep.
-        promising = evidence.trial is not None and evidence.trial.better
-        margin = margin_for(evidence, self.request, SIMILAR if promising else UNTRIED)
         trials, chosen = [baseline.to_json()], asked.frozen()
         # Those that an interrupted run began come first, in its order.
         for turn, place in enumerate(sorted(plans, key=lambda each: not was_begun(each))):
@@ -227,7 +232,7 @@ class Trials:
                 chosen = chosen.with_reasons(f"{name_of(tuned)} failed: {problem.what}")
                 continue
             trials.append(trial.to_json())
-            found = on_val = self._compared(val, best, trial, margin)
+            found = on_val = self._compared(advice, best, trial)
             if evidence.trial is not None and best is baseline and plan == installed.fine_tuning:
                 found = on_val.pooled(evidence.trial)
             # Whatever else says, none takes the place of one that is better on the validation images beyond chance.
@@ -241,8 +246,50 @@ class Trials:
                 chosen = chosen.with_reasons(f"{trial.name} is not better than {best.name}: {evident}")
         return replace(advice, trials=trials, recommendation=chosen), skipped
 
-    def _compared(self, val: Sequence[Sample], best: Trial, trial: Trial, margin: float) -> Comparison:
-        """Return the comparison of two trials, as a run before found it."""
+    def average(self, advice: Advice, best: Trial) -> Advice:
+        """Train the best again with other seeds, and keep the average of all if it is better than the best alone.
+
+        Returns the advice that follows; as it was if the trunk can't be averaged, or the time is too short.
+        """
+        request, chosen, place = self.request, advice.recommendation, best.trained.bundle
+        config, mean = training_config(request, chosen), place.with_name(f"{place.name}-average")
+        phases = config.strategy.phases(advice.analysis.trunk.upto(chosen.cut).names, advice.dataset.statistics)
+
+        def fits() -> int:
+            if self.left() < AVERAGED * best.seconds:  # the last share is for the average and its comparison
+                raise _DoesNotFit
+            return AVERAGED
+
+        try:
+            check_blend(0.5, config.head, phases, refit=config.refit)
+            bundles = [
+                place.with_name(f"{place.name}-{number}") for number in range(2, 1 + once(_limit(mean), fits)[0])
+            ]
+        except (UsageError, _DoesNotFit):
+            return advice
+        self.progress(f"the average of {AVERAGED} such trainings may be better", 0)
+        for number, bundle in enumerate(bundles, start=1):
+            other = replace(request, seed=(request.seed + number) % 2**32)
+            run_trial(advice.source, bundle, other, chosen, self.progress, self.options)
+        trial = run_trial(advice.source, mean, request, chosen, self.progress, None, [place, *bundles])
+        trial = replace(trial, name=f"average of {AVERAGED} with other seeds: {trial.name}")
+        found = self._compared(advice, best, trial)
+        better = found.better and found.accuracy[1] - found.accuracy[0] >= -found.errors[0]
+        if better:
+            chosen = replace(chosen, accuracy=trial.trained.metrics.balanced_interval)
+        said = f"the average of {AVERAGED} trainings is {'' if better else 'not '}better than one: {found}"
+        advice = replace(advice, trials=[*advice.trials, trial.to_json()], recommendation=chosen.with_reasons(said))
+        if better:
+            self.keep(trial, advice)
+        return advice
+
+    def _compared(self, advice: Advice, best: Trial, trial: Trial) -> Comparison:
+        """Return the comparison of two trials on the validation images, as a run before found it."""
+        val = advice.dataset.without(best.trained.rejected).of("val")
+        # A quick trial sees more images than there are to validate on: these alone often promise what they don't keep.
+        evidence = advice.evidence
+        promising = evidence is not None and evidence.trial is not None and evidence.trial.better
+        margin = 0.0 if evidence is None else margin_for(evidence, self.request, SIMILAR if promising else UNTRIED)
 
         def compare() -> dict[str, Any]:
             return asdict(compared(self.request, val, best.trained, trial.trained, margin))
