@@ -18,6 +18,7 @@ EXEMPT = {
     ("tlkit/cli/options.py", "tensorrt"): "a device: ONNX Runtime's execution provider",
     ("tlkit/runtime/providers.py", "tensorrt"): "a device: ONNX Runtime's execution provider",
     ("tlkit/runtime/session.py", "tensorrt"): "a device: ONNX Runtime's execution provider",
+    ("tlkit/runtime/tensorrt.py", "tensorrt"): "a folder of the cache",
     ("tlkit/cli/serve.py", "onnx"): "what is served unless another target is named",
     ("tlkit/cli/serve.py", "replace"): "Python's handling of text that can't be decoded",
     ("tlkit/conformance/declare.py", "onnx"): "a distribution on PyPI",

@@ -83,8 +83,9 @@ def test_what_decides_on_a_domain_shift(monkeypatch, tmp_path):
 
     def record(graph="a.onnx", size=32, seed=0, hashes=("a", "b")):
         trunk.preprocessing = replace(trunk.preprocessing, size=size)
-        features = SimpleNamespace(sha256=hashes)
-        backbone_analysis._shift(trunk, tmp_path / graph, [tmp_path] * 2, features, seed, ShiftPolicy())
+        monkeypatch.setattr(backbone_analysis.trace, "stage_graph", lambda _trunk: tmp_path / graph)
+        analysis = SimpleNamespace(trunk=trunk, features=SimpleNamespace(sha256=hashes))
+        backbone_analysis.measure_shift(analysis, [SimpleNamespace(path=tmp_path)] * 2, seed, ShiftPolicy())
         return records.pop()
 
     before = record()
@@ -193,7 +194,14 @@ JOB = JobRecord(
 PARTS = {"model": {"tlkit.graph": "b"}, "width": 9, "rows": 8, "manifest": "n", "format": 99} | {
     "settings": Settings(4, 2, "float16")
 }
-BESIDE = {"places", "skipped", "tlkit", "graph", "identity"}  # compared by themselves, or where it lies
+BESIDE = {
+    "places",
+    "skipped",
+    "tlkit",
+    "graph",
+    "identity",
+    "device",
+}  # compared by themselves, or where it lies or runs
 
 
 def test_what_decides_on_the_parts_of_a_job():
