@@ -182,7 +182,7 @@ def test_the_images_of_the_quick_trial_count_but_none_worse_on_val_beyond_its_er
 def test_within_a_budget_that_is_given_the_best_is_averaged_with_other_seeds(
     pictures, tmp_path, monkeypatch, is_better
 ):
-    def judge(_request, _samples, best, _trial, _margin):
+    def judge(_request, _samples, best, _trial):
         return comparison(better=best.bundle.name == "frozen" or is_better)
 
     monkeypatch.setattr(trials, "compared", judge)

@@ -64,7 +64,8 @@ def test_between_equally_accurate_ones_the_one_that_knows_its_errors_wins():
     [(logits(31), False), (logits(36), True), (logits(30, copies=40), True), (logits(20), False)],
 )
 def test_with_a_margin_a_gain_must_exceed_its_error(fine_tuned, better):
-    comparison, without = (Comparison.of(logits(30), fine_tuned, LABELS, margin) for margin in (1.96, 0.0))
+    without = Comparison.of(logits(30), fine_tuned, LABELS)
+    comparison = replace(without, margin=1.96)
     assert comparison.better is better
     assert (comparison.decided == "the gain does not exceed 1.96 standard errors") is (without.better and not better)
 

@@ -44,9 +44,9 @@ from tlkit.util.resources import cores
 if TYPE_CHECKING:
     from tlkit.advice.run import Advice, AdviceRequest
 
-AVERAGED = 3  # trainings of the best, of which the average may be better
 Named = TypeVar("Named", bound=Component)
 
+AVERAGED = 3  # trainings of the best, of which the average may be better
 SIMILAR, UNTRIED = 1.0, 1.96  # standard errors to gain on data like the pretraining data; without a quick trial for it
 
 
@@ -143,7 +143,6 @@ def compared(
     samples: Sequence[Sample],
     frozen: TrainingResult,
     fine_tuned: TrainingResult,
-    margin: float = 0.0,
 ) -> Comparison:
     """Return the comparison of two bundles on validation samples and on disturbed copies of them."""
     labels, both = np.array([sample.label for sample in samples], np.int64), []
@@ -164,7 +163,7 @@ def compared(
 
         rows = prefetch(logits, range(len(samples)), workers=cores(), ahead=2 * cores())
         both.append(np.stack(list(rows), axis=1))
-    return Comparison.of(both[0], both[1], labels, margin)
+    return Comparison.of(both[0], both[1], labels)
 
 
 def run_trials(advice: Advice, request: AdviceRequest, budget: float, progress: Progress = silent) -> Advice:
@@ -236,7 +235,7 @@ class Trials:
             if evidence.trial is not None and best is baseline and plan == installed.fine_tuning:
                 found = on_val.pooled(evidence.trial)
             # Whatever else says, none takes the place of one that is better on the validation images beyond chance.
-            if found.better and on_val.accuracy[1] - on_val.accuracy[0] >= -on_val.errors[0]:
+            if found.better and not on_val.worse:
                 reason = f"{trial.name} is better than {best.name}: {found}"
                 tuned = replace(tuned, accuracy=trial.trained.metrics.balanced_interval, reasons=chosen.reasons)
                 best, chosen = trial, tuned.with_reasons(reason)
@@ -274,7 +273,7 @@ class Trials:
         trial = run_trial(advice.source, mean, request, chosen, self.progress, None, [place, *bundles])
         trial = replace(trial, name=f"average of {AVERAGED} with other seeds: {trial.name}")
         found = self._compared(advice, best, trial)
-        better = found.better and found.accuracy[1] - found.accuracy[0] >= -found.errors[0]
+        better = found.better and not found.worse
         if better:
             chosen = replace(chosen, accuracy=trial.trained.metrics.balanced_interval)
         said = f"the average of {AVERAGED} trainings is {'' if better else 'not '}better than one: {found}"
@@ -292,10 +291,11 @@ class Trials:
         margin = 0.0 if evidence is None else margin_for(evidence, self.request, SIMILAR if promising else UNTRIED)
 
         def compare() -> dict[str, Any]:
-            return asdict(compared(self.request, val, best.trained, trial.trained, margin))
+            return asdict(compared(self.request, val, best.trained, trial.trained))
 
         place = trial.trained.bundle
-        return Comparison.from_json(once(place.with_name(f"{place.name}.compared.json"), compare)[0])
+        found = Comparison.from_json(once(place.with_name(f"{place.name}.compared.json"), compare)[0])
+        return replace(found, margin=margin)
 
     def _epochs(self, advice: Advice, place: Path, plan: FineTuning, cut: str, seconds: float) -> int | None:
         """Return the limit of a plan's epochs with which it fits, as a run before measured it; None if it doesn't."""
