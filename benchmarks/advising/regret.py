@@ -75,6 +75,12 @@ class Cell:
     def source(self, room: Path) -> Path:
         return table(room / "set.csv", self.data, all=self.data.draw(self.count, self.seed))
 
+    def learned(self) -> np.ndarray:
+        """Indices of the images that a training would train on."""
+        with tempfile.TemporaryDirectory() as folder:
+            chosen = {sample.path for sample in datasets.read(self.source(Path(folder))).of("train")}
+        return np.array([row for row, path in enumerate(self.data.files) if path in chosen])
+
 
 def regret(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], draws: Sequence[int]) -> int:
     sizes = [(name, load_set(root, name).size) for name in names]
@@ -98,7 +104,7 @@ def regret(root: Path, work: Path, names: Sequence[str], counts: Sequence[int], 
         made = known.get(cell, "auto", lambda cell=cell: _auto(cell))
         right["auto"] = chosen = _array(made["right"])  # with options that none of the others has
         low, high = made["expected"]
-        found = {option: _accuracy(each, cell.truth) for option, each in right.items()}
+        found = {option: balanced_accuracy(each, cell.truth) for option, each in right.items()}
         best = max(found, key=found.__getitem__)
         frozen = max(found[option] for option in found if option.startswith("frozen"))
         plain = [name for name in right if name.startswith("frozen") and name.endswith(", logistic")][-1]
@@ -256,10 +262,7 @@ def _named(strategy: str, settings: Mapping[str, Any], cut: str) -> str:
 def _solved(cell: Cell, stage: str, head: str) -> np.ndarray:
     """Correct held-out images `(N,)` of a head on frozen features of the images that a training would train on."""
     _, features, place, _ = seen_in_part(BACKBONES[0], cell.data)
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = {sample.path for sample in datasets.read(cell.source(Path(folder))).of("train")}
-    rows = np.array([row for row, path in enumerate(cell.data.files) if path in chosen])
-    at = features.at(stage)
+    rows, at = cell.learned(), features.at(stage)
     learned, tested = (np.ascontiguousarray(at[place[each]]) for each in (rows, cell.held_out))
     component: Head = load_plugins().get("head", head)
     solved = solve_head(component, learned, cell.data.labels[rows], len(cell.data.classes), 0)
@@ -331,7 +334,7 @@ def _logits(cell: Cell, bundle: Path) -> np.ndarray:
     return head_logits(module, features.array)
 
 
-def _accuracy(right: np.ndarray, truth: np.ndarray) -> float:
+def balanced_accuracy(right: np.ndarray, truth: np.ndarray) -> float:
     """Balanced accuracy of marks `(N,)`."""
     return float((right * class_shares(truth)).sum())
 
@@ -343,6 +346,8 @@ def _corrected(right: Mapping[str, np.ndarray], chosen: np.ndarray, truth: np.nd
     for _ in range(10):
         half = random.permutation(len(chosen)) < len(chosen) // 2
         for one, other in ((half, ~half), (~half, half)):
-            best = max(right.values(), key=lambda each: _accuracy(each[one], truth[one]))
-            lost.append(100 * (_accuracy(best[other], truth[other]) - _accuracy(chosen[other], truth[other])))
+            best = max(right.values(), key=lambda each: balanced_accuracy(each[one], truth[one]))
+            lost.append(
+                100 * (balanced_accuracy(best[other], truth[other]) - balanced_accuracy(chosen[other], truth[other]))
+            )
     return float(np.mean(lost))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import statistics
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from tlkit_standard.strategies.plans import AUTO
 from advising.regret import Cell, Known, cells, correct, train
 from advising.sets import BACKBONES, backbone, quiet
 from advising.ways import PLAIN, balanced, cut_of
-from tlkit.data import dataset as datasets
 from tlkit.graph import trace
 from tlkit.model.bundle import open_bundle
 from tlkit.model.modules import head_logits, load_modules, solve_head
@@ -97,11 +95,8 @@ class _Kitchen:
         # The running statistics of all are those of the pretraining, so that none has to be computed again.
         mean = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in states[0]}
         trunk.load_state_dict({name: mean[name].to(tensor.dtype) for name, tensor in states[0].items()})
-        cell, files = self.cell, self.cell.data.files
-        with tempfile.TemporaryDirectory() as folder:
-            chosen = {sample.path for sample in datasets.read(cell.source(Path(folder))).of("train")}
-        rows = [row for row, path in enumerate(files) if path in chosen]
-        paths = [*(files[row] for row in rows), *cell.test]
+        cell, rows = self.cell, self.cell.learned()
+        paths = [*(cell.data.files[row] for row in rows), *cell.test]
         graph = trace.stage_graph(trunk)
         features = extract(paths, graph, trunk.preprocessing, trunk.names, self.cut, quiet).array
         learned, tested = features[: len(rows)], features[len(rows) :]

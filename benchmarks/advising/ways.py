@@ -12,11 +12,10 @@ import numpy as np
 from _bench import SETTINGS, Report
 from tlkit_standard.strategies.plans import AUTO
 
-from advising.regret import Cell, Known, cells, trained
+from advising.regret import Cell, Known, balanced_accuracy, cells, trained
 from advising.sets import BACKBONES, backbone
 from tlkit import resolve
 from tlkit.advice.run import advise
-from tlkit.util.statistics import class_shares
 
 AVERAGED = {"ema": AUTO["ema"]}
 PLAIN = "probe-then-tune"  # as auto runs it
@@ -76,4 +75,4 @@ def _balanced(cell: Cell, known: Known, name: str, cut: str, head: str) -> float
 
 def balanced(cell: Cell, right: np.ndarray) -> float:
     """The balanced accuracy in percent, from the correct held-out images `(N,)`."""
-    return 100 * float((right * class_shares(cell.truth)).sum())
+    return 100 * balanced_accuracy(right, cell.truth)

@@ -27,8 +27,8 @@ def test_the_trunk_is_the_mean_and_the_head_is_solved_on_its_features(pictures, 
         train(pictures, place, replace(config, seed=seed))
     trained = average(pictures, tmp_path / "mean", config, places, lambda *_: lambda *_: None)
     bundle, parts = open_bundle(tmp_path / "mean"), [open_bundle(place) for place in places]
-    moved = [name for name in bundle.trunk if not np.array_equal(parts[0].trunk[name], parts[1].trunk[name])]
-    again = {name.rpartition(".")[0] for name in moved if "running_" in name}  # norms whose statistics are computed
+    tuned = [name for name in bundle.trunk if not np.array_equal(parts[0].trunk[name], parts[1].trunk[name])]
+    again = {name.rpartition(".")[0] for name in tuned if "running_" in name}  # norms whose statistics are computed
     assert bool(again) is (batchnorm == "update")
     for name, tensor in bundle.trunk.items():
         norm, _, what = name.rpartition(".")

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from tlkit.graph.biases import MEAN, Bias, nodes_to, own_biases, part_graph
+from tlkit.graph.layout import attributes
 from tlkit.graph.quantize import LEVELS, WEIGHTED, quantize, summed, weight_scales
 from tlkit.plugin.contract import IMAGES
 from tlkit.runtime.session import quiet_options
@@ -181,7 +182,7 @@ def _levels(rows: NDArray[Any], products: NDArray[np.float32], pairs: bool) -> N
 def _supported(node: onnx.NodeProto, constants: dict[str, NDArray[np.float32]]) -> bool:
     if node.op_type not in WEIGHTED or node.input[1] not in constants:
         return False
-    weights, settings = constants[node.input[1]], _settings(node)
+    weights, settings = constants[node.input[1]], attributes(node)
     if node.op_type != "Conv":
         return weights.ndim == 2 and max(weights.shape) <= WIDEST and not settings.get("transA")
     plain = weights.ndim == 4 and settings.get("auto_pad", b"NOTSET") == b"NOTSET"
@@ -195,7 +196,7 @@ def _inputs(
     if node.op_type != "Conv":
         vectors = given.reshape(1, -1, given.shape[-1])
         return vectors[:, random.permutation(vectors.shape[1])[:PLACES]]
-    settings = _settings(node)
+    settings = attributes(node)
     top, left, bottom, right = settings.get("pads", [0] * 4)
     (down, across), (tall, wide) = settings.get("strides", [1, 1]), settings.get("dilations", [1, 1])
     padded = np.pad(given, ((0, 0), (0, 0), (top, bottom), (left, right)))
@@ -207,7 +208,3 @@ def _inputs(
     groups = settings.get("group", 1)
     taken = windows[image, :, row, column].reshape(len(places), groups, shape[1], -1)
     return taken.transpose(1, 0, 3, 2).reshape(groups, len(places), -1)
-
-
-def _settings(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

@@ -140,7 +140,7 @@ class _Stem:
         dequantize = quantize and _reader(graph, quantize.output[0], "DequantizeLinear")
         if convolution is None or quantize is None or dequantize is None:
             return None
-        settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in convolution.attribute}
+        settings = attributes(convolution)
         weights = _weights(graph, convolution)
         known = settings.keys() >= {"pads", "strides", "group", "dilations"}
         if not known or len(weights) < len(convolution.input) - 1:
@@ -255,6 +255,11 @@ def _chain(graph: onnx.GraphProto, kinds: Sequence[str]) -> list[onnx.NodeProto]
             return None
         nodes.append(node)
     return nodes
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return the attributes of a node, by name."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def readers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:

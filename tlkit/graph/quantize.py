@@ -194,13 +194,13 @@ def weight_scales(graph: onnx.ModelProto, only: Collection[str] = ()) -> dict[st
 
 def summed(node: onnx.NodeProto, weights: NDArray[Any]) -> tuple[int, NDArray[Any], bool]:
     """Return the axis of a layer's outputs, its weights `(outputs, K)` as they are summed, and whether by pairs."""
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    settings = layout.attributes(node)
     if node.op_type == "Conv":
         outputs, inputs = weights.shape[:2]
         rows = np.moveaxis(weights, 1, -1).reshape(outputs, -1)
-        depthwise = inputs == 1 < attributes.get("group", 1) == outputs
+        depthwise = inputs == 1 < settings.get("group", 1) == outputs
         return 0, rows, not depthwise
-    if node.op_type == "Gemm" and attributes.get("transB"):
+    if node.op_type == "Gemm" and settings.get("transB"):
         return 0, weights, True
     return 1, np.moveaxis(weights, 1, 0).reshape(weights.shape[1], -1), True
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from PIL import Image
 
+from tlkit.graph.layout import attributes
 from tlkit.plugin.contract import IMAGES, LOGITS, Session
 from tlkit.runtime.model import Model
 from tlkit.runtime.session import HeadSession, OnnxSession, load_graph, on_disk
@@ -140,15 +141,15 @@ def _means(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, tuple[int, 
         if node.op_type == "Constant":
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
     for node in reversed(graph.node):
-        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        settings = attributes(node)
         if node.op_type == "GlobalAveragePool":
             yield node, (2, 3), True
         elif node.op_type == "ReduceMean":
-            given = constants.get(node.input[1]) if len(node.input) > 1 else attributes.get("axes")
+            given = constants.get(node.input[1]) if len(node.input) > 1 else settings.get("axes")
             rank = next((len(v.type.tensor_type.shape.dim) for v in graph.value_info if v.name == node.input[0]), 4)
             axes = () if given is None else tuple(sorted(int(axis) % rank for axis in np.ravel(given)))
             if axes in SPATIAL:
-                yield node, axes, bool(attributes.get("keepdims", 1))
+                yield node, axes, bool(settings.get("keepdims", 1))
 
 
 def _is_square(graph: onnx.GraphProto, name: str, axes: tuple[int, ...]) -> bool:

@@ -179,8 +179,7 @@ def _decoding(
     left = chain.from_iterable(chunks(enumerate(part), size) for part in parts)
     probed = -(-max(PROBED, workers * size) // size)
     here = partial(_decoded_here, preprocessing, hashed)
-    stored = isinstance(images, Parts) or (count > probed * size and all(isinstance(each, Path) for each in images))
-    if stored and count > probed * size:
+    if count > probed * size and (isinstance(images, Parts) or all(isinstance(each, Path) for each in images)):
         waits, remaining = Waits(workers), count
         if not waits.outlast(remaining):
             yield partial(here, lambda: waits.load), islice(left, probed), workers
