@@ -1,10 +1,10 @@
 """A bundle at any time: how soon `tlkit train` writes the first usable one, and what is there when it is killed.
 
 The first run has an empty cache: importing PyTorch and reading every image are part of its time. The standard backbones
-come with their graph for images of their own size; at another size, the network has to be traced as well. Then `tlkit
-train --budget` is killed at random moments after the first bundle is in place, and resumed, again and again; each time
-the bundle is opened, with all its hashes, and its golden images go through its modules. At the end it is resumed once
-more, and compared with a run that nobody killed.
+come with their graph for images of their own size, and of some others; at 232 pixels, the network has to be traced as
+well. Then `tlkit train --budget` is killed at random moments after the first bundle is in place, and resumed, again and
+again; each time the bundle is opened, with all its hashes, and its golden images go through its modules. At the end it
+is resumed once more, and compared with a run that nobody killed.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -129,6 +131,28 @@ def test_a_backbone_that_comes_with_its_graph_is_not_traced(tiny, traced, tmp_pa
     assert not traced
     monkeypatch.setattr(TinyVit, "graph", file)
     assert trace.shipped_graph(trunks.build(TinyVit())) is None
+
+
+def test_the_graph_that_a_backbone_comes_with_serves_the_sizes_at_which_it_is_the_same(tmp_path, monkeypatch):
+    def at(size):
+        return trunks.build(Tiny(), preprocessing=replace(Tiny.preprocessing, size=size))
+
+    traced, complete = trace._traced(at(64)), onnx.load(trace.maps_graph(at(64)))
+    file = tmp_path / "tiny.onnx.gz"
+    trace.write_graph(Tiny(), file, [32, 64])
+    monkeypatch.setattr(Tiny, "graph", file)
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
+    shipped = onnx.load(trace.maps_graph(at(64)))
+    for part in ("node", "initializer", "input", "output"):
+        assert list(getattr(shipped.graph, part)) == list(getattr(complete.graph, part))
+    assert {each.name for each in shipped.graph.value_info} == {each.name for each in complete.graph.value_info}
+    assert trace.shipped_graph(at(96)) is None, "it was not tried at this size"
+    another = onnx.ModelProto()
+    another.CopyFrom(traced)
+    another.graph.node[0].attribute.add(name="another")
+    monkeypatch.setattr(trace, "_traced", lambda trunk: traced if trunk.preprocessing.size == 32 else another)
+    trace.write_graph(Tiny(), file, [64])
+    assert trace.shipped_graph(at(64)) is None, "its graph is another at this size"
 
 
 @pytest.mark.parametrize(

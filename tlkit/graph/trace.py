@@ -10,7 +10,8 @@ from __future__ import annotations
 import gzip
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -44,7 +45,8 @@ from tlkit.version import __version__
 
 OPSET = 20
 IR_VERSION = 9  # the least that this opset needs; what older runtimes can read
-STRUCTURE = "structure"  # in the metadata of a graph that a backbone comes with: what it was traced from
+STRUCTURES = "structures"  # in the metadata of a graph that a backbone comes with: what it was traced from
+SIZES = range(64, 513, 32)  # pixels a side that such a graph is tried at, beside the backbone's own
 LARGEST = 2**31 - 2**26  # bytes of weights in one file; protobuf ends at 2 GiB, with the head and the rest
 
 
@@ -85,28 +87,37 @@ def maps_graph(trunk: Trunk) -> Path:
     return _cached(trunk, "-maps", _all_outputs(trunk))
 
 
-def write_graph(backbone: Backbone, file: Path) -> None:
+def write_graph(backbone: Backbone, file: Path, sizes: Iterable[int] = SIZES) -> None:
     """Write the graph of a backbone's stages, without weights, to the file that it comes with as its `graph`.
 
-    So nobody has to trace it, which takes PyTorch longer than all else in a first training. A graph of other stages, or
-    for images of another size, is not used.
+    So nobody has to trace it, which takes PyTorch longer than all else in a first training. It serves the backbone's
+    own input size and those of `sizes` (pixels a side) at which tracing gives the same graph, but for shapes.
     """
-    trunk = build(backbone, pretrained=False)
-    trunk.graph = None
-    graph = _architecture(trunk)
-    graph.metadata_props.add(key=STRUCTURE, value=structure_hash(trunk))
+    own = build(backbone, pretrained=False)
+    graph, structures = _traced(own), [structure_hash(own)]
+    for size in sorted(set(sizes) - {backbone.preprocessing.size}):
+        preprocessing = replace(backbone.preprocessing, size=size)
+        other = build(backbone, pretrained=False, preprocessing=preprocessing)
+        try:
+            same = _at(_traced(other), size) == _at(graph, size)
+        except PluginError:  # its stages do not take images of that size
+            continue
+        structures += [structure_hash(other)] if same else []
+    graph.metadata_props.add(key=STRUCTURES, value=" ".join(structures))
     file.write_bytes(gzip.compress(graph.SerializeToString(deterministic=True), mtime=0))
 
 
 def shipped_graph(trunk: Trunk) -> onnx.ModelProto | None:
-    """Return the graph that a trunk's backbone comes with, if it is that of its stages."""
+    """Return the graph that a trunk's backbone comes with, if it is that of its stages, for the trunk's input size."""
     if trunk.graph is None or not trunk.graph.is_file():
         return None
     graph = onnx.load_model_from_string(gzip.decompress(trunk.graph.read_bytes()))
     known = {each.key: each.value for each in graph.metadata_props}
-    if known.get(STRUCTURE) != structure_hash(trunk):
+    if structure_hash(trunk) not in known.get(STRUCTURES, "").split():
         return None
-    return _cleaned(graph)
+    own = graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    size = trunk.preprocessing.size
+    return _cleaned(graph if size == own else _at(graph, size))  # shapes are inferred with the weights
 
 
 def half_precision_graph(trunk: Trunk) -> onnx.ModelProto:
@@ -177,10 +188,29 @@ def _cleaned(graph: onnx.ModelProto) -> onnx.ModelProto:
     return graph
 
 
+def _at(graph: onnx.ModelProto, size: int) -> onnx.ModelProto:
+    """Return a copy of a graph for images of `size` pixels a side, without the shapes of all other values."""
+    other = onnx.ModelProto()
+    other.CopyFrom(graph)
+    del other.graph.value_info[:]
+    for output in other.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    for side in other.graph.input[0].type.tensor_type.shape.dim[1:3]:
+        side.dim_value = size
+    return other
+
+
 def example_images(trunk: Trunk) -> torch.Tensor:
     """Return two black images `(2, S, S, 3)` to trace with."""
     size = trunk.preprocessing.size
     return torch.zeros(2, size, size, 3, dtype=torch.uint8)
+
+
+def _traced(trunk: Trunk) -> onnx.ModelProto:
+    """Return the graph without weights of every output of `StageOutputs`, as PyTorch traces it."""
+    module = StageOutputs(trunk)
+    _check_outputs(trunk)
+    return remove_weights(_export(module, example_images(trunk), IMAGES, _all_outputs(trunk), optimize=False), module)
 
 
 def _cached(trunk: Trunk, suffix: str, outputs: list[str]) -> Path:
@@ -196,11 +226,7 @@ def _architecture(trunk: Trunk) -> onnx.ModelProto:
     """Return the graph without weights of every output of `StageOutputs`; those of all cuts are cached with it."""
 
     def make() -> onnx.ModelProto:
-        module, graph = StageOutputs(trunk), shipped_graph(trunk)
-        if graph is None:
-            _check_outputs(trunk)
-            traced = _export(module, example_images(trunk), IMAGES, _all_outputs(trunk), optimize=False)
-            graph = remove_weights(traced, module)
+        graph = shipped_graph(trunk) or _traced(trunk)
         for cut in trunk.names[:-1]:
             part = trunk.upto(cut)
             _cached_architecture(part, "", partial(extract_graph, graph, _all_outputs(part)))

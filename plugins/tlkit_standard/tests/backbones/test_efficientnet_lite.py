@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,8 +16,10 @@ from tlkit_standard.backbones import BACKBONES, _efficientnet_lite
 
 from tlkit.data.preprocessing import load
 from tlkit.errors import ArtifactError, ResourceError
-from tlkit.graph.trace import shipped_graph
+from tlkit.graph.compose import stage_output
+from tlkit.graph.trace import shipped_graph, stage_graph
 from tlkit.model import trunk as trunks
+from tlkit.runtime.session import OnnxSession
 
 STAGES = ("stem", *(f"stage{number}" for number in range(1, 8)), "last")
 # Parameters of the published models (efficientnet/lite in the TensorFlow TPU repository): 4.7, 5.4 and 6.1 million.
@@ -96,5 +99,16 @@ def test_listing_the_backbones_imports_no_framework():
 def test_it_comes_with_the_graph_of_its_stages_at_its_own_size(backbone):
     assert backbone.graph is not None
     assert shipped_graph(trunks.build(backbone, pretrained=False)) is not None, "run: python docs/generate.py"
-    smaller = replace(backbone.preprocessing, size=96)
-    assert shipped_graph(trunks.build(backbone, pretrained=False, preprocessing=smaller)) is None
+    other = replace(backbone.preprocessing, size=100)
+    assert shipped_graph(trunks.build(backbone, pretrained=False, preprocessing=other)) is None
+
+
+@pytest.mark.parametrize("size", [64, 96, 128, 160, 192, 256, 320, 384, 512])
+def test_the_default_comes_with_the_graph_for_other_sizes(size):
+    trunk = trunks.build(BACKBONES[0], preprocessing=replace(BACKBONES[0].preprocessing, size=size))
+    images = np.random.default_rng(size).integers(0, 256, (2, size, size, 3), np.uint8)
+    found = list(OnnxSession(stage_graph(trunk)).run(images, [stage_output(trunk.cut)]).values())
+    assert shipped_graph(trunk) is not None
+    with torch.inference_mode():
+        expected = trunk(torch.from_numpy(images))
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
