@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -58,6 +59,7 @@ def leave(code: int) -> NoReturn:
     """End the process, also where a plugin left a thread running that would keep it for ever."""
     blame = _blame()
     left = blame.left_running(THREAD_PATIENCE) if blame else []
+    gc.freeze()  # the interpreter looks through all objects for garbage at its end: most of a second with PyTorch
     if not left:
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
