@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.advice.asking import ask, comparison, eager
-from tlkit.advice import auto, trials
+from tlkit.advice import auto, run, trials
 from tlkit.training.config import RunOptions
 from tlkit.training.history import Monitor
 
@@ -42,6 +42,7 @@ if __name__ == "__main__":
     elif when == "rename":
         for name in ("rename", "replace"):
             kill_at(left, os, name, lambda _source, target: ".training" in str(target))
+    run.SOON = 0  # so that a first bundle comes before heads are compared
     how = RunOptions(resume=True, checkpoint_seconds=0)
     trained, advice = auto.train_auto(Path(photos), Path(out), ask(policy=eager(3)), how, float(budget) or None)
     sys.stdout.write(f"{trained.digest} {advice.recommendation.strategy} {len(advice.trials)} {left[0]}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from tlkit_standard.heads import HEADS
 from tlkit_standard.heads.memory import Knn
@@ -12,10 +13,13 @@ from tlkit_standard.heads.memory import Knn
 from tests.advice.asking import ask, comparison, eager
 from tests.kit.tiny import Line, write_images
 from tlkit.advice import auto, trials
+from tlkit.advice import run as advising
 from tlkit.advice.auto import train_auto
 from tlkit.advice.recommendation import FineTuningPolicy
+from tlkit.advice.selection import HeadEvidence
 from tlkit.errors import DataError, UsageError
 from tlkit.model.bundle import open_bundle
+from tlkit.training.config import RunOptions
 
 
 def test_the_bundle_is_what_was_advised_and_keeps_the_advice(pictures, tmp_path):
@@ -56,6 +60,41 @@ def test_at_a_requested_cut_heads_are_compared_and_the_trunk_stays_frozen(pictur
     assert (advice.recommendation.strategy, advice.recommendation.cut) == ("frozen", "first")
     assert advice.recommendation.reasons == ("cut at first as requested; the trunk stays frozen then",)
     assert len(advice.analysis.stages) == 3
+
+
+def test_of_many_images_the_default_head_is_in_place_before_heads_are_compared(pictures, tmp_path, monkeypatch):
+    whole = train_auto(pictures, tmp_path / "whole", ask())[0].digest
+    monkeypatch.setattr(advising, "SOON", 0)
+    told = []
+
+    def progress(what, _total):
+        told.append(what)
+        return lambda _more, _said="": None
+
+    trained, advice = train_auto(pictures, tmp_path / "run", ask(), budget=0.0, progress=progress)
+    assert (trained.head, trained.cut) == ("logistic", advice.evidence.cut.name)
+    assert not advice.heads
+    assert advice.recommendation.reasons[-1] == "heads are not compared yet, nor is fine-tuning tried"
+    assert "comparing heads" not in told
+    resumed, advice = train_auto(pictures, tmp_path / "run", ask(), RunOptions(resume=True))
+    assert advice.heads
+    assert resumed.digest == whole
+
+
+def test_what_is_worse_on_val_beyond_its_error_does_not_replace_the_first(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(advising, "SOON", 0)
+    part = auto.run_trial
+
+    def run_trial(source, out, *rest, **kept):
+        trial = part(source, out, *rest, **kept)
+        worse = np.zeros_like(trial.trained.correct)
+        return replace(trial, trained=replace(trial.trained, correct=worse)) if out.name == "frozen" else trial
+
+    monkeypatch.setattr(auto, "run_trial", run_trial)
+    monkeypatch.setattr(advising, "compare_heads", lambda *_, **__: [HeadEvidence("first", "knn", 0.99, 0.01, 40, 0.1)])
+    trained, advice = train_auto(pictures, tmp_path / "run", ask())
+    assert [each.head for each in advice.heads] == ["knn"]
+    assert trained.head == advice.recommendation.head == open_bundle(tmp_path / "run").record.head.name == "logistic"
 
 
 def test_one_head_is_compared_with_itself_at_several_stages(pictures, tmp_path):

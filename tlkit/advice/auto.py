@@ -1,9 +1,10 @@
 """`--strategy auto`: train what the advice recommends; a fine-tuned trunk is kept only if it beats the best before it.
 
-A bundle of the best frozen features is in place within seconds. Trials and fine-tuning take long: they run in the run
-directory of the bundle (see `training.run_directory`), one part after the other, and each that is better takes its
-place. So there is always a valid bundle, none is worse on the validation images than the one before by more than the
-standard error, and a run can be resumed.
+A bundle of frozen features is in place within seconds: of many images one of the best stage under the default head,
+before heads are compared. Trials and fine-tuning take long: they run in the run directory of the bundle (see
+`training.run_directory`), one part after the other, and each that is better takes its place. So there is always a valid
+bundle, none is worse on the validation images than the one before by more than the standard error, and a run can be
+resumed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tlkit.advice.quick_trial import quick_trial
-from tlkit.advice.recommendation import recommend
+from tlkit.advice.recommendation import Recommendation, recommend
 from tlkit.advice.run import Advice, AdviceRequest, advise
 from tlkit.advice.selection import FineTuning, available
 from tlkit.advice.trials import SIMILAR, Trial, Trials, margin_for, run_trial, was_begun
@@ -48,11 +49,12 @@ from tlkit.training.run_directory import (
     run_directory,
 )
 from tlkit.util import files
+from tlkit.util.statistics import paired_difference
 from tlkit.util.text import counted, format_seconds
 from tlkit.version import __version__
 
 NAME = "auto"
-QUICK = "quick"  # part of the run directory, beside FROZEN and the candidates
+FIRST, QUICK = "first", "quick"  # parts of the run directory, beside FROZEN and the candidates
 MAX_COMPARED = 2000  # images that heads are cross-validated on: a minute, where a fine-tuning takes many
 BUDGET = 600.0  # seconds on a CPU, unless another is given: nobody waits for an hour unasked
 
@@ -94,11 +96,13 @@ def train_auto(
     try:
         with ExitStack() as entered:
 
-            def begin(draft: Advice) -> None:
-                identity = _conditions(draft, request, options)
-                kept.begin(entered.enter_context(run_directory(out, identity, resume=options.resume)), draft)
+            def keep(draft: Advice) -> bool:
+                if kept.best is None:
+                    identity = _conditions(draft, request, options)
+                    kept.folder = entered.enter_context(run_directory(out, identity, resume=options.resume))
+                return kept.keep_frozen(draft)
 
-            advice = advise(source, request, progress, strict=options.strict, learnable=True, begin=begin)
+            advice = advise(source, request, kept.limited, strict=options.strict, learnable=True, keep=keep)
             _improve(kept, advice, exhaustive=exhaustive)
     except BudgetUsed as end_of_budget:
         progress(str(end_of_budget), 0)
@@ -122,12 +126,29 @@ class _Kept:
     digest: str | None = None  # None while a resumed run has not come to what is in place
     decoded: int = 0  # images, for all that was kept
 
-    def begin(self, folder: Path, draft: Advice) -> None:
-        """Put the best frozen features in place, whatever the budget."""
-        self.folder, self.decoded = folder, draft.decoded
-        frozen, aside = draft.recommendation.frozen(), replace(self.options, tensorboard=None)
-        self.frozen = run_trial(draft.source, folder / FROZEN, self.request, frozen, self.progress, aside)
-        self.put(self.frozen, draft)
+    def keep_frozen(self, draft: Advice) -> bool:
+        """Put frozen features in place, the first whatever the budget; return whether they are.
+
+        Others are not where they are worse on the validation images by more than the standard error.
+        """
+        early, best, asked = draft.evidence is not None and not draft.heads, self.best, draft.recommendation
+        if best is None or _trained(asked) != _trained(self.advice.recommendation):
+            out, aside = self.folder / (FIRST if early else FROZEN), replace(self.options, tensorboard=None)
+            progress = self.progress if best is None else self.limited
+            trial = run_trial(draft.source, out, self.request, asked, progress, aside)
+            if (
+                best is not None
+                and paired_difference(best.trained.correct, trial.trained.correct, trial.trained.truth).exceeds_error
+            ):
+                self.progress(f"{best.name} stays: on the validation images {trial.name} is worse", 0)
+                return False
+        else:
+            trial = best
+        self.frozen, self.decoded = trial, self.decoded or draft.decoded
+        self.put(trial, draft)
+        if early:
+            self.check()
+        return True
 
     def put(self, trial: Trial, advice: Advice) -> None:
         """Put a trial in place, and say so if it is another."""
@@ -154,11 +175,21 @@ class _Kept:
 
         def checked(more: int, said: str = "", /) -> None:
             tick(more, said)
-            if self.left() < 0 and self.digest is not None:
-                reason = f"the budget of {format_seconds(self.seconds)} is used up"
-                raise BudgetUsed(f"{reason}; the same command with --resume goes on")
+            self.check()
 
         return checked
+
+    def check(self) -> None:
+        """Raise `BudgetUsed` after the end, if something is in place."""
+        if self.left() < 0 and self.digest is not None:
+            reason = f"the budget of {format_seconds(self.seconds)} is used up"
+            raise BudgetUsed(f"{reason}; the same command with --resume goes on")
+
+
+def _trained(recommendation: Recommendation) -> tuple[object, ...]:
+    """Return what decides on frozen features of a recommendation."""
+    chosen = recommendation.frozen()
+    return chosen.backbone, chosen.cut, chosen.head, dict(chosen.head_settings)
 
 
 def _improve(kept: _Kept, advice: Advice, *, exhaustive: bool) -> None:

@@ -211,18 +211,16 @@ class Evidence:
         return find_scenario(self.large, self.analysis.shift.domain)
 
 
-def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy) -> Recommendation:
-    """Return the recommendation for one backbone."""
+def recommend_frozen(evidence: Evidence, installed: Available, *, fine_tunes: bool = False) -> Recommendation:
+    """Return the best frozen features for one backbone, whether or not it then `fine_tunes` them."""
     statistics, analysis, cut, scenario = evidence.statistics, evidence.analysis, evidence.cut, evidence.scenario
     head = best_head(evidence.heads, evidence.frozen_cut)
-    freeze = _reason_to_freeze(evidence, installed, policy)
-    strategy = None if freeze else installed.fine_tuning
-    agrees, reason = _agreement(evidence, fine_tunes=strategy is not None)
+    agrees, reason = _agreement(evidence, fine_tunes=fine_tunes)
     measured = cut.probe.interval if head is None else _wilson(head.balanced_accuracy, head.images)
-    per_image = 1 / (analysis.throughput or TYPICAL_THROUGHPUT)
+    per_image = _per_image(analysis)
     # The time to solve a head grows faster than the number of images.
     solving = SECONDS_TO_SOLVE if head is None else head.seconds * (statistics.images / head.images) ** 1.5
-    frozen = Recommendation(
+    return Recommendation(
         RECOMMENDED,
         analysis.backbone.name,
         FROZEN,
@@ -236,8 +234,17 @@ def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy
         accuracy=(min(measured[0], cut.probe.interval[0]), max(measured[1], cut.probe.interval[1])),
         seconds=(solving + evidence.val * per_image, 2 * solving + (statistics.images + evidence.val) * per_image),
     )
+
+
+def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy) -> Recommendation:
+    """Return the recommendation for one backbone."""
+    analysis, cut = evidence.analysis, evidence.cut
+    freeze = _reason_to_freeze(evidence, installed, policy)
+    strategy = None if freeze else installed.fine_tuning
+    frozen = recommend_frozen(evidence, installed, fine_tunes=strategy is not None)
     if strategy is None:
         return frozen.with_reasons(f"the trunk stays frozen: {freeze}")
+    per_image = _per_image(analysis)
     plan = strategy.limited(policy.epochs)
     tuned = frozen.fine_tuned(plan, installed.head, cut.name, analysis.trunk.names, evidence.known)
     before, taken = (
@@ -252,6 +259,11 @@ def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy
         f"frozen features misclassify {evidence.error:.1%}; auto keeps a fine-tuned trunk only if it is better on val",
         *(() if evidence.trial is None else (f"a trial with few trainable stages: {evidence.trial}",)),
     )
+
+
+def _per_image(analysis: BackboneAnalysis) -> float:
+    """Return the seconds from file to features."""
+    return 1 / (analysis.throughput or TYPICAL_THROUGHPUT)
 
 
 def _expected(evidence: Evidence, frozen: tuple[float, float]) -> tuple[float, float]:

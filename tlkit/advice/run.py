@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,14 @@ from tlkit.advice.backbone_analysis import (
 )
 from tlkit.advice.dataset_statistics import ImageStatistics, SizePolicy, gather
 from tlkit.advice.domain_shift import DomainShift, ShiftPolicy
-from tlkit.advice.recommendation import Evidence, FineTuningPolicy, Recommendation, cautious, recommend
+from tlkit.advice.recommendation import (
+    Evidence,
+    FineTuningPolicy,
+    Recommendation,
+    cautious,
+    recommend,
+    recommend_frozen,
+)
 from tlkit.advice.selection import HeadEvidence, available, best_backbone, compare_heads
 from tlkit.advice.trials import run_trials
 from tlkit.audit.run import Audit
@@ -41,6 +48,7 @@ from tlkit.plugin.options import changed
 from tlkit.runtime.features import check_rejected
 from tlkit.util.text import quoted
 
+SOON = 500  # images from which heads take longer to compare than one takes to train
 AHEAD = 256  # validation images that a training is sure to need, and that are read while heads are compared
 
 
@@ -155,16 +163,42 @@ def advise(
     audit: bool = False,
     strict: bool = False,
     learnable: bool = False,
-    begin: Callable[[Advice], object] = lambda _draft: None,
+    keep: Callable[[Advice], bool] = lambda _draft: True,
 ) -> Advice:
     """Analyze the training images through each backbone and recommend a training.
 
     Validation and test images are not read, except for trials (if there is a `budget` in seconds) and an audit, and
-    ahead for a training if the source must be `learnable`. As soon as the best frozen features are known, `begin` is
-    called with the advice to take these. Raises `DataError` for a source without images or with more unreadable ones
-    than allowed; if it must be `learnable`, also for one that nothing can be trained on, and if `strict`, for one with
-    the same file in two splits or classes.
+    ahead for a training if the source must be `learnable`. As soon as the best frozen features are known, `keep` is
+    called with the advice to take these, and on many images also before heads are compared: where it returns False for
+    what the comparison chose, the advice stays without. Raises `DataError` for a source without images or with more
+    unreadable ones than allowed; if it must be `learnable`, also for one that nothing can be trained on, and if
+    `strict`, for one with the same file in two splits or classes.
     """
+    advice = _analyzed(source, request, progress, strict=strict, learnable=learnable)
+    dataset, first, policy = advice.dataset, advice.analyses[0], request.policy
+    samples, many = dataset.of("train"), min(int(first.features.usable.sum()), policy.max_compared) > SOON
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as pool:  # limits of two threads undo each other
+        ahead = pool.submit(read_ahead, first, dataset.of("val")[:AHEAD] if learnable else ())
+        probed = advice if advice.statistics.shortcomings(policy.size) else _probed(advice, request)
+        if many and probed.evidence is not None:
+            keep(_cut_as_requested(_read(probed, ahead), request.cut))
+        shifts = [pool.submit(measure_shift, each, samples, request.seed, policy.shift) for each in advice.analyses]
+        advice = _compared(probed, request, progress)
+    advice = _read(advice, ahead)
+    if not keep(_cut_as_requested(advice, request.cut)):
+        advice = replace(advice, evidence=probed.evidence)
+    advice = _cut_as_requested(_recommended(advice, request, [each.result() for each in shifts]), request.cut)
+    if budget is not None:
+        advice = run_trials(advice, request, budget, progress)
+    if audit:
+        found = audit_dataset(dataset, advice.analysis.trunk, progress, request.seed)
+        chosen = advice.recommendation.with_reasons(*(shortcut.warning() for shortcut in found.shortcuts))
+        advice = replace(advice, audit=found, recommendation=chosen)
+    return advice
+
+
+def _analyzed(source: Path, request: AdviceRequest, progress: Progress, *, strict: bool, learnable: bool) -> Advice:
+    """Return the advice with the features of each backbone, and without evidence: it recommends caution."""
     dataset = datasets.read(source, val=request.val, group=request.group, learnable=learnable)
     duplicates = find_duplicates(dataset)
     for line in (str(dataset), *duplicates.lines()):
@@ -180,7 +214,7 @@ def advise(
     seen = [gather(dataset, samples, features.usable, each.features.at(each.trunk.cut)) for each in analyses]
     statistics = max(seen, key=lambda each: each.distinct)
     shortcomings = statistics.shortcomings(request.policy.size)
-    advice = Advice(
+    return Advice(
         source,
         dataset,
         statistics,
@@ -191,25 +225,16 @@ def advise(
         rejected={samples[index].name: reason for index, reason in features.rejected.items()},
         learnable=learnable or datasets.is_learnable(source, request.val, request.group),
     )
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as pool:  # limits of two threads undo each other
-        ahead = pool.submit(read_ahead, analyses[0], dataset.of("val")[:AHEAD] if learnable else ())
-        shifts = [pool.submit(measure_shift, each, samples, request.seed, request.policy.shift) for each in analyses]
-        if not shortcomings:
-            advice = _compared(advice, request)
-    advice = replace(advice, decoded=features.decoded + (0 if ahead.exception() else ahead.result()))
-    begin(_cut_as_requested(advice, request.cut))
-    advice = _cut_as_requested(_recommended(advice, request, [each.result() for each in shifts]), request.cut)
-    if budget is not None:
-        advice = run_trials(advice, request, budget, progress)
-    if audit:
-        found = audit_dataset(dataset, advice.analysis.trunk, progress, request.seed)
-        chosen = advice.recommendation.with_reasons(*(shortcut.warning() for shortcut in found.shortcuts))
-        advice = replace(advice, audit=found, recommendation=chosen)
-    return advice
 
 
-def _compared(advice: Advice, request: AdviceRequest) -> Advice:
-    """Return the advice with the evidence of stages and heads, and its best frozen features."""
+def _read(advice: Advice, ahead: Future[int]) -> Advice:
+    """Return the advice with the number of images decoded, those ahead included."""
+    more = 0 if ahead.exception() else ahead.result()
+    return replace(advice, decoded=advice.analyses[0].features.decoded + more)
+
+
+def _probed(advice: Advice, request: AdviceRequest) -> Advice:
+    """Return the advice with the evidence of stages, and frozen features of the best under the default head."""
     dataset, statistics, labels, policy = advice.dataset, advice.statistics, advice.labels, request.policy
     classes = len(dataset.labels)
     rows = stratified(labels, advice.analyses[0].features.usable, policy.max_probed, request.seed)
@@ -218,16 +243,38 @@ def _compared(advice: Advice, request: AdviceRequest) -> Advice:
     analyses = [
         replace(each, stages=stage_evidence(each, rows, labels[rows], classes, own)) for each in advice.analyses
     ]
-    best, installed = best_backbone(analyses), available(request.heads, request.strategies, known)
+    best = best_backbone(analyses)
     if request.cut is not None:
         best = replace(best, stages=tuple(each for each in best.stages if each.name in blocks_of(request.cut)))
-    heads = compare_heads(
-        best, request.heads, labels, known, request.seed, groups, most=policy.max_compared, cut=request.cut
-    )
     large, val = statistics.is_large(policy.size), len(dataset.of("val"))
-    evidence = Evidence(statistics, large, best, heads, known, val)
-    recommendation = recommend(evidence, replace(installed, fine_tuning=None), policy.fine_tuning)
-    return replace(advice, analyses=analyses, heads=heads, evidence=evidence, recommendation=recommendation)
+    return _frozen(replace(advice, analyses=analyses), Evidence(statistics, large, best, (), known, val), request)
+
+
+def _compared(advice: Advice, request: AdviceRequest, progress: Progress) -> Advice:
+    """Return the advice with the evidence of heads, and its best frozen features."""
+    evidence, groups = advice.evidence, datasets.groups_of(advice.dataset.of("train"))
+    if evidence is None:
+        return advice
+    heads = compare_heads(
+        evidence.analysis,
+        request.heads,
+        advice.labels,
+        evidence.known,
+        request.seed,
+        groups,
+        most=request.policy.max_compared,
+        cut=request.cut,
+        progress=progress,
+    )
+    return _frozen(replace(advice, heads=heads), replace(evidence, heads=heads), request)
+
+
+def _frozen(advice: Advice, evidence: Evidence, request: AdviceRequest) -> Advice:
+    """Return the advice with evidence, and the frozen features that it recommends."""
+    installed = available(request.heads, request.strategies, evidence.known)
+    missing = "heads are not compared yet, nor is fine-tuning tried" * (not advice.heads)
+    frozen = recommend_frozen(evidence, installed).with_reasons(missing or "fine-tuning is not tried yet")
+    return replace(advice, evidence=evidence, recommendation=frozen)
 
 
 def _recommended(advice: Advice, request: AdviceRequest, shifts: Sequence[DomainShift]) -> Advice:

@@ -18,7 +18,7 @@ from tlkit.defaults import DEFAULT_HEAD, FINE_TUNING
 from tlkit.errors import PluginError, TlkitError, TlkitWarning
 from tlkit.model.cut import JOINT, check_cut
 from tlkit.model.trunk import Trunk
-from tlkit.plugin.contract import DatasetStatistics, Head, Strategy
+from tlkit.plugin.contract import DatasetStatistics, Head, Progress, Strategy, silent
 from tlkit.plugin.options import configure, differences, to_json
 from tlkit.training.device import seconds_per_image
 from tlkit.training.heads import head_report, solve
@@ -108,7 +108,7 @@ def best_backbone(analyses: Sequence[BackboneAnalysis]) -> BackboneAnalysis:
     return best
 
 
-def compare_heads(
+def compare_heads(  # noqa: PLR0913  # the facts of one dataset
     analysis: BackboneAnalysis,
     heads: Sequence[Head],
     labels: Labels,
@@ -118,6 +118,7 @@ def compare_heads(
     *,
     most: int,
     cut: str | None = None,
+    progress: Progress = silent,
 ) -> list[HeadEvidence]:
     """Return the evidence of each head that can be solved and reports a cross-validation, on `most` images.
 
@@ -139,22 +140,20 @@ def compare_heads(
             seconds, images = time.perf_counter() - started, round(effective_images(labels[rows]))
             settings = differences(head, candidate)
             yield HeadEvidence(stage, head.name, *compared, images, seconds, settings)
+        tick(1)
 
     first, *others = sorted(heads, key=lambda head: head.name != DEFAULT_HEAD)
-    if cut is None:
-        compared = _best(analysis.stages, (), COMPARED_STAGES)
-        found = [one for stage in compared for one in evidence(first, first, stage)]
-        if len(compared) > 1 and found:
-            joined = check_cut(JOINT.join(_best(analysis.stages, found, 2)), analysis.trunk.names)
-            found += evidence(first, first, joined)
-        stage = best_cut(analysis.stages, found)
-    else:
-        stage, found = cut, [*evidence(first, first, cut)]
     rest = list[tuple[Head, Head]]()
     for head in (first, *others):
         rest += [(head, head)] if head is not first else []
         with _left_out():
             rest += [(head, each) for each in head.candidates(known)]
+    stages = [cut] if cut is not None else _best(analysis.stages, (), COMPARED_STAGES)
+    tick = progress("comparing heads", len(stages) + (len(stages) > 1) + len(rest))
+    found = [one for stage in stages for one in evidence(first, first, stage)]
+    if len(stages) > 1 and found:
+        found += evidence(first, first, check_cut(JOINT.join(_best(analysis.stages, found, 2)), analysis.trunk.names))
+    stage = cut or best_cut(analysis.stages, found)
     return found + [one for head, candidate in rest for one in evidence(head, candidate, stage)]
 
 
