@@ -73,8 +73,9 @@ def rules(root: Path, work: Path) -> int:
     report = Report(
         "advise-rules",
         "The balanced accuracy on held-out images that a rule for cut and head loses against the best of all cuts and "
-        "heads on frozen features, in percentage points, mean over draws. Each rule was chosen on the other sets. The "
-        "best of so many is too good by chance, whatever the rule.",
+        "heads on frozen features of one stage, in percentage points, mean over draws. Each rule was chosen on the "
+        "other sets. The best of so many is too good by chance, whatever the rule. `auto` may also join two stages "
+        "(see advise-joined).",
         {"backbone": BACKBONES[0], "heads": ", ".join(HEADS), "draws": ", ".join(f"{n} x {m}" for m, n in DRAWS)},
     )
     cells = list(_cells(root, work / "rules.jsonl"))
