@@ -155,6 +155,13 @@ def test_the_graph_that_a_backbone_comes_with_serves_the_sizes_at_which_it_is_th
     assert trace.shipped_graph(at(64)) is None, "its graph is another at this size"
 
 
+def test_a_graph_is_written_for_the_only_size_that_a_backbone_takes(tmp_path, monkeypatch):
+    own = TinyVit.preprocessing.size
+    monkeypatch.setattr(TinyVit, "graph", tmp_path / "vit.onnx.gz")
+    trace.write_graph(TinyVit(), TinyVit.graph, [own, 2 * own])
+    assert trace.shipped_graph(trunks.build(TinyVit())) is not None
+
+
 @pytest.mark.parametrize(
     ("stage", "pool", "said"),
     [

@@ -11,7 +11,6 @@ import gzip
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +32,7 @@ from tlkit.model.trunk import (
     architecture_hash,
     build,
     fingerprint,
+    resized,
     shape_of,
     structure_hash,
     tensors,
@@ -96,11 +96,10 @@ def write_graph(backbone: Backbone, file: Path, sizes: Iterable[int] = SIZES) ->
     own = build(backbone, pretrained=False)
     graph, structures = _traced(own), [structure_hash(own)]
     for size in sorted(set(sizes) - {backbone.preprocessing.size}):
-        preprocessing = replace(backbone.preprocessing, size=size)
-        other = build(backbone, pretrained=False, preprocessing=preprocessing)
         try:
+            other = build(backbone, pretrained=False, preprocessing=resized(backbone, size))
             same = _at(_traced(other), size) == _at(graph, size)
-        except PluginError:  # its stages do not take images of that size
+        except TlkitError:  # its stages do not take images of that size
             continue
         structures += [structure_hash(other)] if same else []
     graph.metadata_props.add(key=STRUCTURES, value=" ".join(structures))
