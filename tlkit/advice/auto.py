@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tlkit.advice.quick_trial import quick_trial
-from tlkit.advice.recommendation import Recommendation, recommend
+from tlkit.advice.recommendation import recommend
 from tlkit.advice.run import Advice, AdviceRequest, advise
 from tlkit.advice.selection import FineTuning, available
 from tlkit.advice.trials import SIMILAR, Trial, Trials, margin_for, run_trial, was_begun
@@ -132,7 +132,7 @@ class _Kept:
         Others are not where they are worse on the validation images by more than the standard error.
         """
         early, best, asked = draft.evidence is not None and not draft.heads, self.best, draft.recommendation
-        if best is None or _trained(asked) != _trained(self.advice.recommendation):
+        if best is None or asked.arguments() != self.advice.recommendation.arguments():
             out, aside = self.folder / (FIRST if early else FROZEN), replace(self.options, tensorboard=None)
             progress = self.progress if best is None else self.limited
             trial = run_trial(draft.source, out, self.request, asked, progress, aside)
@@ -184,12 +184,6 @@ class _Kept:
         if self.left() < 0 and self.digest is not None:
             reason = f"the budget of {format_seconds(self.seconds)} is used up"
             raise BudgetUsed(f"{reason}; the same command with --resume goes on")
-
-
-def _trained(recommendation: Recommendation) -> tuple[object, ...]:
-    """Return what decides on frozen features of a recommendation."""
-    chosen = recommendation.frozen()
-    return chosen.backbone, chosen.cut, chosen.head, dict(chosen.head_settings)
 
 
 def _improve(kept: _Kept, advice: Advice, *, exhaustive: bool) -> None:

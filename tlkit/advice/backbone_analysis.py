@@ -40,6 +40,7 @@ from tlkit.util.resources import cores, processor_kind
 
 Labels = NDArray[np.int64]
 
+TYPICAL_THROUGHPUT = 100.0  # images per second from file to features, if none had to be decoded
 MIN_TIMED = 32  # images from which a throughput is measured
 MAX_SCORED = 800  # images that LogME and H-score see
 MAX_CLASSIFIED = 20_000  # about as many images that the pretrained classifier sees
@@ -74,6 +75,11 @@ class BackboneAnalysis:
     def throughput(self) -> float | None:
         """Images per second from file to features; None if too few were decoded."""
         return self.images / self.seconds if self.images >= MIN_TIMED else None
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Seconds of an image from file to features, as measured or as is typical."""
+        return 1 / (self.throughput or TYPICAL_THROUGHPUT)
 
     def to_json(self) -> dict[str, Any]:
         confidence = self.confidence

@@ -19,7 +19,6 @@ from tlkit.util.statistics import effective_images, wilson
 from tlkit.util.text import format_seconds, listed
 
 RECOMMENDED, INCONCLUSIVE = "recommended", "inconclusive"
-TYPICAL_THROUGHPUT = 100.0  # images per second from file to features, if none had to be decoded
 SECONDS_TO_SOLVE = 2.0  # of a head whose time is not known
 
 
@@ -217,7 +216,7 @@ def recommend_frozen(evidence: Evidence, installed: Available, *, fine_tunes: bo
     head = best_head(evidence.heads, evidence.frozen_cut)
     agrees, reason = _agreement(evidence, fine_tunes=fine_tunes)
     measured = cut.probe.interval if head is None else _wilson(head.balanced_accuracy, head.images)
-    per_image = _per_image(analysis)
+    per_image = analysis.seconds_per_image
     # The time to solve a head grows faster than the number of images.
     solving = SECONDS_TO_SOLVE if head is None else head.seconds * (statistics.images / head.images) ** 1.5
     return Recommendation(
@@ -244,7 +243,7 @@ def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy
     frozen = recommend_frozen(evidence, installed, fine_tunes=strategy is not None)
     if strategy is None:
         return frozen.with_reasons(f"the trunk stays frozen: {freeze}")
-    per_image = _per_image(analysis)
+    per_image = analysis.seconds_per_image
     plan = strategy.limited(policy.epochs)
     tuned = frozen.fine_tuned(plan, installed.head, cut.name, analysis.trunk.names, evidence.known)
     before, taken = (
@@ -259,11 +258,6 @@ def recommend(evidence: Evidence, installed: Available, policy: FineTuningPolicy
         f"frozen features misclassify {evidence.error:.1%}; auto keeps a fine-tuned trunk only if it is better on val",
         *(() if evidence.trial is None else (f"a trial with few trainable stages: {evidence.trial}",)),
     )
-
-
-def _per_image(analysis: BackboneAnalysis) -> float:
-    """Return the seconds from file to features."""
-    return 1 / (analysis.throughput or TYPICAL_THROUGHPUT)
 
 
 def _expected(evidence: Evidence, frozen: tuple[float, float]) -> tuple[float, float]:

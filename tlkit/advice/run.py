@@ -46,6 +46,7 @@ from tlkit.plugin.contract import Backbone, Component, Head, Progress, Strategy,
 from tlkit.plugin.detection import Detector
 from tlkit.plugin.options import changed
 from tlkit.runtime.features import check_rejected
+from tlkit.training.heads import Groups
 from tlkit.util.text import quoted
 
 SOON = 500  # images from which heads take longer to compare than one takes to train
@@ -177,13 +178,14 @@ def advise(
     advice = _analyzed(source, request, progress, strict=strict, learnable=learnable)
     dataset, first, policy = advice.dataset, advice.analyses[0], request.policy
     samples, many = dataset.of("train"), min(int(first.features.usable.sum()), policy.max_compared) > SOON
+    groups = datasets.groups_of(samples)
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as pool:  # limits of two threads undo each other
         ahead = pool.submit(read_ahead, first, dataset.of("val")[:AHEAD] if learnable else ())
-        probed = advice if advice.statistics.shortcomings(policy.size) else _probed(advice, request)
+        probed = advice if advice.statistics.shortcomings(policy.size) else _probed(advice, request, groups)
         if many and probed.evidence is not None:
             keep(_cut_as_requested(_read(probed, ahead), request.cut))
         shifts = [pool.submit(measure_shift, each, samples, request.seed, policy.shift) for each in advice.analyses]
-        advice = _compared(probed, request, progress)
+        advice = _compared(probed, request, groups, progress)
     advice = _read(advice, ahead)
     if not keep(_cut_as_requested(advice, request.cut)):
         advice = replace(advice, evidence=probed.evidence)
@@ -233,12 +235,12 @@ def _read(advice: Advice, ahead: Future[int]) -> Advice:
     return replace(advice, decoded=advice.analyses[0].features.decoded + more)
 
 
-def _probed(advice: Advice, request: AdviceRequest) -> Advice:
+def _probed(advice: Advice, request: AdviceRequest, groups: Groups) -> Advice:
     """Return the advice with the evidence of stages, and frozen features of the best under the default head."""
     dataset, statistics, labels, policy = advice.dataset, advice.statistics, advice.labels, request.policy
     classes = len(dataset.labels)
     rows = stratified(labels, advice.analyses[0].features.usable, policy.max_probed, request.seed)
-    groups, known = datasets.groups_of(dataset.of("train")), dataset.without(advice.rejected).statistics
+    known = dataset.without(advice.rejected).statistics
     own = None if groups is None else groups[rows]
     analyses = [
         replace(each, stages=stage_evidence(each, rows, labels[rows], classes, own)) for each in advice.analyses
@@ -250,9 +252,9 @@ def _probed(advice: Advice, request: AdviceRequest) -> Advice:
     return _frozen(replace(advice, analyses=analyses), Evidence(statistics, large, best, (), known, val), request)
 
 
-def _compared(advice: Advice, request: AdviceRequest, progress: Progress) -> Advice:
+def _compared(advice: Advice, request: AdviceRequest, groups: Groups, progress: Progress) -> Advice:
     """Return the advice with the evidence of heads, and its best frozen features."""
-    evidence, groups = advice.evidence, datasets.groups_of(advice.dataset.of("train"))
+    evidence = advice.evidence
     if evidence is None:
         return advice
     heads = compare_heads(
@@ -272,8 +274,8 @@ def _compared(advice: Advice, request: AdviceRequest, progress: Progress) -> Adv
 def _frozen(advice: Advice, evidence: Evidence, request: AdviceRequest) -> Advice:
     """Return the advice with evidence, and the frozen features that it recommends."""
     installed = available(request.heads, request.strategies, evidence.known)
-    missing = "heads are not compared yet, nor is fine-tuning tried" * (not advice.heads)
-    frozen = recommend_frozen(evidence, installed).with_reasons(missing or "fine-tuning is not tried yet")
+    missing = "fine-tuning is not tried yet" if advice.heads else "heads are not compared yet, nor is fine-tuning tried"
+    frozen = recommend_frozen(evidence, installed).with_reasons(missing)
     return replace(advice, evidence=evidence, recommendation=frozen)
 
 

@@ -108,7 +108,7 @@ def best_backbone(analyses: Sequence[BackboneAnalysis]) -> BackboneAnalysis:
     return best
 
 
-def compare_heads(  # noqa: PLR0913  # the facts of one dataset
+def compare_heads(  # noqa: PLR0913  # the features, labels and groups of one dataset
     analysis: BackboneAnalysis,
     heads: Sequence[Head],
     labels: Labels,

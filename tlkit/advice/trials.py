@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tlkit.advice.recommendation import TYPICAL_THROUGHPUT, Evidence, Recommendation
+from tlkit.advice.recommendation import Evidence, Recommendation
 from tlkit.advice.selection import FineTuning, available
 from tlkit.data.dataset import Sample
 from tlkit.data.preprocessing import load
@@ -324,8 +324,8 @@ def _epochs(advice: Advice, request: AdviceRequest, candidate: FineTuning, cut: 
     whole = candidate.limited(policy.epochs)
     if budget == math.inf:
         return policy.epochs
-    per_image = 1 / (advice.analysis.throughput or TYPICAL_THROUGHPUT)
-    seconds = max(whole.seconds(trunk, advice.dataset.statistics, len(advice.dataset.of("val")), per_image))
+    val, per_image = len(advice.dataset.of("val")), advice.analysis.seconds_per_image
+    seconds = max(whole.seconds(trunk, advice.dataset.statistics, val, per_image))
     if seconds <= budget:
         return policy.epochs
     epochs = to_json(whole.strategy).get("epochs")
